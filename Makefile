@@ -1,0 +1,47 @@
+# make demo and make test set up all they need in a virtual environment of their own.
+#
+#   PYTHON       the interpreter to start from (3.10 to 3.13)
+#   VENV         where the environment goes
+#   TORCH_INDEX  another package index for torch alone, e.g. one of CPU builds
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.bench
+	$(BIN)/python -m bench.demo
+
+test: $(VENV)/.test $(VENV)/.bench
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench $(VENV)/.peers
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip setuptools
+	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	touch $@
+
+# one stamp for each extra of pyproject.toml
+$(VENV)/.bench $(VENV)/.test $(VENV)/.peers: $(VENV)/.%: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[$*]'
+	touch $@
+
+# mypy reads the types of what the others install
+$(VENV)/.lint: $(VENV)/.bench $(VENV)/.test pyproject.toml
+	$(PIP) --editable '.[lint]'
+	touch $@

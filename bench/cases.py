@@ -1,0 +1,102 @@
+"""What is measured: sizes, inputs and the weights that every rival starts from."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SEED = 0
+
+
+class Edges(NamedTuple):
+    """Weights of one layer, in :class:`fastkan.KANLinear`'s layout, on equally spaced knots."""
+
+    spline_weight: Tensor  # [G + k, in, out]
+    base_weight: Tensor  # [in, out], of silu
+
+
+class Case(NamedTuple):
+    """A network of KAN layers on a batch, float32.
+
+    Args:
+        rows: N, the batch.
+        widths: sizes of the layers' inputs, and of the last one's output.
+        grid_size: G, on the range -1 to 1.
+        order: k.
+        quick: whether ``--quick`` measures it.
+    """
+
+    rows: int
+    widths: tuple[int, ...]
+    grid_size: int = 5
+    order: int = 3
+    quick: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"{self.rows}x{'-'.join(map(str, self.widths))}-G{self.grid_size}"
+
+    @property
+    def layers(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of each layer."""
+        return list(zip(self.widths[:-1], self.widths[1:]))
+
+    @property
+    def features(self) -> int:
+        """Learned weights of an edge: G + k splines and the base function."""
+        return self.grid_size + self.order + 1
+
+    @property
+    def largest_edges(self) -> int:
+        """Numbers in the largest N x in x out tensor, which some rivals make."""
+        return max(self.rows * i * o for i, o in self.layers)
+
+    def inputs(self) -> Tensor:
+        """A batch on the grid, ``[N, in]``; the same each time."""
+        return torch.rand(self.rows, self.widths[0], generator=_generator(1)) * 2 - 1
+
+    def upstream(self) -> Tensor:
+        """A fixed gradient of the output, ``[N, out]``: the loss is its product with the output."""
+        return torch.randn(self.rows, self.widths[-1], generator=_generator(2))
+
+    def edges(self) -> list[Edges]:
+        """Starting weights, which keep most hidden values on the grid."""
+        generator = _generator(3)
+        count = self.features - 1
+        return [
+            Edges(
+                torch.randn(count, i, o, generator=generator) * (0.5 / math.sqrt(i)),
+                torch.randn(i, o, generator=generator) * (0.5 / math.sqrt(i)),
+            )
+            for i, o in self.layers
+        ]
+
+
+def _generator(stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(SEED + stream)
+
+
+CASES = (
+    Case(8192, (256, 256, 256), quick=False),
+    Case(4096, (64, 64, 64)),
+    Case(100, (1000, 1000, 1)),
+    Case(1000, (2, 5, 1)),
+    Case(4096, (64, 64, 64), grid_size=64),
+)
+
+
+def chosen(patterns: list[str] | None, quick: bool) -> list[Case]:
+    """The cases whose names contain any of ``patterns``; without any, all (the quick ones).
+
+    Raises:
+        ValueError: if a pattern fits none.
+    """
+    if not patterns:
+        return [case for case in CASES if case.quick or not quick]
+    for pattern in patterns:
+        if not any(pattern in case.name for case in CASES):
+            raise ValueError(f"no case is named like {pattern!r}; there are {', '.join(c.name for c in CASES)}")
+    return [case for case in CASES if any(pattern in case.name for pattern in patterns)]

@@ -1,0 +1,68 @@
+"""What would run, in words."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastkan_kernels.backends import BACKENDS, Call
+from fastkan_kernels.routing import is_small, product_dtype, route
+from fastkan_kernels.trilinear import Slots
+
+from .layer import KANLinear
+
+_STEPS = (
+    ("F", 0, "forward"),
+    ("G", 0, "gradient by the weights"),
+    ("H", 1, "gradient by the input"),
+)
+
+
+def explain(layer: KANLinear, x: Tensor) -> str:
+    """Say which route and backend ``layer(x)`` would take here and now, and why. Runs nothing.
+
+    Args:
+        layer: a :class:`KANLinear`.
+        x: an input for it.
+
+    Returns:
+        A few lines of text.
+
+    Raises:
+        TypeError: for another kind of module.
+        ValueError: for an input of another shape.
+        RuntimeError: if the backend asked for can't serve this call.
+
+    Example:
+        >>> print(explain(KANLinear(64, 64), torch.rand(4096, 64)))
+    """
+    if not isinstance(layer, KANLinear):
+        raise TypeError(f"layer must be a KANLinear, got {type(layer).__name__}")
+    if x.ndim == 0 or x.shape[-1] != layer.in_features:
+        raise ValueError(f"x must have the shape [..., in_features={layer.in_features}], got {list(x.shape)}")
+    basis, product = layer.basis, product_dtype(x)
+    flat = x.reshape(-1, layer.in_features)
+    rows = flat.shape[0]
+    taken = route(x, layer.knots)
+    slots = Slots(weight=layer.spline_weight, base_weight=layer.base_weight)
+    small = is_small(Call(basis._replace(product=product), 0, taken.backend), flat, layer.knots, slots)
+    count = layer.spline_weight.shape[0]
+    knots = "uniform" if basis.uniform else "of any spacing"
+    lines = [
+        f"{layer.in_features} -> {layer.out_features}, {count} splines of order {layer.spline_order} on knots "
+        f"that are {knots}, base {layer.base}; x is {rows} rows of {x.dtype} on {x.device}".replace("torch.", ""),
+        f"route: {taken.way}, because of {taken.way_because}",
+        f"backend: {taken.backend} ({taken.backend_because})",
+    ]
+    if product is not None:
+        lines.append(f"autocast: features and weights are rounded to {product} at their product".replace("torch.", ""))
+    if taken.way == "functions" and small:
+        lines.append("small: all features at once, in as few calls as there can be, kept for the backward")
+        return "\n".join(lines)
+    for name, derivative, what in _STEPS:
+        how = BACKENDS[taken.backend].describe(
+            name, rows, layer.in_features, layer.out_features, count, basis, derivative
+        )
+        lines.append(f"{name}_{derivative} ({what}): {how}")
+    if layer.outside == "linear":
+        lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
+    return "\n".join(lines)

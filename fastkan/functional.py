@@ -1,0 +1,148 @@
+"""The layer as a function, without a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import Basis, basis_of, knots_are_uniform
+from fastkan_kernels.checks import (
+    check_alike,
+    check_base,
+    check_knots,
+    check_order,
+    check_shape,
+    check_tensor,
+    check_weights,
+)
+from fastkan_kernels.features import base_function
+from fastkan_kernels.routing import contract
+from fastkan_kernels.trilinear import Slots
+
+OUTSIDE = ("zero", "linear")
+
+
+def kan_linear(
+    x: Tensor,
+    spline_weight: Tensor,
+    base_weight: Tensor | None = None,
+    *,
+    knots: Tensor,
+    spline_order: int = 3,
+    base: str = "silu",
+    bias: Tensor | None = None,
+    spline_scale: Tensor | None = None,
+    mask: Tensor | None = None,
+    outside: str = "zero",
+    uniform: bool | None = None,
+) -> Tensor:
+    """A KAN layer: ``y[..., o] = sum_i phi_io(x[..., i]) + bias[o]`` with, on each edge,
+    ``phi_io(x) = mask_io (spline_scale_io sum_b spline_weight[b,i,o] B_b(x) + base_weight_io silu(x))``.
+
+    Args:
+        x: ``[..., in]``.
+        spline_weight: ``[G + k, in, out]``, the spline coefficients.
+        base_weight: ``[in, out]``; None with ``base="none"``, and only then.
+        knots: ``[in, G + 2k + 1]``, non-decreasing, in x's units.
+        spline_order: k, 1 to 5.
+        base: ``"silu"``, ``"identity"`` or ``"none"``.
+        bias: ``[out]``.
+        spline_scale: ``[in, out]``, a factor of each edge's spline.
+        mask: ``[in, out]``; an edge with 0 is off and gets no gradient.
+        outside: beyond the grid [t_k, t_{G+k}] a spline runs out to ``"zero"`` along the outer knots,
+            or goes on ``"linear"``, by its tangent.
+        uniform: whether each row of the knots is equally spaced. None looks, which reads their values
+            (and waits for a GPU); who calls often says it.
+
+    Returns:
+        ``[..., out]`` in x's dtype.
+
+    Raises:
+        TypeError, ValueError: for arguments that don't fit together, before any work is done.
+
+    Example:
+        >>> knots = fastkan_kernels.uniform_knots(2, grid_size=5, order=3)
+        >>> w = torch.randn(8, 2, 4)
+        >>> kan_linear(torch.rand(10, 2), w, knots=knots, base="none").shape
+        torch.Size([10, 4])
+    """
+    check_order(spline_order)
+    check_base(base)
+    if outside not in OUTSIDE:
+        raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
+    check_tensor("x", x)
+    check_tensor("spline_weight", spline_weight)
+    check_shape("spline_weight", spline_weight, ("grid_size + spline_order", "in_features", "out_features"))
+    _, inputs, outputs = spline_weight.shape
+    if uniform is None:
+        check_knots(knots, spline_order)
+        uniform = knots_are_uniform(knots)
+    for name, value, shape in (
+        ("bias", bias, (outputs,)),
+        ("spline_scale", spline_scale, (inputs, outputs)),
+        ("mask", mask, (inputs, outputs)),
+    ):
+        if value is not None:
+            check_shape(name, value, shape)
+    check_weights(knots, Slots(weight=spline_weight, base_weight=base_weight), Basis(spline_order, base))
+    basis = basis_of(knots, spline_order, base) if uniform else Basis(spline_order, base)
+    return forward(x, spline_weight, base_weight, spline_scale, mask, bias, knots, basis, outside)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    base_weight: Tensor | None,
+    scale: Tensor | None,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    knots: Tensor,
+    basis: Basis,
+    outside: str,
+) -> Tensor:
+    """What :func:`kan_linear` and the module share, for arguments that are known to be in order but
+    for x."""
+    check_tensor("x", x)
+    _, inputs, outputs = weight.shape
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        raise ValueError(f"x must have the shape [..., in_features={inputs}], got {list(x.shape)}")
+    rows = x if x.ndim == 2 else x.reshape(-1, inputs)
+    slots = Slots(weight=weight, base_weight=base_weight)
+    check_alike(rows, knots, slots)
+    if mask is not None:
+        scale, slots = _masked(scale, slots, mask.to(weight.dtype))
+    if scale is not None:
+        slots = slots._replace(weight=slots.weight * scale)
+    compute = _linear_outside if outside == "linear" else _zero_outside
+    y = compute(rows, knots, slots, basis)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
+
+
+def _masked(scale: Tensor | None, slots: Slots, mask: Tensor) -> tuple[Tensor, Slots]:
+    """The mask multiplied into the splines' scale and the base weight."""
+    base_weight = None if slots.base_weight is None else slots.base_weight * mask
+    return mask if scale is None else scale * mask, slots._replace(base_weight=base_weight)
+
+
+def _zero_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:
+    return contract("F", x, knots, slots, basis, 0)
+
+
+def _linear_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:
+    """F_0(xc, W, 1) + F_1(xc, W, x - xc) of the splines, xc the nearest point of the grid; the base
+    function needs no continuation."""
+    order = basis.order
+    low, high = knots[:, order], knots[:, -order - 1]
+    # the last cell's own tangent: on the knot itself the cell to its right would count
+    high = torch.nextafter(high, low)
+    wide = x.to(torch.promote_types(x.dtype, knots.dtype))
+    near = torch.minimum(torch.maximum(wide, low), high)
+    splines, alone = basis._replace(base="none"), slots._replace(base_weight=None)
+    y = contract("F", near, knots, alone, splines, 0)
+    y = y + contract("F", near, knots, alone._replace(v=wide - near), splines, 1)
+    if slots.base_weight is not None:
+        base = base_function(wide, basis.base)
+        y = y + torch.mm(base, slots.base_weight.to(base.dtype)).to(y.dtype)
+    return y.to(x.dtype)

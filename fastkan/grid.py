@@ -1,0 +1,180 @@
+"""Grids: knots that follow the data, knots that nest, and the coefficients to go with them.
+
+All in float64 on the tensors' own device; nothing here is a step of training.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels.features import splines
+
+ROWS = 4096  # samples in one piece of a least-squares fit
+ANCHORS_PER_CELL = 4
+ANCHOR_SHARE = 1e-6  # of the samples' weight
+
+
+def interior(knots: Tensor, order: int) -> Tensor:
+    """The grid proper, t_k to t_{G+k}: ``[I, G + 1]`` of ``[I, G + 2k + 1]``."""
+    return knots[:, order : knots.shape[1] - order]
+
+
+def extend(grid: Tensor, order: int) -> Tensor:
+    """A grid ``[I, G + 1]`` with ``order`` mean steps more on both sides, ``[I, G + 2k + 1]``."""
+    first, last = grid[:, :1], grid[:, -1:]
+    step = (last - first) / (grid.shape[1] - 1)
+    away = torch.arange(1, order + 1, dtype=grid.dtype, device=grid.device)
+    return torch.cat([first - step * away.flip(0), grid, last + step * away], 1)
+
+
+def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps: float, margin: float) -> Tensor:
+    """Knots at the quantiles of the samples, mixed with equally spaced ones.
+
+    Args:
+        x: ``[N, I]`` finite samples.
+        knots: ``[I, M]``, what an input whose samples have no spread keeps (rescaled to G).
+        grid_eps: 1 is equally spaced on the samples' range, 0 is the quantiles alone.
+        margin: by what share of the range the equally spaced grid is wider, on each side.
+
+    Returns:
+        ``[I, G + 2k + 1]``, float64.
+    """
+    x = x.detach().double()
+    low, high = x.amin(0), x.amax(0)
+    shares = torch.linspace(0, 1, grid_size + 1, dtype=torch.float64, device=x.device)
+    ordered = x.sort(0).values
+    at = shares * (len(x) - 1)
+    below = at.floor().long()
+    above = (below + 1).clamp(max=len(x) - 1)
+    quantiles = torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1)).t()
+    spread = high - low
+    even = (low - margin * spread).unsqueeze(1) + (spread * (1 + 2 * margin)).unsqueeze(1) * shares
+    grid = grid_eps * even + (1 - grid_eps) * quantiles
+    # a spread of a few roundings is none: cells that narrow would have splines as steep
+    scale = torch.maximum(low.abs(), high.abs())
+    flat = spread <= 1e3 * torch.finfo(knots.dtype).eps * scale
+    kept = subdivided(interior(knots, order).double(), grid_size)
+    return extend(torch.where(flat.unsqueeze(1), kept, grid), order)
+
+
+def subdivided(grid: Tensor, grid_size: int) -> Tensor:
+    """A grid of ``grid_size`` intervals that follows the spacing of ``grid``; for a multiple of its
+    intervals, each is cut into equal parts and all its knots stay."""
+    old = grid.shape[1] - 1
+    at = torch.arange(grid_size + 1, device=grid.device, dtype=torch.float64) * old / grid_size
+    below = at.floor().long().clamp(max=old - 1)
+    return torch.lerp(grid[:, below], grid[:, below + 1], at - below)
+
+
+def inserted(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
+    """Coefficients on a finer grid that holds every knot of the old one: the same function on the
+    grid proper, exactly.
+
+    A coefficient is the polar form of a polynomial piece at k consecutive knots (Ramshaw,
+    Blossoms are polar forms, 1989), here at the finer ones, by de Boor's recursion.
+
+    Args:
+        weight: ``[G + k, I, O]`` on ``knots [I, G + 2k + 1]``.
+        finer: ``[I, M']``, float64, whose grid proper holds that of ``knots``.
+
+    Returns:
+        ``[M' - k - 1, I, O]``, float64.
+    """
+    knots = knots.double()
+    inputs, count = finer.shape[0], finer.shape[1] - order - 1
+    piece = _piece(knots, finer, order)  # [I, count], a cell of the old knots
+    # corner[i, b, r, c]: how much of old coefficient piece - k + c is in the r-th of the triangle
+    corner = torch.eye(order + 1, dtype=torch.float64, device=knots.device)
+    corner = corner.expand(inputs, count, -1, -1)
+    steps = torch.arange(order + 1, device=knots.device)
+    near = torch.gather(
+        knots.unsqueeze(1).expand(-1, count, -1), 2,
+        piece.unsqueeze(2) + torch.arange(1 - order, order + 1, device=knots.device),
+    )  # t[piece - k + 1 .. piece + k]  # fmt: skip
+    for level in range(1, order + 1):
+        argument = finer[:, level : level + count].unsqueeze(2)
+        left = near[:, :, level - 1 : order]
+        right = near[:, :, order : 2 * order - level + 1]
+        share = ((argument - left) / (right - left)).unsqueeze(3)
+        corner = (1 - share) * corner[:, :, :-1] + share * corner[:, :, 1:]
+    mixing = corner[:, :, 0]  # [I, count, k + 1]
+    features = torch.arange(inputs, device=knots.device)
+    total = torch.zeros(count, inputs, weight.shape[2], dtype=torch.float64, device=knots.device)
+    for c in steps.tolist():
+        total += mixing[:, :, c].t().unsqueeze(2) * weight[piece.t() - order + c, features].double()
+    return total
+
+
+def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
+    """For each finer spline, the old cell that holds the widest of its cells in the grid proper."""
+    count = finer.shape[1] - order - 1
+    widths = finer.diff(dim=1)
+    cells = torch.arange(widths.shape[1], device=finer.device)
+    widths = torch.where((cells >= order) & (cells < count), widths, -1.0)
+    windows = widths.unfold(1, order + 1, 1)  # [I, count, k + 1]
+    cell = windows.argmax(2) + torch.arange(count, device=finer.device)
+    middle = (finer.gather(1, cell) + finer.gather(1, cell + 1)) / 2
+    found = torch.searchsorted(knots, middle.contiguous(), right=True) - 1
+    return found.clamp(order, knots.shape[1] - order - 2)
+
+
+def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
+    """Whether the grid proper of ``finer`` holds every knot of that of ``knots``, and its ends."""
+    old, new = interior(knots, order).double(), interior(finer, order).double()
+    rounding = 4 * torch.finfo(knots.dtype).eps * old.abs().amax(1, keepdim=True)
+    ends = (old[:, [0, -1]] - new[:, [0, -1]]).abs() <= rounding
+    gap = (old.unsqueeze(2) - new.unsqueeze(1)).abs().amin(2)
+    return bool(ends.all() & (gap <= rounding).all())
+
+
+def refitted(weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None) -> Tensor:
+    """Coefficients on other knots, nearest to the old splines in the least-squares sense at ``x``.
+
+    The minimum-norm solution by the normal equations in float64, the same on every device. Where no
+    sample lies, evenly placed anchors of a millionth of the samples' weight hold the old function:
+    without them its coefficients there would become 0.
+
+    Args:
+        weight: ``[K, I, O]`` on ``knots``.
+        new_knots: ``[I, M']``.
+        x: ``[N, I]`` samples, or None to fit evenly over the new grid.
+
+    Returns:
+        ``[M' - k - 1, I, O]``, float64.
+    """
+    knots, new_knots = knots.double(), new_knots.double()
+    cells = new_knots.shape[1] - 2 * order - 1
+    anchors = subdivided(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
+    square, cross = _moments(anchors, new_knots, knots, order)
+    if x is not None and len(x):
+        share = ANCHOR_SHARE * len(x) / len(anchors)
+        square, cross = square * share, cross * share
+        for part in x.detach().double().split(ROWS):
+            more_square, more_cross = _moments(part, new_knots, knots, order)
+            square, cross = square + more_square, cross + more_cross
+    solution = torch.linalg.pinv(square, hermitian=True, rtol=1e-13) @ cross  # [I, K', K]
+    return torch.einsum("ipq,qio->pio", solution, weight.detach().double())
+
+
+def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    new, old = splines(x, new_knots, order), splines(x, knots, order)
+    return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
+
+
+def interpolating(values: Tensor, knots: Tensor, order: int) -> Tensor:
+    """Minimum-norm coefficients of splines with given values at even points of the grid.
+
+    One small pseudo-inverse for each input serves all its edges.
+
+    Args:
+        values: ``[P, I, O]`` at P even points of each input's grid, from t_k to t_{G+k}.
+
+    Returns:
+        ``[K, I, O]``, float64.
+    """
+    grid = interior(knots.double(), order)
+    shares = torch.linspace(0, 1, values.shape[0], dtype=torch.float64, device=knots.device)
+    points = torch.lerp(grid[:, :1], grid[:, -1:], shares)
+    psi = splines(points.t(), knots.double(), order).permute(2, 0, 1)  # [I, P, K]
+    return torch.einsum("ikp,pio->kio", torch.linalg.pinv(psi), values.double())

@@ -1,0 +1,344 @@
+"""``KANLinear``: the layer as a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels import basis_of, uniform_knots
+from fastkan_kernels.checks import check_base, check_finite, check_knots, check_order, check_shape, check_tensor
+
+from . import grid
+from .functional import OUTSIDE, forward
+
+INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
+
+
+class KANLinear(nn.Module):
+    """A Kolmogorov-Arnold layer: a learned function on each edge, where ``nn.Linear`` has a number.
+
+        y[..., o] = sum_i phi_io(x[..., i]) (+ bias[o])
+        phi_io(x) = (spline_scale_io) sum_b spline_weight[b,i,o] B_b(x) + base_weight[i,o] silu(x)
+
+    (Liu et al., KAN: Kolmogorov-Arnold Networks, 2024, eq. 2.10 to 2.12, with the scales optional.)
+
+    Args:
+        in_features, out_features: sizes of the last dimension of input and output.
+        grid_size: G, intervals of the grid.
+        spline_order: k, 1 to 5; 3 is cubic.
+        grid_range: ends of the grid, in the units of the input.
+        base: the function beside the spline: ``"silu"``, ``"identity"`` or ``"none"``.
+        bias: whether to add a learned ``[out]``.
+        spline_scale: whether each edge has a trainable factor of its spline.
+        outside: beyond the grid a spline runs out to ``"zero"`` along the outer knots, or goes on
+            ``"linear"``, by its tangent.
+        device, dtype: of the parameters. The knots stay float32 in a float16 or bfloat16 layer.
+
+    Attributes:
+        spline_weight: ``[G + k, in, out]``.
+        base_weight: ``[in, out]``, or None with ``base="none"``.
+        spline_scale: ``[in, out]``, or None.
+        bias: ``[out]``, or None.
+        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`.
+        mask: ``[in, out]`` of 0 and 1, a buffer, or None; see :meth:`set_mask`.
+
+    Raises:
+        TypeError, ValueError: for sizes, orders, ranges or names out of range.
+
+    Example:
+        >>> layer = KANLinear(2, 5)
+        >>> layer(torch.rand(8, 2)).shape
+        torch.Size([8, 5])
+    """
+
+    knots: Tensor
+    mask: Tensor | None
+    _outside_count: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        *,
+        grid_range: tuple[float, float] = (-1.0, 1.0),
+        base: str = "silu",
+        bias: bool = False,
+        spline_scale: bool = False,
+        outside: str = "zero",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("grid_size", grid_size),
+        ):
+            _check_size(name, value, least=0 if name != "grid_size" else 1)
+        check_order(spline_order)
+        check_base(base)
+        if outside not in OUTSIDE:
+            raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
+        low, high = _check_range(grid_range)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.spline_order = spline_order
+        self.base = base
+        self.outside = outside
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        edges = (in_features, out_features)
+        self.spline_weight = parameter(grid_size + spline_order, *edges)
+        self.base_weight = parameter(*edges) if base != "none" else None
+        self.spline_scale = parameter(*edges) if spline_scale else None
+        self.bias = parameter(out_features) if bias else None
+        knots = uniform_knots(
+            in_features, grid_size, spline_order, (low, high), dtype=_knots_dtype(dtype), device=device
+        )
+        self.register_buffer("knots", knots)
+        self.register_buffer("mask", None)
+        self.basis = basis_of(knots, spline_order, base)
+        self.register_buffer("_outside_count", None, persistent=False)
+        self._rows_seen = 0
+        self.reset_parameters()
+
+    @property
+    def grid_size(self) -> int:
+        """G, the number of intervals of the grid."""
+        return self.knots.shape[1] - 2 * self.spline_order - 1
+
+    def reset_parameters(self) -> None:
+        """Fresh parameters from torch's generator: a base weight as ``nn.Linear``'s weight, splines
+        through small noise at G + 1 points of the grid, scales of 1, a bias of 0."""
+        if self.base_weight is not None and self.base_weight.numel():
+            bound = 1 / math.sqrt(self.in_features)  # what kaiming_uniform_(a=sqrt(5)) comes to
+            nn.init.uniform_(self.base_weight, -bound, bound)
+        if self.spline_scale is not None:
+            nn.init.ones_(self.spline_scale)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.spline_weight.is_meta or self.spline_weight.numel() == 0:
+            return
+        points = (self.grid_size + 1, self.in_features, self.out_features)
+        with torch.no_grad():
+            noise = torch.rand(points, device=self.knots.device, dtype=torch.float32).sub_(0.5)
+            noise *= INITIAL_NOISE / self.grid_size
+            self.spline_weight.copy_(grid.interpolating(noise, self.knots, self.spline_order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``."""
+        y = forward(
+            x,
+            self.spline_weight,
+            self.base_weight,
+            self.spline_scale,
+            self.mask,
+            self.bias,
+            self.knots,
+            self.basis,
+            self.outside,
+        )
+        if self._outside_count is not None:
+            self._count_outside(x)
+        return y
+
+    # -- knots and masks ------------------------------------------------------------------------
+
+    def set_knots(self, knots: Tensor) -> None:
+        """Replace the knots, keeping the coefficients; for as many knots as there are.
+
+        Raises:
+            TypeError, ValueError: if they are no knots of this layer; nothing has changed then.
+        """
+        check_knots(knots, self.spline_order)
+        check_shape("knots", knots, tuple(self.knots.shape))
+        self._replace_knots(knots)
+
+    @torch.no_grad()
+    def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
+        """Move the knots to where samples lie, and refit the splines there by least squares.
+
+        Args:
+            x: ``[..., in_features]`` samples, finite. An input whose samples all are one value keeps
+                its knots.
+            grid_eps: 1 spaces the knots evenly over the samples' range, 0 by their quantiles.
+            margin: by what share of the range the even spacing is wider on each side.
+
+        Raises:
+            TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
+                changed then.
+        """
+        samples = self._samples(x)
+        for name, value in (("grid_eps", grid_eps), ("margin", margin)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
+            self.knots.dtype
+        )
+        check_knots(knots, self.spline_order)
+        weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples)
+        self._replace_splines(weight, knots)
+
+    @torch.no_grad()
+    def refine(self, grid_size: int, x: Tensor | None = None) -> None:
+        """Give every spline ``grid_size`` intervals, and the same function.
+
+        For a multiple of the present grid size the knots nest, and the function on the grid stays
+        exactly as it is. Else the splines are refitted by least squares, at ``x`` or, without it,
+        evenly over the grid. ``spline_weight`` becomes a new parameter: make the optimizer after.
+
+        Args:
+            grid_size: the new G.
+            x: ``[..., in_features]`` samples, for a refit.
+
+        Raises:
+            TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
+        """
+        _check_size("grid_size", grid_size, least=1)
+        samples = None if x is None else self._samples(x)
+        order = self.spline_order
+        old = grid.interior(self.knots, order).double()
+        finer = grid.extend(grid.subdivided(old, grid_size), order).to(self.knots.dtype)
+        check_knots(finer, order)
+        if grid.nests(self.knots, finer, order):
+            weight = grid.inserted(self.spline_weight, self.knots, finer.double(), order)
+        else:
+            weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples)
+        self._replace_splines(weight, finer)
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor | None) -> None:
+        """Switch edges off where ``mask [in, out]`` is 0; None takes the mask away.
+
+        Raises:
+            TypeError, ValueError: for another shape or values other than 0 and 1.
+        """
+        if mask is None:
+            self.mask = None
+            return
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
+        check_shape("mask", mask, (self.in_features, self.out_features))
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("mask must hold 0 and 1 only")
+        self.mask = mask.detach().to(self.spline_weight, copy=True)
+
+    # -- inputs outside the grid ----------------------------------------------------------------
+
+    def count_outside(self, enabled: bool = True) -> None:
+        """Start (from zero) or stop counting the inputs that lie outside the grid in each forward."""
+        self._rows_seen = 0
+        self._outside_count = (
+            torch.zeros(self.in_features, dtype=torch.int64, device=self.knots.device) if enabled else None
+        )
+
+    def outside_share(self) -> Tensor:
+        """Share of the inputs since :meth:`count_outside` that lay outside the grid, ``[in]``.
+
+        Raises:
+            RuntimeError: if nothing has been counted.
+        """
+        if self._outside_count is None or self._rows_seen == 0:
+            raise RuntimeError("nothing was counted: call count_outside() and then the layer")
+        return self._outside_count / self._rows_seen
+
+    @torch.no_grad()
+    def _count_outside(self, x: Tensor) -> None:
+        assert self._outside_count is not None
+        limits = grid.interior(self.knots, self.spline_order)
+        rows = x.detach().reshape(-1, self.in_features)
+        inside = (rows >= limits[:, 0]) & (rows <= limits[:, -1])
+        self._outside_count += (~inside).sum(0)
+        self._rows_seen += len(rows)
+
+    # -- plumbing -------------------------------------------------------------------------------
+
+    def _samples(self, x: Tensor) -> Tensor:
+        check_tensor("x", x)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ValueError(f"x must have the shape [..., in_features={self.in_features}], got {list(x.shape)}")
+        rows = x.detach().reshape(-1, self.in_features)
+        if len(rows) == 0:
+            raise ValueError("x must have at least one sample, got none")
+        if x.device != self.knots.device:
+            raise ValueError(f"x is on {x.device}, but the layer is on {self.knots.device}")
+        check_finite("x", rows)
+        return rows
+
+    def _replace_splines(self, weight: Tensor, knots: Tensor) -> None:
+        weight = weight.to(self.spline_weight.dtype).contiguous()
+        if weight.shape == self.spline_weight.shape:
+            self.spline_weight.copy_(weight)
+        else:
+            trained = self.spline_weight.requires_grad
+            self.spline_weight = nn.Parameter(weight, requires_grad=trained)
+        self._replace_knots(knots)
+
+    def _replace_knots(self, knots: Tensor) -> None:
+        self.knots = knots.detach().to(self.knots, copy=True).contiguous()
+        self.basis = basis_of(self.knots, self.spline_order, self.base)
+
+    def _apply(self, fn, recurse=True):
+        before = self.knots
+        super()._apply(fn, recurse)
+        if self.knots.dtype != _knots_dtype(self.knots.dtype):  # a grid in half precision is no grid
+            self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
+        if self.knots.dtype != before.dtype or before.is_meta:
+            self.basis = basis_of(self.knots, self.spline_order, self.base)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        mask = state_dict.get(prefix + "mask")
+        if mask is not None and self.mask is None:
+            self.mask = torch.ones_like(mask, device=self.knots.device)
+        elif mask is None:
+            self.mask = None
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.basis = basis_of(self.knots, self.spline_order, self.base)
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.in_features}, {self.out_features}",
+            f"grid_size={self.grid_size}, spline_order={self.spline_order}",
+        ]
+        if self.base != "silu":
+            parts.append(f"base={self.base!r}")
+        parts += [f"{name}=True" for name in ("bias", "spline_scale") if getattr(self, name) is not None]
+        if self.outside != "zero":
+            parts.append(f"outside={self.outside!r}")
+        if not self.basis.uniform:
+            parts.append("knots=adapted")
+        if self.mask is not None:
+            parts.append("masked=True")
+        return ", ".join(parts)
+
+
+def _knots_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _check_size(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def _check_range(grid_range: Sequence[float]) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in grid_range)
+    except (TypeError, ValueError):
+        raise TypeError(f"grid_range must be two numbers, got {grid_range!r}") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"grid_range must be finite and increasing, got {grid_range!r}")
+    return low, high

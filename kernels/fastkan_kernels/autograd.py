@@ -1,0 +1,110 @@
+"""The three contractions as autograd Functions: the route of eager mode.
+
+They save x, W, v and g, never psi, and their backward is the table in :mod:`.trilinear` on the same
+Functions again, so every mixed derivative of every order is right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backends import Call, contract, small_of
+from .trilinear import Slots, gradients
+
+
+class _Contraction(torch.autograd.Function):
+    """What the three share; the slot that ``name`` leaves free comes as None."""
+
+    name: str
+
+    @classmethod
+    def run(cls, ctx, call: Call, x: Tensor, knots: Tensor, *slots):
+        ctx.call = call
+        ctx.save_for_backward(x, knots, *slots)
+        return contract(cls.name, call, x, knots, Slots(*slots))
+
+    @classmethod
+    def differentiate(cls, ctx, upstream) -> tuple[Tensor | None, ...]:
+        x, knots, *saved = ctx.saved_tensors[:6]
+        _, by_x, _, by_v, by_weight, by_base, by_g = ctx.needs_input_grad
+        asked = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
+        wanted = [name for name, needed in asked.items() if needed]
+
+        def again(name: str, slots: Slots, derivative: int):
+            call = ctx.call._replace(derivative=derivative)
+            return FUNCTIONS[name].apply(call, x, knots, *slots)
+
+        found = gradients(cls.name, Slots(*saved), upstream, wanted, ctx.call.derivative, again)
+        weight, base_weight = found.get("W", (None, None))
+        return None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")
+
+
+class ContractOut(_Contraction):
+    """F_d(x, W, v)."""
+
+    name = "F"
+
+    @staticmethod
+    def forward(ctx, call, x, knots, *slots):
+        return ContractOut.run(ctx, call, x, knots, *slots)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ContractOut.differentiate(ctx, upstream)
+
+
+class ContractOutSmall(_Contraction):
+    """F_0(x, W) of a backend that keeps features of small layers; a graph of its backward is the
+    table's again."""
+
+    name = "F"
+
+    @staticmethod
+    def forward(ctx, call, x, knots, *slots):
+        y, kept = small_of(call).forward(x, knots, Slots(*slots), call.basis, sloped=ctx.needs_input_grad[1])
+        ctx.call = call
+        ctx.save_for_backward(x, knots, *slots, *kept)
+        return y
+
+    @staticmethod
+    def backward(ctx, upstream):
+        if torch.is_grad_enabled():
+            return ContractOut.differentiate(ctx, upstream)
+        small = small_of(ctx.call)
+        _, _, v, weight, base_weight, g, *kept = ctx.saved_tensors
+        _, by_x, _, _, by_weight, by_base, _ = ctx.needs_input_grad
+        slots = Slots(v, weight, base_weight, g)
+        dx, dw, db = small.backward(small.kept(*kept), slots, ctx.call.basis, upstream, by_x, by_weight, by_base)
+        return None, dx, None, None, dw, db, None
+
+
+class ContractWeight(_Contraction):
+    """G_d(x, g, v), in two parts: the splines' and the base function's (None without one)."""
+
+    name = "G"
+
+    @staticmethod
+    def forward(ctx, call, x, knots, *slots):
+        return ContractWeight.run(ctx, call, x, knots, *slots)
+
+    @staticmethod
+    def backward(ctx, *upstream):
+        return ContractWeight.differentiate(ctx, upstream)
+
+
+class ContractIn(_Contraction):
+    """H_d(x, W, g)."""
+
+    name = "H"
+
+    @staticmethod
+    def forward(ctx, call, x, knots, *slots):
+        return ContractIn.run(ctx, call, x, knots, *slots)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        return ContractIn.differentiate(ctx, upstream)
+
+
+FUNCTIONS = {"F": ContractOut, "G": ContractWeight, "H": ContractIn}

@@ -1,0 +1,101 @@
+"""The table of backends. A backend is three functions, F, G and H, on the same arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import cpu, reference
+from .basis import Basis
+from .trilinear import Slots
+
+
+class Call(NamedTuple):
+    """The fixed part of a contraction: which features, which derivative, computed by whom."""
+
+    basis: Basis
+    derivative: int
+    backend: str
+
+
+class Small(NamedTuple):
+    """A backend's F for layers so small that calls are what costs: its backward uses what the forward
+    has kept. ``serves(x, knots, slots, basis, derivative)`` says for which; the other two are
+    ``forward(x, knots, slots, basis, sloped)``, which returns y and a tuple of tensors to keep, and
+    ``backward(kept, slots, basis, g, by_x, by_weight, by_base)``.
+    """
+
+    serves: Callable[..., bool]
+    forward: Callable[..., tuple]
+    backward: Callable[..., tuple]
+    kept: Callable[..., tuple]
+
+
+class Lowered(NamedTuple):
+    """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays."""
+
+    serves: Callable[[Tensor, Tensor, Basis], bool]
+    contract: Callable
+
+
+class Backend(NamedTuple):
+    """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
+
+    Every result has the dtype of x. ``unable(device_type)`` says why it can't serve a device, or
+    None; ``describe`` says in words what it would run. ``compiling`` is ``contract`` again for callers
+    that torch.compile has compiled, where that makes a difference.
+    """
+
+    contract: dict[str, Callable]
+    unable: Callable[[str], str | None]
+    describe: Callable[..., str]
+    small: Small | None = None
+    compiling: dict[str, Callable] | None = None
+    lowered: Lowered | None = None
+
+
+_REFERENCE = {"F": reference.contract_out, "G": reference.contract_weight, "H": reference.contract_in}
+_CPU = {"F": cpu.contract_out, "G": cpu.contract_weight, "H": cpu.contract_in}
+
+BACKENDS: dict[str, Backend] = {
+    "reference": Backend(
+        _REFERENCE,
+        unable=lambda device_type: None,
+        describe=lambda *sizes: "the definition: all features at once, products by einsum",
+    ),
+    "cpu": Backend(
+        _CPU,
+        unable=cpu.unable,
+        describe=cpu.describe,
+        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.Kept),
+        compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
+        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract),
+    ),
+}
+
+
+def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, compiling: bool = False):
+    """Compute contraction ``name`` of ``slots`` by the backend of ``call``.
+
+    Autocast is held off inside: what it asks for is in ``call.basis.product`` already.
+
+    Args:
+        compiling: whether the caller is compiled, and the backend may compile too.
+    """
+    backend = BACKENDS[call.backend]
+    function = (backend.compiling if compiling else None) or backend.contract
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return function[name](x, knots, slots, call.basis, call.derivative)
+    return function[name](x, knots, slots, call.basis, call.derivative)
+
+
+def small_of(call: Call) -> Small:
+    """What the backend of ``call`` has for small layers, where it is known to have something."""
+    small = BACKENDS[call.backend].small
+    assert small is not None
+    return small

@@ -1,0 +1,146 @@
+"""Validation at the Python edge: once for each call, before any work, naming what came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis
+from .trilinear import Slots
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_order(order: object) -> None:
+    """``order`` is an int from 1 to 5."""
+    if isinstance(order, bool) or not isinstance(order, int):
+        raise TypeError(f"spline_order must be an int, got {type(order).__name__}")
+    if not 1 <= order <= MAX_SPLINE_ORDER:
+        raise ValueError(f"spline_order must be from 1 to {MAX_SPLINE_ORDER}, got {order}")
+
+
+def check_base(base: object) -> None:
+    """``base`` names a base function."""
+    if base not in BASE_FUNCTIONS:
+        raise ValueError(f"base must be one of {', '.join(map(repr, BASE_FUNCTIONS))}; got {base!r}")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """``value`` is a floating-point tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
+
+
+def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
+    """``value`` has a shape; a str in ``expected`` names a free dimension."""
+    if value.ndim == len(expected) and all(
+        isinstance(want, str) or want == got for want, got in zip(expected, value.shape)
+    ):
+        return
+    wanted = ", ".join(map(str, expected))
+    raise ValueError(f"{name} must have the shape [{wanted}], got {list(value.shape)}")
+
+
+def check_knots(knots: Tensor, order: int) -> None:
+    """``knots`` are finite, non-decreasing, and have a width where the splines live.
+
+    Reads the values, so it is for the moment when knots are made, not for each call.
+    """
+    check_tensor("knots", knots)
+    least = 2 * order + 2  # one interval, extended by k on both sides
+    if knots.ndim != 2 or knots.shape[1] < least:
+        raise ValueError(
+            f"knots must have the shape [in_features, grid_size + 2 * spline_order + 1] with at least "
+            f"{least} columns for spline_order={order}, got {list(knots.shape)}"
+        )
+    if knots.is_meta:
+        return
+    wide = knots.detach().double()
+    if not bool(wide.isfinite().all()):
+        raise ValueError("knots must be finite, got NaN or infinity among them")
+    falls = (wide.diff(dim=1) < 0).any(1)
+    if bool(falls.any()):
+        rows = falls.nonzero().flatten().tolist()
+        raise ValueError(f"knots must be non-decreasing in each row; those of features {rows[:8]} are not")
+    flat = wide[:, order] >= wide[:, -order - 1]
+    if bool(flat.any()):
+        rows = flat.nonzero().flatten().tolist()
+        raise ValueError(
+            f"the grid must have a width: knots[:, {order}] < knots[:, {-order - 1}] does not hold for "
+            f"features {rows[:8]}"
+        )
+
+
+def check_weights(knots: Tensor, slots: Slots, basis: Basis) -> None:
+    """Knots and both parts of W fit together, and the base function has its part or none."""
+    check_tensor("knots", knots)
+    check_shape("knots", knots, ("in_features", "grid_size + 2 * spline_order + 1"))
+    inputs, count = knots.shape[0], basis.splines_of(knots)
+    if count < basis.order + 1:
+        raise ValueError(
+            f"knots must have at least {2 * basis.order + 2} columns for spline_order={basis.order}, "
+            f"got {knots.shape[1]}"
+        )
+    if slots.weight is None:
+        if slots.base_weight is not None:
+            raise ValueError("base_weight was given without weight")
+        return
+    check_tensor("weight", slots.weight)
+    check_shape("weight", slots.weight, (count, inputs, "out_features"))
+    if (slots.base_weight is None) != (basis.base == "none"):
+        given = "None" if slots.base_weight is None else "a tensor"
+        raise ValueError(f"base={basis.base!r}, but base_weight is {given}")
+    if slots.base_weight is not None:
+        check_tensor("base_weight", slots.base_weight)
+        check_shape("base_weight", slots.base_weight, tuple(slots.weight.shape[1:]))
+
+
+def check_operands(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> None:
+    """Types, shapes, dtypes and devices of a contraction's tensors agree."""
+    check_tensor("x", x)
+    check_weights(knots, slots, basis)
+    check_shape("x", x, ("N", knots.shape[0]))
+    outputs = "out_features" if slots.weight is None else slots.weight.shape[2]
+    for name, value, shape in (
+        ("v", slots.v, tuple(x.shape)),
+        ("g", slots.g, (x.shape[0], outputs)),
+    ):
+        if value is not None:
+            check_tensor(name, value)
+            check_shape(name, value, shape)
+    check_alike(x, knots, slots)
+
+
+def check_alike(x: Tensor, knots: Tensor, slots: Slots) -> None:
+    """All on x's device; dtypes equal, but for autocast and for knots kept in float32."""
+    named = {"knots": knots, **slots._asdict()}
+    mixed = torch.is_autocast_enabled(x.device.type)
+    for name, value in named.items():
+        if value is None:
+            continue
+        if value.device != x.device:
+            raise ValueError(f"{name} is on {value.device}, but x is on {x.device}")
+        if value.dtype == x.dtype or mixed:
+            continue
+        if name == "knots" and value.dtype == torch.float32 and x.dtype.itemsize == 2:
+            continue
+        raise TypeError(
+            f"{name} is {value.dtype}, but x is {x.dtype}; convert one of them (for a module: layer.to(x.dtype))"
+        )
+
+
+def check_derivative(derivative: object) -> None:
+    """``derivative`` is an int, 0 or more. (What a base can't do, it says itself.)"""
+    if isinstance(derivative, bool) or not isinstance(derivative, int):
+        raise TypeError(f"derivative must be an int, got {type(derivative).__name__}")
+    if derivative < 0:
+        raise ValueError(f"derivative must be 0 or more, got {derivative}")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """No NaN and no infinity: for data that something is fitted to."""
+    bad = int((~value.detach().isfinite()).sum())
+    if bad:
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")

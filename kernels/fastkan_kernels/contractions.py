@@ -1,0 +1,95 @@
+"""F, G and H on tensors: the public face of this package. Validated once, then routed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import routing
+from .basis import Basis
+from .checks import check_base, check_derivative, check_operands, check_order
+from .trilinear import Slots
+
+
+def _contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
+    check_order(basis.order)
+    check_base(basis.base)
+    check_derivative(derivative)
+    check_operands(x, knots, slots, basis)
+    return routing.contract(name, x, knots, slots, basis, derivative)
+
+
+def contract_out(
+    x: Tensor,
+    knots: Tensor,
+    weight: Tensor,
+    base_weight: Tensor | None = None,
+    v: Tensor | None = None,
+    *,
+    basis: Basis,
+    derivative: int = 0,
+) -> Tensor:
+    """F_d: ``y[n,o] = sum_{b,i} v[n,i] psi_b^(d)(x[n,i]) W[b,i,o]``, the forward of a KAN layer.
+
+    Args:
+        x: ``[N, I]``.
+        knots: ``[I, G + 2k + 1]``, non-decreasing; in x's units.
+        weight: ``[G + k, I, O]``, the spline coefficients.
+        base_weight: ``[I, O]``, the base function's; None for ``base="none"``.
+        v: ``[N, I]``, a multiplier for each input; None is all ones.
+        basis: which features; see :class:`Basis`.
+        derivative: d, 0 or more. Above the spline order the splines' part is 0.
+
+    Returns:
+        ``[N, O]`` in x's dtype, differentiable by x, v, weight and base_weight to any order (by the
+        knots too, on the composite route).
+
+    Raises:
+        TypeError, ValueError: for operands that don't fit together, before any work is done.
+        ValueError: for a derivative of silu above 4.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> contract_out(x, knots, weight, basis=Basis(3, "none", uniform=True))
+    """
+    return _contract("F", x, knots, Slots(v, weight, base_weight), basis, derivative)
+
+
+def contract_weight(
+    x: Tensor,
+    knots: Tensor,
+    g: Tensor,
+    v: Tensor | None = None,
+    *,
+    basis: Basis,
+    derivative: int = 0,
+) -> tuple[Tensor, Tensor | None]:
+    """G_d: ``dW[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``, the gradient by the weights.
+
+    Args:
+        g: ``[N, O]``. The others are as in :func:`contract_out`.
+
+    Returns:
+        ``[G + k, I, O]`` for the splines, and ``[I, O]`` for the base function or None without one.
+    """
+    return _contract("G", x, knots, Slots(v, g=g), basis, derivative)
+
+
+def contract_in(
+    x: Tensor,
+    knots: Tensor,
+    weight: Tensor,
+    base_weight: Tensor | None,
+    g: Tensor,
+    *,
+    basis: Basis,
+    derivative: int = 0,
+) -> Tensor:
+    """H_d: ``h[n,i] = sum_{b,o} psi_b^(d)(x[n,i]) W[b,i,o] g[n,o]``; H_1 is the gradient by the input.
+
+    Args:
+        g: ``[N, O]``. The others are as in :func:`contract_out`.
+
+    Returns:
+        ``[N, I]``.
+    """
+    return _contract("H", x, knots, Slots(None, weight, base_weight, g), basis, derivative)

@@ -1,0 +1,74 @@
+"""The k + 1 splines that are not zero at an input, and which they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..basis import Basis
+from ..knots import uniform_cells
+from . import cardinal
+
+
+def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
+    """The active splines of each input.
+
+    Args:
+        x: ``[N, I]``, ``knots [I, G + 2k + 1]``, both of the working dtype.
+        derivative: d <= k.
+
+    Returns:
+        ``(first [N, I], values [N, k + 1, I])``: spline ``first + r`` has the value ``values[:, r]``.
+        ``first`` is an int64 from -k-1 to G+2k: near the ends of the knots, and outside them, some
+        or all of the k+1 numbers name no spline and their values mean nothing. For a NaN it is 0,
+        and the values are NaN.
+    """
+    if basis.uniform and derivative < basis.order:
+        return _uniform(x, knots, basis, derivative)
+    return _de_boor(x, knots, basis.order, derivative)
+
+
+def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
+    order = basis.order
+    first, rate = uniform_cells(knots, basis)
+    t = torch.sub(x, first).mul_(rate).clamp_(-1.0, knots.shape[1] - 1.0)
+    cell = t.floor()
+    # splines cell-k .. cell have their middles at these places before the input's
+    ahead = cardinal.middles(-order, order + 1, order, x).unsqueeze(1)
+    z = t.sub_(cell).unsqueeze(1) - ahead
+    scratch = [torch.empty_like(z) for _ in range(cardinal.scratch_needed(order, derivative))]
+    values = cardinal.spline_(z, order, derivative, scratch)
+    values.mul_(cardinal.scale(order, derivative) * rate**derivative)
+    return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
+
+
+def _de_boor(x: Tensor, knots: Tensor, order: int, derivative: int) -> tuple[Tensor, Tensor]:
+    """De Boor's triangle on the cell's own 2k knots, found by search: exact on every knot."""
+    inputs, count = knots.shape
+    cell = torch.searchsorted(knots, x.t().contiguous(), right=True).t().sub_(1)
+    inside = (cell >= 0) & (cell < count - 1)
+    nan = x.isnan()
+    at = cell.clamp(0, count - 2)
+    padded = functional.pad(knots, (order, order), mode="replicate").reshape(-1)
+    at = at + (torch.arange(inputs, device=x.device) * (count + 2 * order) + order)
+    near = {j: padded[at + j] for j in range(1 - order, order + 1)}
+
+    values = [torch.ones_like(x)]
+    for degree in range(1, order + 1):
+        raised = [torch.zeros_like(x) for _ in range(degree + 1)]
+        for r, value in enumerate(values):
+            left, right = near[r + 1 - degree], near[r + 1]
+            width = right - left
+            share = torch.where(width == 0, 0.0, value / width)
+            if degree > order - derivative:
+                raised[r] -= degree * share
+                raised[r + 1] += degree * share
+            else:
+                raised[r] += (right - x) * share
+                raised[r + 1] += (x - left) * share
+        values = raised
+    stacked = torch.stack(values, 1)
+    stacked = torch.where(inside.unsqueeze(1), stacked, 0.0)
+    stacked = torch.where(nan.unsqueeze(1), x.unsqueeze(1), stacked)
+    return torch.where(nan, 0, cell - order), stacked

@@ -1,0 +1,148 @@
+"""Edge statistics: the size of each edge function over a batch, which T_d has summed away.
+
+With C_i the covariance over n of the features of input i, P x P, the variance of edge (i, o) is
+``W_io^T C_i W_io``. So the spread of all edges costs N I P^2 + I O P^2 operations and no N x I x O
+tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from . import routing
+from .basis import Basis
+from .checks import check_operands
+from .features import features
+from .trilinear import Slots
+
+BLOCK_ELEMENTS = 1 << 20
+
+
+def edge_std(
+    x: Tensor,
+    knots: Tensor,
+    weight: Tensor,
+    base_weight: Tensor | None = None,
+    *,
+    basis: Basis,
+    correction: int = 1,
+) -> Tensor:
+    """Standard deviation over the batch of every edge function phi_io(x[n, i]).
+
+    Args:
+        x: ``[N, I]``; the others as in :func:`contract_out`.
+        correction: N - correction is the divisor, as in :func:`torch.std`.
+
+    Returns:
+        ``[I, O]``, differentiable in the weights and (once) in x; where an edge does not vary, its
+        gradient is 0.
+
+    Raises:
+        ValueError: if there are no more than ``correction`` rows.
+
+    Example:
+        >>> edge_std(x, knots, weight, basis=Basis(3, "none", uniform=True)).shape
+        torch.Size([2, 5])
+    """
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    covariance = feature_covariance(x, knots, basis=basis, correction=correction)
+    w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
+    variance = (w * (covariance @ w)).sum(1)
+    varies = variance > 0
+    return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
+
+
+def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: int = 1) -> Tensor:
+    """Covariance over the batch of the features of each input.
+
+    Returns:
+        ``[I, P, P]`` with P = G + k splines and, last, the base function if there is one;
+        differentiable once in x.
+    """
+    check_operands(x, knots, Slots(), basis)
+    if x.shape[0] <= correction:
+        raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
+    if routing.needs_composite(knots) is not None:
+        centred = _features(x, knots, basis)
+        centred = centred - centred.mean(0)
+        return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
+    return _Covariance.apply(x, knots, basis, correction)
+
+
+def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
+    """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps."""
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    return _edge_values(x, knots, weight, base_weight, basis)
+
+
+def edge_mean_abs(
+    x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis
+) -> Tensor:
+    """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]``, in blocks of rows.
+
+    The absolute value allows no shortcut by the covariance: this costs N I O (G + k + 1) operations.
+    """
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    if x.shape[0] == 0:
+        raise ValueError("x must have rows for a mean, got none")
+    total = x.new_zeros(weight.shape[1:])
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
+    for part in x.split(rows):
+        # checkpointed, so that a backward holds one block's N x I x O at a time
+        sizes = checkpoint(
+            lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
+            part,
+            use_reentrant=False,
+        )
+        total = total + sizes
+    return total / x.shape[0]
+
+
+def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
+    return weight if base_weight is None else torch.cat([weight, base_weight.unsqueeze(0)])
+
+
+def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> Tensor:
+    """All features, ``[N, P, I]``, the base function last."""
+    psi, base = features(x, knots, basis._replace(product=None), derivative)
+    return psi if base is None else torch.cat([psi, base.unsqueeze(1)], 1)
+
+
+def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
+    psi = _features(x, knots, basis)
+    return torch.einsum("npi,pio->nio", psi, _joined(weight, base_weight).to(psi.dtype)).to(x.dtype)
+
+
+class _Covariance(torch.autograd.Function):
+    """:func:`feature_covariance` in blocks of rows, twice over them: means, then products."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int) -> Tensor:
+        rows = _rows(knots, basis)
+        mean = torch.stack([_features(part, knots, basis).sum(0) for part in x.split(rows)]).sum(0) / len(x)
+        products = mean.new_zeros(())
+        for part in x.split(rows):
+            centred = (_features(part, knots, basis) - mean).permute(2, 1, 0)  # [I, P, rows]
+            products = products + centred @ centred.mT
+        ctx.save_for_backward(x, knots, mean)
+        ctx.basis, ctx.divisor = basis, len(x) - correction
+        return products / ctx.divisor
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream: Tensor):
+        x, knots, mean = ctx.saved_tensors
+        pull = (upstream + upstream.mT) / ctx.divisor
+        parts = []
+        for part in x.split(_rows(knots, ctx.basis)):
+            centred = _features(part, knots, ctx.basis) - mean
+            slope = _features(part, knots, ctx.basis, derivative=1)
+            parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
+        return torch.cat(parts).to(x.dtype), None, None, None
+
+
+def _rows(knots: Tensor, basis: Basis) -> int:
+    return max(1, BLOCK_ELEMENTS // max(1, knots.shape[0] * (basis.splines_of(knots) + 1)))

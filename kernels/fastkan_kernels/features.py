@@ -1,0 +1,133 @@
+"""The features psi^(d) by definition, in plain PyTorch.
+
+Cox-de Boor's recursion (de Boor, A Practical Guide to Splines, IX (14) and X (16)) on constant
+cell masks. Readable rather than quick, right on every knot and every dtype, and differentiable by
+PyTorch itself to any order, by the knots too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .basis import BASE_FUNCTIONS, MAX_BASE_DERIVATIVE, Basis, working_dtype
+
+
+def _over(numerator: Tensor, width: Tensor) -> Tensor:
+    """``numerator / width``, and 0 over a width of 0, in value and in gradient."""
+    empty = width == 0
+    return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, width))
+
+
+def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor:
+    """B-splines, or their derivatives, of every input.
+
+    Args:
+        x: ``[N, I]``. NaN gives NaN; outside the knots, infinities included, splines are 0.
+        knots: ``[I, M]``, each row non-decreasing; repeated knots are legal.
+        order: degree k >= 0.
+        derivative: d >= 0; above k the result is exactly 0.
+
+    Returns:
+        ``[N, M - k - 1, I]``: spline b of input i at ``[:, b, i]``. On a knot the value is that of
+        the cell to its right, [t_j, t_{j+1}), for every d; at the last knot of all it is 0.
+
+    Example:
+        >>> splines(torch.tensor([[0.25]]), torch.tensor([[0.0, 1.0, 2.0, 3.0]]), order=1)
+        tensor([[[0.2500],
+                 [0.0000]]])
+    """
+    x = x.unsqueeze(1)
+    t = knots.t().unsqueeze(0)  # [1, M, I]
+    count = knots.shape[1] - order - 1
+    if derivative > order:
+        return torch.where(x.isnan(), x, 0.0).repeat(1, count, 1)
+    inside = (x >= t[:, :1]) & (x < t[:, -1:])
+    x = torch.where(inside | x.isnan(), x, t[:, :1])  # an infinity times 0 would be NaN
+    cells = ((x >= t[:, :-1]) & (x < t[:, 1:])) & inside
+    values = torch.where(x.isnan(), x, cells.to(x.dtype))
+    for degree in range(1, order + 1):
+        width = t[:, degree:-1] - t[:, : -degree - 1]
+        next_width = t[:, degree + 1 :] - t[:, 1:-degree]
+        here, there = _over(values[:, :-1], width), _over(values[:, 1:], next_width)
+        if degree > order - derivative:
+            values = degree * (here - there)
+        else:
+            values = (x - t[:, : -degree - 1]) * here + (t[:, degree + 1 :] - x) * there
+    return values
+
+
+def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
+    """The base function's derivative of order d, elementwise.
+
+    ``silu(x) = x s(x)`` with the logistic s, so ``silu^(d) = d s^(d-1) + x s^(d)``; each s^(d) is a
+    polynomial in s. At infinities it takes its limit.
+
+    Raises:
+        ValueError: for an unknown name, or a derivative of silu above 4.
+    """
+    if name == "identity":
+        if derivative == 0:
+            return x
+        return torch.where(x.isnan(), x, float(derivative == 1))
+    if name != "silu":
+        raise ValueError(f"base must be one of {BASE_FUNCTIONS}, got {name!r}")
+    if derivative > MAX_BASE_DERIVATIVE:
+        raise ValueError(
+            f"derivative of order {derivative} was asked of base='silu', which has them to "
+            f"{MAX_BASE_DERIVATIVE}; use base='identity' or 'none' for higher ones"
+        )
+    finite = torch.finfo(x.dtype)
+    low = x.clamp(min=finite.min)  # -inf * 0 would be NaN
+    s = torch.sigmoid(low)
+    if derivative == 0:
+        return low * s
+    bounded = low.clamp(max=finite.max)
+    if derivative == 1:
+        return s * (1 + bounded * (1 - s))
+    slope = s * (1 - s)
+    if derivative == 2:
+        return slope * (2 + bounded * (1 - 2 * s))
+    third = 1 - 6 * slope
+    if derivative == 3:
+        return slope * (3 * (1 - 2 * s) + bounded * third)
+    return slope * (4 * third + bounded * (1 - 2 * s) * (1 - 12 * slope))
+
+
+def cell_width(knots: Tensor) -> Tensor:
+    """Mean width of a cell of each input, ``[I]``."""
+    return (knots[:, -1] - knots[:, 0]) / (knots.shape[1] - 1)
+
+
+def round_features(psi: Tensor, knots: Tensor, derivative: int, product: torch.dtype | None) -> Tensor:
+    """Features rounded to ``product`` in units of a cell, where no derivative overflows, and back."""
+    if product is None or product == psi.dtype:
+        return psi
+    unit = cell_width(knots).to(psi.dtype) ** derivative
+    return (psi * unit).to(product).to(psi.dtype) / unit
+
+
+def round_weights(weight: Tensor, product: torch.dtype | None, dtype: torch.dtype) -> Tensor:
+    """Weights rounded to ``product``, in the dtype of the work."""
+    if product is not None and product != weight.dtype:
+        weight = weight.to(product)
+    return weight.to(dtype)
+
+
+def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> tuple[Tensor, Tensor | None]:
+    """All features of a layer: ``(splines [N, K, I], base [N, I] or None)``, in the working dtype."""
+    dtype = working_dtype(x.dtype)
+    x, knots = x.to(dtype), knots.to(dtype)
+    psi = splines(x, knots, basis.order, derivative)
+    psi = round_features(psi, knots, derivative, basis.product)
+    if basis.base == "none":
+        return psi, None
+    base = base_function(x, basis.base, derivative)
+    return psi, round_weights(base, basis.product, dtype)
+
+
+def factorial_ratio(order: int, derivative: int) -> float:
+    """1 / (k - d)!, the scale of the d-th derivative of a cardinal spline."""
+    return 1.0 / math.factorial(order - derivative)

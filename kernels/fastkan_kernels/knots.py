@@ -1,0 +1,77 @@
+"""Knot vectors: how many, how spaced, and whether they are equally spaced."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .basis import Basis
+
+
+def uniform_knots(
+    in_features: int,
+    grid_size: int,
+    order: int,
+    grid_range: tuple[float, float] = (-1.0, 1.0),
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Equally spaced knots on ``grid_range``, extended by ``order`` steps on both sides.
+
+    Returns:
+        ``[in_features, grid_size + 2 * order + 1]``, the same row for each feature.
+
+    Example:
+        >>> uniform_knots(1, grid_size=2, order=1)
+        tensor([[-2., -1.,  0.,  1.,  2.]])
+    """
+    low, high = grid_range
+    # made in float64 and rounded once, so that each knot is within half an eps of its place
+    steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
+    row = low + steps * ((high - low) / grid_size)
+    return row.to(dtype).expand(in_features, -1).contiguous()
+
+
+def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
+    """Whether each row is equally spaced to within a few eps of the knots' own dtype.
+
+    Knots made in float32 and widened to float64 are not: in float64 they are off by far more than
+    rounding. Reads the values, so on a GPU it waits for it: ask once, when the knots change.
+    """
+    if knots.is_meta or knots.shape[-1] < 2 or knots.shape[0] == 0:
+        return False
+    wide = knots.detach().double()
+    first, last = wide[:, :1], wide[:, -1:]
+    steps = torch.arange(knots.shape[-1], dtype=torch.float64, device=knots.device)
+    straight = first + (last - first) * (steps / (knots.shape[-1] - 1))
+    rounding = torch.finfo(knots.dtype).eps * wide.abs().amax(1, keepdim=True)
+    near = (wide - straight).abs() <= tolerance * rounding
+    return bool((near.all() & (last > first).all()).item())
+
+
+def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
+    """The basis of a layer with these knots; reads them, so ask once, when the knots change.
+
+    Example:
+        >>> basis_of(uniform_knots(2, grid_size=4, order=1), order=1)
+        Basis(order=1, base='silu', uniform=True, cells=(-1.5, 2.0), product=None)
+    """
+    if not knots_are_uniform(knots):
+        return Basis(order, base)
+    same = bool((knots == knots[:1]).all().item())
+    if not same:
+        return Basis(order, base, True)
+    first, rate = _cells(knots[:1].double())
+    return Basis(order, base, True, (first.item(), rate.item()))
+
+
+def uniform_cells(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:
+    """First knot and cells per unit length of a uniform basis, numbers or ``([I], [I])``;
+    t = (x - first) * rate counts cells."""
+    return basis.cells or _cells(knots)
+
+
+def _cells(knots: Tensor) -> tuple[Tensor, Tensor]:
+    first = knots[:, 0]
+    return first, (knots.shape[1] - 1) / (knots[:, -1] - first)

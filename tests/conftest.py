@@ -1,0 +1,34 @@
+"""What every test shares: one seed, a fresh compiler, reproducible examples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples on every run: a suite that fails once a week teaches nobody anything.
+settings.register_profile(
+    "fastkan", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
+)
+settings.load_profile("fastkan")
+
+
+# Tensors here are small, and on a busy machine threads mostly wait for each other. What threads could
+# change is asked in test_contractions.py.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    """No test runs what another has compiled."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()

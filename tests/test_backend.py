@@ -1,0 +1,237 @@
+"""fastkan.backend chooses, explain says so, and what is said is what runs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from cases import make_knots
+
+import fastkan
+import fastkan_kernels
+from fastkan import KANLinear, backend, explain
+from fastkan_kernels import routing
+from fastkan_kernels.backends import BACKENDS
+from fastkan_kernels.cpu import banded, blocks
+
+X = torch.rand(20, 2)
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """Which backends' contractions run meanwhile, as "cpu F"."""
+    ran: list[str] = []
+
+    def spied(name: str, contraction: str, function):
+        def spy(*arguments, **options):
+            ran.append(f"{name} {contraction}")
+            return function(*arguments, **options)
+
+        return spy
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, entry in BACKENDS.items():
+            for contraction, function in dict(entry.contract).items():
+                patch.setitem(entry.contract, contraction, spied(name, contraction, function))
+        yield ran
+
+
+def adapted_layer(inputs: int = 2, outputs: int = 3, grid: int = 5, order: int = 3) -> KANLinear:
+    layer = KANLinear(inputs, outputs, grid, order)
+    layer.set_knots(make_knots("adapted", inputs, grid, order, torch.float32))
+    return layer
+
+
+# -- the context ------------------------------------------------------------------------------------
+
+
+def test_it_is_one_function_under_both_names() -> None:
+    assert fastkan.backend is fastkan_kernels.backend
+
+
+@pytest.mark.parametrize(("name", "runs"), [("auto", "cpu"), ("cpu", "cpu"), ("reference", "reference")])
+def test_what_is_asked_for_runs_forward_and_backward(name: str, runs: str) -> None:
+    layer, x = adapted_layer(), X.clone().requires_grad_()
+    with watched() as ran:
+        with backend(name):
+            y = layer(x)
+        y.sum().backward()  # by the backend of its forward
+    assert sorted(ran) == [f"{runs} {contraction}" for contraction in "FGH"]
+
+
+def test_contexts_nest_and_are_left_by_exceptions() -> None:
+    assert routing.chosen_backend() == "auto"
+    with backend("reference"):
+        with backend("cpu"):
+            assert routing.chosen_backend() == "cpu"
+            with backend("auto"):
+                assert routing.chosen_backend() == "auto"
+        assert routing.chosen_backend() == "reference"
+        with pytest.raises(ZeroDivisionError), backend("cpu"):
+            _ = 1 / 0
+        assert routing.chosen_backend() == "reference"
+        with pytest.raises(ValueError, match="backend"), backend("cuda"):
+            pass
+        assert routing.chosen_backend() == "reference"
+    assert routing.chosen_backend() == "auto"
+
+
+def test_a_thread_has_its_own() -> None:
+    seen = {}
+
+    def ask(name: str) -> None:
+        seen["before"] = routing.chosen_backend()
+        with backend(name):
+            inside.set()
+            done.wait(10)
+            seen["inside"] = routing.chosen_backend()
+
+    inside, done = threading.Event(), threading.Event()
+    with backend("reference"):
+        thread = threading.Thread(target=ask, args=("cpu",))
+        thread.start()
+        assert inside.wait(10)
+        assert routing.chosen_backend() == "reference"
+        done.set()
+        thread.join()
+    assert seen == {"before": "auto", "inside": "cpu"}
+
+
+def test_it_works_as_a_decorator() -> None:
+    @backend("reference")
+    def function() -> str:
+        return routing.chosen_backend()
+
+    assert [function(), function(), routing.chosen_backend()] == ["reference", "reference", "auto"]
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "", None, 3], ids=repr)
+def test_an_unknown_name_is_refused(name: object) -> None:
+    message = rf"backend must be one of auto, reference, cpu, triton; got {name!r}"
+    with pytest.raises((ValueError, TypeError), match=message), backend(name):  # type: ignore[arg-type]
+        pass
+
+
+def test_triton_is_refused_where_it_cannot_serve() -> None:
+    with pytest.raises(RuntimeError, match="backend 'triton' can't serve"), backend("triton"):
+        KANLinear(2, 3)(X)
+    assert routing.chosen_backend() == "auto"
+
+
+def test_a_backend_refuses_a_device_it_is_not_for() -> None:
+    assert BACKENDS["cpu"].unable("cpu") is None
+    assert "cuda" in BACKENDS["cpu"].unable("cuda")
+    assert BACKENDS["reference"].unable("cuda") is None
+
+
+# -- explain ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["auto", "reference", "cpu"])
+@pytest.mark.parametrize("wide", [False, True], ids=["small", "wide"])
+def test_it_names_the_backend_that_runs(wide: bool, name: str) -> None:
+    layer, x = (KANLinear(64, 64), torch.rand(5000, 64)) if wide else (adapted_layer(), X)
+    with backend(name):
+        words = explain(layer, x)
+        with watched() as ran:
+            layer(x)
+    (ran_by,) = {run.split()[0] for run in ran}
+    assert f"backend: {ran_by}" in words
+    assert ("asked for" in words) == (name != "auto")
+
+
+FILLED = {"closed": "closed form", "scattered": "scatter", "recursive": "recursion"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "rows", "banded_runs"),
+    [
+        (lambda: adapted_layer(40, 8, 64), 500, True),
+        (lambda: adapted_layer(40, 40, 4), 500, False),
+        (lambda: KANLinear(40, 8, 200), 500, True),
+        (lambda: KANLinear(64, 64, 5), 4000, False),
+    ],
+    ids=["adapted-fine", "adapted-coarse", "equal-fine", "equal-coarse"],
+)
+def test_its_words_for_each_contraction_are_what_runs(layer, rows: int, banded_runs: bool) -> None:
+    layer = layer()
+    x = torch.rand(rows, layer.in_features)
+    lines = {line[:3]: line for line in explain(layer, x).splitlines()}
+    assert ("banded" in lines["F_0"]) == banded_runs
+    assert "banded" not in lines["G_0"]
+    with pytest.MonkeyPatch.context() as patch:
+        ran: list[str] = []
+        for name in ("splines_out", "splines_in"):
+            function = getattr(banded, name)
+            patch.setattr(banded, name, lambda *a, f=function: (ran.append("banded"), f(*a))[1])
+        for way in FILLED:
+            method = getattr(blocks.DenseFeatures, f"_{way}")
+            patch.setattr(blocks.DenseFeatures, f"_{way}", lambda self, f=method, w=way: (ran.append(w), f(self))[1])
+        with torch.no_grad():
+            layer(x)
+        assert [FILLED.get(r, r) in lines["F_0"] for r in ran] == [True], f"{ran} ran, not {lines['F_0']}"
+        for line, by in (("G_0", layer.spline_weight), ("H_1", x)):
+            layer.requires_grad_(False)
+            by.requires_grad_()
+            y = layer(x)
+            ran.clear()
+            y.sum().backward()
+            assert [FILLED.get(r, r) in lines[line] for r in ran] == [True], f"{ran} ran, not {lines[line]}"
+
+
+def test_it_counts_the_blocks_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
+    monkeypatch.setattr(blocks, "MIN_ROWS", 16)
+    layer, x = KANLinear(40, 50, 6), torch.rand(300, 40)
+    (line,) = (line for line in explain(layer, x).splitlines() if line.startswith("F_0"))
+    count = 0
+    method = blocks.DenseFeatures.blocks
+
+    def counted(self):
+        nonlocal count
+        for block in method(self):
+            count += 1
+            yield block
+
+    monkeypatch.setattr(blocks.DenseFeatures, "blocks", counted)
+    layer(x)
+    assert f"{count} blocks of " in line
+    assert count > 1
+
+
+def test_it_says_why_it_is_composite() -> None:
+    layer = KANLinear(2, 3)
+    words = {}
+    torch.func.vmap(lambda x: (words.update(vmap=explain(layer, x)), x)[1])(X)
+    with torch.autograd.forward_ad.dual_level():
+        words["level"] = explain(layer, X)
+    assert "composite, because of a torch.func transform" in words["vmap"]
+    assert "forward-mode level" in words["level"]
+    assert all("backend: reference" in w for w in words.values())
+    with backend("cpu"), torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="can't serve"):
+        explain(layer, X)
+
+
+def test_it_describes_the_layer_and_the_call() -> None:
+    layer = KANLinear(2, 3, 7, 2, base="identity", outside="linear")
+    words = explain(layer, torch.rand(4, 5, 2))
+    for part in ("2 -> 3", "9 splines of order 2", "uniform", "base identity", "20 rows of float32 on cpu", "linear"):
+        assert part in words
+    assert "autocast" not in words
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "rounded to bfloat16" in explain(layer, X)
+    assert "any spacing" in explain(adapted_layer(), X)
+
+
+def test_it_runs_nothing() -> None:
+    layer = KANLinear(2, 3)
+    layer.count_outside()
+    with watched() as ran:
+        explain(layer, X)
+        explain(layer, X[:0])
+    assert ran == []
+    with pytest.raises(RuntimeError):
+        layer.outside_share()

@@ -1,0 +1,115 @@
+"""The layer's dtypes: what stays float32 in a half layer, and what autocast rounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import assert_within, make_knots
+from oracle import Operands
+
+from fastkan import KANLinear
+from fastkan_kernels import Basis
+
+HALVES = [torch.float16, torch.bfloat16]
+
+
+def operands(layer: KANLinear, x: torch.Tensor, g: torch.Tensor | None = None) -> tuple[Operands, Basis]:
+    """Of a layer without scale, mask and bias."""
+    g = torch.zeros(len(x), layer.out_features) if g is None else g
+    o = Operands(x, layer.knots, None, layer.spline_weight, layer.base_weight, g)
+    return o, Basis(layer.spline_order, layer.base, "adapted" not in repr(layer))
+
+
+def assert_layer(layer: KANLinear, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Within the budget of whatever way there is, and the rounding of a half result."""
+    o, basis = operands(layer, x)
+    (exact,) = oracle.exact("F", o, basis)
+    (bound,) = oracle.budget("F", o, basis, 0, "any", sums=True)
+    once = torch.finfo(y.dtype).eps / 2 * np.abs(exact) * 1.001 if y.dtype in HALVES else 0.0
+    assert_within(y, exact, bound + once)
+
+
+@pytest.mark.parametrize("make", [lambda d: KANLinear(3, 5, 30, dtype=d), lambda d: KANLinear(3, 5, 30).to(d)],
+                         ids=["made", "moved"])  # fmt: skip
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=lambda d: str(d)[6:])
+def test_dtypes(dtype: torch.dtype, make) -> None:
+    layer = make(dtype)
+    assert layer.knots.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert {p.dtype for p in layer.parameters()} == {dtype}
+    x = (2.4 * torch.rand(60, 3, dtype=torch.float64) - 1.2).to(dtype).requires_grad_()
+    y = layer(x)
+    assert y.dtype == dtype
+    assert_layer(layer, x, y)
+    y.sum().backward()
+    assert {x.grad.dtype, layer.spline_weight.grad.dtype, layer.base_weight.grad.dtype} == {dtype}
+
+
+def test_knots_stay_float32_through_half_precision() -> None:
+    layer = KANLinear(2, 3, 100)
+    before = layer.knots.clone()
+    for dtype in (*HALVES, torch.float32):
+        layer.to(dtype)
+        assert layer.spline_weight.dtype == dtype
+        assert layer.knots.dtype == torch.float32
+        assert torch.equal(layer.knots, before)
+    assert "adapted" not in repr(layer)
+
+
+def test_a_widened_layer_is_not_taken_for_uniform() -> None:
+    """float32 knots are off by 1e-8 in float64, and a closed form on equal ones would be as well."""
+    layer = KANLinear(2, 3, 7).double()
+    x = (2 * torch.rand(50, 2, dtype=torch.float64) - 1).requires_grad_()
+    assert "adapted" in repr(layer)
+    y = layer(x)
+    assert_layer(layer, x, y)
+    layer.float()
+    assert "adapted" not in repr(layer)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("grid", [5, 64])
+def test_autocast_rounds_features_and_weights_and_not_x(grid: int, dtype: torch.dtype) -> None:
+    """Each feature is off by half an ulp, below 1.8e-3 in bfloat16; of a rounded x it is 3.5e-2."""
+    layer = KANLinear(1, grid + 3, grid, base="none")
+    with torch.no_grad():
+        layer.spline_weight.copy_(torch.eye(grid + 3).unsqueeze(1))  # each output is one feature
+    x = 2 * torch.rand(4000, 1) - 1
+    with torch.autocast("cpu", dtype=dtype):
+        y = layer(x)
+    assert y.dtype == torch.float32
+    exact = oracle.splines(x.double().numpy(), layer.knots.double().numpy(), 3)[..., 0]
+    half_ulp = torch.finfo(dtype).eps / 2
+    assert_within(y, exact, half_ulp * exact + 1e-4 * half_ulp + 3e-5)
+    assert np.abs(y.detach().numpy() - exact).max() > half_ulp / 8, "nothing was rounded"
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)],
+                         ids=["eager", "compiled"])  # fmt: skip
+@pytest.mark.parametrize("knots", ["shared", "adapted"])
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
+    """Two roundings of half an ulp each in each product, forward and backward."""
+    layer = KANLinear(4, 6, 9, outside=outside)
+    layer.set_knots(make_knots(knots, 4, 9, 3, torch.float32))
+    with torch.no_grad():
+        layer.spline_weight.normal_()
+    grid = layer.knots[:, 3:-3]
+    x = torch.lerp(grid[:, 0], grid[:, -1], torch.rand(50, 4) * 0.98 + 0.01).requires_grad_()
+    g = torch.randn(50, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = wrap(layer)(x)
+    assert y.dtype == torch.float32
+    found = {"F": (y,)}
+    y.backward(g)
+    found |= {"G": (layer.spline_weight.grad, layer.base_weight.grad), "H": (x.grad,)}
+    o, basis = operands(layer, x, g)
+    for name, derivative in (("F", 0), ("G", 0), ("H", 1)):
+        truth = oracle.exact(name, o, basis, derivative)
+        a = Operands(*(None if t is None else np.abs(t) for t in o.array()))
+        psi, base = oracle._features(o.array(), basis, derivative)
+        sizes = oracle.contract(name, a, np.abs(psi), np.abs(base))
+        rounding = oracle.budget(name, o, basis, derivative, "any", sums=True)
+        for value, exact, size, bound in zip(found[name], truth, sizes, rounding, strict=True):
+            assert_within(value, exact, 2.1 * 2**-9 * size + bound, name)

@@ -1,0 +1,147 @@
+"""NaN, infinities and half precision in F, G and H, by every way."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from cases import WAYS, Operands, assert_within, check, compute, forced, make_case, places, small_blocks
+
+from fastkan_kernels import Basis
+
+BASES = ["silu", "identity", "none"]
+KINDS = ("shared", "adapted")
+
+
+def case(kind: str, base: str = "silu") -> tuple[Operands, Basis]:
+    return make_case(kind, rows=23, inputs=4, outputs=3, grid=7, base=base)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, 3, 4, kinds=KINDS))
+def test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(
+    way: str, kind: str, derivative: int, base: str
+) -> None:
+    o, basis = case(kind, base)
+    spoiled = o.x.clone()
+    spoiled[6, 2] = torch.nan
+    for blocks in (False, True):
+        with forced(way), small_blocks() if blocks else forced(way):
+            clean = [value for name in "FGH" for value in compute(name, o, basis, derivative)]
+            got = [value for name in "FGH" for value in compute(name, o._replace(x=spoiled), basis, derivative)]
+        hit = [torch.zeros_like(value, dtype=torch.bool) for value in clean]
+        hit[0][6] = True  # F[n, :]
+        hit[1][:, 2] = True  # G[:, i, :]
+        if base != "none":
+            hit[2][2] = True  # the base function's part of G, [i, :]
+        hit[-1][6, 2] = True  # H[n, i]
+        for before, after, lost in zip(clean, got, hit, strict=True):
+            assert torch.equal(after.isnan(), lost)
+            torch.testing.assert_close(after[~lost], before[~lost], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 2, kinds=KINDS))
+def test_nothing_but_nan_is_nothing_but_nan(way: str, kind: str, derivative: int) -> None:
+    """A NaN must not become an index, however many of them there are."""
+    o, basis = case(kind)
+    with forced(way):
+        for name in "FGH":
+            for value in compute(name, o._replace(x=torch.full_like(o.x, torch.nan)), basis, derivative):
+                assert value.isnan().all()
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(("way", "kind", "derivative"), places(*range(5), kinds=KINDS))
+def test_at_infinities_only_the_base_function_is_left(way: str, kind: str, derivative: int, base: str) -> None:
+    o, basis = case(kind, base)
+    o.x[3, 1], o.x[8, 2] = -torch.inf, torch.inf
+    check(o, basis, derivative, way)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("way", [*WAYS, "torch.func"])
+def test_gradients_at_infinities_are_their_limits(way: str, base: str) -> None:
+    """Whoever differentiates: the table, or PyTorch itself where a way is composite."""
+    o, basis = case("shared", base)
+    o = o._replace(v=None)
+    o.x[3, 1], o.x[8, 2] = -torch.inf, torch.inf
+
+    if way == "torch.func":
+
+        def slope(x: torch.Tensor) -> torch.Tensor:
+            return torch.func.vjp(lambda x: compute("F", o._replace(x=x), basis)[0], x)[1](o.g)[0]
+
+        by_x, curved = slope(o.x), torch.func.grad(lambda x: slope(x).sum())(o.x)
+    else:
+        with forced(way):
+            x = o.x.clone().requires_grad_()
+            # the sum itself is infinite: its gradient is asked for, not its value
+            (by_x,) = torch.autograd.grad(compute("F", o._replace(x=x), basis)[0], x, o.g, create_graph=True)
+            (curved,) = torch.autograd.grad(by_x.sum(), x)
+    for value, derivative in ((by_x, 1), (curved, 2)):
+        (exact,) = oracle.exact("H", o, basis, derivative)
+        assert_within(value, exact, 1e-12 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("size", [1e4, 1e18, 3e38])
+@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, kinds=KINDS))
+def test_far_outside_the_grid_nothing_overflows(way: str, kind: str, derivative: int, size: float) -> None:
+    o, basis = make_case(kind, rows=9, inputs=2, outputs=3, base="none", dtype=torch.float32)
+    x = torch.where(torch.rand_like(o.x) < 0.5, size, -size)
+    with forced(way):
+        for name in "FGH":
+            for value in compute(name, o._replace(x=x), basis, derivative):
+                assert torch.equal(value, torch.zeros_like(value))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, 2, kinds=KINDS))
+def test_half_precision_is_computed_in_float32_and_rounded_once(
+    way: str, kind: str, dtype: torch.dtype, derivative: int
+) -> None:
+    o, basis = make_case(kind, rows=30, inputs=3, outputs=4, dtype=torch.float32)
+    o = Operands(*(t if t is o.knots else t.to(dtype) for t in o))  # knots stay float32
+    with forced(way):
+        for name in "FGH":
+            values = compute(name, o, basis, derivative)
+            truth = oracle.exact(name, o, basis, derivative)
+            allowed = oracle.budget(name, o, basis, derivative, way, sums=True)
+            for value, exact, bound in zip(values, truth, allowed, strict=True):
+                assert value.dtype == dtype
+                once = torch.finfo(dtype).eps / 2 * np.abs(exact) + torch.finfo(dtype).tiny
+                assert_within(value, exact, bound + once * (1 + 1e-3), name)
+
+
+@pytest.mark.parametrize("name", "FGH")
+@pytest.mark.parametrize("product", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative"), [place for place in places(0, 2, kinds=KINDS) if place[0] != "small"]
+)
+def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
+    way: str, kind: str, derivative: int, product: torch.dtype, name: str
+) -> None:
+    """Each of them by half an ulp; x, v, g and the sums stay float32. (The small way has no rounding.)"""
+    o, basis = make_case(kind, rows=30, inputs=3, outputs=4, grid=64, dtype=torch.float32)
+    rounded = basis._replace(product=product)
+    half_ulp = torch.finfo(product).eps / 2
+    with forced(way):
+        values, unrounded = compute(name, o, rounded, derivative), compute(name, o, basis, derivative)
+    truth = oracle.exact(name, o, basis, derivative)
+    allowed = oracle.budget(name, o, basis, derivative, way, sums=True)
+    sizes = absolute_terms(name, o, basis, derivative)
+    for value, exact, bound, size in zip(values, truth, allowed, sizes, strict=True):
+        assert value.dtype == torch.float32
+        assert_within(value, exact, bound + 2.1 * half_ulp * size, name)
+    assert not torch.equal(values[0], unrounded[0]), "nothing was rounded"
+
+
+def absolute_terms(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
+    """The sums of the sizes of all terms, each |v psi W g|; and what is below float16's normal numbers."""
+    a = o.array()
+    sizes = Operands(*(None if t is None else np.abs(t) for t in a))
+    h = float(o.knots[0].diff().mean())
+    psi = np.abs(oracle.splines(a.x, a.knots, basis.order, derivative))
+    base = np.abs(oracle.base_function(a.x, basis.base, derivative))
+    floor = 2.0**-13  # a subnormal of float16 is off by 2^-25, that is 2^-13 half ulps of 1
+    return oracle.contract(name, sizes, psi + floor * (psi > 0) / h**derivative, base + floor)
