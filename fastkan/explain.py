@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from fastkan_kernels.backends import BACKENDS, Call
-from fastkan_kernels.routing import is_small, product_dtype, route
+from fastkan_kernels.basis import autocast_dtype
+from fastkan_kernels.checks import check_alike
+from fastkan_kernels.routing import is_small, route
 from fastkan_kernels.trilinear import Slots
 
+from .functional import rows_of
 from .layer import KANLinear
 
 _STEPS = (
@@ -37,10 +40,9 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     """
     if not isinstance(layer, KANLinear):
         raise TypeError(f"layer must be a KANLinear, got {type(layer).__name__}")
-    if x.ndim == 0 or x.shape[-1] != layer.in_features:
-        raise ValueError(f"x must have the shape [..., in_features={layer.in_features}], got {list(x.shape)}")
-    basis, product = layer.basis, product_dtype(x)
-    flat = x.reshape(-1, layer.in_features)
+    flat = rows_of(x, layer.in_features)
+    check_alike(x, knots=layer.knots, spline_weight=layer.spline_weight)
+    basis, product = layer.basis, autocast_dtype(x)
     rows = flat.shape[0]
     taken = route(x, layer.knots)
     slots = Slots(weight=layer.spline_weight, base_weight=layer.base_weight)
@@ -55,6 +57,8 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     ]
     if product is not None:
         lines.append(f"autocast: features and weights are rounded to {product} at their product".replace("torch.", ""))
+    if layer.outside == "linear":
+        lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
     if taken.way == "functions" and small:
         lines.append("small: all features at once, in as few calls as there can be, kept for the backward")
         return "\n".join(lines)
@@ -63,6 +67,4 @@ def explain(layer: KANLinear, x: Tensor) -> str:
             name, rows, layer.in_features, layer.out_features, count, basis, derivative
         )
         lines.append(f"{name}_{derivative} ({what}): {how}")
-    if layer.outside == "linear":
-        lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import Basis, basis_of, knots_are_uniform
+from fastkan_kernels import Basis, basis_of, uniform_basis
 from fastkan_kernels.checks import (
     check_alike,
     check_base,
@@ -52,7 +52,7 @@ def kan_linear(
         outside: beyond the grid [t_k, t_{G+k}] a spline runs out to ``"zero"`` along the outer knots,
             or goes on ``"linear"``, by its tangent.
         uniform: whether each row of the knots is equally spaced. None looks, which reads their values
-            (and waits for a GPU); who calls often says it.
+            (and waits for a GPU); who calls often says it, and is taken at their word.
 
     Returns:
         ``[..., out]`` in x's dtype.
@@ -68,25 +68,34 @@ def kan_linear(
     """
     check_order(spline_order)
     check_base(base)
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
+    check_outside(outside)
     check_tensor("x", x)
     check_tensor("spline_weight", spline_weight)
     check_shape("spline_weight", spline_weight, ("grid_size + spline_order", "in_features", "out_features"))
-    _, inputs, outputs = spline_weight.shape
+    count, inputs, outputs = spline_weight.shape
+    check_tensor("knots", knots)
+    check_shape("knots", knots, (inputs, count + spline_order + 1))
     if uniform is None:
         check_knots(knots, spline_order)
-        uniform = knots_are_uniform(knots)
+        basis = basis_of(knots, spline_order, base)
+    else:
+        basis = uniform_basis(knots, spline_order, base) if uniform else Basis(spline_order, base)
+    check_weights(knots, spline_weight, base_weight, basis, "spline_weight")
     for name, value, shape in (
         ("bias", bias, (outputs,)),
         ("spline_scale", spline_scale, (inputs, outputs)),
         ("mask", mask, (inputs, outputs)),
     ):
         if value is not None:
+            check_tensor(name, value, any_dtype=name == "mask")
             check_shape(name, value, shape)
-    check_weights(knots, Slots(weight=spline_weight, base_weight=base_weight), Basis(spline_order, base))
-    basis = basis_of(knots, spline_order, base) if uniform else Basis(spline_order, base)
     return forward(x, spline_weight, base_weight, spline_scale, mask, bias, knots, basis, outside)
+
+
+def check_outside(outside: object) -> None:
+    """``outside`` names what splines do beyond the grid."""
+    if outside not in OUTSIDE:
+        raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
 
 
 def forward(
@@ -102,14 +111,13 @@ def forward(
 ) -> Tensor:
     """What :func:`kan_linear` and the module share, for arguments that are known to be in order but
     for x."""
-    check_tensor("x", x)
     _, inputs, outputs = weight.shape
-    if x.ndim == 0 or x.shape[-1] != inputs:
-        raise ValueError(f"x must have the shape [..., in_features={inputs}], got {list(x.shape)}")
-    rows = x if x.ndim == 2 else x.reshape(-1, inputs)
+    rows = rows_of(x, inputs)
+    check_alike(x, knots=knots, spline_weight=weight, base_weight=base_weight, spline_scale=scale, bias=bias)
     slots = Slots(weight=weight, base_weight=base_weight)
-    check_alike(rows, knots, slots)
     if mask is not None:
+        if mask.device != x.device:
+            raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
         scale, slots = _masked(scale, slots, mask.to(weight.dtype))
     if scale is not None:
         slots = slots._replace(weight=slots.weight * scale)
@@ -118,6 +126,20 @@ def forward(
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
+
+
+def rows_of(x: Tensor, inputs: int) -> Tensor:
+    """``[..., in]`` as ``[N, in]``.
+
+    Raises:
+        TypeError, ValueError: if it is something else.
+    """
+    check_tensor("x", x)
+    if x.ndim == 0 or x.shape[-1] != inputs:
+        raise ValueError(f"x must have the shape [..., in_features={inputs}], got {list(x.shape)}")
+    if x.ndim == 2:
+        return x
+    return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
 def _masked(scale: Tensor | None, slots: Slots, mask: Tensor) -> tuple[Tensor, Slots]:

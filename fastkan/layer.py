@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import basis_of, uniform_knots
-from fastkan_kernels.checks import check_base, check_finite, check_knots, check_order, check_shape, check_tensor
+from fastkan_kernels.checks import (
+    check_base,
+    check_finite,
+    check_int,
+    check_knots,
+    check_order,
+    check_range,
+    check_shape,
+)
 
 from . import grid
-from .functional import OUTSIDE, forward
+from .functional import check_outside, forward, rows_of
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -74,20 +81,16 @@ class KANLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("grid_size", grid_size),
-        ):
-            _check_size(name, value, least=0 if name != "grid_size" else 1)
+        check_int("in_features", in_features, least=0)
+        check_int("out_features", out_features, least=0)
+        check_int("grid_size", grid_size, least=1)
         check_order(spline_order)
         check_base(base)
-        if outside not in OUTSIDE:
-            raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
-        low, high = _check_range(grid_range)
+        check_outside(outside)
+        low, high = check_range("grid_range", grid_range)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype, got {dtype}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         self.in_features = in_features
         self.out_features = out_features
         self.spline_order = spline_order
@@ -119,7 +122,7 @@ class KANLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fresh parameters from torch's generator: a base weight as ``nn.Linear``'s weight, splines
-        through small noise at G + 1 points of the grid, scales of 1, a bias of 0."""
+        through small noise at the G + 1 knots of the grid, scales of 1, a bias of 0."""
         if self.base_weight is not None and self.base_weight.numel():
             bound = 1 / math.sqrt(self.in_features)  # what kaiming_uniform_(a=sqrt(5)) comes to
             nn.init.uniform_(self.base_weight, -bound, bound)
@@ -129,11 +132,11 @@ class KANLinear(nn.Module):
             nn.init.zeros_(self.bias)
         if self.spline_weight.is_meta or self.spline_weight.numel() == 0:
             return
-        points = (self.grid_size + 1, self.in_features, self.out_features)
+        edges = (self.grid_size + 1, self.in_features, self.out_features)
         with torch.no_grad():
-            noise = torch.rand(points, device=self.knots.device, dtype=torch.float32).sub_(0.5)
+            noise = torch.rand(edges, device=self.knots.device, dtype=torch.float32).sub_(0.5)
             noise *= INITIAL_NOISE / self.grid_size
-            self.spline_weight.copy_(grid.interpolating(noise, self.knots, self.spline_order))
+            self.spline_weight.copy_(grid.through(noise, self.knots, self.spline_order))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
@@ -179,9 +182,8 @@ class KANLinear(nn.Module):
                 changed then.
         """
         samples = self._samples(x)
-        for name, value in (("grid_eps", grid_eps), ("margin", margin)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be from 0 to 1, got {value}")
+        _check_share("grid_eps", grid_eps)
+        _check_share("margin", margin)
         knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
             self.knots.dtype
         )
@@ -204,7 +206,7 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
         """
-        _check_size("grid_size", grid_size, least=1)
+        check_int("grid_size", grid_size, least=1)
         samples = None if x is None else self._samples(x)
         order = self.spline_order
         old = grid.interior(self.knots, order).double()
@@ -256,7 +258,7 @@ class KANLinear(nn.Module):
     def _count_outside(self, x: Tensor) -> None:
         assert self._outside_count is not None
         limits = grid.interior(self.knots, self.spline_order)
-        rows = x.detach().reshape(-1, self.in_features)
+        rows = rows_of(x, self.in_features).detach()
         inside = (rows >= limits[:, 0]) & (rows <= limits[:, -1])
         self._outside_count += (~inside).sum(0)
         self._rows_seen += len(rows)
@@ -264,10 +266,7 @@ class KANLinear(nn.Module):
     # -- plumbing -------------------------------------------------------------------------------
 
     def _samples(self, x: Tensor) -> Tensor:
-        check_tensor("x", x)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x must have the shape [..., in_features={self.in_features}], got {list(x.shape)}")
-        rows = x.detach().reshape(-1, self.in_features)
+        rows = rows_of(x, self.in_features).detach()
         if len(rows) == 0:
             raise ValueError("x must have at least one sample, got none")
         if x.device != self.knots.device:
@@ -301,7 +300,7 @@ class KANLinear(nn.Module):
         mask = state_dict.get(prefix + "mask")
         if mask is not None and self.mask is None:
             self.mask = torch.ones_like(mask, device=self.knots.device)
-        elif mask is None:
+        elif mask is None and prefix + "knots" in state_dict:  # this layer's state, of a time without a mask
             self.mask = None
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.basis = basis_of(self.knots, self.spline_order, self.base)
@@ -327,18 +326,8 @@ def _knots_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _check_size(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def _check_range(grid_range: Sequence[float]) -> tuple[float, float]:
-    try:
-        low, high = (float(end) for end in grid_range)
-    except (TypeError, ValueError):
-        raise TypeError(f"grid_range must be two numbers, got {grid_range!r}") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"grid_range must be finite and increasing, got {grid_range!r}")
-    return low, high
+def _check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value}")

@@ -6,7 +6,7 @@ It knows tensors only, no modules and no training. The idea is on one page in th
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis
 from .contractions import contract_in, contract_out, contract_weight
 from .edges import edge_mean_abs, edge_std, edge_values, feature_covariance
-from .knots import basis_of, knots_are_uniform, uniform_knots
+from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
 from .routing import backend
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "edge_values",
     "feature_covariance",
     "knots_are_uniform",
+    "uniform_basis",
     "uniform_knots",
 ]

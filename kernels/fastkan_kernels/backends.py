@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import cpu, reference
-from .basis import Basis
+from .basis import Basis, autocast_dtype
 from .trilinear import Slots
 
 
@@ -35,13 +35,6 @@ class Small(NamedTuple):
     kept: Callable[..., tuple]
 
 
-class Lowered(NamedTuple):
-    """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays."""
-
-    serves: Callable[[Tensor, Tensor, Basis], bool]
-    contract: Callable
-
-
 class Backend(NamedTuple):
     """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
 
@@ -55,7 +48,6 @@ class Backend(NamedTuple):
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
-    lowered: Lowered | None = None
 
 
 _REFERENCE = {"F": reference.contract_out, "G": reference.contract_weight, "H": reference.contract_in}
@@ -73,7 +65,6 @@ BACKENDS: dict[str, Backend] = {
         describe=cpu.describe,
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.Kept),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
-        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract),
     ),
 }
 
@@ -88,7 +79,7 @@ def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, comp
     """
     backend = BACKENDS[call.backend]
     function = (backend.compiling if compiling else None) or backend.contract
-    if torch.is_autocast_enabled(x.device.type):
+    if autocast_dtype(x) is not None:
         with torch.autocast(x.device.type, enabled=False):
             return function[name](x, knots, slots, call.basis, call.derivative)
     return function[name](x, knots, slots, call.basis, call.derivative)

@@ -44,6 +44,14 @@ class Basis(NamedTuple):
         return knots.shape[-1] - self.order - 1
 
 
+def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    """Under autocast, the dtype of its products; else None."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which psi is made: float64 stays, everything narrower becomes float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

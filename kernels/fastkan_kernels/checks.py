@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
-from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis
+from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype
 from .trilinear import Slots
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_int(name: str, value: object, least: int) -> None:
+    """``value`` is an int, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_range(name: str, value: object) -> tuple[float, float]:
+    """``value`` is two finite, increasing numbers; returns them."""
+    try:
+        low, high = (float(end) for end in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be two numbers, got {value!r}") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"{name} must be finite and increasing, got {value!r}")
+    return low, high
+
+
+def check_basis(basis: object) -> None:
+    """``basis`` is a :class:`Basis` that there are features for."""
+    if not isinstance(basis, Basis):
+        raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
+    check_order(basis.order)
+    check_base(basis.base)
 
 
 def check_order(order: object) -> None:
@@ -25,11 +55,11 @@ def check_base(base: object) -> None:
         raise ValueError(f"base must be one of {', '.join(map(repr, BASE_FUNCTIONS))}; got {base!r}")
 
 
-def check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
     """``value`` is a floating-point tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in _FLOATS:
+    if value.dtype not in _FLOATS and not any_dtype:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
@@ -73,56 +103,62 @@ def check_knots(knots: Tensor, order: int) -> None:
         )
 
 
-def check_weights(knots: Tensor, slots: Slots, basis: Basis) -> None:
-    """Knots and both parts of W fit together, and the base function has its part or none."""
+def check_weights(
+    knots: Tensor, weight: Tensor, base_weight: Tensor | None, basis: Basis, name: str = "weight"
+) -> None:
+    """Knots and both parts of W fit together, and the base function has its part or none.
+
+    Args:
+        name: what the caller calls the splines' part.
+    """
+    check_tensor(name, weight)
+    check_shape(name, weight, (basis.splines_of(knots), knots.shape[0], "out_features"))
+    if (base_weight is None) != (basis.base == "none"):
+        given = "None" if base_weight is None else "a tensor"
+        raise ValueError(f"base={basis.base!r}, but base_weight is {given}")
+    if base_weight is not None:
+        check_tensor("base_weight", base_weight)
+        check_shape("base_weight", base_weight, tuple(weight.shape[1:]))
+
+
+def check_operands(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, filled: Collection[str] = ()) -> None:
+    """Types, shapes, dtypes and devices of a contraction's tensors agree.
+
+    Args:
+        filled: which of W and g must be there.
+    """
+    check_basis(basis)
+    check_tensor("x", x)
     check_tensor("knots", knots)
     check_shape("knots", knots, ("in_features", "grid_size + 2 * spline_order + 1"))
-    inputs, count = knots.shape[0], basis.splines_of(knots)
-    if count < basis.order + 1:
+    least = 2 * basis.order + 2
+    if knots.shape[1] < least:
         raise ValueError(
-            f"knots must have at least {2 * basis.order + 2} columns for spline_order={basis.order}, "
-            f"got {knots.shape[1]}"
+            f"knots must have at least {least} columns for spline_order={basis.order}, got {knots.shape[1]}"
         )
-    if slots.weight is None:
-        if slots.base_weight is not None:
-            raise ValueError("base_weight was given without weight")
-        return
-    check_tensor("weight", slots.weight)
-    check_shape("weight", slots.weight, (count, inputs, "out_features"))
-    if (slots.base_weight is None) != (basis.base == "none"):
-        given = "None" if slots.base_weight is None else "a tensor"
-        raise ValueError(f"base={basis.base!r}, but base_weight is {given}")
-    if slots.base_weight is not None:
-        check_tensor("base_weight", slots.base_weight)
-        check_shape("base_weight", slots.base_weight, tuple(slots.weight.shape[1:]))
-
-
-def check_operands(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> None:
-    """Types, shapes, dtypes and devices of a contraction's tensors agree."""
-    check_tensor("x", x)
-    check_weights(knots, slots, basis)
     check_shape("x", x, ("N", knots.shape[0]))
-    outputs = "out_features" if slots.weight is None else slots.weight.shape[2]
-    for name, value, shape in (
-        ("v", slots.v, tuple(x.shape)),
-        ("g", slots.g, (x.shape[0], outputs)),
-    ):
-        if value is not None:
-            check_tensor(name, value)
-            check_shape(name, value, shape)
-    check_alike(x, knots, slots)
+    outputs: int | str = "out_features"
+    if "W" in filled:
+        check_weights(knots, slots.weight, slots.base_weight, basis)
+        outputs = slots.weight.shape[2]
+    if "g" in filled:
+        check_tensor("g", slots.g)
+        check_shape("g", slots.g, (x.shape[0], outputs))
+    if slots.v is not None:
+        check_tensor("v", slots.v)
+        check_shape("v", slots.v, tuple(x.shape))
+    check_alike(x, knots=knots, **slots._asdict())
 
 
-def check_alike(x: Tensor, knots: Tensor, slots: Slots) -> None:
+def check_alike(x: Tensor, **others: Tensor | None) -> None:
     """All on x's device; dtypes equal, but for autocast and for knots kept in float32."""
-    named = {"knots": knots, **slots._asdict()}
-    mixed = torch.is_autocast_enabled(x.device.type)
-    for name, value in named.items():
+    device, dtype = x.device, x.dtype
+    for name, value in others.items():
         if value is None:
             continue
-        if value.device != x.device:
-            raise ValueError(f"{name} is on {value.device}, but x is on {x.device}")
-        if value.dtype == x.dtype or mixed:
+        if value.device != device:
+            raise ValueError(f"{name} is on {value.device}, but x is on {device}")
+        if value.dtype == dtype or autocast_dtype(x) is not None:
             continue
         if name == "knots" and value.dtype == torch.float32 and x.dtype.itemsize == 2:
             continue

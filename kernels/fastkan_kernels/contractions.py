@@ -6,15 +6,13 @@ from torch import Tensor
 
 from . import routing
 from .basis import Basis
-from .checks import check_base, check_derivative, check_operands, check_order
-from .trilinear import Slots
+from .checks import check_derivative, check_operands
+from .trilinear import CONTRACTIONS, Slots
 
 
 def _contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
-    check_order(basis.order)
-    check_base(basis.base)
+    check_operands(x, knots, slots, basis, CONTRACTIONS[name].filled)
     check_derivative(derivative)
-    check_operands(x, knots, slots, basis)
     return routing.contract(name, x, knots, slots, basis, derivative)
 
 

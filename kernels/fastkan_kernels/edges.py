@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from . import routing
@@ -37,8 +36,7 @@ def edge_std(
         correction: N - correction is the divisor, as in :func:`torch.std`.
 
     Returns:
-        ``[I, O]``, differentiable in the weights and (once) in x; where an edge does not vary, its
-        gradient is 0.
+        ``[I, O]``, differentiable; where an edge does not vary, its gradient is 0.
 
     Raises:
         ValueError: if there are no more than ``correction`` rows.
@@ -47,11 +45,11 @@ def edge_std(
         >>> edge_std(x, knots, weight, basis=Basis(3, "none", uniform=True)).shape
         torch.Size([2, 5])
     """
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     covariance = feature_covariance(x, knots, basis=basis, correction=correction)
     w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
     variance = (w * (covariance @ w)).sum(1)
-    varies = variance > 0
+    varies = ~(variance <= 0)  # a NaN is not lost
     return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
 
 
@@ -60,13 +58,14 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
     Returns:
         ``[I, P, P]`` with P = G + k splines and, last, the base function if there is one;
-        differentiable once in x.
+        differentiable in x.
     """
     check_operands(x, knots, Slots(), basis)
     if x.shape[0] <= correction:
         raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:
-        centred = _features(x, knots, basis)
+        psi = _features(x, knots, basis)
+        centred = psi - psi[:1]
         centred = centred - centred.mean(0)
         return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
     return _Covariance.apply(x, knots, basis, correction)
@@ -74,7 +73,7 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
     """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps."""
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     return _edge_values(x, knots, weight, base_weight, basis)
 
 
@@ -85,7 +84,7 @@ def edge_mean_abs(
 
     The absolute value allows no shortcut by the covariance: this costs N I O (G + k + 1) operations.
     """
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis)
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     if x.shape[0] == 0:
         raise ValueError("x must have rows for a mean, got none")
     total = x.new_zeros(weight.shape[1:])
@@ -117,24 +116,30 @@ def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """:func:`feature_covariance` in blocks of rows, twice over them: means, then products."""
+    """:func:`feature_covariance` in blocks of rows, twice over them: means, then products.
+
+    Features are taken less those of the first row, so that of an input that does not vary exactly 0 is
+    left, and not the rounding of a mean.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int) -> Tensor:
         rows = _rows(knots, basis)
-        mean = torch.stack([_features(part, knots, basis).sum(0) for part in x.split(rows)]).sum(0) / len(x)
+        first = _features(x[:1], knots, basis)
+        mean = torch.stack([(_features(part, knots, basis) - first).sum(0) for part in x.split(rows)]).sum(0) / len(x)
         products = mean.new_zeros(())
         for part in x.split(rows):
-            centred = (_features(part, knots, basis) - mean).permute(2, 1, 0)  # [I, P, rows]
+            centred = (_features(part, knots, basis) - first - mean).permute(2, 1, 0)  # [I, P, rows]
             products = products + centred @ centred.mT
-        ctx.save_for_backward(x, knots, mean)
+        ctx.save_for_backward(x, knots, first + mean)
         ctx.basis, ctx.divisor = basis, len(x) - correction
         return products / ctx.divisor
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream: Tensor):
         x, knots, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative will be wanted, and the mean has one too
+            mean = _features(x, knots, ctx.basis).mean(0)
         pull = (upstream + upstream.mT) / ctx.divisor
         parts = []
         for part in x.split(_rows(knots, ctx.basis)):

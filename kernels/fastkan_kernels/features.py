@@ -7,12 +7,12 @@ PyTorch itself to any order, by the knots too.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from .basis import BASE_FUNCTIONS, MAX_BASE_DERIVATIVE, Basis, working_dtype
+
+SATURATED = 1e3  # beyond it the logistic is 0 or 1 in every dtype
 
 
 def _over(numerator: Tensor, width: Tensor) -> Tensor:
@@ -79,12 +79,10 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
             f"derivative of order {derivative} was asked of base='silu', which has them to "
             f"{MAX_BASE_DERIVATIVE}; use base='identity' or 'none' for higher ones"
         )
-    finite = torch.finfo(x.dtype)
-    low = x.clamp(min=finite.min)  # -inf * 0 would be NaN
-    s = torch.sigmoid(low)
+    bounded = x.clamp(-SATURATED, SATURATED)  # inf * 0 would be NaN, here and in what PyTorch differentiates
+    s = torch.sigmoid(x)
     if derivative == 0:
-        return low * s
-    bounded = low.clamp(max=finite.max)
+        return torch.where(x > SATURATED, x, bounded * s)
     if derivative == 1:
         return s * (1 + bounded * (1 - s))
     slope = s * (1 - s)
@@ -126,8 +124,3 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> tup
         return psi, None
     base = base_function(x, basis.base, derivative)
     return psi, round_weights(base, basis.product, dtype)
-
-
-def factorial_ratio(order: int, derivative: int) -> float:
-    """1 / (k - d)!, the scale of the d-th derivative of a cardinal spline."""
-    return 1.0 / math.factorial(order - derivative)

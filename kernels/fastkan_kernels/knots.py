@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
+from .checks import check_base, check_int, check_order, check_range, check_tensor
 
 
 def uniform_knots(
@@ -22,11 +23,17 @@ def uniform_knots(
     Returns:
         ``[in_features, grid_size + 2 * order + 1]``, the same row for each feature.
 
+    Raises:
+        TypeError, ValueError: for sizes, an order or a range out of range.
+
     Example:
         >>> uniform_knots(1, grid_size=2, order=1)
         tensor([[-2., -1.,  0.,  1.,  2.]])
     """
-    low, high = grid_range
+    check_int("in_features", in_features, least=0)
+    check_int("grid_size", grid_size, least=1)
+    check_order(order)
+    low, high = check_range("grid_range", grid_range)
     # made in float64 and rounded once, so that each knot is within half an eps of its place
     steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
     row = low + steps * ((high - low) / grid_size)
@@ -57,13 +64,26 @@ def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
         >>> basis_of(uniform_knots(2, grid_size=4, order=1), order=1)
         Basis(order=1, base='silu', uniform=True, cells=(-1.5, 2.0), product=None)
     """
-    if not knots_are_uniform(knots):
-        return Basis(order, base)
-    same = bool((knots == knots[:1]).all().item())
-    if not same:
-        return Basis(order, base, True)
+    check_tensor("knots", knots)
+    check_order(order)
+    check_base(base)
+    return Basis(order, base, True, _shared_cells(knots)) if knots_are_uniform(knots) else Basis(order, base)
+
+
+def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
+    """The basis of a layer whose knots are known to be equally spaced.
+
+    It reads them, to see whether all inputs share one row, only where that makes nobody wait.
+    """
+    readable = knots.device.type == "cpu" and not torch.compiler.is_compiling()
+    return Basis(order, base, True, _shared_cells(knots) if readable else None)
+
+
+def _shared_cells(knots: Tensor) -> tuple[float, float] | None:
+    if knots.shape[0] == 0 or not bool((knots == knots[:1]).all()):
+        return None
     first, rate = _cells(knots[:1].double())
-    return Basis(order, base, True, (first.item(), rate.item()))
+    return first.item(), rate.item()
 
 
 def uniform_cells(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:

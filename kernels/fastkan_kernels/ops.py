@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS, Call, contract
+from .backends import Call, contract
 from .basis import Basis
 from .trilinear import Slots, gradients
 
@@ -39,7 +39,6 @@ def _call(flat: tuple) -> Call:
 
 def apply(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots):
     """Call the registered operator of contraction ``name``."""
-    tell_inductor()
     operands = (getattr(slots, slot) for slot in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *operands, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -115,30 +114,3 @@ OPERATORS = {
     "G": _register("G", "contract_weight"),
     "H": _register("H", "contract_in"),
 }
-
-
-def _lay_open(name: str) -> Callable:
-    """The decomposition of an operator whose backend has one for its sizes."""
-
-    def decompose(x: Tensor, knots: Tensor, *rest):
-        operands = _OPERANDS[name]
-        call = _call(rest[len(operands) :])
-        lowered = BACKENDS[call.backend].lowered
-        if lowered is None or not lowered.serves(x, knots, call.basis):
-            return NotImplemented
-        slots = Slots(**dict(zip(operands, rest)))
-        out = lowered.contract(name, x, knots, slots, call.basis, call.derivative)
-        return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
-
-    return decompose
-
-
-@torch.compiler.assume_constant_result
-def tell_inductor() -> bool:
-    """Give PyTorch's default compiler the decompositions; it is only imported where it is in use."""
-    from torch._inductor import decomposition
-
-    for name, operator in OPERATORS.items():
-        decomposition.decompositions.setdefault(operator._opoverload, _lay_open(name))
-    decomposition.fast_random_decomps.cache_clear()  # a copy that an earlier compilation may have made
-    return True

@@ -30,7 +30,7 @@ def contract_weight(
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
     g = slots.g.to(psi.dtype)
     splines = torch.einsum("nbi,no->bio", psi, g).to(x.dtype)
-    return splines, None if base is None else (base.t() @ g).to(x.dtype)
+    return splines.contiguous(), None if base is None else (base.t() @ g).to(x.dtype)
 
 
 def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:

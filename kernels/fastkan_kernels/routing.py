@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from . import backends, ops
 from .autograd import FUNCTIONS, ContractOutSmall
 from .backends import BACKENDS, Call
-from .basis import Basis
+from .basis import Basis, autocast_dtype
 from .trilinear import Slots
 
 BACKEND_NAMES = ("auto", *BACKENDS, "triton")
@@ -122,14 +122,6 @@ def route(x: Tensor, knots: Tensor) -> Route:
     return Route("functions", "eager mode", name, because)
 
 
-def product_dtype(x: Tensor) -> torch.dtype | None:
-    """Under autocast, the dtype of its products; else None."""
-    device_type = x.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
-
-
 def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:
     """Whether the backend has a quicker F for a layer of this size."""
     small = BACKENDS[call.backend].small
@@ -138,7 +130,7 @@ def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:
 
 def contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
     """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
-    product = product_dtype(x)
+    product = autocast_dtype(x)
     if product is not None:
         basis = basis._replace(product=product)
     taken = route(x, knots)

@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def middles(first: int, count: int, order: int, like: Tensor) -> Tensor:
@@ -63,19 +64,31 @@ def spline(z: Tensor, order: int, derivative: int) -> Tensor:
     return total * z.sign() if derivative % 2 else total
 
 
-def spline_and_slope_(z: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """``spline_(z, k, 0)`` and ``spline_(z, k, 1)`` for k > 1, from the same truncated powers."""
-    sign = z.sign()
-    edge = z.abs_().sub_((order + 1) / 2).clamp_(max=0.0)
-    inner = [torch.add(edge, j).clamp_(max=0.0) for j in range(1, order // 2 + 1)]
-    slope = _power(edge, order - 1)
-    total = edge.mul_(slope)
+def unit(order: int) -> float:
+    """c, with which (c y)^k = y^k / k!."""
+    return math.factorial(order) ** (-1 / order)
+
+
+def power_sums(z: Tensor, order: int, sloped: bool) -> tuple[Tensor, Tensor | None]:
+    """(-1)^k B_k(z / c) and, if asked for, its derivative divided by (-1)^k k c, for c = unit(k) and k > 1.
+
+    In the memory of ``z``, in as few calls as there can be.
+    """
+    c = unit(order)
+    sign = z.sign() if sloped else None
+    edge = z.abs_().sub_(c * (order + 1) / 2).clamp_(max=0.0)  # -c max((k+1)/2 - |z|, 0)
+    inner = [functional.softshrink(edge, c * j) for j in range(1, order // 2 + 1)]  # as both are <= 0
+    slope = _power(edge, order - 1) if sloped else None
+    total = edge.mul_(slope) if slope is not None else _power_(edge, order)
     for j, term in enumerate(inner, start=1):
         factor = (-1) ** j * binomial(order + 1, j)
-        lower = _power(term, order - 1)
-        total.add_(term.mul_(lower), alpha=factor)
-        slope = slope.add_(lower, alpha=factor)
-    return total, slope.mul_(sign)
+        if slope is None:
+            total.add_(_power_(term, order), alpha=factor)
+        else:
+            lower = _power(term, order - 1)
+            total.add_(term.mul_(lower), alpha=factor)
+            slope.add_(lower, alpha=factor)
+    return total, slope if slope is None or sign is None else slope.mul_(sign)
 
 
 def scratch_needed(order: int, derivative: int) -> int:

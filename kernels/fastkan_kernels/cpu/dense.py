@@ -46,12 +46,12 @@ def splines_in(
     x: Tensor, knots: Tensor, weight: Tensor, g: Tensor, basis: Basis, derivative: int, compiling: bool
 ) -> Tensor:
     """The splines' part of H, ``[N, I]``."""
-    cells = basis.cells if derivative < basis.order and basis.product is None else None
+    psi = DenseFeatures(x, knots, basis, derivative, None, compiling)
+    cells = basis.cells if psi.filling != "recursive" and basis.product is None else None
     if cells is not None and derivative > 0 and len(x) > weight.shape[2]:
         # a spline's derivative is the spline of one order less on the differences of its coefficients
         steps = functional.pad(weight, (0, 0, 0, 0, 1, 1)).diff(dim=0).mul_(cells[1])
         return splines_in(x, knots, steps, g, basis._replace(order=basis.order - 1), derivative - 1, compiling)
-    psi = DenseFeatures(x, knots, basis, derivative, None, compiling)
     memory = scratch(x, psi.shape[0] * psi.shape[1] * x.shape[1], "products")
 
     def products(rows: slice, numbers: slice) -> Tensor:

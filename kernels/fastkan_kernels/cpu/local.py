@@ -46,7 +46,7 @@ def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[T
 def _de_boor(x: Tensor, knots: Tensor, order: int, derivative: int) -> tuple[Tensor, Tensor]:
     """De Boor's triangle on the cell's own 2k knots, found by search: exact on every knot."""
     inputs, count = knots.shape
-    cell = torch.searchsorted(knots, x.t().contiguous(), right=True).t().sub_(1)
+    cell = torch.searchsorted(knots.contiguous(), x.t().contiguous(), right=True).t().sub_(1)
     inside = (cell >= 0) & (cell < count - 1)
     nan = x.isnan()
     at = cell.clamp(0, count - 2)
