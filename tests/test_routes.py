@@ -18,6 +18,7 @@ from fastkan import KANLinear
 from fastkan.functional import kan_linear
 from fastkan_kernels import Basis, ops, routing
 from fastkan_kernels.backends import Call
+from fastkan_kernels.cpu import lowered
 from fastkan_kernels.trilinear import Slots
 
 KINDS = ("shared", "adapted")  # a small layer with equal knots has a route of its own
@@ -142,8 +143,12 @@ def test_forward_mode_levels(name: str, kind: str, derivative: int) -> None:
 
 
 @pytest.mark.parametrize("backend", COMPILERS)
+@pytest.mark.parametrize("seen", ["whole", "laid open"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_forward_and_backward(kind: str, backend: str) -> None:
+def test_compiled_forward_and_backward(kind: str, seen: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small operators are laid open to the compiler, large ones are called by what it makes."""
+    if seen == "whole":
+        monkeypatch.setattr(lowered, "MOST_FEATURES", 0)
     layer, o, basis = layer_and_case(kind)
     x = o.x.clone().requires_grad_()
     y = compiled(layer, backend)(x)
@@ -184,6 +189,7 @@ def test_the_compiled_function_follows_the_backend_asked_for() -> None:
 
     ran = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lowered, "MOST_FEATURES", 0)  # an operator that is laid open calls nobody
         for name in ("reference", "cpu"):
             for table in filter(None, (BACKENDS[name].contract, getattr(BACKENDS[name], "compiling", None))):
                 plain = table["F"]

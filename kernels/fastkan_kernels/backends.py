@@ -35,6 +35,18 @@ class Small(NamedTuple):
     kept: Callable[..., tuple]
 
 
+class Lowered(NamedTuple):
+    """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays.
+
+    ``serves(x, knots, basis)`` says for which; ``contract(name, x, knots, slots, basis, derivative)`` is
+    traced after all derivatives have been taken. ``source`` is another one for each version of its code.
+    """
+
+    serves: Callable[..., bool]
+    contract: Callable
+    source: str
+
+
 class Backend(NamedTuple):
     """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
 
@@ -48,6 +60,7 @@ class Backend(NamedTuple):
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
+    lowered: Lowered | None = None
 
 
 _REFERENCE = {"F": reference.contract_out, "G": reference.contract_weight, "H": reference.contract_in}
@@ -65,6 +78,7 @@ BACKENDS: dict[str, Backend] = {
         describe=cpu.describe,
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.Kept),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
+        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
     ),
 }
 

@@ -1,6 +1,7 @@
 """The three contractions as registered operators: the route under ``torch.compile``.
 
 The compiler sees them whole. Their backward calls them again by the same table as the Functions'.
+Small layers' operators it sees laid open (:func:`_lay_open`), and fuses.
 An operator can't return "no tensor", so G without a base function returns an empty second part.
 """
 
@@ -10,12 +11,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
 
-from .backends import Call, contract
+from .backends import BACKENDS, Call, contract
 from .basis import Basis
 from .trilinear import Slots, gradients
 
-_FIXED = "int order, str base, bool uniform, float[]? cells, ScalarType? product, int derivative, str backend"
+_FIXED = (
+    "int order, str base, bool uniform, float[]? cells, ScalarType? product, int derivative, str backend, str source"
+)
 _SCHEMAS = {
     "F": f"(Tensor x, Tensor knots, Tensor? v, Tensor weight, Tensor? base_weight, {_FIXED}) -> Tensor",
     "G": f"(Tensor x, Tensor knots, Tensor? v, Tensor g, {_FIXED}) -> (Tensor, Tensor)",
@@ -29,11 +33,14 @@ _OPERANDS = {
 
 
 def _flat(call: Call) -> tuple:
-    return (*call.basis, call.derivative, call.backend)
+    lowered = BACKENDS[call.backend].lowered
+    # PyTorch's cache on disk knows a compiled graph by its operators' names and arguments
+    source = lowered.source if lowered else ""
+    return (*call.basis, call.derivative, call.backend, source)
 
 
 def _call(flat: tuple) -> Call:
-    order, base, uniform, cells, product, derivative, backend = flat
+    order, base, uniform, cells, product, derivative, backend, _ = flat
     return Call(Basis(order, base, uniform, cells and tuple(cells), product), derivative, backend)
 
 
@@ -106,7 +113,26 @@ def _register(name: str, operator_name: str):
         return found.get("x"), None, *by_operand, *(None,) * len(_flat(ctx.call))
 
     operator.register_autograd(backward, setup_context=setup_context)
+    operator.register_torch_dispatch(FunctionalTensorMode, _lay_open(name))
     return operator
+
+
+def _lay_open(name: str) -> Callable:
+    """What the compiler sees of an operator whose backend lays its sizes open; else the operator."""
+
+    def functionalize(mode, operator, types, args=(), kwargs=None):
+        x, knots, *rest = args
+        operands = _OPERANDS[name]
+        call = _call(tuple(rest[len(operands) :]))
+        lowered = BACKENDS[call.backend].lowered
+        if lowered is None or not lowered.serves(x, knots, call.basis):
+            return mode.__torch_dispatch__(operator, types, args, kwargs)
+        with mode:
+            slots = Slots(**dict(zip(operands, rest)))
+            out = lowered.contract(name, x, knots, slots, call.basis, call.derivative)
+            return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
+
+    return functionalize
 
 
 OPERATORS = {

@@ -1,6 +1,6 @@
 """F, G and H in plain PyTorch, quick on a CPU: see :mod:`.contract` for the two ways it takes."""
 
-from . import small
+from . import lowered, small
 from .contract import contract_in, contract_out, contract_weight, describe, unable
 
-__all__ = ["contract_in", "contract_out", "contract_weight", "describe", "small", "unable"]
+__all__ = ["contract_in", "contract_out", "contract_weight", "describe", "lowered", "small", "unable"]

@@ -47,7 +47,8 @@ def spline_(z: Tensor, order: int, derivative: int, scratch: list[Tensor]) -> Te
     else:
         z.abs_()
     total.sub_((order + 1) / 2).clamp_(max=0.0)  # -max((k+1)/2 - |z|, 0)
-    inner = [torch.add(total, j, out=scratch[j - 1]).clamp_(max=0.0) for j in range(1, order // 2 + 1)]
+    # min(total + j, 0), as total <= 0
+    inner = [torch.ops.aten.softshrink.out(total, j, out=scratch[j - 1]) for j in range(1, order // 2 + 1)]
     _power_(total, power)
     for j, term in enumerate(inner, start=1):
         total.add_(_power_(term, power), alpha=(-1) ** j * binomial(order + 1, j))
