@@ -61,7 +61,7 @@ def kan_linear(
         TypeError, ValueError: for arguments that don't fit together, before any work is done.
 
     Example:
-        >>> knots = fastkan_kernels.uniform_knots(2, grid_size=5, order=3)
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
         >>> w = torch.randn(8, 2, 4)
         >>> kan_linear(torch.rand(10, 2), w, knots=knots, base="none").shape
         torch.Size([10, 4])

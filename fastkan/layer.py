@@ -180,6 +180,12 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
                 changed then.
+
+        Example:
+            >>> layer = KANLinear(2, 5)
+            >>> layer.update_grid(torch.randn(1000, 2))
+            >>> layer
+            KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
         samples = self._samples(x)
         _check_share("grid_eps", grid_eps)
@@ -205,6 +211,12 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
+
+        Example:
+            >>> layer = KANLinear(2, 5)
+            >>> layer.refine(20)
+            >>> layer.spline_weight.shape
+            torch.Size([23, 2, 5])
         """
         check_int("grid_size", grid_size, least=1)
         samples = None if x is None else self._samples(x)

@@ -46,8 +46,9 @@ def contract_out(
         ValueError: for a derivative of silu above 4.
 
     Example:
-        >>> knots = uniform_knots(2, grid_size=5, order=3)
-        >>> contract_out(x, knots, weight, basis=Basis(3, "none", uniform=True))
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 4)
+        >>> contract_out(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([10, 4])
     """
     return _contract("F", x, knots, Slots(v, weight, base_weight), basis, derivative)
 
@@ -68,6 +69,15 @@ def contract_weight(
 
     Returns:
         ``[G + k, I, O]`` for the splines, and ``[I, O]`` for the base function or None without one.
+
+    Raises:
+        TypeError, ValueError: as in :func:`contract_out`.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> splines, base = contract_weight(torch.rand(10, 2), knots, torch.randn(10, 4), basis=basis_of(knots, 3))
+        >>> splines.shape, base.shape
+        (torch.Size([8, 2, 4]), torch.Size([2, 4]))
     """
     return _contract("G", x, knots, Slots(v, g=g), basis, derivative)
 
@@ -89,5 +99,14 @@ def contract_in(
 
     Returns:
         ``[N, I]``.
+
+    Raises:
+        TypeError, ValueError: as in :func:`contract_out`.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 4)
+        >>> basis = basis_of(knots, 3, "none")
+        >>> contract_in(torch.rand(10, 2), knots, weight, None, torch.randn(10, 4), basis=basis, derivative=1).shape
+        torch.Size([10, 2])
     """
     return _contract("H", x, knots, Slots(None, weight, base_weight, g), basis, derivative)

@@ -42,7 +42,8 @@ def edge_std(
         ValueError: if there are no more than ``correction`` rows.
 
     Example:
-        >>> edge_std(x, knots, weight, basis=Basis(3, "none", uniform=True)).shape
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_std(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
         torch.Size([2, 5])
     """
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
@@ -59,6 +60,14 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
     Returns:
         ``[I, P, P]`` with P = G + k splines and, last, the base function if there is one;
         differentiable in x.
+
+    Raises:
+        ValueError: if there are no more than ``correction`` rows.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> feature_covariance(torch.rand(10, 2), knots, basis=basis_of(knots, 3)).shape
+        torch.Size([2, 9, 9])
     """
     check_operands(x, knots, Slots(), basis)
     if x.shape[0] <= correction:
@@ -72,7 +81,13 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
-    """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps."""
+    """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_values(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([10, 2, 5])
+    """
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     return _edge_values(x, knots, weight, base_weight, basis)
 
@@ -83,6 +98,14 @@ def edge_mean_abs(
     """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]``, in blocks of rows.
 
     The absolute value allows no shortcut by the covariance: this costs N I O (G + k + 1) operations.
+
+    Raises:
+        ValueError: if there are no rows.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_mean_abs(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([2, 5])
     """
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     if x.shape[0] == 0:

@@ -45,6 +45,11 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
 
     Knots made in float32 and widened to float64 are not: in float64 they are off by far more than
     rounding. Reads the values, so on a GPU it waits for it: ask once, when the knots change.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> knots_are_uniform(knots), knots_are_uniform(knots.double())
+        (True, False)
     """
     if knots.is_meta or knots.shape[-1] < 2 or knots.shape[0] == 0:
         return False
@@ -74,6 +79,10 @@ def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
     """The basis of a layer whose knots are known to be equally spaced.
 
     It reads them, to see whether all inputs share one row, only where that makes nobody wait.
+
+    Example:
+        >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).cells
+        (-1.5, 2.0)
     """
     readable = knots.device.type == "cpu" and not torch.compiler.is_compiling()
     return Basis(order, base, True, _shared_cells(knots) if readable else None)

@@ -60,7 +60,7 @@ def backend(name: str) -> Iterator[None]:
 
     Example:
         >>> with backend("reference"):
-        ...     y = layer(x)
+        ...     y = KANLinear(2, 5)(torch.rand(10, 2))
     """
     if name not in BACKEND_NAMES:
         raise ValueError(f"backend must be one of {', '.join(BACKEND_NAMES)}; got {name!r}")

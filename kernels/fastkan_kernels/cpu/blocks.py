@@ -23,7 +23,7 @@ from . import cardinal, compiled
 from .local import local_features
 from .workspace import scratch
 
-BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, and as much again of scratch
+BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, and as much again of scratch (or of psi, where it needs none)
 MIN_ROWS = 256  # fewer rows make a slack matrix product
 SCATTER_FROM = 32  # splines, from which on the scattered filling is the quickest
 
@@ -54,7 +54,8 @@ def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]
     """Rows and splines of a block filled the way ``how``; by sizes alone, so that the same shape gives
     the same bits."""
     if how in ("scattered", "recursive"):  # these make all splines of a row together
-        return max(1, min(rows, BLOCK_ELEMENTS // (count * inputs))), count
+        elements = BLOCK_ELEMENTS if how == "recursive" else 2 * BLOCK_ELEMENTS
+        return max(1, min(rows, elements // (count * inputs))), count
     block_rows = min(rows, max(MIN_ROWS, BLOCK_ELEMENTS // (count * inputs)))
     return block_rows, min(count, max(1, BLOCK_ELEMENTS // (block_rows * inputs)))
 

@@ -1,0 +1,99 @@
+"""``python -m bench.readme``: the README's tables, made from the figures in ``bench/results``.
+
+Nobody writes a figure there by hand: ``python -m bench --json bench/results/cpu.json`` measures, this
+copies, and a test compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .report import place
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path("bench") / "results" / "cpu.json"
+BEGIN, END = "<!-- bench.readme: begin -->", "<!-- bench.readme: end -->"
+ANCHOR = "MLP, as many parameters"
+MODES = {"step": "Forward and backward", "forward": "Forward alone"}
+
+
+def tables(results: dict) -> str:
+    """What stands between the marks: two tables of ratios, one of memory, and where they are from."""
+    names = _names(results)
+    parts = [_table(f"{words}, divided by the MLP's time", results, names, mode) for mode, words in MODES.items()]
+    parts.append(_memory(results, [name for name in names if "compile" not in name]))
+    parts.append(f"Measured on {place(results)}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def inserted(text: str, tables: str) -> str:
+    """``text`` with ``tables`` between its marks.
+
+    Raises:
+        ValueError: if the marks are not there.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the text has no {BEGIN} ... {END}")
+    return f"{before}{begin}\n{tables}{end}{after}"
+
+
+def _names(results: dict) -> list[str]:
+    """All rivals with a time somewhere, but for the anchor."""
+    timed = {row["rival"] for case in results["results"] for row in case["rivals"] if "step" in row}
+    order = [row["rival"] for row in results["results"][0]["rivals"]]
+    return [name for name in order if name in timed and name != ANCHOR]
+
+
+def _table(title: str, results: dict, names: list[str], mode: str) -> str:
+    def cell(row: dict) -> str:
+        ratio = row.get(mode, {}).get("ratios", {}).get(ANCHOR)
+        if ratio is None:
+            return "-"
+        median, half = ratio["median"], (ratio["high"] - ratio["low"]) / 2
+        decimals = 0 if median >= 100 else 1 if median >= 10 else 2
+        return f"{median:.{decimals}f} ± {half:.{decimals}f}"
+
+    return _markdown(title, results, names, cell)
+
+
+def _memory(results: dict, names: list[str]) -> str:
+    def cell(row: dict) -> str:
+        peak = row["peak_bytes"]
+        return "-" if peak is None else f"{peak / 2**20:.1f}"
+
+    return _markdown("Peak memory of forward and backward, MiB", results, [*names, ANCHOR], cell)
+
+
+def _markdown(title: str, results: dict, names: list[str], cell) -> str:
+    lines = [f"| {title} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for result in results["results"]:
+        case, rows = result["case"], {row["rival"]: row for row in result["rivals"]}
+        label = f"{case['rows']} rows, {'-'.join(map(str, case['widths']))}, G={case['grid_size']}"
+        lines.append(f"| {label} | " + " | ".join(cell(rows[name]) for name in names) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite the README's block; with ``--check`` only say whether it is up to date."""
+    arguments = argparse.ArgumentParser("python -m bench.readme", description=(__doc__ or "").splitlines()[0])
+    arguments.add_argument(
+        "--json", type=Path, default=ROOT / RESULTS, metavar="FILE", help="figures of python -m bench"
+    )
+    arguments.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
+    arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it is out of date")
+    options = arguments.parse_args(argv)
+    text = options.readme.read_text(encoding="utf-8")
+    new = inserted(text, tables(json.loads(options.json.read_text())))
+    if options.check:
+        return int(new != text)
+    options.readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

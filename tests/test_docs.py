@@ -1,0 +1,59 @@
+"""What the documentation shows works as it is shown: docstrings' examples, and the README's."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import fastkan
+import fastkan.functional
+import fastkan_kernels
+from fastkan_kernels.features import splines
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = [
+    importlib.import_module(info.name)
+    for package in (fastkan, fastkan_kernels)
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + ".")
+]
+PUBLIC = {name: getattr(module, name) for module in (fastkan_kernels, fastkan) for name in module.__all__}
+NAMES = {**PUBLIC, "torch": torch, "splines": splines, "kan_linear": fastkan.functional.kan_linear}
+
+
+@pytest.mark.parametrize("module", [fastkan, *MODULES], ids=lambda module: module.__name__)
+def test_docstrings_examples(module: ModuleType) -> None:
+    assert doctest.testmod(module, extraglobs=NAMES).failed == 0
+
+
+@pytest.mark.parametrize(
+    "name", sorted(set(PUBLIC) - {"functional", "__version__", "BASE_FUNCTIONS", "MAX_SPLINE_ORDER"})
+)
+def test_every_public_name_has_a_docstring_with_an_example(name: str) -> None:
+    assert ">>>" in (PUBLIC[name].__doc__ or "")
+
+
+def test_the_readmes_examples_run_one_after_another(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert "backend: cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", [README, (ROOT / "kernels/fastkan_kernels/README.md").read_text(encoding="utf-8")],
+                         ids=["README", "kernels"])  # fmt: skip
+def test_files_that_are_named_exist(text: str) -> None:
+    """Links, and names of Python files and folders in backquotes (relative to the root or the kernels)."""
+    named = re.findall(r"\]\(((?!http)[^)#]+)\)", text) + re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert named
+    for name in named:
+        assert any((ROOT / folder / name).exists() for folder in (".", "kernels/fastkan_kernels")), name
