@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from bench import __main__ as command
-from bench import cases, demo, measure, readme, report
+from bench import cases, measure, readme, report
 from bench.cases import CASES, Case
+from bench.demo import __main__ as demo
+from bench.demo import classifier
 from bench.errors import BOUND, Error, Oracle
 from bench.measure import Task, interleaved, ratio, spread, times
 from bench.memory import peak_bytes
@@ -203,8 +205,8 @@ def test_every_case_has_a_name_of_its_own_and_is_found_by_it() -> None:
 def test_the_demo_learns_and_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "EPOCHS", 2)
-    monkeypatch.setattr(demo, "BUDGET", 0.2)
+    monkeypatch.setattr(classifier, "EPOCHS", 2)
+    monkeypatch.setattr(classifier, "BUDGET", 0.2)
     assert demo.main(["--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for words in ("1347 images to learn from", "test accuracy", "training step", "peak memory", "digits.png"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 
@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from fastkan import KANLinear
 from fastkan_kernels import Basis, edge_std, edge_values
 
-from .measure import times
-from .plain import PlainKANLinear
-
-if TYPE_CHECKING:
-    from .demo import Cost, Digits, Learner
+from ..measure import times
+from ..plain import PlainKANLinear
+from .classifier import Cost, Digits, Learner
 
 EDGES = 6
 # the plain one pale and wide, ours dark and narrow: both can be seen where they lie on each other
