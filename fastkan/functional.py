@@ -16,7 +16,7 @@ from fastkan_kernels.checks import (
     check_weights,
 )
 from fastkan_kernels.features import base_function
-from fastkan_kernels.routing import contract
+from fastkan_kernels.routing import contract, needs_composite
 from fastkan_kernels.trilinear import Slots
 
 OUTSIDE = ("zero", "linear")
@@ -50,7 +50,7 @@ def kan_linear(
         spline_scale: ``[in, out]``, a factor of each edge's spline.
         mask: ``[in, out]``; an edge with 0 is off and gets no gradient.
         outside: beyond the grid [t_k, t_{G+k}] a spline runs out to ``"zero"`` along the outer knots,
-            or goes on ``"linear"``, by its tangent.
+            or goes on ``"linear"``, by its tangent (an infinite x gives NaN then).
         uniform: whether each row of the knots is equally spaced. None looks, which reads their values
             (and waits for a GPU); who calls often says it, and is taken at their word.
 
@@ -79,7 +79,8 @@ def kan_linear(
         check_knots(knots, spline_order)
         basis = basis_of(knots, spline_order, base)
     else:
-        basis = uniform_basis(knots, spline_order, base) if uniform else Basis(spline_order, base)
+        unread = not uniform or needs_composite(knots) is not None
+        basis = Basis(spline_order, base) if unread else uniform_basis(knots, spline_order, base)
     check_weights(knots, spline_weight, base_weight, basis, "spline_weight")
     for name, value, shape in (
         ("bias", bias, (outputs,)),
@@ -160,7 +161,8 @@ def _linear_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Ten
     # the last cell's own tangent: on the knot itself the cell to its right would count
     high = torch.nextafter(high, low)
     wide = x.to(torch.promote_types(x.dtype, knots.dtype))
-    near = torch.minimum(torch.maximum(wide, low), high)
+    # of maximum and minimum PyTorch would halve the slope at the ends themselves
+    near = torch.where(wide < low, low, torch.where(wide > high, high, wide))
     splines, alone = basis._replace(base="none"), slots._replace(base_weight=None)
     y = contract("F", near, knots, alone, splines, 0)
     y = y + contract("F", near, knots, alone._replace(v=wide - near), splines, 1)

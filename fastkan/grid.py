@@ -165,9 +165,9 @@ def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int) -> tuple[T
 def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
     """Minimum-norm coefficients of splines that go through given values at the knots of the grid.
 
-    One small pseudo-inverse for each input serves all its edges. What splines could follow only with
-    coefficients ten times as large as the values they leave out: between repeated or very close knots,
-    and the fastest changes at an even order.
+    One small pseudo-inverse serves all edges of an input, and all inputs that share their knots. What
+    splines could follow only with coefficients ten times as large as the values they leave out: between
+    repeated or very close knots, and the fastest changes at an even order.
 
     Args:
         values: ``[G + 1, I, O]`` at t_k to t_{G+k} of each input.
@@ -175,6 +175,9 @@ def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
     Returns:
         ``[G + k, I, O]``, float64.
     """
-    knots = knots.double()
-    psi = splines(interior(knots, order).t(), knots, order).permute(2, 0, 1)  # [I, G + 1, K]
-    return torch.einsum("ikp,pio->kio", torch.linalg.pinv(psi, rtol=0.1), values.double())
+    knots, inverse = knots.double().unique(dim=0, return_inverse=True)
+    psi = splines(interior(knots, order).t(), knots, order).permute(2, 0, 1)  # [U, G + 1, K]
+    solution = torch.linalg.pinv(psi, rtol=0.1)
+    if len(solution) == 1:
+        return torch.einsum("kp,pio->kio", solution[0], values.double())
+    return torch.einsum("ikp,pio->kio", solution[inverse], values.double())

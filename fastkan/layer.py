@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import basis_of, uniform_knots
+from fastkan_kernels import Basis, uniform_knots
 from fastkan_kernels.checks import (
     check_base,
+    check_dtype,
     check_finite,
     check_int,
     check_knots,
@@ -17,9 +18,11 @@ from fastkan_kernels.checks import (
     check_range,
     check_shape,
 )
+from fastkan_kernels.routing import needs_composite
 
 from . import grid
 from .functional import check_outside, forward, rows_of
+from .known import KnownKnots
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -49,7 +52,9 @@ class KANLinear(nn.Module):
         base_weight: ``[in, out]``, or None with ``base="none"``.
         spline_scale: ``[in, out]``, or None.
         bias: ``[out]``, or None.
-        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`.
+        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`. What
+            writes into the buffer itself (an average of models) is noticed by the next eager call; after
+            it, compiled code needs a ``layer.set_knots(layer.knots)``.
         mask: ``[in, out]`` of 0 and 1, a buffer, or None; see :meth:`set_mask`.
 
     Raises:
@@ -89,13 +94,17 @@ class KANLinear(nn.Module):
         check_outside(outside)
         low, high = check_range("grid_range", grid_range)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        check_dtype(dtype)
+        knots = uniform_knots(
+            in_features, grid_size, spline_order, (low, high), dtype=_knots_dtype(dtype), device=device
+        )
+        check_knots(knots, spline_order)  # in their own dtype a range may have no width
         self.in_features = in_features
         self.out_features = out_features
         self.spline_order = spline_order
         self.base = base
         self.outside = outside
+        self._grid_range = low, high  # the initial one
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -105,15 +114,16 @@ class KANLinear(nn.Module):
         self.base_weight = parameter(*edges) if base != "none" else None
         self.spline_scale = parameter(*edges) if spline_scale else None
         self.bias = parameter(out_features) if bias else None
-        knots = uniform_knots(
-            in_features, grid_size, spline_order, (low, high), dtype=_knots_dtype(dtype), device=device
-        )
         self.register_buffer("knots", knots)
         self.register_buffer("mask", None)
-        self.basis = basis_of(knots, spline_order, base)
+        self._known = KnownKnots(knots, spline_order, base)
         self.register_buffer("_outside_count", None, persistent=False)
-        self._rows_seen = 0
         self.reset_parameters()
+
+    @property
+    def basis(self) -> Basis:
+        """What the features are, with what is known of the knots as they are now."""
+        return self._known.basis(self.knots)
 
     @property
     def grid_size(self) -> int:
@@ -157,6 +167,7 @@ class KANLinear(nn.Module):
 
     # -- knots and masks ------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def set_knots(self, knots: Tensor) -> None:
         """Replace the knots, keeping the coefficients; for as many knots as there are.
 
@@ -165,8 +176,13 @@ class KANLinear(nn.Module):
         """
         check_knots(knots, self.spline_order)
         check_shape("knots", knots, tuple(self.knots.shape))
-        self._replace_knots(knots)
+        if knots.is_meta and not self.knots.is_meta:
+            raise ValueError(f"knots must have values, got a tensor on meta for a layer on {self.knots.device}")
+        rounded = knots.detach().to(self.knots, copy=True).contiguous()
+        check_knots(rounded, self.spline_order)
+        self._replace_knots(rounded)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
         """Move the knots to where samples lie, and refit the splines there by least squares.
@@ -187,6 +203,7 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
+        self._check_own_splines()
         samples = self._samples(x)
         _check_share("grid_eps", grid_eps)
         _check_share("margin", margin)
@@ -197,6 +214,7 @@ class KANLinear(nn.Module):
         weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples)
         self._replace_splines(weight, knots)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def refine(self, grid_size: int, x: Tensor | None = None) -> None:
         """Give every spline ``grid_size`` intervals, and the same function.
@@ -219,6 +237,7 @@ class KANLinear(nn.Module):
             torch.Size([23, 2, 5])
         """
         check_int("grid_size", grid_size, least=1)
+        self._check_own_splines()
         samples = None if x is None else self._samples(x)
         order = self.spline_order
         old = grid.interior(self.knots, order).double()
@@ -230,6 +249,7 @@ class KANLinear(nn.Module):
             weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples)
         self._replace_splines(weight, finer)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def set_mask(self, mask: Tensor | None) -> None:
         """Switch edges off where ``mask [in, out]`` is 0; None takes the mask away.
@@ -243,18 +263,22 @@ class KANLinear(nn.Module):
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
         check_shape("mask", mask, (self.in_features, self.out_features))
+        if mask.is_meta and not self.spline_weight.is_meta:
+            raise ValueError(f"mask must have values, got a tensor on meta for a layer on {self.spline_weight.device}")
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("mask must hold 0 and 1 only")
         self.mask = mask.detach().to(self.spline_weight, copy=True)
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def count_outside(self, enabled: bool = True) -> None:
-        """Start (from zero) or stop counting the inputs that lie outside the grid in each forward."""
-        self._rows_seen = 0
-        self._outside_count = (
-            torch.zeros(self.in_features, dtype=torch.int64, device=self.knots.device) if enabled else None
-        )
+        """Start (from zero) or stop counting the inputs that lie outside the grid in each forward.
+
+        What runs under a ``torch.func`` transform or an export is not counted.
+        """
+        counters = self.in_features + 1  # the last one is for rows
+        self._outside_count = torch.zeros(counters, dtype=torch.int64, device=self.knots.device) if enabled else None
 
     def outside_share(self) -> Tensor:
         """Share of the inputs since :meth:`count_outside` that lay outside the grid, ``[in]``.
@@ -262,18 +286,20 @@ class KANLinear(nn.Module):
         Raises:
             RuntimeError: if nothing has been counted.
         """
-        if self._outside_count is None or self._rows_seen == 0:
+        if self._outside_count is None or self._outside_count[-1] == 0:
             raise RuntimeError("nothing was counted: call count_outside() and then the layer")
-        return self._outside_count / self._rows_seen
+        return self._outside_count[:-1] / self._outside_count[-1]
 
     @torch.no_grad()
     def _count_outside(self, x: Tensor) -> None:
         assert self._outside_count is not None
+        if needs_composite(self.knots) is not None:
+            return
         limits = grid.interior(self.knots, self.spline_order)
         rows = rows_of(x, self.in_features).detach()
         inside = (rows >= limits[:, 0]) & (rows <= limits[:, -1])
-        self._outside_count += (~inside).sum(0)
-        self._rows_seen += len(rows)
+        self._outside_count[:-1] += (~inside).sum(0)
+        self._outside_count[-1] += len(rows)
 
     # -- plumbing -------------------------------------------------------------------------------
 
@@ -286,6 +312,13 @@ class KANLinear(nn.Module):
         check_finite("x", rows)
         return rows
 
+    def _check_own_splines(self) -> None:
+        if self._parameters.get("spline_weight") is None:
+            raise RuntimeError(
+                "spline_weight is no parameter of the layer itself: something (a parametrization, pruning) "
+                "computes it. Remove that, change the grid, and put it back"
+            )
+
     def _replace_splines(self, weight: Tensor, knots: Tensor) -> None:
         weight = weight.to(self.spline_weight.dtype).contiguous()
         if weight.shape == self.spline_weight.shape:
@@ -297,25 +330,37 @@ class KANLinear(nn.Module):
 
     def _replace_knots(self, knots: Tensor) -> None:
         self.knots = knots.detach().to(self.knots, copy=True).contiguous()
-        self.basis = basis_of(self.knots, self.spline_order, self.base)
+        self._known.look(self.knots)
 
     def _apply(self, fn, recurse=True):
         before = self.knots
         super()._apply(fn, recurse)
         if self.knots.dtype != _knots_dtype(self.knots.dtype):  # a grid in half precision is no grid
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
-        if self.knots.dtype != before.dtype or before.is_meta:
-            self.basis = basis_of(self.knots, self.spline_order, self.base)
+        if before.is_meta and not self.knots.is_meta:  # memory that nobody has filled
+            sizes = self.in_features, self.grid_size, self.spline_order
+            self.knots = uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
+        if self.knots.dtype != before.dtype or self.knots.device != before.device:
+            self._known.look(self.knots)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        mask = state_dict.get(prefix + "mask")
-        if mask is not None and self.mask is None:
-            self.mask = torch.ones_like(mask, device=self.knots.device)
-        elif mask is None and prefix + "knots" in state_dict:  # this layer's state, of a time without a mask
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        knots, mask = state_dict.get(prefix + "knots"), state_dict.get(prefix + "mask")
+        if isinstance(knots, Tensor):
+            try:
+                check_knots(knots, self.spline_order)
+            except (TypeError, ValueError) as error:
+                errors.append(f"{prefix}knots: {error}")
+                return
+        if mask is None and knots is not None:  # this layer's state, of a time without a mask
             self.mask = None
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self.basis = basis_of(self.knots, self.spline_order, self.base)
+        elif mask is not None and self.mask is None:
+            if mask.shape == (self.in_features, self.out_features):
+                self.mask = torch.ones_like(mask, device=self.knots.device)
+            else:
+                errors.append(f"{prefix}mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        self._known.look(self.knots)
 
     def extra_repr(self) -> str:
         parts = [

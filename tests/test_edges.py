@@ -242,3 +242,24 @@ def test_no_tensor_of_all_edges_and_rows_is_made() -> None:
         with Watch():
             size(x, knots, weight, base_weight, basis=Basis(3, uniform=True)).sum().backward()
     assert 0 < largest < 10_000_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_a_mean_over_many_rows_of_low_precision(dtype: torch.dtype) -> None:
+    """Added up in float32: 80000 is no float16, and bfloat16 stops counting at 256."""
+    knots = knots_module.uniform_knots(1, 5, 3)
+    x = (torch.rand(40000, 1) * 1.8 - 0.9).to(dtype)
+    weight = torch.full((8, 1, 2), 2.0, dtype=dtype)
+    found = edge_mean_abs(x, knots, weight, basis=Basis(3, "none", uniform=True))
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.full_like(found, 2.0))
+
+
+@pytest.mark.parametrize("size", [*SIZED.values(), edge_values], ids=[*SIZED, "values"])
+def test_autocast_is_held_off(size) -> None:
+    """W^T C W cancels: rounded to bfloat16 it would be off by as much as it is."""
+    o, basis = case(dtype=torch.float32)
+    o = o._replace(weight=o.weight + 10)
+    exact = size(*sizes(o, basis), basis=basis)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(size(*sizes(o, basis), basis=basis), exact)

@@ -87,6 +87,8 @@ CONTRACTIONS = {
     "order float": (out(basis=Basis(3.0)), TypeError, r"spline_order must be an int, got float"),
     "order bool": (out(basis=Basis(True)), TypeError, r"spline_order must be an int, got bool"),
     "base unknown": (out(basis=Basis(3, "gelu")), ValueError, r"base must be one of .*none'; got 'gelu'"),
+    "x sparse": (out((0, X.to_sparse())), TypeError, r"x must be a dense tensor, got torch.sparse_coo"),
+    "product word": (out(basis=CUBIC._replace(product="half")), TypeError, r"dtype must .*'half'"),
     "basis int": (out(basis=3), TypeError, r"basis .*Basis.*int"),
     "derivative -1": (out(derivative=-1), ValueError, r"derivative must be 0 or more, got -1"),
     "derivative float": (out(derivative=1.0), TypeError, r"derivative must be an int, got float"),
@@ -101,6 +103,10 @@ EDGES = {
                        r"x must have more than 1 rows.*got 1"),
     "std correction": (lambda: kernels.edge_std(X, KNOTS, W, BASE_W, basis=CUBIC, correction=5), ValueError,
                        r"x must have more than 5 rows.*got 5"),
+    "std correction word": (lambda: kernels.edge_std(X, KNOTS, W, BASE_W, basis=CUBIC, correction="1"), TypeError,
+                            r"correction must be an int, got str"),
+    "std correction -1": (lambda: kernels.edge_std(X, KNOTS, W, BASE_W, basis=CUBIC, correction=-1), ValueError,
+                          r"correction must be at least 0, got -1"),
     "std weight": (lambda: kernels.edge_std(X, KNOTS, W[1:], BASE_W, basis=CUBIC), ValueError,
                    r"weight must have the shape .*got \[7, 2, 3\]"),
     "std weight none": (lambda: kernels.edge_std(X, KNOTS, None, basis=Basis(3, "none")), BAD,
@@ -129,6 +135,8 @@ KNOT_MAKERS = {
     "reversed": (lambda: kernels.uniform_knots(2, 5, 3, (1.0, -1.0)), ValueError, r"grid_range .*increasing.*\(1"),
     "no width": (lambda: kernels.uniform_knots(2, 5, 3, (1.0, 1.0)), ValueError, r"grid_range .*increasing"),
     "nan": (lambda: kernels.uniform_knots(2, 5, 3, (NAN, 1.0)), ValueError, r"grid_range .*finite"),
+    "int dtype": (lambda: kernels.uniform_knots(2, 5, 3, dtype=torch.int64), TypeError, r"dtype must .*int64"),
+    "basis of a row": (lambda: kernels.basis_of(KNOTS[0], 3), ValueError, r"knots must have the shape .*got \[12\]"),
     "basis of a list": (lambda: kernels.basis_of([[0.0, 1.0]], 3), TypeError, r"knots must be .*got list"),
     "basis of order 8": (lambda: kernels.basis_of(KNOTS, 8), ValueError, r"spline_order must be from 1 to 5, got 8"),
     "basis of base": (lambda: kernels.basis_of(KNOTS, 3, "relu"), ValueError, r"base must be one of .*got 'relu'"),
@@ -146,6 +154,7 @@ def knots_with(column: int, value: float) -> torch.Tensor:
     return knots
 
 
+NARROW = torch.linspace(1, 1 + 1e-9, 12, dtype=torch.float64).repeat(2, 1)  # in float32 all are 1
 FLAT = torch.cat([KNOTS[:, :4], KNOTS[:, 3:4].expand(-1, 4), KNOTS[:, 3:4].expand(-1, 1), KNOTS[:, 9:]], 1)
 
 FUNCTION = {
@@ -195,6 +204,12 @@ CONSTRUCTOR = {
     "range inf": (lambda: KANLinear(2, 3, grid_range=(0, INF)), ValueError, r"grid_range must be finite.*inf"),
     "range nan": (lambda: KANLinear(2, 3, grid_range=(NAN, 1)), ValueError, r"grid_range must be finite.*nan"),
     "range number": (lambda: KANLinear(2, 3, grid_range=1), TypeError, r"grid_range must be two numbers, got 1"),
+    "range words": (lambda: KANLinear(2, 3, grid_range="01"), TypeError, r"grid_range must be two numbers, got '01'"),
+    "range without width": (lambda: KANLinear(2, 3, grid_range=(1, 1 + 1e-9)), ValueError, r"width.*float32"),
+    "range too small": (lambda: KANLinear(2, 3, grid_range=(0, 1e-40)), ValueError, r"width.*float32"),
+    "range too large": (lambda: KANLinear(2, 3, grid_range=(-3e38, 3e38)), ValueError, r"finite"),
+    "range beyond float32": (lambda: KANLinear(2, 3, grid_range=(-1e39, 1e39)), ValueError, r"finite"),
+    "dtype float8": (lambda: KANLinear(2, 3, dtype=torch.float8_e4m3fn), TypeError, r"dtype must .*float8"),
     "range three": (lambda: KANLinear(2, 3, grid_range=(1, 2, 3)), TypeError, r"grid_range must be two.* got \(1"),
     "base": (lambda: KANLinear(2, 3, base="gelu"), ValueError, r"base must be one of .*got 'gelu'"),
     "outside": (lambda: KANLinear(2, 3, outside="tangent"), ValueError, r"outside must be one of .*got 'tangent'"),
@@ -260,6 +275,11 @@ METHODS = {
     "knots nan": (lambda m: m.set_knots(knots_with(5, NAN)), ValueError, r"knots must be finite"),
     "knots fall": (lambda m: m.set_knots(-KNOTS), ValueError, r"knots must be non-decreasing.*\[0, 1\]"),
     "knots flat": (lambda m: m.set_knots(FLAT), ValueError, r"must have a width"),
+    "knots meta": (lambda m: m.set_knots(KNOTS.to("meta")), ValueError, r"knots must have values.*meta.*cpu"),
+    "knots flat once rounded": (lambda m: m.set_knots(NARROW), ValueError,
+                                r"must have a width"),
+    "knots infinite once rounded": (lambda m: m.set_knots(1e300 * KNOTS.double()), ValueError, r"knots must be finite"),
+    "mask meta": (lambda m: m.set_mask(torch.ones(2, 3, device="meta")), ValueError, r"mask must have values.*meta"),
     "knots list": (lambda m: m.set_knots([1.0]), TypeError, r"knots must be a torch.Tensor, got list"),
     "mask shape": (lambda m: m.set_mask(torch.ones(3, 2)), ValueError, r"mask .*shape \[2, 3\], got \[3, 2\]"),
     "mask half": (lambda m: m.set_mask(torch.full((2, 3), 0.5)), ValueError, r"mask must hold 0 and 1 only"),

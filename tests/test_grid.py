@@ -318,3 +318,20 @@ def test_linear_outside_spoils_no_more_than_its_row() -> None:
     assert after[2].isnan().all()
     kept = [0, 1, 3, 4, 5]
     assert torch.equal(after[kept], y[kept])
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_linear_outside_has_every_derivative_at_the_first_knot_of_the_grid(order: int) -> None:
+    """Where a PINN has its boundary: the one of the cell to its right, not a half of it."""
+    layer = layer_on("adapted", order, outside="linear")
+    plain = layer_on("adapted", order)
+    plain.load_state_dict(layer.state_dict())
+    values = []
+    for module in (layer, plain):
+        x = ends(layer)[0].unsqueeze(0).clone().requires_grad_()
+        value = module(x)
+        for _ in range(order):
+            (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+            values.append(value.detach())
+    for linear, zero in zip(values[:order], values[order:], strict=True):
+        torch.testing.assert_close(linear, zero, rtol=1e-9, atol=1e-9)

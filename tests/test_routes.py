@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import numpy as np
 import oracle
 import pytest
 import torch
@@ -16,10 +15,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 import fastkan
 from fastkan import KANLinear
 from fastkan.functional import kan_linear
-from fastkan_kernels import Basis, ops, routing
-from fastkan_kernels.backends import Call
+from fastkan_kernels import Basis, routing
 from fastkan_kernels.cpu import lowered
-from fastkan_kernels.trilinear import Slots
 
 KINDS = ("shared", "adapted")  # a small layer with equal knots has a route of its own
 WITH_COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
@@ -369,27 +366,25 @@ def test_the_private_names_of_torch_mean_what_they_did() -> None:
     assert forward_ad._current_level == -1
 
 
-@pytest.mark.parametrize(
-    ("base", "v", "sizes"),
-    [("silu", True, (6, 2, 3)), ("none", False, (1, 2, 1)), ("silu", False, (0, 2, 3))],
-    ids=["all operands", "one row, one output", "no rows"],
-)
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-@pytest.mark.parametrize("name", "FGH")
-def test_registered_operators_are_sound(name: str, backend: str, base: str, v: bool, sizes: tuple) -> None:
-    """Schema, shapes and strides that fake tensors promise, and gradients under AOTAutograd."""
-    o, basis = make_case("shared", *sizes, base=base, v=v)
-    operands = {"F": (o.v, o.weight, o.base_weight), "G": (o.v, o.g), "H": (o.weight, o.base_weight, o.g)}[name]
-    tensors = [t if t is None else t.clone().requires_grad_() for t in (o.x, *operands)]
-    fixed = ops._flat(Call(basis, 0, backend))
-    torch.library.opcheck(ops.OPERATORS[name], (tensors[0], o.knots, *tensors[1:], *fixed))
+def test_counting_what_is_outside_stays_out_of_the_way() -> None:
+    """Under the compiler the counts go on, and don't make it compile again; transforms aren't counted."""
+    layer = KANLinear(2, 3)
+    layer.count_outside()
+    function = compiled(layer)
+    for _ in range(12):
+        function(torch.full((5, 2), 9.0))
+    assert torch.equal(layer.outside_share(), torch.ones(2))
+    x = torch.rand(4, 2)
+    torch.testing.assert_close(vmap(layer)(x), layer(x))
+    assert jacrev(layer)(x).shape == (4, 3, 4, 2)
+    assert torch.equal(layer.outside_share(), torch.full((2,), 60 / 64))
 
 
-@pytest.mark.parametrize("name", "FGH")
-def test_registered_operators_compute_the_same(name: str) -> None:
-    o, basis = make_case("adapted")
-    free = {"F": "g", "G": "W", "H": "v"}[name]
-    slots = Slots(o.v, o.weight, o.base_weight, o.g).leave(free)
-    value = ops.apply(name, Call(basis, 1, "cpu"), o.x, o.knots, slots)
-    for part, expected in zip(value if name == "G" else (value,), oracle.exact(name, o, basis, 1)):
-        np.testing.assert_allclose(part.numpy(), expected, rtol=1e-11, atol=1e-11 * np.abs(expected).max())
+def test_vmap_over_equal_knots() -> None:
+    _, o, _ = layer_and_case("shared")
+    shifted = torch.stack([o.knots, o.knots + 0.1])
+
+    def function(knots: torch.Tensor) -> torch.Tensor:
+        return kan_linear(o.x, o.weight, o.base_weight, knots=knots, uniform=True)
+
+    same(vmap(function)(shifted), torch.stack([function(knots) for knots in shifted]))

@@ -90,3 +90,109 @@ def test_made_without_memory_and_filled_later() -> None:
     plain = fresh_layer()
     layer.load_state_dict(plain.state_dict())
     assert repr(layer) == repr(plain)
+
+
+@pytest.mark.parametrize("write", ["copy_", "averaged model", "functional_call"])
+def test_knots_that_somebody_else_wrote_are_noticed(write: str) -> None:
+    """What is known of equal knots isn't used on others, whichever way they came into the layer."""
+    layer, other = KANLinear(2, 3, 10), KANLinear(2, 3, 10)
+    other.load_state_dict(layer.state_dict())
+    other.update_grid(2 * torch.randn(500, 2))
+    x = torch.randn(40, 2)
+    expected = other(x)
+    if write == "copy_":
+        for mine, theirs in zip(layer.state_dict().values(), other.state_dict().values()):
+            mine.copy_(theirs)
+        y = layer(x)
+    elif write == "averaged model":
+        average = torch.optim.swa_utils.AveragedModel(layer, avg_fn=lambda old, new, count: new)
+        for _ in range(2):
+            average.update_parameters(other)
+        y = copy.deepcopy(average)(x)
+    else:
+        y = torch.func.functional_call(layer, other.state_dict(), x)
+        compiled = torch.compile(torch.func.functional_call, backend="aot_eager")
+        torch.testing.assert_close(compiled(layer, other.state_dict(), x), expected, rtol=1e-4, atol=1e-5)
+        layer(x)  # which is as it was
+        assert "adapted" not in repr(layer)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_failed_load_leaves_a_layer_that_works() -> None:
+    layer, other = KANLinear(2, 3), KANLinear(2, 2)
+    other.set_mask(torch.ones(2, 2))
+    x = torch.rand(5, 2)
+    y = layer(x)
+    with pytest.raises(RuntimeError, match=r"mask: \[2, 3\] expected, got \[2, 2\]"):
+        layer.load_state_dict(other.state_dict())
+    assert torch.equal(layer(x), y)
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda knots: knots.flip(1), "non-decreasing"),
+    (lambda knots: knots * torch.nan, "finite"),
+    (lambda knots: knots * 0, "width"),
+], ids=["falling", "nan", "flat"])  # fmt: skip
+def test_a_state_dict_with_knots_that_are_none_is_refused(spoil, message: str) -> None:
+    layer = KANLinear(2, 3)
+    state = {**layer.state_dict(), "knots": spoil(layer.knots)}
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(RuntimeError, match=f"knots must be {message}|grid must have a {message}"):
+        layer.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_what_was_changed_in_inference_mode_can_be_trained_after() -> None:
+    layer = KANLinear(2, 3)
+    with torch.inference_mode():
+        layer.update_grid(torch.randn(50, 2))
+        layer.refine(10)
+        layer.set_knots(layer.knots + 0.1)
+        layer.set_mask(torch.ones(2, 3))
+        layer.count_outside()
+        layer(torch.randn(5, 2))
+    layer(torch.randn(5, 2)).sum().backward()
+    assert layer.outside_share().shape == (2,)
+
+
+def test_memory_that_is_given_later_holds_the_first_grid() -> None:
+    """The recipe of deferred initialisation: meta, to_empty, reset_parameters."""
+    with torch.device("meta"):
+        layer = KANLinear(2, 3, 6, grid_range=(0, 3))
+    layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert torch.equal(layer.knots, KANLinear(2, 3, 6, grid_range=(0, 3)).knots)
+    assert layer(3 * torch.rand(9, 2)).isfinite().all()
+
+
+def test_splines_that_are_computed_by_something_else_are_not_refitted() -> None:
+    layer = KANLinear(2, 3)
+    torch.nn.utils.parametrizations.weight_norm(layer, "spline_weight")
+    knots, x = layer.knots.clone(), torch.randn(50, 2)
+    for change in (lambda: layer.update_grid(x), lambda: layer.refine(10)):
+        with pytest.raises(RuntimeError, match="spline_weight is no parameter of the layer itself"):
+            change()
+    assert torch.equal(layer.knots, knots)
+
+
+@pytest.mark.parametrize("layer", [KANLinear(3, 4), KANLinear(64, 64)], ids=["small", "large"])
+def test_another_default_device_is_no_matter(layer: KANLinear) -> None:
+    """Nor is it remembered: scratch memory and constants are on x's own device."""
+    x = torch.rand(500, layer.in_features).requires_grad_()
+    with torch.device("meta"):
+        layer(x).sum().backward()
+    y = layer(x)
+    assert y.device.type == "cpu"
+    assert y.isfinite().all()
+
+
+def test_a_trace_that_fails_spoils_nothing() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    layer = KANLinear(3, 4, 7)
+    x = torch.rand(5, 3)
+    try:
+        make_fx(layer, tracing_mode="fake")(x)
+    except Exception as error:  # fake and real tensors don't mix
+        assert "Fake" in str(error)  # noqa: PT017
+    assert layer(x).isfinite().all()

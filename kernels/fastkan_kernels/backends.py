@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from . import cpu, reference
-from .basis import Basis, autocast_dtype
+from .basis import Basis, exact_products
 from .trilinear import Slots
 
 
@@ -93,10 +92,8 @@ def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, comp
     """
     backend = BACKENDS[call.backend]
     function = (backend.compiling if compiling else None) or backend.contract
-    if autocast_dtype(x) is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            return function[name](x, knots, slots, call.basis, call.derivative)
-    return function[name](x, knots, slots, call.basis, call.derivative)
+    with exact_products(x):
+        return function[name](x, knots, slots, call.basis, call.derivative)
 
 
 def small_of(call: Call) -> Small:

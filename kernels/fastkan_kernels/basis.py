@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,13 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
+
+
+def exact_products(x: torch.Tensor) -> AbstractContextManager[None]:
+    """Hold autocast off: here it is known where to round."""
+    if autocast_dtype(x) is None:
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -25,6 +25,8 @@ def check_int(name: str, value: object, least: int) -> None:
 def check_range(name: str, value: object) -> tuple[float, float]:
     """``value`` is two finite, increasing numbers; returns them."""
     try:
+        if isinstance(value, str):
+            raise TypeError
         low, high = (float(end) for end in value)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be two numbers, got {value!r}") from None
@@ -33,12 +35,20 @@ def check_range(name: str, value: object) -> tuple[float, float]:
     return low, high
 
 
+def check_dtype(dtype: object) -> None:
+    """``dtype`` is one that a layer can have."""
+    if dtype not in _FLOATS:
+        raise TypeError(f"dtype must be torch.float16, bfloat16, float32 or float64, got {dtype!r}")
+
+
 def check_basis(basis: object) -> None:
     """``basis`` is a :class:`Basis` that there are features for."""
     if not isinstance(basis, Basis):
         raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
     check_order(basis.order)
     check_base(basis.base)
+    if basis.product is not None:
+        check_dtype(basis.product)
 
 
 def check_order(order: object) -> None:
@@ -59,6 +69,8 @@ def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
     """``value`` is a floating-point tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
     if value.dtype not in _FLOATS and not any_dtype:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
@@ -94,13 +106,18 @@ def check_knots(knots: Tensor, order: int) -> None:
     if bool(falls.any()):
         rows = falls.nonzero().flatten().tolist()
         raise ValueError(f"knots must be non-decreasing in each row; those of features {rows[:8]} are not")
-    flat = wide[:, order] >= wide[:, -order - 1]
+    # counting cells divides by their mean width, in the knots' own precision
+    finite = torch.finfo(knots.dtype)
+    width = (wide[:, -order - 1] - wide[:, order]) / (knots.shape[1] - 2 * order - 1)
+    flat = width < finite.tiny
     if bool(flat.any()):
         rows = flat.nonzero().flatten().tolist()
         raise ValueError(
             f"the grid must have a width: knots[:, {order}] < knots[:, {-order - 1}] does not hold for "
-            f"features {rows[:8]}"
+            f"features {rows[:8]} in {knots.dtype}"
         )
+    if bool((wide[:, -1] - wide[:, 0] > finite.max).any()):
+        raise ValueError(f"the knots' range must be finite in {knots.dtype}, got one that is wider than {finite.max:g}")
 
 
 def check_weights(

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import routing
-from .basis import Basis
-from .checks import check_operands
+from .basis import Basis, exact_products, working_dtype
+from .checks import check_int, check_operands
 from .features import features
 from .trilinear import Slots
 
@@ -49,7 +49,8 @@ def edge_std(
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     covariance = feature_covariance(x, knots, basis=basis, correction=correction)
     w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
-    variance = (w * (covariance @ w)).sum(1)
+    with exact_products(x):
+        variance = (w * (covariance @ w)).sum(1)
     varies = ~(variance <= 0)  # a NaN is not lost
     return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
 
@@ -70,14 +71,17 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         torch.Size([2, 9, 9])
     """
     check_operands(x, knots, Slots(), basis)
+    check_int("correction", correction, least=0)
     if x.shape[0] <= correction:
         raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:
         psi = _features(x, knots, basis)
         centred = psi - psi[:1]
         centred = centred - centred.mean(0)
-        return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
-    return _Covariance.apply(x, knots, basis, correction)
+        with exact_products(x):
+            return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
+    with exact_products(x):
+        return _Covariance.apply(x, knots, basis, correction)
 
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
@@ -89,7 +93,7 @@ def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | 
         torch.Size([10, 2, 5])
     """
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
-    return _edge_values(x, knots, weight, base_weight, basis)
+    return _edge_values(x, knots, weight, base_weight, basis).to(x.dtype)
 
 
 def edge_mean_abs(
@@ -110,7 +114,7 @@ def edge_mean_abs(
     check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
     if x.shape[0] == 0:
         raise ValueError("x must have rows for a mean, got none")
-    total = x.new_zeros(weight.shape[1:])
+    total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
     rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
     for part in x.split(rows):
         # checkpointed, so that a backward holds one block's N x I x O at a time
@@ -120,7 +124,7 @@ def edge_mean_abs(
             use_reentrant=False,
         )
         total = total + sizes
-    return total / x.shape[0]
+    return (total / x.shape[0]).to(x.dtype)
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
@@ -135,7 +139,8 @@ def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> Te
 
 def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
     psi = _features(x, knots, basis)
-    return torch.einsum("npi,pio->nio", psi, _joined(weight, base_weight).to(psi.dtype)).to(x.dtype)
+    with exact_products(x):
+        return torch.einsum("npi,pio->nio", psi, _joined(weight, base_weight).to(psi.dtype))
 
 
 class _Covariance(torch.autograd.Function):
@@ -168,7 +173,8 @@ class _Covariance(torch.autograd.Function):
         for part in x.split(_rows(knots, ctx.basis)):
             centred = _features(part, knots, ctx.basis) - mean
             slope = _features(part, knots, ctx.basis, derivative=1)
-            parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
+            with exact_products(x):
+                parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None
 
 

@@ -99,9 +99,16 @@ def cell_width(knots: Tensor) -> Tensor:
     return (knots[:, -1] - knots[:, 0]) / (knots.shape[1] - 1)
 
 
-def round_features(psi: Tensor, knots: Tensor, derivative: int, product: torch.dtype | None) -> Tensor:
-    """Features rounded to ``product`` in units of a cell, where no derivative overflows, and back."""
+def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """Features rounded to ``basis.product`` in units of a cell, where no derivative overflows, and back.
+
+    Where cells differ in width, no unit fits derivatives in all of them into float16's range, and they
+    are left as they are.
+    """
+    product = basis.product
     if product is None or product == psi.dtype:
+        return psi
+    if derivative > 0 and product == torch.float16 and not basis.uniform:
         return psi
     unit = cell_width(knots).to(psi.dtype) ** derivative
     return (psi * unit).to(product).to(psi.dtype) / unit
@@ -119,7 +126,7 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> tup
     dtype = working_dtype(x.dtype)
     x, knots = x.to(dtype), knots.to(dtype)
     psi = splines(x, knots, basis.order, derivative)
-    psi = round_features(psi, knots, derivative, basis.product)
+    psi = round_features(psi, knots, basis, derivative)
     if basis.base == "none":
         return psi, None
     base = base_function(x, basis.base, derivative)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .basis import Basis
-from .checks import check_base, check_int, check_order, check_range, check_tensor
+from .checks import check_base, check_dtype, check_int, check_order, check_range, check_shape, check_tensor
 
 
 def uniform_knots(
@@ -34,6 +34,7 @@ def uniform_knots(
     check_int("grid_size", grid_size, least=1)
     check_order(order)
     low, high = check_range("grid_range", grid_range)
+    check_dtype(dtype)
     # made in float64 and rounded once, so that each knot is within half an eps of its place
     steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
     row = low + steps * ((high - low) / grid_size)
@@ -70,6 +71,7 @@ def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
         Basis(order=1, base='silu', uniform=True, cells=(-1.5, 2.0), product=None)
     """
     check_tensor("knots", knots)
+    check_shape("knots", knots, ("in_features", "grid_size + 2 * spline_order + 1"))
     check_order(order)
     check_base(base)
     return Basis(order, base, True, _shared_cells(knots)) if knots_are_uniform(knots) else Basis(order, base)

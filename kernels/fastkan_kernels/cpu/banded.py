@@ -45,7 +45,7 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
     for n in range(0, x.shape[0], step):
         rows = slice(n, min(n + step, x.shape[0]))
         first, values = local_features(x[rows], knots, basis, derivative)
-        values = round_features(values, knots, derivative, basis.product)
+        values = round_features(values, knots, basis, derivative)
         number = first.unsqueeze(1) + numbers
         if first.min() < 0 or first.max() > count - active:  # some name no spline
             known = number.clamp(0, count - 1)

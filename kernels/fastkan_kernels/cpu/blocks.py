@@ -120,7 +120,7 @@ class DenseFeatures:
                 yield slice(n, min(n + rows, len(self.x))), numbers
 
     def _finished(self, psi: Tensor, rows: slice) -> Tensor:
-        psi = round_features(psi, self.knots, self.derivative, self.basis.product)
+        psi = round_features(psi, self.knots, self.basis, self.derivative)
         return psi if self.v is None else psi.mul_(self.v[rows].unsqueeze(1))
 
     def _middles(self, numbers: slice) -> Tensor:

@@ -28,7 +28,7 @@ class ClosedForm:
         first, rate = uniform_cells(knots, basis)
         scale = rate**derivative * cardinal.scale(basis.order, derivative)
         self._constants = [
-            torch.as_tensor(number, dtype=like.dtype).expand(like.shape[1]).contiguous()
+            torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()
             for number in (first, rate, scale)
         ]
         self._which = f"{basis.order}{derivative}"  # a str, since the compiler would make symbols of numbers
@@ -70,10 +70,11 @@ def _compiled(function: Callable) -> Callable:
 
 @functools.cache
 def _works() -> bool:
-    row, room = torch.zeros(3), torch.empty(4, 5, 3)
+    cpu = torch.device("cpu")  # whatever the default is
+    row, room = torch.zeros(3, device=cpu), torch.empty(4, 5, 3, device=cpu)
     try:
         with torch.no_grad():
-            _compiled(_write)(torch.zeros(4, 3), row, row, row, torch.zeros(5), "10", room)
+            _compiled(_write)(torch.zeros(4, 3, device=cpu), row, row, row, torch.zeros(5, device=cpu), "10", room)
     except Exception as error:  # whatever a missing or broken compiler raises
         warnings.warn(f"fastkan makes its features uncompiled, since compiling them failed: {error}", stacklevel=3)
         return False

@@ -10,7 +10,6 @@ For uniform knots that all inputs share.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -24,6 +23,7 @@ from . import cardinal
 
 MOST_FEATURES = 1 << 17
 MOST_INPUTS = 32  # above, each call has enough to do
+MOST_FORMS = 1 << 12
 
 
 class Kept(NamedTuple):
@@ -36,10 +36,11 @@ class Kept(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """Numbers of the closed form: z = places + x * rate, in units in which a truncated power needs no
-    factor (see :mod:`.cardinal`)."""
+    """Numbers of the closed form: z = places + (x - first) * rate, in units in which a truncated power
+    needs no factor (see :mod:`.cardinal`)."""
 
     places: Tensor  # [K, 1, 1]
+    first: float
     rate: float
     sign: float  # of what comes out as psi
     slope: float  # by which what comes out as psi' must be multiplied
@@ -63,17 +64,18 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
 def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) -> tuple[Tensor, Kept]:
     """F_0(x, W), and what to keep; ``sloped`` if the gradient by x will be wanted."""
     weight, base_weight = slots.weight, slots.base_weight
-    form = _form(basis.cells, basis.order, weight.shape[0], x.dtype)
-    z = torch.add(form.places, x.t().contiguous(), alpha=form.rate)
+    form = _form(basis, weight.shape[0], x)
+    ahead = torch.sub(x.t(), form.first, out=x.new_empty(x.shape[::-1]))
+    z = torch.add(form.places, ahead, alpha=form.rate)
     psi, slope = cardinal.power_sums(z, basis.order, sloped)
     psi = psi.view(-1, x.shape[0])
     weight = weight.flatten(0, 1)
     if base_weight is None:
         y = torch.mm(psi.t(), weight)
         return y if form.sign > 0 else y.neg_(), Kept(psi, slope, None, None)
-    finite = torch.finfo(x.dtype)
-    base = _base(x.clamp(min=finite.min), basis.base)
+    base = _base(x, basis.base)
     y = torch.mm(base, base_weight).addmm_(psi.t(), weight, alpha=form.sign)
+    finite = torch.finfo(x.dtype)
     return y, Kept(psi, slope, base, x.clamp(finite.min, finite.max) if sloped else None)
 
 
@@ -81,7 +83,7 @@ def backward(kept: Kept, slots: Slots, basis: Basis, g: Tensor, by_x: bool, by_w
     """Gradients by x, weight and base_weight where they are wanted, else None."""
     dx = dw = db = None
     weight, base_weight = slots.weight, slots.base_weight
-    form = _form(basis.cells, basis.order, weight.shape[0], g.dtype)
+    form = _form(basis, weight.shape[0], g)
     flat = weight.flatten(0, 1)
     gt = g.t().contiguous()
     if by_weight:
@@ -98,19 +100,28 @@ def backward(kept: Kept, slots: Slots, basis: Basis, g: Tensor, by_x: bool, by_w
     return dx, dw, db
 
 
-@lru_cache(maxsize=256)
-def _form(cells: tuple[float, float], order: int, count: int, dtype: torch.dtype) -> _Form:
-    first, rate = cells
-    unit = cardinal.unit(order)
-    with torch.inference_mode(False):
-        places = cardinal.middles(0, count, order, torch.empty(0, dtype=torch.float64))
-        places = (-unit * (places + rate * first)).to(dtype).view(-1, 1, 1)
-    sign = (-1.0) ** order
-    return _Form(places, rate * unit, sign, sign * order * unit * rate)
+_forms: dict[tuple, _Form] = {}  # made for each kind of layer once
+
+
+def _form(basis: Basis, count: int, like: Tensor) -> _Form:
+    key = (basis.cells, basis.order, count, like.dtype)
+    form = _forms.get(key)
+    if form is None:
+        assert basis.cells is not None  # as serves() has seen to
+        (first, rate), order = basis.cells, basis.order
+        unit, sign = cardinal.unit(order), (-1.0) ** order
+        with torch.inference_mode(False):  # what is made in that mode can't be used outside of it
+            places = -unit * cardinal.middles(0, count, order, like).view(-1, 1, 1)
+        form = _Form(places, first, rate * unit, sign, sign * order * unit * rate)
+        if type(places) is Tensor and len(_forms) < MOST_FORMS:  # not a fake one
+            _forms[key] = form
+    return form
 
 
 def _base(x: Tensor, name: str) -> Tensor:
-    return functional.silu(x) if name == "silu" else base_function(x, name)
+    if name == "silu":
+        return functional.silu(x.clamp(min=torch.finfo(x.dtype).min))  # silu(-inf) would be NaN
+    return base_function(x, name)
 
 
 def _pull_base(pulled: Tensor, x: Tensor, name: str) -> Tensor:

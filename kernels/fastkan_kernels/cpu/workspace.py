@@ -26,7 +26,7 @@ def scratch(like: Tensor, numbers: int, use: str) -> Tensor:
     memory = _kept.memory.get((use, like.dtype))
     if memory is None or memory.numel() < numbers:
         with torch.inference_mode(False):  # what is made in that mode can't be written outside of it
-            memory = torch.empty(numbers, dtype=like.dtype)
+            memory = torch.empty(numbers, dtype=like.dtype, device=like.device)
         if type(memory) is Tensor:  # not a fake one
             _kept.memory[use, like.dtype] = memory
     return memory[:numbers]
