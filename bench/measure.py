@@ -17,6 +17,7 @@ from .machine import OtherWork
 
 SAMPLE_SECONDS = 10e-3  # quick calls are made back to back for this long, as in training, where caches are warm
 MOST_CALLS = 20
+WARM_BELOW = 0.1  # seconds; to a longer call it is no matter what the caches hold when it starts
 FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
 LAP = 0.3  # seconds; the shortest time over which others' work can be told from rounding
@@ -109,6 +110,8 @@ def interleaved(
         first = number % len(names)
         for name in names[first:] + names[:first]:
             if (number + 1) * turns[name] // rounds > number * turns[name] // rounds:
+                if estimate[name] < WARM_BELOW:  # in training its own last step was before it, not another's
+                    seconds(tasks[name])
                 found[name] = statistics.median([seconds(tasks[name]) for _ in range(calls[name])])
         gc.collect()
         return found
