@@ -31,7 +31,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/.torch: constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastkan needs Python 3.10 or newer: make ... PYTHON=python3.11")'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(PIP) --upgrade pip setuptools
 	$(PIP) torch $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -47,6 +48,11 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
     except (ValueError, RuntimeError) as mistake:
         arguments.error(str(mistake))
+    if options.budget is not None and not 0 < options.budget < math.inf:
+        arguments.error(f"--budget must be a number of seconds above 0, got {options.budget}")
+    for path in filter(None, (options.json, options.markdown)):
+        if not path.parent.is_dir():
+            arguments.error(f"there is no folder {path.parent} to write {path.name} into")
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     warnings.filterwarnings("ignore", module="kan|inkan")  # other packages' affairs
     about = describe()
@@ -82,6 +88,9 @@ def _run(cases: list[Case], rivals: list[Rival], budget: float, patience: float,
 
 
 def _rivals(patterns: list[str] | None, quick: bool) -> list[Rival]:
+    for pattern in patterns or ():
+        if not any(pattern in rival.name for rival in RIVALS):
+            raise ValueError(f"no rival is named like {pattern!r}; there are {', '.join(r.name for r in RIVALS)}")
     if patterns:
         return [rival for rival in RIVALS if rival.anchor or any(part in rival.name for part in patterns)]
     return [rival for rival in RIVALS if not (quick and rival.compiled)]

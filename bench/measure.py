@@ -22,6 +22,7 @@ FEWEST_ROUNDS = 3
 MOST_ROUNDS = 200
 LAP = 0.3  # seconds; the shortest time over which others' work can be told from rounding
 SPARE = 1.0
+MOST_OVER = 3.0  # times the budget, after which rounds end though the machine has become slower
 MOST_OTHERS = 0.15  # of the processor, that others may take from a round that counts
 
 
@@ -119,9 +120,15 @@ def interleaved(
     kept: list[dict[str, float | None]] = []
     lap: list[dict[str, float | None]] = []
     spare, disturbed = SPARE * budget, 0.0
+    latest = time.perf_counter() + MOST_OVER * budget
+
+    def enough() -> bool:
+        each = all(sum(found[name] is not None for found in kept) >= FEWEST_ROUNDS for name in names)
+        return len(kept) >= rounds or (each and time.perf_counter() > latest)
+
     with quiet():
         watch = OtherWork()
-        while len(kept) < rounds:
+        while not enough():
             lap.append(one_round(len(kept) + len(lap)))
             if watch.seconds() < LAP and len(kept) + len(lap) < rounds:
                 continue
@@ -134,7 +141,7 @@ def interleaved(
                 tick(len(kept) / rounds)
             lap, watch = [], OtherWork()
     samples = {name: [found[name] for found in kept] for name in names}
-    return Run(samples, None if others is None else disturbed / rounds)
+    return Run(samples, None if others is None else disturbed / len(kept))
 
 
 def _estimate(task: Task) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 # read when torch is loaded: no run compiles by what another has left on disk
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -12,6 +13,10 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# of the extra "bench", which those tests need
+if not all(map(find_spec, ("matplotlib", "rich", "sklearn", "tqdm"))):
+    collect_ignore = ["test_bench.py"]
 
 # The same examples on every run: a suite that fails once a week teaches nobody anything.
 settings.register_profile(

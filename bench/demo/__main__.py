@@ -74,6 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     picture = options.out / "digits.png"
     draw(both, cost, data, picture)
     console.print(table(both, cost))
+    if len(both[OURS].accuracies) < classifier.EPOCHS:
+        console.print(f"Training ended before the last epoch, since {classifier.PATIENCE:.0f} seconds had passed.")
     if cost.others is not None and cost.others > BUSY:
         console.print(f"Other processes took {cost.others:.0%} of the processor: the times are not worth much.")
     console.print(place(describe()), style="dim")

@@ -19,6 +19,7 @@ from fastkan_kernels import Basis, edge_std, edge_values
 
 from ..measure import times
 from ..plain import PlainKANLinear
+from ..report import BUSY
 from .classifier import Cost, Digits, Learner
 
 EDGES = 6
@@ -46,7 +47,8 @@ def draw(both: dict[str, Learner], cost: Cost, data: Digits, picture: Path) -> N
     medians = [1e3 * s.median for s in spreads]
     errors = [[1e3 * (s.median - s.low) for s in spreads], [1e3 * (s.high - s.median) for s in spreads]]
     _bars(curves[2], list(both), medians, errors)
-    _name(curves[2], "Training step", "", "ms, median and quartiles")
+    busy = cost.others is not None and cost.others > BUSY
+    _name(curves[2], "Training step" + "\non a busy machine" * busy, "", "ms, median and quartiles")
     _bars(curves[3], list(both), [peak / 2**20 for peak in cost.memory.values()])
     _name(curves[3], "Memory of a step", "", "MiB, peak")
 
