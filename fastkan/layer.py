@@ -142,9 +142,9 @@ class KANLinear(nn.Module):
             nn.init.zeros_(self.bias)
         if self.spline_weight.is_meta or self.spline_weight.numel() == 0:
             return
-        edges = (self.grid_size + 1, self.in_features, self.out_features)
+        at_knots = (self.grid_size + 1, self.in_features, self.out_features)
         with torch.no_grad():
-            noise = torch.rand(edges, device=self.knots.device, dtype=torch.float32).sub_(0.5)
+            noise = torch.rand(at_knots, device=self.knots.device, dtype=torch.float32).sub_(0.5)
             noise *= INITIAL_NOISE / self.grid_size
             self.spline_weight.copy_(grid.through(noise, self.knots, self.spline_order))
 
@@ -178,7 +178,7 @@ class KANLinear(nn.Module):
         check_shape("knots", knots, tuple(self.knots.shape))
         if knots.is_meta and not self.knots.is_meta:
             raise ValueError(f"knots must have values, got a tensor on meta for a layer on {self.knots.device}")
-        rounded = knots.detach().to(self.knots, copy=True).contiguous()
+        rounded = knots.detach().to(self.knots)
         check_knots(rounded, self.spline_order)
         self._replace_knots(rounded)
 
