@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from . import report
 from .cases import Case, chosen
 from .machine import describe
+from .memory import settle_allocator
 from .rivals import RIVALS, Rival
 from .run import CaseResult, run_case
 
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.error(f"there is no folder {path.parent} to write {path.name} into")
     console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     warnings.filterwarnings("ignore", module="kan|inkan")  # other packages' affairs
+    settle_allocator()
     about = describe()
     console.print(report.place(about), style="dim")
 

@@ -11,12 +11,16 @@ import torch
 from .cases import CASES, Case
 from .errors import Oracle
 from .measure import seconds
+from .memory import settle_allocator
 from .rivals import RIVALS, Rival
 from .run import MODES, Subject
 
 pytest.importorskip("pytest_benchmark")
 
 PATIENCE = 5.0  # seconds for a step; another package that is slower is skipped
+
+
+settle_allocator()
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -224,3 +227,32 @@ def test_the_demo_learns_and_draws(
     for words in ("1347 images to learn from", "test accuracy", "training step", "peak memory", "digits.png"):
         assert words in out
     assert (tmp_path / "digits.png").stat().st_size > 20_000
+
+
+FAULTS = """
+import resource, torch
+from bench.memory import settle_allocator
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(6_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+if SETTLE: print(settle_allocator())
+faults()
+print(faults())
+"""
+
+
+def test_a_settled_allocator_reuses_what_was_freed() -> None:
+    def run(settle: bool) -> list[str]:
+        code = FAULTS.replace("SETTLE", str(settle))
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}  # as if nothing had been freed yet
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.split()
+
+    worked, settled = run(settle=True)
+    if worked != "True":
+        pytest.skip("no glibc")
+    (fresh,) = run(settle=False)
+    assert int(fresh) > 100  # in pages of 4 KiB they are 5860, in huge ones fewer
+    assert int(settled) < 20

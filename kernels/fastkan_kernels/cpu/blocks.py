@@ -56,8 +56,9 @@ def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]
     if how in ("scattered", "recursive"):  # these make all splines of a row together
         elements = BLOCK_ELEMENTS if how == "recursive" else 2 * BLOCK_ELEMENTS
         return max(1, min(rows, elements // (count * inputs))), count
-    block_rows = min(rows, max(MIN_ROWS, BLOCK_ELEMENTS // (count * inputs)))
-    return block_rows, min(count, max(1, BLOCK_ELEMENTS // (block_rows * inputs)))
+    elements = BLOCK_ELEMENTS if how == "closed" else 2 * BLOCK_ELEMENTS  # "compiled" needs no scratch
+    block_rows = min(rows, max(MIN_ROWS, elements // (count * inputs)))
+    return block_rows, min(count, max(1, elements // (block_rows * inputs)))
 
 
 class DenseFeatures:
