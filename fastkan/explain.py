@@ -52,7 +52,8 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     rows = flat.shape[0]
     taken = route(x, layer.knots)
     slots = Slots(weight=layer.spline_weight, base_weight=layer.base_weight)
-    small = is_small(Call(basis._replace(product=product), 0, taken.backend), flat, layer.knots, slots)
+    with_product = basis._replace(product=product)
+    small = is_small(Call(with_product, 0, taken.backend), flat, layer.knots, slots)
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"
     lines = [
@@ -69,8 +70,6 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         lines.append("F_0, small: all features at once, in as few calls as there can be, kept for the backward")
         return "\n".join(lines)
     for name, derivative, what in _STEPS:
-        how = BACKENDS[taken.backend].describe(
-            name, rows, layer.in_features, layer.out_features, count, basis, derivative
-        )
+        how = BACKENDS[taken.backend].describe(name, flat, layer.out_features, count, with_product, derivative)
         lines.append(f"{name}_{derivative} ({what}): {how}")
     return "\n".join(lines)

@@ -186,8 +186,7 @@ def compute(name: str, o: Operands, basis: Basis, derivative: int = 0) -> tuple[
 
 def described(name: str, o: Operands, basis: Basis, derivative: int = 0) -> str:
     """What the CPU backend says that it would run."""
-    rows, inputs = o.x.shape
-    return cpu_backend.describe(name, rows, inputs, o.g.shape[1], basis.splines_of(o.knots), basis, derivative)
+    return cpu_backend.describe(name, o.x, o.g.shape[1], basis.splines_of(o.knots), basis, derivative)
 
 
 # -- verdicts ---------------------------------------------------------------------------------------

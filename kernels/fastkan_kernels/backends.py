@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import cpu, reference
+from . import cpu, reference, triton
 from .basis import Basis, exact_products
 from .trilinear import Slots
 
@@ -50,8 +50,9 @@ class Backend(NamedTuple):
     """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
 
     Every result has the dtype of x. ``unable(device_type)`` says why it can't serve a device, or
-    None; ``describe`` says in words what it would run. ``compiling`` is ``contract`` again for callers
-    that torch.compile has compiled, where that makes a difference.
+    None; ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run;
+    ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
+    again for callers that torch.compile has compiled, where that makes a difference.
     """
 
     contract: dict[str, Callable]
@@ -60,6 +61,7 @@ class Backend(NamedTuple):
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
     lowered: Lowered | None = None
+    missing: Callable[[], str | None] = lambda: None
 
 
 _REFERENCE = {"F": reference.contract_out, "G": reference.contract_weight, "H": reference.contract_in}
@@ -78,6 +80,12 @@ BACKENDS: dict[str, Backend] = {
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.Kept),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+    ),
+    "triton": Backend(
+        {"F": triton.contract_out, "G": triton.contract_weight, "H": triton.contract_in},
+        unable=triton.unable,
+        describe=triton.describe,
+        missing=triton.missing,
     ),
 }
 

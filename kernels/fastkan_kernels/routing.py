@@ -26,12 +26,10 @@ from .backends import BACKENDS, Call
 from .basis import Basis, autocast_dtype
 from .trilinear import Slots
 
-BACKEND_NAMES = ("auto", *BACKENDS, "triton")
-_UNSHIPPED = {"triton": "its kernels are not part of this version"}
+BACKEND_NAMES = ("auto", *BACKENDS)
 
-# what "auto" takes on a device, and why
-_AUTO = {"cpu": ("cpu", "auto: x is on the CPU")}
-_ANYWHERE = ("reference", "auto: it serves every device")
+# what "auto" takes on a device, if it is able to serve it
+_AUTO = {"cpu": "cpu", "cuda": "triton"}
 
 _chosen = threading.local()
 
@@ -64,8 +62,9 @@ def backend(name: str) -> Iterator[None]:
     """
     if name not in BACKEND_NAMES:
         raise ValueError(f"backend must be one of {', '.join(BACKEND_NAMES)}; got {name!r}")
-    if name in _UNSHIPPED:
-        raise RuntimeError(f"backend {name!r} can't serve: {_UNSHIPPED[name]}")
+    missing = None if name == "auto" else BACKENDS[name].missing()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} can't serve: {missing}")
     before = chosen_backend()
     _chosen.name = name
     try:
@@ -111,7 +110,7 @@ def route(x: Tensor, knots: Tensor) -> Route:
 
     device_type = x.device.type
     if asked == "auto":
-        name, because = _AUTO.get(device_type, _ANYWHERE)
+        name, because = _automatic(device_type)
     else:
         name, because = asked, "asked for by fastkan.backend"
         unable = BACKENDS[name].unable(device_type)
@@ -120,6 +119,17 @@ def route(x: Tensor, knots: Tensor) -> Route:
     if torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
     return Route("functions", "eager mode", name, because)
+
+
+def _automatic(device_type: str) -> tuple[str, str]:
+    """What "auto" takes on a device, and why."""
+    name = _AUTO.get(device_type)
+    if name is None:
+        return "reference", "auto: it serves every device"
+    unable = BACKENDS[name].unable(device_type)
+    if unable is not None:
+        return "reference", f"auto: backend {name!r} can't serve: {unable}"
+    return name, f"auto: x is on {'the CPU' if device_type == 'cpu' else 'a GPU'}"
 
 
 def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:

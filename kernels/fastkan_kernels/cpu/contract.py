@@ -75,8 +75,9 @@ def unable(device_type: str) -> str | None:
     return None if device_type == "cpu" else f"it is for CPU tensors, and x is on {device_type!r}"
 
 
-def describe(name: str, rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> str:
+def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
     """What would run for a contraction of these sizes, in words."""
+    rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
     way = choose(name, outputs, count, basis, derivative)

@@ -1,0 +1,222 @@
+"""What is compiled, as data: the configurations that a static check goes over, without a GPU.
+
+They come from the same launches as a run's, on tensors that have sizes but no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..basis import Basis
+from ..trilinear import Slots
+from . import tuning
+from .contract_in import launch_in
+from .contract_out import launch_out
+from .contract_weight import launch_weight
+from .features import launch_dot, launch_write
+from .gather import launch_gather_in, launch_gather_out
+from .launch import Launch
+from .problem import Problem, problem
+from .tuning import Config
+
+CAPABILITIES = (80, 90)
+ROWS, INPUTS, GRID = 8192, 256, 5
+_SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+
+class Build(NamedTuple):
+    """One compilation of a kernel, and what must be true of it."""
+
+    name: str
+    kernel: Any  # triton's JITFunction
+    signature: dict[str, str]  # argument -> Triton's name of its type
+    constants: dict[str, Any]
+    divisible: tuple[str, ...]  # arguments that 16 divides
+    capability: int
+    warps: int
+    stages: int
+    tensor_cores: bool  # its product must be made by them
+    overlaps: bool  # it claims to make features while products run
+    elements: int  # features made by a program between two products; 0 if none are
+    keeps_nan: bool  # no minimum or maximum of data may lose a NaN
+
+
+class Setting(NamedTuple):
+    """What tells builds of one kernel apart."""
+
+    name: str = "F"
+    dtype: torch.dtype = torch.bfloat16
+    precision: str = "ieee"
+    uniform: bool = True
+    order: int = 3
+    derivative: int = 0
+    base: str = "silu"
+    outputs: int = 256
+    multiplied: bool = False
+    way: str = "fused"
+    descriptors: bool = True
+
+
+def builds(capability: int) -> list[Build]:
+    """The whole shipped matrix for a capability of :data:`CAPABILITIES`."""
+    return [build for setting in _settings() for build in _builds_of(setting, capability)]
+
+
+def sample() -> list[Build]:
+    """At most 24 builds of both capabilities: every kernel, dtype and form."""
+    half = Setting()
+    single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
+    chosen = [
+        *(half._replace(name=name) for name in "FGH"),
+        *(half._replace(name=name, uniform=False, order=3, outputs=64) for name in "FGH"),
+        *(single._replace(name=name) for name in "FGH"),
+        half._replace(way="chunked"),
+        half._replace(way="chunked", name="H"),
+        single._replace(way="gather", precision="ieee"),
+        single._replace(way="gather", precision="ieee", name="H"),
+    ]
+    on_hopper = [build for setting in chosen for build in _builds_of(setting, 90)]
+    older = [half, half._replace(name="G"), half._replace(name="H"), half._replace(descriptors=False, outputs=7)]
+    on_ampere = [build for setting in older for build in _builds_of(setting, 80)]
+    double = list(_builds_of(Setting(dtype=torch.float64, outputs=64), 90))
+    return (on_hopper + on_ampere + double)[:24]
+
+
+def _settings() -> Iterator[Setting]:
+    halves = [(torch.bfloat16, "ieee"), (torch.float16, "ieee")]
+    dtypes = [*halves, (torch.float32, "tf32"), (torch.float32, "tf32x3")]
+    for name in "FGH":
+        for dtype, precision in dtypes:
+            plain = Setting(name, dtype, precision)
+            for outputs in (64, 256):
+                yield plain._replace(outputs=outputs)
+                yield plain._replace(outputs=outputs, uniform=False)
+            yield plain._replace(outputs=7, descriptors=False)
+        bfloat16 = Setting(name)
+        for order in (1, 2, 4, 5):
+            yield bfloat16._replace(order=order)
+            yield bfloat16._replace(order=order, uniform=False, outputs=64)
+        for derivative in (1, 2, 3):
+            yield bfloat16._replace(derivative=derivative, multiplied=name != "H")
+            yield bfloat16._replace(derivative=derivative, multiplied=name != "H", uniform=False, outputs=64)
+        for base in ("identity", "none"):
+            yield bfloat16._replace(base=base)
+        yield Setting(name, torch.float64, "ieee", outputs=64)
+    for name in "FH":
+        for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32x3"), (torch.float64, "ieee")):
+            for order in (1, 3, 5):
+                yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
+                for uniform in (True, False):
+                    yield Setting(name, dtype, precision, uniform, order, way="chunked")
+
+
+def _builds_of(setting: Setting, capability: int) -> Iterator[Build]:
+    p = _problem(setting, capability)
+    config = _config(setting, p)
+    for part, launch in _launches(p, config):
+        yield _build(setting, p, config, launch, part)
+
+
+def _problem(s: Setting, capability: int) -> Problem:
+    def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    count = GRID + s.order
+    knots = empty(INPUTS, GRID + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
+    weight, base_weight = empty(count, INPUTS, s.outputs), empty(INPUTS, s.outputs)
+    g, v = empty(ROWS, s.outputs), empty(ROWS, INPUTS) if s.multiplied else None
+    slots = {
+        "F": Slots(v, weight, None if s.base == "none" else base_weight),
+        "G": Slots(v, g=g),
+        "H": Slots(None, weight, None if s.base == "none" else base_weight, g),
+    }[s.name]
+    basis = Basis(s.order, s.base, s.uniform)
+    return problem(s.name, empty(ROWS, INPUTS), knots, slots, basis, s.derivative, capability, s.precision)
+
+
+def _config(s: Setting, p: Problem) -> Config:
+    k = tuning.key(p)
+    choice = next(c for c in (tuning.by_way(k, p.capability)) if c.way == s.way)
+    return choice._replace(descriptors=choice.descriptors and s.descriptors)
+
+
+def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
+    y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
+    if config.way == "gather":
+        yield "", launch_gather_out(p, config, y) if p.name == "F" else launch_gather_in(p, config, h)
+    elif config.way == "chunked":
+        psi = p.x.new_empty(p.rows, p.count, p.inputs, dtype=p.product)
+        rows = slice(0, p.rows)
+        for base in (False, True):
+            if p.name == "F":
+                yield " base" * base, launch_write(p, config, rows, psi, base)
+            else:
+                yield " base" * base, launch_dot(p, config, rows, psi, h.to(p.work), base)
+    elif p.name == "F":
+        yield "", launch_out(p, config, y)
+    elif p.name == "H":
+        yield "", launch_in(p, config, h)
+    else:
+        for base in (False, True):
+            if base and p.base == "none":
+                continue
+            dw = p.x.new_empty(1, 1 if base else p.count, p.inputs, p.outputs, dtype=p.work)
+            yield " base" * base, launch_weight(p, config, dw, ROWS, base)
+
+
+def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:
+    signature = {**{k: _type_of(a) for k, a in launch.arguments.items()}, **dict.fromkeys(launch.constants, "constexpr")}
+    signature = {name: signature[name] for name in launch.kernel.arg_names}
+    constants = dict(launch.constants)
+    for name, argument in launch.arguments.items():  # as Triton itself does
+        if isinstance(argument, int) and argument == 1:
+            signature[name], constants[name] = "constexpr", 1
+    fused = config.way == "fused"
+    makes = fused and p.name in "FG"
+    return Build(
+        _name(s, p, config, part),
+        launch.kernel,
+        signature,
+        constants,
+        tuple(k for k, a in launch.arguments.items() if _divisible(a) and signature[k] != "constexpr"),
+        p.capability,
+        launch.warps,
+        launch.stages,
+        tensor_cores=fused and not (p.product == torch.float64),
+        overlaps=False,
+        elements=config.rows * config.inner if makes else 0,
+        keeps_nan=True,
+    )
+
+
+def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
+    knots = p.form if config.way != "gather" else "local"
+    precision = f" {p.precision}" if p.product == torch.float32 else ""
+    tiles = [config.rows, config.columns]
+    if config.way == "fused":
+        tiles.append(config.inner)
+        if p.name == "H":
+            tiles.append(config.splines)
+    loads = " descriptors" if config.descriptors else ""
+    return (
+        f"{p.name} {config.way} {knots}{part} k{s.order} d{s.derivative} {s.base}{' v' * s.multiplied} "
+        f"{_SHORT[p.product]}{precision} O{s.outputs} {'x'.join(map(str, tiles))} "
+        f"w{config.warps} s{config.stages}{loads} sm{p.capability}"
+    )
+
+
+def _type_of(argument: Any) -> str:
+    if isinstance(argument, TensorDescriptor):
+        return f"tensordesc<{_SHORT[argument.base.dtype]}{list(argument.block_shape)}>"
+    if isinstance(argument, Tensor):
+        return f"*{_SHORT[argument.dtype]}"
+    return "i32"
+
+
+def _divisible(argument: Any) -> bool:
+    return isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)

@@ -1,0 +1,171 @@
+"""The chunked way's kernels: psi of some rows into memory, or met there with a product and summed.
+
+For any knots, any order and d <= k. What is made is small enough to stay in the L2 cache until a
+plain matrix product has read it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, Launch, search_steps
+from .problem import Problem
+from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, middle, pick, power
+from .tiles import load_tile
+from .tuning import Config
+
+
+@triton.jit
+def write_features_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
+    knots_ptr,  # [I, M]
+    psi_ptr,  # [N, K, I], K = 1 for the base function; splines in units of the first input's cell
+    N,
+    I,
+    K,
+    M,
+    stride_x,
+    stride_v,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    SEARCH: tl.constexpr,
+    MULTIPLIED: tl.constexpr,  # by v
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+    factor = tl.where(x == x, 1.0, x)
+    if MULTIPLIED:
+        factor = factor * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
+    inside = (rows[:, None] < N) & (i[None, :] < I)
+    at = psi_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
+    if FORM == "base":
+        psi = base_function(x, BASE, D) * factor
+        tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
+    else:
+        if D > 0:
+            first_rate = ((M - 1) / (tl.load(knots_ptr + M - 1) - tl.load(knots_ptr))).to(WORK)
+        if FORM == "cardinal":
+            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            factor = factor * cardinal_scale(ORDER, D)
+            if D > 0:
+                factor = factor * power(rate / first_rate, D)[None, :]
+        else:
+            own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
+            j = find_cell(x, own, M, SEARCH)
+            active = active_splines(x, j, own, M, ORDER, D)
+            if D > 0:
+                factor = factor * power(1.0 / first_rate, D)
+        for b in tl.range(0, K):
+            if FORM == "cardinal":
+                psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
+            else:
+                psi = pick(active, j, b, ORDER)
+            tl.store(at + b * I, (psi * factor).to(psi_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dot_features_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    knots_ptr,  # [I, M]
+    products_ptr,  # [N, K, I]
+    h_ptr,  # [N, I]: h += sum over b of psi_b * products_b
+    N,
+    I,
+    K,
+    M,
+    stride_x,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    SEARCH: tl.constexpr,
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+    inside = (rows[:, None] < N) & (i[None, :] < I)
+    at = products_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
+    if FORM == "base":
+        h = base_function(x, BASE, D) * tl.load(at, mask=inside, other=0.0).to(WORK)
+    else:
+        h = tl.zeros((ROWS, COLUMNS), WORK)
+        if FORM == "cardinal":
+            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+        else:
+            own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
+            j = find_cell(x, own, M, SEARCH)
+            active = active_splines(x, j, own, M, ORDER, D)
+        for b in tl.range(0, K):
+            if FORM == "cardinal":
+                psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
+            else:
+                psi = pick(active, j, b, ORDER)
+            h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
+        if FORM == "cardinal":
+            h = h * (power(rate, D) * cardinal_scale(ORDER, D))[None, :]
+        h = tl.where(x == x, h, x)
+    into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
+    tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)
+
+
+def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
+    """Features of some rows into ``psi [rows, K or 1, I]``: the splines' or the base function's."""
+    x, v = p.x[rows], None if p.v is None else p.v[rows]
+    arguments = {
+        "x_ptr": x,
+        "v_ptr": x if v is None else v,
+        "knots_ptr": p.knots,
+        "psi_ptr": psi,
+        **_sizes(p, x, base),
+        "stride_v": 0 if v is None else v.stride(0),
+    }
+    constants = {**_constants(p, config, base), "MULTIPLIED": v is not None}
+    return Launch(write_features_kernel, _grid(p, config, x), arguments, constants, config.warps, config.stages)
+
+
+def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
+    """``h[rows] += (products [rows, K or 1, I] * psi).sum(1)``."""
+    x = p.x[rows]
+    arguments = {
+        "x_ptr": x,
+        "knots_ptr": p.knots,
+        "products_ptr": products,
+        "h_ptr": h[rows],
+        **_sizes(p, x, base),
+    }
+    constants = _constants(p, config, base)
+    return Launch(dot_features_kernel, _grid(p, config, x), arguments, constants, config.warps, config.stages)
+
+
+def _sizes(p: Problem, x: Tensor, base: bool) -> dict:
+    return {"N": len(x), "I": p.inputs, "K": 1 if base else p.count, "M": p.knot_count, "stride_x": x.stride(0)}
+
+
+def _constants(p: Problem, config: Config, base: bool) -> dict:
+    form = "base" if base else p.form
+    return {
+        "ORDER": p.basis.order,
+        "D": p.derivative,
+        "BASE": p.base if base else "none",
+        "FORM": form,
+        "SEARCH": search_steps(p.knot_count) if form == "local" else 0,
+        "WORK": DTYPES[p.work],
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+    }
+
+
+def _grid(p: Problem, config: Config, x: Tensor) -> tuple[int, int]:
+    return triton.cdiv(len(x), config.rows), triton.cdiv(p.inputs, config.columns)

@@ -1,0 +1,158 @@
+"""F and H from the k + 1 active coefficients of each input: no tensor cores, but K/(k + 1) times fewer
+products, which wins on large grids. Float32 sums, whatever W's dtype."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import DTYPES, Launch, search_steps
+from .problem import Problem
+from .spline import active_splines, base_function, find_cell
+from .tiles import load_tile, store_tile
+from .tuning import Config
+
+
+@triton.jit
+def gather_out_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
+    knots_ptr,  # [I, M]
+    w_ptr,  # [K, I, O], contiguous
+    base_w_ptr,  # [I, O], or w_ptr
+    y_ptr,  # [N, O]
+    N,
+    I,
+    O,
+    K,
+    M,
+    stride_x,
+    stride_v,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    SEARCH: tl.constexpr,
+    MULTIPLIED: tl.constexpr,  # by v
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = columns < O
+    y = tl.zeros((ROWS, COLUMNS), WORK)
+    for i in tl.range(0, I):
+        x = tl.load(x_ptr + rows.to(tl.int64) * stride_x + i, mask=rows < N, other=0.0).to(WORK)
+        v = tl.full((ROWS,), 1.0, WORK)
+        if MULTIPLIED:
+            v = tl.load(v_ptr + rows.to(tl.int64) * stride_v + i, mask=rows < N, other=0.0).to(WORK)
+        own = knots_ptr + i * M + tl.zeros((ROWS,), tl.int32)
+        j = find_cell(x, own, M, SEARCH)
+        active = active_splines(x, j, own, M, ORDER, D)
+        for q in tl.static_range(ORDER + 1):
+            b = j + (q - ORDER)
+            exists = (b >= 0) & (b < K)
+            psi = tl.where(exists, active[q], tl.where(x == x, 0.0, x)) * v
+            at = w_ptr + (tl.where(exists, b, 0).to(tl.int64) * I + i)[:, None] * O + columns[None, :]
+            part = tl.load(at, mask=inside[None, :] & exists[:, None], other=0.0).to(WORK)
+            y += psi[:, None] * part
+        if BASE != "none":
+            part = tl.load(base_w_ptr + i * O + columns, mask=inside, other=0.0).to(WORK)
+            y += (base_function(x, BASE, D) * v)[:, None] * part[None, :]
+    store_tile(y_ptr, rows, columns, N, O, O, y)
+
+
+@triton.jit
+def gather_in_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    knots_ptr,  # [I, M]
+    w_ptr,  # [K, I, O], contiguous
+    base_w_ptr,  # [I, O], or w_ptr
+    g_ptr,  # [N, O], contiguous
+    h_ptr,  # [N, I]
+    N,
+    I,
+    O,
+    K,
+    M,
+    stride_x,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    SEARCH: tl.constexpr,
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    i = tl.program_id(0)  # fastest, so that programs side by side read the same g
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    x = tl.load(x_ptr + rows.to(tl.int64) * stride_x + i, mask=rows < N, other=0.0).to(WORK)
+    own = knots_ptr + i * M + tl.zeros((ROWS,), tl.int32)
+    j = find_cell(x, own, M, SEARCH)
+    active = active_splines(x, j, own, M, ORDER, D)
+    h = tl.zeros((ROWS,), WORK)
+    for o0 in tl.range(0, O, COLUMNS):
+        columns = o0 + tl.arange(0, COLUMNS)
+        inside = columns < O
+        g = load_tile(g_ptr, rows, columns, N, O, O).to(WORK)
+        edge = tl.zeros((ROWS, COLUMNS), WORK)  # phi_io^(d)(x)
+        for q in tl.static_range(ORDER + 1):
+            b = j + (q - ORDER)
+            exists = (b >= 0) & (b < K)
+            at = w_ptr + (tl.where(exists, b, 0).to(tl.int64) * I + i)[:, None] * O + columns[None, :]
+            part = tl.load(at, mask=inside[None, :] & exists[:, None], other=0.0).to(WORK)
+            edge += tl.where(exists, active[q], 0.0)[:, None] * part
+        if BASE != "none":
+            part = tl.load(base_w_ptr + i * O + columns, mask=inside, other=0.0).to(WORK)
+            edge += base_function(x, BASE, D)[:, None] * part[None, :]
+        h += tl.sum(edge * g, 1)
+    h = tl.where(x == x, h, x)
+    tl.store(h_ptr + rows.to(tl.int64) * I + i, h.to(h_ptr.dtype.element_ty), mask=rows < N)
+
+
+def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
+    """F into ``y [N, O]``."""
+    arguments = {
+        "x_ptr": p.x,
+        "v_ptr": p.x if p.v is None else p.v,
+        **_shared(p),
+        "y_ptr": y,
+        **_sizes(p),
+        "stride_v": 0 if p.v is None else p.v.stride(0),
+    }
+    constants = {**_constants(p, config), "MULTIPLIED": p.v is not None}
+    grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, config.columns))
+    return Launch(gather_out_kernel, grid, arguments, constants, config.warps, config.stages)
+
+
+def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
+    """H into ``h [N, I]``."""
+    arguments = {"x_ptr": p.x, **_shared(p), "g_ptr": p.g, "h_ptr": h, **_sizes(p)}
+    grid = (p.inputs, triton.cdiv(p.rows, config.rows))
+    return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)
+
+
+def _shared(p: Problem) -> dict:
+    return {
+        "knots_ptr": p.knots,
+        "w_ptr": p.weight,
+        "base_w_ptr": p.weight if p.base_weight is None else p.base_weight,
+    }
+
+
+def _sizes(p: Problem) -> dict:
+    sizes = {"N": p.rows, "I": p.inputs, "O": p.outputs, "K": p.count, "M": p.knot_count}
+    return {**sizes, "stride_x": p.x.stride(0)}
+
+
+def _constants(p: Problem, config: Config) -> dict:
+    return {
+        "ORDER": p.basis.order,
+        "D": p.derivative,
+        "BASE": p.base,
+        "SEARCH": search_steps(p.knot_count),
+        "WORK": DTYPES[p.work],
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+    }

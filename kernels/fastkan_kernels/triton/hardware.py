@@ -1,0 +1,95 @@
+"""What the machine and PyTorch's settings say: capability, precision, and Triton's own limits."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+
+SMALLEST_CAPABILITY = 80  # tensor cores with bfloat16 and tf32
+SETTLED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.settle
+
+
+def missing() -> str | None:
+    """Why there are no kernels here at all, or None."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "the package triton is not installed"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 before Triton is imported)."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def unable(device_type: str) -> str | None:
+    """Why the kernels can't serve tensors of a device, or None."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    if device_type == "cuda":
+        if torch.version.hip is not None:
+            return "its kernels are for NVIDIA GPUs"
+        found = capability(torch.device("cuda"))
+        if found < SMALLEST_CAPABILITY:
+            return f"its kernels need compute capability 8.0, and this GPU has {found / 10}"
+        return None
+    if device_type == "cpu":
+        if interpreted():
+            return None
+        return "x is on the CPU, where its kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
+    return f"its kernels are for CUDA tensors, and x is on {device_type!r}"
+
+
+@functools.cache
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def capability(device: torch.device) -> int:
+    """Of a GPU, 80 for 8.0; a CPU, where kernels are interpreted, passes for a 9.0."""
+    if device.type != "cuda":
+        return 90
+    return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def processors(index: int | None) -> int:
+    """Streaming multiprocessors of a GPU; without one, an H100's."""
+    return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def settles(capability: int) -> bool:
+    """Whether products must be made to end within their iteration."""
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return capability >= 90 and version < SETTLED_SINCE
+
+
+def precision(product: torch.dtype, device: torch.device) -> str:
+    """Of float32 products, from PyTorch's own settings: ``"tf32x3"``, accurate to float32, or ``"tf32"``."""
+    if product != torch.float32:
+        return "ieee"
+    return "tf32" if _tf32_allowed() else "tf32x3"
+
+
+def _tf32_allowed() -> bool:
+    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    if newer == "none":
+        newer = getattr(torch.backends, "fp32_precision", "none")
+    if newer != "none":
+        return newer == "tf32"
+    # this one raises where both were used, and then the newer one has answered
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def table_from_environment() -> str | None:
+    """Path of a table of tuned choices, from FASTKAN_TUNING."""
+    return os.environ.get("FASTKAN_TUNING") or None

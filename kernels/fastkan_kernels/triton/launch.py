@@ -1,0 +1,60 @@
+"""A kernel's launch as data: what runs it and what only compiles it read the same."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+DTYPES = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+class Launch(NamedTuple):
+    """``kernel[grid](**arguments, **constants)``."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # tensors, descriptors and integers
+    constants: dict[str, Any]
+    warps: int = 4
+    stages: int = 3
+
+    def run(self) -> None:
+        """On the GPU that the first tensor is on."""
+        device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            self.kernel[self.grid](
+                **self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages
+            )
+
+
+def describable(tensor: Tensor | None) -> bool:
+    """Whether the hardware's tensor descriptors can address a contiguous tensor: rows of whole 16 bytes."""
+    if tensor is None:
+        return True
+    return tensor.data_ptr() % 16 == 0 and tensor.shape[-1] * tensor.element_size() % 16 == 0
+
+
+def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
+    """Of a contiguous tensor, for loads of ``block``; beyond its edges they give 0."""
+    return TensorDescriptor.from_tensor(tensor, block)
+
+
+def power_of_two(number: int, least: int, most: int) -> int:
+    """The least power of two that is not below ``number``, within bounds."""
+    return max(least, min(most, triton.next_power_of_2(max(1, number))))
+
+
+def search_steps(knots: int) -> int:
+    """Steps of a bisection over that many knots."""
+    return knots.bit_length()

@@ -1,0 +1,120 @@
+"""One contraction as the kernels take it: operands in their dtypes and layouts, and what is fixed at compile time."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis, working_dtype
+from ..trilinear import Slots
+from . import hardware
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+class Problem(NamedTuple):
+    """A contraction's operands, contiguous and converted, with its constants.
+
+    ``x [N, I]`` and ``v`` have unit stride along I and keep their dtype: kernels widen them. ``knots`` have the
+    working dtype, ``weight``, ``base_weight`` and ``g`` the product's.
+    """
+
+    name: str  # "F", "G" or "H"
+    x: Tensor
+    knots: Tensor
+    v: Tensor | None
+    weight: Tensor | None
+    base_weight: Tensor | None
+    g: Tensor | None
+    basis: Basis
+    derivative: int
+    product: torch.dtype  # of what is multiplied; sums are float32, or float64 if it is that
+    precision: str  # of float32 products, as tl.dot names it
+    form: str  # how splines are made: "cardinal" or "local"; "none" above the order
+    capability: int  # of the GPU: 80, 90, ...
+    count: int  # K
+
+    @property
+    def rows(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        other = self.weight if self.weight is not None else self.g
+        assert other is not None
+        return other.shape[-1]
+
+    @property
+    def base(self) -> str:
+        """The base function of this contraction; "none" where no weight asks for it."""
+        return self.basis.base if self.name == "G" or self.base_weight is not None else "none"
+
+    @property
+    def work(self) -> torch.dtype:
+        """In which features are made and sums are held."""
+        return torch.float64 if self.product == torch.float64 else torch.float32
+
+    @property
+    def knot_count(self) -> int:
+        return self.knots.shape[1]
+
+
+def problem(
+    name: str,
+    x: Tensor,
+    knots: Tensor,
+    slots: Slots,
+    basis: Basis,
+    derivative: int,
+    capability: int | None = None,
+    precision: str | None = None,
+) -> Problem:
+    """Prepare a contraction; ``capability`` and ``precision`` are the machine's and PyTorch's if not given."""
+    form = form_of(basis, derivative)
+    product = product_dtype(x, basis, derivative)
+    v, weight, base_weight, g = slots
+
+    def converted(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(product).contiguous()
+
+    return Problem(
+        name,
+        _rows(x),
+        knots.to(working_dtype(x.dtype)).contiguous(),
+        None if v is None else _rows(v),
+        converted(weight),
+        converted(base_weight),
+        converted(g),
+        basis,
+        derivative,
+        product,
+        precision or hardware.precision(product, x.device),
+        form,
+        hardware.capability(x.device) if capability is None else capability,
+        basis.splines_of(knots),
+    )
+
+
+def form_of(basis: Basis, derivative: int) -> str:
+    """How splines are made in registers; see :mod:`.spline`."""
+    if derivative > basis.order:
+        return "none"
+    return "cardinal" if basis.uniform and derivative < basis.order else "local"
+
+
+def product_dtype(x: Tensor, basis: Basis, derivative: int) -> torch.dtype:
+    """In which features and weights are multiplied: autocast's, or x's own."""
+    dtype = basis.product if basis.product is not None and x.dtype != torch.float64 else x.dtype
+    if dtype == torch.float16 and 0 < derivative <= basis.order and not basis.uniform:
+        return torch.float32  # where cells differ in width, no unit fits derivatives into float16's range
+    return dtype
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()

@@ -1,0 +1,213 @@
+"""psi^(d) in registers: the device functions that every kernel makes its features with.
+
+Two forms, each in units of a cell, so that no derivative leaves a narrow dtype's range:
+
+- cardinal, on uniform knots and for d < k: truncated powers of the distance from the spline's
+  middle (:mod:`..cpu.cardinal` has the formula). About two operations for each power.
+- local, on any knots and for d <= k: the k + 1 splines that are not zero in x's cell, by Cox-de Boor
+  (de Boor, A Practical Guide to Splines, X (16)), or one spline alone from its own k + 2 knots.
+
+A NaN makes no spline (saturation and comparisons eat it): each kernel puts it back, once for each
+input instead of once for each feature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.constexpr_function
+def half_width(order):
+    """Half of a spline's support, in cells."""
+    return (order + 1) / 2
+
+
+@triton.constexpr_function
+def cardinal_scale(order, derivative):
+    """What :func:`cardinal` must be multiplied by, beside (cells per unit length)^d."""
+    power = order - derivative
+    return half_width(order) ** power / math.factorial(power)
+
+
+@triton.constexpr_function
+def truncated(order, derivative, j):
+    """Of the j-th truncated power: its sign and size, a factor that may go into the power, and where it ends."""
+    size = math.comb(order + 1, j)
+    sign = -1.0 if j % 2 else 1.0
+    end = j / half_width(order)
+    # only for d = 0 is factor * (1 - end) at most 1, which saturation needs
+    factor = size ** (1 / order) if derivative == 0 else 1.0
+    return sign * (1.0 if derivative == 0 else size), factor, factor * end
+
+
+@triton.jit
+def saturate(x):
+    """x within [0, 1]; a NaN becomes 0. One modifier of an addition on the hardware."""
+    if INTERPRETED or x.dtype == tl.float64:
+        return tl.where(x > 0.0, tl.where(x < 1.0, x, 1.0), 0.0)
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.sat.f32.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
+def power(x, EXPONENT: tl.constexpr):
+    """x to a static power of 0 to 5."""
+    if EXPONENT == 0:
+        return x * 0.0 + 1.0
+    elif EXPONENT == 1:
+        return x
+    elif EXPONENT == 2:
+        return x * x
+    elif EXPONENT == 3:
+        return x * x * x
+    elif EXPONENT == 4:
+        return (x * x) * (x * x)
+    else:
+        return (x * x) * (x * x) * x
+
+
+@triton.jit
+def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr):
+    """B_k^(d) on integer knots divided by :func:`cardinal_scale`, for d < k.
+
+    ``z`` is the distance from the spline's middle, in halves of its support.
+    """
+    EXPONENT: tl.constexpr = ORDER - D
+    edge = saturate(1.0 - tl.abs(z))
+    total = power(edge, EXPONENT)
+    for j in tl.static_range(1, ORDER // 2 + 1):
+        c: tl.constexpr = truncated(ORDER, D, j)
+        if D == 0:
+            factor = tl.full((), c[1], edge.dtype)
+            term = saturate(tl.fma(edge, factor, tl.full((), -c[2], edge.dtype)))
+            total = tl.fma(power(term, EXPONENT - 1), term * c[0], total)
+        else:
+            term = saturate(edge - c[2])
+            total = tl.fma(power(term, EXPONENT - 1), term * c[0], total)
+    if D % 2 == 1:
+        total = tl.where(z > 0.0, -total, total)
+    return total
+
+
+@triton.jit
+def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
+    """On uniform knots, x of the inputs ``i`` as :func:`cardinal` takes it, for spline 0 (spline b's is
+    ``2 b / (k + 1)`` less), and cells per unit length. ``i`` lies along x's second dimension."""
+    first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
+    last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
+    rate = (M - 1) / (last - first)
+    t = (x - first[None, :]) * rate[None, :]
+    return (t - half_width(ORDER)) * (1.0 / half_width(ORDER)), rate
+
+
+@triton.jit
+def middle(b, ORDER: tl.constexpr, DTYPE: tl.constexpr):
+    """Of spline b beside spline 0's, in halves of a support. A number of its own dtype: of float32 it would
+    spoil float64."""
+    return (tl.zeros((), DTYPE) + b) * (1.0 / half_width(ORDER))
+
+
+@triton.jit
+def find_cell(x, rows, M, SEARCH: tl.constexpr):
+    """The last knot that is not above x: -1 below all of them, M - 1 above, -1 for a NaN.
+
+    ``rows`` points to each x's own row of M knots; ``2^SEARCH`` is above M.
+    """
+    j = tl.zeros(x.shape, tl.int32) - 1
+    for s in tl.static_range(SEARCH):
+        probe = j + (1 << (SEARCH - 1 - s))
+        knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))
+        j = tl.where((knot <= x) & (probe < M), probe, j)
+    return j
+
+
+@triton.jit
+def width(low, high):
+    """Of a spline's support; infinite for one of none, since 0/0 counts as 0."""
+    return tl.where(high > low, high - low, float("inf"))
+
+
+@triton.jit
+def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
+    """psi^(d) of splines j - k, ..., j, a tuple; what is beyond the first or last spline is arbitrary."""
+    knots = ()
+    for m in tl.static_range(2 * ORDER):
+        at = tl.minimum(tl.maximum(j + (m + 1 - ORDER), 0), M - 1)
+        knots = knots + (tl.load(rows + at),)
+    values = (x * 0.0 + 1.0,)
+    for degree in tl.static_range(1, ORDER + 1):
+        new = ()
+        left = tl.zeros(x.shape, x.dtype)
+        for r in tl.static_range(degree):
+            low, high = knots[ORDER - degree + r], knots[ORDER + r]
+            part = values[r] / width(low, high)
+            if degree > ORDER - D:
+                new = new + (degree * (left - part),)
+                left = part
+            else:
+                new = new + (left + (high - x) * part,)
+                left = (x - low) * part
+        values = new + (left * degree if degree > ORDER - D else left,)
+    return values
+
+
+@triton.jit
+def pick(values, j, b, ORDER: tl.constexpr):
+    """Of :func:`active_splines`' values in cell ``j``, spline ``b``'s; 0 if it is none of them."""
+    at = b - j + ORDER
+    picked = tl.where(at == 0, values[0], 0.0)
+    for q in tl.static_range(1, ORDER + 1):
+        picked = tl.where(at == q, values[q], picked)
+    return picked
+
+
+@triton.jit
+def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
+    """psi_b^(d) from the spline's own k + 2 knots, a tuple of tensors that go with x's shape."""
+    inside = (x >= knots[0]) & (x < knots[ORDER + 1])
+    x = tl.where(inside, x, knots[0])  # an infinity times 0 would be NaN
+    values = ()
+    for m in tl.static_range(ORDER + 1):
+        values = values + (tl.where(inside & (x >= knots[m]) & (x < knots[m + 1]), 1.0, 0.0).to(x.dtype),)
+    for degree in tl.static_range(1, ORDER + 1):
+        new = ()
+        for r in tl.static_range(ORDER + 1 - degree):
+            low, next_low = knots[r], knots[r + 1]
+            high, next_high = knots[r + degree], knots[r + degree + 1]
+            here, there = values[r] / width(low, high), values[r + 1] / width(next_low, next_high)
+            if degree > ORDER - D:
+                new = new + (degree * (here - there),)
+            else:
+                new = new + ((x - low) * here + (next_high - x) * there,)
+        values = new
+    return values[0]
+
+
+@triton.jit
+def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
+    """The base function's derivative of order d <= 4; NaN stays, at infinities it takes its limit."""
+    if BASE == "identity":
+        if D == 0:
+            return x
+        return tl.where(x == x, 1.0 if D == 1 else 0.0, x)
+    else:
+        s = 1.0 / (1.0 + tl.exp(-x))
+        bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # inf * 0 would be NaN
+        slope = s * (1.0 - s)
+        if D == 0:
+            return tl.where(x > 1e3, x, bounded * s)
+        elif D == 1:
+            return s * (1.0 + bounded * (1.0 - s))
+        elif D == 2:
+            return slope * (2.0 + bounded * (1.0 - 2.0 * s))
+        elif D == 3:
+            return slope * (3.0 * (1.0 - 2.0 * s) + bounded * (1.0 - 6.0 * slope))
+        else:
+            return slope * (4.0 * (1.0 - 6.0 * slope) + bounded * (1.0 - 2.0 * s) * (1.0 - 12.0 * slope))

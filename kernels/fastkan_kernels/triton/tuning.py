@@ -1,0 +1,231 @@
+"""Which way a contraction takes and in what tiles: rules, and tables of measured choices in their place."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..checks import check_int
+from . import hardware
+from .launch import describable, power_of_two
+from .problem import Problem
+
+WAYS = ("fused", "chunked", "gather")
+EXACT_BELOW = 256  # sizes up to here are told apart, above only their powers of two
+# from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
+GATHER_FROM = {"half": 192, "single": 32}
+CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
+
+
+class Key(NamedTuple):
+    """What a choice depends on; never the number of rows itself."""
+
+    contraction: str  # "F", "G" or "H"
+    dtype: str  # of the product
+    precision: str  # of float32 products
+    form: str
+    order: int
+    derivative: int
+    base: str
+    aligned: bool  # whether descriptors can address the operands
+    rows: int  # bucketed, as are the next two
+    inputs: int
+    outputs: int
+    count: int
+
+
+class Config(NamedTuple):
+    """A way and its tiles. ``rows`` and ``columns`` are those of the result, ``inner`` is summed over;
+    ``splines``, of H alone, are taken at once; for the gather way ``inner`` means nothing."""
+
+    way: str
+    rows: int = 16
+    columns: int = 16
+    inner: int = 16
+    splines: int = 1
+    warps: int = 4
+    stages: int = 3
+    descriptors: bool = False
+
+
+def key(p: Problem) -> Key:
+    """What the choice for a problem depends on."""
+    aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
+    dtype = str(p.product).removeprefix("torch.")
+    return Key(
+        p.name, dtype, p.precision, p.form, p.basis.order, p.derivative, p.base, aligned,
+        power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.count,
+    )  # fmt: skip
+
+
+def _bucket(size: int) -> int:
+    return size if size <= EXACT_BELOW else power_of_two(size, 1, 1 << 40)
+
+
+def choose(k: Key, capability: int) -> Config:
+    """The configuration: what is forced, else what was measured, else the rules'."""
+    forced = getattr(_forced, "configs", {}).get(k.contraction)
+    if forced is not None:
+        return forced
+    return _table().get(k) or default(k, capability)
+
+
+def default(k: Key, capability: int) -> Config:
+    """By rules, where nothing was measured."""
+    half = k.dtype in ("bfloat16", "float16")
+    gathers = k.count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
+    if k.contraction != "G" and gathers:
+        return _gathering(k)
+    if k.outputs > CHUNK_FROM and k.dtype != "float64":
+        return _chunking(k)
+    return _fused(k, capability)
+
+
+def by_way(k: Key, capability: int) -> list[Config]:
+    """The rules' configuration of each way that there is."""
+    ways = [_fused(k, capability), _chunking(k)]
+    return ways if k.contraction == "G" else [*ways, _gathering(k)]
+
+
+def candidates(k: Key, capability: int = 90) -> list[Config]:
+    """What is worth timing, the rules' own choice first."""
+    found = [default(k, capability), *by_way(k, capability)]
+    base = _fused(k, capability)
+    for rows in (64, 128):
+        for columns in (64, 128, 256):
+            for inner in (32, 64):
+                for warps in (4, 8):
+                    fits = rows * columns <= 128 * warps * 32 and columns <= 2 * power_of_two(_width(k), 16, 256)
+                    if fits and rows <= 2 * k.rows:
+                        found.append(base._replace(rows=rows, columns=columns, inner=inner, warps=warps))
+    if k.contraction == "H":
+        found += [c._replace(splines=s, columns=max(8, c.rows * 2 // s)) for c in found[:1] for s in (2, 4, 8)]
+    return list(dict.fromkeys(found))
+
+
+def _width(k: Key) -> int:
+    return k.inputs if k.contraction == "H" else k.outputs
+
+
+def _fused(k: Key, capability: int) -> Config:
+    size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
+    small = size > 4 or (size == 4 and k.precision != "tf32")
+    inner = 32 if size > 2 else 64
+    stages = 3 if capability >= 90 else 2
+    descriptors = k.aligned and capability >= 90
+    if k.contraction == "F":
+        columns = power_of_two(k.outputs, 16, 64 if small else 256 if size == 2 else 128)
+        rows = power_of_two(k.rows, 16, 64 if small else 128)
+        inner = power_of_two(k.inputs, 16, inner)
+        if k.form == "local":  # it holds k + 1 splines of each input of a block
+            inner = min(inner, 32)
+        warps = 8 if rows * columns >= 128 * 128 else 4
+        return Config("fused", rows, columns, inner, 1, warps, stages, descriptors)
+    if k.contraction == "G":
+        columns = power_of_two(k.outputs, 16, 64 if small else 128)
+        rows = power_of_two(k.inputs, 16, 64 if small else 128)
+        inner = power_of_two(k.rows, 16, inner)
+        return Config("fused", rows, columns, inner, 1, 8 if rows * columns >= 128 * 128 else 4, stages, descriptors)
+    rows = power_of_two(k.rows, 16, 64 if small else 128)
+    columns = power_of_two(k.inputs, 16, 32 if size == 2 else 16)
+    splines = min(power_of_two(k.count, 1, 8), max(1, (64 if small else 128) // columns))
+    inner = power_of_two(k.outputs, 16, inner)
+    return Config("fused", rows, columns, inner, splines, 8 if rows >= 128 else 4, stages, descriptors)
+
+
+def _chunking(k: Key) -> Config:
+    return Config("chunked", power_of_two(k.rows, 1, 16), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
+
+
+def _gathering(k: Key) -> Config:
+    return Config("gather", power_of_two(k.rows, 1, 16), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
+
+
+# -- forced choices and tables -----------------------------------------------------------------------
+
+_forced = threading.local()
+_loaded: dict[str, dict[Key, Config]] = {}
+
+
+@contextmanager
+def override(contraction: str, config: Config) -> Iterator[None]:
+    """Take one configuration for a contraction whatever the sizes, in this thread: for tuning and tests.
+
+    Raises:
+        ValueError: for what is no contraction or no way.
+    """
+    if contraction not in ("F", "G", "H"):
+        raise ValueError(f"contraction must be 'F', 'G' or 'H', got {contraction!r}")
+    if config.way not in WAYS or (config.way == "gather" and contraction == "G"):
+        raise ValueError(f"config must have a way that {contraction} has, got {config.way!r}")
+    for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
+        check_int(field, getattr(config, field), least=1)
+    before = getattr(_forced, "configs", {})
+    _forced.configs = {**before, contraction: config}
+    try:
+        yield
+    finally:
+        _forced.configs = before
+
+
+def about() -> dict[str, str]:
+    """The machine and versions that a measured choice holds for."""
+    import triton
+
+    found = {"triton": triton.__version__}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+        found["capability"] = str(hardware.capability(torch.device("cuda")))
+    return found
+
+
+def write_table(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, str]) -> None:
+    """Write measured choices as JSON."""
+    rows = [{"key": k._asdict(), "config": c._asdict()} for k, c in entries.items()]
+    Path(path).write_text(json.dumps({"schema": 1, "about": dict(about), "entries": rows}, indent=1) + "\n")
+
+
+def read_table(path: str | Path) -> tuple[dict[Key, Config], dict[str, str]]:
+    """Entries of a table, and what machine they hold for.
+
+    Raises:
+        ValueError: if the file is not such a table.
+    """
+    try:
+        data = json.loads(Path(path).read_text())
+        entries = {Key(**row["key"]): Config(**row["config"]) for row in data["entries"]}
+        return entries, data["about"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
+
+
+def use_table(path: str | Path | None) -> None:
+    """Take the choices of a table from now on, in this process; None forgets it.
+
+    The environment variable FASTKAN_TUNING names one to begin with.
+
+    Raises:
+        ValueError: if it is not such a table, or was made on another GPU or Triton.
+    """
+    _loaded.clear()
+    if path is None:
+        _loaded["table"] = {}
+        return
+    entries, made_on = read_table(path)
+    here = about()
+    for name, value in here.items():
+        if made_on.get(name) != value:
+            raise ValueError(f"{path} holds for {name} {made_on.get(name)!r}, and here it is {value!r}")
+    _loaded["table"] = entries
+
+
+def _table() -> dict[Key, Config]:
+    if "table" not in _loaded:
+        use_table(hardware.table_from_environment())
+    return _loaded["table"]
