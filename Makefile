@@ -17,7 +17,7 @@ demo: $(VENV)/.bench
 	$(BIN)/python -m bench.demo
 
 test: $(VENV)/.test $(VENV)/.bench
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

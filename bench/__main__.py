@@ -35,11 +35,19 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--budget", type=float, help=f"seconds for each timing (default {BUDGET:g})")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     arguments.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
+    arguments.add_argument(
+        "--gpu", metavar="OUT", help="the Triton kernels on a GPU instead; --gpu OUT --help tells more"
+    )
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write. Returns 1 if a rival of ours has no time, else 0."""
+    given = sys.argv[1:] if argv is None else argv
+    if any(argument.split("=")[0] == "--gpu" for argument in given):
+        from .gpu import command
+
+        return command.main(given)
     arguments = parser()
     options = arguments.parse_args(argv)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,8 @@ def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "small")
 WAYS = ("reference", *CPU_WAYS)
+TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py
+DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
 
 
 def serves(way: str, kind: str, order: int, derivative: int) -> bool:
@@ -117,6 +121,8 @@ def serves(way: str, kind: str, order: int, derivative: int) -> bool:
         return kind == "shared" and derivative == 0 and order > 1
     if way == "closed":
         return kind in ("shared", "uniform") and derivative < order
+    if way in TRITON_WAYS:
+        return True
     return way in ("reference", "recursive") or derivative <= order
 
 
@@ -128,7 +134,12 @@ def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) ->
 @contextmanager
 def forced(way: str) -> Iterator[None]:
     """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" is as it
-    comes. What the way is not made for, a higher derivative in a backward, goes as it would."""
+    comes. What the way is not made for, a higher derivative in a backward, goes as it would. Of the
+    Triton backend all three contractions go one way, G fused where that is "gather"."""
+    if way in TRITON_WAYS:
+        with forced_triton(way):
+            yield
+        return
     choose, filling = contract.choose, blocks.filling
 
     def forced_choice(name: str, *sizes: Any) -> str:
@@ -156,6 +167,41 @@ def forced(way: str) -> Iterator[None]:
             yield
 
 
+TILES = {"rows": 32, "columns": 16, "inner": 16, "splines": 4}
+
+
+@contextmanager
+def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
+    """One way of the Triton backend, in small tiles, so that a small case has several; with several chunks and
+    parts as well, and results that are NaN until they are written."""
+    from fastkan_kernels.triton import chunked, contract_weight, tuning
+
+    config = tuning.Config(way, **{**TILES, **tiles}, descriptors=descriptors)
+    fused = config._replace(way="fused")
+    new_empty = torch.Tensor.new_empty
+
+    def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        made = new_empty(self, *size, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(torch.Tensor, "new_empty", spoiled)
+        patch.setattr(chunked, "CHUNK_BYTES", 1)
+        patch.setattr(chunked, "FEWEST_ROWS", 11)
+        patch.setattr(contract_weight, "FEWEST_STEPS", 1)
+        for name in "FGH":
+            stack.enter_context(tuning.override(name, fused if (name, way) == ("G", "gather") else config))
+        stack.enter_context(fastkan_kernels.backend("triton"))
+        yield
+
+
+def no_triton() -> str | None:
+    """Why Triton's kernels can't be tested here, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return BACKENDS["triton"].unable(DEVICE)
+
+
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Cut even a small case into many blocks, of rows and of splines."""
@@ -169,6 +215,13 @@ def small_blocks() -> Iterator[None]:
 
 def compute(name: str, o: Operands, basis: Basis, derivative: int = 0) -> tuple[Tensor, ...]:
     """F, G or H by the public functions, as a tuple: G's two parts, else one."""
+    if fastkan_kernels.routing.chosen_backend() == "triton" and DEVICE != "cpu":
+        moved = Operands(*(None if t is None else t.to(DEVICE) for t in o))
+        return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
+    return _compute(name, o, basis, derivative)
+
+
+def _compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
     if name == "F":
         return (
             fastkan_kernels.contract_out(

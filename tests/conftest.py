@@ -10,6 +10,10 @@ from importlib.util import find_spec
 # read when torch is loaded: no run compiles by what another has left on disk
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
+# read when Triton is loaded: without a GPU its kernels are interpreted
+if os.environ.setdefault("FASTKAN_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -28,6 +32,21 @@ settings.load_profile("fastkan")
 # Tensors here are small, and on a busy machine threads mostly wait for each other. What threads could
 # change is asked in test_contractions.py.
 torch.set_num_threads(1)
+
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    from triton.runtime import interpreter
+
+    device_call = interpreter.InterpretedFunction.__call__
+
+    def call(self, *args, **kwargs):
+        """The interpreter makes Triton's language its own for a kernel, and again, for a third of its time,
+        for each function that the kernel calls; only those of Triton's own modules need it."""
+        if self.fn.__module__.startswith("fastkan_kernels"):
+            return self.rewrite()(*args, **kwargs)
+        return device_call(self, *args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from fastkan import KANLinear, backend, explain
 from fastkan_kernels import routing
 from fastkan_kernels.backends import BACKENDS
 from fastkan_kernels.cpu import banded, blocks
+from fastkan_kernels.triton import hardware
 
 X = torch.rand(20, 2)
 
@@ -115,9 +116,37 @@ def test_an_unknown_name_is_refused(name: object) -> None:
         pass
 
 
-def test_triton_is_refused_where_it_cannot_serve() -> None:
-    with pytest.raises(RuntimeError, match="backend 'triton' can't serve"), backend("triton"):
+def test_triton_is_refused_where_it_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "INTERPRETED", False)
+    with (
+        pytest.raises(RuntimeError, match=r"backend .triton. can.t serve this call: x is on the CPU.*TRITON_INTERPRET"),
+        backend("triton"),
+    ):
         KANLinear(2, 3)(X)
+    monkeypatch.setattr(hardware, "INSTALLED", False)
+    with (
+        pytest.raises(RuntimeError, match="backend 'triton' can't serve: the package triton is not installed"),
+        backend("triton"),
+    ):
+        pass
+
+
+def test_auto_takes_the_kernels_for_a_gpu_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert routing._AUTO["cuda"] == "triton"
+    monkeypatch.setitem(routing._AUTO, "cpu", "triton")
+    monkeypatch.setattr(hardware, "INTERPRETED", False)
+    said = explain(KANLinear(2, 3), X)
+    assert "backend: reference (auto: backend 'triton' can't serve: x is on the CPU" in said
+
+
+@pytest.mark.skipif(hardware.missing() is not None, reason="triton is not installed")
+def test_explain_says_which_kernels() -> None:
+    with backend("triton"):
+        said = explain(KANLinear(64, 64), torch.rand(3000, 64))
+        assert "F_0 (forward): fused: features made in registers by truncated powers, products in float32" in said
+        assert "chunked: features written" in explain(KANLinear(64, 1000), torch.rand(3000, 64))
+        assert "gather: the 4 active of 403 splines" in explain(KANLinear(64, 64, 400), torch.rand(3000, 64))
+        assert "from their cell's active ones" in explain(adapted_layer(), X)
     assert routing.chosen_backend() == "auto"
 
 

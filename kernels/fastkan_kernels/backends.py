@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from . import cpu, reference, triton
+from . import cpu, reference
 from .basis import Basis, exact_products
 from .trilinear import Slots
+from .triton import backend as triton
 
 
 class Call(NamedTuple):

@@ -1,44 +1,4 @@
 """The Triton backend: hand-written kernels for F, G and H.
 
-It imports without Triton, which is asked for when a kernel is: :func:`unable` says what is missing.
+:mod:`.backend` is the way in; :mod:`.dispatch` takes one of the ways that :mod:`.tuning` chooses.
 """
-
-from __future__ import annotations
-
-from torch import Tensor
-
-from ..basis import Basis
-from ..trilinear import Slots
-from .hardware import missing, unable
-
-__all__ = ["contract_in", "contract_out", "contract_weight", "describe", "missing", "unable"]
-
-
-def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i."""
-    from . import contract
-
-    return contract.contract_out(x, knots, slots, basis, derivative)
-
-
-def contract_weight(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
-) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
-    from . import contract
-
-    return contract.contract_weight(x, knots, slots, basis, derivative)
-
-
-def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
-    """H_d(x, W, g) = h[n,i], summed over b and o."""
-    from . import contract
-
-    return contract.contract_in(x, knots, slots, basis, derivative)
-
-
-def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """What would run for a contraction of these sizes, in words."""
-    from . import contract
-
-    return contract.describe(name, x, outputs, count, basis, derivative)

@@ -57,6 +57,8 @@ class Setting(NamedTuple):
     derivative: int = 0
     base: str = "silu"
     outputs: int = 256
+    inputs: int = INPUTS
+    rows: int = ROWS
     multiplied: bool = False
     way: str = "fused"
     descriptors: bool = True
@@ -107,7 +109,12 @@ def _settings() -> Iterator[Setting]:
         for base in ("identity", "none"):
             yield bfloat16._replace(base=base)
         yield Setting(name, torch.float64, "ieee", outputs=64)
+        for uniform in (True, False):  # sizes of 1 are constants to the compiler
+            yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
+            yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
     for name in "FH":
+        for way in ("gather", "chunked"):
+            yield Setting(name, outputs=1, inputs=1, rows=1, descriptors=False, way=way)
         for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "tf32x3"), (torch.float64, "ieee")):
             for order in (1, 3, 5):
                 yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
@@ -127,16 +134,16 @@ def _problem(s: Setting, capability: int) -> Problem:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     count = GRID + s.order
-    knots = empty(INPUTS, GRID + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
-    weight, base_weight = empty(count, INPUTS, s.outputs), empty(INPUTS, s.outputs)
-    g, v = empty(ROWS, s.outputs), empty(ROWS, INPUTS) if s.multiplied else None
+    knots = empty(s.inputs, GRID + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
+    weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
+    g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
     slots = {
         "F": Slots(v, weight, None if s.base == "none" else base_weight),
         "G": Slots(v, g=g),
         "H": Slots(None, weight, None if s.base == "none" else base_weight, g),
     }[s.name]
     basis = Basis(s.order, s.base, s.uniform)
-    return problem(s.name, empty(ROWS, INPUTS), knots, slots, basis, s.derivative, capability, s.precision)
+    return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, s.precision)
 
 
 def _config(s: Setting, p: Problem) -> Config:
@@ -150,7 +157,7 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     if config.way == "gather":
         yield "", launch_gather_out(p, config, y) if p.name == "F" else launch_gather_in(p, config, h)
     elif config.way == "chunked":
-        psi = p.x.new_empty(p.rows, p.count, p.inputs, dtype=p.product)
+        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.product)
         rows = slice(0, p.rows)
         for base in (False, True):
             if p.name == "F":
@@ -165,12 +172,15 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
         for base in (False, True):
             if base and p.base == "none":
                 continue
-            dw = p.x.new_empty(1, 1 if base else p.count, p.inputs, p.outputs, dtype=p.work)
-            yield " base" * base, launch_weight(p, config, dw, ROWS, base)
+            dw = p.x.new_empty(1, 1 if base else p.spline_count, p.inputs, p.outputs, dtype=p.work)
+            yield " base" * base, launch_weight(p, config, dw, p.rows, base)
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:
-    signature = {**{k: _type_of(a) for k, a in launch.arguments.items()}, **dict.fromkeys(launch.constants, "constexpr")}
+    signature = {
+        **{k: _type_of(a) for k, a in launch.arguments.items()},
+        **dict.fromkeys(launch.constants, "constexpr"),
+    }
     signature = {name: signature[name] for name in launch.kernel.arg_names}
     constants = dict(launch.constants)
     for name, argument in launch.arguments.items():  # as Triton itself does
@@ -187,10 +197,10 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         p.capability,
         launch.warps,
         launch.stages,
-        tensor_cores=fused and not (p.product == torch.float64),
+        tensor_cores=fused and p.product != torch.float64,
         overlaps=False,
         elements=config.rows * config.inner if makes else 0,
-        keeps_nan=True,
+        keeps_nan=p.product != torch.float64,  # where saturation, which means to lose it, is a maximum
     )
 
 
@@ -205,7 +215,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     loads = " descriptors" if config.descriptors else ""
     return (
         f"{p.name} {config.way} {knots}{part} k{s.order} d{s.derivative} {s.base}{' v' * s.multiplied} "
-        f"{_SHORT[p.product]}{precision} O{s.outputs} {'x'.join(map(str, tiles))} "
+        f"{_SHORT[p.product]}{precision} {p.rows}x{p.inputs}x{p.outputs} in {'x'.join(map(str, tiles))} "
         f"w{config.warps} s{config.stages}{loads} sm{p.capability}"
     )
 

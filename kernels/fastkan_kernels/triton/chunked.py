@@ -46,7 +46,8 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
     """H into ``h [N, I]`` of the working dtype."""
-    assert p.weight is not None and p.g is not None
+    assert p.weight is not None
+    assert p.g is not None
     weight = p.weight.flatten(0, 1).t()
     h.zero_()
     for rows in chunks(p):
@@ -57,7 +58,7 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
 
 def chunks(p: Problem) -> Iterator[slice]:
     """Rows that are taken together."""
-    row_bytes = p.count * p.inputs * p.product.itemsize
+    row_bytes = p.spline_count * p.inputs * p.product.itemsize
     step = max(FEWEST_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
@@ -65,7 +66,7 @@ def chunks(p: Problem) -> Iterator[slice]:
 
 def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
     """``[rows, K I]`` or ``[rows, I]``."""
-    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.count, p.inputs, dtype=p.product)
+    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.product)
     launch_write(p, config, rows, psi, base).run()
     return psi.flatten(1)
 

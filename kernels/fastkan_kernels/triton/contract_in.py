@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .launch import DTYPES, Launch, descriptor, search_steps
 from .problem import Problem
-from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, half_width, pick, power
-from .tiles import load_tile, store_tile, tile_of
+from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, half_width, power
+from .tiles import load_tile, multiply, store_tile, tile_of
 from .tuning import Config
 
 
@@ -45,7 +45,7 @@ def contract_in_kernel(
     SPLINES: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    WORK: tl.constexpr = tl.float64 if PRODUCT == tl.float64 else tl.float32
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     tile_row, tile_column = tile_of(tl.program_id(0), tl.cdiv(N, ROWS), tl.cdiv(I, COLUMNS), GROUP)
     rows = tile_row * ROWS + tl.arange(0, ROWS)
     i = tile_column * COLUMNS + tl.arange(0, COLUMNS)
@@ -59,7 +59,7 @@ def contract_in_kernel(
                 left, right = g.load([tile_row * ROWS, o0]), base_w.load([tile_column * COLUMNS, o0])
             else:
                 left, right = load_tile(g, rows, o, N, O, O), load_tile(base_w, i, o, I, O, O)
-            h = tl.dot(left, right.T, h, input_precision=PRECISION, out_dtype=WORK)
+            h = multiply(left, right.T, h, PRECISION)
         h = h * base_function(x, BASE, D)
 
     if FORM == "cardinal":
@@ -83,13 +83,14 @@ def contract_in_kernel(
                 inside = ((b < K) & (of < I))[:, None] & (o < O)[None, :]
                 at = w + (b.to(tl.int64) * I + of)[:, None] * O + o[None, :]
                 right = tl.load(at, mask=inside, other=0.0)
-            products = tl.dot(left, right.T, products, input_precision=PRECISION, out_dtype=WORK)
+            products = multiply(left, right.T, products, PRECISION)
         numbers = b0 + tl.arange(0, SPLINES)
         if FORM == "cardinal":
             middles = numbers.to(WORK) * (1.0 / half_width(ORDER))
             psi = cardinal(z[:, None, :] - middles[None, :, None], ORDER, D)
         else:
             at = numbers[None, :, None] - j[:, None, :] + ORDER
+            at = tl.where(numbers[None, :, None] < K, at, -1)  # what is beyond may be infinite
             psi = tl.where(at == 0, active[0][:, None, :], 0.0)
             for q in tl.static_range(1, ORDER + 1):
                 psi = tl.where(at == q, active[q][:, None, :], psi)
@@ -103,7 +104,8 @@ def contract_in_kernel(
 
 def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     """H into ``h [N, I]``."""
-    assert p.weight is not None and p.g is not None
+    assert p.weight is not None
+    assert p.g is not None
     w, base_w, g = p.weight, p.weight if p.base_weight is None else p.base_weight, p.g
     described = config.descriptors
     arguments = {
@@ -116,7 +118,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
         "N": p.rows,
         "I": p.inputs,
         "O": p.outputs,
-        "K": p.count,
+        "K": p.spline_count,
         "M": p.knot_count,
         "stride_x": p.x.stride(0),
     }

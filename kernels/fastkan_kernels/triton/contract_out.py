@@ -15,7 +15,7 @@ from . import hardware
 from .launch import DTYPES, Launch, descriptor, search_steps
 from .problem import Problem
 from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, middle, pick, power
-from .tiles import load_tile, settle, store_tile, tile_of
+from .tiles import load_tile, multiply, settle, store_tile, tile_of
 from .tuning import Config
 
 
@@ -49,7 +49,7 @@ def contract_out_kernel(
     INNER: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    WORK: tl.constexpr = tl.float64 if PRODUCT == tl.float64 else tl.float32
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     tile_row, tile_column = tile_of(tl.program_id(0), tl.cdiv(N, ROWS), tl.cdiv(O, COLUMNS), GROUP)
     rows = tile_row * ROWS + tl.arange(0, ROWS)
     columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
@@ -73,7 +73,7 @@ def contract_out_kernel(
                 part = base_w.load([i0, tile_column * COLUMNS])
             else:
                 part = load_tile(base_w, i, columns, I, O, O)
-            y = tl.dot(a.to(PRODUCT), part, y, input_precision=PRECISION, out_dtype=WORK)
+            y = multiply(a.to(PRODUCT), part, y, PRECISION)
             y = settle(y, WAIT)
         y = y * (1.0 / scale)
 
@@ -107,7 +107,7 @@ def contract_out_kernel(
                 part = w.load([b, i0, tile_column * COLUMNS]).reshape(INNER, COLUMNS)
             else:
                 part = load_tile(w + (tl.zeros((), tl.int64) + b) * I * O, i, columns, I, O, O)
-            y = tl.dot(a.to(PRODUCT), part, y, input_precision=PRECISION, out_dtype=WORK)
+            y = multiply(a.to(PRODUCT), part, y, PRECISION)
             y = settle(y, WAIT)
 
     y = y * scale
@@ -132,7 +132,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "N": p.rows,
         "I": p.inputs,
         "O": p.outputs,
-        "K": p.count,
+        "K": p.spline_count,
         "M": p.knot_count,
         "stride_x": p.x.stride(0),
         "stride_v": 0 if p.v is None else p.v.stride(0),

@@ -15,7 +15,7 @@ from . import hardware
 from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
 from .spline import base_function, cardinal, cardinal_scale, half_width, middle, one_spline, power
-from .tiles import load_tile, settle
+from .tiles import load_tile, multiply, settle
 from .tuning import Config
 
 
@@ -47,7 +47,7 @@ def contract_weight_kernel(
     COLUMNS: tl.constexpr,  # outputs
     INNER: tl.constexpr,  # of the N
 ):
-    WORK: tl.constexpr = tl.float64 if PRODUCT == tl.float64 else tl.float32
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     program, part = tl.program_id(0), tl.program_id(1)
     b, tile = program % K, program // K
     tile_row, tile_column = tile % tl.cdiv(I, ROWS), tile // tl.cdiv(I, ROWS)
@@ -89,7 +89,7 @@ def contract_weight_kernel(
             right = g.load([n0, tile_column * COLUMNS])
         else:
             right = load_tile(g, n, o, end, O, O)
-        dw = tl.dot(a.to(PRODUCT), right, dw, input_precision=PRECISION, out_dtype=WORK)
+        dw = multiply(a.to(PRODUCT), right, dw, PRECISION)
         dw = settle(dw, WAIT)
 
     if FORM == "cardinal":
@@ -107,7 +107,7 @@ FEWEST_STEPS = 8  # of INNER rows that are worth a program of their own
 
 def parts_of(p: Problem, config: Config) -> tuple[int, int]:
     """Into how many parts the rows go so that there is work for the whole GPU, and rows in each."""
-    tiles = p.count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
+    tiles = p.spline_count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     device = p.x.device
     wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
     steps = triton.cdiv(p.rows, config.inner)
@@ -119,7 +119,7 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
     """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
-    count = 1 if base else p.count
+    count = 1 if base else p.spline_count
     arguments = {
         "x_ptr": p.x,
         "v_ptr": p.x if p.v is None else p.v,

@@ -150,7 +150,7 @@ def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Ten
 
 
 def _sizes(p: Problem, x: Tensor, base: bool) -> dict:
-    return {"N": len(x), "I": p.inputs, "K": 1 if base else p.count, "M": p.knot_count, "stride_x": x.stride(0)}
+    return {"N": len(x), "I": p.inputs, "K": 1 if base else p.spline_count, "M": p.knot_count, "stride_x": x.stride(0)}
 
 
 def _constants(p: Problem, config: Config, base: bool) -> dict:

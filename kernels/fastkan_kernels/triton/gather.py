@@ -85,18 +85,19 @@ def gather_in_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    i = tl.program_id(0)  # fastest, so that programs side by side read the same g
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(0) % I  # fastest, so that programs side by side read the same g
+    rows = (tl.program_id(0) // I) * ROWS + tl.arange(0, ROWS)
     x = tl.load(x_ptr + rows.to(tl.int64) * stride_x + i, mask=rows < N, other=0.0).to(WORK)
     own = knots_ptr + i * M + tl.zeros((ROWS,), tl.int32)
     j = find_cell(x, own, M, SEARCH)
     active = active_splines(x, j, own, M, ORDER, D)
     h = tl.zeros((ROWS,), WORK)
+    pulled = tl.zeros((ROWS,), WORK)  # what the base function is multiplied by
     for o0 in tl.range(0, O, COLUMNS):
         columns = o0 + tl.arange(0, COLUMNS)
         inside = columns < O
         g = load_tile(g_ptr, rows, columns, N, O, O).to(WORK)
-        edge = tl.zeros((ROWS, COLUMNS), WORK)  # phi_io^(d)(x)
+        edge = tl.zeros((ROWS, COLUMNS), WORK)  # the splines' part of phi_io^(d)(x)
         for q in tl.static_range(ORDER + 1):
             b = j + (q - ORDER)
             exists = (b >= 0) & (b < K)
@@ -105,8 +106,10 @@ def gather_in_kernel(
             edge += tl.where(exists, active[q], 0.0)[:, None] * part
         if BASE != "none":
             part = tl.load(base_w_ptr + i * O + columns, mask=inside, other=0.0).to(WORK)
-            edge += base_function(x, BASE, D)[:, None] * part[None, :]
+            pulled += tl.sum(g * part[None, :], 1)
         h += tl.sum(edge * g, 1)
+    if BASE != "none":
+        h += base_function(x, BASE, D) * pulled
     h = tl.where(x == x, h, x)
     tl.store(h_ptr + rows.to(tl.int64) * I + i, h.to(h_ptr.dtype.element_ty), mask=rows < N)
 
@@ -129,7 +132,7 @@ def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
 def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
     """H into ``h [N, I]``."""
     arguments = {"x_ptr": p.x, **_shared(p), "g_ptr": p.g, "h_ptr": h, **_sizes(p)}
-    grid = (p.inputs, triton.cdiv(p.rows, config.rows))
+    grid = (p.inputs * triton.cdiv(p.rows, config.rows),)
     return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)
 
 
@@ -142,7 +145,7 @@ def _shared(p: Problem) -> dict:
 
 
 def _sizes(p: Problem) -> dict:
-    sizes = {"N": p.rows, "I": p.inputs, "O": p.outputs, "K": p.count, "M": p.knot_count}
+    sizes = {"N": p.rows, "I": p.inputs, "O": p.outputs, "K": p.spline_count, "M": p.knot_count}
     return {**sizes, "stride_x": p.x.stride(0)}
 
 

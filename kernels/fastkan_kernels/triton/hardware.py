@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from importlib.util import find_spec
 
 import torch
 
@@ -11,20 +12,17 @@ SMALLEST_CAPABILITY = 80  # tensor cores with bfloat16 and tf32
 SETTLED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.settle
 
 
+# found out once: torch.compile can't trace how
+try:
+    INSTALLED = find_spec("triton") is not None
+except (ImportError, ValueError):
+    INSTALLED = False
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")  # as Triton reads it
+
+
 def missing() -> str | None:
     """Why there are no kernels here at all, or None."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "the package triton is not installed"
-    return None
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 before Triton is imported)."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+    return None if INSTALLED else "the package triton is not installed"
 
 
 def unable(device_type: str) -> str | None:
@@ -35,12 +33,14 @@ def unable(device_type: str) -> str | None:
     if device_type == "cuda":
         if torch.version.hip is not None:
             return "its kernels are for NVIDIA GPUs"
+        if torch.compiler.is_compiling():
+            return None  # it has run before, or says so when it does
         found = capability(torch.device("cuda"))
         if found < SMALLEST_CAPABILITY:
             return f"its kernels need compute capability 8.0, and this GPU has {found / 10}"
         return None
     if device_type == "cpu":
-        if interpreted():
+        if INTERPRETED:
             return None
         return "x is on the CPU, where its kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
     return f"its kernels are for CUDA tensors, and x is on {device_type!r}"

@@ -33,9 +33,7 @@ class Launch(NamedTuple):
         """On the GPU that the first tensor is on."""
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](
-                **self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages
-            )
+            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
 
 
 def describable(tensor: Tensor | None) -> bool:

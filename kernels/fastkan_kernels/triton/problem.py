@@ -34,7 +34,7 @@ class Problem(NamedTuple):
     precision: str  # of float32 products, as tl.dot names it
     form: str  # how splines are made: "cardinal" or "local"; "none" above the order
     capability: int  # of the GPU: 80, 90, ...
-    count: int  # K
+    spline_count: int  # K
 
     @property
     def rows(self) -> int:

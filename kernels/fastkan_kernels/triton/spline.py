@@ -35,25 +35,25 @@ def cardinal_scale(order, derivative):
 
 
 @triton.constexpr_function
-def truncated(order, derivative, j):
-    """Of the j-th truncated power: its sign and size, a factor that may go into the power, and where it ends."""
-    size = math.comb(order + 1, j)
+def truncated_size(order, derivative, j):
+    """Factor of the j-th truncated power, of which :func:`truncated_factor` may have taken all but the sign."""
     sign = -1.0 if j % 2 else 1.0
-    end = j / half_width(order)
-    # only for d = 0 is factor * (1 - end) at most 1, which saturation needs
-    factor = size ** (1 / order) if derivative == 0 else 1.0
-    return sign * (1.0 if derivative == 0 else size), factor, factor * end
+    return sign * (1.0 if derivative == 0 else math.comb(order + 1, j))
+
+
+@triton.constexpr_function
+def truncated_factor(order, derivative, j):
+    """What goes into the j-th power; only for d = 0 does it leave it at 1 or less, which saturation needs."""
+    return math.comb(order + 1, j) ** (1 / order) if derivative == 0 else 1.0
 
 
 @triton.jit
 def saturate(x):
-    """x within [0, 1]; a NaN becomes 0. One modifier of an addition on the hardware."""
+    """x, at most 1, or 0 if it is below; a NaN becomes 0. One modifier of an addition on the hardware."""
     if INTERPRETED or x.dtype == tl.float64:
-        return tl.where(x > 0.0, tl.where(x < 1.0, x, 1.0), 0.0)
+        return tl.where(x > 0.0, x, 0.0)
     else:
-        return tl.inline_asm_elementwise(
-            "cvt.sat.f32.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("cvt.sat.f32.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -74,6 +74,16 @@ def power(x, EXPONENT: tl.constexpr):
 
 
 @triton.jit
+def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
+    """The total with the J-th truncated power."""
+    SIZE: tl.constexpr = truncated_size(ORDER, D, J)
+    FACTOR: tl.constexpr = truncated_factor(ORDER, D, J)
+    END: tl.constexpr = FACTOR * J / half_width(ORDER)
+    term = saturate(tl.fma(edge, tl.full((), FACTOR, edge.dtype), tl.full((), -END, edge.dtype)))
+    return tl.fma(power(term, ORDER - D - 1), term * SIZE, total)
+
+
+@triton.jit
 def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr):
     """B_k^(d) on integer knots divided by :func:`cardinal_scale`, for d < k.
 
@@ -83,14 +93,7 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr):
     edge = saturate(1.0 - tl.abs(z))
     total = power(edge, EXPONENT)
     for j in tl.static_range(1, ORDER // 2 + 1):
-        c: tl.constexpr = truncated(ORDER, D, j)
-        if D == 0:
-            factor = tl.full((), c[1], edge.dtype)
-            term = saturate(tl.fma(edge, factor, tl.full((), -c[2], edge.dtype)))
-            total = tl.fma(power(term, EXPONENT - 1), term * c[0], total)
-        else:
-            term = saturate(edge - c[2])
-            total = tl.fma(power(term, EXPONENT - 1), term * c[0], total)
+        total = add_truncated(total, edge, ORDER, D, j)
     if D % 2 == 1:
         total = tl.where(z > 0.0, -total, total)
     return total
@@ -181,7 +184,8 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
         for r in tl.static_range(ORDER + 1 - degree):
             low, next_low = knots[r], knots[r + 1]
             high, next_high = knots[r + degree], knots[r + degree + 1]
-            here, there = values[r] / width(low, high), values[r + 1] / width(next_low, next_high)
+            # widths don't depend on x: they are divided by once
+            here, there = values[r] * (1.0 / width(low, high)), values[r + 1] * (1.0 / width(next_low, next_high))
             if degree > ORDER - D:
                 new = new + (degree * (here - there),)
             else:

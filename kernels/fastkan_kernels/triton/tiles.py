@@ -33,6 +33,14 @@ def store_tile(ptr, rows, columns, height, width, stride, values):
 
 
 @triton.jit
+def multiply(a, b, total, PRECISION: tl.constexpr):
+    """total + a @ b."""
+    if INTERPRETED:  # which takes the bits of a bfloat16 for an integer
+        a, b = a.to(total.dtype), b.to(total.dtype)
+    return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
 def settle(accumulator, WAIT: tl.constexpr):
     """Where ``WAIT``, make the product end here.
 

@@ -37,7 +37,7 @@ class Key(NamedTuple):
     rows: int  # bucketed, as are the next two
     inputs: int
     outputs: int
-    count: int
+    spline_count: int
 
 
 class Config(NamedTuple):
@@ -60,7 +60,7 @@ def key(p: Problem) -> Key:
     dtype = str(p.product).removeprefix("torch.")
     return Key(
         p.name, dtype, p.precision, p.form, p.basis.order, p.derivative, p.base, aligned,
-        power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.count,
+        power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.spline_count,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def choose(k: Key, capability: int) -> Config:
 def default(k: Key, capability: int) -> Config:
     """By rules, where nothing was measured."""
     half = k.dtype in ("bfloat16", "float16")
-    gathers = k.count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
+    gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
     if k.contraction != "G" and gathers:
         return _gathering(k)
     if k.outputs > CHUNK_FROM and k.dtype != "float64":
@@ -114,37 +114,44 @@ def _width(k: Key) -> int:
 
 
 def _fused(k: Key, capability: int) -> Config:
+    """Tiles that compile without a spill (``python -m bench.codegen``): the local form holds k + 1 splines of
+    each input of a block, tf32x3 three products' operands."""
     size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
-    small = size > 4 or (size == 4 and k.precision != "tf32")
-    inner = 32 if size > 2 else 64
-    stages = 3 if capability >= 90 else 2
-    descriptors = k.aligned and capability >= 90
+    wide = size > 4 or (size == 4 and k.precision != "tf32")
+    local, older = k.form == "local", capability < 90
+    longest = 32 if size > 2 else 64
+    stages, descriptors = 2 if older else 3, k.aligned and not older
+    splines = 1
     if k.contraction == "F":
-        columns = power_of_two(k.outputs, 16, 64 if small else 256 if size == 2 else 128)
-        rows = power_of_two(k.rows, 16, 64 if small else 128)
-        inner = power_of_two(k.inputs, 16, inner)
-        if k.form == "local":  # it holds k + 1 splines of each input of a block
-            inner = min(inner, 32)
-        warps = 8 if rows * columns >= 128 * 128 else 4
-        return Config("fused", rows, columns, inner, 1, warps, stages, descriptors)
-    if k.contraction == "G":
-        columns = power_of_two(k.outputs, 16, 64 if small else 128)
-        rows = power_of_two(k.inputs, 16, 64 if small else 128)
-        inner = power_of_two(k.rows, 16, inner)
-        return Config("fused", rows, columns, inner, 1, 8 if rows * columns >= 128 * 128 else 4, stages, descriptors)
-    rows = power_of_two(k.rows, 16, 64 if small else 128)
-    columns = power_of_two(k.inputs, 16, 32 if size == 2 else 16)
-    splines = min(power_of_two(k.count, 1, 8), max(1, (64 if small else 128) // columns))
-    inner = power_of_two(k.outputs, 16, inner)
-    return Config("fused", rows, columns, inner, splines, 8 if rows >= 128 else 4, stages, descriptors)
+        rows = power_of_two(k.rows, 16, 64 if wide else 128)
+        columns = power_of_two(k.outputs, 16, 64 if wide else 256 if size == 2 and not (older or local) else 128)
+        inner = power_of_two(k.inputs, 16, 16 if local else min(longest, 32) if k.derivative else longest)
+        warps = 8 if rows >= 128 or (wide and older) else 4
+    elif k.contraction == "G":
+        rows = power_of_two(k.inputs, 16, 32 if wide and local else 64 if wide or local else 128)
+        columns = power_of_two(k.outputs, 16, 64 if wide or local else 128)
+        inner = power_of_two(k.rows, 16, 16 if local else longest)
+        if older and local and k.order > 3:
+            rows = min(rows, 16)
+        warps = 8 if rows * max(columns, inner) >= 64 * 64 and not (local and wide) else 4
+    else:
+        rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local else 128)
+        columns = power_of_two(k.inputs, 16, 16 if wide or local else 32)
+        together = 64 if wide or local or not descriptors else 128
+        splines = min(power_of_two(k.spline_count, 1, 8), max(1, together // columns))
+        inner = power_of_two(k.outputs, 16, 16 if wide and older else longest)
+        warps = 8 if rows >= 128 or (older and rows >= 64) else 4
+    return Config("fused", rows, columns, inner, splines, warps, stages, descriptors)
 
 
 def _chunking(k: Key) -> Config:
-    return Config("chunked", power_of_two(k.rows, 1, 16), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
+    most = 16 if k.form == "cardinal" else 2 if k.dtype == "float64" else 8
+    return Config("chunked", power_of_two(k.rows, 1, most), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
 
 
 def _gathering(k: Key) -> Config:
-    return Config("gather", power_of_two(k.rows, 1, 16), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
+    most = 8 if k.dtype == "float64" else 16
+    return Config("gather", power_of_two(k.rows, 1, most), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
 
 
 # -- forced choices and tables -----------------------------------------------------------------------

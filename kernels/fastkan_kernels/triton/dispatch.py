@@ -78,7 +78,7 @@ def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative
 
 def _weight(p: Problem, config: Config, base: bool) -> Tensor:
     """``[K, I, O]``, or ``[1, I, O]`` for the base function."""
-    shape = (1 if base else p.count, p.inputs, p.outputs)
+    shape = (1 if base else p.spline_count, p.inputs, p.outputs)
     if config.way == "chunked":
         dw = p.x.new_empty(shape, dtype=p.work)
         chunked.weight(p, config, dw, base)
@@ -118,9 +118,10 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=x.dtype, device="meta")
 
-    weight, g = empty(count, inputs, outputs), empty(rows, outputs)
-    based = basis.base != "none" and name != "G"
-    slots = Slots(None, None if name == "G" else weight, empty(inputs, outputs) if based else None, g)
+    slots = Slots(g=empty(rows, outputs))
+    if name != "G":
+        base_weight = None if basis.base == "none" else empty(inputs, outputs)
+        slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
     at = hardware.capability(x.device), hardware.precision(product_dtype(x, basis, derivative), x.device)
     p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, *at)
@@ -131,7 +132,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
     if config.way == "chunked":
-        return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products in {product}"
+        return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"
     return (
         f"fused: features made in registers {made}, products in {product}, {tile} over {config.inner}, "

@@ -1,0 +1,155 @@
+"""Control flow of a program: which instruction may follow which, and the loops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .sass import Instruction, Program
+
+_ENDS = frozenset({"EXIT", "KILL", "RET"})
+_INDIRECT = frozenset({"BRX", "BRXU", "JMX", "JMXU"})
+_JUMPS = frozenset({"BRA", "JMP", "CALL"})
+
+
+class Loop(NamedTuple):
+    """A natural loop: the places of its instructions in the program, and how many loops lie around it."""
+
+    places: frozenset[int]
+    depth: int
+
+
+def successors(program: Program) -> list[tuple[int, ...]]:
+    """For each instruction, the places of those that may run next.
+
+    A call of a function is stepped over, and its code is not followed; one of a label within the kernel is a jump.
+
+    Raises:
+        ValueError: for a jump to where nobody can tell.
+    """
+    joins = _joins(program)
+    found = []
+    for place, instruction in enumerate(program.instructions):
+        following = (place + 1,) if place + 1 < len(program.instructions) else ()
+        found.append(tuple(dict.fromkeys(_next(program, joins, instruction, following))))
+    return found
+
+
+def is_function_call(instruction: Instruction) -> bool:
+    """A call of a function, which returns; ptxas also jumps with CALL."""
+    return instruction.name == "CALL" and not (instruction.target or "").startswith(".L")
+
+
+def _next(
+    program: Program, joins: dict[str, tuple[int, ...]], instruction: Instruction, following: tuple[int, ...]
+) -> tuple[int, ...]:
+    name = instruction.name
+    if name in _INDIRECT:
+        raise ValueError(f"the jump {instruction} at {instruction.address:#x} can't be followed")
+    if is_function_call(instruction):
+        return following
+    if name in _ENDS:
+        return following if instruction.guard else ()
+    if name in _JUMPS:
+        target = (_place(program, instruction),)
+        return target + following if _is_conditional(instruction) else target
+    if name == "BSYNC":  # to where the BSSY of the same barrier said
+        return joins.get(instruction.operands[0], ()) + following
+    return following
+
+
+def _is_conditional(jump: Instruction) -> bool:
+    """Under a predicate, before or within; or one that only a part of the warp takes."""
+    return bool(jump.guard) or len(jump.operands) > 1 or "DIV" in jump.modifiers
+
+
+def _joins(program: Program) -> dict[str, tuple[int, ...]]:
+    """Where threads of a convergence barrier meet."""
+    joins: dict[str, tuple[int, ...]] = {}
+    for instruction in program.instructions:
+        if instruction.name == "BSSY":
+            barrier = instruction.operands[0]
+            joins[barrier] = (*joins.get(barrier, ()), _place(program, instruction))
+    return joins
+
+
+def _place(program: Program, instruction: Instruction) -> int:
+    if instruction.target not in program.labels:
+        raise ValueError(f"{instruction} at {instruction.address:#x} names no known label")
+    return program.labels[instruction.target]
+
+
+def loops(program: Program) -> list[Loop]:
+    """The natural loops, one for each head, outer ones first."""
+    following = successors(program)
+    preceding: list[list[int]] = [[] for _ in following]
+    for place, nexts in enumerate(following):
+        for after in nexts:
+            preceding[after].append(place)
+    rank = {place: number for number, place in enumerate(_reverse_postorder(following))}
+    dominator = _dominators(rank, preceding)
+    bodies: dict[int, set[int]] = {}
+    for place in rank:
+        for head in following[place]:
+            if rank[head] <= rank[place] and _dominates(dominator, head, place):
+                bodies.setdefault(head, {head}).update(_reaching(place, head, preceding))
+    found = [
+        Loop(frozenset(body), sum(head in other and len(other) > len(body) for other in bodies.values()))
+        for head, body in bodies.items()
+    ]
+    return sorted(found, key=lambda loop: (loop.depth, min(loop.places)))
+
+
+def _reaching(place: int, head: int, preceding: list[list[int]]) -> set[int]:
+    """All from which ``place`` is reached without passing ``head``."""
+    body, waiting = {head}, [place]
+    while waiting:
+        here = waiting.pop()
+        if here not in body:
+            body.add(here)
+            waiting += preceding[here]
+    return body
+
+
+def _dominators(rank: dict[int, int], preceding: list[list[int]]) -> dict[int, int]:
+    """The immediate dominator of every reachable instruction (Cooper, Harvey and Kennedy)."""
+    first, *others = rank
+    dominator = {first: first}
+    changed = True
+    while changed:
+        changed = False
+        for place in others:
+            known = [before for before in preceding[place] if before in dominator]
+            new = known[0]
+            for other in known[1:]:
+                while new != other:
+                    if rank[new] > rank[other]:
+                        new = dominator[new]
+                    else:
+                        other = dominator[other]
+            if dominator.get(place) != new:
+                dominator[place], changed = new, True
+    return dominator
+
+
+def _dominates(dominator: dict[int, int], head: int, place: int) -> bool:
+    while place != head and dominator[place] != place:
+        place = dominator[place]
+    return place == head
+
+
+def _reverse_postorder(following: list[tuple[int, ...]]) -> list[int]:
+    """From the first instruction on, each before what follows it, but for ways back."""
+    order: list[int] = []
+    seen = {0}
+    stack = [(0, iter(following[0]))]
+    while stack:
+        place, nexts = stack[-1]
+        for after in nexts:
+            if after not in seen:
+                seen.add(after)
+                stack.append((after, iter(following[after])))
+                break
+        else:
+            order.append(place)
+            stack.pop()
+    return order[::-1]

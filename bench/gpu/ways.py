@@ -1,0 +1,94 @@
+"""The ways of the Triton backend, made to be taken: fused, chunked, gather; and its candidates for tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import Basis
+from fastkan_kernels.basis import autocast_dtype
+from fastkan_kernels.trilinear import Slots
+
+from .place import Place
+
+WAYS = ("fused", "chunked", "gather")
+
+
+class NoSuchWay(Exception):
+    """A contraction that a way is not made for."""
+
+
+def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+    """What the backend's choice for these operands depends on, a ``tuning.Key``; and the GPU's capability."""
+    from fastkan_kernels.triton.problem import problem
+    from fastkan_kernels.triton.tuning import key
+
+    product = autocast_dtype(x)
+    if product is not None:
+        basis = basis._replace(product=product)
+    found = problem(name, x, knots, slots, basis, derivative)
+    return key(found), found.capability
+
+
+def candidates(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> list[Any]:
+    """Configurations worth trying, the one in force first: each a ``tuning.Config``."""
+    from fastkan_kernels.triton import tuning
+
+    key, capability = key_of(name, x, knots, slots, basis, derivative)
+    chosen = tuning.choose(key, capability)
+    return list(dict.fromkeys([chosen, *tuning.candidates(key, capability)]))
+
+
+def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+    """The first candidate of a way.
+
+    Raises:
+        NoSuchWay: if there is none.
+    """
+    for config in candidates(name, x, knots, slots, basis, derivative):
+        if config.way == way:
+            return config
+    raise NoSuchWay(f"{name}_{derivative} has no {way} way")
+
+
+@contextmanager
+def forced(configs: dict[str, Any]) -> Iterator[None]:
+    """Take these configurations, by contraction; in a backward too."""
+    from fastkan_kernels.triton import tuning
+
+    with ExitStack() as stack:
+        # a backward of CUDA tensors would run in another thread, which an override does not reach
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
+        for name, config in configs.items():
+            stack.enter_context(tuning.override(name, config))
+        yield
+
+
+def of_layer(way: str, layer: Any, x: Tensor, upstream: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Configurations by which a layer's contractions take a way; G, which has no gather, then goes as it would.
+
+    Raises:
+        NoSuchWay: if another contraction does not have it.
+    """
+    weights = {"weight": layer.spline_weight, "base_weight": layer.base_weight}
+    operands = {
+        "F": (Slots(**weights), 0),
+        "G": (Slots(g=upstream), 0),
+        "H": (Slots(**weights, g=upstream), 1),
+    }
+    found = {}
+    for name in names:
+        slots, derivative = operands[name]
+        if name == "G" and way == "gather":
+            continue
+        found[name] = of_way(way, name, x, layer.knots, slots, layer.basis, derivative)
+    return found
+
+
+def available(place: Place) -> bool:
+    """Whether the backend of ``place`` has ways to choose from."""
+    return place.backend == "triton"
