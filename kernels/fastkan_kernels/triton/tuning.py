@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,10 +69,7 @@ def _bucket(size: int) -> int:
 
 def choose(k: Key, capability: int) -> Config:
     """The configuration: what is forced, else what was measured, else the rules'."""
-    forced = getattr(_forced, "configs", {}).get(k.contraction)
-    if forced is not None:
-        return forced
-    return _table().get(k) or default(k, capability)
+    return _forced.get(k.contraction) or _table().get(k) or default(k, capability)
 
 
 def default(k: Key, capability: int) -> Config:
@@ -95,17 +91,17 @@ def by_way(k: Key, capability: int) -> list[Config]:
 
 def candidates(k: Key, capability: int = 90) -> list[Config]:
     """What is worth timing, the rules' own choice first."""
-    found = [default(k, capability), *by_way(k, capability)]
     base = _fused(k, capability)
+    widest = 2 * power_of_two(_width(k), 16, 256)
+    found = [default(k, capability), *by_way(k, capability)]
     for rows in (64, 128):
-        for columns in (64, 128, 256):
-            for inner in (32, 64):
-                for warps in (4, 8):
-                    fits = rows * columns <= 128 * warps * 32 and columns <= 2 * power_of_two(_width(k), 16, 256)
-                    if fits and rows <= 2 * k.rows:
-                        found.append(base._replace(rows=rows, columns=columns, inner=inner, warps=warps))
-    if k.contraction == "H":
-        found += [c._replace(splines=s, columns=max(8, c.rows * 2 // s)) for c in found[:1] for s in (2, 4, 8)]
+        for columns in (16, 32) if k.contraction == "H" else (64, 128, 256):
+            for together in (64, 128, 256) if k.contraction == "H" else (columns,):
+                for inner in (32, 64):
+                    for warps in (4, 8):
+                        if rows * together <= 128 * 32 * warps and columns <= widest and rows <= 2 * k.rows:
+                            tiles = base._replace(rows=rows, columns=columns, inner=inner, warps=warps)
+                            found.append(tiles._replace(splines=together // columns))
     return list(dict.fromkeys(found))
 
 
@@ -156,13 +152,13 @@ def _gathering(k: Key) -> Config:
 
 # -- forced choices and tables -----------------------------------------------------------------------
 
-_forced = threading.local()
+_forced: dict[str, Config] = {}  # of the process: a backward on a GPU runs in a thread of its own
 _loaded: dict[str, dict[Key, Config]] = {}
 
 
 @contextmanager
 def override(contraction: str, config: Config) -> Iterator[None]:
-    """Take one configuration for a contraction whatever the sizes, in this thread: for tuning and tests.
+    """Take one configuration for a contraction whatever the sizes, in this process: for tuning and tests.
 
     Raises:
         ValueError: for what is no contraction or no way.
@@ -173,12 +169,13 @@ def override(contraction: str, config: Config) -> Iterator[None]:
         raise ValueError(f"config must have a way that {contraction} has, got {config.way!r}")
     for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
         check_int(field, getattr(config, field), least=1)
-    before = getattr(_forced, "configs", {})
-    _forced.configs = {**before, contraction: config}
+    before = dict(_forced)
+    _forced[contraction] = config
     try:
         yield
     finally:
-        _forced.configs = before
+        _forced.clear()
+        _forced.update(before)
 
 
 def about() -> dict[str, str]:
