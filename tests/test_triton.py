@@ -13,6 +13,7 @@ import torch
 from cases import DEVICE, KNOTS, TRITON_WAYS, assert_within, check, compute, forced, forced_triton, make_case, no_triton
 from oracle import Operands
 
+import fastkan_kernels
 from fastkan_kernels import Basis
 
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
@@ -155,6 +156,39 @@ def test_far_outside(way: str, kind: str) -> None:
     test_special_values.test_far_outside_the_grid_nothing_overflows(way, kind, 1, 3e38)
 
 
+@pytest.mark.parametrize("size", [1e-10, 1e10])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_powers_of_the_cells_width_overflow_only_where_the_result_does(way: str, size: float) -> None:
+    o, basis = make_case(order=5, dtype=torch.float32)
+    o = o._replace(knots=o.knots * size, x=o.x * size)
+    with forced(way):
+        for name in "FGH":
+            truth = oracle.exact(name, o, basis, 4)
+            for value, exact in zip(compute(name, o, basis, 4), truth, strict=True):
+                ordinary = np.abs(exact) < 1e37
+                assert value.numpy()[ordinary].astype(np.float64) == pytest.approx(exact[ordinary], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_a_fifth_derivative_of_silu_is_refused(way: str) -> None:
+    for order in (5, 3):
+        o, basis = make_case(order=order)
+        for name in "FGH":
+            with forced(way), pytest.raises(ValueError, match="derivative of order 5 was asked of base='silu'"):
+                compute(name, o, basis, 5)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_negated_views_are_what_they_say(way: str) -> None:
+    o, basis = make_case(rows=20, inputs=1)
+    with forced(way):
+        for name in "FGH":
+            plain = compute(name, o, basis)
+            negated = Operands(*(t if t is o.knots else torch._neg_view(-t) for t in o))
+            for value, same in zip(compute(name, negated, basis), plain, strict=True):
+                assert torch.equal(value, same)
+
+
 # -- half precision ----------------------------------------------------------------------------------
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -204,6 +238,30 @@ def test_derivatives_do_not_overflow_float16(way: str) -> None:
         for name in "FGH":
             for value in compute(name, o, basis._replace(product=torch.float16), 3):
                 assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("product", [None, torch.float16], ids=["half", "autocast"])
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_inputs_of_very_different_cells_in_float16(way: str, narrow: int, product: torch.dtype | None) -> None:
+    """No unit fits their second derivatives, which are a million times apart, into float16's range."""
+    ranges = [(-1.0, 1.0), (-1.0, 1.0)]
+    ranges[narrow] = (-1e-3, 1e-3)
+    knots = torch.cat([fastkan_kernels.uniform_knots(1, 6, 3, r) for r in ranges])
+    o, basis = make_case("uniform", rows=20, inputs=2, dtype=torch.float32)
+    o = o._replace(knots=knots, x=torch.rand(20, 2) * torch.tensor([r[1] for r in ranges]))
+    if product is None:
+        o = Operands(*(t if t is knots else t.to(torch.float16) for t in o))
+        o = o._replace(weight=o.weight * 2.0**-10, g=o.g * 2.0**-12)  # the results fit
+    assert_rounded(o, basis._replace(product=product), 2, way, torch.float16)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
+    """Of 1e-9 float16 knows nothing; nor of a v of a million."""
+    o, basis = make_case(rows=20, dtype=torch.float32)
+    o = o._replace(g=o.g * 1e-9, v=o.v * 1e6)
+    assert_rounded(o, basis._replace(product=torch.float16), 1, way, torch.float16)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no other precision")

@@ -94,6 +94,27 @@ def test_a_table_of_another_machine_is_refused(tmp_path: Path) -> None:
         tuning.use_table(path)
 
 
+def test_where_sums_must_not_change_no_table_is_asked(tmp_path: Path) -> None:
+    path, tuned = tmp_path / "tuned.json", Config("chunked", 32, 64)
+    tuning.write_table(path, {key_of(): tuned}, tuning.about())
+    tuning.use_table(path)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert tuning.choose(key_of(), 90) == tuning.default(key_of(), 90) != tuned
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_refused_table_leaves_the_one_before(tmp_path: Path) -> None:
+    path, bad, tuned = tmp_path / "tuned.json", tmp_path / "bad.json", Config("chunked", 32, 64)
+    tuning.write_table(path, {key_of(): tuned}, tuning.about())
+    tuning.use_table(path)
+    tuning.write_table(bad, {key_of("G"): Config("gather")}, tuning.about())
+    with pytest.raises(ValueError, match="a way that G has"):
+        tuning.use_table(bad)
+    assert tuning.choose(key_of(), 90) == tuned
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "no json", json.dumps({"about": {}, "entries": [{"key": {}}]})])
 def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "tuned.json"
@@ -108,6 +129,7 @@ def test_impossible_overrides_are_refused() -> None:
         ("F", Config("banded"), "a way that F has"),
         ("G", Config("gather"), "a way that G has"),
         ("F", Config("fused", rows=0), "rows must be"),
+        ("F", Config("fused", rows=17), "rows must be a power of two"),
     ):
         with pytest.raises(ValueError, match=message), tuning.override(contraction, config):
             pass

@@ -59,6 +59,15 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
     return values
 
 
+def check_base_derivative(name: str, derivative: int) -> None:
+    """Raises a ValueError for a derivative that a base function does not have in closed form."""
+    if name == "silu" and derivative > MAX_BASE_DERIVATIVE:
+        raise ValueError(
+            f"derivative of order {derivative} was asked of base='silu', which has them to "
+            f"{MAX_BASE_DERIVATIVE}; use base='identity' or 'none' for higher ones"
+        )
+
+
 def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """The base function's derivative of order d, elementwise.
 
@@ -74,11 +83,7 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
         return torch.where(x.isnan(), x, float(derivative == 1))
     if name != "silu":
         raise ValueError(f"base must be one of {BASE_FUNCTIONS}, got {name!r}")
-    if derivative > MAX_BASE_DERIVATIVE:
-        raise ValueError(
-            f"derivative of order {derivative} was asked of base='silu', which has them to "
-            f"{MAX_BASE_DERIVATIVE}; use base='identity' or 'none' for higher ones"
-        )
+    check_base_derivative(name, derivative)
     bounded = x.clamp(-SATURATED, SATURATED)  # inf * 0 would be NaN, here and in what PyTorch differentiates
     s = torch.sigmoid(x)
     if derivative == 0:

@@ -66,7 +66,8 @@ class Setting(NamedTuple):
 
 def builds(capability: int) -> list[Build]:
     """The whole shipped matrix for a capability of :data:`CAPABILITIES`."""
-    return [build for setting in _settings() for build in _builds_of(setting, capability)]
+    found = (build for setting in _settings() for build in _builds_of(setting, capability))
+    return list({build.name: build for build in found}.values())
 
 
 def sample() -> list[Build]:
@@ -100,15 +101,20 @@ def _settings() -> Iterator[Setting]:
                 yield plain._replace(outputs=outputs, uniform=False)
             yield plain._replace(outputs=7, descriptors=False)
         bfloat16 = Setting(name)
-        for order in (1, 2, 4, 5):
-            yield bfloat16._replace(order=order)
-            yield bfloat16._replace(order=order, uniform=False, outputs=64)
-        for derivative in (1, 2, 3):
-            yield bfloat16._replace(derivative=derivative, multiplied=name != "H")
-            yield bfloat16._replace(derivative=derivative, multiplied=name != "H", uniform=False, outputs=64)
+        for dtype, precision in dtypes:
+            for order in range(1, 6) if dtype != torch.float16 else (3,):
+                for derivative in range(4 if order == 3 else 3):
+                    some = Setting(name, dtype, precision, True, order, derivative)
+                    some = some._replace(multiplied=derivative > 0 and name != "H")
+                    yield some
+                    yield some._replace(uniform=False)
+                    if order in (3, 5):
+                        yield some._replace(rows=32, inputs=64, outputs=128)
+                        yield some._replace(uniform=False, inputs=16)
         for base in ("identity", "none"):
             yield bfloat16._replace(base=base)
-        yield Setting(name, torch.float64, "ieee", outputs=64)
+        for order in (1, 3, 5):
+            yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
         for uniform in (True, False):  # sizes of 1 are constants to the compiler
             yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
             yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
@@ -142,8 +148,9 @@ def _problem(s: Setting, capability: int) -> Problem:
         "G": Slots(v, g=g),
         "H": Slots(None, weight, None if s.base == "none" else base_weight, g),
     }[s.name]
-    basis = Basis(s.order, s.base, s.uniform)
-    return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, s.precision)
+    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None)
+    precision = s.precision if s.dtype == torch.float32 else None
+    return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)
 
 
 def _config(s: Setting, p: Problem) -> Config:
@@ -170,7 +177,7 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
         yield "", launch_in(p, config, h)
     else:
         for base in (False, True):
-            if base and p.base == "none":
+            if base and (p.base == "none" or p.basis.order != 3):  # whose order is no matter
                 continue
             dw = p.x.new_empty(1, 1 if base else p.spline_count, p.inputs, p.outputs, dtype=p.work)
             yield " base" * base, launch_weight(p, config, dw, p.rows, base)
@@ -208,6 +215,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
 def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     knots = p.form if config.way != "gather" else "local"
     precision = f" {p.precision}" if p.product == torch.float32 else ""
+    dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.product]}" if p.product != s.dtype else "")
     tiles = [config.rows, config.columns]
     if config.way == "fused":
         tiles.append(config.inner)
@@ -216,7 +224,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     loads = " descriptors" if config.descriptors else ""
     return (
         f"{p.name} {config.way} {knots}{part} k{s.order} d{s.derivative} {s.base}{' v' * s.multiplied} "
-        f"{_SHORT[p.product]}{precision} {p.rows}x{p.inputs}x{p.outputs} in {'x'.join(map(str, tiles))} "
+        f"{dtype}{precision} {p.rows}x{p.inputs}x{p.outputs} in {'x'.join(map(str, tiles))} "
         f"w{config.warps} s{config.stages}{loads} sm{p.capability}"
     )
 

@@ -24,11 +24,11 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
     assert p.weight is not None
     weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
-        total = _product(_features(p, config, rows, base=False), weight, p.work)
+        total = product(_features(p, config, rows, base=False), weight, p.work)
         if unit is not None:
-            total *= unit
+            total = _scaled(total, unit, p.derivative)
         if p.base_weight is not None:
-            total += _product(_features(p, config, rows, base=True), p.base_weight, p.work)
+            total += product(_features(p, config, rows, base=True), p.base_weight, p.work)
         y[rows] = total
 
 
@@ -39,9 +39,9 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
     dw.zero_()
     for rows in chunks(p):
         psi = _features(p, config, rows, base)
-        dw.view(psi.shape[1], -1).add_(_product(psi.t(), p.g[rows], p.work))
+        dw.view(psi.shape[1], -1).add_(product(psi.t(), p.g[rows], p.work))
     if unit is not None:
-        dw *= unit
+        dw.copy_(_scaled(dw, unit, p.derivative))
 
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
@@ -51,14 +51,14 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
     weight = p.weight.flatten(0, 1).t()
     h.zero_()
     for rows in chunks(p):
-        launch_dot(p, config, rows, _product(p.g[rows], weight, p.product), h, base=False).run()
+        launch_dot(p, config, rows, product(p.g[rows], weight, p.work), h, base=False).run()
         if p.base_weight is not None:
-            launch_dot(p, config, rows, _product(p.g[rows], p.base_weight.t(), p.product), h, base=True).run()
+            launch_dot(p, config, rows, product(p.g[rows], p.base_weight.t(), p.work), h, base=True).run()
 
 
 def chunks(p: Problem) -> Iterator[slice]:
     """Rows that are taken together."""
-    row_bytes = p.spline_count * p.inputs * p.product.itemsize
+    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.product).itemsize
     step = max(FEWEST_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
@@ -72,14 +72,21 @@ def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
 
 
 def _unit(p: Problem) -> Tensor | None:
-    """(first input's cells per unit length)^d, in which the features were made."""
+    """The first input's cells per unit length, in whose d-th power the features were made."""
     if p.derivative == 0:
         return None
     first = p.knots[0]
-    return ((len(first) - 1) / (first[-1] - first[0])) ** p.derivative
+    return (len(first) - 1) / (first[-1] - first[0])
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
+    """By the unit's power, which alone might overflow."""
+    for _ in range(times):
+        values = values * unit
+    return values
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a @ b with float32 sums, in ``dtype``."""
     if a.dtype == dtype:
         return a @ b

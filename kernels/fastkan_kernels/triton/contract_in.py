@@ -12,7 +12,16 @@ from torch import Tensor
 
 from .launch import DTYPES, Launch, descriptor, search_steps
 from .problem import Problem
-from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, half_width, power
+from .spline import (
+    active_splines,
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells,
+    find_cell,
+    half_width,
+    scaled,
+)  # fmt: skip
 from .tiles import load_tile, multiply, store_tile, tile_of
 from .tuning import Config
 
@@ -97,7 +106,7 @@ def contract_in_kernel(
         total += tl.sum(tl.reshape(products, (ROWS, SPLINES, COLUMNS)) * psi, 1)
 
     if FORM == "cardinal":
-        total = total * (power(rate, D) * cardinal_scale(ORDER, D))[None, :]
+        total = scaled(total * cardinal_scale(ORDER, D), rate[None, :], D)
     h = tl.where(x == x, h + total, x)
     store_tile(h_ptr, rows, i, N, I, I, h)
 

@@ -14,7 +14,19 @@ from torch import Tensor
 from . import hardware
 from .launch import DTYPES, Launch, descriptor, search_steps
 from .problem import Problem
-from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, middle, pick, power
+from .spline import (
+    active_splines,
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells,
+    cells_per_length,
+    divide,
+    find_cell,
+    middle,
+    pick,
+    scaled,
+)  # fmt: skip
 from .tiles import load_tile, multiply, settle, store_tile, tile_of
 from .tuning import Config
 
@@ -55,27 +67,9 @@ def contract_out_kernel(
     columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     y = tl.zeros((ROWS, COLUMNS), WORK)
 
-    # accumulated in units of the first input's cell, and without the splines' common factor
-    scale = tl.full((), 1.0, WORK)
+    # derivatives are accumulated in units of the first input's cell
     if D > 0:
-        first_rate = ((M - 1) / (tl.load(knots_ptr + M - 1) - tl.load(knots_ptr))).to(WORK)
-        scale = power(first_rate, D)
-    if FORM == "cardinal":
-        scale = scale * cardinal_scale(ORDER, D)
-
-    if BASE != "none":
-        for i0 in tl.range(0, I, INNER):
-            i = i0 + tl.arange(0, INNER)
-            a = base_function(load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK), BASE, D)
-            if MULTIPLIED:
-                a = a * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
-            if DESCRIPTORS:
-                part = base_w.load([i0, tile_column * COLUMNS])
-            else:
-                part = load_tile(base_w, i, columns, I, O, O)
-            y = multiply(a.to(PRODUCT), part, y, PRECISION)
-            y = settle(y, WAIT)
-        y = y * (1.0 / scale)
+        first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
 
     missing = tl.zeros((ROWS,), WORK)  # NaN where a row has one
     for i0 in tl.range(0, I, INNER, num_stages=1):
@@ -89,13 +83,13 @@ def contract_out_kernel(
         if FORM == "cardinal":
             z, rate = cells(x, knots_ptr, i, I, M, ORDER)
             if D > 0:
-                factor = factor * power(rate / first_rate, D)[None, :]
+                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
         else:
             own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, INNER))
             j = find_cell(x, own, M, SEARCH)
             active = active_splines(x, j, own, M, ORDER, D)
             if D > 0:
-                factor = factor * (1.0 / scale)
+                factor = scaled(factor, 1.0 / first_rate, D)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -110,8 +104,23 @@ def contract_out_kernel(
             y = multiply(a.to(PRODUCT), part, y, PRECISION)
             y = settle(y, WAIT)
 
-    y = y * scale
-    if BASE == "none":
+    if FORM == "cardinal":
+        y = y * cardinal_scale(ORDER, D)
+    if D > 0:
+        y = scaled(y, first_rate, D)
+    if BASE != "none":
+        for i0 in tl.range(0, I, INNER):
+            i = i0 + tl.arange(0, INNER)
+            a = base_function(load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK), BASE, D)
+            if MULTIPLIED:
+                a = a * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
+            if DESCRIPTORS:
+                part = base_w.load([i0, tile_column * COLUMNS])
+            else:
+                part = load_tile(base_w, i, columns, I, O, O)
+            y = multiply(a.to(PRODUCT), part, y, PRECISION)
+            y = settle(y, WAIT)
+    else:
         y = y + missing[:, None]
     store_tile(y_ptr, rows, columns, N, O, O, y)
 

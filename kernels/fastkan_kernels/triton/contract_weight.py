@@ -14,7 +14,16 @@ from torch import Tensor
 from . import hardware
 from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
-from .spline import base_function, cardinal, cardinal_scale, half_width, middle, one_spline, power
+from .spline import (
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells_per_length,
+    half_width,
+    middle,
+    one_spline,
+    scaled,
+)  # fmt: skip
 from .tiles import load_tile, multiply, settle
 from .tuning import Config
 
@@ -56,7 +65,7 @@ def contract_weight_kernel(
     own = knots_ptr + tl.where(i < I, i, 0) * M
     if FORM != "base":
         first = tl.load(own)
-        rate = (M - 1) / (tl.load(own + M - 1) - first)
+        rate = cells_per_length(first, tl.load(own + M - 1), M)
     if FORM == "local":
         knots = ()
         for m in tl.static_range(ORDER + 2):
@@ -81,7 +90,7 @@ def contract_weight_kernel(
             else:
                 a = one_spline(x, knots, ORDER, D)
                 if D > 0:  # in units of a cell
-                    a = a * power(1.0 / rate, D)[:, None]
+                    a = scaled(a, (1.0 / rate)[:, None], D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)
             a = a * v.to(WORK)
@@ -93,9 +102,9 @@ def contract_weight_kernel(
         dw = settle(dw, WAIT)
 
     if FORM == "cardinal":
-        dw = dw * (power(rate, D) * cardinal_scale(ORDER, D))[:, None]
-    elif FORM == "local":
-        dw = dw * power(rate, D)[:, None]
+        dw = dw * cardinal_scale(ORDER, D)
+    if FORM != "base":
+        dw = scaled(dw, rate[:, None], D)
     if FORM != "base":
         dw = dw + missing[:, None]
     at = out_ptr + ((part * K + b).to(tl.int64) * I + i[:, None]) * O + o[None, :]

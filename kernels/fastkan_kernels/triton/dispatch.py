@@ -96,7 +96,7 @@ def _base_out(p: Problem) -> Tensor:
         return lost.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
-    return base.to(p.product) @ p.base_weight
+    return chunked.product(base.to(p.product), p.base_weight, p.work)
 
 
 def _base_in(p: Problem) -> Tensor:
@@ -104,7 +104,7 @@ def _base_in(p: Problem) -> Tensor:
     assert p.g is not None
     if p.base_weight is None:
         return torch.where(p.x.isnan(), p.x, 0.0)
-    return base_function(p.x.to(p.work), p.base, p.derivative) * (p.g @ p.base_weight.t())
+    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p.g, p.base_weight.t(), p.work)
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
@@ -123,11 +123,12 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
         slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
-    at = hardware.capability(x.device), hardware.precision(product_dtype(x, basis, derivative), x.device)
-    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, *at)
+    product, narrow = product_dtype(name, x, basis, derivative, multiplied=False)
+    precision = "tf32" if narrow else hardware.precision(product, x.device)
+    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device), precision)
     config = choose(key(p), p.capability)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
-    product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
+    described = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
@@ -135,6 +136,6 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"
     return (
-        f"fused: features made in registers {made}, products in {product}, {tile} over {config.inner}, "
+        f"fused: features made in registers {made}, products in {described}, {tile} over {config.inner}, "
         f"{config.warps} warps, {config.stages} stages, {loads}"
     )

@@ -12,7 +12,19 @@ from torch import Tensor
 
 from .launch import DTYPES, Launch, search_steps
 from .problem import Problem
-from .spline import active_splines, base_function, cardinal, cardinal_scale, cells, find_cell, middle, pick, power
+from .spline import (
+    active_splines,
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells,
+    cells_per_length,
+    divide,
+    find_cell,
+    middle,
+    pick,
+    scaled,
+)  # fmt: skip
 from .tiles import load_tile
 from .tuning import Config
 
@@ -52,18 +64,18 @@ def write_features_kernel(
         tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
     else:
         if D > 0:
-            first_rate = ((M - 1) / (tl.load(knots_ptr + M - 1) - tl.load(knots_ptr))).to(WORK)
+            first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
         if FORM == "cardinal":
             z, rate = cells(x, knots_ptr, i, I, M, ORDER)
             factor = factor * cardinal_scale(ORDER, D)
             if D > 0:
-                factor = factor * power(rate / first_rate, D)[None, :]
+                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
         else:
             own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
             j = find_cell(x, own, M, SEARCH)
             active = active_splines(x, j, own, M, ORDER, D)
             if D > 0:
-                factor = factor * power(1.0 / first_rate, D)
+                factor = scaled(factor, 1.0 / first_rate, D)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -114,7 +126,7 @@ def dot_features_kernel(
                 psi = pick(active, j, b, ORDER)
             h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
         if FORM == "cardinal":
-            h = h * (power(rate, D) * cardinal_scale(ORDER, D))[None, :]
+            h = scaled(h * cardinal_scale(ORDER, D), rate[None, :], D)
         h = tl.where(x == x, h, x)
     into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
     tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)

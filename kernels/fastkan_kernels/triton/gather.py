@@ -58,7 +58,7 @@ def gather_out_kernel(
             part = tl.load(at, mask=inside[None, :] & exists[:, None], other=0.0).to(WORK)
             y += psi[:, None] * part
         if BASE != "none":
-            part = tl.load(base_w_ptr + i * O + columns, mask=inside, other=0.0).to(WORK)
+            part = tl.load(base_w_ptr + (tl.zeros((), tl.int64) + i) * O + columns, mask=inside, other=0.0).to(WORK)
             y += (base_function(x, BASE, D) * v)[:, None] * part[None, :]
     store_tile(y_ptr, rows, columns, N, O, O, y)
 
@@ -105,7 +105,7 @@ def gather_in_kernel(
             part = tl.load(at, mask=inside[None, :] & exists[:, None], other=0.0).to(WORK)
             edge += tl.where(exists, active[q], 0.0)[:, None] * part
         if BASE != "none":
-            part = tl.load(base_w_ptr + i * O + columns, mask=inside, other=0.0).to(WORK)
+            part = tl.load(base_w_ptr + (tl.zeros((), tl.int64) + i) * O + columns, mask=inside, other=0.0).to(WORK)
             pulled += tl.sum(g * part[None, :], 1)
         h += tl.sum(edge * g, 1)
     if BASE != "none":

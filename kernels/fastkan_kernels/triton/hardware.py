@@ -70,7 +70,8 @@ def settles(capability: int) -> bool:
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return capability >= 90 and version < SETTLED_SINCE
+    foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))  # it takes both, and this one may be older
+    return capability >= 90 and (foreign or version < SETTLED_SINCE)
 
 
 def precision(product: torch.dtype, device: torch.device) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis, working_dtype
+from ..features import check_base_derivative
 from ..trilinear import Slots
 from . import hardware
 
@@ -76,17 +77,18 @@ def problem(
     precision: str | None = None,
 ) -> Problem:
     """Prepare a contraction; ``capability`` and ``precision`` are the machine's and PyTorch's if not given."""
-    form = form_of(basis, derivative)
-    product = product_dtype(x, basis, derivative)
     v, weight, base_weight, g = slots
+    if name == "G" or base_weight is not None:
+        check_base_derivative(basis.base, derivative)
+    product, narrow = product_dtype(name, x, basis, derivative, v is not None)
 
     def converted(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(product).contiguous()
+        return None if tensor is None else tensor.resolve_neg().to(product).contiguous()
 
     return Problem(
         name,
         _rows(x),
-        knots.to(working_dtype(x.dtype)).contiguous(),
+        knots.resolve_neg().to(working_dtype(x.dtype)).contiguous(),
         None if v is None else _rows(v),
         converted(weight),
         converted(base_weight),
@@ -94,8 +96,8 @@ def problem(
         basis,
         derivative,
         product,
-        precision or hardware.precision(product, x.device),
-        form,
+        precision or ("tf32" if narrow else hardware.precision(product, x.device)),
+        form_of(basis, derivative),
         hardware.capability(x.device) if capability is None else capability,
         basis.splines_of(knots),
     )
@@ -108,13 +110,21 @@ def form_of(basis: Basis, derivative: int) -> str:
     return "cardinal" if basis.uniform and derivative < basis.order else "local"
 
 
-def product_dtype(x: Tensor, basis: Basis, derivative: int) -> torch.dtype:
-    """In which features and weights are multiplied: autocast's, or x's own."""
-    dtype = basis.product if basis.product is not None and x.dtype != torch.float64 else x.dtype
-    if dtype == torch.float16 and 0 < derivative <= basis.order and not basis.uniform:
-        return torch.float32  # where cells differ in width, no unit fits derivatives into float16's range
-    return dtype
+def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplied: bool) -> tuple[torch.dtype, bool]:
+    """In which features and weights are multiplied, autocast's or x's own; and whether float32 stands for float16.
+
+    float16 has the digits of tf32 and not its range. What may leave it is multiplied in tf32: under autocast
+    whatever meets a gradient or v, which are not float16, and derivatives where inputs' cells differ in
+    width, so that no unit fits them all.
+    """
+    dtype = x.dtype if basis.product is None or x.dtype == torch.float64 else basis.product
+    if dtype == torch.float16:
+        wide = x.dtype != torch.float16 and (name != "F" or multiplied or derivative > 0)
+        if wide or (0 < derivative <= basis.order and basis.cells is None):
+            return torch.float32, True
+    return dtype, False
 
 
 def _rows(tensor: Tensor) -> Tensor:
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()

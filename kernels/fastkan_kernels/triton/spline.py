@@ -57,6 +57,29 @@ def saturate(x):
 
 
 @triton.jit
+def divide(a, b):
+    """a / b rounded once; Triton's own division of float32 is off by two roundings."""
+    if INTERPRETED or a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def cells_per_length(first, last, M):
+    """Of M uniform knots."""
+    return divide(0.0 * first + (M - 1), last - first)
+
+
+@triton.jit
+def scaled(x, rate, D: tl.constexpr):
+    """x rate^d, where rate^d alone might overflow."""
+    for _ in tl.static_range(D):
+        x = x * rate
+    return x
+
+
+@triton.jit
 def power(x, EXPONENT: tl.constexpr):
     """x to a static power of 0 to 5."""
     if EXPONENT == 0:
@@ -105,7 +128,7 @@ def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
     ``2 b / (k + 1)`` less), and cells per unit length. ``i`` lies along x's second dimension."""
     first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
     last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
-    rate = (M - 1) / (last - first)
+    rate = cells_per_length(first, last, M)
     t = (x - first[None, :]) * rate[None, :]
     return (t - half_width(ORDER)) * (1.0 / half_width(ORDER)), rate
 
@@ -150,7 +173,7 @@ def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
         left = tl.zeros(x.shape, x.dtype)
         for r in tl.static_range(degree):
             low, high = knots[ORDER - degree + r], knots[ORDER + r]
-            part = values[r] / width(low, high)
+            part = divide(values[r], width(low, high))
             if degree > ORDER - D:
                 new = new + (degree * (left - part),)
                 left = part
@@ -185,7 +208,8 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
             low, next_low = knots[r], knots[r + 1]
             high, next_high = knots[r + degree], knots[r + degree + 1]
             # widths don't depend on x: they are divided by once
-            here, there = values[r] * (1.0 / width(low, high)), values[r + 1] * (1.0 / width(next_low, next_high))
+            here = values[r] * divide(1.0 + 0.0 * low, width(low, high))
+            there = values[r + 1] * divide(1.0 + 0.0 * low, width(next_low, next_high))
             if degree > ORDER - D:
                 new = new + (degree * (here - there),)
             else:
@@ -214,4 +238,5 @@ def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
         elif D == 3:
             return slope * (3.0 * (1.0 - 2.0 * s) + bounded * (1.0 - 6.0 * slope))
         else:
+            tl.static_assert(D == 4)
             return slope * (4.0 * (1.0 - 6.0 * slope) + bounded * (1.0 - 2.0 * s) * (1.0 - 12.0 * slope))

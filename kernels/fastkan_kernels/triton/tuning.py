@@ -19,6 +19,7 @@ WAYS = ("fused", "chunked", "gather")
 EXACT_BELOW = 256  # sizes up to here are told apart, above only their powers of two
 # from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
 GATHER_FROM = {"half": 192, "single": 32}
+MOST_SHARED = 227 << 10  # bytes, of a program on a Hopper GPU
 CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
 
 
@@ -68,17 +69,22 @@ def _bucket(size: int) -> int:
 
 
 def choose(k: Key, capability: int) -> Config:
-    """The configuration: what is forced, else what was measured, else the rules'."""
-    return _forced.get(k.contraction) or _table().get(k) or default(k, capability)
+    """The configuration: what is forced, else what was measured, else the rules'.
+
+    Where PyTorch's deterministic algorithms are asked for, no table changes the order of a sum.
+    """
+    measured = None if torch.are_deterministic_algorithms_enabled() else _table().get(k)
+    return _forced.get(k.contraction) or measured or default(k, capability)
 
 
 def default(k: Key, capability: int) -> Config:
     """By rules, where nothing was measured."""
     half = k.dtype in ("bfloat16", "float16")
     gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
-    if k.contraction != "G" and gathers:
+    spills = k.dtype == "float64" and k.form == "local"  # k + 1 splines of two registers each
+    if k.contraction != "G" and (gathers or spills):
         return _gathering(k)
-    if k.outputs > CHUNK_FROM and k.dtype != "float64":
+    if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
         return _chunking(k)
     return _fused(k, capability)
 
@@ -102,7 +108,15 @@ def candidates(k: Key, capability: int = 90) -> list[Config]:
                         if rows * together <= 128 * 32 * warps and columns <= widest and rows <= 2 * k.rows:
                             tiles = base._replace(rows=rows, columns=columns, inner=inner, warps=warps)
                             found.append(tiles._replace(splines=together // columns))
-    return list(dict.fromkeys(found))
+    return [config for config in dict.fromkeys(found) if _operand_bytes(k, config) <= MOST_SHARED]
+
+
+def _operand_bytes(k: Key, config: Config) -> int:
+    """What a fused product's operands take of shared memory, at most."""
+    if config.way != "fused":
+        return 0
+    wide = config.columns * config.splines
+    return config.stages * config.inner * (config.rows + wide) * getattr(torch, k.dtype).itemsize
 
 
 def _width(k: Key) -> int:
@@ -114,13 +128,14 @@ def _fused(k: Key, capability: int) -> Config:
     each input of a block, tf32x3 three products' operands."""
     size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
     wide = size > 4 or (size == 4 and k.precision != "tf32")
-    local, older = k.form == "local", capability < 90
+    local, older = k.form == "local", not 90 <= capability < 120  # of these only data centre chips share 227 KiB
     longest = 32 if size > 2 else 64
     stages, descriptors = 2 if older else 3, k.aligned and not older
     splines = 1
     if k.contraction == "F":
         rows = power_of_two(k.rows, 16, 64 if wide else 128)
-        columns = power_of_two(k.outputs, 16, 64 if wide else 256 if size == 2 and not (older or local) else 128)
+        narrow = wide or rows < 64 or (older and local and k.order > 3)
+        columns = power_of_two(k.outputs, 16, 64 if narrow else 256 if size == 2 and not (older or local) else 128)
         inner = power_of_two(k.inputs, 16, 16 if local else min(longest, 32) if k.derivative else longest)
         warps = 8 if rows >= 128 or (wide and older) else 4
     elif k.contraction == "G":
@@ -163,19 +178,27 @@ def override(contraction: str, config: Config) -> Iterator[None]:
     Raises:
         ValueError: for what is no contraction or no way.
     """
+    _check(contraction, config)
+    global _forced
+    before = _forced
+    _forced = {**before, contraction: config}
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def _check(contraction: str, config: Config) -> None:
+    """Raises a ValueError or TypeError for what no kernel could run."""
     if contraction not in ("F", "G", "H"):
         raise ValueError(f"contraction must be 'F', 'G' or 'H', got {contraction!r}")
     if config.way not in WAYS or (config.way == "gather" and contraction == "G"):
         raise ValueError(f"config must have a way that {contraction} has, got {config.way!r}")
     for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
-        check_int(field, getattr(config, field), least=1)
-    before = dict(_forced)
-    _forced[contraction] = config
-    try:
-        yield
-    finally:
-        _forced.clear()
-        _forced.update(before)
+        number = getattr(config, field)
+        check_int(field, number, least=1)
+        if field != "stages" and number & (number - 1):
+            raise ValueError(f"{field} must be a power of two, got {number}")
 
 
 def about() -> dict[str, str]:
@@ -204,6 +227,8 @@ def read_table(path: str | Path) -> tuple[dict[Key, Config], dict[str, str]]:
     try:
         data = json.loads(Path(path).read_text())
         entries = {Key(**row["key"]): Config(**row["config"]) for row in data["entries"]}
+        for k, config in entries.items():
+            _check(k.contraction, config)
         return entries, data["about"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
@@ -217,15 +242,14 @@ def use_table(path: str | Path | None) -> None:
     Raises:
         ValueError: if it is not such a table, or was made on another GPU or Triton.
     """
-    _loaded.clear()
     if path is None:
         _loaded["table"] = {}
         return
     entries, made_on = read_table(path)
     here = about()
-    for name, value in here.items():
-        if made_on.get(name) != value:
-            raise ValueError(f"{path} holds for {name} {made_on.get(name)!r}, and here it is {value!r}")
+    for name in ("gpu", "capability", "triton"):
+        if made_on.get(name) != here.get(name):
+            raise ValueError(f"{path} holds for {name} {made_on.get(name)!r}, and here it is {here.get(name)!r}")
     _loaded["table"] = entries
 
 
