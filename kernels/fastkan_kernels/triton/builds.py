@@ -132,6 +132,8 @@ def _settings() -> Iterator[Setting]:
 
 def _builds_of(setting: Setting, capability: int) -> Iterator[Build]:
     p = _problem(setting, capability)
+    if p.form == "none":  # of no splines nothing is launched
+        return
     config = _config(setting, p)
     for part, launch in _launches(p, config):
         yield _build(setting, p, config, launch, part)
