@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis
-from fastkan_kernels.trilinear import Slots
 
 from . import ways
 from .place import Place
@@ -202,12 +201,7 @@ def _config(trial: Trial, place: Place, o: Operands, basis: Basis) -> Any:
     """The configuration of the trial's way; None where the backend has but one."""
     if not ways.available(place):
         return None
-    filled = {
-        "F": Slots(o.v, o.weight, o.base_weight),
-        "G": Slots(o.v, g=o.g),
-        "H": Slots(None, o.weight, o.base_weight, o.g),
-    }
-    arguments = (trial.contraction, o.x, o.knots, filled[trial.contraction], basis, trial.derivative)
+    arguments = (trial.contraction, o.x, o.knots, o.slots(trial.contraction), basis, trial.derivative)
     return ways.candidates(*arguments)[0] if trial.way == "auto" else ways.of_way(trial.way, *arguments)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import fastkan_kernels
 from fastkan_kernels import Basis
 from fastkan_kernels.features import features
+from fastkan_kernels.trilinear import CONTRACTIONS, Slots
 
 BLOCK_ELEMENTS = 1 << 25  # of float64 features made at a time
 
@@ -36,6 +37,10 @@ class Operands(NamedTuple):
     weight: Tensor
     base_weight: Tensor | None
     g: Tensor
+
+    def slots(self, name: str) -> Slots:
+        """Those that contraction ``name`` fills."""
+        return Slots(self.v, self.weight, self.base_weight, self.g).leave(CONTRACTIONS[name].free)
 
     def map(self, function) -> Operands:
         """``function`` of each tensor."""

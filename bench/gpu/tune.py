@@ -160,12 +160,7 @@ def _operands(choice: Choice, place: Place) -> tuple[Operands, Basis, Slots]:
     material = Material.of(row, place)
     knots = uniform_knots(row.inputs, row.grid, row.case.order, device=place.device)
     o = Operands(material.x, knots, None, *material.edges, material.upstream)
-    filled = {
-        "F": Slots(weight=o.weight, base_weight=o.base_weight),
-        "G": Slots(g=o.g),
-        "H": Slots(weight=o.weight, base_weight=o.base_weight, g=o.g),
-    }
-    return o, basis_of(knots, row.case.order), filled[choice.contraction]
+    return o, basis_of(knots, row.case.order), o.slots(choice.contraction)
 
 
 def _task(choice: Choice, o: Operands, basis: Basis, config: Any, place: Place) -> Task:

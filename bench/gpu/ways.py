@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis
@@ -61,8 +60,6 @@ def forced(configs: dict[str, Any]) -> Iterator[None]:
     from fastkan_kernels.triton import tuning
 
     with ExitStack() as stack:
-        # a backward of CUDA tensors would run in another thread, which an override does not reach
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         for name, config in configs.items():
             stack.enter_context(tuning.override(name, config))
         yield

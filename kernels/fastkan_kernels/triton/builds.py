@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..basis import Basis
-from ..trilinear import Slots
+from ..trilinear import CONTRACTIONS, Slots
 from . import tuning
 from .contract_in import launch_in
 from .contract_out import launch_out
@@ -24,7 +24,6 @@ from .launch import Launch
 from .problem import Problem, problem
 from .tuning import Config
 
-CAPABILITIES = (80, 90)
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
@@ -65,7 +64,7 @@ class Setting(NamedTuple):
 
 
 def builds(capability: int) -> list[Build]:
-    """The whole shipped matrix for a capability of :data:`CAPABILITIES`."""
+    """The whole shipped matrix for a capability: 80 or 90."""
     found = (build for setting in _settings() for build in _builds_of(setting, capability))
     return list({build.name: build for build in found}.values())
 
@@ -147,11 +146,7 @@ def _problem(s: Setting, capability: int) -> Problem:
     knots = empty(s.inputs, GRID + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
-    slots = {
-        "F": Slots(v, weight, None if s.base == "none" else base_weight),
-        "G": Slots(v, g=g),
-        "H": Slots(None, weight, None if s.base == "none" else base_weight, g),
-    }[s.name]
+    slots = Slots(v, weight, None if s.base == "none" else base_weight, g).leave(CONTRACTIONS[s.name].free)
     basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None)
     precision = s.precision if s.dtype == torch.float32 else None
     return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)

@@ -10,18 +10,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, descriptor, search_steps
+from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
 from .spline import (
-    active_splines,
     base_function,
     cardinal,
     cardinal_scale,
     cells,
-    find_cell,
-    half_width,
+    local,
+    middle,
     scaled,
-)  # fmt: skip
+)
 from .tiles import load_tile, multiply, store_tile, tile_of
 from .tuning import Config
 
@@ -74,9 +73,7 @@ def contract_in_kernel(
     if FORM == "cardinal":
         z, rate = cells(x, knots_ptr, i, I, M, ORDER)
     else:
-        own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
-        j = find_cell(x, own, M, SEARCH)
-        active = active_splines(x, j, own, M, ORDER, D)
+        j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
     total = tl.zeros((ROWS, COLUMNS), WORK)
     pair = tl.arange(0, SPLINES * COLUMNS)  # (b, i)
     for b0 in tl.range(0, K, SPLINES, num_stages=1):
@@ -95,8 +92,7 @@ def contract_in_kernel(
             products = multiply(left, right.T, products, PRECISION)
         numbers = b0 + tl.arange(0, SPLINES)
         if FORM == "cardinal":
-            middles = numbers.to(WORK) * (1.0 / half_width(ORDER))
-            psi = cardinal(z[:, None, :] - middles[None, :, None], ORDER, D)
+            psi = cardinal(z[:, None, :] - middle(numbers, ORDER, WORK)[None, :, None], ORDER, D)
         else:
             at = numbers[None, :, None] - j[:, None, :] + ORDER
             at = tl.where(numbers[None, :, None] < K, at, -1)  # what is beyond may be infinite
@@ -113,30 +109,19 @@ def contract_in_kernel(
 
 def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     """H into ``h [N, I]``."""
-    assert p.weight is not None
     assert p.g is not None
-    w, base_w, g = p.weight, p.weight if p.base_weight is None else p.base_weight, p.g
-    described = config.descriptors
+    (w, base_w), g, described = p.weights(), p.g, config.descriptors
     arguments = {
-        "x_ptr": p.x,
-        "knots_ptr": p.knots,
+        **p.operands(),
+        **p.sizes(),
+        "O": p.outputs,
         "w": descriptor(w, [config.splines, config.columns, config.inner]) if described else w,
         "base_w": descriptor(base_w, [config.columns, config.inner]) if described and p.base != "none" else base_w,
         "g": descriptor(g, [config.rows, config.inner]) if described else g,
         "h_ptr": h,
-        "N": p.rows,
-        "I": p.inputs,
-        "O": p.outputs,
-        "K": p.spline_count,
-        "M": p.knot_count,
-        "stride_x": p.x.stride(0),
     }
     constants = {
-        "ORDER": p.basis.order,
-        "D": p.derivative,
-        "BASE": p.base,
-        "FORM": p.form,
-        "SEARCH": search_steps(p.knot_count) if p.form == "local" else 0,
+        **p.constants(),
         "PRODUCT": DTYPES[p.product],
         "PRECISION": p.precision,
         "DESCRIPTORS": described,

@@ -6,27 +6,24 @@ read once for all of them, W streams through shared memory.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import hardware
-from .launch import DTYPES, Launch, descriptor, search_steps
+from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
 from .spline import (
-    active_splines,
     base_function,
     cardinal,
     cardinal_scale,
     cells,
     cells_per_length,
     divide,
-    find_cell,
+    local,
     middle,
     pick,
     scaled,
-)  # fmt: skip
+)
 from .tiles import load_tile, multiply, settle, store_tile, tile_of
 from .tuning import Config
 
@@ -85,9 +82,7 @@ def contract_out_kernel(
             if D > 0:
                 factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
         else:
-            own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, INNER))
-            j = find_cell(x, own, M, SEARCH)
-            active = active_splines(x, j, own, M, ORDER, D)
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
                 factor = scaled(factor, 1.0 / first_rate, D)
         for b in tl.range(0, K):
@@ -127,36 +122,24 @@ def contract_out_kernel(
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     """F into ``y [N, O]``."""
-    assert p.weight is not None
-    w, base_w = p.weight, p.weight if p.base_weight is None else p.base_weight
+    w, base_w = p.weights()
+    based = config.descriptors and p.base != "none"
     arguments = {
-        "x_ptr": p.x,
-        "v_ptr": p.x if p.v is None else p.v,
-        "knots_ptr": p.knots,
-        "w": descriptor(w, [1, config.inner, config.columns]) if config.descriptors else w,
-        "base_w": descriptor(base_w, [config.inner, config.columns])
-        if config.descriptors and p.base != "none"
-        else base_w,
-        "y_ptr": y,
-        "N": p.rows,
-        "I": p.inputs,
+        **p.operands(),
+        **p.multiplier(),
+        **p.sizes(),
         "O": p.outputs,
-        "K": p.spline_count,
-        "M": p.knot_count,
-        "stride_x": p.x.stride(0),
-        "stride_v": 0 if p.v is None else p.v.stride(0),
+        "w": descriptor(w, [1, config.inner, config.columns]) if config.descriptors else w,
+        "base_w": descriptor(base_w, [config.inner, config.columns]) if based else base_w,
+        "y_ptr": y,
     }
     constants = {
-        "ORDER": p.basis.order,
-        "D": p.derivative,
-        "BASE": p.base,
-        "FORM": p.form,
-        "SEARCH": search_steps(p.knot_count) if p.form == "local" else 0,
+        **p.constants(),
         "MULTIPLIED": p.v is not None,
         "PRODUCT": DTYPES[p.product],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
-        "WAIT": hardware.settles(p.capability) and p.work != torch.float64,
+        "WAIT": p.waits,
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,

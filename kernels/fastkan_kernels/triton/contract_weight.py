@@ -6,7 +6,6 @@ The parts are summed afterwards in their order: no atomics, the same bits each t
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,11 +18,11 @@ from .spline import (
     cardinal,
     cardinal_scale,
     cells_per_length,
-    half_width,
+    centred,
     middle,
     one_spline,
     scaled,
-)  # fmt: skip
+)
 from .tiles import load_tile, multiply, settle
 from .tuning import Config
 
@@ -84,8 +83,7 @@ def contract_weight_kernel(
         else:
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
             if FORM == "cardinal":
-                t = (x - first[:, None]) * rate[:, None]
-                z = (t - half_width(ORDER)) * (1.0 / half_width(ORDER))
+                z = centred(x, first[:, None], rate[:, None], ORDER)
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
@@ -104,9 +102,7 @@ def contract_weight_kernel(
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, rate[:, None], D)
-    if FORM != "base":
-        dw = dw + missing[:, None]
+        dw = scaled(dw, rate[:, None], D) + missing[:, None]
     at = out_ptr + ((part * K + b).to(tl.int64) * I + i[:, None]) * O + o[None, :]
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
@@ -128,36 +124,27 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
     """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
-    count = 1 if base else p.spline_count
     arguments = {
-        "x_ptr": p.x,
-        "v_ptr": p.x if p.v is None else p.v,
-        "knots_ptr": p.knots,
+        **p.operands(),
+        **p.multiplier(),
+        **p.sizes(base),
+        "O": p.outputs,
         "g": descriptor(p.g, [config.inner, config.columns]) if config.descriptors else p.g,
         "out_ptr": out,
-        "N": p.rows,
-        "I": p.inputs,
-        "O": p.outputs,
-        "K": count,
-        "M": p.knot_count,
-        "stride_x": p.x.stride(0),
-        "stride_v": 0 if p.v is None else p.v.stride(0),
         "part_rows": part_rows,
     }
     constants = {
-        "ORDER": p.basis.order,
-        "D": p.derivative,
-        "BASE": p.base if base else "none",
-        "FORM": "base" if base else p.form,
+        **p.constants_of(base),
         "MULTIPLIED": p.v is not None,
         "PRODUCT": DTYPES[p.product],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
-        "WAIT": hardware.settles(p.capability) and p.work != torch.float64,
+        "WAIT": p.waits,
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,
     }
+    del constants["SEARCH"]  # it looks for no cell
     tiles = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
-    grid = (count * tiles, triton.cdiv(p.rows, part_rows))
+    grid = (arguments["K"] * tiles, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

@@ -21,7 +21,7 @@ from .contract_in import launch_in
 from .contract_out import launch_out
 from .contract_weight import launch_weight, parts_of
 from .gather import launch_gather_in, launch_gather_out
-from .problem import Problem, form_of, problem, product_dtype
+from .problem import Problem, form_of, problem
 from .tuning import Config, choose, key
 
 
@@ -123,12 +123,10 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
         slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
-    product, narrow = product_dtype(name, x, basis, derivative, multiplied=False)
-    precision = "tf32" if narrow else hardware.precision(product, x.device)
-    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device), precision)
+    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
     config = choose(key(p), p.capability)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
-    described = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
+    product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
@@ -136,6 +134,6 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"
     return (
-        f"fused: features made in registers {made}, products in {described}, {tile} over {config.inner}, "
+        f"fused: features made in registers {made}, products in {product}, {tile} over {config.inner}, "
         f"{config.warps} warps, {config.stages} stages, {loads}"
     )

@@ -10,21 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, search_steps
+from .launch import DTYPES, Launch
 from .problem import Problem
 from .spline import (
-    active_splines,
     base_function,
     cardinal,
     cardinal_scale,
     cells,
     cells_per_length,
     divide,
-    find_cell,
+    local,
     middle,
     pick,
     scaled,
-)  # fmt: skip
+)
 from .tiles import load_tile
 from .tuning import Config
 
@@ -71,9 +70,7 @@ def write_features_kernel(
             if D > 0:
                 factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
         else:
-            own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
-            j = find_cell(x, own, M, SEARCH)
-            active = active_splines(x, j, own, M, ORDER, D)
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
                 factor = scaled(factor, 1.0 / first_rate, D)
         for b in tl.range(0, K):
@@ -116,9 +113,7 @@ def dot_features_kernel(
         if FORM == "cardinal":
             z, rate = cells(x, knots_ptr, i, I, M, ORDER)
         else:
-            own = tl.broadcast_to(knots_ptr + tl.where(i < I, i, 0)[None, :] * M, (ROWS, COLUMNS))
-            j = find_cell(x, own, M, SEARCH)
-            active = active_splines(x, j, own, M, ORDER, D)
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -134,50 +129,23 @@ def dot_features_kernel(
 
 def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
     """Features of some rows into ``psi [rows, K or 1, I]``: the splines' or the base function's."""
-    x, v = p.x[rows], None if p.v is None else p.v[rows]
-    arguments = {
-        "x_ptr": x,
-        "v_ptr": x if v is None else v,
-        "knots_ptr": p.knots,
-        "psi_ptr": psi,
-        **_sizes(p, x, base),
-        "stride_v": 0 if v is None else v.stride(0),
-    }
-    constants = {**_constants(p, config, base), "MULTIPLIED": v is not None}
-    return Launch(write_features_kernel, _grid(p, config, x), arguments, constants, config.warps, config.stages)
+    part = p.part(rows)
+    arguments = {**part.operands(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
+    constants = {**_constants(part, config, base), "MULTIPLIED": part.v is not None}
+    return Launch(write_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
 def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
     """``h[rows] += (products [rows, K or 1, I] * psi).sum(1)``."""
-    x = p.x[rows]
-    arguments = {
-        "x_ptr": x,
-        "knots_ptr": p.knots,
-        "products_ptr": products,
-        "h_ptr": h[rows],
-        **_sizes(p, x, base),
-    }
-    constants = _constants(p, config, base)
-    return Launch(dot_features_kernel, _grid(p, config, x), arguments, constants, config.warps, config.stages)
-
-
-def _sizes(p: Problem, x: Tensor, base: bool) -> dict:
-    return {"N": len(x), "I": p.inputs, "K": 1 if base else p.spline_count, "M": p.knot_count, "stride_x": x.stride(0)}
+    part = p.part(rows)
+    arguments = {**part.operands(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
+    constants = _constants(part, config, base)
+    return Launch(dot_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
 def _constants(p: Problem, config: Config, base: bool) -> dict:
-    form = "base" if base else p.form
-    return {
-        "ORDER": p.basis.order,
-        "D": p.derivative,
-        "BASE": p.base if base else "none",
-        "FORM": form,
-        "SEARCH": search_steps(p.knot_count) if form == "local" else 0,
-        "WORK": DTYPES[p.work],
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-    }
+    return {**p.constants_of(base), "WORK": DTYPES[p.work], "ROWS": config.rows, "COLUMNS": config.columns}
 
 
-def _grid(p: Problem, config: Config, x: Tensor) -> tuple[int, int]:
-    return triton.cdiv(len(x), config.rows), triton.cdiv(p.inputs, config.columns)
+def _grid(p: Problem, config: Config) -> tuple[int, int]:
+    return triton.cdiv(p.rows, config.rows), triton.cdiv(p.inputs, config.columns)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import DTYPES, Launch, search_steps
+from .launch import DTYPES, Launch
 from .problem import Problem
 from .spline import active_splines, base_function, find_cell
 from .tiles import load_tile, store_tile
@@ -116,14 +116,7 @@ def gather_in_kernel(
 
 def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
     """F into ``y [N, O]``."""
-    arguments = {
-        "x_ptr": p.x,
-        "v_ptr": p.x if p.v is None else p.v,
-        **_shared(p),
-        "y_ptr": y,
-        **_sizes(p),
-        "stride_v": 0 if p.v is None else p.v.stride(0),
-    }
+    arguments = {**_arguments(p), **p.multiplier(), "y_ptr": y}
     constants = {**_constants(p, config), "MULTIPLIED": p.v is not None}
     grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, config.columns))
     return Launch(gather_out_kernel, grid, arguments, constants, config.warps, config.stages)
@@ -131,30 +124,23 @@ def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
     """H into ``h [N, I]``."""
-    arguments = {"x_ptr": p.x, **_shared(p), "g_ptr": p.g, "h_ptr": h, **_sizes(p)}
+    arguments = {**_arguments(p), "g_ptr": p.g, "h_ptr": h}
     grid = (p.inputs * triton.cdiv(p.rows, config.rows),)
     return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)
 
 
-def _shared(p: Problem) -> dict:
-    return {
-        "knots_ptr": p.knots,
-        "w_ptr": p.weight,
-        "base_w_ptr": p.weight if p.base_weight is None else p.base_weight,
-    }
-
-
-def _sizes(p: Problem) -> dict:
-    sizes = {"N": p.rows, "I": p.inputs, "O": p.outputs, "K": p.spline_count, "M": p.knot_count}
-    return {**sizes, "stride_x": p.x.stride(0)}
+def _arguments(p: Problem) -> dict:
+    w, base_w = p.weights()
+    return {**p.operands(), **p.sizes(), "O": p.outputs, "w_ptr": w, "base_w_ptr": base_w}
 
 
 def _constants(p: Problem, config: Config) -> dict:
+    """It looks for the cell whatever the form."""
     return {
         "ORDER": p.basis.order,
         "D": p.derivative,
         "BASE": p.base,
-        "SEARCH": search_steps(p.knot_count),
+        "SEARCH": p.search,
         "WORK": DTYPES[p.work],
         "ROWS": config.rows,
         "COLUMNS": config.columns,

@@ -65,6 +65,7 @@ def processors(index: int | None) -> int:
     return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
 
+@functools.cache  # asked at each launch
 def settles(capability: int) -> bool:
     """Whether products must be made to end within their iteration."""
     import triton
@@ -74,7 +75,7 @@ def settles(capability: int) -> bool:
     return capability >= 90 and (foreign or version < SETTLED_SINCE)
 
 
-def precision(product: torch.dtype, device: torch.device) -> str:
+def precision(product: torch.dtype) -> str:
     """Of float32 products, from PyTorch's own settings: ``"tf32x3"``, accurate to float32, or ``"tf32"``."""
     if product != torch.float32:
         return "ieee"

@@ -51,8 +51,3 @@ def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
 def power_of_two(number: int, least: int, most: int) -> int:
     """The least power of two that is not below ``number``, within bounds."""
     return max(least, min(most, triton.next_power_of_2(max(1, number))))
-
-
-def search_steps(knots: int) -> int:
-    """Steps of a bisection over that many knots."""
-    return knots.bit_length()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,6 @@ from ..basis import Basis, working_dtype
 from ..features import check_base_derivative
 from ..trilinear import Slots
 from . import hardware
-
-HALVES = (torch.float16, torch.bfloat16)
 
 
 class Problem(NamedTuple):
@@ -65,6 +63,55 @@ class Problem(NamedTuple):
     def knot_count(self) -> int:
         return self.knots.shape[1]
 
+    def part(self, rows: slice) -> Problem:
+        """The same on some rows."""
+        return self._replace(x=self.x[rows], v=None if self.v is None else self.v[rows])
+
+    @property
+    def waits(self) -> bool:
+        """Whether a product on features in registers must end within its iteration; see tiles.settle."""
+        return self.work != torch.float64 and hardware.settles(self.capability)
+
+    def operands(self) -> dict[str, Any]:
+        """Arguments of every kernel."""
+        return {"x_ptr": self.x, "knots_ptr": self.knots, "stride_x": self.x.stride(0)}
+
+    def multiplier(self) -> dict[str, Any]:
+        """Arguments of kernels that take a v; without one x stands there, and isn't read."""
+        if self.v is None:
+            return {"v_ptr": self.x, "stride_v": 0}
+        return {"v_ptr": self.v, "stride_v": self.v.stride(0)}
+
+    def sizes(self, base: bool = False) -> dict[str, int]:
+        """N, I, K and M; ``base`` is of the base function alone, one feature."""
+        return {"N": self.rows, "I": self.inputs, "K": 1 if base else self.spline_count, "M": self.knot_count}
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """W's two parts; without a base function the splines' stands for it, and isn't read."""
+        assert self.weight is not None
+        return self.weight, self.weight if self.base_weight is None else self.base_weight
+
+    @property
+    def search(self) -> int:
+        """Steps of a bisection over the knots."""
+        return self.knot_count.bit_length()
+
+    def constants(self) -> dict[str, Any]:
+        """Of kernels that contract splines and base function together."""
+        search = self.search if self.form == "local" else 0
+        return {
+            "ORDER": self.basis.order,
+            "D": self.derivative,
+            "BASE": self.base,
+            "FORM": self.form,
+            "SEARCH": search,
+        }
+
+    def constants_of(self, base: bool) -> dict[str, Any]:
+        """Of kernels that make the base function, or else the splines."""
+        alone = {"FORM": "base", "SEARCH": 0} if base else {"BASE": "none"}
+        return {**self.constants(), **alone}
+
 
 def problem(
     name: str,
@@ -96,7 +143,7 @@ def problem(
         basis,
         derivative,
         product,
-        precision or ("tf32" if narrow else hardware.precision(product, x.device)),
+        precision or ("tf32" if narrow else hardware.precision(product)),
         form_of(basis, derivative),
         hardware.capability(x.device) if capability is None else capability,
         basis.splines_of(knots),

@@ -123,14 +123,19 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
+def centred(x, first, rate, ORDER: tl.constexpr):
+    """x as :func:`cardinal` takes it for spline 0, from the first knot and cells per unit length."""
+    return ((x - first) * rate - half_width(ORDER)) * (1.0 / half_width(ORDER))
+
+
+@triton.jit
 def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
     """On uniform knots, x of the inputs ``i`` as :func:`cardinal` takes it, for spline 0 (spline b's is
     ``2 b / (k + 1)`` less), and cells per unit length. ``i`` lies along x's second dimension."""
     first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
     last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
     rate = cells_per_length(first, last, M)
-    t = (x - first[None, :]) * rate[None, :]
-    return (t - half_width(ORDER)) * (1.0 / half_width(ORDER)), rate
+    return centred(x, first[None, :], rate[None, :], ORDER), rate
 
 
 @triton.jit
@@ -182,6 +187,15 @@ def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
                 left = (x - low) * part
         values = new + (left * degree if degree > ORDER - D else left,)
     return values
+
+
+@triton.jit
+def local(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr, D: tl.constexpr, SEARCH: tl.constexpr):
+    """The cell of each x of the inputs ``i``, which lie along x's second dimension, and psi^(d) of its active
+    splines."""
+    rows = tl.broadcast_to(knots_ptr + tl.where(i < inputs, i, 0)[None, :] * M, x.shape)
+    j = find_cell(x, rows, M, SEARCH)
+    return j, active_splines(x, j, rows, M, ORDER, D)
 
 
 @triton.jit
