@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from listing import LOOP, program
 
-from bench.codegen import hazard, registers, sass
+from bench.codegen import flow, hazard, registers, sass
 
 # -- machine code, parsed ---------------------------------------------------------------------------
 
@@ -223,3 +223,34 @@ def test_what_cannot_be_followed_is_not_passed() -> None:
     text = "HGMMA.64x64x16.F32.BF16 R24, R152, gdesc[UR8], R24, gsb0\nBRX R4 -0x10\nEXIT"
     with pytest.raises(ValueError, match="can't be followed"):
         hazard.hazards(program(text))
+
+
+def test_a_barrier_that_is_used_again_leads_into_no_loop() -> None:
+    """Threads that part before a loop meet before it, though inside it the same barrier serves again."""
+    code = program(
+        """
+        BSSY B0, `(.L_x_1)
+        @P1 BRA `(.L_x_0)
+        MOV R3, R4
+    .L_x_0:
+        BSYNC B0
+    .L_x_1:
+        MOV R5, R6
+    .L_x_2:
+        BSSY B0, `(.L_x_4)
+        @P2 BRA `(.L_x_3)
+        MOV R7, R8
+    .L_x_3:
+        BSYNC B0
+    .L_x_4:
+        HMMA.16816.F32.BF16 R8, R12, R16, R8
+        @P0 BRA `(.L_x_2)
+        EXIT
+        """
+    )
+    before, inside = (place for place, each in enumerate(code.instructions) if each.name == "BSYNC")
+    assert set(flow.successors(code)[before]) == {code.labels[".L_x_1"]}
+    assert set(flow.successors(code)[inside]) == {code.labels[".L_x_4"]}
+    (loop,) = flow.loops(code)
+    assert min(loop.places) == code.labels[".L_x_2"]
+    assert len(loop.places) == 6

@@ -11,6 +11,9 @@ _INDIRECT = frozenset({"BRX", "BRXU", "JMX", "JMXU"})
 _JUMPS = frozenset({"BRA", "JMP", "CALL"})
 
 
+_Joins = dict[int, frozenset[int]]  # of each BSYNC, to where it may lead besides onward
+
+
 class Loop(NamedTuple):
     """A natural loop: the places of its instructions in the program, and how many loops lie around it."""
 
@@ -26,11 +29,20 @@ def successors(program: Program) -> list[tuple[int, ...]]:
     Raises:
         ValueError: for a jump to where nobody can tell.
     """
-    joins = _joins(program)
+    joins = {place: frozenset(label for _, label in each) for place, each in _barriers(program).items()}
+    while True:
+        found = _successors(program, joins)
+        nearer = _reached(program, found)
+        if nearer == joins:
+            return found
+        joins = nearer
+
+
+def _successors(program: Program, joins: _Joins) -> list[tuple[int, ...]]:
     found = []
     for place, instruction in enumerate(program.instructions):
         following = (place + 1,) if place + 1 < len(program.instructions) else ()
-        found.append(tuple(dict.fromkeys(_next(program, joins, instruction, following))))
+        found.append(tuple(dict.fromkeys(_next(program, place, instruction, joins, following))))
     return found
 
 
@@ -40,7 +52,7 @@ def is_function_call(instruction: Instruction) -> bool:
 
 
 def _next(
-    program: Program, joins: dict[str, tuple[int, ...]], instruction: Instruction, following: tuple[int, ...]
+    program: Program, place: int, instruction: Instruction, joins: _Joins, following: tuple[int, ...]
 ) -> tuple[int, ...]:
     name = instruction.name
     if name in _INDIRECT:
@@ -52,8 +64,8 @@ def _next(
     if name in _JUMPS:
         target = (_place(program, instruction),)
         return target + following if _is_conditional(instruction) else target
-    if name == "BSYNC":  # to where the BSSY of the same barrier said
-        return joins.get(instruction.operands[0], ()) + following
+    if name == "BSYNC":
+        return (*sorted(joins[place]), *following)
     return following
 
 
@@ -62,14 +74,42 @@ def _is_conditional(jump: Instruction) -> bool:
     return bool(jump.guard) or len(jump.operands) > 1 or "DIV" in jump.modifiers
 
 
-def _joins(program: Program) -> dict[str, tuple[int, ...]]:
-    """Where threads of a convergence barrier meet."""
-    joins: dict[str, tuple[int, ...]] = {}
-    for instruction in program.instructions:
+def _barriers(program: Program) -> dict[int, list[tuple[int, int]]]:
+    """For each BSYNC, where threads of a convergence barrier meet, every BSSY of that barrier and the place that
+    it names."""
+    named: dict[str, list[tuple[int, int]]] = {}
+    for place, instruction in enumerate(program.instructions):
         if instruction.name == "BSSY":
-            barrier = instruction.operands[0]
-            joins[barrier] = (*joins.get(barrier, ()), _place(program, instruction))
-    return joins
+            named.setdefault(instruction.operands[0], []).append((place, _place(program, instruction)))
+    return {
+        place: named.get(instruction.operands[0], [])
+        for place, instruction in enumerate(program.instructions)
+        if instruction.name == "BSYNC"
+    }
+
+
+def _reached(program: Program, following: list[tuple[int, ...]]) -> _Joins:
+    """The same with only those BSSY from which a path leads to the BSYNC without another one of the barrier.
+
+    A barrier is used again and again: without this a BSYNC before a loop would seem to lead into it.
+    """
+    joins: dict[int, set[int]] = {place: set() for place in _barriers(program)}
+    for start, opening in enumerate(program.instructions):
+        if opening.name != "BSSY":
+            continue
+        label, seen, waiting = _place(program, opening), set(), list(following[start])
+        while waiting:
+            here = waiting.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            instruction = program.instructions[here]
+            same = instruction.name in ("BSSY", "BSYNC") and instruction.operands[0] == opening.operands[0]
+            if not same:
+                waiting += following[here]
+            elif instruction.name == "BSYNC":
+                joins[here].add(label)
+    return {place: frozenset(labels) for place, labels in joins.items()}
 
 
 def _place(program: Program, instruction: Instruction) -> int:

@@ -135,19 +135,20 @@ def _fused(k: Key, capability: int) -> Config:
     steep = k.derivative > 0  # a factor for each input, and v where this is a double backward's
     crowded = local and k.order > 4
     if k.contraction == "F":
-        rows = power_of_two(k.rows, 16, 32 if crowded and wide else 64 if wide or crowded else 128)
+        most = 16 if steep and older else 32  # where crowded and wide
+        rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
         least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
         columns = power_of_two(
             k.outputs, 16, 32 if rows < 64 and steep else 64 if least else 128 if local or older else 256
         )
         if size > 2:
-            columns = min(columns, 128)
+            columns = min(columns, 16 if crowded and wide and steep and older else 128)
         held = min(longest, 32) if steep or k.order > 4 else longest
         inner = power_of_two(k.inputs, 16, 16 if local or (steep and (wide or rows < 64)) else held)
         warps = 8 if rows >= 128 or (wide and older) or (crowded and not wide) else 4
     elif k.contraction == "G":
         rows = power_of_two(k.inputs, 16, 32 if wide and local else 64 if wide or local else 128)
-        columns = power_of_two(k.outputs, 16, 64 if wide or local else 128)
+        columns = power_of_two(k.outputs, 16, 32 if size > 4 and steep else 64 if wide or local else 128)
         inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
         if older and local and k.order > 3:
             rows = min(rows, 16)
@@ -156,6 +157,8 @@ def _fused(k: Key, capability: int) -> Config:
         rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
         columns = power_of_two(k.inputs, 16, 16 if wide or local else 32)
         together = 32 if wide and older else 64 if wide or local or not descriptors or rows < 64 else 128
+        if (size > 4 and older) or (steep and k.order > 4 and rows < 64):
+            together = columns
         splines = min(power_of_two(k.spline_count, 1, 8), max(1, together // columns))
         inner = power_of_two(k.outputs, 16, 16 if wide and older else longest)
         warps = 8 if rows >= 128 or (older and rows >= 64) else 4
