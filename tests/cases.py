@@ -118,7 +118,7 @@ def serves(way: str, kind: str, order: int, derivative: int) -> bool:
     """Whether a way is made for this: closed forms where cells can be counted, the local ones for
     splines that are not 0."""
     if way == "small":
-        return kind == "shared" and derivative == 0 and order > 1
+        return derivative == 0
     if way == "closed":
         return kind in ("shared", "uniform") and derivative < order
     if way in TRITON_WAYS:
@@ -155,8 +155,8 @@ def forced(way: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         if way == "small":
-            patch.setattr(small, "MOST_INPUTS", 10**9)
-            patch.setattr(small, "MOST_FEATURES", 10**9)
+            patch.setattr(small, "MOST_INDICATORS", 10**9)
+            patch.setattr(small, "MOST_VALUES", 10**9)
         elif way in CPU_WAYS:
             patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
             patch.setattr(contract, "choose", forced_choice)

@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def middles(first: int, count: int, order: int, like: Tensor) -> Tensor:
@@ -65,33 +64,6 @@ def spline(z: Tensor, order: int, derivative: int) -> Tensor:
     return total * z.sign() if derivative % 2 else total
 
 
-def unit(order: int) -> float:
-    """c, with which (c y)^k = y^k / k!."""
-    return math.factorial(order) ** (-1 / order)
-
-
-def power_sums(z: Tensor, order: int, sloped: bool) -> tuple[Tensor, Tensor | None]:
-    """(-1)^k B_k(z / c) and, if asked for, its derivative divided by (-1)^k k c, for c = unit(k) and k > 1.
-
-    In the memory of ``z``, in as few calls as there can be.
-    """
-    c = unit(order)
-    sign = z.sign() if sloped else None
-    edge = z.abs_().sub_(c * (order + 1) / 2).clamp_(max=0.0)  # -c max((k+1)/2 - |z|, 0)
-    inner = [functional.softshrink(edge, c * j) for j in range(1, order // 2 + 1)]  # as both are <= 0
-    slope = _power(edge, order - 1) if sloped else None
-    total = edge.mul_(slope) if slope is not None else _power_(edge, order)
-    for j, term in enumerate(inner, start=1):
-        factor = (-1) ** j * binomial(order + 1, j)
-        if slope is None:
-            total.add_(_power_(term, order), alpha=factor)
-        else:
-            lower = _power(term, order - 1)
-            total.add_(term.mul_(lower), alpha=factor)
-            slope.add_(lower, alpha=factor)
-    return total, slope if slope is None or sign is None else slope.mul_(sign)
-
-
 def scratch_needed(order: int, derivative: int) -> int:
     """How many tensors :func:`spline_` works in besides ``z``."""
     return order // 2 + derivative % 2
@@ -104,8 +76,3 @@ def _power_(base: Tensor, power: int) -> Tensor:
     if power == 5:
         return base.mul_(base.square().square_())
     return base if power == 1 else base.pow_(power)
-
-
-def _power(base: Tensor, power: int) -> Tensor:
-    """``base ** power``, in memory of its own."""
-    return base.clone() if power == 1 else _power_(base.square(), power // 2) if power % 2 == 0 else base.pow(power)
