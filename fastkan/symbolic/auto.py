@@ -1,0 +1,171 @@
+"""All edges to formulas at once, and a report of what became of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..edges import edge_functions
+from ..surgery import mask_of
+from .fix import check_ranges, library_names, set_numeric, table
+from .search import Range, rank, search
+
+if TYPE_CHECKING:
+    from ..network import KAN
+
+
+class EdgeReport(NamedTuple):
+    """What :meth:`KAN.auto_symbolic` made of an edge.
+
+    Args:
+        l, i, j: the edge.
+        name: its function, or None if it stays a spline.
+        r2: of its function, or of the best there was.
+        complexity: of the same.
+        best: name of the same.
+    """
+
+    l: int
+    i: int
+    j: int
+    name: str | None
+    r2: float
+    complexity: float
+    best: str
+
+
+class SymbolicReport(list[EdgeReport]):
+    """An :class:`EdgeReport` for each edge that was a spline. Printed, it is a table.
+
+    Args:
+        edges: the entries.
+        kept: how many edges were formulas before.
+        threshold: R2 that a formula had to have.
+    """
+
+    def __init__(self, edges: Iterable[EdgeReport] = (), kept: int = 0, threshold: float = 0.0) -> None:
+        super().__init__(edges)
+        self.kept, self.threshold = kept, threshold
+
+    @property
+    def numeric(self) -> list[EdgeReport]:
+        """Those that stay splines."""
+        return [edge for edge in self if edge.name is None]
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                str(edge[:3]),
+                edge.name or f"stays numeric, best is {edge.best}",
+                f"{edge.r2:.6f}",
+                f"{edge.complexity:g}",
+            ]
+            for edge in self
+        ]
+        lines = [table("llrr", ["edge", "function", "R2", "complexity"], *rows)] if rows else []
+        lines.append(repr(self))
+        if self.numeric:
+            lines.append(
+                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. fix_symbolic forces one, "
+                "remove_edge takes it away, more training or a larger lib may help"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        count = len(self.numeric)
+        before = f", {self.kept} were before" if self.kept else ""
+        return f"{len(self) - count} edges became formulas, {count} stay numeric{before}"
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def auto_symbolic(
+    model: KAN,
+    a_range: Range = None,
+    b_range: Range = None,
+    lib: Iterable[str] | None = None,
+    verbose: int = 1,
+    weight_simple: float = 0.7,
+    r2_threshold: float = 0.99,
+) -> SymbolicReport:
+    """Make all splines formulas that fit one, in place; those that don't stay splines.
+
+    Of the functions whose R2 reaches the threshold an edge gets the one that :meth:`suggest_symbolic` ranks first.
+    Layer by layer, so that every formula is fitted to what really comes in. Formulas and edges that are off are left
+    alone. Make the optimizer after: the formulas' parameters are new ones.
+
+    Args:
+        a_range, b_range: bounds for the fits. Without, they are in units of each edge's own range.
+        lib: names of the functions; None for all.
+        verbose: whether to print the report.
+        weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
+        r2_threshold: 0 forces every edge into some function.
+
+    Returns:
+        A list of :class:`EdgeReport`, one for each edge that was a spline; its ``numeric`` are those that still are.
+
+    Raises:
+        TypeError, ValueError: for functions or ranges that are not there, or samples at which the network is NaN or
+            infinite; nothing has changed then, as after an interruption.
+
+    Example:
+        >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)
+        >>> data = create_dataset(lambda x: torch.exp(x[:, [0]] + x[:, [1]] ** 2), n_var=2, train_num=200)
+        >>> _ = model.fit(data, steps=30, progress=False)
+        >>> report = model.auto_symbolic(lib=["x", "x^2", "exp"], verbose=0)
+        >>> report
+        3 edges became formulas, 0 stay numeric
+        >>> [edge.name for edge in report]
+        ['x', 'x^2', 'exp']
+    """
+    names = library_names(lib)
+    check_ranges(a_range, b_range)
+    for name, value in (("weight_simple", weight_simple), ("r2_threshold", r2_threshold)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    report = SymbolicReport(threshold=r2_threshold)
+    nodes = model.inputs(model.samples())
+    with _all_or_nothing(model):
+        for layer in range(model.depth):
+            on = mask_of(model.layers[layer]).cpu()
+            report.kept += sum(not on[edge.i, edge.j] for edge in model.symbolic[layer].edges)
+            if on.any():
+                values = edge_functions(model.layers[layer], model.symbolic[layer], nodes)
+                i, j = on.nonzero().unbind(1)
+                fits = search(nodes[:, i], values[:, i, j], names, a_range=a_range, b_range=b_range)
+                fixed = []
+                for place, edge in enumerate(zip(i.tolist(), j.tolist())):
+                    ranked = rank(fits, place, weight_simple=weight_simple)
+                    chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
+                    best = chosen or max(ranked, key=lambda c: c.r2)
+                    entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
+                    report.append(entry)
+                    if chosen is not None:
+                        model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
+                        fixed.append(edge)
+                set_numeric(model, layer, fixed, False)
+            nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes))
+    if verbose:
+        print(report)
+    return report
+
+
+@contextmanager
+def _all_or_nothing(model: KAN) -> Iterator[None]:
+    """Formulas and masks stay what they were if what follows doesn't end well."""
+    masks, formulas = [layer.mask for layer in model.layers], list(model.symbolic)
+    for place, each in enumerate(formulas):
+        model.symbolic[place] = copy.deepcopy(each)
+    try:
+        yield
+    except BaseException:
+        for place, (mask, each) in enumerate(zip(masks, formulas)):
+            model.layers[place].mask = mask
+            model.symbolic[place] = each
+        raise

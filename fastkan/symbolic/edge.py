@@ -1,0 +1,312 @@
+"""``SymbolicEdges``: the edges of a layer that are formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels.checks import check_alike, check_dtype, check_finite, check_int, check_shape, check_tensor
+
+from .library import IDENTITY, lookup
+
+
+class Edge(NamedTuple):
+    """An edge from input ``i`` to output ``j``, and the name of its function.
+
+    Example:
+        >>> Edge(0, 2, "sin")
+        Edge(i=0, j=2, name='sin')
+    """
+
+    i: int
+    j: int
+    name: str
+
+
+class SymbolicEdges(nn.Module):
+    """The edges of a layer that are formulas.
+
+        y[n, j] = sum over edges (i, j) of  c f(a x[n, i] + b) + d
+
+    Args:
+        in_features, out_features: sizes of input and output.
+        device, dtype: of the parameter.
+
+    Attributes:
+        edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
+        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``.
+
+    Raises:
+        TypeError, ValueError: for sizes that are none, or a dtype that a layer can't have.
+
+    Example:
+        >>> symbolic = SymbolicEdges(2, 3)
+        >>> symbolic.fix(0, 1, "sin", (3.14, 0, 1, 0))
+        >>> symbolic(torch.rand(8, 2)).shape
+        torch.Size([8, 3])
+    """
+
+    _order: Tensor | None
+    _inputs: Tensor | None
+    _outputs: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_int("in_features", in_features, least=0)
+        check_int("out_features", out_features, least=0)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        check_dtype(dtype)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.edges: tuple[Edge, ...] = ()
+        self.affine = nn.Parameter(torch.empty((0, 4), device=device, dtype=dtype))
+        for name in ("_order", "_inputs", "_outputs"):
+            self.register_buffer(name, None, persistent=False)
+        self._group()
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+        """``[N, in_features]`` to ``[N, out_features]``.
+
+        Args:
+            singularity_avoiding: whether arguments are kept where ``|f|`` is at most about ``y_th`` near a
+                singularity, and in the domain.
+
+        Raises:
+            TypeError, ValueError: for another shape, dtype or device, or a y_th that is not positive.
+        """
+        self._check(x)
+        if not self.edges:
+            return x.new_zeros(len(x), self.out_features)
+        values = self._values(x, singularity_avoiding, y_th)
+        if self.out_features == 1:
+            return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
+        if self._outputs is None:
+            return values
+        if x.is_cuda:  # index_add adds there in any order
+            zeros = values.new_zeros(self.out_features, len(x))
+            return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
+        return values.new_zeros(len(x), self.out_features).index_add(1, self._outputs, values)
+
+    def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+        """Of each edge by itself, ``[N, E]`` in the order of ``edges``; arguments and errors as in :meth:`forward`."""
+        self._check(x)
+        if not self.edges:
+            return x.new_zeros(len(x), 0)
+        values = self._values(x, singularity_avoiding, y_th)
+        return values if self._order is None else values[:, self._order.argsort()]
+
+    def _check(self, x: Tensor) -> None:
+        check_tensor("x", x)
+        check_shape("x", x, ("N", self.in_features))
+        check_alike(x, affine=self.affine)
+
+    def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
+        """``[N, E]``, edges of one function side by side."""
+        affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
+        a, b, c, d = affine.unbind(1)
+        if self._inputs is not None:
+            # a gradient that is the same on every run: on CUDA only indexing has one
+            x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
+        z = torch.addcmul(b, x, a)
+        parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
+        functions = [lookup(name) for name in self._names]
+        if singularity_avoiding:
+            if not y_th > 0:
+                raise ValueError(f"y_th must be positive, got {y_th}")
+            done = [function.guarded(part, y_th) for function, part in zip(functions, parts)]
+        else:
+            done = [function.fun(part) for function, part in zip(functions, parts)]
+        return torch.addcmul(d, done[0] if len(done) == 1 else torch.cat(done, 1), c)
+
+    # -- edges ------------------------------------------------------------------------------------
+
+    def name(self, i: int, j: int) -> str | None:
+        """The function of edge (i, j), or None where that is no formula."""
+        return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
+        """Make edge (i, j) the function of that name, or give it another.
+
+        ``affine`` becomes a new parameter: make the optimizer after.
+
+        Raises:
+            TypeError, ValueError: for an edge or a function that is not there, or an affine that is not
+                four finite numbers; nothing has changed then.
+
+        Example:
+            >>> symbolic = SymbolicEdges(2, 3)
+            >>> symbolic.fix(0, 1, "exp")
+            >>> symbolic.name(0, 1)
+            'exp'
+        """
+        self._check_place(i, j)
+        name = lookup(name).name
+        try:
+            row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"affine must be four numbers, got {affine!r}") from None
+        check_shape("affine", row, (4,))
+        check_finite("affine", row.to(self.affine.dtype))
+        kept = [(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)]
+        rows = torch.cat([self.affine, row.to(self.affine).unsqueeze(0)])
+        self._replace([*kept, (Edge(i, j, name), len(self.edges))], rows)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def unfix(self, i: int, j: int) -> None:
+        """Take the function of edge (i, j) away.
+
+        Raises:
+            TypeError, ValueError: for an edge that has none; nothing has changed then.
+
+        Example:
+            >>> symbolic = SymbolicEdges(2, 3)
+            >>> symbolic.fix(0, 1, "exp")
+            >>> symbolic.unfix(0, 1)
+            >>> symbolic.edges
+            ()
+        """
+        self._check_place(i, j)
+        if self.name(i, j) is None:
+            raise ValueError(f"edge ({i}, {j}) has no symbolic function to take away")
+        self._replace([(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)], self.affine)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
+        """The edges between some inputs and outputs, renumbered: a new module that shares nothing.
+
+        Raises:
+            TypeError, ValueError: for indices that are not there, or there twice.
+
+        Example:
+            >>> symbolic = SymbolicEdges(3, 3)
+            >>> symbolic.fix(2, 1, "exp")
+            >>> symbolic.subset([0, 2], [1]).edges
+            (Edge(i=1, j=0, name='exp'),)
+        """
+        new_i = _numbered("inputs", inputs, self.in_features)
+        new_j = _numbered("outputs", outputs, self.out_features)
+        other = SymbolicEdges(len(new_i), len(new_j), self.affine.device, self.affine.dtype)
+        other.affine.requires_grad_(self.affine.requires_grad)
+        kept = [
+            (Edge(new_i[i], new_j[j], name), n)
+            for n, (i, j, name) in enumerate(self.edges)
+            if i in new_i and j in new_j
+        ]
+        other._replace(kept, self.affine)
+        return other.train(self.training)
+
+    def _check_place(self, i: int, j: int) -> None:
+        for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
+            check_int(name, index, least=0)
+            if index >= size:
+                raise ValueError(f"{name} must be below {size}, got {index}")
+
+    def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor) -> None:
+        """``edges`` with their places in ``rows``."""
+        edges = sorted(edges)
+        taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
+        self.affine = nn.Parameter(taken, requires_grad=self.affine.requires_grad)
+        self.edges = tuple(edge for edge, _ in edges)
+        self._group()
+
+    def _group(self) -> None:
+        """What :meth:`_values` goes by: edges of one function side by side; None where indices change nothing."""
+        edges, count = self.edges, len(self.edges)
+        self._names = list(dict.fromkeys(edge.name for edge in edges))
+        order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
+        names = [edges[n].name for n in order]
+        self._counts = [names.count(name) for name in self._names]
+
+        def index(values: list[int], size: int) -> Tensor | None:
+            return None if values == list(range(size)) else torch.tensor(values, device=self.affine.device)
+
+        self._order = index(order, count)
+        self._inputs = index([edges[n].i for n in order], self.in_features)
+        self._outputs = index([edges[n].j for n in order], self.out_features)
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> list[list[Any]]:
+        """What ``state_dict`` keeps beside ``affine``: ``[i, j, name]`` of each edge."""
+        return [list(edge) for edge in self.edges]
+
+    def set_extra_state(self, state: Any) -> None:
+        """Done before ``affine`` is loaded."""
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._group()  # indices on meta have no values to bring along
+        return self
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        state, affine = state_dict.get(prefix + "_extra_state"), state_dict.get(prefix + "affine")
+        if state is not None and affine is not None:
+            try:
+                edges = self._edges_of(state)
+                check_tensor("affine", affine)
+                check_shape("affine", affine, (len(edges), 4))
+            except (TypeError, ValueError) as error:
+                errors.append(f"{prefix}affine: {error}")
+                return
+            if len(edges) != len(self.edges):
+                sized = self.affine.new_zeros(len(edges), 4)
+                self.affine = nn.Parameter(sized, requires_grad=self.affine.requires_grad)
+            self.edges = tuple(edges)
+            self._group()
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _edges_of(self, state: Any) -> list[Edge]:
+        try:
+            edges = [Edge(*entry) for entry in state]
+        except TypeError:
+            raise TypeError(f"edges must be a list of [i, j, name], got {state!r}") from None
+        for edge in edges:
+            self._check_place(edge.i, edge.j)
+        unknown = [edge.name for edge in edges if not _known(edge.name)]
+        if unknown:
+            raise ValueError(f"no symbolic functions have the names {unknown}: add them by add_symbolic first")
+        places = [edge[:2] for edge in edges]
+        if places != sorted(set(places)):
+            raise ValueError(f"edges must be sorted by (i, j), each once, got {places}")
+        return edges
+
+    def extra_repr(self) -> str:
+        shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in self.edges[:8])
+        more = "" if len(self.edges) <= 8 else f", and {len(self.edges) - 8} more"
+        return f"{self.in_features}, {self.out_features}" + (f": {shown}{more}" if self.edges else "")
+
+
+def _known(name: Any) -> bool:
+    try:
+        return lookup(name) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
+    """New numbers of the kept indices."""
+    kept = list(indices)
+    for index in kept:
+        check_int(name, index, least=0)
+        if index >= size:
+            raise ValueError(f"{name} must be below {size}, got {index}")
+    if len(set(kept)) < len(kept):
+        raise ValueError(f"{name} must have each index once, got {kept}")
+    return {old: new for new, old in enumerate(kept)}

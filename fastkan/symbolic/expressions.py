@@ -1,0 +1,139 @@
+"""Edges as expressions: formulas, and splines as polynomials on their cells."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels.features import base_function, splines
+
+from ..edges import edge_weights
+from .library import lookup
+from .rounding import FOLDED, is_tame, number, times
+
+if TYPE_CHECKING:
+    from ..layer import KANLinear
+
+EXACT = 17  # digits that tell any two float64 apart; cells begin where knots are, not near it
+
+
+def scaled(scale: float, value: Any, bias: float) -> Any:
+    """scale * value + bias, multiplied out."""
+    import sympy
+
+    return sympy.Add(*(times(number(scale), term) for term in sympy.Add.make_args(value)), number(bias))
+
+
+def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
+    """c f(a x + b) + d, of an expression."""
+    import sympy
+
+    entry = lookup(name)
+    a, b, c, d = affine
+    argument = scaled(a, node, b)
+    if argument.is_number:  # sympy would go on in complex numbers where the forward is NaN
+        return number(c * float(entry.fun(torch.tensor([float(argument)], dtype=torch.float64))) + d)
+    with sympy.evaluate(is_tame(argument) and abs(argument.as_coeff_Add()[0]) < FOLDED):
+        value = entry.sympy_fun(argument)
+    return scaled(c, value, d)
+
+
+class Pieces(NamedTuple):
+    """A layer's splines as polynomials to the right of each knot."""
+
+    knots: list[list[float]]  # of each input
+    coefficients: Tensor  # [k + 1, M, in, out], of the powers of x - t_m
+
+
+def pieces_of(layer: KANLinear) -> Pieces:
+    """By Taylor's formula at each knot, where the recursion is as stable as anywhere."""
+    knots = layer.knots.detach().cpu().double()
+    weight = edge_weights(layer)[0].detach().cpu().double()
+    powers = [
+        torch.einsum("mbi,bio->mio", splines(knots.t(), knots, layer.spline_order, power), weight)
+        / math.factorial(power)
+        for power in range(layer.spline_order + 1)
+    ]
+    return Pieces(knots.tolist(), torch.stack(powers))
+
+
+class _Cell(NamedTuple):
+    origin: float
+    end: float  # not in it
+    coefficients: list[float]  # of the powers of x - origin
+
+
+def _cells(layer: KANLinear, pieces: Pieces, i: int, j: int) -> list[_Cell]:
+    """From minus to plus infinity."""
+    knots, order = pieces.knots[i], layer.spline_order
+    coefficients = pieces.coefficients[:, :, i, j].t().tolist()
+    cells = [_Cell(start, end, taken) for start, end, taken in zip(knots, knots[1:], coefficients) if start < end]
+    if layer.outside == "zero":
+        return [_Cell(knots[0], knots[0], []), *cells, _Cell(knots[-1], math.inf, [])]
+    low, high = knots[order], knots[-order - 1]
+    cells = [cell for cell in cells if low <= cell.origin < high]
+    first, last = cells[0], cells[-1]
+    width = high - last.origin
+    value = sum(c * width**power for power, c in enumerate(last.coefficients))
+    slope = sum(power * c * width ** (power - 1) for power, c in enumerate(last.coefficients) if power)
+    return [_Cell(low, low, first.coefficients[:2]), *cells, _Cell(high, math.inf, [value, slope])]
+
+
+def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) -> Any:
+    """A spline and its base function, of an expression."""
+    import sympy
+    from sympy.functions.elementary.piecewise import ExprCondPair
+
+    cells = _cells(layer, pieces, i, j)
+    if node.is_number:
+        return number(_at(layer, cells, i, j, float(node)))
+    parts = []
+    for cell in cells:
+        here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _exact(cell.end), evaluate=False)
+        parts.append((_polynomial(cell, node), here))
+    # Piecewise() itself would rewrite conditions that hold a Piecewise, and take minutes over it
+    pairs = [sympy.Basic.__new__(ExprCondPair, *part) for part in parts]
+    spline = sympy.Basic.__new__(sympy.Piecewise, *pairs)
+    base = _base_weight(layer, i, j)
+    if not base:
+        return spline
+    if layer.base == "identity":
+        return spline + number(base) * node
+    # silu; evaluated, this would first simplify all of the node
+    logistic = sympy.Pow(1 + sympy.exp(-node, evaluate=False), -1, evaluate=False)
+    return spline + sympy.Mul(number(base), node, logistic, evaluate=False)
+
+
+def _polynomial(cell: _Cell, node: Any) -> Any:
+    """By Horner's scheme in x - origin; multiplied out it would lose digits far from 0."""
+    import sympy
+
+    step, total = node - _exact(cell.origin), sympy.Integer(0)
+    for coefficient in reversed(cell.coefficients):
+        total = sympy.Mul(total, step, evaluate=False) if total != 0 else total
+        total = total + _exact(coefficient)
+    return total
+
+
+def _at(layer: KANLinear, cells: list[_Cell], i: int, j: int, x: float) -> float:
+    if math.isnan(x):
+        return x
+    cell = cells[bisect_right([cell.end for cell in cells[:-1]], x)]
+    base = _base_weight(layer, i, j)
+    spline = sum(c * (x - cell.origin) ** power for power, c in enumerate(cell.coefficients))
+    if not base:
+        return spline
+    return spline + base * float(base_function(torch.tensor([x], dtype=torch.float64), layer.base))
+
+
+def _exact(value: float) -> Any:
+    return number(value, EXACT)
+
+
+def _base_weight(layer: KANLinear, i: int, j: int) -> float:
+    return 0.0 if layer.base_weight is None else float(layer.base_weight.detach()[i, j])

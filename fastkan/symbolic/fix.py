@@ -1,0 +1,271 @@
+"""Edges to formulas and back, one at a time."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels.checks import check_range
+
+from ..edges import edge_functions
+from ..surgery import mask_of
+from .library import IDENTITY, SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
+from .search import Range, c_loss, fit_params, r2_loss, rank, search
+
+if TYPE_CHECKING:
+    from ..network import KAN
+
+POOR = 0.9  # R2 below which a fit deserves a word
+MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def fix_symbolic(
+    model: KAN,
+    l: int,
+    i: int,
+    j: int,
+    fun_name: str,
+    fit_params_bool: bool = True,
+    a_range: Range = None,
+    b_range: Range = None,
+    verbose: bool = True,
+    random: bool = False,
+    log_history: object = None,
+) -> float | None:
+    """Make an edge the formula ``c f(a x + b) + d``, in place. Its spline is kept for :meth:`unfix_symbolic`.
+
+    Make the optimizer after: the formulas' parameters are new ones.
+
+    Args:
+        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
+        fun_name: of f, in the library; ``"0"`` leaves the constant d.
+        fit_params_bool: whether a, b, c, d are fitted to what the edge is now, on the last batch that went through.
+            Else they are 1, 0, 1, 0.
+        a_range, b_range: bounds for the fit. Without, it is one in units of the edge's own range.
+        verbose: whether to print how good the fit is.
+        random: whether a, b, c, d are, where they aren't fitted, drawn from -1 to 1 by torch's generator.
+        log_history: has no meaning here.
+
+    Returns:
+        R2 of the fit; None without one.
+
+    Raises:
+        TypeError, ValueError: for an edge, a function or a range that is not there, or a fit to an edge that is off;
+            nothing has changed then.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False)
+        >>> model.symbolic[0].edges, model.layers[0].mask.tolist()
+        ((Edge(i=1, j=0, name='sin'),), [[1.0], [0.0]])
+        >>> r2 = model.fix_symbolic(0, 1, 0, "tanh")
+        edge (0, 1, 0): tanh, R2 0.999996
+    """
+    model.check_edge(l, i, j)
+    name = _known("fun_name", fun_name)
+    if log_history is not None:
+        warnings.warn("log_history has no meaning here: nothing is logged", UserWarning, stacklevel=2)
+    check_ranges(a_range, b_range)
+    affine: Sequence[float] = IDENTITY
+    r2 = None
+    if fit_params_bool:
+        if name != "0" and not _is_on(model, l, i, j):
+            raise ValueError(
+                f"edge {l, i, j} is off, so there is nothing to fit {name!r} to: switch it on by set_mode, or pass "
+                "fit_params_bool=False"
+            )
+        params, r2 = fit_params(*_samples(model, l, i, j), name, a_range, b_range)
+        affine = params.tolist()
+    elif random:
+        affine = (torch.rand(4) * 2 - 1).tolist()
+    model.symbolic[l].fix(i, j, name, affine)
+    set_numeric(model, l, [(i, j)], False)
+    if verbose and r2 is not None:
+        word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and name != "0" else ""
+        print(f"edge {l, i, j}: {name}, R2 {r2:.6f}{word}")
+    return r2
+
+
+@torch.inference_mode(False)
+def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
+    """Make a formula the spline again that the edge was before, in place.
+
+    Raises:
+        TypeError, ValueError: for an edge that is not there, or no formula; nothing has changed then.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False)
+        >>> model.unfix_symbolic(0, 1, 0)
+        >>> model.symbolic[0].edges
+        ()
+    """
+    model.check_edge(l, i, j)
+    if model.symbolic[l].name(i, j) is None:
+        raise ValueError(f"edge {l, i, j} is no formula, so there is nothing to take back")
+    model.symbolic[l].unfix(i, j)
+    set_numeric(model, l, [(i, j)], True)
+
+
+@torch.inference_mode(False)
+def unfix_symbolic_all(model: KAN) -> None:
+    """Make all formulas the splines again that they were, in place.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False)
+        >>> model.unfix_symbolic_all()
+        >>> model.symbolic[0].edges
+        ()
+    """
+    for layer, symbolic in enumerate(model.symbolic):
+        for edge in symbolic.edges:
+            unfix_symbolic(model, layer, edge.i, edge.j)
+
+
+@torch.inference_mode(False)
+def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
+    """Say what counts on an edge, in place.
+
+    Args:
+        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
+        mode: ``"n"`` its spline; ``"s"`` its formula, which it must have; ``"sn"`` their sum; ``"off"`` neither. A
+            formula that doesn't count is forgotten.
+
+    Raises:
+        TypeError, ValueError: for an edge or a mode that is not there; nothing has changed then.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.set_mode(0, 1, 0, "off")
+        >>> model.layers[0].mask
+        tensor([[1.],
+                [0.]])
+    """
+    model.check_edge(l, i, j)
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
+    numeric, formula = MODES[mode]
+    symbolic = model.symbolic[l]
+    if formula and symbolic.name(i, j) is None:
+        raise ValueError(f"mode {mode!r} takes a formula, but edge {l, i, j} has none: give it one by fix_symbolic")
+    if not formula and symbolic.name(i, j) is not None:
+        symbolic.unfix(i, j)
+    set_numeric(model, l, [(i, j)], numeric)
+
+
+@torch.no_grad()
+def suggest_symbolic(
+    model: KAN,
+    l: int,
+    i: int,
+    j: int,
+    a_range: Range = None,
+    b_range: Range = None,
+    lib: Iterable[str] | None = None,
+    topk: int = 5,
+    verbose: bool = True,
+    r2_loss_fun: Callable[[float], float] = r2_loss,
+    c_loss_fun: Callable[[float], float] = c_loss,
+    weight_simple: float = 0.7,
+) -> tuple[str, SymbolicFunction, float, float]:
+    """Rank functions for an edge by R2 on the last batch and by complexity; the model stays as it is.
+
+    Args:
+        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
+        a_range, b_range: bounds for the fit. Without, it is one in units of the edge's own range.
+        lib: names of the functions; None for all.
+        topk: how many to print.
+        verbose: whether to print the table.
+        r2_loss_fun, c_loss_fun, weight_simple: see :func:`fastkan.symbolic.search.rank`.
+
+    Returns:
+        Name, library entry, R2 and complexity of the best.
+
+    Raises:
+        TypeError, ValueError: for an edge, functions or ranges that are not there.
+
+    Example:
+        >>> model = KAN(width=[1, 1], seed=0)
+        >>> model.fix_symbolic(0, 0, 0, "exp", fit_params_bool=False)
+        >>> best = model.suggest_symbolic(0, 0, 0, lib=["x", "exp", "sin"])
+        function        R2  complexity    loss
+        exp       1.000000           2  -2.751
+        sin       0.998327           2   0.155
+        x         0.939106           1   0.192
+        >>> best[0], best[3]
+        ('exp', 2)
+    """
+    model.check_edge(l, i, j)
+    names = library_names(lib)
+    check_ranges(a_range, b_range)
+    x, y = (value.unsqueeze(1) for value in _samples(model, l, i, j))
+    fits = search(x, y, names, a_range=a_range, b_range=b_range)
+    ranked = rank(fits, weight_simple=weight_simple, r2_loss_fun=r2_loss_fun, c_loss_fun=c_loss_fun)
+    best = ranked[0]
+    if verbose:
+        rows = [[c.name, f"{c.r2:.6f}", f"{c.complexity:g}", f"{c.loss:.3f}"] for c in ranked[:topk]]
+        print(table("lrrr", ["function", "R2", "complexity", "loss"], *rows))
+    return best.name, SYMBOLIC_LIB[best.name], best.r2, best.complexity
+
+
+# -- plumbing ------------------------------------------------------------------------------------------
+
+
+def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
+    mask = mask_of(model.layers[layer]).clone()
+    for edge in edges:
+        mask[edge] = on
+    if not torch.equal(mask, mask_of(model.layers[layer])):
+        model.layers[layer].set_mask(mask.float())
+
+
+def _is_on(model: KAN, l: int, i: int, j: int) -> bool:
+    return bool(mask_of(model.layers[l])[i, j]) or model.symbolic[l].name(i, j) is not None
+
+
+def _samples(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs of an edge, ``[N]`` each."""
+    nodes = model.trace()[l].nodes
+    return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]
+
+
+def _known(argument: str, name: object) -> str:
+    """The name of a function in the library, or an error that helps."""
+    if callable(name):
+        raise TypeError(f"{argument} must be a name: give the function one by add_symbolic(name, fun), and pass that")
+    if isinstance(name, str) and name not in SYMBOLIC_LIB:
+        near = difflib.get_close_matches(name.lower(), SYMBOLIC_LIB, cutoff=0.5)
+        meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(SYMBOLIC_LIB)}."
+        raise ValueError(f"{argument} must be in the library, got {name!r}; {meant} add_symbolic adds one's own")
+    return lookup(name).name  # type: ignore[arg-type]
+
+
+def library_names(lib: Iterable[str] | None) -> list[str]:
+    if lib is None or isinstance(lib, str) or not isinstance(lib, Iterable):
+        return names_of(lib)
+    return names_of([_known("lib", name) for name in lib])
+
+
+def check_ranges(a_range: Range, b_range: Range) -> None:
+    for name, value in (("a_range", a_range), ("b_range", b_range)):
+        if value is not None:
+            check_range(name, value)
+
+
+def table(align: str, *rows: Sequence[str]) -> str:
+    """Text in columns; ``align`` has an "l" or an "r" for each."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if side == "l" else cell.rjust(width) for side, cell, width in zip(align, row, widths)
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,335 @@
+"""A network as formulas: sympy expressions that equal its forward, LaTeX, and a NumPy function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..surgery import mask_of
+from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
+from .library import lookup
+from .rounding import check_rounding, is_tame, number, rebuilt, rounded, rounded_to_keep
+
+if TYPE_CHECKING:
+    from ..network import KAN
+
+NUMERIC = ("raise", "piecewise")
+
+
+def symbolic_formula(
+    model: KAN,
+    var: Sequence[Any] | None = None,
+    normalizer: Sequence[Any] | None = None,
+    output_normalizer: Sequence[Any] | None = None,
+    *,
+    digits: int | str | None = None,
+    numeric: str = "raise",
+    simplify: bool = False,
+    tolerance: float = 1e-3,
+    dataset: Any = None,
+) -> tuple[list[Any], list[Any]]:
+    """The network's outputs as sympy expressions, equal to its forward wherever that is finite.
+
+    Constants are the parameters' values, exactly. ``singularity_avoiding`` is no part of a formula.
+
+    Args:
+        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... A column keeps its number
+            after :meth:`prune_input`.
+        normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
+        output_normalizer: ``[mean, std]`` of the outputs, to the same end.
+        digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
+        numeric: what to do about edges that are splines: ``"raise"``, or ``"piecewise"`` for exact polynomials on
+            their cells. Such a formula grows with the product of the layers' widths and grids.
+        simplify: whether to call ``sympy.simplify``, which can take long.
+        tolerance: what ``digits="auto"`` keeps to. Without a dataset, how far the rounded formula may be from the
+            forward, root mean square over :meth:`samples`, in standard deviations of each output; with one, the share
+            by which the RMSE of the outputs together may grow.
+        dataset: as :meth:`fit` takes it, for ``digits="auto"``.
+
+    Returns:
+        The expressions, one for each output, and the variables, one for each column of x.
+
+    Raises:
+        TypeError, ValueError: for edges that are splines (all are named), or arguments that don't fit the network.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+        >>> model.fix_symbolic(0, 1, 0, "x^2", fit_params_bool=False)
+        >>> formulas, variables = model.symbolic_formula()
+        >>> formulas[0], variables
+        (x_2**2 + sin(x_1), [x_1, x_2])
+    """
+    _check_numeric(model, numeric)
+    check_rounding(digits, tolerance)
+    variables = _variables(var, model.in_features)
+    inputs = _normalizer("normalizer", normalizer, model.in_features)
+    outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
+    formulas = _normalized_inputs(model, variables, inputs)
+    for layer in range(model.depth):
+        formulas = _after(model, layer, formulas)
+    formulas = _denormalized(formulas, outputs)
+    if simplify:
+        import sympy
+
+        formulas = [sympy.simplify(formula) for formula in formulas]
+    if digits == "auto":
+        x, labels = _samples(model, dataset, inputs, outputs)
+        formulas = rounded_to_keep(
+            formulas, lambda more, made: numpy_of([*more, variables], made), x, labels, tolerance
+        )
+    elif digits is not None:
+        formulas = [rounded(formula, int(digits)) for formula in formulas]
+    return formulas, variables
+
+
+def formula_latex(model: KAN, var: Sequence[Any] | None = None, *args: Any, **options: Any) -> list[str]:
+    """The formulas in LaTeX, one for each output; arguments and errors as in :meth:`symbolic_formula`.
+
+    Example:
+        >>> model = KAN(width=[1, 1], seed=0)
+        >>> model.fix_symbolic(0, 0, 0, "sqrt", fit_params_bool=False)
+        >>> model.formula_latex(["t"])
+        ['\\\\sqrt{t}']
+    """
+    import sympy
+
+    formulas, _ = symbolic_formula(model, var, *args, **options)
+    return [sympy.latex(formula) for formula in formulas]
+
+
+def formula_numpy(
+    model: KAN,
+    normalizer: Sequence[Any] | None = None,
+    output_normalizer: Sequence[Any] | None = None,
+    *,
+    digits: int | str | None = None,
+    numeric: str = "raise",
+    tolerance: float = 1e-3,
+    dataset: Any = None,
+) -> Callable[[Any], Any]:
+    """The formulas as a function of NumPy arrays, float64, without torch.
+
+    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. A function
+    that was added without a sympy form is called through torch.
+
+    Args:
+        normalizer, output_normalizer, digits, numeric, tolerance, dataset: as in :meth:`symbolic_formula`.
+
+    Returns:
+        A function from ``[..., in_features]`` to ``[..., outputs]``.
+
+    Raises:
+        TypeError, ValueError: as :meth:`symbolic_formula`.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> model.fix_symbolic(0, 0, 0, "exp", fit_params_bool=False)
+        >>> model.remove_edge(0, 1, 0)
+        >>> model.formula_numpy()([[0.0, 5.0], [1.0, 5.0]])
+        array([[1.        ],
+               [2.71828183]])
+    """
+    import sympy
+
+    if digits is not None:
+        options = {"digits": digits, "numeric": numeric, "tolerance": tolerance, "dataset": dataset}
+        formulas, variables = symbolic_formula(model, None, normalizer, output_normalizer, **options)
+        return _of_rows([numpy_of([variables], formulas)], model.in_features)
+    _check_numeric(model, numeric)
+    inputs = _normalizer("normalizer", normalizer, model.in_features)
+    outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
+    variables = _variables(None, model.in_features)
+    steps = []
+    for layer in range(model.depth):
+        nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
+        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs))
+        steps.append(numpy_of([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
+    return _of_rows(steps, model.in_features)
+
+
+# -- one layer -----------------------------------------------------------------------------------------
+
+
+def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
+    """The next layer's nodes, as expressions of this one's."""
+    import sympy
+
+    terms: list[list[Any]] = [[] for _ in range(model.width_out[layer + 1])]
+    numeric, symbolic = model.layers[layer], model.symbolic[layer]
+    if numeric.bias is not None:
+        for term, bias in zip(terms, _values(numeric.bias)):
+            term.append(number(bias))
+    pieces = pieces_of(numeric)
+    for i, j in mask_of(numeric).nonzero().tolist():
+        terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
+    for edge, affine in zip(symbolic.edges, _values(symbolic.affine)):
+        terms[edge.j].append(symbolic_edge(edge.name, affine, nodes[edge.i]))
+
+    def mapped(values: list[Any], scale: Tensor, bias: Tensor) -> list[Any]:
+        return [scaled(s, value, b) for s, value, b in zip(_values(scale), values, _values(bias))]
+
+    sums = [sympy.Add(*term) for term in terms]
+    subnodes = mapped(sums, model.subnode_scale[layer], model.subnode_bias[layer])
+    groups = model.architecture.factors(layer + 1)
+    factors = [[subnodes[factor] for factor in group] for group in groups]
+    products = [sympy.Mul(*each, evaluate=is_tame(*each)) for each in factors]
+    return mapped(products, model.node_scale[layer], model.node_bias[layer])
+
+
+# -- NumPy ---------------------------------------------------------------------------------------------
+
+
+def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
+    """A function of lists of arrays, one for each list of symbols in ``arguments``, to a list of values.
+
+    Raises:
+        ValueError: for a function that neither NumPy nor the library knows.
+    """
+    import sympy
+    from sympy.core.function import AppliedUndef
+    from sympy.simplify.cse_main import tree_cse
+
+    ours: dict[str, Any] = {}
+    names: dict[str, str] = {}
+
+    def safe(expression: Any) -> Any:
+        if not isinstance(expression, AppliedUndef):
+            return expression
+        name = expression.func.__name__  # anything a user likes, so it never becomes code
+        if name not in names:
+            names[name] = f"added_{len(names)}"
+            ours[names[name]] = _through_torch(lookup(name).fun)
+        return sympy.Function(names[name])(*expression.args)
+
+    memo: dict[Any, Any] = {}
+    formulas = [rebuilt(formula, safe, memo) for formula in formulas]
+    modules = [ours, "scipy", "numpy"] if find_spec("scipy") else [ours, "numpy"]
+    options: dict[str, Any] = {}
+    if any(formula.has(sympy.Piecewise) for formula in formulas):
+        # of cells of cells lambdify sees only what tree_cse leaves; as trees they'd be too long to walk
+        shared = tree_cse(formulas, sympy.numbered_symbols(cls=sympy.Dummy), order="none")
+        options["cse"] = lambda _: shared
+        formulas = [sympy.Integer(0)] * len(formulas)
+    function: Callable[..., Any] = sympy.lambdify(arguments, formulas, modules=modules, **options)
+    return function
+
+
+def _through_torch(fun: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    def called(z: Any) -> Any:
+        import numpy
+
+        return fun(torch.as_tensor(numpy.array(z, dtype=numpy.float64))).numpy()
+
+    return called
+
+
+def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any], Any]:
+    """What takes arrays of rows, of what take lists of columns."""
+
+    def formula(x: Any) -> Any:
+        import numpy
+
+        rows = numpy.asarray(x, dtype=numpy.float64)
+        if rows.ndim == 0 or rows.shape[-1] != in_features:
+            raise ValueError(f"x must have the shape [..., in_features={in_features}], got {list(rows.shape)}")
+        columns = list(numpy.moveaxis(rows, -1, 0))
+        with numpy.errstate(all="ignore"):  # parts that a Piecewise doesn't take are computed too
+            for step in steps:
+                columns = [numpy.broadcast_to(column, rows.shape[:-1]) for column in step(columns)]
+        return numpy.stack(columns, -1).astype(numpy.float64)
+
+    return formula
+
+
+# -- arguments -----------------------------------------------------------------------------------------
+
+
+def _check_numeric(model: KAN, numeric: object) -> None:
+    if numeric not in NUMERIC:
+        raise ValueError(f"numeric must be one of {', '.join(map(repr, NUMERIC))}; got {numeric!r}")
+    if numeric == "raise":
+        on = [(n, *edge) for n, layer in enumerate(model.layers) for edge in mask_of(layer).nonzero().tolist()]
+        if on:
+            raise ValueError(
+                f"numeric edges have no formula, and there are some as (layer, i, j): {', '.join(map(str, on))}. Make "
+                "them formulas by auto_symbolic or fix_symbolic, take them away by remove_edge, or ask for "
+                "numeric='piecewise'"
+            )
+
+
+def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
+    import sympy
+
+    if var is None:
+        return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(count)]
+    if isinstance(var, str) or not isinstance(var, Sequence):
+        raise TypeError(f"var must be a list of names or symbols, got {var!r}")
+    for each in var:
+        if not isinstance(each, (str, sympy.Symbol)):
+            raise TypeError(f"var must hold names or sympy symbols, got {each!r}")
+    if len(var) != count:
+        raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
+    made = [sympy.Symbol(each, real=True) if isinstance(each, str) else each for each in var]
+    if len(set(map(str, made))) < count:
+        raise ValueError(f"var must have different names, got {', '.join(map(str, made))}")
+    return made
+
+
+def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list[float]]:
+    """Means and standard deviations."""
+    if value is None:
+        return [[0.0] * count, [1.0] * count]
+    try:
+        mean, std = (torch.as_tensor(part, dtype=torch.float64).detach().cpu().flatten() for part in value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be [mean, std], got {value!r}") from None
+    for part in (mean, std):
+        if len(part) not in (1, count):
+            raise ValueError(f"{name} must be [mean, std] of {count} columns, got {len(part)} values")
+    if not bool(mean.isfinite().all() & std.isfinite().all() & (std != 0).all()):
+        raise ValueError(f"{name} must be finite, and its std not 0; got {value!r}")
+    return [mean.expand(count).tolist(), std.expand(count).tolist()]
+
+
+def _normalized_inputs(model: KAN, variables: list[Any], normalizer: list[list[float]]) -> list[Any]:
+    columns = [(x - number(mean)) / number(std) for x, mean, std in zip(variables, *normalizer)]
+    return [columns[column] for column in model.input_id.tolist()]
+
+
+def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[Any]:
+    return [formula * number(std) + number(mean) for formula, mean, std in zip(formulas, *normalizer)]
+
+
+def _samples(
+    model: KAN, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
+) -> tuple[Tensor, Tensor | None]:
+    """Rows, and labels if there are any, as the formula has them."""
+    x, labels = model.samples(), None
+    if dataset is not None:
+        from ..datasets import read_data
+
+        data = read_data(
+            dataset,
+            in_features=model.in_features,
+            out_features=model.width_in[-1],
+            device=model.device,
+            dtype=model.dtype,
+        )
+        pairs = [data.train] if data.test is None else [data.train, data.test]
+        x, labels = (torch.cat(part) for part in zip(*pairs))
+        labels = _rescaled(labels, output_normalizer)
+    return _rescaled(x, normalizer), labels
+
+
+def _rescaled(values: Tensor, normalizer: list[list[float]]) -> Tensor:
+    mean, std = torch.tensor(normalizer, dtype=torch.float64)
+    return values.detach().cpu().double() * std + mean
+
+
+def _values(parameter: Tensor) -> Any:
+    return parameter.detach().cpu().double().tolist()

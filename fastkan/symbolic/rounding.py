@@ -1,0 +1,198 @@
+"""Constants of formulas: as they are, rounded, or rounded as far as the loss allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels.checks import check_int
+
+MOST = 17  # significant digits that tell any two float64 apart
+TAME = 80  # parts of an expression
+FOLDED = 200.0  # exp(x + b) becomes e^b exp(x) in sympy, and for such a b leaves the range of floats
+FLOOR = 1e-12  # of an output's spread: rounding of float64 itself
+
+
+def number(value: float, digits: int = 15) -> Any:
+    """A sympy number: 0, 1 and -1 as integers, which vanish from formulas, others with all the bits of float64.
+
+    Args:
+        digits: that it is printed with.
+
+    Example:
+        >>> number(1.0), number(0.25, digits=3)
+        (1, 0.250)
+    """
+    import sympy
+
+    return sympy.Integer(int(value)) if value in (0, 1, -1) else sympy.Float(value, digits)
+
+
+def rounded(expression: Any, digits: int) -> Any:
+    """A sympy expression with its floating-point constants rounded to ``digits`` significant ones.
+
+    A small constant stays what it is, where rounding to decimals would make it 0.
+
+    Raises:
+        TypeError, ValueError: for digits that are no int from 1 on.
+
+    Example:
+        >>> import sympy
+        >>> x = sympy.Symbol("x")
+        >>> rounded(3.14159 * x + 0.00123456, 3)
+        3.14*x + 0.00123
+    """
+    check_int("digits", digits, least=1)
+    for _ in range(2):  # a constant that became 1 lets others meet
+        expression = rebuilt(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
+    return expression
+
+
+def rounded_to_keep(
+    formulas: list[Any],
+    function_of: Callable[[list[Any], list[Any]], Callable[..., Any]],
+    x: Tensor,
+    labels: Tensor | None,
+    tolerance: float,
+) -> list[Any]:
+    """The fewest digits for which the formulas stay as good, without constants that then count for nothing.
+
+    Args:
+        function_of: makes functions of lists of further symbols and of columns of x, from those symbols and formulas.
+        x: ``[N, columns]``.
+        labels: ``[N, outputs]``: the RMSE may grow by the share ``tolerance``. None: each formula's own values may
+            change by that many of their standard deviations, root mean square.
+    """
+    import numpy
+    import sympy
+
+    found: dict[Any, Any] = {}
+
+    def parameter(value: Any) -> Any:
+        return found.setdefault(value, sympy.Dummy(real=True)) if value.is_Float else value
+
+    memo: dict[Any, Any] = {}
+    general = [rebuilt(formula, parameter, memo) for formula in formulas]
+    constants = list(found)
+    if not constants:
+        return formulas
+    function = function_of([list(found.values())], general)
+    columns = list(x.double().cpu().numpy().T)
+
+    def values(numbers: Sequence[Any]) -> Tensor:
+        with numpy.errstate(all="ignore"):
+            made = function([float(each) for each in numbers], columns)
+        return torch.stack([torch.from_numpy(numpy.array(numpy.broadcast_to(one, len(x)), float)) for one in made], 1)
+
+    exact = values(constants)
+    rows = exact.isfinite().all(1)
+    exact = exact[rows]
+    spread = exact.std(0, correction=0)
+    spread = torch.where(spread > FLOOR * exact.abs().amax(0), spread, exact.abs().amax(0)) if len(exact) else spread
+    target = exact if labels is None else labels.double().cpu()[rows]
+    loss = (exact - target).square().mean(0)
+
+    def kept(numbers: Sequence[Any]) -> bool:
+        now = (values(numbers)[rows] - target).square().mean(0)
+        if labels is None:
+            return bool((now.sqrt() <= tolerance * spread).all())
+        most = (1 + tolerance) * loss.sum().sqrt() + FLOOR * spread.square().sum().sqrt()
+        return bool(now.sum().sqrt() <= most)
+
+    digits = next(n for n in range(1, MOST + 1) if n == MOST or kept([_significant(each, n) for each in constants]))
+    chosen = [_significant(each, digits) for each in constants]
+    for place in sorted(range(len(chosen)), key=lambda place: abs(chosen[place])):
+        without = [*chosen[:place], sympy.Integer(0), *chosen[place + 1 :]]
+        if kept(without):
+            chosen = without
+    mapped = dict(zip(constants, chosen))
+    memo = {}
+    return [rebuilt(formula, lambda value: mapped.get(value, value), memo) for formula in formulas]
+
+
+def rebuilt(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
+    """The expression with ``change`` made to each of its parts, the innermost first; parts in common are met once."""
+    if expression in memo:
+        return memo[expression]
+    parts = [rebuilt(part, change, memo) for part in expression.args]
+    made = expression
+    if any(new is not old and new != old for new, old in zip(parts, expression.args)):
+        made = _of_parts(expression, parts)
+    memo[expression] = change(made)
+    return memo[expression]
+
+
+def _of_parts(expression: Any, parts: list[Any]) -> Any:
+    import sympy
+    from sympy.functions.elementary.piecewise import ExprCondPair
+
+    if isinstance(expression, (sympy.Piecewise, ExprCondPair)):
+        return sympy.Basic.__new__(expression.func, *parts)  # theirs would rewrite conditions that hold a Piecewise
+    folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > FOLDED
+    if expression.is_Add or (is_tame(*parts) and not folds):
+        return expression.func(*parts)
+    if expression.is_Mul:
+        return times(sympy.Integer(1), expression.func(*parts, evaluate=False))
+    return expression.func(*parts, evaluate=False)
+
+
+def times(factor: Any, term: Any) -> Any:
+    """A number times a term that is no sum."""
+    import sympy
+
+    numbers = [part for part in sympy.Mul.make_args(term) if part.is_number]
+    others = [part for part in sympy.Mul.make_args(term) if not part.is_number]
+    coefficient = sympy.Mul(factor, *numbers)
+    if not others or coefficient == 0:
+        return coefficient
+    return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
+
+
+def is_tame(*expressions: Any) -> bool:
+    """Whether sympy may tidy up what is made of them: short, and real for sure.
+
+    Where sympy can't know that, it takes parts to pieces in search of what is complex, and minutes over it.
+    """
+    from sympy import preorder_traversal
+
+    return all(
+        place < TAME and _is_real(part)
+        for expression in expressions
+        for place, part in enumerate(islice(preorder_traversal(expression), TAME + 1))
+    )
+
+
+def _is_real(part: Any) -> bool:
+    """If its parts are."""
+    if part.is_Pow:
+        return bool(part.exp.is_Integer and part.exp > 0)
+    if part.is_Function:
+        if part.func.__name__ == "exp":
+            return not part.args[0].is_number and abs(part.args[0].as_coeff_Add()[0]) < FOLDED
+        return part.func.__name__ in ("sin", "cos", "tanh", "sinh", "cosh", "atan", "Abs", "sign")
+    return bool(part.is_Add or part.is_Mul or ((part.is_Symbol or part.is_number) and part.is_real))
+
+
+def check_rounding(digits: object, tolerance: object) -> None:
+    """``digits`` is None, an int from 1 on, or "auto", and ``tolerance`` a number from 0 on."""
+    if isinstance(digits, str):
+        if digits != "auto":
+            raise ValueError(f"digits must be None, an int, or 'auto'; got {digits!r}")
+    elif digits is not None:
+        check_int("digits", digits, least=1)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
+        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance must be 0 or more, and finite, got {tolerance}")
+
+
+def _significant(value: Any, digits: int) -> Any:
+    number_ = float(value)
+    if digits >= MOST or not math.isfinite(number_):
+        return value
+    return number(float(f"{number_:.{digits - 1}e}"))

@@ -1,0 +1,241 @@
+"""Where a fit of ``c f(z) + d`` may start: the best places of a coarse grid.
+
+z runs from p to q while x runs over the range of its samples, so a grid over (p, q) knows no units. What
+other parameters make up for is left out of it: powers, logarithms and exponentials have one line of
+places, sines a table of frequencies and phases.
+
+All samples take part: each is shared out to the two nearest of ``NODES`` places on the range. A score is
+then three products with weights for each node, and the values of f are the same for all edges.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .library import INF, Interval, SymbolicFunction
+
+NODES = 129
+SMALLEST, LARGEST = 0.1, 40.0  # of half the length of (p, q), for functions on the whole line
+FURTHEST = 50.0  # where the middle may lie, in half ranges: beyond, all functions are lines
+TILT = 1e-6
+BLOCK_ELEMENTS = 1 << 21
+
+
+class Nodes(NamedTuple):
+    """Samples of E edges, shared out to places on each edge's range.
+
+    Attributes:
+        share: ``[NODES]``, the places, 0 to 1.
+        weight: ``[E, NODES]``, each row adds up to 1.
+        y: ``[E, NODES]``, means of the samples there, less the mean of all.
+        variance: ``[E]``, of the samples.
+    """
+
+    share: Tensor
+    weight: Tensor
+    y: Tensor
+    variance: Tensor
+
+
+def shared_out(t: Tensor, y: Tensor) -> Nodes:
+    """``t, y [E, N]`` with t from 0 to 1, and rows of y of mean 0."""
+    edges, samples = t.shape
+    place = t * (NODES - 1)
+    left = place.floor().clamp(0, NODES - 2)
+    right_share = place - left
+    index = left.long()
+    weight = t.new_zeros(edges, NODES)
+    weight.scatter_add_(1, index, (1 - right_share) / samples)
+    weight.scatter_add_(1, index + 1, right_share / samples)
+    total = t.new_zeros(edges, NODES)
+    total.scatter_add_(1, index, (1 - right_share) * y / samples)
+    total.scatter_add_(1, index + 1, right_share * y / samples)
+    mean = torch.where(weight > 0, total / weight.clamp(min=torch.finfo(t.dtype).tiny), 0.0)
+    share = torch.linspace(0, 1, NODES, dtype=t.dtype)
+    return Nodes(share, weight, mean, y.square().mean(1))
+
+
+def best_starts(function: SymbolicFunction, nodes: Nodes, count: int) -> tuple[Tensor, Tensor]:
+    """The highest of the grid's local maxima for each edge, and the best place with z = 0 in the range.
+
+    Returns:
+        ``[E, count, 2]`` places (p, q), NaN where there are no more, and ``[E, count]`` their R2.
+    """
+    places, scores, centred = [], [], []
+    for p, q in sheets(function):
+        flat = torch.stack([p, q], -1).view(-1, 2)
+        middle = (flat.sum(1) / flat.diff(dim=1).squeeze(1)).abs()
+        # far out a function looks like a line or an exponential everywhere: one such place is enough
+        r2 = score(function, flat, nodes) - (TILT * middle).nan_to_num(0.0)  # [E, P]
+        places.append(flat)
+        scores.append(peaks(r2.view(-1, *p.shape)).flatten(1))
+        centred.append(torch.where(middle <= 1, r2, -INF))
+    place, r2, inner = torch.cat(places), torch.cat(scores, 1), torch.cat(centred, 1)
+    top, index = r2.topk(min(count - 1, r2.shape[1]), 1)
+    best, where = inner.max(1, keepdim=True)
+    top, index = torch.cat([top, best], 1), torch.cat([index, where], 1)
+    return torch.where(top.isfinite().unsqueeze(2), place[index], math.nan), top
+
+
+def box_starts(
+    function: SymbolicFunction,
+    nodes: Nodes,
+    low: Tensor,
+    high: Tensor,
+    a_range: tuple[float, float] | None,
+    b_range: tuple[float, float] | None,
+    count: int,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`best_starts`, but places are (a, b) and within bounds; x runs from ``low`` to ``high [E]``."""
+    places, scores = [], []
+    for edge, (x_low, x_high) in enumerate(zip(low.tolist(), high.tolist())):
+        half, middle = (x_high - x_low) / 2, (x_high + x_low) / 2
+        if a_range is None:
+            sizes = _geometric(SMALLEST, LARGEST, 24) / half
+            a = torch.cat([-sizes.flip(0), sizes]).unsqueeze(1)
+        else:
+            turns = math.ceil((a_range[1] - a_range[0]) * half / 0.35)
+            a = torch.linspace(*a_range, min(max(41, turns), 301), dtype=torch.float64).unsqueeze(1)
+        if b_range is None:
+            b = -a * (middle + half * _middles(1 / 16))
+        else:
+            b = torch.linspace(*b_range, 41, dtype=torch.float64).unsqueeze(0)
+        place = torch.stack(torch.broadcast_tensors(a, b), -1)
+        ends = torch.stack([place[..., 0] * x_low + place[..., 1], place[..., 0] * x_high + place[..., 1]], -1)
+        one = Nodes(nodes.share, *(value[edge : edge + 1] for value in nodes[1:]))
+        r2 = peaks(score(function, ends.view(-1, 2), one).view(1, *place.shape[:2])).flatten(1)
+        top, index = r2.topk(count, 1)
+        places.append(place.view(-1, 2)[index])
+        scores.append(top)
+    best = torch.cat(scores)
+    return torch.where(best.isfinite().unsqueeze(2), torch.cat(places), math.nan), best
+
+
+def peaks(r2: Tensor) -> Tensor:
+    """``[E, g1, g2]`` with -inf where a neighbour is higher."""
+    around = torch.nn.functional.max_pool2d(r2.unsqueeze(1), 3, 1, 1).squeeze(1)
+    return torch.where(r2 >= around, r2, -INF)
+
+
+def score(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
+    """R2 of the best c and d at ``places [P, 2]``, for each edge: ``[E, P]``; -inf outside the domain."""
+    low, high = inside(function, places.amin(1), places.amax(1))
+    parts = []
+    for part in places.split(max(1, BLOCK_ELEMENTS // NODES)):
+        parts.append(function.fun(torch.lerp(part[:, :1], part[:, 1:], nodes.share)))
+    f = torch.cat(parts)
+    f = f - f.mean(1, keepdim=True)
+    size = f.abs().amax(1, keepdim=True)
+    f = f / size  # squares neither overflow nor vanish
+    usable = (low < high) & size.squeeze(1).isfinite() & (size.squeeze(1) > 0)
+    f = torch.where(usable.unsqueeze(1), f, 0.0)
+    covariance = (nodes.weight * nodes.y) @ f.t()
+    variance = nodes.weight @ f.square().t() - (nodes.weight @ f.t()).square()
+    r2 = covariance.square() / (variance.clamp(min=1e-14) * nodes.variance.unsqueeze(1))
+    return torch.where(usable & (variance > 1e-12), r2, -INF)
+
+
+def inside(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[Tensor, Tensor]:
+    """The branch that holds all from ``z_low`` to ``z_high``: its ends, NaN where there is none."""
+    low, high = torch.full_like(z_low, math.nan), torch.full_like(z_low, math.nan)
+    for branch in function.branches():
+        start, end = torch.full_like(z_low, branch.low), torch.full_like(z_low, branch.high)
+        if function.poles and function.period is not None:
+            turns = torch.floor((z_low - branch.low) / function.period) * function.period
+            start, end = start + turns, end + turns
+        holds = (z_low >= start) if branch.low_closed else (z_low > start)
+        holds &= (z_high <= end) if branch.high_closed else (z_high < end)
+        low, high = torch.where(holds, start, low), torch.where(holds, end, high)
+    return low, high
+
+
+# -- grids -------------------------------------------------------------------------------------------
+
+
+def sheets(function: SymbolicFunction) -> list[tuple[Tensor, Tensor]]:
+    """Tables of p and of q, each ``[g1, g2]``, neighbours side by side."""
+    tables = []
+    branches = function.branches()
+    for number, branch in enumerate(branches):
+        mirrored = branches[len(branches) - 1 - number]
+        if function.symmetry and number < len(branches) // 2 and mirrored.low == -branch.high:
+            continue  # z < 0 has nothing that z > 0 has not
+        tables += _branch_sheets(function, branch)
+    return tables
+
+
+def _branch_sheets(function: SymbolicFunction, branch: Interval) -> list[tuple[Tensor, Tensor]]:
+    if math.isfinite(branch.low) and math.isfinite(branch.high):
+        return [_bounded(branch, both_ways=function.symmetry is None)]
+    if math.isfinite(branch.low) or math.isfinite(branch.high):
+        p, q = _half_line(homogeneous=function.scale is not None)
+        if math.isfinite(branch.low):
+            p, q = branch.low + p, branch.low + q
+        else:
+            p, q = branch.high - q, branch.high - p
+        return [(p, q), (q, p)]
+    if function.shift is not None:
+        half = _geometric(0.02, 60.0, 30).unsqueeze(0)
+        p, q = -2 * half, torch.zeros_like(half)  # no exponential overflows
+        return [(p, q), (q, p)]
+    if function.scale is not None:
+        middle, half = _middles(1 / 32).unsqueeze(0), torch.ones(1, dtype=torch.float64)
+    elif function.period is not None:
+        return _both(function, *_periodic(function))
+    else:
+        ratio = 1.6 if function.symmetry else 1.3
+        count = round(math.log(LARGEST / SMALLEST) / math.log(ratio)) + 1
+        half = _geometric(SMALLEST, LARGEST, count).unsqueeze(1)
+        middle = _middles(1 / 16).unsqueeze(0)
+    return _both(function, half, -half * middle)
+
+
+def _both(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """From half the length of (p, q) and its middle; both ways round, unless symmetry spares one."""
+    p, q = torch.broadcast_tensors(centre - half, centre + half)
+    return [(p, q)] if function.symmetry else [(p, q), (q, p)]
+
+
+def _geometric(low: float, high: float, count: int) -> Tensor:
+    return torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64)
+
+
+def _middles(step: float) -> Tensor:
+    """Where z = 0 may lie, in half ranges from the middle: evenly in and around the range, then ever wider."""
+    inner = torch.arange(-1.25, 1.25 + step / 2, step, dtype=torch.float64)
+    outer = _geometric(1.25, FURTHEST, 11)[1:]
+    return torch.cat([-outer.flip(0), inner, outer])
+
+
+def _bounded(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
+    """Ends closer together near the ends of the branch, as those of Chebyshev."""
+    count = 28
+    angle = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
+    ends = branch.low + (branch.high - branch.low) * (1 - angle.cos()) / 2
+    p, q = torch.meshgrid(ends, ends, indexing="ij")
+    usable = p != q if both_ways else p < q
+    return torch.where(usable, p, math.nan), torch.where(usable, q, math.nan)
+
+
+def _half_line(homogeneous: bool) -> tuple[Tensor, Tensor]:
+    """From 0 on. Where scale counts for nothing q is 1 and p / q is all there is."""
+    if homogeneous:
+        p = torch.sigmoid(torch.linspace(-9, 4.5, 40, dtype=torch.float64)).unsqueeze(0)
+        return p, torch.ones_like(p)
+    p = _geometric(1e-3, 1e2, 16).unsqueeze(1)
+    return torch.broadcast_tensors(p, p + _geometric(1e-2, 1e2, 20).unsqueeze(0))
+
+
+def _periodic(function: SymbolicFunction) -> tuple[Tensor, Tensor]:
+    """Frequencies about a quarter period over the range apart, and phases."""
+    assert function.period is not None
+    unit = function.period / (2 * math.pi)
+    slow = torch.tensor([0.1, 0.2, 0.4, 0.7], dtype=torch.float64)
+    half = unit * torch.cat([slow, torch.arange(1.0, 1.25 * LARGEST, 0.7, dtype=torch.float64)]).unsqueeze(1)
+    turn = function.period / 2 if function.antiperiodic else function.period
+    phases = 8 if function.antiperiodic else 16
+    return half, torch.arange(phases, dtype=torch.float64).unsqueeze(0) * (turn / phases)
