@@ -1,0 +1,43 @@
+"""matplotlib, if there is one, and figures in notebooks."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+
+def open_pyplot() -> Any:
+    """``matplotlib.pyplot``, which opens figures.
+
+    Raises:
+        ImportError: without matplotlib; it says how to get it.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return pyplot
+
+
+def check_axes(ax: object) -> None:
+    """``ax`` is None, or axes."""
+    if ax is not None and not hasattr(ax, "add_collection"):
+        raise TypeError(f"ax must be matplotlib axes or None, got {type(ax).__name__}")
+
+
+def show_once(figure: Any) -> None:
+    """A notebook shows pyplot's figures when a cell ends, and would show the one that a cell returns once more."""
+    figure._ipython_display_ = partial(_display, figure)
+
+
+def _display(figure: Any) -> None:
+    from IPython.display import display
+    from matplotlib import get_backend, pyplot
+
+    if "inline" in get_backend().lower() and pyplot.fignum_exists(figure.number):
+        return
+    own = figure.__dict__.pop("_ipython_display_")
+    try:
+        display(figure)
+    finally:
+        figure._ipython_display_ = own
