@@ -1,14 +1,29 @@
 """fastkan: Kolmogorov-Arnold networks in PyTorch, as quick as the matrix product they are.
 
->>> from fastkan import KANLinear
+>>> from fastkan import KAN, KANLinear
 >>> layer = KANLinear(64, 64)
+>>> model = KAN(width=[2, 5, 1], grid=5, k=3, seed=0)
 """
 
 from fastkan_kernels import backend
 
 from . import functional
+from .datasets import create_dataset, create_dataset_from_data
 from .explain import explain
 from .layer import KANLinear
+from .network import KAN
+from .symbolic.library import SYMBOLIC_LIB, add_symbolic
 from .version import __version__
 
-__all__ = ["KANLinear", "__version__", "backend", "explain", "functional"]
+__all__ = [
+    "KAN",
+    "SYMBOLIC_LIB",
+    "KANLinear",
+    "__version__",
+    "add_symbolic",
+    "backend",
+    "create_dataset",
+    "create_dataset_from_data",
+    "explain",
+    "functional",
+]

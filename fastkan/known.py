@@ -1,11 +1,15 @@
-"""What a layer knows of its knots, and when it has to look again."""
+"""What is known of tensors' values, and when one has to look again."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of
+from fastkan_kernels.cpu.small import has_values
 from fastkan_kernels.routing import needs_composite
 
 
@@ -34,7 +38,48 @@ class KnownKnots:
             self.look(knots)
         return self._basis
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's knots count from the start."""
+        return {**self.__dict__, "_version": None}
 
-def _version(knots: Tensor) -> int:
+
+class Fact:
+    """What ``ask`` says of some tensors' values, asked once, and again when they are others or have changed.
+
+    Compiled code, functorch, what others trace and whatever is being trained get ``otherwise``, which must be right for
+    any values.
+    """
+
+    def __init__(self, ask: Callable[..., bool], otherwise: bool) -> None:
+        self._ask, self._otherwise = ask, otherwise
+        # one attribute, so that threads see all of it or nothing; the tensors are held, so that ids stay theirs
+        self._known: tuple[list[int], tuple[Tensor | None, ...], bool] | None = None
+
+    def __call__(self, *tensors: Tensor | None) -> bool:
+        if torch.compiler.is_compiling():
+            return self._otherwise
+        marks: list[int] = []
+        for tensor in tensors:
+            if tensor is None:
+                marks += 0, 0
+            elif tensor.requires_grad or tensor.is_inference():  # of the latter nobody counts what is written
+                return self._otherwise
+            else:
+                marks += id(tensor), tensor._version
+        known = self._known
+        if known is not None and known[0] == marks:
+            return known[2]
+        if any(t is not None and (t.is_meta or needs_composite(t) or not has_values(t)) for t in tensors):
+            return self._otherwise
+        answer = self._ask(*tensors)
+        self._known = marks, tensors, answer
+        return answer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy's tensors count from the start."""
+        return {**self.__dict__, "_known": None}
+
+
+def _version(tensor: Tensor) -> int:
     """How often it has been written into; in inference mode nobody counts."""
-    return -1 if knots.is_inference() else knots._version
+    return -1 if tensor.is_inference() else tensor._version

@@ -180,7 +180,7 @@ class KANLinear(nn.Module):
             raise ValueError(f"knots must have values, got a tensor on meta for a layer on {self.knots.device}")
         rounded = knots.detach().to(self.knots)
         check_knots(rounded, self.spline_order)
-        self._replace_knots(rounded)
+        self.replace_knots(rounded)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -212,7 +212,7 @@ class KANLinear(nn.Module):
         )
         check_knots(knots, self.spline_order)
         weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples)
-        self._replace_splines(weight, knots)
+        self.replace_splines(weight, knots)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -247,7 +247,7 @@ class KANLinear(nn.Module):
             weight = grid.inserted(self.spline_weight, self.knots, finer.double(), order)
         else:
             weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples)
-        self._replace_splines(weight, finer)
+        self.replace_splines(weight, finer)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -319,16 +319,16 @@ class KANLinear(nn.Module):
                 "computes it. Remove that, change the grid, and put it back"
             )
 
-    def _replace_splines(self, weight: Tensor, knots: Tensor) -> None:
+    def replace_splines(self, weight: Tensor, knots: Tensor) -> None:
         weight = weight.to(self.spline_weight.dtype).contiguous()
         if weight.shape == self.spline_weight.shape:
             self.spline_weight.copy_(weight)
         else:
             trained = self.spline_weight.requires_grad
             self.spline_weight = nn.Parameter(weight, requires_grad=trained)
-        self._replace_knots(knots)
+        self.replace_knots(knots)
 
-    def _replace_knots(self, knots: Tensor) -> None:
+    def replace_knots(self, knots: Tensor) -> None:
         self.knots = knots.detach().to(self.knots, copy=True).contiguous()
         self._known.look(self.knots)
 

@@ -1,0 +1,82 @@
+"""The edge functions of a layer: their weights, values and spreads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import edge_std, edge_values
+from fastkan_kernels.stack import StackedLayer, column_std
+
+from .layer import KANLinear
+
+if TYPE_CHECKING:
+    from .symbolic.edge import SymbolicEdges
+
+
+def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
+    """What multiplies the splines ``[K, in, out]`` and the base function ``[in, out]`` of each edge, with scale
+    and mask in it; differentiable.
+
+    Example:
+        >>> weight, base_weight = edge_weights(KANLinear(2, 5))
+        >>> weight.shape
+        torch.Size([8, 2, 5])
+    """
+    weight: Tensor = layer.spline_weight
+    base_weight: Tensor | None = layer.base_weight
+    scale: Tensor | None = layer.spline_scale
+    if layer.mask is not None:
+        mask = layer.mask.to(weight.dtype)
+        scale = mask if scale is None else scale * mask
+        base_weight = None if base_weight is None else base_weight * mask
+    return weight if scale is None else weight * scale, base_weight
+
+
+def is_stackable(layer: KANLinear) -> bool:
+    """Whether calling the layer does no more than :func:`stacked` tells."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return (
+        type(layer) is KANLinear
+        and layer.outside == "zero"
+        and not hooks
+        and layer.bias is None
+        and layer._buffers["_outside_count"] is None
+    )
+
+
+def stacked(layer: KANLinear) -> StackedLayer:
+    """What the kernels need of a layer."""
+    mask = None if layer.mask is None else layer.mask.to(layer.spline_weight.dtype)
+    return StackedLayer(layer.spline_weight, layer.base_weight, layer.spline_scale, mask, layer.knots, layer.basis)
+
+
+def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
+    """Every edge function of a network's layer, formulas included, at every row of ``x [N, in]``: ``[N, in, out]``."""
+    values = edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)
+    for place, edge in enumerate(symbolic.edges):
+        if place == 0:
+            formulas = symbolic.values(x)
+        values[:, edge.i, edge.j] += formulas[:, place]
+    return values
+
+
+def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
+    """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
+    return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
+
+
+def edge_spread(
+    layer: KANLinear, symbolic: SymbolicEdges, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
+) -> Tensor:
+    """The same of every edge, formulas included."""
+    spread = numeric_spread(layer, x)
+    if not symbolic.edges:
+        return spread
+    values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
+    i, j = (torch.tensor(ends, device=x.device) for ends in zip(*((edge.i, edge.j) for edge in symbolic.edges)))
+    if layer.mask is None or bool(layer.mask[i, j].any()):  # both add up
+        values = values + edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)[:, i, j]
+    return spread.index_put((i, j), column_std(values))

@@ -1,0 +1,389 @@
+"""``KAN``: the network, of numeric edges and of edges that are formulas."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels.checks import check_dtype, check_range
+from fastkan_kernels.cpu.small import has_values
+from fastkan_kernels.routing import needs_composite
+from fastkan_kernels.stack import Spread, column_std, small_stack
+from fastkan_kernels.stack import serves as small_serves
+
+from . import activations, attribution, plotting, serialization, surgery
+from . import fit as fitting
+from . import prune as pruning
+from . import refine as refining
+from .architecture import Architecture, architecture, for_each_layer, shortest
+from .edges import is_stackable, numeric_spread, stacked
+from .functional import rows_of
+from .initial import near, reset
+from .known import Fact
+from .layer import KANLinear
+from .symbolic import auto, fix
+from .symbolic import formula as formulas
+from .symbolic.edge import SymbolicEdges
+
+BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
+WITHOUT_MEANING = {
+    "auto_save": "nothing is saved behind your back; model.save(path) saves",
+    "ckpt_path": "nothing is saved behind your back; model.save(path) saves",
+    "first_init": "a model is always made from its arguments",
+    "state_id": "there are no numbered states",
+    "round": "there are no numbered states",
+    "save_act": "activations are computed when they are asked for",
+    "symbolic_enabled": "the symbolic branch costs nothing while no edge is symbolic",
+}
+
+
+class KAN(nn.Module):
+    """A Kolmogorov-Arnold network (Liu et al., 2024; with multiplication nodes as in KAN 2.0, 2024).
+
+    Every edge is a spline plus a base function, or a formula c f(a x + b) + d; every node a sum of its edges, or a
+    product of such sums. The names are pykan's. Nothing is global: no generator is seeded, no argument is changed.
+
+    Args:
+        width: nodes of each layer, inputs first; ``[sums, multiplications]`` where some nodes multiply.
+        grid: G, intervals of the splines' grids; a list for one each layer.
+        k: order of the splines, 1 to 5; a list for one each layer.
+        mult_arity: factors of the multiplication nodes: one number, or for each layer the list of its nodes'.
+        noise_scale: of the fresh splines' values.
+        scale_base_mu, scale_base_sigma: mean, and half width around it, of the fresh base functions' weights, times
+            1 / sqrt(inputs).
+        base_fun: ``"silu"``, ``"identity"`` or ``"zero"``.
+        affine_trainable: whether the scale and bias of nodes and subnodes are trained.
+        grid_eps: of grid updates; 1 spaces knots evenly over the samples, 0 by their quantiles.
+        grid_range: ends of the first grid.
+        sp_trainable, sb_trainable: whether the scales of splines, and of base functions, are trained.
+        seed: of the fresh parameters; None draws from torch's own generator.
+        sparse_init: whether only near edges are on at first.
+        device, dtype: of the parameters.
+
+    Attributes:
+        layers: the numeric edges, a :class:`KANLinear` for each layer.
+        symbolic: the edges that are formulas, for each layer.
+        node_scale, node_bias, subnode_scale, subnode_bias: affine maps behind each layer.
+        input_id: which columns of x the network reads.
+        sample: the last batch that went through it, or None.
+        history: what each :meth:`fit` returned.
+        prune_mask: which edges the last :meth:`prune` would keep, ``[in, out]`` of each layer, or None.
+
+    Raises:
+        TypeError, ValueError: for arguments that are out of range or don't fit together.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], grid=5, k=3, seed=0)
+        >>> model(torch.rand(100, 2)).shape
+        torch.Size([100, 1])
+    """
+
+    input_id: Tensor
+
+    def __init__(
+        self,
+        width: Sequence[int | Sequence[int]],
+        grid: int | Sequence[int] = 3,
+        k: int | Sequence[int] = 3,
+        mult_arity: int | Sequence[Sequence[int]] = 2,
+        noise_scale: float = 0.3,
+        scale_base_mu: float = 0.0,
+        scale_base_sigma: float = 1.0,
+        base_fun: str = "silu",
+        affine_trainable: bool = False,
+        grid_eps: float = 0.02,
+        grid_range: Sequence[float] = (-1.0, 1.0),
+        sp_trainable: bool = True,
+        sb_trainable: bool = True,
+        seed: int | None = 1,
+        sparse_init: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        _warn_of(unused)
+        self.architecture: Architecture = architecture(width, mult_arity)
+        sizes = for_each_layer("grid", grid, self.depth)
+        orders = for_each_layer("k", k, self.depth)
+        low, high = check_range("grid_range", grid_range)
+        if base_fun not in BASES:
+            raise ValueError(f"base_fun must be one of {', '.join(map(repr, BASES))}; got {base_fun!r}")
+        if not 0 <= grid_eps <= 1:
+            raise ValueError(f"grid_eps must be from 0 to 1, got {grid_eps}")
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        check_dtype(dtype)
+        self.grid_eps = float(grid_eps)
+        self.in_features = self.width_in[0]
+        self.sample: Tensor | None = None
+        self.history: list[dict[str, Any]] = []
+        self.prune_mask: list[Tensor] | None = None
+
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.layers: Any = nn.ModuleList()
+        self.symbolic: Any = nn.ModuleList()
+        sizes_of_edges = list(zip(self.width_in, self.width_out[1:]))
+        for (inputs, outputs), size, order in zip(sizes_of_edges, sizes, orders):
+            with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters from torch's generator
+                layer = KANLinear(
+                    inputs, outputs, size, order,
+                    grid_range=(low, high), base=BASES[base_fun], spline_scale=True, dtype=dtype,
+                ).to(device)  # fmt: skip
+            if sparse_init:
+                layer.set_mask(near(inputs, outputs))
+            reset(layer, noise_scale, scale_base_mu, scale_base_sigma, generator)
+            layer.get_parameter("spline_scale").requires_grad_(sp_trainable)
+            if layer.base_weight is not None:
+                layer.base_weight.requires_grad_(sb_trainable)
+            self.layers.append(layer)
+            self.symbolic.append(SymbolicEdges(inputs, outputs, **made))
+
+        def affine(value: float, counts: Sequence[int]) -> Any:
+            return nn.ParameterList(
+                nn.Parameter(torch.full((count,), value, **made), requires_grad=affine_trainable) for count in counts
+            )
+
+        self.node_scale, self.node_bias = affine(1.0, self.width_in[1:]), affine(0.0, self.width_in[1:])
+        self.subnode_scale, self.subnode_bias = affine(1.0, self.width_out[1:]), affine(0.0, self.width_out[1:])
+        self.register_buffer("input_id", torch.arange(self.width_in[0], device=device))
+        self.know()
+
+    # -- its sizes --------------------------------------------------------------------------------
+
+    @property
+    def depth(self) -> int:
+        """Number of layers of edges."""
+        return self.architecture.depth
+
+    @property
+    def width(self) -> list[list[int]]:
+        """``[sums, multiplications]`` of each layer of nodes."""
+        return self.architecture.width
+
+    @property
+    def mult_arity(self) -> list[list[int]]:
+        """Number of factors of each multiplication node of each layer."""
+        return [list(arity) for arity in self.architecture.arities]
+
+    @property
+    def width_in(self) -> list[int]:
+        """Number of nodes of each layer."""
+        return self.architecture.nodes
+
+    @property
+    def width_out(self) -> list[int]:
+        """Number of subnodes of each layer: a multiplication node has one for each factor."""
+        return self.architecture.subnodes
+
+    @property
+    def grid(self) -> list[int]:
+        """G of each layer of edges."""
+        return [layer.grid_size for layer in self.layers]
+
+    @property
+    def k(self) -> list[int]:
+        """Order of the splines of each layer of edges."""
+        return [layer.spline_order for layer in self.layers]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.input_id.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.layers[0].spline_weight.dtype
+
+    # -- forward ----------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+        """``[..., in_features]`` to ``[..., width[-1]]``.
+
+        Args:
+            x: inputs.
+            singularity_avoiding: whether formulas with a singularity (1/x, log, ...) are held at ``y_th`` near it.
+            y_th: that bound.
+        """
+        rows = rows_of(x, self.in_features)
+        if not torch.compiler.is_compiling() and needs_composite(self.input_id) is None and has_values(rows):
+            self.sample = rows.detach()
+        y, _ = self.through(rows, singularity_avoiding, y_th)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+    def through(
+        self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, spread: bool = False
+    ) -> tuple[Tensor, list[Spread]]:
+        """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
+        layer's numeric edges and inputs."""
+        nodes, spreads = self.inputs(rows), []
+        if self._is_stack():
+            stack = [stacked(layer) for layer in self.layers]
+            if small_serves(nodes, stack):
+                return small_stack(nodes, stack, spread)
+        for layer in range(self.depth):
+            if spread:
+                spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
+            nodes = self.nodes_of(layer, self.subnodes_of(layer, nodes, singularity_avoiding, y_th))
+        return nodes, spreads
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """The columns that the network reads."""
+        ids = self.input_id
+        return rows if len(ids) == self.in_features and self._in_order(ids) else rows[:, ids]
+
+    def subnodes_of(self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+        """The sums of a layer's edges, ``[N, nodes]`` to ``[N, subnodes]``."""
+        numeric, symbolic = self.layers[layer], self.symbolic[layer]
+        if not symbolic.edges:
+            return numeric(nodes)
+        formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
+        return numeric(nodes) + formulas if self.has_numeric_edges(layer) else formulas
+
+    def nodes_of(self, layer: int, subnodes: Tensor) -> Tensor:
+        """What the sums of a layer's edges become on the way to the next layer's nodes."""
+        scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
+        if not self._plain_subnodes[layer](scale, bias):
+            subnodes = torch.addcmul(bias, scale, subnodes)
+        nodes = self._multiplied(layer + 1, subnodes)
+        scale, bias = self.node_scale[layer], self.node_bias[layer]
+        return nodes if self._plain_nodes[layer](scale, bias) else torch.addcmul(bias, scale, nodes)
+
+    def _is_stack(self) -> bool:
+        """Whether it is layers of splines alone, without formulas, products or affine maps between them."""
+        if any(self.architecture.arities) or any(symbolic.edges for symbolic in self.symbolic):
+            return False
+        if not all(map(is_stackable, self.layers)):
+            return False
+        scales, biases = (self.node_scale, self.subnode_scale), (self.node_bias, self.subnode_bias)
+        return self._plain(*(p for part in (*scales, *biases) for p in part._parameters.values()))
+
+    def _multiplied(self, layer: int, subnodes: Tensor) -> Tensor:
+        arities = self.architecture.arities[layer]
+        if not arities:
+            return subnodes
+        groups = self.architecture.factors(layer)[self.architecture.sums[layer] :]
+        products = []
+        for group in groups:
+            product = subnodes[:, group[0]]
+            for factor in group[1:]:
+                product = product * subnodes[:, factor]
+            products.append(product)
+        return torch.cat([subnodes[:, : self.architecture.sums[layer]], torch.stack(products, 1)], 1)
+
+    def has_numeric_edges(self, layer: int) -> bool:
+        """Whether any edge of the layer is a spline still."""
+        return self._any_on[layer](self.layers[layer].mask)
+
+    # -- the workflow ------------------------------------------------------------------------------
+
+    def copy(self) -> KAN:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    def speed(self, compile: bool = False) -> KAN:
+        """Nothing to do here: a layer without formulas has no symbolic branch. Returns the model."""
+        return torch.compile(self) if compile else self  # type: ignore[return-value]
+
+    def train(self, mode: Any = True, *args: Any, **options: Any) -> Any:
+        """With a bool ``nn.Module``'s training mode; with a dataset, as older articles write it, :meth:`fit`."""
+        if isinstance(mode, bool):
+            return super().train(mode)
+        return self.fit(mode, *args, **options)
+
+    # each in a file of its own, with the model for self
+    trace = activations.trace
+    samples = activations.samples
+    get_act = activations.get_act
+    get_fun = activations.get_fun
+    get_range = activations.get_range
+    evaluate = activations.evaluate
+    check_edge = activations.check_edge
+
+    fit = fitting.fit
+
+    attribute = attribution.attribute
+    feature_score = property(attribution.feature_score)
+
+    prune = pruning.prune
+    prune_node = pruning.prune_node
+    prune_edge = pruning.prune_edge
+    prune_input = pruning.prune_input
+    remove_edge = pruning.remove_edge
+    remove_node = pruning.remove_node
+
+    refine = refining.refine
+    update_grid_from_samples = refining.update_grid_from_samples
+    update_grid = refining.update_grid_from_samples
+    expand_width = surgery.expand_width
+    expand_depth = surgery.expand_depth
+    swap = surgery.swap
+
+    plot = plotting.plot
+    plot_edge = plotting.plot_edge
+    plot_history = plotting.plot_history
+
+    fix_symbolic = fix.fix_symbolic
+    unfix_symbolic = fix.unfix_symbolic
+    unfix_symbolic_all = fix.unfix_symbolic_all
+    set_mode = fix.set_mode
+    suggest_symbolic = fix.suggest_symbolic
+    auto_symbolic = auto.auto_symbolic
+    symbolic_formula = formulas.symbolic_formula
+    formula_latex = formulas.formula_latex
+    formula_numpy = formulas.formula_numpy
+
+    save = serialization.save
+    load = staticmethod(serialization.load)
+
+    def __repr__(self) -> str:
+        width: list[Any] = [added if not multiplied else [added, multiplied] for added, multiplied in self.width]
+        parts = [f"width={width}", f"grid={shortest(self.grid)}", f"k={shortest(self.k)}"]
+        if any(self.architecture.arities):
+            parts.append(f"mult_arity={self.mult_arity}")
+        base = self.layers[0].base
+        if base != "silu":
+            parts.append("base_fun=" + repr("zero" if base == "none" else base))
+        symbolic = sum(len(layer.edges) for layer in self.symbolic)
+        return f"KAN({', '.join(parts)})" + (f", {symbolic} edges symbolic" if symbolic else "")
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def know(self) -> None:
+        """Facts about values, asked once and again when these change; compiled code takes the general way."""
+        self._in_order = Fact(_is_in_order, otherwise=False)
+        self._any_on = [Fact(_any_on, otherwise=True) for _ in range(self.depth)]
+        self._plain = Fact(_are_plain, otherwise=False)
+        self._plain_subnodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
+        self._plain_nodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
+
+
+def _warn_of(unused: dict[str, Any]) -> None:
+    unknown = sorted(set(unused) - set(WITHOUT_MEANING))
+    if unknown:
+        raise TypeError(f"KAN() got an unexpected keyword argument {unknown[0]!r}")
+    for name in unused:
+        warnings.warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}", UserWarning, stacklevel=3)
+
+
+def _is_in_order(ids: Tensor) -> bool:
+    return bool((ids == torch.arange(len(ids), device=ids.device)).all())
+
+
+def _any_on(mask: Tensor | None) -> bool:
+    return mask is None or bool(mask.any())
+
+
+def _is_plain(scale: Tensor, bias: Tensor) -> bool:
+    return bool((scale == 1).all() & (bias == 0).all())
+
+
+def _are_plain(*scales_and_biases: Tensor) -> bool:
+    half = len(scales_and_biases) // 2
+    return all(map(_is_plain, scales_and_biases[:half], scales_and_biases[half:]))

@@ -1,0 +1,119 @@
+"""One training step of a network, by either optimizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+# L-BFGS in torch forgets curvature below 1e-10, and squares squares of slopes in their own precision, whatever the
+# objective's units. So the objective gets units in which its largest derivative starts as the first of these, and as
+# the next where no progress was made: the first step is as long, up to a length of 1.
+STEEPEST = (2.0**-4, 2.0**4, 2.0**12)
+HISTORY = 10
+REFUSED = 10.0  # times the last good objective is what a line search is told of one that isn't finite
+GAIN = 1e-6  # of the objective: less is none
+
+
+class Objective:
+    """What is made small: a batch's loss and, ``strength`` times, its penalty.
+
+    Args:
+        terms: both of them, of a batch; the penalty is None where there is none.
+    """
+
+    def __init__(self, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]], strength: float) -> None:
+        self.terms, self.strength = terms, strength
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Its value."""
+        loss, penalty = self.terms(x, y)
+        return loss if penalty is None else loss + self.strength * penalty
+
+
+class LBFGS:
+    """Up to 20 iterations with a strong Wolfe line search.
+
+    A step that gains nothing makes it start anew, by the gradient alone. Where no such start gains anything, the end is
+    reached, and further steps on the same batch do nothing.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, objective: Objective) -> None:
+        self.objective, self.parameters = objective, parameters
+        self.unit: float | None = None
+        self.idle, self.batch = 0, torch.empty(0)  # steps without gain on this batch
+        self.optimizer = torch.optim.LBFGS(
+            parameters,
+            lr=lr,
+            history_size=HISTORY,
+            line_search_fn="strong_wolfe",
+            tolerance_grad=0.0,
+            tolerance_change=1e-32,
+        )
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        """One step on a batch."""
+        if x is not self.batch:
+            self.idle, self.batch = 0, x
+        if self.idle >= len(STEEPEST):
+            return
+        unit = self.unit = self._unit(x, y) if self.unit is None else self.unit
+        first = good = math.inf
+
+        def closure() -> Tensor:
+            nonlocal first, good
+            for parameter in self.parameters:
+                parameter.grad = None
+            value = self.objective(x, y) * unit
+            known = value.item()
+            if math.isfinite(known):
+                value.backward()
+                first = known if math.isinf(first) else first
+                good = min(good, known)
+                return value.detach()
+            if math.isinf(good):  # not even where it starts
+                return value.detach()
+            return value.new_full((), REFUSED * abs(good) + 1)  # a wall for the line search to turn at
+
+        self.optimizer.step(closure)
+        if first - good > GAIN * abs(first):
+            self.idle = 0
+        else:
+            self.optimizer.state.clear()
+            self.unit = None
+            self.idle += 1
+
+    def _unit(self, x: Tensor, y: Tensor) -> float:
+        """A power of two, which costs no bit."""
+        slopes = torch.autograd.grad(self.objective(x, y), self.parameters, allow_unused=True)
+        steepest = max((slope.abs().max().item() for slope in slopes if slope is not None), default=0.0)
+        if not 0 < steepest < math.inf:
+            return 1.0
+        return 2.0 ** round(math.log2(STEEPEST[self.idle] / steepest))
+
+    def restart(self) -> None:
+        """Forget the curvature: the parameters, or the objective, mean something else now."""
+        self.unit, self.idle = None, 0
+        self.optimizer.state.clear()
+
+
+class Adam:
+    """One iteration."""
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, objective: Objective) -> None:
+        self.objective, self.parameters = objective, parameters
+        self.optimizer = torch.optim.Adam(parameters, lr=lr)
+
+    def __call__(self, x: Tensor, y: Tensor) -> None:
+        """One step on a batch."""
+        self.optimizer.zero_grad()
+        self.objective(x, y).backward()
+        self.optimizer.step()
+
+    def restart(self) -> None:
+        """Its averages go on, as the parameters change little."""
+
+
+OPTIMIZERS: dict[str, type[LBFGS] | type[Adam]] = {"LBFGS": LBFGS, "Adam": Adam}

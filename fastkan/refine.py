@@ -1,0 +1,112 @@
+"""Grid extension: finer grids for the same function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels.checks import check_finite, check_int, check_knots
+
+from . import grid as grids
+from .functional import rows_of
+from .layer import KANLinear
+
+if TYPE_CHECKING:
+    from .network import KAN
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -> KAN:
+    """A new network with ``new_grid`` intervals in every grid, which computes the same.
+
+    Where a new grid holds the knots of the old one and the samples lie on it, the function stays exactly as it is
+    (knots are inserted). Elsewhere splines are refitted by least squares, and a grid that samples have left becomes
+    wide enough for them.
+
+    Args:
+        new_grid: G, one for all layers or a list of one for each.
+        x: ``[..., in_features]`` samples; None takes the last batch that went through.
+
+    Returns:
+        A network that shares nothing with the model.
+
+    Raises:
+        TypeError, ValueError: for grid sizes below 1, and samples of another shape, none, or not finite.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
+        >>> finer = model.refine(10)
+        >>> finer.grid
+        [10, 10]
+    """
+    sizes = [new_grid] * model.depth if isinstance(new_grid, int) else list(new_grid)
+    if len(sizes) != model.depth:
+        raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
+    for size in sizes:
+        check_int("new_grid", size, least=1)
+    new = copy.deepcopy(model)
+    rows = _samples(model, x)
+    for number, (layer, step, size) in enumerate(zip(new.layers, model.trace(rows), sizes)):
+        check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
+        _refine(layer, step.nodes, size)
+    return new
+
+
+def _samples(model: KAN, x: Tensor | None) -> Tensor:
+    rows = model.samples() if x is None else rows_of(x, model.in_features)
+    if len(rows) == 0:
+        raise ValueError("x must have at least one sample, got none")
+    return rows
+
+
+def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
+    order, old = layer.spline_order, layer.knots
+    limits = grids.interior(old, order).double()
+    low, high = samples.amin(0).double(), samples.amax(0).double()
+    below, above = low < limits[:, 0], high > limits[:, -1]
+    left = below | above
+    margin = 0.01 * (torch.maximum(high, limits[:, -1]) - torch.minimum(low, limits[:, 0]))
+    wide = limits.clone()
+    wide[:, 0] = torch.where(below, low - margin, limits[:, 0])
+    wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
+    finer = grids.extend(grids.subdivided(wide, size), order).to(old.dtype)
+    check_knots(finer, order)
+    nested = torch.tensor(
+        [not out and grids.nests(old[i : i + 1], finer[i : i + 1], order) for i, out in enumerate(left.tolist())],
+        device=old.device,
+    )
+    weight = grids.inserted(layer.spline_weight, old, finer.double(), order)
+    if not nested.all():
+        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples)
+        weight = torch.where(nested.view(1, -1, 1), weight, refitted)
+    layer.replace_splines(weight, finer)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def update_grid_from_samples(model: KAN, x: Tensor | None = None) -> None:
+    """Move every layer's knots to where its inputs lie, and refit its splines there, in place.
+
+    Args:
+        x: ``[..., in_features]``; None takes the last batch that went through.
+
+    Raises:
+        TypeError, ValueError: for samples of another shape, none, or not finite, or where what enters a layer is not;
+            nothing has changed then.
+    """
+    nodes = model.inputs(_samples(model, x))
+    before = [(layer.spline_weight.clone(), layer.knots) for layer in model.layers]
+    try:
+        for number, layer in enumerate(model.layers):
+            if model.has_numeric_edges(number):
+                layer.update_grid(nodes, grid_eps=model.grid_eps)
+            nodes = model.nodes_of(number, model.subnodes_of(number, nodes))
+    except Exception:
+        for layer, (weight, knots) in zip(model.layers, before):
+            layer.replace_splines(weight, knots)
+        raise
