@@ -1,4 +1,4 @@
-"""``python -m bench.demo``: trains the classifier both ways, tells what it saw and draws it."""
+"""``python -m bench.demo``: trains a classifier both ways, and finds a formula; tells what it saw and draws it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from ..machine import describe
 from ..measure import Spread, ratio, times
 from ..report import BUSY, place
-from . import classifier
+from . import classifier, formula
 from .classifier import OURS, PLAIN, Cost, Learner
 from .picture import draw
 
@@ -80,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"Other processes took {cost.others:.0%} of the processor: the times are not worth much.")
     console.print(place(describe()), style="dim")
     console.print(f"Picture: {picture}")
+    formula.find(options.out, console)
     return 0
 
 
