@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import edge_std, edge_values
-from fastkan_kernels.stack import StackedLayer, column_std
+from fastkan_kernels.stack import StackedLayer, column_std, serves, small_stack
 
 from .layer import KANLinear
 
@@ -65,6 +65,9 @@ def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tens
 
 def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
     """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
+    small = [stacked(layer)]
+    if len(x) > 1 and serves(x, small):
+        return small_stack(x, small, spread=True)[1][0].edges
     return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
 
 

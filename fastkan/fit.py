@@ -159,10 +159,10 @@ def fit(
         best, best_step = sparsity.state_of(model), -1
         for step in bar:
             x, y = next(batches)
+            good = sparsity.state_of(model)
             if step in updates:
                 model.update_grid_from_samples(x)
                 take.restart()
-            good = sparsity.state_of(model)
             if trials is None:
                 take(x, y)
             else:

@@ -231,16 +231,37 @@ def test_steps_that_are_far_too_long_are_taken_back() -> None:
 def test_lbfgs_turns_back_at_a_wall() -> None:
     """A loss that is NaN for some parameters: the line search has to stay on the good side."""
     x, y = data()
-    model = fresh()
+    model, refused = fresh(), []
 
     def loss(p: Tensor, label: Tensor) -> Tensor:
-        return (p - label).square().mean() + 1e-4 * (p + 1.2).log().square().mean()
+        value = (p - label).square().mean() - 1e-4 * (p + 0.92).log().mean()
+        refused.extend([1] * value.isnan())
+        return value
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        results = fit(model, (x, y), steps=8, loss_fn=loss)
+        results = fit(model, (x, y), steps=8, loss_fn=loss, update_grid=False)
+    assert refused
     assert len(results["train_loss"]) == 8
     assert results["train_loss"][-1] < 0.01
+
+
+def test_a_grid_update_after_which_the_loss_is_nan_is_taken_back() -> None:
+    model, states = fresh(), []
+
+    def loss(p: Tensor, label: Tensor) -> Tensor:
+        moved = not torch.equal(model.layers[0].knots, states[0]["layers.0.knots"])
+        return (p - label).square().mean() * (torch.nan if moved and len(states) > 2 else 1)
+
+    states.append(parameters_of(model))
+    with pytest.warns(RuntimeWarning, match="step 4 made the loss infinite or NaN"):
+        fit(
+            model, data(), "Adam", 6, loss_fn=loss, start_grid_update_step=1, stop_grid_update_step=8,
+            grid_update_num=2,
+            callbacks=[lambda m, *_: states.append(parameters_of(m))],
+        )  # fmt: skip
+    unchanged(model, states[-1])
+    assert torch.equal(model.layers[0].knots, states[0]["layers.0.knots"])
 
 
 @pytest.mark.parametrize("opt", OPTS)

@@ -67,7 +67,9 @@ def test_the_idea_stands_alone() -> None:
     assert not relative
 
 
-@pytest.mark.parametrize("name", ["triton", "numpy", "scipy", "matplotlib", "sklearn"])
+@pytest.mark.parametrize(
+    "name", ["triton", "numpy", "scipy", "matplotlib", "sklearn", "sympy", "tqdm", "safetensors", "pandas"]
+)
 def test_nothing_optional_is_imported_always(name: str) -> None:
     for path in FILES:
         if path.is_relative_to(ROOT / "fastkan") or path.is_relative_to(ROOT / "kernels"):
@@ -105,7 +107,9 @@ except RuntimeError as error:
 
 
 @pytest.mark.parametrize(
-    "blocked", [["triton"], ["triton", "scipy", "matplotlib", "sklearn", "tqdm"]], ids=["triton", "all"]
+    "blocked",
+    [["triton"], ["triton", "scipy", "matplotlib", "sklearn", "tqdm", "sympy", "safetensors"]],
+    ids=["triton", "all"],
 )
 def test_everything_imports_and_runs_without(blocked: list[str]) -> None:
     done = subprocess.run(
@@ -130,7 +134,7 @@ import fastkan
 assert torch.equal(before, torch.get_rng_state())
 assert not torch.cuda.is_initialized()
 import sys
-for name in ("torch._dynamo", "torch._inductor", "scipy", "matplotlib"):
+for name in ("torch._dynamo", "torch._inductor", "scipy", "matplotlib", "sympy", "safetensors"):
     assert name not in sys.modules, name
 """
     done = subprocess.run(

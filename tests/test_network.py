@@ -13,6 +13,7 @@ from networks import MIXED, D, mixed, network, nothing_shared, parameters_of, po
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import fastkan
+from fastkan.known import Fact
 from fastkan.network import KAN
 
 # -- values -----------------------------------------------------------------------------------------
@@ -140,13 +141,30 @@ def test_affine_maps_that_are_trained_from_now_on_get_gradients() -> None:
 
 
 def test_knots_written_into_are_seen_by_copies_of_copies() -> None:
-    model = network([2, 1], "own")
+    model = copy.deepcopy(network([2, 1], "own"))  # a copy's knots count from another number
     x = points(model)
-    for _ in range(3):
-        model(x)
-        model.layers[0].knots.mul_(1.1).add_(torch.linspace(0, 0.3, 13, dtype=D).square())
-        model = copy.deepcopy(model)
-        same(model(x), walk(model, x)[-1].out)
+    model(x)
+    bent = torch.linspace(0, 0.3, 13, dtype=D).square() * torch.tensor([[1.0], [2.0]], dtype=D)
+    model.layers[0].knots.add_(bent)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), model):
+        same(other(x), walk(model, x)[-1].out)
+
+
+def test_a_fact_is_asked_once_and_again_by_a_copy() -> None:
+    asked = []
+    fact = Fact(lambda t: bool(asked.append(1)) or True, otherwise=False)
+    t = torch.zeros(2)
+    assert fact(t)
+    assert fact(t)
+    assert len(asked) == 1
+    other = copy.deepcopy(fact)  # whose tensors may have the places in memory that these had
+    assert other(t)
+    assert len(asked) == 2
+    with torch.inference_mode():
+        assert not fact(torch.zeros(2))
+    assert not fact(torch.zeros(2, requires_grad=True))
+    assert not fact(torch.zeros(2, device="meta"))
+    assert len(asked) == 2
 
 
 # -- a layer with something of its own --------------------------------------------------------------

@@ -118,6 +118,20 @@ def test_pruning_twice_is_pruning_once(make: str) -> None:
     assert all(mask.equal(edges_on(once, l)) for l, mask in enumerate(once.prune_mask))
 
 
+def test_what_hangs_on_what_goes_goes_too() -> None:
+    """A node worth more than a node must be, but by one edge that is worth less than an edge must be."""
+    model = network([2, 3, 1])
+    x = points(model)
+    model(x)
+    worth = model.attribute().edges[1][2, 0].item()
+    faded(model, [(1, 2, 0)], 0.02 / worth)
+    assert 0.01 < model.attribute().nodes[1][2] < 0.03
+    pruned = model.prune()
+    assert pruned.width == [[2, 0], [2, 0], [1, 0]]
+    assert not model.prune_mask[0][:, 2].any()
+    same(pruned(x), walk(without(model, model.prune_mask), x)[-1].out)
+
+
 @pytest.mark.parametrize("make", list(NETWORKS))
 @pytest.mark.parametrize(("node_th", "edge_th"), [(1e-2, 3e-2), (0.1, 0.05), (0.02, 0.1)])
 def test_what_is_kept_is_worth_it_for_some_output(make: str, node_th: float, edge_th: float) -> None:

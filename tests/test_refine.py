@@ -89,6 +89,17 @@ def test_the_ends_of_a_grid_are_on_it() -> None:
     same(finer(x), y)
 
 
+def test_knots_are_inserted_and_nothing_is_solved() -> None:
+    model = calm([1, 1], "adapted", k=5)  # where a solution would lose digits
+    low, high = model.layers[0].knots[:, 5], model.layers[0].knots[:, -6]
+    model(low + (high - low) * torch.rand(9, 1, dtype=D))
+    for size in (6, 12, 48):
+        finer = model.refine(size)
+        rounding = (finer(model.sample) - model(model.sample)).abs().max() / model(model.sample).abs().max()
+        assert rounding <= 8 * torch.finfo(D).eps
+        model = finer
+
+
 def test_float32_costs_roundings_only() -> None:
     model = calm().float()
     x = inside(model)

@@ -175,6 +175,20 @@ def test_it_is_not_taken_for_what_it_can_not_do() -> None:
     assert not serves(x, [*layers[:-1], last])
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_it_is_not_taken_while_torchscript_traces() -> None:
+    layers = layers_of()
+    x = all_inputs("adapted", layers)
+    asked = []
+
+    def function(x: Tensor) -> Tensor:
+        asked.append(serves(x, layers))
+        return 2 * x
+
+    torch.jit.trace(function, (x,), check_trace=False)
+    assert asked == [False]
+
+
 def test_torch_counts_dispatch_modes_under_this_private_name() -> None:
     assert torch._C._len_torch_dispatch_stack() == 0
     with Seen():

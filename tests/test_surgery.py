@@ -99,10 +99,14 @@ def test_fresh_edges_come_from_the_seed_and_nothing_global() -> None:
 def test_layers_keep_what_they_were_told() -> None:
     model = network([2, 3, 1]).eval()
     model.layers[0].outside = model.layers[1].outside = "linear"
+    for frozen in (model.layers[0].base_weight, model.layers[1].spline_scale, model.symbolic[0].affine):
+        frozen.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     x = 5 * points(model)
     y = model(x)
     model.expand_width(1, 1)
     same(model(x), y)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert not any(module.training for module in model.modules())
 
 

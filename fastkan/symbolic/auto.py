@@ -89,7 +89,7 @@ def auto_symbolic(
     b_range: Range = None,
     lib: Iterable[str] | None = None,
     verbose: int = 1,
-    weight_simple: float = 0.7,
+    weight_simple: float = 0.8,
     r2_threshold: float = 0.99,
 ) -> SymbolicReport:
     """Make all splines formulas that fit one, in place; those that don't stay splines.

@@ -66,10 +66,10 @@ def symbolic_formula(
     """
     _check_numeric(model, numeric)
     check_rounding(digits, tolerance)
-    variables = _variables(var, model.in_features)
+    columns, variables = _variables(None, model.in_features), _variables(var, model.in_features)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
-    formulas = _normalized_inputs(model, variables, inputs)
+    formulas = _normalized_inputs(model, columns, inputs)
     for layer in range(model.depth):
         formulas = _after(model, layer, formulas)
     formulas = _denormalized(formulas, outputs)
@@ -79,11 +79,12 @@ def symbolic_formula(
         formulas = [sympy.simplify(formula) for formula in formulas]
     if digits == "auto":
         x, labels = _samples(model, dataset, inputs, outputs)
-        formulas = rounded_to_keep(
-            formulas, lambda more, made: numpy_of([*more, variables], made), x, labels, tolerance
-        )
+        formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
+    if var is not None:  # only now, as they may not be real
+        named = dict(zip(columns, variables))
+        formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
     return formulas, variables
 
 
@@ -161,9 +162,6 @@ def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
 
     terms: list[list[Any]] = [[] for _ in range(model.width_out[layer + 1])]
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
-    if numeric.bias is not None:
-        for term, bias in zip(terms, _values(numeric.bias)):
-            term.append(number(bias))
     pieces = pieces_of(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
         terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
@@ -302,7 +300,7 @@ def _normalized_inputs(model: KAN, variables: list[Any], normalizer: list[list[f
 
 
 def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[Any]:
-    return [formula * number(std) + number(mean) for formula, mean, std in zip(formulas, *normalizer)]
+    return [scaled(std, formula, mean) for formula, mean, std in zip(formulas, *normalizer)]
 
 
 def _samples(

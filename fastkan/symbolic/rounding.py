@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cmp_to_key
 from itertools import islice
 from typing import Any
 
@@ -91,9 +92,11 @@ def rounded_to_keep(
 
     exact = values(constants)
     rows = exact.isfinite().all(1)
+    if not rows.any():
+        return formulas
     exact = exact[rows]
-    spread = exact.std(0, correction=0)
-    spread = torch.where(spread > FLOOR * exact.abs().amax(0), spread, exact.abs().amax(0)) if len(exact) else spread
+    spread, size = exact.std(0, correction=0), exact.abs().amax(0)
+    spread = torch.where(spread > FLOOR * size, spread, size)
     target = exact if labels is None else labels.double().cpu()[rows]
     loss = (exact - target).square().mean(0)
 
@@ -150,6 +153,7 @@ def times(factor: Any, term: Any) -> Any:
     coefficient = sympy.Mul(factor, *numbers)
     if not others or coefficient == 0:
         return coefficient
+    others.sort(key=cmp_to_key(sympy.Basic.compare))  # as sympy has them
     return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
 
 

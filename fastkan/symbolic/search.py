@@ -143,7 +143,7 @@ def rank(
     fits: SymbolicFits,
     edge: int = 0,
     *,
-    weight_simple: float = 0.7,
+    weight_simple: float = 0.8,
     r2_loss_fun: Callable[[float], float] = r2_loss,
     c_loss_fun: Callable[[float], float] = c_loss,
     parameter_bits: float = 0.5,
@@ -158,7 +158,7 @@ def rank(
 
     Args:
         edge: which of the edges.
-        weight_simple: from 0, complexity counts for nothing, to 1, R2 does. In pykan it is 0.8.
+        weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
         r2_loss_fun, c_loss_fun: from R2 and from complexity to bits. They are pykan's.
         parameter_bits: what a parameter has to save. In pykan it is 0.
 
