@@ -67,9 +67,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     if layer.outside == "linear":
         lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
     if taken.way == "functions" and small:
-        lines.append(
-            "F_0, small: polynomials of the cells, in few calls, kept for the backward"
-        )
+        lines.append("F_0, small: polynomials of the cells, in few calls, kept for the backward")
         return "\n".join(lines)
     for name, derivative, what in _STEPS:
         how = BACKENDS[taken.backend].describe(name, flat, layer.out_features, count, with_product, derivative)

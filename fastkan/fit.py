@@ -88,9 +88,9 @@ def fit(
         train: what is trained: of ``"spline"``, ``"base"``, ``"scale"``, ``"symbolic"``, ``"affine"`` and
             ``"grid"`` (which stands for grid updates); None is all that is trainable. ``train=("spline",)`` is
             continual learning: what data of one region teaches changes nothing elsewhere.
-        try_without: whether a fit with ``lamb > 0`` by L-BFGS on all rows also searches: the penalty rises over the
-            first quarter of the steps, and every third step is tried without one hidden node as well; what came
-            out better goes on (see ``fastkan.sparsity``).
+        try_without: whether a fit with ``lamb > 0`` by L-BFGS, on all rows and of all splines, also searches: the
+            penalty rises over the first quarter of the steps, and every third step is tried without one hidden node
+            as well; what came out better goes on (see ``fastkan.sparsity``).
         callbacks: called after each step with the model, the step and the record; one that returns True ends the fit.
         early_stopping: after how many steps without a better test loss (or training loss, without a test set) the
             fit ends; the best parameters are kept.
@@ -139,6 +139,7 @@ def fit(
         return loss_of(output, y), reg
 
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and _takes_all(data, batch)
+    searches = searches and all(p.requires_grad for layer in model.layers for p in layer.parameters())
     objective = Objective(terms, lamb)
 
     @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastkan_kernels.cpu.small import has_values
 from fastkan_kernels.stack import column_std
 
 from .attribution import attributed
@@ -135,7 +136,7 @@ class _EdgePenalty(torch.autograd.Function):
     @staticmethod
     def forward(ctx, size: Tensor, lamb_l1: float, lamb_entropy: float) -> Tensor:
         ctx.weights = lamb_l1, lamb_entropy
-        if size.device.type != "cpu" or size.dtype.itemsize < 4:  # NumPy has no bfloat16
+        if size.device.type != "cpu" or size.dtype.itemsize < 4 or not has_values(size):  # NumPy has no bfloat16
             value, slope = _value_and_slope(size, torch.log2, lamb_l1, lamb_entropy)
         else:
             import numpy as np

@@ -289,11 +289,12 @@ def test_nothing_is_forgotten_where_no_data_are(opt: str) -> None:
     assert torch.equal(model(left), learned)
 
 
-def test_frozen_parameters_stay_frozen() -> None:
+@pytest.mark.parametrize("options", [{"steps": 3}, {"steps": 16, "lamb": 0.01}], ids=["plain", "sparse"])
+def test_frozen_parameters_stay_frozen(options: dict[str, Any]) -> None:
     model = fresh(sb_trainable=False)
     model.layers[1].spline_scale.requires_grad_(False)
     before = parameters_of(model)
-    fit(model, data(), steps=3)
+    fit(model, data(), **options)
     for name in ("layers.0.base_weight", "layers.1.base_weight", "layers.1.spline_scale"):
         assert torch.equal(parameters_of(model)[name], before[name])
     assert not model.layers[0].base_weight.requires_grad

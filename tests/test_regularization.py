@@ -313,6 +313,26 @@ def test_a_large_batch_and_a_small_one_are_computed_in_other_ways_and_alike() ->
         same(Penalty(model, *terms)(x)[1], expected, digits=1e-9)
 
 
+def test_compiled_and_traced_it_is_the_same(metric: str = "edge_backward") -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = network([2, 3, 1])
+    x = points(model, 20)
+    penalty = Penalty(model, 1.0, 2.0, 0.1, 0.1, metric)
+
+    def objective(x: Tensor) -> Tensor:
+        output, value = penalty(x)
+        return output.square().mean() + value
+
+    exact = objective(x)
+    found = torch.compile(objective, backend="aot_eager", fullgraph=True)(x)
+    same(found, exact)
+    for one, other in zip(gradients(found, model), gradients(exact, model)):
+        same(one, other, digits=1e-9)
+    with torch.no_grad():
+        same(make_fx(objective)(x)(x / 2), objective(x / 2))
+
+
 def test_other_metrics_are_refused() -> None:
     with pytest.raises(ValueError, match=r"reg_metric must be one of .*'node_backward'; got 'edges'"):
         Penalty(network([2, 1]), 1.0, 2.0, 0.0, 0.0, "edges")

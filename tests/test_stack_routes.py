@@ -10,8 +10,8 @@ import oracle
 import pytest
 import torch
 from cases import inside_cells, make_knots
-from networks import network, points, same
-from test_stack import KINDS, all_inputs, layers_of, mixture, plain, stacked
+from networks import D, network, points, same
+from test_stack import KINDS, all_inputs, layers_of, learned, mixture, plain, stacked
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -158,6 +158,50 @@ def test_it_is_not_taken_where_numpy_would_go_unseen(taken: list[int], where: st
     assert taken == []
 
 
+@pytest.mark.parametrize("spread", [False, True])
+def test_batches_of_gradients_and_tangents_of_them(spread: bool) -> None:
+    """A backward under a transform that its forward has not seen."""
+    layers = layers_of()
+    x = all_inputs("adapted", layers).requires_grad_()
+    asked = [x, *learned(layers)]
+    outputs = stacked(x, layers, spread)
+    g = [torch.randn(3, *t.shape, dtype=D) for t in outputs]
+
+    def pulled(function: Callable, g: list[Tensor], **options: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(function(x, layers, spread), asked, g, **options)
+
+    each = [pulled(plain, [t[n] for t in g]) for n in range(3)]
+    expected = [torch.stack(parts) for parts in zip(*each)]
+    ways = (
+        pulled(stacked, g, is_grads_batched=True),
+        torch.autograd.grad(outputs, asked, g, is_grads_batched=True, retain_graph=True),
+        torch.vmap(lambda *g: torch.autograd.grad(outputs, asked, g, retain_graph=True))(*g),
+    )
+    for found in ways:
+        for one, other in zip(found, expected, strict=True):
+            same(one, other, digits=1e-7)
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(t[0], t[1]) for t in g]
+        found = torch.autograd.grad(outputs, asked, dual, retain_graph=True)
+        tangents = [forward_ad.unpack_dual(t).tangent for t in found]
+    for one, other in zip(tangents, expected, strict=True):
+        same(one, other[1], digits=1e-7)
+    with Seen():
+        found = torch.autograd.grad(outputs, asked, [t[2] for t in g])
+    for one, other in zip(found, expected, strict=True):
+        assert not one.requires_grad
+        same(one, other[2], digits=1e-7)
+
+
+def test_a_jacobian_of_a_network_in_one_sweep() -> None:
+    from torch.autograd.functional import jacobian
+
+    model = network([2, 3, 2])
+    x = points(model, 5)
+    same(jacobian(model, x, vectorize=True), jacobian(model, x))
+    same(jacobian(model, x, vectorize=True, strategy="forward-mode"), jacobian(model, x))
+
+
 def test_it_is_not_taken_for_what_it_can_not_do() -> None:
     layers = layers_of()
     x = all_inputs("adapted", layers)
@@ -189,7 +233,13 @@ def test_it_is_not_taken_while_torchscript_traces() -> None:
     assert asked == [False]
 
 
-def test_torch_counts_dispatch_modes_under_this_private_name() -> None:
+def test_torch_counts_dispatch_modes_and_knows_batches_under_these_private_names() -> None:
+    batched = []
+    torch._vmap_internals._vmap(lambda t: batched.append(torch._C._functorch.is_legacy_batchedtensor(t)) or t)(
+        torch.zeros(2)
+    )
+    assert batched == [True]
+    assert not torch._C._functorch.is_legacy_batchedtensor(torch.zeros(2))
     assert torch._C._len_torch_dispatch_stack() == 0
     with Seen():
         assert torch._C._len_torch_dispatch_stack() == 1

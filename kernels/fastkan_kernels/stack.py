@@ -16,7 +16,7 @@ from torch import Tensor
 from . import routing
 from .basis import Basis, autocast_dtype
 from .cpu import small
-from .edges import edge_std
+from .edges import edge_std, edge_values
 from .trilinear import Slots
 
 
@@ -54,7 +54,6 @@ def serves(x: Tensor, layers: Sequence[StackedLayer]) -> bool:
             and small.fits(len(x), layer.knots, layer.weight, layer.basis)
             for layer in layers
         )
-        and not torch.compiler.is_compiling()
         and autocast_dtype(x) is None
         and routing.chosen_backend() in ("auto", "cpu")
         and all(routing.needs_composite(layer.knots) is None for layer in layers)
@@ -103,7 +102,7 @@ class _SmallStack(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         count = len(ctx.fixed)
         operands, saved = saved[: 4 * count], saved[4 * count :]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not small.has_values(by_y):
             return _differentiable(ctx, x, operands, (by_y, *by_deviations))
         needed = ctx.needs_input_grad
         each = len(saved) // count
@@ -152,24 +151,32 @@ def _effective(weight: Tensor, base_weight: Tensor | None, scale: Tensor | None,
 
 
 def _differentiable(ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor | None]) -> tuple:
-    """The same gradients by way of the contractions, for a graph of them."""
+    """The same gradients by way of the contractions, for a graph of them, or for those who transform them."""
+    create_graph = torch.is_grad_enabled()
     given: list[Any] = [x, None, None, *operands]
     asked = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
-    for place in asked:  # x may come from the weights, and layers may share them: each is asked about by itself
-        given[place] = given[place].view_as(given[place])
-    h, operands = given[0], given[3:]
-    outputs: list[Tensor] = []
-    for layer, (knots, basis) in enumerate(ctx.fixed):
-        slots = _effective(*operands[4 * layer : 4 * layer + 4])
-        if ctx.spread:
-            outputs += [edge_std(h, knots, slots.weight, slots.base_weight, basis=basis), column_std(h)]
-        h = routing.contract("F", h, knots, slots, basis, 0)
+    with torch.enable_grad():
+        for place in asked:  # x may come from the weights, and layers may share them: each is asked about by itself
+            given[place] = given[place].view_as(given[place])
+        h, operands = given[0], given[3:]
+        outputs: list[Tensor] = []
+        for layer, (knots, basis) in enumerate(ctx.fixed):
+            slots = _effective(*operands[4 * layer : 4 * layer + 4])
+            if create_graph:
+                if ctx.spread:
+                    outputs += [edge_std(h, knots, slots.weight, slots.base_weight, basis=basis), column_std(h)]
+                h = routing.contract("F", h, knots, slots, basis, 0)
+            else:  # plain PyTorch has the only backward that anybody may look on at
+                edges = edge_values(h, knots, slots.weight, slots.base_weight, basis=basis)
+                if ctx.spread:
+                    outputs += [column_std(edges), column_std(h)]
+                h = edges.sum(1)
     pairs = [(o, u) for o, u in zip((h, *outputs), upstream) if u is not None and o.requires_grad]
     gradients = torch.autograd.grad(
         [o for o, _ in pairs],
         [given[place] for place in asked],
         [u for _, u in pairs],
-        create_graph=True,
+        create_graph=create_graph,
         allow_unused=True,
     )
     found: list[Tensor | None] = [None] * len(given)

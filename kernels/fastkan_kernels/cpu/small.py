@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ..basis import Basis
 from ..trilinear import Slots
@@ -62,10 +63,15 @@ def fits(rows: int, knots: Tensor, weight: Tensor, basis: Basis) -> bool:
 
 
 def has_values(x: Tensor) -> bool:
-    """Whether it is a plain tensor, and nobody records what is done with it: NumPy would go unseen."""
-    # torch has no public name for the modes; tests/test_routes.py pins it
-    plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
-    return plain and torch._C._len_torch_dispatch_stack() == 0 and not torch.jit.is_tracing()
+    """Whether it is a plain tensor, and nobody transforms or records what is done with it: NumPy would go unseen."""
+    if torch.compiler.is_compiling():
+        return False
+    # torch has no public names for these; tests/test_routes.py and tests/test_stack_routes.py pin them
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    recorded = torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
+    batched = torch._C._functorch.is_legacy_batchedtensor(x)  # by autograd.grad(is_grads_batched=True)
+    plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not batched
+    return plain and not transformed and not recorded
 
 
 def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) -> tuple[Tensor, Kept]:
@@ -76,6 +82,8 @@ def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) 
 
 def backward(kept: Kept, slots: Slots, basis: Basis, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
     """Gradients by x, weight and base_weight where they are wanted, else None."""
+    if not has_values(g):  # of a batch of gradients, or with tangents
+        return _pull_in_torch(kept, slots, g.t().unsqueeze(0), by_x, by_weight, by_base)
     return pull(kept, slots, basis, _array(g).T[None], by_x, by_weight, by_base)
 
 
@@ -155,6 +163,26 @@ def pull(kept: Kept, slots: Slots, basis: Basis, g: Array, by_x: bool, by_weight
                 slope += base_weight if kept.slope is None else kept.slope.numpy() * base_weight
             slope *= g
             dx = torch.from_numpy(slope.sum(1).T.copy())
+    return dx, dw, db
+
+
+def _pull_in_torch(kept: Kept, slots: Slots, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
+    """:func:`pull` for those who look on."""
+    inside, rate, u, own, base, base_slope, table = kept
+    inputs, outputs, powers, rows = own.shape
+    dx = dw = db = None
+    if by_weight:
+        raised = torch.stack([g * u**power for power in range(powers)], 2)
+        edges = (raised.reshape(inputs, -1, rows) @ inside.mT).reshape(inputs, outputs, -1)
+        dw = (edges @ table.mT).permute(2, 0, 1)
+    if by_base and base is not None:
+        db = (g @ base.mT).reshape(inputs, outputs)
+    if by_x:
+        slope = rate * sum(power * own[:, :, power] * u ** (power - 1) for power in range(1, powers))
+        if slots.base_weight is not None:
+            by_base_function = slots.base_weight.unsqueeze(2)
+            slope = slope + (by_base_function if base_slope is None else base_slope * by_base_function)
+        dx = (slope * g).sum(1).t()
     return dx, dw, db
 
 
