@@ -313,7 +313,8 @@ def test_a_large_batch_and_a_small_one_are_computed_in_other_ways_and_alike() ->
         same(Penalty(model, *terms)(x)[1], expected, digits=1e-9)
 
 
-def test_compiled_and_traced_it_is_the_same(metric: str = "edge_backward") -> None:
+def test_compiled_and_traced_it_is_the_same() -> None:
+    metric = "edge_backward"
     from torch.fx.experimental.proxy_tensor import make_fx
 
     model = network([2, 3, 1])
