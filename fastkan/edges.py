@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import edge_std, edge_values
-from fastkan_kernels.stack import StackedLayer, column_std, serves, small_stack
+from fastkan_kernels.stack import StackedLayer, column_std, effective, serves, small_stack
 
 from .layer import KANLinear
 
 if TYPE_CHECKING:
+    from .network import KAN
     from .symbolic.edge import SymbolicEdges
 
 
@@ -25,14 +26,8 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
         >>> weight.shape
         torch.Size([8, 2, 5])
     """
-    weight: Tensor = layer.spline_weight
-    base_weight: Tensor | None = layer.base_weight
-    scale: Tensor | None = layer.spline_scale
-    if layer.mask is not None:
-        mask = layer.mask.to(weight.dtype)
-        scale = mask if scale is None else scale * mask
-        base_weight = None if base_weight is None else base_weight * mask
-    return weight if scale is None else weight * scale, base_weight
+    slots = effective(*stacked(layer)[:4])
+    return slots.weight, slots.base_weight
 
 
 def is_stackable(layer: KANLinear) -> bool:
@@ -83,3 +78,25 @@ def edge_spread(
     if layer.mask is None or bool(layer.mask[i, j].any()):  # both add up
         values = values + edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)[:, i, j]
     return spread.index_put((i, j), column_std(values))
+
+
+def mask_of(layer: KANLinear) -> Tensor:
+    """Which numeric edges of a layer are on, ``[in, out]`` of bool."""
+    if layer.mask is None:
+        return torch.ones(layer.in_features, layer.out_features, dtype=torch.bool, device=layer.knots.device)
+    return layer.mask != 0
+
+
+def edge_kinds(model: KAN, layer: int) -> tuple[Tensor, Tensor]:
+    """Which edges of a layer are on as a spline, and which as a formula, ``[in, out]`` of bool on the CPU."""
+    numeric = mask_of(model.layers[layer]).cpu()
+    formulas = torch.zeros_like(numeric)
+    for edge in model.symbolic[layer].edges:
+        formulas[edge.i, edge.j] = True
+    return numeric, formulas
+
+
+def edges_on(model: KAN, layer: int) -> Tensor:
+    """Which edges of a layer are on in either way."""
+    numeric, formulas = edge_kinds(model, layer)
+    return numeric | formulas

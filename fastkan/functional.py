@@ -17,6 +17,7 @@ from fastkan_kernels.checks import (
 )
 from fastkan_kernels.features import base_function
 from fastkan_kernels.routing import contract, needs_composite
+from fastkan_kernels.stack import effective
 from fastkan_kernels.trilinear import Slots
 
 OUTSIDE = ("zero", "linear")
@@ -115,13 +116,11 @@ def forward(
     _, inputs, outputs = weight.shape
     rows = rows_of(x, inputs)
     check_alike(x, knots=knots, spline_weight=weight, base_weight=base_weight, spline_scale=scale, bias=bias)
-    slots = Slots(weight=weight, base_weight=base_weight)
     if mask is not None:
         if mask.device != x.device:
             raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
-        scale, slots = _masked(scale, slots, mask.to(weight.dtype))
-    if scale is not None:
-        slots = slots._replace(weight=slots.weight * scale)
+        mask = mask.to(weight.dtype)
+    slots = effective(weight, base_weight, scale, mask)
     compute = _linear_outside if outside == "linear" else _zero_outside
     y = compute(rows, knots, slots, basis)
     if bias is not None:
@@ -141,12 +140,6 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     if x.ndim == 2:
         return x
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
-
-
-def _masked(scale: Tensor | None, slots: Slots, mask: Tensor) -> tuple[Tensor, Slots]:
-    """The mask multiplied into the splines' scale and the base weight."""
-    base_weight = None if slots.base_weight is None else slots.base_weight * mask
-    return mask if scale is None else scale * mask, slots._replace(base_weight=base_weight)
 
 
 def _zero_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from fastkan_kernels.checks import check_int
 
 from .attribution import attributed
-from .surgery import mask_of, with_nodes
+from .edges import edges_on, mask_of
+from .surgery import with_nodes
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -203,14 +204,6 @@ def _pruned(model: KAN, node_th: float | None, edge_th: float | None) -> KAN:
 
 def _scores(model: KAN):
     return attributed(model, [each.nodes for each in model.trace()])
-
-
-def edges_on(model: KAN, layer: int) -> Tensor:
-    """Which edges of a layer are on, as a spline or as a formula, ``[in, out]`` of bool on the CPU."""
-    on = mask_of(model.layers[layer]).cpu()
-    for edge in model.symbolic[layer].edges:
-        on[edge.i, edge.j] = True
-    return on
 
 
 def _between(model: KAN, layer: int, alive: list[Tensor]) -> Tensor:

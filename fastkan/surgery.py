@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastkan_kernels.checks import check_int
 
@@ -283,10 +283,3 @@ def _exchanged(count: int, these: Sequence[int], those: Sequence[int]) -> list[i
     for one, other in zip(these, those):
         order[one], order[other] = order[other], order[one]
     return order
-
-
-def mask_of(layer: KANLinear) -> Tensor:
-    """Which numeric edges of a layer are on, ``[in, out]`` of bool."""
-    if layer.mask is None:
-        return torch.ones(layer.in_features, layer.out_features, dtype=torch.bool, device=layer.knots.device)
-    return layer.mask != 0

@@ -9,8 +9,8 @@ import torch
 from networks import D, mixed, network, nothing_shared, parameters_of, points, same, unchanged, walk
 from torch import Tensor
 
+from fastkan.edges import mask_of
 from fastkan.network import KAN
-from fastkan.surgery import mask_of
 from fastkan_kernels.features import splines
 
 

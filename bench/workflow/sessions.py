@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import tempfile
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .judge import error, is_found
-from .targets import Target
+from .targets import Recipe, Target
 
 FREE: dict[str, Any] = {"opt": "LBFGS", "steps": 50}
 
@@ -92,67 +93,58 @@ def _fastkan(target: Target, seed: int, clock: _Clock, seen: dict[str, Any], plo
     with clock.part("create"):
         model = KAN(width=target.width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
         dataset = create_dataset(target.function, n_var=target.variables, ranges=target.ranges)
-    with clock.part("sparse training"):
-        model.fit(dataset, **target.recipe.sparse)
-    _plot(model, clock, plots)
-    with clock.part("prune"):
-        pruned = model.prune()
-    if plots:
-        with clock.part("plot"):
-            _close(model.plot(mask=True))
-    seen["width"] = pruned.width
-    with clock.part("training"):
-        pruned.fit(dataset, **FREE)
-        if target.recipe.refine is not None:
-            pruned = pruned.refine(target.recipe.refine)
-            pruned.fit(dataset, **FREE)
-    with clock.part("auto_symbolic"):
-        pruned.auto_symbolic()
-    with clock.part("training of the formula"):
-        results = pruned.fit(dataset, **FREE)
-    seen["rmse"] = results["test_loss"][-1]
-    with clock.part("formula"):
-        (seen["formula"],), seen["variables"] = pruned.symbolic_formula()
+    _follow(target.recipe, model, dataset, clock, seen, plots, lambda pruned: model.plot(mask=True))
 
 
 def _pykan(target: Target, seed: int, clock: _Clock, seen: dict[str, Any], plots: bool) -> None:
-    import copy
-
     import kan
 
     with clock.part("create"):
         width = copy.deepcopy(list(target.width))  # it writes into it
         model = kan.KAN(width=width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
         dataset = kan.create_dataset(target.function, n_var=target.variables, ranges=list(target.ranges))
-    with clock.part("sparse training"):
-        model.fit(dataset, **target.recipe.sparse)
-    _plot(model, clock, plots)
-    with clock.part("prune"):
-        model = model.prune()
-    _plot(model, clock, plots)
-    seen["width"] = model.width
-    with clock.part("training"):
-        model.fit(dataset, **FREE)
-        if target.recipe.refine is not None:
-            model = model.refine(target.recipe.refine)
-            model.fit(dataset, **FREE)
-    with clock.part("auto_symbolic"):
-        model.auto_symbolic()
-    with clock.part("training of the formula"):
-        results = model.fit(dataset, **FREE)
-    seen["rmse"] = float(results["test_loss"][-1])
-    with clock.part("formula"):
-        formulas, seen["variables"] = model.symbolic_formula()
-        seen["formula"] = formulas[0]
+    _follow(target.recipe, model, dataset, clock, seen, plots, lambda pruned: pruned.plot())
 
 
 SESSIONS: dict[str, Callable] = {"fastkan": _fastkan, "pykan": _pykan}
 
 
-def _plot(model: Any, clock: _Clock, plots: bool) -> None:
-    if plots:
-        with clock.part("plot"):
-            _close(model.plot())
+def _follow(
+    recipe: Recipe,
+    model: Any,
+    dataset: dict,
+    clock: _Clock,
+    seen: dict[str, Any],
+    plots: bool,
+    plot_pruned: Callable[[Any], Any],
+) -> None:
+    """The calls of a recipe, which both packages have."""
+
+    def draw(plot: Callable[[], Any]) -> None:
+        if plots:
+            with clock.part("plot"):
+                _close(plot())
+
+    with clock.part("sparse training"):
+        model.fit(dataset, **recipe.sparse)
+    draw(model.plot)
+    with clock.part("prune"):
+        pruned = model.prune()
+    draw(lambda: plot_pruned(pruned))
+    seen["width"] = pruned.width
+    with clock.part("training"):
+        pruned.fit(dataset, **FREE)
+        if recipe.refine is not None:
+            pruned = pruned.refine(recipe.refine)
+            pruned.fit(dataset, **FREE)
+    with clock.part("auto_symbolic"):
+        pruned.auto_symbolic()
+    with clock.part("training of the formula"):
+        results = pruned.fit(dataset, **FREE)
+    seen["rmse"] = float(results["test_loss"][-1])
+    with clock.part("formula"):
+        formulas, seen["variables"] = pruned.symbolic_formula()
+    seen["formula"] = formulas[0]
 
 
 def _close(figure: Any) -> None:

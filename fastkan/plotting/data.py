@@ -13,7 +13,7 @@ from torch import Tensor
 from fastkan_kernels import edge_values
 
 from .. import grid
-from ..edges import edge_functions, edge_weights
+from ..edges import edge_functions, edge_kinds, edge_weights
 from ..functional import rows_of
 from ..regularization import edge_sizes
 from ..symbolic.library import Interval, lookup
@@ -107,7 +107,7 @@ def shown_edges(model: KAN, nodes: list[Tensor], metric: str, mask: list[Tensor]
     found = []
     for layer, size in enumerate(sizes):
         score = size.detach().double().cpu().nan_to_num(nan=0.0)
-        numeric, symbolic = edges_on(model, layer)
+        numeric, symbolic = edge_kinds(model, layer)
         on = numeric | symbolic
         kept = on if mask is None else on & mask[layer].bool().cpu()
         if int(on.sum()) > most:
@@ -119,16 +119,6 @@ def shown_edges(model: KAN, nodes: list[Tensor], metric: str, mask: list[Tensor]
         kind = symbolic[i, j] * (1 + numeric[i, j].long())
         found.append(Shown(i, j, kind, score[i, j], kept[i, j], int((kept & ~on).sum())))
     return found
-
-
-def edges_on(model: KAN, layer: int) -> tuple[Tensor, Tensor]:
-    """Which edges of a layer are numeric, and which are formulas, ``[in, out]``."""
-    numeric, formulas = model.layers[layer], model.symbolic[layer]
-    symbolic = torch.zeros(numeric.in_features, numeric.out_features, dtype=torch.bool)
-    for edge in formulas.edges:
-        symbolic[edge.i, edge.j] = True
-    on = torch.ones_like(symbolic) if numeric.mask is None else numeric.mask.bool().cpu()
-    return on, symbolic
 
 
 def ranges(layer: KANLinear, nodes: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from torch import Tensor
 from fastkan_kernels.checks import check_int
 
 from .. import grid
-from .data import METRICS, curves, edges_on, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
+from ..edges import edge_kinds
+from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
 from .draw import COLORS, draw
 from .layout import readable
 from .show import check_axes, open_pyplot, show_once
@@ -190,7 +191,7 @@ def plot_edge(
             bottom, top = within(whole, torch.add(*curves(model, l, *edge, samples)), torch.tensor([True]))
             whole, formula = (torch.where((y >= bottom) & (y <= top), y, torch.nan) for y in (whole, formula))
         limits = grid.interior(model.layers[l].knots, model.layers[l].spline_order)[i]
-        is_numeric, is_formula = (bool(on[i, j]) for on in edges_on(model, l))
+        is_numeric, is_formula = (bool(on[i, j]) for on in edge_kinds(model, l))
     if ax is None:
         ax = pyplot.figure(figsize=(4.5, 3.4), layout="constrained").add_subplot()
     places, both = _floats(at[:, i]), is_numeric and is_formula

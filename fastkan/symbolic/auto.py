@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..edges import edge_functions
-from ..surgery import mask_of
+from ..edges import edge_functions, mask_of
 from .fix import check_ranges, library_names, set_numeric, table
 from .search import Range, rank, search
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from fastkan_kernels.checks import check_range
 
-from ..edges import edge_functions
-from ..surgery import mask_of
+from ..edges import edge_functions, mask_of
 from .library import IDENTITY, SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..surgery import mask_of
+from ..edges import mask_of
 from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
 from .rounding import check_rounding, is_tame, number, rebuilt, rounded, rounded_to_keep

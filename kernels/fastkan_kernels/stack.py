@@ -1,7 +1,7 @@
 """Layers one after another as one Function, with the spread of every edge: a step of a small network.
 
 A network of a few nodes spends its time on calls. Here they are few, and the sizes of the edges, which
-sparsity asks for, come from values that are there already. :func:`small_stack` says whether a network is for it;
+sparsity asks for, come from values that are there already. :func:`serves` says whether a network is for it;
 what it computes is ``contract_out`` of each layer in turn, and ``edge_std``.
 """
 
@@ -85,7 +85,7 @@ class _SmallStack(torch.autograd.Function):
         deviations: list[Tensor] = []
         for layer, (knots, basis) in enumerate(fixed):
             weight, base_weight, scale, mask = operands[4 * layer : 4 * layer + 4]
-            slots = _effective(weight, base_weight, scale, mask)
+            slots = effective(weight, base_weight, scale, mask)
             values, kept = small.edge_values(h, knots, slots, basis, sloped=by_x or layer > 0)
             y = torch.from_numpy(values.sum(0).T.copy())
             saved += [slots.weight, slots.base_weight, *kept]
@@ -120,7 +120,7 @@ class _SmallStack(torch.autograd.Function):
                 by_edges, by_inputs = by_deviations[2 * layer : 2 * layer + 2]
                 if by_edges is not None:
                     upstream = upstream + small.pull_deviation(own[-4], own[-3], by_edges)
-            dx, dw, db = small.pull(kept, slots, ctx.fixed[layer][1], upstream, by_x, by_weight or by_scale, by_base)
+            dx, dw, db = small.pull(kept, slots, upstream, by_x, by_weight or by_scale, by_base)
             if by_x:
                 if ctx.spread and by_inputs is not None:
                     dx += torch.from_numpy(small.pull_deviation(own[-2], own[-1], by_inputs).T)
@@ -142,7 +142,7 @@ def _times(scale: Tensor | None, mask: Tensor | None) -> Tensor | None:
     return scale * mask
 
 
-def _effective(weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None) -> Slots:
+def effective(weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None) -> Slots:
     """The weights with scale and mask in them."""
     factor = _times(scale, mask)
     if mask is not None and base_weight is not None:
@@ -161,7 +161,7 @@ def _differentiable(ctx, x: Tensor, operands: Sequence[Tensor | None], upstream:
         h, operands = given[0], given[3:]
         outputs: list[Tensor] = []
         for layer, (knots, basis) in enumerate(ctx.fixed):
-            slots = _effective(*operands[4 * layer : 4 * layer + 4])
+            slots = effective(*operands[4 * layer : 4 * layer + 4])
             if create_graph:
                 if ctx.spread:
                     outputs += [edge_std(h, knots, slots.weight, slots.base_weight, basis=basis), column_std(h)]

@@ -4,7 +4,7 @@ On a cell every edge function is a polynomial, whose coefficients are a small pr
 depends on the knots alone (:mod:`.pieces`). A product with indicators of the rows' cells picks them, and Horner's
 rule does the rest on numbers for each edge and row, instead of each feature and row; the slope comes from the same
 coefficients. It goes for any knots alike. What an edge gives at each row is there by itself then, so its spread
-is cheap (:mod:`..spread`).
+is cheap (:mod:`..stack`).
 
 In NumPy, whose calls cost a third of PyTorch's, and which is quicker at comparisons.
 """
@@ -84,7 +84,7 @@ def backward(kept: Kept, slots: Slots, basis: Basis, g: Tensor, by_x: bool, by_w
     """Gradients by x, weight and base_weight where they are wanted, else None."""
     if not has_values(g):  # of a batch of gradients, or with tangents
         return _pull_in_torch(kept, slots, g.t().unsqueeze(0), by_x, by_weight, by_base)
-    return pull(kept, slots, basis, _array(g).T[None], by_x, by_weight, by_base)
+    return pull(kept, slots, _array(g).T[None], by_x, by_weight, by_base)
 
 
 def edge_values(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) -> tuple[Array, Kept]:
@@ -134,7 +134,7 @@ def edge_values(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bo
     return values, Kept(tensor(inside), tensor(rate), tensor(u), tensor(own), base, slope, table)
 
 
-def pull(kept: Kept, slots: Slots, basis: Basis, g: Array, by_x: bool, by_weight: bool, by_base: bool):
+def pull(kept: Kept, slots: Slots, g: Array, by_x: bool, by_weight: bool, by_base: bool):
     """Gradients by x ``[N, I]``, weight and base_weight, of what each edge gives; ``g [I or 1, O, N]``."""
     import numpy as np
 
