@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,8 @@ from fastkan_kernels import edge_std, edge_values
 from fastkan_kernels.stack import StackedLayer, column_std, effective, serves, small_stack
 
 from .layer import KANLinear
+
+OPERANDS = ("spline_weight", "base_weight", "spline_scale", "mask", "knots")
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -26,8 +29,7 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
         >>> weight.shape
         torch.Size([8, 2, 5])
     """
-    slots = effective(*stacked(layer)[:4])
-    return slots.weight, slots.base_weight
+    return effective(*stacked(layer)[:4])
 
 
 def is_stackable(layer: KANLinear) -> bool:
@@ -44,8 +46,12 @@ def is_stackable(layer: KANLinear) -> bool:
 
 def stacked(layer: KANLinear) -> StackedLayer:
     """What the kernels need of a layer."""
-    mask = None if layer.mask is None else layer.mask.to(layer.spline_weight.dtype)
-    return StackedLayer(layer.spline_weight, layer.base_weight, layer.spline_scale, mask, layer.knots, layer.basis)
+    # many calls of nn.Module.__getattr__ would show; of other classes nobody knows where they keep these
+    read = {**layer._buffers, **layer._parameters}.get if type(layer) is KANLinear else partial(getattr, layer)
+    weight, base_weight, scale, mask, knots = map(read, OPERANDS)
+    if mask is not None and mask.dtype != weight.dtype:
+        mask = mask.to(weight.dtype)
+    return StackedLayer(weight, base_weight, scale, mask, knots, layer._known.basis(knots))
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:

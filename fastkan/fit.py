@@ -17,7 +17,8 @@ from fastkan_kernels.checks import check_int
 
 from . import sparsity
 from .datasets import Data, read_data
-from .optimizers import OPTIMIZERS, Objective
+from .objective import Objective
+from .optimizers import OPTIMIZERS
 from .regularization import Penalty
 
 if TYPE_CHECKING:
@@ -129,25 +130,18 @@ def fit(
     results: dict[str, list[float]] = {name: [] for name in ("train_loss", "test_loss", "reg", *names)}
     if display_metrics is not None and not set(display_metrics) <= set(results):
         raise ValueError(f"display_metrics must be of {sorted(results)}, got {sorted(display_metrics)}")
-    loss_of = nn.functional.mse_loss if loss_fn is None else loss_fn
+    objective = Objective(model, loss_fn, penalty, lamb, (singularity_avoiding, y_th))
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
-
-    def terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        if penalty is None:
-            return loss_of(model(x, singularity_avoiding, y_th), y), None
-        output, reg = penalty(x, singularity_avoiding, y_th)
-        return loss_of(output, y), reg
 
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and _takes_all(data, batch)
     searches = searches and all(p.requires_grad for layer in model.layers for p in layer.parameters())
-    objective = Objective(terms, lamb)
 
     @torch.no_grad()
     def record(x: Tensor, y: Tensor) -> None:
-        loss, reg = terms(x, y)
+        loss, reg = objective.terms(x, y)
         losses = {"train_loss": loss}
         if data.test is not None:
-            losses["test_loss"] = loss_of(model(data.test[0], singularity_avoiding, y_th), data.test[1])
+            losses["test_loss"] = objective.loss(model(data.test[0], singularity_avoiding, y_th), data.test[1])
         for name, value in losses.items():
             results[name].append((value.sqrt() if loss_fn is None else value).item())
         results["reg"].append(0.0 if reg is None else reg.item())

@@ -120,7 +120,7 @@ def forward(
         if mask.device != x.device:
             raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
         mask = mask.to(weight.dtype)
-    slots = effective(weight, base_weight, scale, mask)
+    slots = Slots(None, *effective(weight, base_weight, scale, mask))
     compute = _linear_outside if outside == "linear" else _zero_outside
     y = compute(rows, knots, slots, basis)
     if bias is not None:

@@ -52,27 +52,27 @@ class Fact:
 
     def __init__(self, ask: Callable[..., bool], otherwise: bool) -> None:
         self._ask, self._otherwise = ask, otherwise
-        # one attribute, so that threads see all of it or nothing; the tensors are held, so that ids stay theirs
-        self._known: tuple[list[int], tuple[Tensor | None, ...], bool] | None = None
+        # one attribute, so that threads see all of it or nothing
+        self._known: tuple[list[tuple[Tensor | None, int]], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
         if torch.compiler.is_compiling():
             return self._otherwise
-        marks: list[int] = []
+        known = self._known
+        if known is not None and _same(known[0], tensors):
+            return known[1]
+        marked: list[tuple[Tensor | None, int]] = []
         for tensor in tensors:
             if tensor is None:
-                marks += 0, 0
+                marked.append((None, 0))
             elif tensor.requires_grad or tensor.is_inference():  # of the latter nobody counts what is written
                 return self._otherwise
             else:
-                marks += id(tensor), tensor._version
-        known = self._known
-        if known is not None and known[0] == marks:
-            return known[2]
+                marked.append((tensor, tensor._version))
         if any(t is not None and (t.is_meta or needs_composite(t) or not has_values(t)) for t in tensors):
             return self._otherwise
         answer = self._ask(*tensors)
-        self._known = marks, tensors, answer
+        self._known = marked, answer
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,3 +83,13 @@ class Fact:
 def _version(tensor: Tensor) -> int:
     """How often it has been written into; in inference mode nobody counts."""
     return -1 if tensor.is_inference() else tensor._version
+
+
+def _same(marked: list[tuple[Tensor | None, int]], tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether these are the tensors, and as they were."""
+    for (held, version), tensor in zip(marked, tensors, strict=True):
+        if tensor is not held:
+            return False
+        if tensor is not None and (tensor._version != version or tensor.requires_grad):
+            return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor, nn
 
 from fastkan_kernels.checks import check_dtype, check_range
 from fastkan_kernels.cpu.small import has_values
-from fastkan_kernels.routing import needs_composite
-from fastkan_kernels.stack import Spread, column_std, small_stack
+from fastkan_kernels.stack import Spread, StackedLayer, column_std, small_stack
 from fastkan_kernels.stack import serves as small_serves
 
 from . import activations, attribution, plotting, serialization, surgery
@@ -30,6 +30,7 @@ from .symbolic import auto, fix
 from .symbolic import formula as formulas
 from .symbolic.edge import SymbolicEdges
 
+AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
 WITHOUT_MEANING = {
     "auto_save": "nothing is saved behind your back; model.save(path) saves",
@@ -212,7 +213,7 @@ class KAN(nn.Module):
             y_th: that bound.
         """
         rows = rows_of(x, self.in_features)
-        if not torch.compiler.is_compiling() and needs_composite(self.input_id) is None and has_values(rows):
+        if has_values(rows):
             self.sample = rows.detach()
         y, _ = self.through(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
@@ -223,10 +224,9 @@ class KAN(nn.Module):
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
         nodes, spreads = self.inputs(rows), []
-        if self._is_stack():
-            stack = [stacked(layer) for layer in self.layers]
-            if small_serves(nodes, stack):
-                return small_stack(nodes, stack, spread)
+        stack = self.stack()
+        if stack is not None and small_serves(nodes, stack):
+            return small_stack(nodes, stack, spread)
         for layer in range(self.depth):
             if spread:
                 spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
@@ -255,14 +255,22 @@ class KAN(nn.Module):
         scale, bias = self.node_scale[layer], self.node_bias[layer]
         return nodes if self._plain_nodes[layer](scale, bias) else torch.addcmul(bias, scale, nodes)
 
-    def _is_stack(self) -> bool:
-        """Whether it is layers of splines alone, without formulas, products or affine maps between them."""
-        if any(self.architecture.arities) or any(symbolic.edges for symbolic in self.symbolic):
-            return False
-        if not all(map(is_stackable, self.layers)):
-            return False
-        scales, biases = (self.node_scale, self.subnode_scale), (self.node_bias, self.subnode_bias)
-        return self._plain(*(p for part in (*scales, *biases) for p in part._parameters.values()))
+    def is_watched(self) -> bool:
+        """Whether calling it does more than its forward: by hooks, or in a class of its own."""
+        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
+        return bool(hooks) or type(self) is not KAN
+
+    def stack(self) -> list[StackedLayer] | None:
+        """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
+        parts = self._modules  # many calls of nn.Module.__getattr__ would show
+        layers, formulas = parts["layers"], parts["symbolic"]._modules.values()
+        if any(self.architecture.arities) or any(layer.edges for layer in formulas):
+            return None
+        layers = layers._modules.values()
+        if not all(map(is_stackable, layers)):
+            return None
+        affine = (parts[name]._parameters.values() for name in AFFINE)
+        return [stacked(layer) for layer in layers] if self._plain(*chain.from_iterable(affine)) else None
 
     def _multiplied(self, layer: int, subnodes: Tensor) -> Tensor:
         arities = self.architecture.arities[layer]

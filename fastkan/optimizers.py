@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from .objective import Objective
 
 # L-BFGS in torch forgets curvature below 1e-10, and squares squares of slopes in their own precision, whatever the
 # objective's units. So the objective gets units in which its largest derivative starts as the first of these, and as
@@ -15,22 +16,6 @@ STEEPEST = (2.0**-4, 2.0**4, 2.0**12)
 HISTORY = 10
 REFUSED = 10.0  # times the last good objective is what a line search is told of one that isn't finite
 GAIN = 1e-6  # of the objective: less is none
-
-
-class Objective:
-    """What is made small: a batch's loss and, ``strength`` times, its penalty.
-
-    Args:
-        terms: both of them, of a batch; the penalty is None where there is none.
-    """
-
-    def __init__(self, terms: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]], strength: float) -> None:
-        self.terms, self.strength = terms, strength
-
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Its value."""
-        loss, penalty = self.terms(x, y)
-        return loss if penalty is None else loss + self.strength * penalty
 
 
 class LBFGS:
@@ -62,20 +47,16 @@ class LBFGS:
         unit = self.unit = self._unit(x, y) if self.unit is None else self.unit
         first = good = math.inf
 
-        def closure() -> Tensor:
+        def closure() -> float:
             nonlocal first, good
-            for parameter in self.parameters:
-                parameter.grad = None
-            value = self.objective(x, y) * unit
-            known = value.item()
-            if math.isfinite(known):
-                value.backward()
-                first = known if math.isinf(first) else first
-                good = min(good, known)
-                return value.detach()
+            value = self.objective.pull(x, y, self.parameters, unit)
+            if math.isfinite(value):
+                first = value if math.isinf(first) else first
+                good = min(good, value)
+                return value
             if math.isinf(good):  # not even where it starts
-                return value.detach()
-            return value.new_full((), REFUSED * abs(good) + 1)  # a wall for the line search to turn at
+                return value
+            return REFUSED * abs(good) + 1  # a wall for the line search to turn at
 
         self.optimizer.step(closure)
         if first - good > GAIN * abs(first):
@@ -87,7 +68,8 @@ class LBFGS:
 
     def _unit(self, x: Tensor, y: Tensor) -> float:
         """A power of two, which costs no bit."""
-        slopes = torch.autograd.grad(self.objective(x, y), self.parameters, allow_unused=True)
+        self.objective.pull(x, y, self.parameters)
+        slopes = [parameter.grad for parameter in self.parameters]
         steepest = max((slope.abs().max().item() for slope in slopes if slope is not None), default=0.0)
         if not 0 < steepest < math.inf:
             return 1.0
@@ -108,8 +90,7 @@ class Adam:
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """One step on a batch."""
-        self.optimizer.zero_grad()
-        self.objective(x, y).backward()
+        self.objective.pull(x, y, self.parameters)
         self.optimizer.step()
 
     def restart(self) -> None:

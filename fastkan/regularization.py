@@ -84,6 +84,23 @@ class Penalty:
             total = total + coefficient_penalty(model, *self.of_coefficients)
         return output, total
 
+    def is_of_spreads(self, x: Tensor) -> bool:
+        """Whether the penalty comes from :class:`Spread` alone, as :meth:`pull` has it."""
+        return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
+
+    def pull(self, spreads: Sequence[tuple[Any, Any]], unit: float) -> tuple[float, list[tuple[Any, Any]]]:
+        """The penalty and, times ``unit``, its gradients by the spreads of each layer's edges and inputs; of arrays."""
+        import numpy as np
+
+        total, pulled = 0.0, []
+        for edges, inputs in spreads:
+            floored = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
+            value, slope = _value_and_slope(edges / floored, np.log2, *self.of_edges)
+            total += float(value)
+            by_edges = slope * (unit / floored)
+            pulled.append((by_edges, -(by_edges * edges).sum(1) / floored[:, 0]))
+        return total, pulled
+
 
 def edge_sizes(
     model: KAN, nodes: Sequence[Tensor], metric: str, singularity_avoiding: bool = False, y_th: float = 10.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attribution import attributed
 from .initial import NOISE, reset
-from .optimizers import Objective
+from .objective import Objective
 
 if TYPE_CHECKING:
     from .network import KAN

@@ -62,20 +62,18 @@ class ContractOutSmall(_Contraction):
 
     @staticmethod
     def forward(ctx, call, x, knots, *slots):
-        y, kept = small_of(call).forward(x, knots, Slots(*slots), call.basis, sloped=ctx.needs_input_grad[1])
+        y, ctx.kept = small_of(call).forward(x, knots, Slots(*slots), call.basis, by_x=ctx.needs_input_grad[1])
         ctx.call = call
-        ctx.save_for_backward(x, knots, *slots, *kept)
+        ctx.save_for_backward(x, knots, *slots)
         return y
 
     @staticmethod
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
             return ContractOut.differentiate(ctx, upstream)
-        small = small_of(ctx.call)
-        _, _, v, weight, base_weight, g, *kept = ctx.saved_tensors
+        _ = ctx.saved_tensors  # which says so if somebody has written into them
         _, by_x, _, _, by_weight, by_base, _ = ctx.needs_input_grad
-        slots = Slots(v, weight, base_weight, g)
-        dx, dw, db = small.backward(small.kept(*kept), slots, ctx.call.basis, upstream, by_x, by_weight, by_base)
+        dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
         return None, dx, None, None, dw, db, None
 
 

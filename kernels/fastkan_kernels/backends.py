@@ -25,14 +25,13 @@ class Call(NamedTuple):
 class Small(NamedTuple):
     """A backend's F for layers so small that calls are what costs: its backward uses what the forward
     has kept. ``serves(x, knots, slots, basis, derivative)`` says for which; the other two are
-    ``forward(x, knots, slots, basis, sloped)``, which returns y and a tuple of tensors to keep, and
-    ``backward(kept, slots, basis, g, by_x, by_weight, by_base)``.
+    ``forward(x, knots, slots, basis, by_x)``, which returns y and what to keep, and
+    ``backward(kept, g, by_x, by_weight, by_base)``.
     """
 
     serves: Callable[..., bool]
     forward: Callable[..., tuple]
     backward: Callable[..., tuple]
-    kept: Callable[..., tuple]
 
 
 class Lowered(NamedTuple):
@@ -78,7 +77,7 @@ BACKENDS: dict[str, Backend] = {
         _CPU,
         unable=cpu.unable,
         describe=cpu.describe,
-        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.Kept),
+        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
     ),

@@ -49,14 +49,14 @@ def serves(x: Tensor, layers: Sequence[StackedLayer]) -> bool:
     return (
         x.device.type == "cpu"
         and small.has_values(x)
+        and routing.chosen_backend() in ("auto", "cpu")
+        and autocast_dtype(x) is None
         and all(
             x.dtype == layer.weight.dtype == layer.knots.dtype
             and small.fits(len(x), layer.knots, layer.weight, layer.basis)
+            and not (layer.knots.requires_grad and torch.is_grad_enabled())
             for layer in layers
         )
-        and autocast_dtype(x) is None
-        and routing.chosen_backend() in ("auto", "cpu")
-        and all(routing.needs_composite(layer.knots) is None for layer in layers)
     )
 
 
@@ -76,78 +76,91 @@ def small_stack(x: Tensor, layers: Sequence[StackedLayer], spread: bool = False)
     return y, [Spread(*pair) for pair in zip(deviations[::2], deviations[1::2])]
 
 
+class Taken:
+    """A stack's way forward, as numbers, and back again.
+
+    Args:
+        x: ``[N, I]``.
+        by_x: whether a gradient by x may be wanted.
+
+    Attributes:
+        y: ``[O, N]``.
+    """
+
+    def __init__(self, x: Tensor, layers: Sequence[StackedLayer], by_x: bool) -> None:
+        self.passes: list[small.Pass] = []
+        self.operands: list[list[Any]] = []
+        h = small.columns(x)
+        for place, (weight, base_weight, scale, mask, knots, basis) in enumerate(layers):
+            arrays = [None if t is None else small.array(t) for t in (weight, base_weight, scale, mask)]
+            taken = small.run(h, knots, *effective(*arrays), basis, by_x=by_x or place > 0, first=place == 0)
+            self.passes.append(taken)
+            self.operands.append(arrays)
+            h = taken.y
+        self.y = h
+
+    def spreads(self) -> list[tuple[Any, Any]]:
+        """Of each layer's edges and inputs."""
+        return [taken.spread() for taken in self.passes]
+
+    def pull(self, g: Any, by_spreads: Sequence[Sequence[Any]], needed: Sequence[bool]) -> tuple[Any, list[Any]]:
+        """Gradients by x ``[I, N]`` and by each layer's weight, base_weight, scale and mask, where they are wanted.
+
+        Args:
+            g: of y, ``[O, N]``.
+            by_spreads: of each layer's spreads, or None.
+            needed: of x and of each of the others.
+        """
+        found: list[Any] = [None] * (4 * len(self.passes))
+        for place in range(len(self.passes) - 1, -1, -1):
+            weight, _, scale, mask = self.operands[place]
+            by_weight, by_base, by_scale = needed[1 + 4 * place : 4 + 4 * place]
+            by_x = place > 0 or needed[0]
+            g, dw, db = self.passes[place].pull(g, *by_spreads[place], by_x, by_weight or by_scale, by_base)
+            if by_scale:
+                found[4 * place + 2] = _times((dw * weight).sum(0), mask)
+            if by_weight:
+                found[4 * place] = _times(dw, _times(scale, mask))
+            if by_base:
+                found[4 * place + 1] = _times(db, mask)
+        return g, found
+
+
 class _SmallStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, spread, fixed, *operands):
-        ctx.spread, ctx.fixed = spread, fixed
-        h, by_x = x, ctx.needs_input_grad[0]
-        saved: list[Tensor | None] = [x, *operands]
-        deviations: list[Tensor] = []
-        for layer, (knots, basis) in enumerate(fixed):
-            weight, base_weight, scale, mask = operands[4 * layer : 4 * layer + 4]
-            slots = effective(weight, base_weight, scale, mask)
-            values, kept = small.edge_values(h, knots, slots, basis, sloped=by_x or layer > 0)
-            y = torch.from_numpy(values.sum(0).T.copy())
-            saved += [slots.weight, slots.base_weight, *kept]
-            if spread:
-                spreads = small.deviation(values), small.deviation(small.transposed(h))
-                deviations += [spreads[0][0], spreads[1][0]]
-                saved += [*spreads[0], *spreads[1]]
-            h = y
-        ctx.save_for_backward(*saved)
-        return h, *deviations
+        layers = [StackedLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
+        with small.quiet():
+            taken = Taken(x, layers, by_x=ctx.needs_input_grad[0])
+            deviations = [torch.from_numpy(each.copy()) for pair in taken.spreads() for each in pair] if spread else []
+        ctx.spread, ctx.fixed, ctx.taken = spread, fixed, taken
+        ctx.save_for_backward(x, *operands)
+        return torch.from_numpy(taken.y.T.copy()), *deviations
 
     @staticmethod
     def backward(ctx, by_y, *by_deviations):
-        x, *saved = ctx.saved_tensors
-        count = len(ctx.fixed)
-        operands, saved = saved[: 4 * count], saved[4 * count :]
+        x, *operands = ctx.saved_tensors
         if torch.is_grad_enabled() or not small.has_values(by_y):
             return _differentiable(ctx, x, operands, (by_y, *by_deviations))
-        needed = ctx.needs_input_grad
-        each = len(saved) // count
-        found: list[Tensor | None] = [None] * (4 * count)
-        g = by_y
-        for layer in range(count - 1, -1, -1):
-            weight, _, scale, mask = operands[4 * layer : 4 * layer + 4]
-            by_weight, by_base, by_scale, _ = needed[3 + 4 * layer : 7 + 4 * layer]
-            own = saved[each * layer : each * (layer + 1)]
-            slots = Slots(weight=own[0], base_weight=own[1])
-            kept = small.Kept(*own[2 : 2 + len(small.Kept._fields)])
-            by_x = layer > 0 or needed[0]
-            upstream = small.transposed(g)[None]
-            if ctx.spread:
-                by_edges, by_inputs = by_deviations[2 * layer : 2 * layer + 2]
-                if by_edges is not None:
-                    upstream = upstream + small.pull_deviation(own[-4], own[-3], by_edges)
-            dx, dw, db = small.pull(kept, slots, upstream, by_x, by_weight or by_scale, by_base)
-            if by_x:
-                if ctx.spread and by_inputs is not None:
-                    dx += torch.from_numpy(small.pull_deviation(own[-2], own[-1], by_inputs).T)
-                g = dx
-            if by_scale:
-                ds = (dw * weight).sum(0)
-                found[4 * layer + 2] = ds if mask is None else ds * mask
-            if by_weight:
-                factor = _times(scale, mask)
-                found[4 * layer] = dw if factor is None else dw * factor
-            if by_base:
-                found[4 * layer + 1] = db if mask is None else db * mask
-        return g if needed[0] else None, None, None, *found
+        by_x, _, _, *needed = ctx.needs_input_grad
+        by_spreads = [None if t is None else small.array(t) for t in by_deviations] or [None] * (2 * len(ctx.fixed))
+        with small.quiet():
+            pairs = list(zip(by_spreads[::2], by_spreads[1::2]))
+            g, found = ctx.taken.pull(small.array(by_y).T, pairs, (by_x, *needed))
+        by_operands = (None if each is None else torch.from_numpy(each) for each in found)
+        return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
 
 
-def _times(scale: Tensor | None, mask: Tensor | None) -> Tensor | None:
-    if scale is None or mask is None:
-        return mask if scale is None else scale
-    return scale * mask
+def _times(one: Any, other: Any) -> Any:
+    """Of two factors, tensors or arrays, either of which may be None and then is 1."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one * other
 
 
-def effective(weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None) -> Slots:
-    """The weights with scale and mask in them."""
-    factor = _times(scale, mask)
-    if mask is not None and base_weight is not None:
-        base_weight = base_weight * mask
-    return Slots(weight=weight if factor is None else weight * factor, base_weight=base_weight)
+def effective(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
+    """The weights of splines and base function, tensors or arrays, with scale and mask in them."""
+    return _times(weight, _times(scale, mask)), None if base_weight is None else _times(base_weight, mask)
 
 
 def _differentiable(ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor | None]) -> tuple:
@@ -161,7 +174,7 @@ def _differentiable(ctx, x: Tensor, operands: Sequence[Tensor | None], upstream:
         h, operands = given[0], given[3:]
         outputs: list[Tensor] = []
         for layer, (knots, basis) in enumerate(ctx.fixed):
-            slots = effective(*operands[4 * layer : 4 * layer + 4])
+            slots = Slots(None, *effective(*operands[4 * layer : 4 * layer + 4]))
             if create_graph:
                 if ctx.spread:
                     outputs += [edge_std(h, knots, slots.weight, slots.base_weight, basis=basis), column_std(h)]

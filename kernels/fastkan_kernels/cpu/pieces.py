@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from ..basis import Basis
 
 MOST_KEPT = 1 << 10
+Array = Any  # numpy.ndarray
 
 
 class Pieces(NamedTuple):
@@ -26,22 +27,20 @@ class Pieces(NamedTuple):
         knots: ``[I, M, 1]``.
         cells: ``[I, 2, C]``, each one's middle, and 1 over its width (0 for a cell of no width), both rounded; the
             polynomials are for these.
-        table: ``[I, K, k + 1, C]``.
+        table: ``[I, K, (k + 1) C]``.
     """
 
-    knots: Tensor
-    cells: Tensor
-    table: Tensor
+    knots: Array
+    cells: Array
+    table: Array
 
 
-@torch.inference_mode(False)  # what is made in that mode can't be used outside of it
 def pieces(knots: Tensor, order: int) -> Pieces:
     """By Cox-de Boor's recursion on polynomials, in float64 and then rounded once.
 
     Example:
         >>> pieces(torch.tensor([[0.0, 1.0, 2.0]]), 1).table
-        tensor([[[[ 0.5000,  0.5000],
-                  [ 1.0000, -1.0000]]]])
+        array([[[ 0.5,  0.5,  1. , -1. ]]], dtype=float32)
     """
     t = knots.detach().to(torch.float64, copy=True)  # which others may write into
     width = t.diff(dim=1)
@@ -58,8 +57,8 @@ def pieces(knots: Tensor, order: int) -> Pieces:
         risen = (start - t[:, None, : span.shape[1]]) * steep  # (x - t_j) / (t_{j+d} - t_j) at u = 0
         lifted = _times_linear(value, risen, per_u * steep)
         value = lifted[:, :, :-1] + value[:, :, 1:] - lifted[:, :, 1:]
-    made = t.unsqueeze(2), torch.stack([middle, rate], 1), value.permute(0, 2, 3, 1)
-    return Pieces(*(part.to(knots.dtype).contiguous() for part in made))
+    made = t.unsqueeze(2), torch.stack([middle, rate], 1), value.permute(0, 2, 3, 1).flatten(2)
+    return Pieces(*(part.to(knots.dtype).contiguous().numpy() for part in made))
 
 
 def _times_linear(polynomial: Tensor, constant: Tensor, linear: Tensor) -> Tensor:

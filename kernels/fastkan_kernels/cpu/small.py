@@ -1,17 +1,12 @@
 """F of a layer so small that calls cost more than numbers, with what its backward needs kept.
 
-On a cell every edge function is a polynomial, whose coefficients are a small product of the weights and a table that
-depends on the knots alone (:mod:`.pieces`). A product with indicators of the rows' cells picks them, and Horner's
-rule does the rest on numbers for each edge and row, instead of each feature and row; the slope comes from the same
-coefficients. It goes for any knots alike. What an edge gives at each row is there by itself then, so its spread
-is cheap (:mod:`..stack`).
-
-In NumPy, whose calls cost a third of PyTorch's, and which is quicker at comparisons.
+Two ways: by the edges' polynomials (:mod:`.by_edges`), and, where no gradient by x is wanted, by the features
+(:mod:`.by_features`), which are kept for rows that come again.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,25 +14,15 @@ from torch.autograd import forward_ad
 
 from ..basis import Basis
 from ..trilinear import Slots
+from .by_edges import ByEdges
+from .by_features import ByFeatures
+from .cells import Array
 from .pieces import pieces_of
 
 MOST_INDICATORS = 1 << 17
 MOST_VALUES = 1 << 16
 
-BEYOND = 1e18  # outside of every grid, and times 0 it is 0
-Array = Any  # numpy.ndarray, which is imported where it is used
-
-
-class Kept(NamedTuple):
-    """What a forward leaves to its backward; C cells, k the order."""
-
-    inside: Tensor  # [I, C, N], 1 in a row's cell
-    rate: Tensor  # [I, 1, N], 1 over the width of the row's cell
-    u: Tensor  # [I, 1, N], where in its cell a row lies, from -1/2 to 1/2
-    own: Tensor  # [I, O, k + 1, N], the edges' coefficients in the row's cell
-    base: Tensor | None  # [I, 1, N]
-    slope: Tensor | None  # of the base, where it isn't 1
-    table: Tensor  # [I or 1, K, (k + 1) C]
+Pass = ByEdges | ByFeatures
 
 
 def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> bool:
@@ -74,149 +59,53 @@ def has_values(x: Tensor) -> bool:
     return plain and not transformed and not recorded
 
 
-def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) -> tuple[Tensor, Kept]:
+def run(
+    x: Array, knots: Tensor, weight: Array, base_weight: Array | None, basis: Basis, by_x: bool, first: bool
+) -> Pass:
+    """A layer's pass.
+
+    Args:
+        x: ``[I, N]``, contiguous; nobody may write into it afterwards.
+        by_x: whether a gradient by x may be wanted.
+        first: whether the rows may come again.
+    """
+    tables = pieces_of(knots, basis)
+    if first and not by_x:
+        return ByFeatures(x, tables, weight, base_weight, basis)
+    return ByEdges(x, tables, weight, base_weight, basis, sloped=by_x)
+
+
+def quiet() -> Any:
+    """NumPy says nothing of numbers that are none."""
+    import numpy as np
+
+    return np.errstate(all="ignore")
+
+
+def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by_x: bool) -> tuple[Tensor, Pass]:
     """F_0(x, W), and what to keep."""
-    values, kept = edge_values(x, knots, slots, basis, sloped)
-    return torch.from_numpy(values.sum(0).T.copy()), kept
+    base_weight = None if slots.base_weight is None else array(slots.base_weight)
+    with quiet():
+        kept = run(columns(x), knots, array(slots.weight), base_weight, basis, by_x, first=True)
+    return torch.from_numpy(kept.y.T.copy()), kept
 
 
-def backward(kept: Kept, slots: Slots, basis: Basis, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
+def backward(kept: Pass, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
     """Gradients by x, weight and base_weight where they are wanted, else None."""
     if not has_values(g):  # of a batch of gradients, or with tangents
-        return _pull_in_torch(kept, slots, g.t().unsqueeze(0), by_x, by_weight, by_base)
-    return pull(kept, slots, _array(g).T[None], by_x, by_weight, by_base)
+        dx, dw, db = kept.pull_in_torch(g.t(), by_x, by_weight, by_base)
+        return None if dx is None else dx.t(), dw, db
+    with quiet():
+        dx, dw, db = kept.pull(array(g).T, None, None, by_x, by_weight, by_base)
+    dx = None if dx is None else dx.T.copy()
+    return tuple(None if each is None else torch.from_numpy(each) for each in (dx, dw, db))
 
 
-def edge_values(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, sloped: bool) -> tuple[Array, Kept]:
-    """What every edge gives at every row, ``[I, O, N]``, and what to keep."""
-    import numpy as np
-
-    (rows, inputs), outputs, order = x.shape, slots.weight.shape[2], basis.order
-    tables = pieces_of(knots, basis)
-    table = tables.table.flatten(2)
-    xt = np.ascontiguousarray(_array(x).T)[:, None]
-    with np.errstate(all="ignore"):
-        finite = bool(np.isfinite(xt.sum()))
-        within = xt if finite else np.clip(xt, -BEYOND, BEYOND)
-        beyond = within >= tables.knots.numpy()
-        inside = (beyond[:, :-1] != beyond[:, 1:]).astype(xt.dtype)
-        edges = _array(slots.weight).transpose(1, 2, 0) @ table.numpy()
-        edges = edges.reshape(inputs, outputs * (order + 1), -1)
-        cells = tables.cells.numpy()
-        if len(cells) < inputs:
-            cells = cells.repeat(inputs, 0)
-        picked = np.concatenate([cells, edges], 1) @ inside
-        rate = picked[:, 1:2] if finite else np.where(np.isnan(xt), xt, picked[:, 1:2])  # a slope at NaN is NaN
-        u = within - picked[:, :1]
-        u *= rate
-        own = picked[:, 2:].reshape(inputs, outputs, order + 1, rows)
-        values = own[:, :, order] * u
-        values += own[:, :, order - 1]
-        for power in range(order - 2, -1, -1):
-            values *= u
-            values += own[:, :, power]
-        base: Any = None
-        slope: Any = None
-        if slots.base_weight is not None:
-            base = within
-            if basis.base == "silu":
-                logistic = torch.from_numpy(within).sigmoid().numpy()
-                base = within * logistic
-                if sloped:
-                    slope = base * (1 - logistic)
-                    slope += logistic
-                    slope = torch.from_numpy(slope)
-            if not finite:
-                base = np.where(xt > BEYOND, xt, base) if basis.base == "silu" else xt
-            values += base * _array(slots.base_weight)[:, :, None]
-            base = torch.from_numpy(base)
-    tensor = torch.from_numpy
-    return values, Kept(tensor(inside), tensor(rate), tensor(u), tensor(own), base, slope, table)
-
-
-def pull(kept: Kept, slots: Slots, g: Array, by_x: bool, by_weight: bool, by_base: bool):
-    """Gradients by x ``[N, I]``, weight and base_weight, of what each edge gives; ``g [I or 1, O, N]``."""
-    import numpy as np
-
-    inside, rate, u, own = (each.numpy() for each in kept[:4])
-    inputs, outputs, powers, rows = own.shape
-    dx = dw = db = None
-    with np.errstate(all="ignore"):
-        if by_weight:
-            raised = np.empty_like(own)
-            raised[:, :, 0] = g
-            for power in range(1, powers):
-                np.multiply(raised[:, :, power - 1], u, out=raised[:, :, power])
-            edges = (raised.reshape(inputs, -1, rows) @ inside.transpose(0, 2, 1)).reshape(inputs, outputs, -1)
-            dw = edges @ kept.table.numpy().transpose(0, 2, 1)
-            dw = torch.from_numpy(np.ascontiguousarray(dw.transpose(2, 0, 1)))
-        if by_base and kept.base is not None:
-            db = torch.from_numpy((g @ kept.base.numpy().transpose(0, 2, 1)).reshape(inputs, outputs))
-        if by_x:
-            slope = own[:, :, -1] * (powers - 1)
-            for power in range(powers - 2, 0, -1):
-                slope *= u
-                slope += own[:, :, power] if power == 1 else own[:, :, power] * power
-            slope *= rate
-            if slots.base_weight is not None:
-                base_weight = _array(slots.base_weight)[:, :, None]
-                slope += base_weight if kept.slope is None else kept.slope.numpy() * base_weight
-            slope *= g
-            dx = torch.from_numpy(slope.sum(1).T.copy())
-    return dx, dw, db
-
-
-def _pull_in_torch(kept: Kept, slots: Slots, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
-    """:func:`pull` for those who look on."""
-    inside, rate, u, own, base, base_slope, table = kept
-    inputs, outputs, powers, rows = own.shape
-    dx = dw = db = None
-    if by_weight:
-        raised = torch.stack([g * u**power for power in range(powers)], 2)
-        edges = (raised.reshape(inputs, -1, rows) @ inside.mT).reshape(inputs, outputs, -1)
-        dw = (edges @ table.mT).permute(2, 0, 1)
-    if by_base and base is not None:
-        db = (g @ base.mT).reshape(inputs, outputs)
-    if by_x:
-        slope = rate * sum(power * own[:, :, power] * u ** (power - 1) for power in range(1, powers))
-        if slots.base_weight is not None:
-            by_base_function = slots.base_weight.unsqueeze(2)
-            slope = slope + (by_base_function if base_slope is None else base_slope * by_base_function)
-        dx = (slope * g).sum(1).t()
-    return dx, dw, db
-
-
-def deviation(values: Array) -> tuple[Tensor, Tensor]:
-    """Standard deviation over the last dimension, in which ``values`` are centred in place; and these.
-
-    Less the first one before less the mean: of what does not vary exactly 0 is left.
-    """
-    import numpy as np
-
-    rows = values.shape[-1]
-    with np.errstate(invalid="ignore"):
-        values -= values[..., :1].copy()
-        values -= np.add.reduce(values, -1, keepdims=True) / values.dtype.type(rows)
-        squares = np.einsum("...n,...n->...", values, values)
-        squares /= rows - 1
-        return torch.from_numpy(np.sqrt(squares, out=squares)), torch.from_numpy(values)
-
-
-def pull_deviation(deviation: Tensor, centred: Tensor, g: Tensor) -> Array:
-    """Gradient of :func:`deviation` by the values; 0 where they don't vary."""
-    spread, share = deviation.numpy(), _array(g) / (centred.shape[-1] - 1)
-    if spread.all():
-        share /= spread
-    else:
-        share[spread != 0] /= spread[spread != 0]
-        share[spread == 0] = 0
-    return centred.numpy() * share[..., None]
-
-
-def transposed(x: Tensor) -> Array:
+def columns(x: Tensor) -> Array:
     """``[N, I]`` as a contiguous ``[I, N]`` of its own."""
-    return _array(x).T.copy()
+    return array(x).T.copy()
 
 
-def _array(tensor: Tensor) -> Array:
-    return tensor.numpy(force=True)  # of a negated or conjugated view too
+def array(tensor: Tensor) -> Array:
+    """Its values; of a negated or conjugated view too."""
+    return tensor.numpy(force=True)

@@ -1,0 +1,101 @@
+"""What a fit makes small: the loss of a batch and its penalty, with their gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels.cpu import small
+from fastkan_kernels.stack import StackedLayer, Taken, serves
+
+from .regularization import Penalty
+
+if TYPE_CHECKING:
+    from .network import KAN
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Objective:
+    """``loss + strength penalty`` of a batch.
+
+    Args:
+        loss: of prediction and label; None is the mean squared error.
+        penalty: None where there is none.
+        strength: of the penalty.
+        guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
+    """
+
+    def __init__(
+        self, model: KAN, loss: Loss | None, penalty: Penalty | None, strength: float, guarded: tuple[bool, float]
+    ) -> None:
+        self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
+        self.squares = loss is None
+        self.loss: Loss = nn.functional.mse_loss if loss is None else loss
+
+    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Loss and penalty."""
+        if self.penalty is None:
+            return self.loss(self.model(x, *self.guarded), y), None
+        output, penalty = self.penalty(x, *self.guarded)
+        return self.loss(output, y), penalty
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Its value."""
+        loss, penalty = self.terms(x, y)
+        return loss if penalty is None else loss + self.strength * penalty
+
+    def pull(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
+        """Its value times ``unit``; the gradient of that is left in the parameters, if the value is finite."""
+        for parameter in parameters:
+            parameter.grad = None
+        stack = self._stack(x, y)
+        if stack is not None:
+            return self._pull_numbers(x, y, stack, unit)
+        value = self(x, y) * unit
+        known = value.item()
+        if math.isfinite(known):
+            value.backward()
+        return known
+
+    def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
+        """The network's layers, where value and gradient can be had as numbers, without a graph."""
+        if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
+            return None
+        if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model.is_watched():
+            return None
+        stack = self.model.stack()
+        serve = stack is not None and serves(x, stack) and small.has_values(y)
+        return stack if serve and y.shape == (len(x), stack[-1].weight.shape[2]) else None
+
+    def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
+        """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
+        of a graph's."""
+        import numpy as np
+
+        with small.quiet():
+            taken = Taken(self.model.inputs(x), stack, by_x=False)
+            residual = taken.y - small.array(y).T
+            wide = residual.ravel().astype(np.float64)
+            value = float(wide @ wide) / wide.size
+            by_spreads: list = [(None, None)] * len(stack)
+            if self.penalty is not None:
+                penalty, by_spreads = self.penalty.pull(taken.spreads(), self.strength * unit)
+                value += self.strength * penalty
+            value *= unit
+            if not math.isfinite(value):
+                return value
+            operands = [t for layer in stack for t in layer[:4]]
+            needed = [t is not None and t.requires_grad for t in operands]
+            residual *= 2 * unit / residual.size
+            _, found = taken.pull(residual, by_spreads, [False, *needed])
+        for parameter, gradient in zip(operands, found):
+            if gradient is not None:
+                assert parameter is not None
+                gradient = torch.from_numpy(gradient)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return value

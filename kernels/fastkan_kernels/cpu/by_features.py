@@ -1,0 +1,116 @@
+"""A small layer by its features, which are kept for rows that come again.
+
+The first layer meets the same batch at every evaluation of an L-BFGS step, and of most fits of a small network. Its
+features depend on the rows and the knots alone, so they are made once; then a layer is one product, and so is its
+gradient. Rows are recognised by their values: nobody is asked who may have written into them.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..basis import Basis
+from .cells import Array, base_at, deviation, look_up, over, values_at
+from .pieces import Pieces
+
+MOST_KEPT = 4  # batches: of training and test, for two models
+
+
+class Features:
+    """Of some rows.
+
+    Args:
+        x: ``[I, N]``.
+
+    Attributes:
+        values: ``[I, P, N]``, P splines and, last, the base function if there is one.
+    """
+
+    def __init__(self, x: Array, tables: Pieces, basis: Basis) -> None:
+        import numpy as np
+
+        rows = look_up(x, tables, tables.table.reshape(len(tables.table), -1, tables.cells.shape[2]), basis.order)
+        base, _ = base_at(x, rows, basis.base, sloped=False)
+        values = values_at(rows)
+        self.values = values if base is None else np.concatenate([values, base[:, None]], 1)
+        self._x = x
+
+    @cached_property
+    def inputs(self) -> Array:
+        """Standard deviations of the inputs, ``[I]``."""
+        return deviation(self._x.copy())[0]
+
+    @cached_property
+    def covariance(self) -> Array:
+        """Over the rows, ``[I, P, P]``, in float64: an edge that hardly varies is a small difference of its terms."""
+        import numpy as np
+
+        _, centred = deviation(self.values.astype(np.float64))
+        return centred @ centred.transpose(0, 2, 1) / (centred.shape[2] - 1)
+
+
+_kept: list[tuple[Pieces, str, bytes, Features]] = []  # the last used first
+
+
+def features_of(x: Array, tables: Pieces, basis: Basis) -> Features:
+    """Those kept, or new ones. ``x [I, N]`` must be contiguous, and nobody may write into it afterwards."""
+    global _kept
+    own = x.tobytes()
+    kept = _kept
+    for place, (of_tables, base, of_rows, found) in enumerate(kept):
+        if of_tables is tables and base == basis.base and of_rows == own and found.values.dtype == x.dtype:
+            if place:
+                _kept = [kept[place], *kept[:place], *kept[place + 1 :]]
+            return found
+    found = Features(x, tables, basis)
+    _kept = [(tables, basis.base, own, found), *kept[: MOST_KEPT - 1]]
+    return found
+
+
+class ByFeatures:
+    """One pass, and what its backward needs; the arguments are :class:`.by_edges.ByEdges`'."""
+
+    def __init__(self, x: Array, tables: Pieces, weight: Array, base_weight: Array | None, basis: Basis) -> None:
+        import numpy as np
+
+        self.features = features_of(x, tables, basis)
+        self.joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])  # [P, I, O]
+        self.splines = len(weight)
+        psi = self.features.values
+        self.y = self.joined.transpose(2, 1, 0).reshape(-1, psi.shape[0] * psi.shape[1]) @ self._flat()
+
+    def _flat(self) -> Array:
+        return self.features.values.reshape(-1, self.features.values.shape[2])
+
+    def spread(self) -> tuple[Array, Array]:
+        """Standard deviations over the rows, of the edges ``[I, O]`` and of the inputs ``[I]``."""
+        import numpy as np
+
+        weight = self.joined.transpose(1, 2, 0).astype(np.float64)  # [I, O, P]
+        self.by_covariance = weight @ self.features.covariance
+        variance = np.einsum("iop,iop->io", self.by_covariance, weight)
+        self.edges = np.sqrt(np.maximum(variance, 0))
+        return self.edges.astype(self.joined.dtype), self.features.inputs
+
+    def pull(
+        self, g: Array, by_edges: Array | None, by_inputs: object, by_x: bool, by_weight: bool, by_base: bool
+    ) -> tuple[None, Array | None, Array | None]:
+        """As :meth:`.by_edges.ByEdges.pull`, but by x: who wants that goes the other way."""
+        if not (by_weight or by_base):
+            return None, None, None
+        inputs, count, _ = self.features.values.shape
+        both = (self._flat() @ g.T).reshape(inputs, count, -1).transpose(1, 0, 2)
+        if by_edges is not None:
+            pulled = self.by_covariance * over(by_edges, self.edges)[..., None]
+            both = both + pulled.transpose(2, 0, 1).astype(both.dtype)
+        db = both[self.splines].copy() if by_base and count > self.splines else None
+        return None, both[: self.splines].copy() if by_weight else None, db
+
+    def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
+        """:meth:`pull` of y's gradient, for those who look on."""
+        both = torch.einsum("ipn,on->pio", torch.from_numpy(self.features.values), g)
+        splines, base = both[: self.splines], both[self.splines :]
+        return None, splines if by_weight else None, base[0] if by_base and len(base) else None
