@@ -149,7 +149,7 @@ def fit(
     with _training(model, train) as parameters, _bar(steps, progress) as bar:
         make_step = partial(OPTIMIZERS[opt], parameters, lr, objective)
         take = make_step()
-        trials = sparsity.NodeTrials(model, make_step, objective, bool(updates)) if searches else None
+        trials = sparsity.NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
         batches = data.batches(batch, seed)
         best, best_step = sparsity.state_of(model), -1
         for step in bar:
@@ -164,7 +164,7 @@ def fit(
                 objective.strength = lamb * sparsity.rise(step, steps)
                 if not trials.due(step):
                     take(x, y)
-                elif trials(take, x, y):
+                elif trials(take, x, y, step):
                     take.restart()
             record(x, y)
             if not math.isfinite(results["train_loss"][-1] + results["reg"][-1]):

@@ -328,6 +328,10 @@ class KANLinear(nn.Module):
             self.spline_weight = nn.Parameter(weight, requires_grad=trained)
         self.replace_knots(knots)
 
+    def initial_knots(self) -> Tensor:
+        sizes = self.in_features, self.grid_size, self.spline_order
+        return uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
+
     def replace_knots(self, knots: Tensor) -> None:
         self.knots = knots.detach().to(self.knots, copy=True).contiguous()
         self._known.look(self.knots)
@@ -338,8 +342,7 @@ class KANLinear(nn.Module):
         if self.knots.dtype != _knots_dtype(self.knots.dtype):  # a grid in half precision is no grid
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
         if before.is_meta and not self.knots.is_meta:  # memory that nobody has filled
-            sizes = self.in_features, self.grid_size, self.spline_order
-            self.knots = uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
+            self.knots = self.initial_knots()
         if self.knots.dtype != before.dtype or self.knots.device != before.device:
             self._known.look(self.knots)
         return self

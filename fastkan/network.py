@@ -262,11 +262,10 @@ class KAN(nn.Module):
 
     def stack(self) -> list[StackedLayer] | None:
         """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
-        parts = self._modules  # many calls of nn.Module.__getattr__ would show
-        layers, formulas = parts["layers"], parts["symbolic"]._modules.values()
-        if any(self.architecture.arities) or any(layer.edges for layer in formulas):
+        parts: dict[str, Any] = self._modules  # many calls of nn.Module.__getattr__ would show
+        if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None
-        layers = layers._modules.values()
+        layers: list[KANLinear] = list(parts["layers"]._modules.values())
         if not all(map(is_stackable, layers)):
             return None
         affine = (parts[name]._parameters.values() for name in AFFINE)

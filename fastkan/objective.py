@@ -69,8 +69,9 @@ class Objective:
         if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model.is_watched():
             return None
         stack = self.model.stack()
-        serve = stack is not None and serves(x, stack) and small.has_values(y)
-        return stack if serve and y.shape == (len(x), stack[-1].weight.shape[2]) else None
+        if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
+            return None
+        return stack if serves(x, stack) and small.has_values(y) else None
 
     def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third

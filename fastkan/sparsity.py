@@ -7,7 +7,7 @@ worse to take over. So now and then a fit also tries to do without one hidden no
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ FIRST, EVERY = 4, 3  # steps
 SHORTEST, LONGEST = 4, 8  # steps of a trial
 HOPE = 0.97  # of its objective that each more must come to while it is still above the other's
 ALIVE = 1e-2  # what a node must be worth to be tried
+MULTIPLIED = 5  # trials of multiplications alone
+Node = tuple[int, int]  # layer, and place in it
 
 
 def rise(step: int, steps: int) -> float:
@@ -31,14 +33,25 @@ def rise(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / max(1, steps // 4))
 
 
+class Trial(NamedTuple):
+    """What is tried: to do without hidden nodes, from where the others are or, with a seed, with fresh edges."""
+
+    without: list[Node]
+    seed: int | None
+    regrid: bool = False  # whether grids behind hidden nodes start anew as well
+
+
 class NodeTrials:
     """Tries without one hidden node, the least important first, in turn: from where the others are and, in the next
-    round of a network's first fit, with fresh edges for them.
+    round of a network's first fit, with fresh edges for them. Where some nodes of a layer add and others multiply, that
+    fit also tries the multiplications alone, some times: squares of sums make products too, but longer ones, and a
+    multiplication that has died has no slope to come back by.
 
     Args:
         make_step: a fresh optimizer's step.
         objective: of a batch.
         update_grid: whether knots may move.
+        steps: of the fit.
     """
 
     def __init__(
@@ -47,31 +60,31 @@ class NodeTrials:
         make_step: Callable[[], Callable[[Tensor, Tensor], None]],
         objective: Objective,
         update_grid: bool,
+        steps: int,
     ) -> None:
         self.model, self.make_step, self.objective, self.update_grid = model, make_step, objective, update_grid
-        self.failed = 0
+        self.steps, self.failed, self.multiplied = steps, 0, 0
 
     def due(self, step: int) -> bool:
         """Whether a trial belongs to this step."""
         return step >= FIRST and step % EVERY == 0
 
-    def __call__(self, take: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor) -> bool:
+    def __call__(self, take: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor, step: int) -> bool:
         """One step as it is, and a trial; whether the trial's parameters are kept."""
-        nodes = self._nodes(x)
-        if self.failed >= 2 * len(nodes):  # each has been tried in both ways
+        trial = self._next(x, risen=rise(step, self.steps) == 1)
+        if trial is None:
             take(x, y)
             return False
         before = state_of(self.model)
         take(x, y)
         plain, reached = state_of(self.model), self._value(x, y)
         self.model.load_state_dict(before)
-        left_out = nodes[self.failed % len(nodes)]
-        afresh = not self.model.history and self.failed // len(nodes) % 2 == 1  # after trials from where they are
         full = self.objective.strength
-        if afresh:
-            redraw(self.model, [node for node in nodes if node != left_out], seed=self.failed)
+        if trial.seed is not None:
+            redraw(self.model, trial.without, trial.seed, trial.regrid)
         else:
-            silence(self.model, *left_out)
+            for node in trial.without:
+                silence(self.model, *node)
         try_step = self.make_step()
         value = float("inf")
         for tried in range(1, LONGEST + 1):
@@ -79,7 +92,7 @@ class NodeTrials:
                 self.model.update_grid_from_samples(x)
                 try_step = self.make_step()
             last = value
-            self.objective.strength = full * min(1.0, tried / SHORTEST) ** 2 if afresh else full
+            self.objective.strength = full * min(1.0, tried / SHORTEST) ** 2 if trial.seed is not None else full
             try_step(x, y)
             self.objective.strength = full
             value = self._value(x, y)
@@ -97,19 +110,35 @@ class NodeTrials:
             return self.objective(x, y).item()
 
     @torch.no_grad()
-    def _nodes(self, x: Tensor) -> list[tuple[int, int]]:
-        """Hidden nodes that matter, ``(layer, node)``, the least important first; none where one is its layer's
-        last, or where a formula is."""
+    def _next(self, x: Tensor, risen: bool) -> Trial | None:
+        """None where a layer's last node is left or a formula is, and when each has been tried in both ways."""
         model = self.model
         scores = attributed(model, [step.nodes for step in model.trace(x)])
-        found: list[tuple[float, int, int]] = []
+        alive: list[tuple[float, int, int]] = []
+        dead: list[Node] = []
         for layer in range(1, model.depth):
             worth = scores.nodes[layer].amax(0).tolist()
-            alive = [(score, layer, node) for node, score in enumerate(worth) if score > ALIVE]
-            if len(alive) < 2 or model.symbolic[layer - 1].edges or model.symbolic[layer].edges:
-                return []
-            found += alive
-        return [(layer, node) for _, layer, node in sorted(found)]
+            found = [(score, layer, node) for node, score in enumerate(worth) if score > ALIVE]
+            if len(found) < 2 or model.symbolic[layer - 1].edges or model.symbolic[layer].edges:
+                return None
+            alive += found
+            dead += [(layer, node) for node, score in enumerate(worth) if not score > ALIVE]
+        nodes = [(layer, node) for _, layer, node in sorted(alive)]
+        sums = self._beside_multiplications()
+        if risen and not model.history and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
+            self.multiplied += 1
+            return Trial(sums, self.multiplied - 1, regrid=self.update_grid)
+        if self.failed < len(nodes):
+            return Trial([nodes[self.failed]], None)
+        if self.failed < 2 * len(nodes) and not model.history:
+            return Trial([nodes[self.failed - len(nodes)], *dead], self.failed)
+        return None
+
+    def _beside_multiplications(self) -> list[Node]:
+        """The hidden nodes that add, in layers where others multiply."""
+        nodes = self.model.architecture
+        layers = (layer for layer in range(1, self.model.depth) if nodes.arities[layer])
+        return [(layer, node) for layer in layers for node in range(nodes.sums[layer])]
 
 
 @torch.no_grad()
@@ -126,15 +155,16 @@ def silence(model: KAN, layer: int, node: int) -> None:
 
 
 @torch.no_grad()
-def redraw(model: KAN, nodes: list[tuple[int, int]], seed: int) -> None:
-    """Fresh numeric edges everywhere, and only these hidden nodes, ``(layer, node)``."""
+def redraw(model: KAN, without: list[Node], seed: int, regrid: bool) -> None:
+    """Fresh numeric edges everywhere, but for hidden nodes to do without; with ``regrid`` on the first grids behind
+    hidden nodes."""
     generator = torch.Generator().manual_seed(seed)
-    for layer in model.layers:
+    for place, layer in enumerate(model.layers):
+        if regrid and place > 0:
+            layer.replace_knots(layer.initial_knots())
         reset(layer, NOISE, 0.0, 1.0, generator)
-    for layer in range(1, model.depth):
-        for node in range(model.width_in[layer]):
-            if (layer, node) not in nodes:
-                silence(model, layer, node)
+    for node in without:
+        silence(model, *node)
 
 
 def state_of(model: KAN) -> dict[str, Any]:

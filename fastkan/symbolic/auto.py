@@ -90,6 +90,7 @@ def auto_symbolic(
     verbose: int = 1,
     weight_simple: float = 0.8,
     r2_threshold: float = 0.99,
+    negligible: float = 1e-2,
 ) -> SymbolicReport:
     """Make all splines formulas that fit one, in place; those that don't stay splines.
 
@@ -103,6 +104,8 @@ def auto_symbolic(
         verbose: whether to print the report.
         weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
         r2_threshold: 0 forces every edge into some function.
+        negligible: an edge that fits no function becomes a constant, ``"0"``, if its values spread less than by this
+            share of the spread of the sum that they go into.
 
     Returns:
         A list of :class:`EdgeReport`, one for each edge that was a spline; its ``numeric`` are those that still are.
@@ -123,7 +126,7 @@ def auto_symbolic(
     """
     names = library_names(lib)
     check_ranges(a_range, b_range)
-    for name, value in (("weight_simple", weight_simple), ("r2_threshold", r2_threshold)):
+    for name, value in (("weight_simple", weight_simple), ("r2_threshold", r2_threshold), ("negligible", negligible)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {type(value).__name__}")
         if not 0 <= value <= 1:
@@ -137,17 +140,23 @@ def auto_symbolic(
             if on.any():
                 values = edge_functions(model.layers[layer], model.symbolic[layer], nodes)
                 i, j = on.nonzero().unbind(1)
-                fits = search(nodes[:, i], values[:, i, j], names, a_range=a_range, b_range=b_range)
+                own = values[:, i, j]
+                fits = search(nodes[:, i], own, names, a_range=a_range, b_range=b_range)
                 fixed = []
+                hardly = own.std(0) < negligible * values.sum(1)[:, j].std(0)
                 for place, edge in enumerate(zip(i.tolist(), j.tolist())):
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
                     best = chosen or max(ranked, key=lambda c: c.r2)
                     entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
-                    report.append(entry)
                     if chosen is not None:
                         model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
                         fixed.append(edge)
+                    elif hardly[place]:
+                        model.symbolic[layer].fix(*edge, "0", (1.0, 0.0, 0.0, own[:, place].mean().item()))
+                        fixed.append(edge)
+                        entry = entry._replace(name="0", r2=0.0, complexity=0.0)
+                    report.append(entry)
                 set_numeric(model, layer, fixed, False)
             nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes))
     if verbose:

@@ -116,7 +116,8 @@ class Taken:
             weight, _, scale, mask = self.operands[place]
             by_weight, by_base, by_scale = needed[1 + 4 * place : 4 + 4 * place]
             by_x = place > 0 or needed[0]
-            g, dw, db = self.passes[place].pull(g, *by_spreads[place], by_x, by_weight or by_scale, by_base)
+            by_edges, by_inputs = by_spreads[place]
+            g, dw, db = self.passes[place].pull(g, by_edges, by_inputs, by_x, by_weight or by_scale, by_base)
             if by_scale:
                 found[4 * place + 2] = _times((dw * weight).sum(0), mask)
             if by_weight:
