@@ -8,10 +8,12 @@
 from fastkan_kernels import backend
 
 from . import functional
+from .conversion import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
 from .datasets import create_dataset, create_dataset_from_data
 from .explain import explain
 from .layer import KANLinear
 from .network import KAN
+from .replace import replace_linear
 from .symbolic.library import SYMBOLIC_LIB, add_symbolic
 from .version import __version__
 
@@ -22,8 +24,13 @@ __all__ = [
     "__version__",
     "add_symbolic",
     "backend",
+    "convert",
+    "convert_state_dict",
     "create_dataset",
     "create_dataset_from_data",
     "explain",
     "functional",
+    "replace_linear",
+    "to_efficient_kan_state_dict",
+    "to_pykan",
 ]

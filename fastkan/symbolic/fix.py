@@ -13,6 +13,7 @@ from torch import Tensor
 from fastkan_kernels.checks import check_range
 
 from ..edges import edge_functions, mask_of
+from ..tables import table
 from .library import IDENTITY, SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 
@@ -257,14 +258,3 @@ def check_ranges(a_range: Range, b_range: Range) -> None:
     for name, value in (("a_range", a_range), ("b_range", b_range)):
         if value is not None:
             check_range(name, value)
-
-
-def table(align: str, *rows: Sequence[str]) -> str:
-    """Text in columns; ``align`` has an "l" or an "r" for each."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if side == "l" else cell.rjust(width) for side, cell, width in zip(align, row, widths)
-        ).rstrip()
-        for row in rows
-    )

@@ -1,0 +1,16 @@
+"""Tables as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(align: str, *rows: Sequence[str]) -> str:
+    """Text in columns; ``align`` has an "l" or an "r" for each."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if side == "l" else cell.rjust(width) for side, cell, width in zip(align, row, widths)
+        ).rstrip()
+        for row in rows
+    )

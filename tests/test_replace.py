@@ -1,0 +1,164 @@
+"""``replace_linear``: which linears become KAN layers, and what is kept around them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastkan import KANLinear, replace_linear
+
+
+class Head(nn.Linear):
+    pass
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.Tanh(), nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8)), nn.Tanh(), Head(8, 2)
+    )
+
+
+def kinds(model: nn.Module) -> dict[str, str]:
+    return {
+        name: type(each).__name__ for name, each in model.named_modules() if isinstance(each, (nn.Linear, KANLinear))
+    }
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        (None, {"0", "2.0", "2.1", "4"}),
+        ("2.*", {"2.0", "2.1"}),
+        (["0", "4"], {"0", "4"}),
+        (Head, {"4"}),
+        (lambda name, linear: linear.bias is None, {"2.0"}),
+        ((Head, "0"), {"0", "4"}),
+    ],
+    ids=["all", "pattern", "patterns", "type", "function", "mixed"],
+)
+def test_what_is_selected_is_replaced_and_told(select: Any, expected: set[str]) -> None:
+    model = mlp()
+    report = replace_linear(model, select, grid_size=4)
+    assert {name for name, kind in kinds(model).items() if kind == "KANLinear"} == expected
+    assert {entry.name for entry in report} == expected
+    assert model(torch.randn(3, 4)).shape == (3, 2)
+    for entry in report:
+        layer = model.get_submodule(entry.name)
+        assert (entry.in_features, entry.out_features) == (layer.in_features, layer.out_features)
+        assert entry.after == sum(p.numel() for p in layer.parameters())
+        assert entry.name in str(report)
+    assert repr(report).startswith(f"{len(expected)} linears became KAN layers")
+
+
+def test_sizes_bias_dtype_mode_and_options() -> None:
+    model = mlp().double().eval()
+    replace_linear(model, grid_size=7, spline_order=2, grid_range=(-2, 2), base="identity", spline_scale=True,
+                   outside="linear")  # fmt: skip
+    layer = model[0]
+    assert (layer.in_features, layer.out_features, layer.grid_size, layer.spline_order) == (4, 8, 7, 2)
+    assert (layer.base, layer.outside, layer.spline_scale is not None) == ("identity", "linear", True)
+    assert layer.spline_weight.dtype == torch.float64
+    assert not layer.training
+    assert (layer.bias is not None, model[2][0].bias is not None) == (True, False)
+    assert layer.knots[0, 2] == -2
+    other = mlp()
+    replace_linear(other, bias=False)
+    assert all(m.bias is None for m in other.modules() if isinstance(m, KANLinear))
+
+
+def test_a_linear_in_two_places_stays_one() -> None:
+    shared = nn.Linear(3, 3)
+    model = nn.Sequential(shared, nn.Tanh(), shared)
+    (entry,) = replace_linear(model, "2")
+    assert entry.name == "0, 2"
+    assert model[0] is model[2]
+    assert type(model[0]) is KANLinear
+
+
+def test_grids_move_to_the_inputs_of_a_sample() -> None:
+    model = mlp().train()
+    model[1].eval()
+    x = 5 + 3 * torch.randn(400, 4)
+    replace_linear(model, sample=x)
+    low, high = (model[0].knots[:, n] for n in (3, -4))
+    assert ((low < x.amin(0)) & (x.amax(0) < high)).all()
+    inner = model[1](model[0](x)).detach()
+    low, high = (model[2][0].knots[:, n] for n in (3, -4))
+    assert ((low < inner.amin(0)) & (inner.amax(0) < high)).all()
+    assert (model.training, model[1].training, model[0].training) == (True, False, True)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) + self.b(y)
+
+
+def test_a_sample_can_be_arguments() -> None:
+    x, y = 9 + torch.rand(50, 2), torch.rand(50, 4) - 9
+    for sample in ((x, y), {"y": y, "x": x}):
+        model = Two()
+        replace_linear(model, sample=sample)
+        assert model.a.knots.min() > 5
+        assert model.b.knots.max() < -5
+
+
+@pytest.mark.parametrize("select", [None, "*"])
+def test_a_transformer_goes_on_in_training_and_inference(select: str | None) -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2)
+    report = replace_linear(model, select)
+    assert [e.name for e in report.replaced] == [f"layers.{l}.linear{n}" for l in range(2) for n in (1, 2)]
+    assert [e.name for e in report if e.kept_because] == [f"layers.{l}.self_attn.out_proj" for l in range(2)]
+    assert "2 stay" in repr(report)
+    x = torch.randn(3, 5, 8)
+    trained = model(x).detach()
+    model.eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), trained)
+        model(x, src_key_padding_mask=torch.zeros(3, 5, dtype=torch.bool))
+
+
+def test_tied_weights_stay() -> None:
+    model = nn.ModuleDict({"embedding": nn.Embedding(10, 4), "head": nn.Linear(4, 10)})
+    model["head"].weight = model["embedding"].weight
+    (entry,) = replace_linear(model)
+    assert entry.kept_because == "its weight is also embedding's"
+    assert type(model["head"]) is nn.Linear
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    (entry,) = replace_linear(normed)
+    assert entry.kept_because == "its weight is computed by a parametrization"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: replace_linear(3), "model must be a torch.nn.Module, got int"),
+        (lambda model: replace_linear(nn.Linear(2, 2)), "model must hold the linears, and is one"),
+        (
+            lambda model: replace_linear(model, "encoder.*"),
+            r"select='encoder.\*' finds no nn.Linear; there are: 0, 2.0",
+        ),
+        (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
+        (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),
+        (lambda model: replace_linear(model, grid_size=0), "grid_size"),
+        (lambda model: replace_linear(model, base="relu"), "base must be one of"),
+        (lambda model: replace_linear(model, sample=torch.full((3, 4), torch.nan)), "x must"),
+        (lambda model: replace_linear(model, sample=torch.ones(3, 5)), "in_features=4"),
+    ],
+    ids=["model", "linear", "nothing", "type", "number", "grid", "base", "nan", "shape"],
+)
+def test_errors_leave_the_model_as_it_is(call: Any, message: str) -> None:
+    model = mlp()
+    before = list(model.named_modules())
+    with pytest.raises((TypeError, ValueError), match=message):
+        call(model)
+    assert list(model.named_modules()) == before
+    assert set(kinds(model).values()) == {"Linear", "Head"}

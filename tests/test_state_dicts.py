@@ -1,0 +1,187 @@
+"""Checkpoints of other packages, and the ways back to them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import peers
+import pytest
+import torch
+from peers import D, formula, inkan, points, pykan
+from test_convert import SOURCES, close, columns, value, with_formulas
+from torch import Tensor, nn
+
+from fastkan import KAN, KANLinear, convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if "formulas" not in name and "some inputs" not in name])
+def test_a_state_dict_is_that_of_the_converted_model(name: str) -> None:
+    source = SOURCES[name](dtype=D)
+    ours, found = convert(source), convert_state_dict(source.state_dict())
+    state = ours.state_dict()
+    alone = {"node_scale", "node_bias", "subnode_scale", "subnode_bias", "symbolic", "input_id"}
+    if "pykan" not in name:
+        state = {key: value for key, value in state.items() if key.split(".")[0] not in alone}
+    if "zero" in name:  # a state_dict does not say that the base function is none
+        found = {key: value for key, value in found.items() if "base_weight" not in key}
+    assert found.keys() == state.keys()
+    for key, each in state.items():
+        if isinstance(each, Tensor):
+            torch.testing.assert_close(found[key], each, rtol=1e-12, atol=1e-12)
+        else:
+            assert found[key] == each
+
+
+def test_it_loads_into_a_model_made_alike() -> None:
+    source = pykan((2, (2, 1), 1), grid=6, affine=True)
+    ours = KAN([2, [2, 1], 1], grid=6, dtype=D)
+    ours.load_state_dict(convert_state_dict(source.state_dict()))
+    x = points(2)
+    close(ours(x).detach(), source(x).detach())
+
+
+def test_layers_in_a_checkpoint_of_a_larger_model() -> None:
+    source = nn.Sequential(nn.Linear(2, 3), nn.Sequential(inkan(3, 4), peers.KANLinear(4, 2)))
+    state = {f"model.{name}": tensor for name, tensor in source.double().state_dict().items()}
+    found = convert_state_dict(state)
+    ours = nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 3), nn.Sequential(
+        KANLinear(3, 4, 7), KANLinear(4, 2, spline_scale=True)))}).double()  # fmt: skip
+    ours.load_state_dict(found)
+    assert found["model.0.weight"] is state["model.0.weight"]
+    x = points(2)
+    close(ours["model"](x).detach(), source(x).detach())
+
+
+def misfit() -> dict[str, Any]:
+    return {**peers.KANLinear(2, 3).state_dict(), "base_weight": torch.ones(2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda: [1], "state_dict must be a dictionary of names, got list"),
+        (lambda: {}, r"state_dict must hold layers of efficient-kan \(base_weight, grid, spline_weight\)"),
+        (lambda: nn.Linear(2, 2).state_dict(), "it has none"),
+        (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, and no names.*convert the model"),
+        (lambda: inkan(2, 1, dim=2).state_dict(), "a surface of inkan's, dim=2"),
+        (misfit, r"base_weight must come to the shape \[2, 3\], it comes to \[2, 2\]"),
+    ],
+    ids=["list", "empty", "linear", "formulas", "surface", "misfit"],
+)
+def test_other_state_dicts_are_refused(state: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        convert_state_dict(state())
+
+
+# -- back ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("standalone", [True, False])
+@pytest.mark.parametrize("options", [{}, {"spline_scale": True}, {"base": "none"}], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_efficient_kan(masked: bool, options: dict[str, Any], standalone: bool) -> None:
+    layer = KANLinear(3, 4, 6, 2, dtype=D, **options)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    if masked:
+        layer.set_mask(torch.tensor([[1, 0, 1, 1]] * 3))
+    theirs = peers.KANLinear(3, 4, 6, 2, scaled=standalone)
+    theirs.load_state_dict(to_efficient_kan_state_dict(layer, standalone_scale=standalone))
+    x = points(3)
+    close(theirs(x).detach(), layer(x).detach())
+    assert all(t.is_contiguous() for t in to_efficient_kan_state_dict(layer).values())
+
+
+def test_there_and_back_is_the_same_state_dict() -> None:
+    for source in (peers.KAN([3, 4, 2]), nn.Sequential(nn.Linear(2, 3), peers.KANLinear(3, 2))):
+        state, found = source.state_dict(), to_efficient_kan_state_dict(convert(source))
+        assert found.keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(found[name], tensor)
+
+
+def network(**change: Any) -> KAN:
+    model = KAN([2, 3, 1], dtype=D)
+    if "formula" in change:
+        model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    if "affine" in change:
+        model.node_scale[0].data[0] = 2
+    return model
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda: 3, "module must be a torch.nn.Module, got int"),
+        (lambda: KANLinear(2, 3, bias=True), "module has a bias"),
+        (lambda: nn.Sequential(KANLinear(2, 3, base="identity")), "0 has the base function identity"),
+        (lambda: KANLinear(2, 3, outside="linear"), "go on linearly"),
+        (lambda: network(formula=True), "module is more than layers of splines"),
+        (lambda: network(affine=True), "module is more than layers of splines"),
+        (lambda: KAN([2, [1, 1], 1]), "module is more than layers of splines"),
+        (lambda: KAN([2, 2, 1]).prune_input(active_inputs=[1]), "module is more than layers of splines"),
+    ],
+    ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "columns"],
+)
+def test_what_efficient_kan_has_not_is_refused(module: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        to_efficient_kan_state_dict(module())
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if "some inputs" not in name])
+def test_to_pykan_and_back(name: str) -> None:
+    pytest.importorskip("kan")
+    ours = convert(SOURCES[name](dtype=D))
+    theirs = to_pykan(ours)
+    x = points(columns(SOURCES[name](dtype=D)))
+    close(value(theirs, x).detach(), ours(x).detach())
+    again = convert(theirs)
+    close(again(x).detach(), ours(x).detach())
+
+
+def test_to_pykan_keeps_what_is_trained_and_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("kan")
+    source = with_formulas(sp_trainable=False, affine_trainable=True)
+    formula(source, 1, 0, 0, "sin", (1, 0, 1, 0))
+    ours = convert(source)
+    ours.input_id, ours.in_features = torch.tensor([2, 0]), 3
+
+    def generators() -> list[bytes]:
+        numpys = np.random.get_state()  # noqa: NPY002 - the one that pykan seeds
+        return [repr(random.getstate()).encode(), numpys[1].tobytes(), bytes(torch.get_rng_state().tolist())]
+
+    before = generators()
+    theirs = to_pykan(ours)
+    assert generators() == before
+    assert capsys.readouterr().out == ""
+    x = points(3)
+    close(theirs(x).detach(), ours(x).detach())
+    for l in range(2):
+        assert theirs.act_fun[l].coef.requires_grad
+        assert not theirs.act_fun[l].scale_sp.requires_grad
+        assert theirs.node_bias[l].requires_grad
+        assert theirs.symbolic_fun[l].funs_name == source.symbolic_fun[l].funs_name
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: nn.Linear(2, 2), "model must be a KAN or a KANLinear, got Linear"),
+        (lambda: KANLinear(2, 2, bias=True), "layer 0 has a bias"),
+        (lambda: KANLinear(2, 2, outside="linear"), "layer 0 has outside='linear'"),
+    ],
+    ids=["linear", "bias", "outside"],
+)
+def test_what_pykan_has_not_is_refused(model: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        to_pykan(model())
+
+
+def test_a_function_that_pykan_has_not_is_refused() -> None:
+    pytest.importorskip("kan")
+    model = KAN([2, 1])
+    model.fix_symbolic(0, 1, 0, "cosh", fit_params_bool=False)
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 0\) is 'cosh', which pykan has not"):
+        to_pykan(model)
