@@ -8,7 +8,6 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -191,6 +190,8 @@ def _fill(theirs: Any, layer: KANLinear) -> None:
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """pykan seeds every generator there is, and prints."""
+    import numpy as np
+
     ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that pykan seeds
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
