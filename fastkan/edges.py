@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkan_kernels import edge_std, edge_values
 from fastkan_kernels.stack import StackedLayer, column_std, effective, serves, small_stack
@@ -34,21 +33,26 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
 
 def is_stackable(layer: KANLinear) -> bool:
     """Whether calling the layer does no more than :func:`stacked` tells."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
     return (
         type(layer) is KANLinear
         and layer.outside == "zero"
-        and not hooks
+        and not has_hooks(layer)
         and layer.bias is None
         and layer._buffers["_outside_count"] is None
     )
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks) or "forward" in module.__dict__
+
+
 def stacked(layer: KANLinear) -> StackedLayer:
     """What the kernels need of a layer."""
-    # many calls of nn.Module.__getattr__ would show; of other classes nobody knows where they keep these
-    read = {**layer._buffers, **layer._parameters}.get if type(layer) is KANLinear else partial(getattr, layer)
-    weight, base_weight, scale, mask, knots = map(read, OPERANDS)
+    # many calls of nn.Module.__getattr__ would show; but what computes a weight keeps it elsewhere
+    own: dict[str, Any] = {**layer._buffers, **layer._parameters} if type(layer) is KANLinear else {}
+    weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
     return StackedLayer(weight, base_weight, scale, mask, knots, layer._known.basis(knots))

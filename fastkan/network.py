@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from fastkan_kernels.checks import check_dtype, check_range
 from fastkan_kernels.cpu.small import has_values
@@ -21,7 +22,7 @@ from . import fit as fitting
 from . import prune as pruning
 from . import refine as refining
 from .architecture import Architecture, architecture, for_each_layer, shortest
-from .edges import is_stackable, numeric_spread, stacked
+from .edges import has_hooks, is_stackable, numeric_spread, stacked
 from .functional import rows_of
 from .initial import near, reset
 from .known import Fact
@@ -228,9 +229,10 @@ class KAN(nn.Module):
         if stack is not None and small_serves(nodes, stack):
             return small_stack(nodes, stack, spread)
         for layer in range(self.depth):
-            if spread:
+            subnodes = self.subnodes_of(layer, nodes, singularity_avoiding, y_th)
+            if spread:  # after the call, before which some compute their weights
                 spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
-            nodes = self.nodes_of(layer, self.subnodes_of(layer, nodes, singularity_avoiding, y_th))
+            nodes = self.nodes_of(layer, subnodes)
         return nodes, spreads
 
     def inputs(self, rows: Tensor) -> Tensor:
@@ -257,8 +259,7 @@ class KAN(nn.Module):
 
     def is_watched(self) -> bool:
         """Whether calling it does more than its forward: by hooks, or in a class of its own."""
-        hooks = self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks
-        return bool(hooks) or type(self) is not KAN
+        return has_hooks(self) or type(self) is not KAN
 
     def stack(self) -> list[StackedLayer] | None:
         """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
@@ -266,7 +267,7 @@ class KAN(nn.Module):
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
-        if not all(map(is_stackable, layers)):
+        if not all(map(is_stackable, layers)) or _has_any_global_hook():
             return None
         affine = (parts[name]._parameters.values() for name in AFFINE)
         return [stacked(layer) for layer in layers] if self._plain(*chain.from_iterable(affine)) else None

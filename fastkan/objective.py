@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,7 +72,10 @@ class Objective:
         stack = self.model.stack()
         if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
             return None
-        return stack if serves(x, stack) and small.has_values(y) else None
+        if not (serves(x, stack) and small.has_values(y)):
+            return None
+        operands = chain.from_iterable(layer[:4] for layer in stack)
+        return stack if all(t is None or _takes_gradients(t) for t in operands) else None
 
     def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
@@ -85,8 +89,9 @@ class Objective:
             value = float(wide @ wide) / wide.size
             by_spreads: list = [(None, None)] * len(stack)
             if self.penalty is not None:
-                penalty, by_spreads = self.penalty.pull(taken.spreads(), self.strength * unit)
-                value += self.strength * penalty
+                strength = float(self.strength)
+                penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit)
+                value += strength * penalty
             value *= unit
             if not math.isfinite(value):
                 return value
@@ -100,3 +105,8 @@ class Objective:
                 gradient = torch.from_numpy(gradient)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return value
+
+
+def _takes_gradients(operand: Tensor) -> bool:
+    """Whether a gradient ends there, and nobody looks on."""
+    return operand.is_leaf and not (operand._backward_hooks or operand._post_accumulate_grad_hooks)

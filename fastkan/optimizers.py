@@ -13,6 +13,7 @@ from .objective import Objective
 # objective's units. So the objective gets units in which its largest derivative starts as the first of these, and as
 # the next where no progress was made: the first step is as long, up to a length of 1.
 STEEPEST = (2.0**-4, 2.0**4, 2.0**12)
+HIGHEST = 2.0**96  # of these units: in float32 what is multiplied by one must not become infinite
 HISTORY = 10
 REFUSED = 10.0  # times the last good objective is what a line search is told of one that isn't finite
 GAIN = 1e-6  # of the objective: less is none
@@ -73,7 +74,7 @@ class LBFGS:
         steepest = max((slope.abs().max().item() for slope in slopes if slope is not None), default=0.0)
         if not 0 < steepest < math.inf:
             return 1.0
-        return 2.0 ** round(math.log2(STEEPEST[self.idle] / steepest))
+        return min(HIGHEST, 2.0 ** round(math.log2(STEEPEST[self.idle] / steepest)))
 
     def restart(self) -> None:
         """Forget the curvature: the parameters, or the objective, mean something else now."""

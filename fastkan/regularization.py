@@ -92,10 +92,11 @@ class Penalty:
         """The penalty and, times ``unit``, its gradients by the spreads of each layer's edges and inputs; of arrays."""
         import numpy as np
 
+        lamb_l1, lamb_entropy = map(float, self.of_edges)  # NumPy's own numbers would widen float32
         total, pulled = 0.0, []
         for edges, inputs in spreads:
             floored = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
-            value, slope = _value_and_slope(edges / floored, np.log2, *self.of_edges)
+            value, slope = _value_and_slope(edges / floored, np.log2, lamb_l1, lamb_entropy)
             total += float(value)
             by_edges = slope * (unit / floored)
             pulled.append((by_edges, -(by_edges * edges).sum(1) / floored[:, 0]))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import sympy
 import torch
 from spline_cases import assert_same, network, shaped, state_of, through
 
 from fastkan import KAN, SYMBOLIC_LIB, create_dataset
+from fastkan.edges import edge_functions
 from fastkan.symbolic import auto
 
 
@@ -139,19 +142,6 @@ def test_bounds_and_products() -> None:
     assert formula.is_number is False
 
 
-@pytest.mark.parametrize(
-    ("threshold", "error", "message"),
-    [
-        (1.5, ValueError, "r2_threshold must be from 0 to 1, got 1.5"),
-        (-0.1, ValueError, "r2_threshold must be from 0 to 1, got -0.1"),
-        (True, TypeError, "r2_threshold must be a number, got bool"),
-    ],
-)
-def test_thresholds_that_are_none(threshold: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        network().auto_symbolic(r2_threshold=threshold)
-
-
 def test_same_bits_every_time() -> None:
     states = []
     for _ in range(2):
@@ -167,3 +157,94 @@ def test_before_any_forward_and_in_single_precision() -> None:
     assert len(model.auto_symbolic(verbose=0, r2_threshold=0)) == 6
     assert model(torch.rand(5, 2)).dtype == torch.float32
     assert model.symbolic[0].affine.dtype == torch.float32
+
+
+# -- edges that hardly vary -------------------------------------------------------------------------
+
+
+def rough(size: float) -> KAN:
+    """x, and beside it an edge that no function here fits, with a mean of its own."""
+    return shaped(lambda x: x, lambda x: size * (torch.sin(20 * x**3) + 0.3 * x.abs().sqrt() + 2))
+
+
+def test_an_edge_that_hardly_varies_becomes_a_constant(capsys: pytest.CaptureFixture[str]) -> None:
+    model = rough(5e-3)
+    x, y = model.sample, model(model.sample).detach()
+    own = edge_functions(model.layers[0], model.symbolic[0], x)[:, 1, 0]
+    report = model.auto_symbolic(lib=["x", "sin"])
+    line, constant = report
+    assert line.name == "x"
+    assert constant[:4] == (0, 1, 0, "0")
+    assert (constant.r2, constant.complexity) == (0, 0)
+    assert report.numeric == []
+    assert "(0, 1, 0)  0" in capsys.readouterr().out
+    assert not model.has_numeric_edges(0)
+    left = (model(x) - y).std() / y.std()
+    assert 1e-3 < left < 1e-2
+    (place,) = (n for n, edge in enumerate(model.symbolic[0].edges) if edge.i == 1)
+    assert model.symbolic[0].affine[place].tolist() == pytest.approx([1, 0, 0, own.mean().item()])
+    (formula,), names = model.symbolic_formula()
+    assert formula.free_symbols == {names[0]}
+    computed = sympy.lambdify(names, formula, "numpy")(*x.numpy().T)
+    np.testing.assert_allclose(model(x).detach().numpy()[:, 0], computed, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("size", "negligible", "name"),
+    [(5e-3, 1e-2, "0"), (5e-3, 0, None), (5e-3, 1e-3, None), (5e-2, 1e-2, None), (5e-2, 0.1, "0"), (5e-2, 1, "0")],
+)
+def test_how_much_is_negligible(size: float, negligible: float, name: str | None) -> None:
+    model = rough(size)
+    before = model.layers[0].spline_weight.detach().clone()
+    report = model.auto_symbolic(lib=["x", "sin"], negligible=negligible, verbose=0)
+    assert [edge.name for edge in report] == ["x", name]
+    if name is None:
+        assert report[1].best in ("x", "sin")
+        assert torch.equal(model.layers[0].spline_weight, before)
+        assert model.layers[0].mask.tolist() == [[0], [1]]
+
+
+def test_what_fits_a_function_gets_it_however_little_it_varies() -> None:
+    report = shaped(lambda x: x, lambda x: 1e-4 * torch.sin(3 * x)).auto_symbolic(lib=["x", "sin"], verbose=0)
+    assert [edge.name for edge in report] == ["x", "sin"]
+
+
+def test_little_is_meant_beside_the_sum_with_formulas_in_it() -> None:
+    """Large edges that cancel leave a sum beside which the third is not negligible."""
+    model = shaped(lambda x: x, lambda x: 5e-3 * torch.sin(20 * x**3), lambda x: x)
+    model.fix_symbolic(0, 0, 0, "x", fit_params_bool=False)
+    with torch.no_grad():
+        model.symbolic[0].affine[0] = torch.tensor([1.0, 0.0, 1.0, 0.0])
+        through(model.layers[0], 2, lambda x: -x)
+    model.sample[:, 2] = model.sample[:, 0]
+    copy = model.copy()
+    copy.sample = torch.rand_like(model.sample) * 1.98 - 0.99
+    assert [edge.name for edge in model.auto_symbolic(lib=["x"], verbose=0)] == [None, "x"]
+    assert [edge.name for edge in copy.auto_symbolic(lib=["x"], verbose=0)] == ["0", "x"]
+
+
+@pytest.mark.parametrize("name", ["weight_simple", "r2_threshold", "negligible"])
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (1.5, ValueError, "must be from 0 to 1, got 1.5"),
+        (-0.1, ValueError, "must be from 0 to 1, got -0.1"),
+        (math.nan, ValueError, "must be from 0 to 1, got nan"),
+        (True, TypeError, "must be a number, got bool"),
+        ("0", TypeError, "must be a number, got str"),
+        (None, TypeError, "must be a number, got NoneType"),
+    ],
+)
+def test_shares_that_are_none(name: str, value: Any, error: type[Exception], message: str) -> None:
+    model = network()
+    before = state_of(model)
+    with pytest.raises(error, match=f"{name} {message}"):
+        model.auto_symbolic(**{name: value})
+    assert_same(model, before)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_sample_varies_in_nothing() -> None:
+    model = network()
+    model(torch.zeros(1, 2, dtype=torch.float64))
+    assert {edge.name for edge in model.auto_symbolic(verbose=0)} == {"0"}

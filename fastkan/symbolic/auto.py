@@ -143,7 +143,7 @@ def auto_symbolic(
                 own = values[:, i, j]
                 fits = search(nodes[:, i], own, names, a_range=a_range, b_range=b_range)
                 fixed = []
-                hardly = own.std(0) < negligible * values.sum(1)[:, j].std(0)
+                hardly = own.std(0, correction=0) < negligible * values.sum(1)[:, j].std(0, correction=0)
                 for place, edge in enumerate(zip(i.tolist(), j.tolist())):
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)

@@ -54,10 +54,15 @@ def serves(x: Tensor, layers: Sequence[StackedLayer]) -> bool:
         and all(
             x.dtype == layer.weight.dtype == layer.knots.dtype
             and small.fits(len(x), layer.knots, layer.weight, layer.basis)
-            and not (layer.knots.requires_grad and torch.is_grad_enabled())
             for layer in layers
         )
+        and not (torch.is_grad_enabled() and any(map(_asks_for_more, layers)))
     )
+
+
+def _asks_for_more(layer: StackedLayer) -> bool:
+    """Whether a gradient is wanted that the stack does not have."""
+    return layer.knots.requires_grad or (layer.mask is not None and layer.mask.requires_grad)
 
 
 def small_stack(x: Tensor, layers: Sequence[StackedLayer], spread: bool = False) -> tuple[Tensor, list[Spread]]:
@@ -141,7 +146,8 @@ class _SmallStack(torch.autograd.Function):
     @staticmethod
     def backward(ctx, by_y, *by_deviations):
         x, *operands = ctx.saved_tensors
-        if torch.is_grad_enabled() or not small.has_values(by_y):
+        # each is asked: of a batch of gradients some may be zeros that have no batch
+        if torch.is_grad_enabled() or not all(map(small.has_values, (by_y, *by_deviations))):
             return _differentiable(ctx, x, operands, (by_y, *by_deviations))
         by_x, _, _, *needed = ctx.needs_input_grad
         by_spreads = [None if t is None else small.array(t) for t in by_deviations] or [None] * (2 * len(ctx.fixed))

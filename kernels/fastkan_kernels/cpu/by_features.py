@@ -61,7 +61,8 @@ def features_of(x: Array, tables: Pieces, basis: Basis) -> Features:
     own = x.tobytes()
     kept = _kept
     for place, (of_tables, base, of_rows, found) in enumerate(kept):
-        if of_tables is tables and base == basis.base and of_rows == own and found.values.dtype == x.dtype:
+        same_kind = found.values.shape[::2] == x.shape and found.values.dtype == x.dtype
+        if of_tables is tables and base == basis.base and same_kind and of_rows == own:
             if place:
                 _kept = [kept[place], *kept[:place], *kept[place + 1 :]]
             return found
