@@ -38,7 +38,7 @@ class Trial(NamedTuple):
 
     without: list[Node]
     seed: int | None
-    regrid: bool = False  # whether grids behind hidden nodes start anew as well
+    multiplied: bool = False  # whether it is the multiplications alone
 
 
 class NodeTrials:
@@ -81,7 +81,7 @@ class NodeTrials:
         self.model.load_state_dict(before)
         full = self.objective.strength
         if trial.seed is not None:
-            redraw(self.model, trial.without, trial.seed, trial.regrid)
+            redraw(self.model, trial.without, trial.seed, regrid=trial.multiplied and self.update_grid)
         else:
             for node in trial.without:
                 silence(self.model, *node)
@@ -102,7 +102,7 @@ class NodeTrials:
             self.failed = 0
             return True
         self.model.load_state_dict(plain)
-        self.failed += 1
+        self.failed += not trial.multiplied  # which has a count of its own
         return False
 
     def _value(self, x: Tensor, y: Tensor) -> float:
@@ -127,7 +127,7 @@ class NodeTrials:
         sums = self._beside_multiplications()
         if risen and not model.history and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
             self.multiplied += 1
-            return Trial(sums, self.multiplied - 1, regrid=self.update_grid)
+            return Trial(sums, self.multiplied - 1, multiplied=True)
         if self.failed < len(nodes):
             return Trial([nodes[self.failed]], None)
         if self.failed < 2 * len(nodes) and not model.history:
