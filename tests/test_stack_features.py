@@ -272,6 +272,15 @@ def test_what_is_kept_for_a_backward_outlives_other_batches_and_writes() -> None
         same(one, other)
 
 
+def test_what_is_asked_of_kept_features_later_is_of_the_rows_that_they_are_of() -> None:
+    layers = layers_of()
+    x = all_inputs("adapted", layers)
+    twin = x.clone()
+    stacked(x, layers, spread=False)
+    x.numpy()[::2] = 0.5
+    right(twin, layers)
+
+
 def test_threads() -> None:
     layers = layers_of()
     rows = [all_inputs("adapted", layers, rows=20 + n) for n in range(6)]
