@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from fastkan_kernels.checks import check_dtype
+
+from .conversion.recognise import is_compiled
+from .edges import has_hooks
+from .functional import rows_of
 from .layer import KANLinear
 from .tables import table
 
@@ -76,27 +83,34 @@ def replace_linear(
     """Put fresh KAN layers in the place of ``nn.Linear``\\ s, in place.
 
     A linear in several places stays one. Those whose weights others look at stay: the projections of
-    ``nn.MultiheadAttention``, and weights that are tied to another module's. An ``nn.TransformerEncoder``'s fused
-    inference, which reads the weights of its linears, is switched off where one was replaced.
+    ``nn.MultiheadAttention``, and weights that are tied to another module's. So do those that no KAN layer can stand
+    for: lazy ones without sizes, weights of integers, and what ``torch.compile`` returned for a linear. What reads a
+    linear's ``.weight`` in code of its own, calls it by ``input=``, or keeps it in a plain list can't be seen: leave
+    those out. An ``nn.TransformerEncoder``'s fused inference, which reads the weights of its linears, is switched off
+    where one was replaced.
 
     Make the optimizer after: the parameters are new ones.
 
     Args:
         model: a module with linears in it.
         select: which: a pattern of qualified names (``"blocks.*.mlp.*"``), a subclass of ``nn.Linear``, a function of
-            name and linear, or a list of such; None is all.
+            name and linear, or a list of such; None is all, subclasses included.
         grid_size, spline_order, grid_range, base, spline_scale, outside: as :class:`KANLinear` takes them.
         bias: None for a bias where the linear had one.
-        sample: what to call the model with once, a tensor, or a tuple or dictionary of arguments, to move each new
-            layer's grid to where its inputs lie. Without it they should lie in ``grid_range``, as after a norm or tanh.
+        sample: what to call the model with once, a tensor, or a tuple or mapping of arguments, to move each new
+            layer's grid to where its inputs lie; one that gets none keeps its grid. Without it they should lie in
+            ``grid_range``, as after a norm or tanh.
 
     Returns:
         A list of what was done, which prints as a table.
 
     Raises:
-        TypeError: for a model that is no module, or a selection that is none of these.
-        ValueError: for a model that is itself a linear, a selection that finds none, or arguments that a layer
-            can't have; nothing has changed then.
+        TypeError: for a model that is no module, a selection that is none of these, or a bias that is no bool.
+        ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample for a model
+            on meta, or arguments that a layer can't have; nothing has changed then.
+
+    Warns:
+        UserWarning: where a linear had hooks, which go with it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -107,11 +121,18 @@ def replace_linear(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.Linear):
         raise ValueError("model must hold the linears, and is one: take a KANLinear of its sizes instead")
+    if bias is not None and not isinstance(bias, bool):
+        raise TypeError(f"bias must be a bool or None, got {type(bias).__name__}")
     places = _linears(model)
     chosen = {id(linear): linear for names, linear in places if any(_selects(select, name, linear) for name in names)}
     if not chosen:
         there = ", ".join(name for names, _ in places for name in names) or "none"
         raise ValueError(f"select={select!r} finds no nn.Linear; there are: {there}")
+    for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
+        if isinstance(pattern, str) and not any(
+            _selects(pattern, name, each) for names, each in places for name in names
+        ):
+            raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
     report, made = ReplacementReport(), {}
     for names, linear in places:
         if id(linear) not in chosen:
@@ -119,6 +140,8 @@ def replace_linear(
         reason = _needed_as_it_is(model, linear)
         after = 0
         if reason is None:
+            if sample is not None and linear.weight.is_meta:
+                raise ValueError(f"sample needs a model with values, {names[0]} is on meta")
             layer = KANLinear(
                 linear.in_features, linear.out_features, grid_size, spline_order,
                 grid_range=grid_range, base=base, spline_scale=spline_scale, outside=outside,
@@ -129,6 +152,9 @@ def replace_linear(
             after = _count(layer)
         sizes = linear.in_features, linear.out_features, _count(linear)
         report.append(Replacement(", ".join(names), *sizes, after, reason))
+    hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
+    if hooked:
+        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=2)
     undo = _swap(model, made)
     try:
         if sample is not None:
@@ -153,6 +179,10 @@ def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
         return True
     if isinstance(select, str):
         return fnmatchcase(name, select)
+    if isinstance(select, nn.Module):
+        raise TypeError(
+            f"select must be a pattern, a type, a function or a list of these, got a {type(select).__name__}"
+        )
     if isinstance(select, type):
         if not issubclass(select, nn.Linear):
             raise TypeError(f"select must be a subclass of nn.Linear, got {select.__name__}")
@@ -172,15 +202,23 @@ def _needed_as_it_is(model: nn.Module, linear: nn.Linear) -> str | None:
             continue
         if isinstance(each, nn.MultiheadAttention) and any(child is linear for child in each.children()):
             return f"{name or 'the model'} reads its weight"
+        if is_compiled(each) and each._modules["_orig_mod"] is linear:
+            return f"{name or 'the model'} is compiled of it"
         if any(id(parameter) in own for parameter in each._parameters.values() if parameter is not None):
             return f"its weight is also {name or 'the model'}'s"
     if not own or linear._parameters.get("weight") is None:
         return "its weight is computed by a parametrization"
+    if any(is_lazy(parameter) for parameter in linear.parameters(recurse=False)):
+        return "it has no sizes yet: call the model once"
+    try:
+        check_dtype(linear.weight.dtype)
+    except TypeError:
+        return f"its weight is of {linear.weight.dtype}"
     return None
 
 
 def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
 def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
@@ -210,17 +248,22 @@ def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
 
 @torch.no_grad()
 def _move_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
-    """One pass, in which each layer first moves its grid to what comes in."""
+    """One pass, in which each layer first moves its grid to all that has come in."""
+    seen: dict[nn.Module, Tensor] = {}
 
     def move(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(layer, KANLinear)
-        layer.update_grid(inputs[0])
+        if not inputs or not inputs[0].numel():
+            return
+        rows = rows_of(inputs[0], layer.in_features)
+        seen[layer] = torch.cat([seen[layer], rows]) if layer in seen else rows
+        layer.update_grid(seen[layer])
 
     hooks = [layer.register_forward_pre_hook(move) for layer in layers]
     training = {id(each): each.training for each in model.modules()}
     model.eval()
     try:
-        if isinstance(sample, dict):
+        if isinstance(sample, Mapping):
             model(**sample)
         elif isinstance(sample, (tuple, list)):
             model(*sample)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -92,6 +93,44 @@ def test_grids_move_to_the_inputs_of_a_sample() -> None:
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+class Routed(nn.Module):
+    """A linear that is called twice, and one that gets no rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.never = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.twice(x) + self.twice(x + 10), self.never(x[:0])
+
+
+def test_a_grid_covers_all_calls_and_stays_without_rows() -> None:
+    model, x = Routed(), torch.rand(50, 3)
+    replace_linear(model, sample=UserDict(x=x))
+    assert (model.twice.knots[:, 3] <= x.amin(0)).all()
+    assert (model.twice.knots[:, -4] >= x.amax(0) + 10).all()
+    assert torch.equal(model.never.knots, KANLinear(3, 3).knots)
+
+
+def test_hooks_go_with_a_word() -> None:
+    model = mlp()
+    model[0].register_forward_hook(lambda *of: None)
+    with pytest.warns(UserWarning, match="the hooks of 0 go with the linear"):
+        replace_linear(model)
+
+
+def test_what_no_layer_can_stand_for_stays() -> None:
+    whole = nn.Linear(3, 3)
+    whole.weight = nn.Parameter(torch.zeros(3, 3, dtype=torch.int8), requires_grad=False)
+    model = nn.ModuleList([nn.LazyLinear(3), whole, torch.compile(nn.Linear(3, 3), backend="eager"), nn.Linear(3, 3)])
+    report = replace_linear(model)
+    assert [entry.kept_because for entry in report] == [
+        "it has no sizes yet: call the model once", "its weight is of torch.int8", "2 is compiled of it", None,
+    ]  # fmt: skip
+    assert kinds(model) == {"0": "LazyLinear", "1": "Linear", "2._orig_mod": "Linear", "3": "KANLinear"}
+    assert "stays: it has no sizes yet" in str(report)
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -147,13 +186,16 @@ def test_tied_weights_stay() -> None:
             r"select='encoder.\*' finds no nn.Linear; there are: 0, 2.0",
         ),
         (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
+        (lambda model: replace_linear(model, ["0", "head"]), "select has the pattern 'head', which finds no nn.Linear"),
+        (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got a Linear"),
+        (lambda model: replace_linear(model, bias="no"), "bias must be a bool or None, got str"),
         (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),
         (lambda model: replace_linear(model, grid_size=0), "grid_size"),
         (lambda model: replace_linear(model, base="relu"), "base must be one of"),
         (lambda model: replace_linear(model, sample=torch.full((3, 4), torch.nan)), "x must"),
         (lambda model: replace_linear(model, sample=torch.ones(3, 5)), "in_features=4"),
     ],
-    ids=["model", "linear", "nothing", "type", "number", "grid", "base", "nan", "shape"],
+    ids=["model", "linear", "nothing", "type", "pattern", "module", "bias", "number", "grid", "base", "nan", "shape"],
 )
 def test_errors_leave_the_model_as_it_is(call: Any, message: str) -> None:
     model = mlp()
@@ -161,4 +203,11 @@ def test_errors_leave_the_model_as_it_is(call: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         call(model)
     assert list(model.named_modules()) == before
+    assert set(kinds(model).values()) == {"Linear", "Head"}
+
+
+def test_a_sample_needs_values() -> None:
+    model = mlp().to("meta")
+    with pytest.raises(ValueError, match="sample needs a model with values, 0 is on meta"):
+        replace_linear(model, sample=torch.ones(3, 4, device="meta"))
     assert set(kinds(model).values()) == {"Linear", "Head"}

@@ -54,6 +54,26 @@ def test_layers_in_a_checkpoint_of_a_larger_model() -> None:
     close(ours["model"](x).detach(), source(x).detach())
 
 
+def test_entries_that_are_no_tensors_and_parts_of_a_network() -> None:
+    layer = {**inkan(3, 2).state_dict(), "epoch": 3, "norm.weight": None}
+    found = convert_state_dict(layer)
+    assert set(found) == {"spline_weight", "base_weight", "knots", "epoch", "norm.weight"}
+    part = {f"net.{name}": value for name, value in pykan().state_dict().items() if "act_fun.0" not in name}
+    found = convert_state_dict(part)
+    assert {"net.layers.1.knots", "net.node_bias.0", "net.symbolic.1.affine"} <= set(found)
+    assert not any("act_fun" in name or "input_id" in name for name in found)
+
+
+def without(state: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+def coincident(knots: Tensor) -> Tensor:
+    knots = knots.clone()
+    knots[0, 5] = knots[0, 4]
+    return knots
+
+
 def misfit() -> dict[str, Any]:
     return {**peers.KANLinear(2, 3).state_dict(), "base_weight": torch.ones(2, 2)}
 
@@ -66,9 +86,20 @@ def misfit() -> dict[str, Any]:
         (lambda: nn.Linear(2, 2).state_dict(), "it has none"),
         (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, and no names.*convert the model"),
         (lambda: inkan(2, 1, dim=2).state_dict(), "a surface of inkan's, dim=2"),
+        (lambda: {"model": inkan(3, 2).state_dict()}, "it has none, but a dictionary in 'model'"),
+        (
+            lambda: {**peers.KANLinear(2, 3).state_dict(), "bias": torch.ones(3)},
+            "bias, which efficient-kan's layer has not",
+        ),
+        (lambda: inkan(3, 2).to("meta").state_dict(), "weight is on meta"),
+        (lambda: without(pykan().state_dict(), "symbolic_fun.0.mask"), "symbolic_fun.0: it has no mask"),
+        (
+            lambda: (s := peers.KANLinear(2, 3).state_dict()) | {"grid": coincident(s["grid"])},
+            r"knots of the inputs \[0\] coincide, where efficient-kan",
+        ),
         (misfit, r"base_weight must come to the shape \[2, 3\], it comes to \[2, 2\]"),
     ],
-    ids=["list", "empty", "linear", "formulas", "surface", "misfit"],
+    ids=["list", "empty", "linear", "formulas", "surface", "nested", "bias", "meta", "no mask", "knots", "misfit"],
 )
 def test_other_state_dicts_are_refused(state: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
@@ -111,6 +142,18 @@ def network(**change: Any) -> KAN:
     return model
 
 
+def adapted(layer: KANLinear) -> KANLinear:
+    layer.set_knots(coincident(layer.knots))
+    return layer
+
+
+def test_hooks_are_no_reason_to_refuse() -> None:
+    model = KAN([2, 3, 1])
+    expected = to_efficient_kan_state_dict(model)
+    model.layers[0].register_forward_hook(lambda *of: None)
+    assert to_efficient_kan_state_dict(model).keys() == expected.keys()
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
@@ -122,8 +165,10 @@ def network(**change: Any) -> KAN:
         (lambda: network(affine=True), "module is more than layers of splines"),
         (lambda: KAN([2, [1, 1], 1]), "module is more than layers of splines"),
         (lambda: KAN([2, 2, 1]).prune_input(active_inputs=[1]), "module is more than layers of splines"),
+        (lambda: KAN([4, 2, 1]).prune_input(active_inputs=[1, 3]), "module is more than layers of splines"),
+        (lambda: adapted(KANLinear(2, 3)), "module has knots that coincide"),
     ],
-    ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "columns"],
+    ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "column", "columns", "knots"],
 )
 def test_what_efficient_kan_has_not_is_refused(module: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
@@ -165,14 +210,22 @@ def test_to_pykan_keeps_what_is_trained_and_disturbs_nobody(capsys: pytest.Captu
         assert theirs.symbolic_fun[l].funs_name == source.symbolic_fun[l].funs_name
 
 
+def test_to_pykan_in_half_precision() -> None:
+    pytest.importorskip("kan")
+    ours = KAN([2, 3, 1]).half()
+    x = points(2, dtype=torch.float16)
+    torch.testing.assert_close(to_pykan(ours)(x), ours(x), rtol=1e-2, atol=5e-3)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (lambda: nn.Linear(2, 2), "model must be a KAN or a KANLinear, got Linear"),
         (lambda: KANLinear(2, 2, bias=True), "layer 0 has a bias"),
         (lambda: KANLinear(2, 2, outside="linear"), "layer 0 has outside='linear'"),
+        (lambda: adapted(KANLinear(2, 2)), "layer 0 has knots that coincide"),
     ],
-    ids=["linear", "bias", "outside"],
+    ids=["linear", "bias", "outside", "knots"],
 )
 def test_what_pykan_has_not_is_refused(model: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):

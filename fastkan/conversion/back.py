@@ -32,8 +32,9 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
 
     Raises:
         TypeError: for something that is no module.
-        ValueError: for a layer with a bias, a base function other than silu, or splines that go on linearly; for a
-            network with formulas, multiplications, affine maps or columns of x that it does not read.
+        ValueError: for a layer with a bias, a base function other than silu, splines that go on linearly, or knots
+            that coincide; for a network with formulas, multiplications, affine maps or columns of x that it does
+            not read.
 
     Example:
         >>> sorted(to_efficient_kan_state_dict(KANLinear(2, 5)))
@@ -46,7 +47,7 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
     for path, each in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         if isinstance(each, KAN):
-            if each.stack() is None or not bool((each.input_id == torch.arange(each.in_features)).all()):
+            if not _is_of_splines(each):
                 raise ValueError(
                     f"{path or 'module'} is more than layers of splines: it has formulas, multiplications, affine maps "
                     "or columns of x that it does not read"
@@ -63,6 +64,18 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
     return {**others, **found}
 
 
+def _is_of_splines(model: KAN) -> bool:
+    """Whether it is its layers one after another, on all columns of x."""
+    plain = all(bool((p == ("scale" in name)).all()) for name in AFFINE for p in getattr(model, name))
+    products = any(model.mult_arity) or any(symbolic.edges for symbolic in model.symbolic)
+    return plain and not products and model.input_id.tolist() == list(range(model.in_features))
+
+
+def _check_knots(layer: KANLinear, package: str, place: str) -> None:
+    if bool((layer.knots.diff(dim=1) == 0).any()):
+        raise ValueError(f"{place} has knots that coincide, of which {package} makes no B-splines")
+
+
 def _efficient(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str, Tensor]:
     wrong = {
         "a bias": layer.bias is not None,
@@ -72,6 +85,7 @@ def _efficient(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str,
     for what, there in wrong.items():
         if there:
             raise ValueError(f"{path or 'module'} has {what}, which efficient-kan has not")
+    _check_knots(layer, "efficient-kan", path or "module")
     shape = layer.in_features, layer.out_features
     on = mask_of(layer).to(layer.spline_weight)
     base = layer.spline_weight.new_zeros(shape) if layer.base_weight is None else layer.base_weight * on
@@ -101,8 +115,8 @@ def to_pykan(model: KAN | KANLinear) -> Any:
     Raises:
         TypeError: for something else.
         ImportError: if pykan 0.2 or newer is not installed.
-        ValueError: for a bias, splines that go on linearly, base functions that differ from layer to layer,
-            or formulas that pykan's library has not.
+        ValueError: for a bias, splines that go on linearly, knots that coincide, base functions that differ from layer
+            to layer, or formulas that pykan's library has not.
 
     Example:
         >>> theirs = to_pykan(KAN(width=[2, 5, 1]))  # doctest: +SKIP
@@ -114,6 +128,7 @@ def to_pykan(model: KAN | KANLinear) -> Any:
         for what, there in {"a bias": layer.bias is not None, "outside='linear'": layer.outside != "zero"}.items():
             if there:
                 raise ValueError(f"layer {place} has {what}, which pykan has not")
+        _check_knots(layer, "pykan", f"layer {place}")
     bases = {layer.base for layer in layers}
     if len(bases) > 1:
         raise ValueError(f"pykan has one base function for all layers, these have {', '.join(sorted(bases))}")
@@ -176,7 +191,7 @@ def _fill(theirs: Any, layer: KANLinear) -> None:
     scale, base = layer.spline_scale, layer.base_weight
     for name, value in {
         "coef": layer.spline_weight.permute(1, 2, 0),
-        "grid": layer.knots,
+        "grid": layer.knots.to(ones),
         "mask": mask_of(layer).to(ones),
         "scale_sp": ones if scale is None else scale,
         "scale_base": 0 * ones if base is None else base,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+AWAY = 1e6
 
 
 class Edges(NamedTuple):
@@ -83,7 +84,7 @@ def _inkan(tensors: Tensors) -> Edges:
         weight[:, inputs * count :].t(),
         None,
         None,
-        knots.to(starts.dtype).repeat(inputs, 1),
+        knots.to(torch.promote_types(starts.dtype, torch.float32)).repeat(inputs, 1),
     )
 
 
@@ -100,13 +101,26 @@ def _pykan(tensors: Tensors) -> Edges:
     mask = tensors["mask"]
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("mask must hold 0 and 1 only; another factor belongs into scale_base and scale_sp")
+    coef, grid = tensors["coef"].permute(2, 0, 1), tensors["grid"]
     return Edges(
-        tensors["coef"].permute(2, 0, 1),
+        coef,
         tensors["scale_base"],
         tensors["scale_sp"],
         None if bool(mask.all()) else mask,
-        tensors["grid"],
+        _out_of_the_way(grid, grid.shape[1] - len(coef) - 1, mask),
     )
+
+
+def _out_of_the_way(grid: Tensor, order: int, mask: Tensor) -> Tensor:
+    """Where an input's samples were all one value, pykan's knots fall together: its splines are 0 and stay it (and
+    that input's gradient is NaN). So they do with knots that no input comes to. Those that no edge has a use for may
+    lie anywhere, too."""
+    if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
+        return grid  # which is refused
+    wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
+    unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & (wide.diff(dim=1) == 0).any(1))
+    steps = 1 + torch.arange(wide.shape[1], device=wide.device) / wide.shape[1]
+    return torch.where(unused[:, None], AWAY * wide.abs().amax(1, keepdim=True).clamp(min=1) * steps, wide).to(wide)
 
 
 EFFICIENT_KAN = Layout(
@@ -137,8 +151,11 @@ def read(layout: Layout, tensors: Tensors) -> Edges:
     """A layer's tensors in our layout.
 
     Raises:
-        ValueError: if they don't fit together.
+        ValueError: if they don't fit together, have no values, or make no splines.
     """
+    for name, value in tensors.items():
+        if value.is_meta:
+            raise ValueError(f"{name} is on meta, and has no values to convert")
     edges = layout.read(tensors)
     count, inputs, outputs = edges.spline_weight.shape
     order = edges.order
@@ -150,4 +167,10 @@ def read(layout: Layout, tensors: Tensors) -> Edges:
         if value is not None and value.shape != shape:
             theirs = layout.learned.get(name, name)
             raise ValueError(f"{theirs} must come to the shape {list(shape)}, it comes to {list(value.shape)}")
+    flat = (edges.knots.diff(dim=1) == 0).any(1)
+    if bool(flat.any()):
+        raise ValueError(
+            f"knots of the inputs {flat.nonzero().flatten().tolist()[:8]} coincide, where {layout.package} computes no "
+            "B-splines; move its grid there first"
+        )
     return edges

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 
 from ..layer import KANLinear
 from ..network import KAN
+from .checks import base_of, check_alone, check_parts, check_same, check_tensors, warn_of_hooks
 from .layouts import EFFICIENT_KAN, INKAN, PYKAN, Edges, Layout, read
-from .recognise import Kind, is_copy, kind_of
+from .recognise import Kind, is_compiled, is_copy, kind_of
 
-AGREE = 1e-4  # relative; what a copy of a class may differ by in float32
+Made = dict[nn.Module, Any]  # what became of each foreign module
 
 
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -28,7 +28,8 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     several places stay one. No package need be installed; classes are told by module and name, and efficient-kan's
     also in copies of its file, which are then compared by value.
 
-    Make the optimizer after: the parameters are new ones.
+    Make the optimizer after: the parameters are new ones. Only submodules are looked at: a layer that ``module`` keeps
+    in a plain list alone stays what it is, and so do references to parameters.
 
     Args:
         module: one of these, or a module that has some in it.
@@ -40,11 +41,13 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     Raises:
         TypeError: for something that is no module.
         ValueError: for what can't be the same, with its name: layers that have no B-splines, other base functions,
-            surfaces, masks between 0 and 1, subclasses, parameters that others share, a pykan ``KANLayer`` (which
-            returns four tensors) inside of another module; and where there is nothing to convert.
+            surfaces, masks between 0 and 1, grids and masks that are trained, knots that coincide, subclasses,
+            parameters that others share, a pykan ``KANLayer`` (which returns four tensors) inside of another module,
+            tensors on meta; where ``module`` can't be copied, or with ``inplace`` holds a compiled layer; and where
+            there is nothing to convert.
 
     Warns:
-        UserWarning: where a converted module had hooks, which stay behind.
+        UserWarning: where a converted module or its parameters had hooks, which stay behind.
 
     Example:
         >>> import kan  # doctest: +SKIP
@@ -61,22 +64,37 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
             f"module must be or hold KAN layers of {', '.join(kind.value for kind in Kind)}; {type(module).__name__} "
             "has none"
         )
-    _check_alone(module, sources)
-    made: dict[int, Any] = {}
+    check_alone(module, sources)
+    inside = {each for source in sources.values() for each in source.modules()}
+    parents = [each for each in module.modules() if each not in inside]
+    if inplace and any(is_compiled(each) and each._modules["_orig_mod"] in inside for each in parents):
+        raise ValueError("a compiled layer goes on as it was: convert it first, or without inplace=True")
+    made: Made = {}
     for path, source in sources.items():
-        if id(source) not in made:
+        if source not in made:
             try:
-                made[id(source)] = _converted(source)
+                made[source] = _converted(source, made)
             except ValueError as error:
                 raise ValueError(f"{path or 'module'}, a {type(source).__name__}: {error}") from error
-    if id(module) in made:
-        return made[id(module)]
+    if module in made:
+        return made[module]
     if not inplace:
-        return copy.deepcopy(module, dict(made))
-    for parent in list(module.modules()):
+        return _copied(module, made)
+    for parent in parents:
         for name, child in parent._modules.items():
-            parent._modules[name] = made.get(id(child), child)
+            if child is not None:
+                parent._modules[name] = made.get(child, child)
     return module
+
+
+def _copied(module: nn.Module, made: Made) -> nn.Module:
+    """With the new ones in their places; wherever a layer was held, but for pykan's, which are called otherwise."""
+    memo = {id(source): new for source, new in made.items() if kind_of(source) not in (None, Kind.PYKAN_LAYER)}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        name = type(module).__name__
+        raise ValueError(f"module, a {name}, can't be copied, but converted with inplace=True: {error}") from error
 
 
 def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -97,33 +115,17 @@ def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _sources(child, f"{path}.{name}" if path else name)
 
 
-def _check_alone(module: nn.Module, sources: dict[str, nn.Module]) -> None:
-    """No parameter is in a source and somewhere else: the two would part."""
-    owner: dict[int, str] = {}  # of the modules inside of sources
-    for path, source in sources.items():
-        for inside in source.modules():
-            owner.setdefault(id(inside), path)
-    first: dict[int, tuple[str, str]] = {}
-    for name, each in module.named_modules():
-        place = owner.get(id(each), name)
-        for parameter in each._parameters.values():
-            if parameter is None:
-                continue
-            known, known_name = first.setdefault(id(parameter), (place, name))
-            if known != place and (id(each) in owner or known in sources):
-                raise ValueError(f"{known_name} and {name} share a parameter, which a converted layer could not")
-
-
-def _converted(source: nn.Module) -> nn.Module:
+def _converted(source: nn.Module, made: Made) -> nn.Module:
     kind = kind_of(source)
     assert kind is not None
-    hooked = [each for each in source.modules() if each._forward_hooks or each._forward_pre_hooks]
-    if hooked:
-        warnings.warn(f"the hooks of a {type(hooked[0]).__name__} are left behind", UserWarning, stacklevel=4)
-    new = BUILDERS[kind](source)
+    new = BUILDERS[kind](source, made)
+    warn_of_hooks(source)
     if is_copy(source):
-        _check_same(source, new)
-    return new.train(source.training)
+        check_same(source, new)
+    if kind.is_network:
+        for each in new.modules():
+            each.training = each.training if isinstance(each, KANLinear) else source.training
+    return new
 
 
 # -- layers -----------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
     order, state = edges.order, edges.state()
     if base == "none":
         del state["base_weight"]
-    ends = edges.knots[:, [order, -order - 1]].double()
+    ends = edges.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
     with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters
         layer = KANLinear(
             inputs,
@@ -158,48 +160,52 @@ def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
     return layer
 
 
-def layer_from(source: nn.Module, layout: Layout, base: str, more: dict[str, Tensor] | None = None) -> KANLinear:
-    """A foreign layer as ours."""
-    held = {**dict(source.named_parameters(recurse=False)), **dict(source.named_buffers(recurse=False))}
-    missing = layout.needed - set(held)
-    if missing:
-        raise ValueError(f"it has no {', '.join(sorted(missing))}")
+def layer_from(
+    source: nn.Module, layout: Layout, base: str, changed: dict[str, Tensor | None] | None = None
+) -> KANLinear:
+    """A foreign layer as ours, with some of its tensors changed or, for None, left out."""
+    check_tensors(source, layout)
+    held: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers()), **(changed or {})}
+    held = {name: value for name, value in held.items() if value is not None}
     trained = {name: held[theirs].requires_grad for name, theirs in layout.learned.items() if theirs in held}
-    return built(read(layout, {**held, **(more or {})}), base, trained)
+    return built(read(layout, held), base, trained).train(source.training)
 
 
-def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
-    """The base function that computes what ``function`` does.
-
-    Raises:
-        ValueError: if none does.
-    """
-    z = torch.linspace(-6, 6, 97, dtype=torch.float64)
-    values = function(z)
-    for base, expected in (("silu", nn.functional.silu(z)), ("identity", z), ("none", 0 * z)):
-        if torch.allclose(values, expected, rtol=1e-12, atol=1e-12):
-            return base
-    shown = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", function)
-    raise ValueError(f"{name}={shown} is none of the base functions silu, identity and zero")
+def _efficient_kan_layer(source: Any, made: Made) -> KANLinear:
+    scaled = getattr(source, "enable_standalone_scale_spline", True)
+    base = base_of(source.base_activation, "base_activation")
+    return layer_from(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
 
 
-def _efficient_kan_layer(source: Any) -> KANLinear:
-    return layer_from(source, EFFICIENT_KAN, base_of(source.base_activation, "base_activation"))
-
-
-def _inkan_layer(source: Any) -> KANLinear:
+def _inkan_layer(source: Any, made: Made) -> KANLinear:
     if source.dim != 1:
         raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
     step = torch.tensor(1 / source.inv_h, dtype=torch.float64)
     return layer_from(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
 
 
-def pykan_layer(source: Any) -> KANLinear:
+def pykan_layer(source: Any, made: Made) -> KANLinear:
     """pykan's ``KANLayer``."""
     return layer_from(source, PYKAN, base_of(source.base_fun, "base_fun"))
 
 
 # -- networks ---------------------------------------------------------------------------------------
+
+
+def layers_of(source: nn.Module, parts: Any, name: str, kind: Kind, made: Made) -> list[KANLinear]:
+    """A network's layers as ours; one that is in several places stays one."""
+    check_parts(source, parts, kind)
+    for place, each in enumerate(parts):
+        if each not in made:
+            try:
+                made[each] = BUILDERS[kind](each, made)
+            except ValueError as error:
+                raise ValueError(f"{name}.{place}: {error}") from None
+    layers = [made[each] for each in parts]
+    dtypes = {str(layer.spline_weight.dtype) for layer in layers}
+    if len(dtypes) > 1:
+        raise ValueError(f"its layers must have one dtype, they have {' and '.join(sorted(dtypes))}")
+    return layers
 
 
 def network_of(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -> KAN:
@@ -211,43 +217,25 @@ def network_of(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -
     return model
 
 
-def _stacked(layer: Callable[[Any], KANLinear]) -> Callable[[Any], KAN]:
-    def build(source: Any) -> KAN:
-        layers = [layer(each) for each in source.layers]
+def _stacked(kind: Kind) -> Callable[[Any, Made], KAN]:
+    def build(source: Any, made: Made) -> KAN:
+        layers = layers_of(source, source.layers, "layers", kind, made)
         return network_of(layers, [layers[0].in_features, *(each.out_features for each in layers)])
 
     return build
 
 
-def _pykan_network(source: Any) -> KAN:
+def _pykan_network(source: Any, made: Made) -> KAN:
     from .pykan import network_from
 
-    return network_from(source)
+    return network_from(source, made)
 
 
-BUILDERS: dict[Kind, Callable[[Any], nn.Module]] = {
+BUILDERS: dict[Kind, Callable[[Any, Made], nn.Module]] = {
     Kind.EFFICIENT_KAN_LAYER: _efficient_kan_layer,
-    Kind.EFFICIENT_KAN_NETWORK: _stacked(_efficient_kan_layer),
+    Kind.EFFICIENT_KAN_NETWORK: _stacked(Kind.EFFICIENT_KAN_LAYER),
     Kind.INKAN_LAYER: _inkan_layer,
-    Kind.INKAN_NETWORK: _stacked(_inkan_layer),
+    Kind.INKAN_NETWORK: _stacked(Kind.INKAN_LAYER),
     Kind.PYKAN_LAYER: pykan_layer,
     Kind.PYKAN_NETWORK: _pykan_network,
 }
-
-
-@torch.no_grad()
-def _check_same(source: nn.Module, new: nn.Module) -> None:
-    """A copied class may have been changed: what both compute must agree."""
-    first = new.layers[0] if isinstance(new, KAN) else new
-    assert isinstance(first, KANLinear)
-    low, high = first.knots.min().item(), first.knots.max().item()
-    draw = torch.Generator().manual_seed(0)
-    unit = torch.rand(64, first.in_features, generator=draw).to(first.spline_weight)
-    x = low + (high - low) * unit
-    wanted, got = source(x), new(x)
-    if not (
-        isinstance(wanted, Tensor)
-        and wanted.shape == got.shape
-        and (wanted - got).abs().max() <= AGREE * (1 + wanted.abs().max())
-    ):
-        raise ValueError("it has the name and the tensors of efficient-kan's, but computes something else")

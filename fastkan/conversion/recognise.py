@@ -24,6 +24,11 @@ class Kind(Enum):
         """Whether it holds layers."""
         return self.name.endswith("NETWORK")
 
+    @property
+    def package(self) -> str:
+        """Whose it is."""
+        return self.value.partition("'")[0]
+
 
 EXACT = {
     ("kan.MultKAN", "MultKAN"): Kind.PYKAN_NETWORK,
@@ -79,6 +84,11 @@ def kind_of(module: nn.Module) -> Kind | None:
 def is_copy(module: nn.Module) -> bool:
     """Whether it was told by what it holds, and what it computes has to be looked at."""
     return (type(module).__module__, type(module).__name__) not in EXACT
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile`` returns, which keeps calling the module that it was given."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
 
 
 def _named(cls: type, module: nn.Module) -> Kind | None:

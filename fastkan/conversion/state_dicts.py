@@ -21,8 +21,11 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     Each layer of pykan, efficient-kan or inkan in it is told by the names of its tensors and becomes a
     :class:`fastkan.KANLinear`'s under the same prefix; a pykan network becomes a :class:`fastkan.KAN`'s. Everything
     else stays as it is. A state_dict tells neither base functions, nor what is trained, nor which columns of x are
-    read: load it into a model that is made alike, with ``spline_scale=True`` where the source has a scale (pykan
-    always, efficient-kan unless told otherwise).
+    read. inkan's keeps no step but starts, rounded to float32: the step is found again where the ends of the range have
+    three decimals, else outputs may differ by 1e-6.
+
+    Load it into a model that is made alike, with ``spline_scale=True`` where the source has a scale (pykan always,
+    efficient-kan unless told otherwise).
 
     Args:
         state_dict: of a module, or a part of one.
@@ -32,8 +35,9 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         TypeError: for something that is no dictionary of names.
-        ValueError: for tensors that don't fit together, surfaces of inkan's, a pykan network with formulas (whose names
-            its state_dict doesn't hold: convert the model), and where there is nothing to convert.
+        ValueError: for tensors that don't fit together, surfaces of inkan's, layers with more tensors than their
+            package's have, tensors on meta, knots that coincide, a pykan network with formulas (whose names its
+            state_dict doesn't hold: convert the model), and where there is nothing to convert.
 
     Example:
         >>> source = {"layer.grid_starts": torch.arange(-2.2, 0.9, 0.4), "layer.weight": torch.randn(5, 2 * 8 + 2)}
@@ -46,17 +50,19 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in state_dict.items():
         prefix, dot, last = name.rpartition(".")
         parts[prefix + dot][last] = value
-    networks = {prefix[: -len("act_fun.0.")] for prefix in parts if re.search(r"(^|\.)act_fun\.0\.$", prefix)}
+    networks = {inside[1] for prefix in parts if (inside := re.fullmatch(r"((?:.*\.)?)act_fun\.\d+\.", prefix))}
     found: dict[str, Any] = {}
     layers = 0
     for prefix, tensors in parts.items():
-        layout = _layout_of(tensors)
-        network = next((each for each in networks if prefix.startswith(each)), None)
+        network = max((each for each in networks if prefix.startswith(each)), key=len, default=None)
         try:
+            layout = _layout_of(tensors)
             if layout is not None:
                 layers += 1
                 renamed = prefix if network is None else _renamed(prefix, network)
-                found |= {renamed + name: value for name, value in read(layout, tensors).state().items()}
+                read_as = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+                found |= {renamed + name: value for name, value in read(layout, read_as).state().items()}
+                found |= {prefix + name: value for name, value in tensors.items() if name not in read_as}
             elif network is not None:
                 found |= _of_network(prefix, network, tensors)
             else:
@@ -68,16 +74,24 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             "state_dict must hold layers of "
             + ", ".join(f"{each.package} ({', '.join(sorted(each.needed))})" for each in LAYOUTS)
             + "; it has none"
+            + "".join(
+                f", but a dictionary in {name!r}" for name, value in state_dict.items() if isinstance(value, Mapping)
+            )
         )
     for network in networks:
-        knots = found[f"{network}layers.0.knots"]
-        found[f"{network}input_id"] = torch.arange(len(knots), device=knots.device)
+        knots = found.get(f"{network}layers.0.knots")
+        if knots is not None:
+            found[f"{network}input_id"] = torch.arange(len(knots), device=knots.device)
     return found
 
 
 def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
+    names = {name for name, value in tensors.items() if isinstance(value, Tensor)}
     for layout in LAYOUTS:
-        if layout.needed <= set(tensors) <= layout.needed | layout.optional:
+        if layout.needed <= names:
+            more = sorted(names - layout.needed - layout.optional)
+            if more:
+                raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer has not")
             return layout
     return None
 
@@ -97,6 +111,11 @@ def _of_network(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[s
     formulas = re.fullmatch(r"symbolic_fun\.(\d+)\.", inside)
     if formulas is None:
         raise ValueError(f"{PYKAN.package}'s networks have no such part")
+    missing = [name for name in ("affine", "mask") if not isinstance(tensors.get(name), Tensor)]
+    if missing:
+        raise ValueError(f"it has no {' and no '.join(missing)}")
+    if tensors["mask"].is_meta:
+        raise ValueError("mask is on meta, and has no values to convert")
     if bool(tensors["mask"].any()):
         raise ValueError("it has formulas, and no names of their functions: convert the model instead")
     place = f"{network}symbolic.{formulas[1]}."
