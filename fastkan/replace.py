@@ -67,6 +67,7 @@ class ReplacementReport(list[Replacement]):
         return f"{len(done)} linears became KAN layers, of {before} parameters {after}{kept}"
 
 
+@torch.inference_mode(False)
 def replace_linear(
     model: nn.Module,
     select: Select | Sequence[Select] | None = None,
@@ -154,7 +155,7 @@ def replace_linear(
         report.append(Replacement(", ".join(names), *sizes, after, reason))
     hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
     if hooked:
-        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=2)
+        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=3)
     undo = _swap(model, made)
     try:
         if sample is not None:

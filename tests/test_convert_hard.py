@@ -144,6 +144,25 @@ def test_sizes_in_numpy_s_integers() -> None:
     close(ours(points(2)).detach(), source(points(2)).detach())
 
 
+def test_it_is_one_s_own_mode_that_counts() -> None:
+    source = nn.Sequential(inkan(3, 4), peers.KANLinear(4, 2))
+    with torch.inference_mode():
+        ours = convert(source)
+    ours(points(3)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = convert(source.float())
+    assert type(ours[1]) is KANLinear
+
+
+def test_a_network_of_that_name_with_other_parts_is_looked_through() -> None:
+    for layers in (nn.ModuleDict({"a": inkan(3, 4)}), None):
+        other = type("KAN", (nn.Module,), {})()
+        other.register_module("layers", layers)
+        ours = convert(nn.ModuleList([other, inkan(3, 4)]))
+        assert type(ours[0]).__name__ == "KAN"
+        assert layers is None or type(ours[0].layers["a"]) is KANLinear
+
+
 # -- what is left behind, with a word ------------------------------------------------------------------
 
 
@@ -154,8 +173,9 @@ def test_sizes_in_numpy_s_integers() -> None:
 def test_hooks_of_all_kinds_are_told(hook: Callable[[Any], Any]) -> None:
     source = inkan(3, 4)
     hook(source)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind"):
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind") as told:
         convert(source)
+    assert told[0].filename == __file__
 
 
 # -- what is refused ------------------------------------------------------------------------------------
@@ -192,6 +212,12 @@ def tied_inside() -> Any:
     source = inkan(3, 3, 3)
     source.layers[1].weight = source.layers[0].weight
     return source
+
+
+def tied_to_its_parent() -> nn.Module:
+    parent = nn.Sequential(inkan(3, 3))
+    parent.weight = parent[0].weight
+    return parent
 
 
 def with_a_product() -> nn.Module:
@@ -240,6 +266,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
                               "it has the parameter bias, which efficient-kan's has not"),
     "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', and computes something else"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
+    "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
     "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on meta"),
     "no copy": (with_a_product, "module, a Sequential, can't be copied, but converted with inplace=True"),
 }  # fmt: skip

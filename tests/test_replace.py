@@ -112,11 +112,20 @@ def test_a_grid_covers_all_calls_and_stays_without_rows() -> None:
     assert torch.equal(model.never.knots, KANLinear(3, 3).knots)
 
 
+def test_layers_made_in_inference_mode_can_be_trained() -> None:
+    model = mlp()
+    with torch.inference_mode():
+        replace_linear(model, sample=torch.randn(20, 4))
+    model(torch.randn(3, 4)).sum().backward()
+    assert model[0].spline_weight.grad is not None
+
+
 def test_hooks_go_with_a_word() -> None:
     model = mlp()
     model[0].register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="the hooks of 0 go with the linear"):
+    with pytest.warns(UserWarning, match="the hooks of 0 go with the linear") as told:
         replace_linear(model)
+    assert told[0].filename == __file__
 
 
 def test_what_no_layer_can_stand_for_stays() -> None:

@@ -87,7 +87,8 @@ def check_alone(module: nn.Module, sources: dict[str, nn.Module]) -> None:
                 continue
             known, known_name = first.setdefault(id(parameter), (each, name))
             if known is not each and (id(each) in inside or id(known) in inside):
-                raise ValueError(f"{known_name} and {name} share a parameter, which a converted layer could not")
+                shown = known_name or "module"
+                raise ValueError(f"{shown} and {name} share a parameter, which a converted layer could not")
 
 
 def warn_of_hooks(source: nn.Module) -> None:
@@ -108,13 +109,14 @@ def check_same(source: nn.Module, new: nn.Module) -> None:
         source, new = copy.deepcopy(source).double(), copy.deepcopy(new).double()
     like = next(new.parameters())
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)
-    unit = torch.rand(64, first.in_features, generator=torch.Generator().manual_seed(0)).to(like)
+    unit = torch.rand(64, first.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     x = low + (high - low) * unit
-    try:
-        wanted: Any = source(x.clone())
-    except Exception as error:
-        raise ValueError(f"it has the name and the tensors of efficient-kan's, but can't be called: {error}") from error
-    got = new(x)
+    with torch.autocast(x.device.type, enabled=False):
+        try:
+            wanted: Any = source(x.clone())
+        except Exception as error:
+            raise ValueError(f"it has the name and tensors of efficient-kan's, but can't be called: {error}") from error
+        got = new(x)
     if not (
         isinstance(wanted, Tensor)
         and wanted.shape == got.shape

@@ -18,6 +18,7 @@ from .recognise import Kind, is_compiled, is_copy, kind_of
 Made = dict[nn.Module, Any]  # what became of each foreign module
 
 
+@torch.inference_mode(False)
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     """A module that computes the same, with the KAN layers of other packages as ours.
 
@@ -142,7 +143,7 @@ def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
     if base == "none":
         del state["base_weight"]
     ends = edges.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
-    with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters
+    with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters, here from the CPU's generator
         layer = KANLinear(
             inputs,
             outputs,
@@ -152,8 +153,9 @@ def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
             base=base,
             spline_scale=edges.spline_scale is not None,
             dtype=edges.spline_weight.dtype,
-            device=edges.spline_weight.device,
+            device="cpu",
         )
+    layer.to(edges.spline_weight.device)
     layer.load_state_dict(state)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(trained[name])
@@ -180,7 +182,7 @@ def _efficient_kan_layer(source: Any, made: Made) -> KANLinear:
 def _inkan_layer(source: Any, made: Made) -> KANLinear:
     if source.dim != 1:
         raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
-    step = torch.tensor(1 / source.inv_h, dtype=torch.float64)
+    step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
     return layer_from(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
 
 

@@ -99,7 +99,8 @@ def _named(cls: type, module: nn.Module) -> Kind | None:
         held = {*module._parameters, *module._buffers}
         return Kind.EFFICIENT_KAN_LAYER if held >= EFFICIENT_KAN.needed else None
     if cls.__name__ == "KAN" and list(module._modules) == ["layers"]:
-        layers = list(module.get_submodule("layers").children())
+        held_in = module._modules["layers"]
+        layers = list(held_in) if isinstance(held_in, (nn.ModuleList, nn.Sequential)) else []
         of_layers = layers and all(_named(type(layer), layer) is Kind.EFFICIENT_KAN_LAYER for layer in layers)
         return Kind.EFFICIENT_KAN_NETWORK if of_layers else None
     return None
