@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 SEED = 0
+L1, ENTROPY = 1.0, 2.0  # weights of the sparsity terms, pykan's own defaults
+CUBIC = 3
 
 
 class Edges(NamedTuple):
@@ -32,12 +35,14 @@ class Case(NamedTuple):
     rows: int
     widths: tuple[int, ...]
     grid_size: int = 5
-    order: int = 3
+    order: int = CUBIC
     quick: bool = True
 
     @property
     def name(self) -> str:
-        return f"{self.rows}x{'-'.join(map(str, self.widths))}-G{self.grid_size}"
+        """Short, for files and the command line; the order only where it is not the usual one."""
+        order = "" if self.order == CUBIC else f"-k{self.order}"
+        return f"{self.rows}x{'-'.join(map(str, self.widths))}-G{self.grid_size}{order}"
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -100,3 +105,31 @@ def chosen(patterns: list[str] | None, quick: bool) -> list[Case]:
         if not any(pattern in case.name for case in CASES):
             raise ValueError(f"no case is named like {pattern!r}; there are {', '.join(c.name for c in CASES)}")
     return [case for case in CASES if any(pattern in case.name for pattern in patterns)]
+
+
+MIDDLE = Case(2048, (64, 64, 64))
+SWEEPS = {  # each varies one thing around the middle
+    "rows": tuple(MIDDLE._replace(rows=rows) for rows in (128, 512, 2048, 8192)),
+    "width": tuple(MIDDLE._replace(widths=(width,) * 3) for width in (16, 32, 64, 128)),
+    "grid": tuple(MIDDLE._replace(grid_size=grid) for grid in (5, 10, 20, 50)),
+    "order": tuple(MIDDLE._replace(order=order) for order in (2, 3, 4, 5)),
+}
+VARIED: dict[str, tuple[str, Callable[[Case], int]]] = {  # what each varies, in a plot's words, and its value
+    "rows": ("rows N", lambda case: case.rows),
+    "width": ("width of all layers", lambda case: case.widths[0]),
+    "grid": ("grid intervals G", lambda case: case.grid_size),
+    "order": ("spline order k", lambda case: case.order),
+}
+
+
+def swept(names: list[str]) -> list[Case]:
+    """The cases of these sweeps, or of ``all``; each once.
+
+    Raises:
+        ValueError: for another name.
+    """
+    for name in names:
+        if name not in (*SWEEPS, "all"):
+            raise ValueError(f"--sweep takes {', '.join(SWEEPS)} or all; got {name!r}")
+    found = [case for name in SWEEPS if name in names or "all" in names for case in SWEEPS[name]]
+    return list(dict.fromkeys(found))

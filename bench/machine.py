@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fastkan", "torch", "triton", "inkan", "pykan", "numpy")
+PACKAGES = ("fastkan", "torch", "triton", "inkan", "flashkan", "efficient-kan", "pykan", "numpy")
 
 
 def describe() -> dict:

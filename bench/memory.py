@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import tracemalloc
 from collections.abc import Callable
 
 import torch
@@ -12,10 +13,16 @@ from torch.autograd.profiler import profile
 def peak_bytes(call: Callable[[], object]) -> int:
     """The most that ``call`` held at once of what it allocated itself; its result included.
 
-    By PyTorch's own record, so what compiled code and operators inside allocate counts as well.
+    By PyTorch's own record, so what compiled code and operators inside allocate counts as well; NumPy's arrays by
+    Python's. Where a call uses both, the two peaks are added, though they may not fall together.
     """
     with profile(profile_memory=True) as record:
-        result = call()
+        tracemalloc.start()
+        try:
+            result = call()
+            _, arrays = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
     del result
     allocations = [event for event in record.kineto_results.events() if event.name() == "[memory]"]
     allocations.sort(key=lambda event: event.start_ns())
@@ -23,7 +30,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
     for event in allocations:
         held += event.nbytes()
         peak = max(peak, held)
-    return peak
+    return peak + arrays
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, malloc.h

@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from bench_cases import TINY
 from torch import nn
 
 from bench import __main__ as command
@@ -22,13 +24,14 @@ from bench.demo import classifier
 from bench.errors import BOUND, Error, Oracle
 from bench.measure import Task, interleaved, ratio, spread, times
 from bench.memory import peak_bytes
+from bench.modes import DEFAULT
 from bench.plain import PlainKANLinear
 from bench.rivals import RIVALS, Rival
-from bench.run import MODES, run_case
+from bench.run import run_case
 from fastkan import KANLinear
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = Case(40, (3, 4, 2))
+
 EAGER = [rival for rival in RIVALS if not rival.compiled and rival.why_not(TINY) is None]
 
 # -- the baseline and the rivals --------------------------------------------------------------------
@@ -101,6 +104,10 @@ def test_peak_memory_is_that_of_the_call() -> None:
     assert 4_000_000 <= peak_bytes(call) < 4_100_000
 
 
+def test_peak_memory_counts_numpys_arrays_too() -> None:
+    assert 8_000_000 <= peak_bytes(lambda: np.empty(1_000_000)) < 8_100_000
+
+
 # -- a case -----------------------------------------------------------------------------------------
 
 
@@ -120,7 +127,7 @@ def test_a_rival_that_is_wrong_or_fails_has_no_time() -> None:
     rows = {row.rival: row for row in result.rows}
     assert list(rows) == [rival.name for rival in rivals]
     for rival in EAGER[:2]:
-        assert set(rows[rival.name].timings) == set(MODES)
+        assert set(rows[rival.name].timings) == set(DEFAULT)
         assert rows[rival.name].note is None
     assert rows["wrong"].note == "wrong"
     assert rows["wrong"].error is not None
@@ -128,9 +135,9 @@ def test_a_rival_that_is_wrong_or_fails_has_no_time() -> None:
     assert rows["failing"].note == "failed: RuntimeError: no such thing"
     assert rows["absent"].note == "not installed"
     assert not any(rows[name].timings for name in ("wrong", "failing", "absent"))
-    shown = report.notes(result)
-    assert "wrong: wrong" in shown
-    assert "absent: not installed" in shown
+    (view,) = report.views(result)
+    assert "wrong: wrong; failing: failed: RuntimeError: no such thing" in view.notes()
+    assert "Not installed: absent." in report.legend([result])
 
 
 @pytest.mark.parametrize("error", [Error(float("nan"), 0.0), Error(0.0, 2 * BOUND), Error(float("inf"), 0.0)])
@@ -183,6 +190,13 @@ def test_it_writes_json_and_tables(measured: Path) -> None:
         ["--budget", "nan"],
         ["--budget", "0"],
         ["--json", "no_such_folder/out.json"],
+        ["--plots", "no_such_folder/plots"],
+        ["--modes", "backward"],
+        ["--sweep", "depth"],
+        ["--threshold", "0.9"],
+        ["--add", "no_such_module"],
+        ["--from", "no_such_file.json"],
+        ["--compare", "no_such_file.json"],
     ],
 )
 def test_it_refuses_what_it_does_not_understand(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

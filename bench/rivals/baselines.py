@@ -8,10 +8,15 @@ from torch import Tensor, nn
 
 from ..cases import Case, Edges
 from ..plain import PlainKANLinear
-from .registry import rival
+from .registry import WithPenalty, rival
 
 
-@rival("MLP, as many parameters", is_kan=False, anchor=True)
+def lasso(case: Case, edges: list[Edges]) -> nn.Module:
+    """The MLP with what usually makes one sparse: the sum of all weights' sizes."""
+    return WithPenalty(mlp(case, edges), lambda network: sum(weight.abs().sum() for weight in network.parameters()))
+
+
+@rival("MLP, as many parameters", is_kan=False, anchor=True, sparse=lasso, own_penalty=True)
 def mlp(case: Case, edges: list[Edges]) -> nn.Module:
     """For I-H-O: ``Linear(I, H (G+k+1))``, SiLU, ``Linear(H (G+k+1), O)``, no biases."""
     inputs, hidden, outputs = case.widths
@@ -19,7 +24,7 @@ def mlp(case: Case, edges: list[Edges]) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, wide, bias=False), nn.SiLU(), nn.Linear(wide, outputs, bias=False))
 
 
-@rival("bare matrix products", is_kan=False)
+@rival("bare matrix products", is_kan=False, only=("forward", "step"))
 def products(case: Case, edges: list[Edges]) -> nn.Module:
     """The products of dense KAN layers on features that are there already."""
     return BareProducts(case)
