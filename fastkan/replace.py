@@ -134,11 +134,11 @@ def replace_linear(
             _selects(pattern, name, each) for names, each in places for name in names
         ):
             raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
-    report, made = ReplacementReport(), {}
+    report, made, users = ReplacementReport(), {}, _Users(model)
     for names, linear in places:
         if id(linear) not in chosen:
             continue
-        reason = _needed_as_it_is(model, linear)
+        reason = _needed_as_it_is(users, linear)
         after = 0
         if reason is None:
             if sample is not None and linear.weight.is_meta:
@@ -195,18 +195,29 @@ def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
     raise TypeError(f"select must be a pattern, a type, a function or a list of these, got {type(select).__name__}")
 
 
-def _needed_as_it_is(model: nn.Module, linear: nn.Linear) -> str | None:
+class _Users:
+    """Who looks into which linears: told once, of a model that may be large."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # of each parameter, by its id
+        self.readers: dict[int, str] = {}  # of each linear, by its id
+        for name, each in model.named_modules():
+            for parameter in each._parameters.values():
+                self.owners.setdefault(id(parameter), []).append((name or "the model", each))
+            if isinstance(each, nn.MultiheadAttention):
+                self.readers.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
+            if is_compiled(each):
+                self.readers[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled of it"
+
+
+def _needed_as_it_is(users: _Users, linear: nn.Linear) -> str | None:
     """Why nobody may take it away, or None."""
-    own = {id(parameter) for parameter in linear.parameters(recurse=False)}
-    for name, each in model.named_modules():
-        if each is linear:
-            continue
-        if isinstance(each, nn.MultiheadAttention) and any(child is linear for child in each.children()):
-            return f"{name or 'the model'} reads its weight"
-        if is_compiled(each) and each._modules["_orig_mod"] is linear:
-            return f"{name or 'the model'} is compiled of it"
-        if any(id(parameter) in own for parameter in each._parameters.values() if parameter is not None):
-            return f"its weight is also {name or 'the model'}'s"
+    if id(linear) in users.readers:
+        return users.readers[id(linear)]
+    own = [parameter for parameter in linear._parameters.values() if parameter is not None]
+    for name, each in (pair for parameter in own for pair in users.owners[id(parameter)]):
+        if each is not linear:
+            return f"its weight is also {name}'s"
     if not own or linear._parameters.get("weight") is None:
         return "its weight is computed by a parametrization"
     if any(is_lazy(parameter) for parameter in linear.parameters(recurse=False)):

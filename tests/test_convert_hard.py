@@ -15,6 +15,7 @@ from test_convert import close, value_and_slope
 from torch import Tensor, nn
 
 from fastkan import KANLinear, convert
+from fastkan.symbolic.edge import SymbolicEdges
 
 # -- what is shared -------------------------------------------------------------------------------------
 
@@ -163,6 +164,21 @@ def test_a_network_of_that_name_with_other_parts_is_looked_through() -> None:
         assert layers is None or type(ours[0].layers["a"]) is KANLinear
 
 
+def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pykan((6, 6, 1))
+    layer = source.symbolic_fun[0]
+    layer.mask.data[:] = 1
+    layer.funs_name = [["sin"] * 6 for _ in range(6)]
+    layer.funs = [[torch.sin] * 6 for _ in range(6)]
+    layer.affine.data.normal_(generator=torch.Generator().manual_seed(0))
+    source.act_fun[0].mask.data[:] = 0
+    layer.affine.requires_grad_(False)
+    monkeypatch.delattr(SymbolicEdges, "fix")  # whose time grows with the edges that are there
+    ours = convert(source)
+    assert not ours.symbolic[0].affine.requires_grad
+    close(ours(points(6)).detach(), source(points(6)).detach())
+
+
 # -- what is left behind, with a word ------------------------------------------------------------------
 
 
@@ -201,6 +217,12 @@ def renamed_formula() -> Any:
     source = pykan()
     formula(source, 0, 0, 0, "sin", (1, 0, 1, 0))
     source.symbolic_fun[0].funs[0][0] = lambda x: x**3
+    return source
+
+
+def endless_formula() -> Any:
+    source = pykan()
+    formula(source, 0, 1, 2, "sin", (math.nan, 0, 1, 0))
     return source
 
 
@@ -265,6 +287,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
                               "it has the parameter bias, which efficient-kan's has not"),
     "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', and computes something else"),
+    "formula of NaN": (endless_formula, r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
     "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
     "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on meta"),

@@ -120,6 +120,15 @@ def test_layers_made_in_inference_mode_can_be_trained() -> None:
     assert model[0].spline_weight.grad is not None
 
 
+def test_a_model_of_many_linears_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
+    seen: list[nn.Module] = []
+    whole = nn.Module.named_modules
+    monkeypatch.setattr(nn.Module, "named_modules", lambda self, *a, **k: seen.append(self) or whole(self, *a, **k))
+    replace_linear(model)
+    assert sum(each is model for each in seen) < 6
+
+
 def test_hooks_go_with_a_word() -> None:
     model = mlp()
     model[0].register_forward_hook(lambda *of: None)

@@ -52,7 +52,7 @@ def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
         raise ValueError(
             f"symbolic_fun.{layer}: mask is trained, which it can't be here: mask.requires_grad_(False) before"
         )
-    on = source.mask.detach()
+    on, found, functions = source.mask.detach(), [], {}
     for j, i in on.nonzero().tolist():
         name, share = source.funs_name[j][i], on[j, i].item()
         place = f"the formula of edge {(layer, i, j)}"
@@ -60,9 +60,18 @@ def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
             raise ValueError(f"{place} has the mask {share:g}; it must be 0 or 1")
         if name not in SYMBOLIC_LIB:
             raise ValueError(f"{place} is {name!r}, which is not in the library: add it by fastkan.add_symbolic")
-        if not _same_function(source.funs[j][i], SYMBOLIC_LIB[name].fun):
+        fun = source.funs[j][i]
+        if (fun, name) not in functions:
+            functions[fun, name] = _same_function(fun, SYMBOLIC_LIB[name].fun)
+        if not functions[fun, name]:
             raise ValueError(f"{place} is called {name!r}, and computes something else than fastkan's {name!r}")
-        edges.fix(i, j, name, source.affine[j, i].detach())
+        if not bool(source.affine[j, i].isfinite().all()):
+            raise ValueError(f"{place} must have finite numbers, it has {source.affine[j, i].tolist()}")
+        found.append([i, j, name])
+    if found:
+        found.sort()
+        rows = source.affine.detach()[[j for _, j, _ in found], [i for i, _, _ in found]]
+        edges.load_state_dict({"affine": rows, "_extra_state": found})  # all at once: there may be thousands
 
 
 def _same_function(theirs: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]) -> bool:
