@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .measure import Spread
+from .measure import MOST_OTHERS, Spread
 from .modes import MODES
 from .record import Record
 from .report import place, short_name
@@ -48,11 +48,14 @@ class Comparison:
         compared: how many times of ours both runs have.
         changes: among them.
         missing: what the old run has and the new one did not measure.
+        disturbed: cases in which other processes took so much of the processor, in one of the runs, that times say
+            nothing; memory is compared.
     """
 
     compared: int = 0
     changes: list[Change] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    disturbed: list[str] = field(default_factory=list)
 
     @property
     def fails(self) -> bool:
@@ -76,6 +79,9 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
         if name not in measured:
             found.missing.append(name)
             continue
+        calm = max(result.others or 0.0, measured[name].others or 0.0) <= MOST_OTHERS
+        if not calm:
+            found.disturbed.append(name)
         rows = {row.rival: row for row in measured[name].rows}
         for row in (row for row in result.rows if is_ours(row.rival)):
             for mode, timing in row.timings.items():
@@ -83,38 +89,57 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
                 if row.rival not in rows or mode not in measured[name].modes:
                     found.missing.append(f"{where}, {row.rival}")
                     continue
-                _compare(found, where, timing, rows[row.rival], mode, threshold)
+                pair = Pair(where, timing, rows[row.rival], mode)
+                _compare_time(found, pair, threshold, calm)
+                _compare_memory(found, pair, threshold)
     return found
 
 
-def _compare(found: Comparison, where: str, old: Timing, row: Row, mode: str, threshold: float) -> None:
-    new = row.timings.get(mode)
-    if new is None:
+class Pair(NamedTuple):
+    """A time of ours, and the row in which it should be found again."""
+
+    where: str
+    old: Timing
+    row: Row
+    mode: str
+
+    @property
+    def new(self) -> Timing | None:
+        return self.row.timings.get(self.mode)
+
+
+def _compare_time(found: Comparison, pair: Pair, threshold: float, calm: bool) -> None:
+    where, old, row, mode = pair
+    if pair.new is None:
         why = row.note or row.notes.get(mode) or "nothing to time"
         found.changes.append(Change(where, row.rival, LOST, f"{old.seconds.median * 1e3:.3g} ms", why, None))
         found.compared += 1
         return
-    shared = [anchor for anchor in old.ratios if anchor in new.ratios]
-    if not shared:
+    both = [(anchor, old.ratios[anchor], pair.new.ratios[anchor]) for anchor in old.ratios if anchor in pair.new.ratios]
+    if not both:
         found.missing.append(f"{where}, {row.rival}: no anchor in common")
         return
+    if not calm:
+        return
     found.compared += 1
-    pairs = [(old.ratios[anchor], new.ratios[anchor]) for anchor in shared]
-    verdict = None
-    if all(_grew(before, after, threshold) for before, after in pairs):
+    if all(_grew(before, after, threshold) for _, before, after in both):
         verdict = SLOWER
-    elif all(_grew(after, before, threshold) for before, after in pairs):
+    elif all(_grew(after, before, threshold) for _, before, after in both):
         verdict = FASTER
-    if verdict is not None:
-        before, after = pairs[0]
-        name = short_name(shared[0])
-        then, now = (f"{r.median:.3g} [{r.low:.3g}-{r.high:.3g}] /{name}" for r in (before, after))
-        found.changes.append(Change(where, row.rival, verdict, then, now, after.median / before.median))
-    if old.peak_bytes and new.peak_bytes:
-        factor = new.peak_bytes / old.peak_bytes
-        if max(factor, 1 / factor) > threshold:
-            then, now = (f"{peak / 2**20:.3g} MiB" for peak in (old.peak_bytes, new.peak_bytes))
-            found.changes.append(Change(where, row.rival, MORE if factor > 1 else LESS, then, now, factor))
+    else:
+        return
+    anchor, before, after = both[0]
+    then, now = (f"{r.median:.3g} [{r.low:.3g}-{r.high:.3g}] /{short_name(anchor)}" for r in (before, after))
+    found.changes.append(Change(where, row.rival, verdict, then, now, after.median / before.median))
+
+
+def _compare_memory(found: Comparison, pair: Pair, threshold: float) -> None:
+    if pair.new is None or not pair.old.peak_bytes or not pair.new.peak_bytes:
+        return
+    factor = pair.new.peak_bytes / pair.old.peak_bytes
+    if max(factor, 1 / factor) > threshold:
+        then, now = (f"{timing.peak_bytes / 2**20:.3g} MiB" for timing in (pair.old, pair.new) if timing.peak_bytes)
+        found.changes.append(Change(pair.where, pair.row.rival, MORE if factor > 1 else LESS, then, now, factor))
 
 
 def _grew(before: Spread, after: Spread, threshold: float) -> bool:
@@ -142,6 +167,8 @@ def _summary(found: Comparison, old: Record, new: Record, threshold: float) -> I
         yield "The machines differ, so small changes of ratios mean little."
     if found.missing:
         yield f"Not measured now: {'; '.join(found.missing)}."
+    if found.disturbed:
+        yield f"Times are not compared where other processes disturbed one of the runs: {'; '.join(found.disturbed)}."
     if not found.compared:
         yield "Nothing of ours could be compared."
         return

@@ -41,10 +41,6 @@ def run(ratio: float = 1.0, to_other: float = 0.4, peak: int = 1000, spread: flo
     return Record([CaseResult(TINY, rows, 0.01, ("step", "pinn"))], ABOUT, {"budget": 1.0, "quick": False})
 
 
-def verdicts(old: Record, new: Record, threshold: float = 1.15) -> list[str]:
-    return [change.verdict for change in compare(old, new, threshold).changes]
-
-
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps(as_json(run())))
@@ -131,6 +127,17 @@ def test_what_is_not_measured_is_named_and_nothing_at_all_fails() -> None:
     assert nothing.fails
     only_forward = old._replace(results=[old.results[0]._replace(modes=("forward",))])
     assert compare(old, only_forward).missing == [f"{TINY.name}, fwd+bwd, fastkan"]
+
+
+def test_times_of_a_busy_machine_are_not_compared_but_memory_is() -> None:
+    busy = run(2.0, 0.8, peak=2000)
+    busy = busy._replace(results=[busy.results[0]._replace(others=0.5)])
+    found = compare(run(), busy)
+    assert [change.verdict for change in found.changes] == [MORE]
+    assert found.disturbed == [TINY.name]
+    only_time = busy._replace(results=[run(2.0, 0.8).results[0]._replace(others=0.5)])
+    assert compare(run(), only_time).changes == []
+    assert compare(run(), only_time).fails  # for nothing could be compared
 
 
 def test_rivals_without_a_common_anchor_are_not_compared() -> None:
