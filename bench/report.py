@@ -39,7 +39,7 @@ class View:
 
     def __init__(self, result: CaseResult, modes: Sequence[Mode]) -> None:
         self.result, self.modes = result, modes
-        self.anchors = _anchors(result)
+        self.anchors = _anchors(result, modes)
 
     @property
     def title(self) -> str:
@@ -159,9 +159,10 @@ def short_name(anchor: str) -> str:
     return anchor.split(",")[0]
 
 
-def _anchors(result: CaseResult) -> list[str]:
-    found = (name for row in result.rows for timing in row.timings.values() for name in timing.ratios)
-    return list(dict.fromkeys(found))
+def _anchors(result: CaseResult, modes: Sequence[Mode]) -> list[str]:
+    """Those that took part in these modes."""
+    timings = (row.timings[mode.name] for row in result.rows for mode in modes if mode.name in row.timings)
+    return list(dict.fromkeys(name for timing in timings for name in timing.ratios))
 
 
 def _short(value: Spread, unit: float = 1.0) -> str:
