@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/.bench
 	$(BIN)/python -m bench.demo
 
-test: $(VENV)/.test $(VENV)/.bench
+test: $(VENV)/.test $(VENV)/.bench $(VENV)/.peers
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: $(VENV)/.lint

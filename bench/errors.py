@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .cases import ENTROPY, L1, Case, Edges
 from .modes import MODES, PLAIN
-from .plain import PlainKANLinear
+from .plain import KANLinear as PlainKANLinear
 from .rivals.baselines import plain_layers
 
 BOUND = 1e-4  # of float32, relative; beyond it a rival gets no time

@@ -1,7 +1,8 @@
 """The plain Cox-de Boor layer: the baseline of all comparisons.
 
 The algorithm that most KAN layers in PyTorch use: the whole [N, in, G + k] tensor of splines by the
-recursion over the knots, flattened, and one ``F.linear``; the base function beside it.
+recursion over the knots, flattened, and one ``F.linear``; the base function beside it. It has the name and the
+tensors of efficient-kan's layer, which many projects have copied, so :func:`fastkan.convert` knows it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastkan import KANLinear
 
-
-class PlainKANLinear(nn.Module):
+class KANLinear(nn.Module):
     """``y[n,o] = sum_i (sum_b spline_weight[o,i,b] B_b(x[n,i]) + base_weight[o,i] silu(x[n,i]))``.
 
     Args:
@@ -25,7 +24,7 @@ class PlainKANLinear(nn.Module):
         grid_range: ends of the grid.
     """
 
-    knots: Tensor
+    grid: Tensor
 
     def __init__(
         self,
@@ -40,11 +39,12 @@ class PlainKANLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.spline_order = spline_order
+        self.base_activation = nn.SiLU()
         low, high = grid_range
         steps = torch.arange(-spline_order, grid_size + spline_order + 1, dtype=torch.float64)
         knots = low + steps * ((high - low) / grid_size)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        self.register_buffer("knots", knots.to(dtype).repeat(in_features, 1))
+        self.register_buffer("grid", knots.to(dtype).repeat(in_features, 1))
         count = grid_size + spline_order
         self.spline_weight = nn.Parameter(torch.empty(out_features, in_features, count, dtype=dtype))
         self.base_weight = nn.Parameter(torch.empty(out_features, in_features, dtype=dtype))
@@ -53,7 +53,7 @@ class PlainKANLinear(nn.Module):
 
     def splines(self, x: Tensor) -> Tensor:
         """All splines of every input, ``[N, in, G + k]``."""
-        x, t = x.unsqueeze(-1), self.knots
+        x, t = x.unsqueeze(-1), self.grid
         values = ((x >= t[:, :-1]) & (x < t[:, 1:])).to(x.dtype)
         for degree in range(1, self.spline_order + 1):
             left, right = t[:, : -degree - 1], t[:, degree + 1 :]
@@ -64,34 +64,12 @@ class PlainKANLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in]`` to ``[N, out]``."""
-        base = functional.linear(functional.silu(x), self.base_weight)
+        base = functional.linear(self.base_activation(x), self.base_weight)
         return base + functional.linear(self.splines(x).flatten(1), self.spline_weight.flatten(1))
 
     @torch.no_grad()
-    def load(self, spline_weight: Tensor, base_weight: Tensor) -> PlainKANLinear:
+    def load(self, spline_weight: Tensor, base_weight: Tensor) -> KANLinear:
         """Take weights in :class:`fastkan.KANLinear`'s layout, ``[G + k, in, out]`` and ``[in, out]``."""
         self.spline_weight.copy_(spline_weight.permute(2, 1, 0))
         self.base_weight.copy_(base_weight.t())
         return self
-
-    @torch.no_grad()
-    def load_from(self, layer: KANLinear) -> PlainKANLinear:
-        """Take the weights and knots of a layer with base silu and neither bias, scale nor mask."""
-        _check_plain(layer)
-        self.knots.copy_(layer.knots)
-        return self.load(layer.spline_weight, layer.get_parameter("base_weight"))
-
-    @torch.no_grad()
-    def store_in(self, layer: KANLinear) -> KANLinear:
-        """Give the weights and knots to such a layer."""
-        _check_plain(layer)
-        layer.set_knots(self.knots)
-        layer.spline_weight.copy_(self.spline_weight.permute(2, 1, 0))
-        layer.get_parameter("base_weight").copy_(self.base_weight.t())
-        return layer
-
-
-def _check_plain(layer: KANLinear) -> None:
-    extras = [name for name in ("bias", "spline_scale", "mask") if getattr(layer, name) is not None]
-    if extras or layer.base != "silu" or layer.outside != "zero":
-        raise ValueError(f"a plain layer has base silu, outside 'zero' and no bias, scale or mask; got {layer}")

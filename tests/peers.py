@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.plain import PlainKANLinear
+from bench.plain import KANLinear as PlainKANLinear
 
 D = torch.float64
 
@@ -72,8 +72,8 @@ class KANLinear(nn.Module):
         super().__init__()
         plain = PlainKANLinear(in_features, out_features, grid_size, spline_order, dtype=D)
         draw = torch.Generator().manual_seed(in_features + out_features)
-        width = plain.knots.diff(dim=1)
-        self.register_buffer("grid", plain.knots + 0.3 * width.min() * torch.rand(plain.knots.shape, generator=draw))
+        width = plain.grid.diff(dim=1)
+        self.register_buffer("grid", plain.grid + 0.3 * width.min() * torch.rand(plain.grid.shape, generator=draw))
         edges, count = (out_features, in_features), grid_size + spline_order
         self.base_weight = nn.Parameter(torch.randn(edges, generator=draw, dtype=D))
         self.spline_weight = nn.Parameter(torch.randn(*edges, count, generator=draw, dtype=D) / in_features)
@@ -86,7 +86,7 @@ class KANLinear(nn.Module):
         outputs, inputs, count = self.spline_weight.shape
         with torch.random.fork_rng():
             plain = PlainKANLinear(inputs, outputs, count - self.spline_order, self.spline_order)
-        plain.knots = self.get_buffer("grid")
+        plain.grid = self.get_buffer("grid")
         weight = self.spline_weight
         if self.enable_standalone_scale_spline:
             weight = weight * self.spline_scaler.unsqueeze(2)

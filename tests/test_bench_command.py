@@ -22,7 +22,7 @@ PACKAGE = '''
 import torch
 from torch import nn
 
-from bench.plain import PlainKANLinear
+from bench.plain import KANLinear as PlainKANLinear
 
 
 class Layer(nn.Module):

@@ -1,7 +1,7 @@
 """One classifier of handwritten digits, trained twice.
 
-Once with the plain Cox-de Boor layer, once with ``fastkan.KANLinear``: from the same weights, on the same
-batches, by the same optimizer, step by step in turn. Everything it tells is measured while it runs.
+Once with the plain Cox-de Boor layer, once with what ``fastkan.convert`` makes of it: from the same weights, on the
+same batches, by the same optimizer, step by step in turn. Everything it tells is measured while it runs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from fastkan import KANLinear
+from fastkan import convert
 
 from ..measure import Samples, Task, interleaved
 from ..memory import peak_bytes
-from ..plain import PlainKANLinear
+from ..plain import KANLinear as PlainKANLinear
 
 HIDDEN, BATCHES, EPOCHS, LEARNING_RATE = 256, 3, 30, 3e-3
 BUDGET = 6.0  # seconds, for timing steps
@@ -82,9 +82,10 @@ def digits() -> Digits:
 def learners(inputs: int, classes: int) -> dict[str, Learner]:
     """Both networks, with the same weights."""
     torch.manual_seed(0)
-    ours = [KANLinear(inputs, HIDDEN), KANLinear(HIDDEN, classes)]
-    plain = [PlainKANLinear(layer.in_features, layer.out_features).load_from(layer) for layer in ours]
-    return {PLAIN: Learner(nn.Sequential(*plain)), OURS: Learner(nn.Sequential(*ours))}
+    plain = nn.Sequential(PlainKANLinear(inputs, HIDDEN), PlainKANLinear(HIDDEN, classes))
+    ours = convert(plain)
+    assert isinstance(ours, nn.Sequential)
+    return {PLAIN: Learner(plain), OURS: Learner(ours)}
 
 
 def batches(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,11 +14,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from fastkan import KANLinear
+from fastkan import KANLinear, convert
 from fastkan_kernels import Basis, edge_std, edge_values
 
 from ..measure import times
-from ..plain import PlainKANLinear
 from ..report import BUSY
 from .classifier import Cost, Digits, Learner
 
@@ -83,10 +82,9 @@ def _edge_functions(panels: list[Axes], both: dict[str, Learner], data: Digits) 
 
 
 def _as_ours(layer: nn.Module) -> KANLinear:
-    if isinstance(layer, PlainKANLinear):
-        return layer.store_in(KANLinear(layer.in_features, layer.out_features))
-    assert isinstance(layer, KANLinear)
-    return layer
+    ours = layer if isinstance(layer, KANLinear) else convert(layer)
+    assert isinstance(ours, KANLinear)
+    return ours
 
 
 def _functions(layer: KANLinear, at: Tensor) -> Tensor:

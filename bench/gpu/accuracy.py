@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..cases import Edges
-from ..plain import PlainKANLinear
+from ..plain import KANLinear as PlainKANLinear
 from .place import Place
 from .rows import Row
 from .settings import BOUNDS, kind
@@ -50,7 +50,7 @@ class Truth:
         self._bound = BOUNDS[row.dtype]
         layer = PlainKANLinear(row.inputs, row.outputs, row.grid, dtype=torch.float64).to(material.x.device)
         layer.load(*material.edges)
-        layer.knots.copy_(knots)
+        layer.grid.copy_(knots)
         step = max(1, BLOCK_ELEMENTS // (row.inputs * (row.grid + 6)))
         ys, dxs = [], []
         for x, upstream in zip(material.x.split(step), material.upstream.split(step)):

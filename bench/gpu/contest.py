@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import Task
-from ..plain import PlainKANLinear
+from ..plain import KANLinear as PlainKANLinear
 from ..rivals import RIVALS
 from . import ways
 from .accuracy import Material

@@ -3,6 +3,7 @@ own that ``python -m bench --add FILE.py`` reads.
 
 from bench.rivals import rival
 
+
 @rival("my layer", needs="my_package")
 def mine(case, edges):
     from my_package import MyKAN

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..cases import Case, Edges
-from ..plain import PlainKANLinear
+from ..plain import KANLinear as PlainKANLinear
 from .registry import WithPenalty, rival
 
 
