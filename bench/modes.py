@@ -70,16 +70,19 @@ Probe = Callable[[nn.Module, Tensor, Tensor, slice], Probed]
 
 def probe_step(network: nn.Module, x: Tensor, upstream: Tensor, rows: slice) -> Probed:
     """Output and gradient by the input of some rows, with a loss of these rows alone."""
-    y = network(x)[rows]
-    loss = (y * upstream[rows]).sum()
-    (dx,) = torch.autograd.grad(loss, x, retain_graph=True)
-    return Probed(y, dx[rows], loss)
+
+    def loss_of(y: Tensor) -> Tensor:
+        return (y[rows] * upstream[rows]).sum()
+
+    (dx,) = torch.autograd.grad(loss_of(network(x)), x)
+    y = network(x)  # again: a compiled network's graph may be gone back through once
+    return Probed(y[rows], dx[rows], loss_of(y))
 
 
 def probe_sparse(network: nn.Module, x: Tensor, upstream: Tensor, rows: slice) -> Probed:
     """The penalty, which has no rows, and its gradient by the input."""
+    (dx,) = torch.autograd.grad(network(x)[1], x)
     penalty = network(x)[1]
-    (dx,) = torch.autograd.grad(penalty, x, retain_graph=True)
     return Probed(penalty, dx, penalty)
 
 

@@ -264,3 +264,32 @@ def test_a_settled_allocator_reuses_what_was_freed() -> None:
     (fresh,) = run(settle=False)
     assert int(fresh) > 100  # in pages of 4 KiB they are 5860, in huge ones fewer
     assert int(settled) < 20
+
+
+class _Once(torch.autograd.Function):
+    """A graph that may be gone back through once, as a compiled network's."""
+
+    @staticmethod
+    def forward(ctx, y):
+        ctx.gone = False
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        assert not ctx.gone
+        ctx.gone = True
+        return g
+
+
+def test_errors_of_a_network_whose_graph_can_be_gone_back_through_once() -> None:
+    (make,) = (rival.make for rival in RIVALS if rival.name == "fastkan")
+
+    class Network(torch.nn.Module):
+        def __init__(self, *edges) -> None:
+            super().__init__()
+            self.inner = make(TINY, *edges)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return _Once.apply(self.inner(x))
+
+    assert not Oracle(TINY).error(Network(), lambda edges: Network(edges)).too_large
