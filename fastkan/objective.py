@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from fastkan_kernels.cpu import small
-from fastkan_kernels.stack import StackedLayer, Taken, serves
+from fastkan_kernels.stack import StackedLayer, Taken, operands_of, serves
 
 from .regularization import Penalty
 
@@ -74,8 +73,7 @@ class Objective:
             return None
         if not (serves(x, stack) and small.has_values(y)):
             return None
-        operands = chain.from_iterable(layer[:4] for layer in stack)
-        return stack if all(t is None or _takes_gradients(t) for t in operands) else None
+        return stack if all(t is None or _takes_gradients(t) for t in operands_of(stack)) else None
 
     def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
@@ -95,7 +93,7 @@ class Objective:
             value *= unit
             if not math.isfinite(value):
                 return value
-            operands = [t for layer in stack for t in layer[:4]]
+            operands = operands_of(stack)
             needed = [t is not None and t.requires_grad for t in operands]
             residual *= 2 * unit / residual.size
             _, found = taken.pull(residual, by_spreads, [False, *needed])

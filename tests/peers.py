@@ -64,34 +64,28 @@ def points(columns: int, rows: int = 64, dtype: torch.dtype = D, seed: int = 0) 
     return (2.6 * torch.rand(rows, columns, generator=draw, dtype=D) - 1.3).to(dtype)
 
 
-class KANLinear(nn.Module):
+class KANLinear(PlainKANLinear):
     """What efficient-kan's layer holds, by its names, and what that computes: as in a project that has copied it."""
 
     def __init__(self, in_features: int, out_features: int, grid_size: int = 5, spline_order: int = 3,
                  scaled: bool = True, base_activation: type[nn.Module] = nn.SiLU) -> None:  # fmt: skip
-        super().__init__()
-        plain = PlainKANLinear(in_features, out_features, grid_size, spline_order, dtype=D)
+        super().__init__(in_features, out_features, grid_size, spline_order, dtype=D)
         draw = torch.Generator().manual_seed(in_features + out_features)
-        width = plain.grid.diff(dim=1)
-        self.register_buffer("grid", plain.grid + 0.3 * width.min() * torch.rand(plain.grid.shape, generator=draw))
+        self.grid += 0.3 * self.grid.diff(dim=1).min() * torch.rand(self.grid.shape, generator=draw)
         edges, count = (out_features, in_features), grid_size + spline_order
         self.base_weight = nn.Parameter(torch.randn(edges, generator=draw, dtype=D))
         self.spline_weight = nn.Parameter(torch.randn(*edges, count, generator=draw, dtype=D) / in_features)
         if scaled:
             self.spline_scaler = nn.Parameter(torch.randn(edges, generator=draw, dtype=D))
         self.enable_standalone_scale_spline = scaled
-        self.spline_order, self.base_activation = spline_order, base_activation()
+        self.base_activation = base_activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs, inputs, count = self.spline_weight.shape
-        with torch.random.fork_rng():
-            plain = PlainKANLinear(inputs, outputs, count - self.spline_order, self.spline_order)
-        plain.grid = self.get_buffer("grid")
         weight = self.spline_weight
         if self.enable_standalone_scale_spline:
             weight = weight * self.spline_scaler.unsqueeze(2)
         base = nn.functional.linear(self.base_activation(x), self.base_weight)
-        return base + nn.functional.linear(plain.splines(x).flatten(1), weight.flatten(1))
+        return base + nn.functional.linear(self.splines(x).flatten(1), weight.flatten(1))
 
 
 class KAN(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..edges import mask_of
 from ..layer import KANLinear
 from ..network import AFFINE, KAN
+from .layouts import coincident
 
 _PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}
 
@@ -72,7 +73,7 @@ def _is_of_splines(model: KAN) -> bool:
 
 
 def _check_knots(layer: KANLinear, package: str, place: str) -> None:
-    if bool((layer.knots.diff(dim=1) == 0).any()):
+    if bool(coincident(layer.knots).any()):
         raise ValueError(f"{place} has knots that coincide, of which {package} makes no B-splines")
 
 

@@ -111,6 +111,11 @@ def _pykan(tensors: Tensors) -> Edges:
     )
 
 
+def coincident(knots: Tensor) -> Tensor:
+    """Of which inputs two neighbours of ``knots [in, M]`` are one: there these packages compute no B-splines."""
+    return (knots.diff(dim=1) == 0).any(1)
+
+
 def _out_of_the_way(grid: Tensor, order: int, mask: Tensor) -> Tensor:
     """Where an input's samples were all one value, pykan's knots fall together: its splines are 0 and stay it (and
     that input's gradient is NaN). So they do with knots that no input comes to. Those that no edge has a use for may
@@ -118,7 +123,7 @@ def _out_of_the_way(grid: Tensor, order: int, mask: Tensor) -> Tensor:
     if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
         return grid  # which is refused
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
-    unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & (wide.diff(dim=1) == 0).any(1))
+    unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & coincident(wide))
     steps = 1 + torch.arange(wide.shape[1], device=wide.device) / wide.shape[1]
     return torch.where(unused[:, None], AWAY * wide.abs().amax(1, keepdim=True).clamp(min=1) * steps, wide).to(wide)
 
@@ -167,7 +172,7 @@ def read(layout: Layout, tensors: Tensors) -> Edges:
         if value is not None and value.shape != shape:
             theirs = layout.learned.get(name, name)
             raise ValueError(f"{theirs} must come to the shape {list(shape)}, it comes to {list(value.shape)}")
-    flat = (edges.knots.diff(dim=1) == 0).any(1)
+    flat = coincident(edges.knots)
     if bool(flat.any()):
         raise ValueError(
             f"knots of the inputs {flat.nonzero().flatten().tolist()[:8]} coincide, where {layout.package} computes no "

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..network import AFFINE
 from .layouts import LAYOUTS, PYKAN, Layout, read
 
-_AFFINE = re.compile(r"(node_scale|node_bias|subnode_scale|subnode_bias)_(\d+)")
+_AFFINE = re.compile(rf"({'|'.join(AFFINE)})_(\d+)")
 
 
 def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,11 @@ def _asks_for_more(layer: StackedLayer) -> bool:
     return layer.knots.requires_grad or (layer.mask is not None and layer.mask.requires_grad)
 
 
+def operands_of(layers: Sequence[StackedLayer]) -> list[Tensor | None]:
+    """Weight, base_weight, scale and mask of one layer after another."""
+    return [operand for layer in layers for operand in layer[:4]]
+
+
 def small_stack(x: Tensor, layers: Sequence[StackedLayer], spread: bool = False) -> tuple[Tensor, list[Spread]]:
     """Layers one after another; differentiable to any order.
 
@@ -76,8 +81,8 @@ def small_stack(x: Tensor, layers: Sequence[StackedLayer], spread: bool = False)
     Returns:
         y ``[N, O]`` and, with ``spread``, a :class:`Spread` of each layer.
     """
-    operands = [operand for layer in layers for operand in layer[:4]]
-    y, *deviations = _SmallStack.apply(x, spread, [(layer.knots, layer.basis) for layer in layers], *operands)
+    fixed = [(layer.knots, layer.basis) for layer in layers]
+    y, *deviations = _SmallStack.apply(x, spread, fixed, *operands_of(layers))
     return y, [Spread(*pair) for pair in zip(deviations[::2], deviations[1::2])]
 
 
