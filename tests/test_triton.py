@@ -91,17 +91,18 @@ def test_tiles_and_loads(kind: str, base: str, tiles: dict[str, int], descriptor
 
 def test_what_no_descriptor_can_address_goes_by_pointers() -> None:
     from fastkan_kernels.trilinear import Slots
-    from fastkan_kernels.triton import tuning
+    from fastkan_kernels.triton.key import key
     from fastkan_kernels.triton.problem import problem
+    from fastkan_kernels.triton.rules import default
 
     for outputs, aligned in ((8, True), (7, False)):
         o, basis = make_case(outputs=outputs, dtype=torch.float32)
         p = problem("F", o.x, o.knots, Slots(o.v, o.weight, o.base_weight), basis, 0, capability=90)
-        assert tuning.key(p).aligned == aligned
-        assert tuning.default(tuning.key(p), 90).descriptors == aligned
+        assert key(p).aligned == aligned
+        assert default(key(p), 90).descriptors == aligned
     shifted = torch.empty(o.weight.numel() + 1)[1:].view_as(o.weight).copy_(o.weight)
     p = problem("F", o.x, o.knots, Slots(o.v, shifted, o.base_weight), basis, 0, capability=90)
-    assert not tuning.key(p).aligned
+    assert not key(p).aligned
 
 
 @pytest.mark.parametrize("way", TRITON_WAYS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import subprocess
 import tempfile
 from contextlib import redirect_stdout
@@ -72,15 +71,6 @@ def disassemble(cubin: bytes) -> str:
     if run.returncode:
         raise RuntimeError(f"nvdisasm failed: {run.stderr.strip()[:200]}")
     return run.stdout
-
-
-def ptxas_version(capability: int) -> str:
-    """Of the assembler that Triton takes for a capability."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
-    text = subprocess.check_output([get_ptxas(capability).path, "--version"], text=True)
-    found = re.search(r"V(\d[\d.]*)", text)
-    return found.group(1) if found else text.strip().splitlines()[-1]
 
 
 def _source(build: Build) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+from fastkan_kernels.triton.config import shared_limit
+
 from . import hazard, product, ptx, sass
 from .compile import Compiled
 
 if TYPE_CHECKING:
     from fastkan_kernels.triton.builds import Build
 
-SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may ask for
 _LOCAL = frozenset({"LDL", "STL"})
 
 
@@ -97,7 +98,7 @@ def _spills(program: sass.Program, assembled: ptx.Assembled) -> Iterator[Failure
 
 
 def _shared(capability: int, shared: int) -> Iterator[Failure]:
-    limit = SHARED_LIMITS[capability]
+    limit = shared_limit(capability)
     if shared > limit:
         yield Failure("shared memory", f"{shared} bytes, and a block may have {limit}")
 

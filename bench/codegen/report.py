@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from rich import box
 from rich.table import Table
 
+from fastkan_kernels.triton.stamp import ptxas_version
+
 from ..machine import describe
-from .compile import ptxas_version
 from .judge import Verdict
 from .product import Inner
 

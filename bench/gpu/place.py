@@ -12,6 +12,7 @@ import torch
 import fastkan
 from fastkan_kernels.backends import BACKENDS
 from fastkan_kernels.routing import BACKEND_NAMES
+from fastkan_kernels.triton.stamp import ptxas_version
 
 from ..machine import describe
 
@@ -71,7 +72,7 @@ def about(place: Place) -> dict:
             "clocks": clocks(),
         }
     found["versions"]["cuda"] = torch.version.cuda
-    found["versions"]["ptxas"] = _ptxas()
+    found["versions"]["ptxas"] = ptxas_version()
     return found
 
 
@@ -102,13 +103,3 @@ def _asked_of_smi(*fields: str) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}
     return dict(zip(fields, (value.strip() for value in done.stdout.split(","))))
-
-
-def _ptxas() -> str | None:
-    """The version of the assembler that Triton calls."""
-    try:
-        from triton import knobs
-
-        return str(knobs.nvidia.ptxas.version)
-    except Exception:  # no Triton, or one that names it otherwise
-        return None

@@ -70,13 +70,13 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     if not ways.available(place):
         record.note(f"nothing to tune: backend {place.backend!r} has no choices")
         return
-    from fastkan_kernels.triton import tuning
+    from fastkan_kernels.triton import stamp, tables
 
     wanted = [c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns)]
     in_parallel(_Warm(place), [(c, n) for c in wanted for n in range(PARTS)], workers, WARMING * record.left())
     clock = Clock(place)
     table: dict[Any, Any] = {}
-    about = {**tuning.about(), "ptxas": str(record.about["versions"]["ptxas"])}
+    about = stamp.about(place.device)
     for choice in wanted:
         if record.left() < (RESERVE if place.is_gpu else 0):
             record.leave_out(choice.name)
@@ -88,7 +88,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
             continue
         if config is not None:
             table[key] = config
-            tuning.write_table(record.path.parent / TABLE, table, about)
+            tables.write(record.path.parent / TABLE, table, about)
         record.add(result, f"{choice.name}: {result['verdict']}", result["failure"])
 
 

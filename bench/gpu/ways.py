@@ -11,10 +11,11 @@ from torch import Tensor
 from fastkan_kernels import Basis
 from fastkan_kernels.basis import autocast_dtype
 from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.triton.config import WAYS
 
 from .place import Place
 
-WAYS = ("fused", "chunked", "gather")
+__all__ = ["WAYS", "NoSuchWay", "available", "candidates", "forced", "key_of", "of_layer", "of_way"]
 
 
 class NoSuchWay(Exception):
@@ -22,9 +23,9 @@ class NoSuchWay(Exception):
 
 
 def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
-    """What the backend's choice for these operands depends on, a ``tuning.Key``; and the GPU's capability."""
+    """What the backend's choice for these operands depends on, a ``key.Key``; and the GPU's capability."""
+    from fastkan_kernels.triton.key import key
     from fastkan_kernels.triton.problem import problem
-    from fastkan_kernels.triton.tuning import key
 
     product = autocast_dtype(x)
     if product is not None:
@@ -34,12 +35,12 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, deri
 
 
 def candidates(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> list[Any]:
-    """Configurations worth trying, the one in force first: each a ``tuning.Config``."""
-    from fastkan_kernels.triton import tuning
+    """Configurations worth trying, the one in force first: each a ``config.Config``."""
+    from fastkan_kernels.triton import rules, stamp, tuning
 
     key, capability = key_of(name, x, knots, slots, basis, derivative)
-    chosen = tuning.choose(key, capability)
-    return list(dict.fromkeys([chosen, *tuning.candidates(key, capability)]))
+    chosen = tuning.choose(key, capability, stamp.gpu_name(x.device))
+    return list(dict.fromkeys([chosen, *rules.candidates(key, capability)]))
 
 
 def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:

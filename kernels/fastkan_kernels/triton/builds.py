@@ -14,15 +14,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Slots
-from . import tuning
+from .config import Config
 from .contract_in import launch_in
 from .contract_out import launch_out
 from .contract_weight import launch_weight
 from .features import launch_dot, launch_write
 from .gather import launch_gather_in, launch_gather_out
+from .key import key
 from .launch import Launch
 from .problem import Problem, problem
-from .tuning import Config
+from .rules import by_way
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -153,8 +154,7 @@ def _problem(s: Setting, capability: int) -> Problem:
 
 
 def _config(s: Setting, p: Problem) -> Config:
-    k = tuning.key(p)
-    choice = next(c for c in (tuning.by_way(k, p.capability)) if c.way == s.way)
+    choice = next(c for c in by_way(key(p), p.capability) if c.way == s.way)
     return choice._replace(descriptors=choice.descriptors and s.descriptors)
 
 

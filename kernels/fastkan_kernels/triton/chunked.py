@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .config import Config
 from .features import launch_dot, launch_write
 from .problem import Problem
-from .tuning import Config
 
 CHUNK_BYTES = 16 << 20  # of a cache of 40 to 60 MiB, which W and the result use too
 FEWEST_ROWS = 128  # fewer make a slack product

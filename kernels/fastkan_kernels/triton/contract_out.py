@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import Config
 from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
 from .spline import (
@@ -25,7 +26,6 @@ from .spline import (
     scaled,
 )
 from .tiles import load_tile, multiply, settle, store_tile, tile_of
-from .tuning import Config
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import hardware
+from .config import Config
 from .launch import DTYPES, Launch, descriptor
 from .problem import Problem
 from .spline import (
@@ -24,7 +25,6 @@ from .spline import (
     scaled,
 )
 from .tiles import load_tile, multiply, settle
-from .tuning import Config
 
 
 @triton.jit

@@ -17,12 +17,15 @@ from ..basis import Basis
 from ..features import base_function
 from ..trilinear import Slots
 from . import chunked, hardware
+from .config import Config
 from .contract_in import launch_in
 from .contract_out import launch_out
 from .contract_weight import launch_weight, parts_of
 from .gather import launch_gather_in, launch_gather_out
+from .key import key
 from .problem import Problem, form_of, problem
-from .tuning import Config, choose, key
+from .stamp import gpu_name
+from .tuning import choose, choose_for
 
 
 def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
@@ -33,7 +36,7 @@ def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivativ
     p = problem("F", x, knots, slots, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
-    config, y = choose(key(p), p.capability), x.new_empty(p.rows, p.outputs)
+    config, y = choose_for(p), x.new_empty(p.rows, p.outputs)
     if config.way == "chunked":
         chunked.out(p, config, y)
     else:
@@ -50,7 +53,7 @@ def contract_weight(
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
     p = problem("G", x, knots, slots, basis, derivative)
-    config = choose(key(p), p.capability)
+    config = choose_for(p)
     if p.form == "none":
         lost = torch.where(x.isnan(), x, 0.0).sum(0)
         splines = lost.to(x.dtype).view(1, inputs, 1).repeat(count, 1, outputs)
@@ -66,7 +69,7 @@ def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative
     p = problem("H", x, knots, slots, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
-    config = choose(key(p), p.capability)
+    config = choose_for(p)
     if config.way == "chunked":
         h = x.new_empty(x.shape, dtype=p.work)
         chunked.into(p, config, h)
@@ -124,7 +127,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
     p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
-    config = choose(key(p), p.capability)
+    config = choose(key(p), p.capability, gpu_name(x.device))
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
     product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
     tile = f"tiles of {config.rows} x {config.columns}"

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .config import Config
 from .launch import DTYPES, Launch
 from .problem import Problem
 from .spline import active_splines, base_function, find_cell
 from .tiles import load_tile, store_tile
-from .tuning import Config
 
 
 @triton.jit

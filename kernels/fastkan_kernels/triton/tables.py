@@ -1,0 +1,103 @@
+"""Tables of measured choices: as files, and those that are shipped in ``tables/``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+from .config import Config, check
+from .key import Key
+from .rules import ways_of
+from .stamp import triton_minor
+
+SCHEMA = 2  # to be raised when a key or a configuration changes
+SHIPPED = Path(__file__).parent / "tables"
+_TYPES = get_type_hints(Key)
+
+
+class Table(NamedTuple):
+    """Choices, and the machine and versions they were measured on, see :func:`.stamp.about`."""
+
+    entries: dict[Key, Config]
+    about: dict[str, str]
+
+
+def write(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, str]) -> None:
+    """Write measured choices as JSON, whole or not at all."""
+    rows = [{"key": k._asdict(), "config": c._asdict()} for k, c in entries.items()]
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    head = json.dumps({"schema": SCHEMA, "about": dict(about)}, indent=1)[:-2]
+    path = Path(path)
+    half_written = path.with_name(f"{path.name}.{os.getpid()}.part")
+    half_written.write_text(f'{head},\n "entries": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+    os.replace(half_written, path)
+
+
+def read(path: str | Path) -> Table:
+    """A table's file.
+
+    Raises:
+        ValueError: if it is not such a table, or one of another schema, or has a choice that no kernel can run.
+        OSError: if there is no such file.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        schema = data["schema"]
+        if schema == SCHEMA:
+            about = {str(name): str(value) for name, value in data["about"].items()}
+            return Table(dict(_entry(row, about) for row in data["entries"]), about)
+    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    raise ValueError(
+        f"{path} is a table of schema {schema!r}, and this version reads {SCHEMA}: its choices depend on other things. "
+        "Tune again"
+    )
+
+
+def differs(about: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """In what a table's machine or versions are not those here, in words; None if they are the same."""
+    for name in ("gpu", "capability", "triton", "ptxas"):
+        if about.get(name) != here.get(name):
+            return f"holds for {name} {about.get(name)!r}, and here it is {here.get(name)!r}"
+    return None
+
+
+def shipped(k: Key, capability: int, gpu: str | None) -> tuple[Config | None, bool]:
+    """A shipped choice, and whether it was measured on this very GPU.
+
+    One for another GPU of the same capability is a better guess than a rule.
+    """
+    exact, others = _shipped(capability, gpu)
+    return (exact[k], True) if k in exact else (others.get(k), False)
+
+
+@functools.cache
+def _shipped(capability: int, gpu: str | None) -> tuple[dict[Key, Config], dict[Key, Config]]:
+    import triton
+
+    exact: dict[Key, Config] = {}
+    others: dict[Key, Config] = {}
+    for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # of two others the first one's counts
+        table = read(path)
+        if triton_minor(table.about["triton"]) == triton_minor(triton.__version__):
+            (exact if table.about["gpu"] == gpu else others).update(table.entries)
+    return exact, others
+
+
+def _entry(row: Any, about: Mapping[str, str]) -> tuple[Key, Config]:
+    k, config = Key(**row["key"]), Config(**row["config"])
+    for name, value in k._asdict().items():
+        if type(value) is not _TYPES[name]:
+            raise TypeError(f"{name} of a key is {value!r}")
+    if k.deterministic:
+        raise ValueError("a choice for deterministic algorithms is the rules', and no table's")
+    check(k.contraction, config)
+    if config.way not in ways_of(k, int(about.get("capability", 90))):
+        raise ValueError(f"there is no {config.way} way for {k}")
+    return k, config
