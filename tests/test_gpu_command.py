@@ -17,7 +17,7 @@ from torch import Tensor
 pytest.importorskip("rich")
 
 from bench import __main__ as bench_command
-from bench.gpu import child, command, hazard, sanitizer, suite, trials, truth, tune, warm
+from bench.gpu import child, hazard, sanitizer, stages, suite, trials, truth, tune, warm
 from bench.gpu.accuracy import Deviation
 from bench.gpu.place import Place
 from bench.gpu.poison import Poison
@@ -108,7 +108,15 @@ def test_it_refuses_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--only", "nothing"], ["--backend", "nothing"], ["--seconds", "nan"], ["--workers", "-1"]]
+    "arguments",
+    [
+        ["--only", "nothing"],
+        ["--backend", "nothing"],
+        ["--seconds", "nan"],
+        ["--total", "0"],
+        ["--workers", "-1"],
+        ["--resume", "no_such_folder"],
+    ],
 )
 def test_it_refuses_what_it_does_not_understand(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,7 +131,7 @@ def test_a_stage_that_breaks_is_a_failure(tmp_path: Path, monkeypatch: pytest.Mo
     def broken(*arguments) -> None:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setitem(command.STAGES, "hazard", broken)
+    monkeypatch.setitem(stages.STAGES, "hazard", broken)
     assert rehearse(tmp_path, "--only", "hazard") == 1
     assert "no such thing" in results(tmp_path, "hazard")["failures"][0]
 
@@ -134,8 +142,7 @@ def test_a_stage_that_does_nothing_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_stage_whose_process_left_nothing_is_a_failure(tmp_path: Path) -> None:
-    options = command.Options(tmp_path, PLACE, 1.0, None, 0)
-    assert command._read("speed", options)["failures"]
+    assert stages.read("speed", stages.Options(tmp_path, PLACE, None, 0, {}))["failures"]
 
 
 def test_results_are_on_disk_as_soon_as_they_are_known(tmp_path: Path) -> None:

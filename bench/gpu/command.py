@@ -1,52 +1,50 @@
-"""The command line of ``python -m bench --gpu``: the stages, one after another, and one table at the end."""
+"""The command line of ``python -m bench --gpu``: the stages, one after another, and their tables at the end."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import multiprocessing
 import sys
+import time
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from . import hazard, sanitizer, speed, suite, tables, tune, warm
+from . import join, plan, tables, warm
 from .place import Place, about, in_words
-from .record import Record
+from .stages import STAGES, Options, path_of, read, run_apart, run_stage, share
 
-STAGES = {"tests": suite.run, "hazard": hazard.run, "sanitizer": sanitizer.run, "speed": speed.run, "tune": tune.run}
-SECONDS = 450.0  # for each stage
-REHEARSED_SECONDS = 60.0
-OVERTIME = 90.0  # after which a stage that has not ended is stopped
+TOTAL = 540.0  # for all stages
+REHEARSED_SECONDS = 60.0  # for each
 WIDTH = 120
-
-
-class Options(NamedTuple):
-    """What a stage is asked; can be sent to another process."""
-
-    out: Path
-    place: Place
-    seconds: float
-    patterns: list[str] | None
-    workers: int
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     arguments = argparse.ArgumentParser(
         "python -m bench --gpu",
-        description="Prove and measure the Triton kernels on this machine's GPU. Returns 1 if a number is wrong or a "
-        "test fails.",
+        description="Prove and measure the Triton kernels on this machine's GPU; bench/gpu/README.md tells more. "
+        "Returns 1 if a number is wrong or a test fails.",
     )
     arguments.add_argument(
         "--gpu", type=Path, required=True, metavar="OUT", help="folder for a JSON file of each stage"
     )
     arguments.add_argument("--only", nargs="+", choices=list(STAGES), metavar="STAGE", help=f"of {', '.join(STAGES)}")
     arguments.add_argument("--cases", nargs="+", metavar="PART", help="only what has such a part in its name")
-    arguments.add_argument("--seconds", type=float, help=f"for each stage (default {SECONDS:g})")
+    times = arguments.add_mutually_exclusive_group()
+    times.add_argument(
+        "--total", type=float, metavar="SECONDS", help=f"for all stages together, shared by worth (default {TOTAL:g})"
+    )
+    times.add_argument("--seconds", type=float, help="for each stage instead")
+    arguments.add_argument(
+        "--resume", type=Path, nargs="+", metavar="EARLIER", help="folders of earlier runs on such a GPU: what they "
+        "have is not done again"
+    )  # fmt: skip
+    arguments.add_argument(
+        "--plan", action="store_true", help="do nothing, and say what would be done, with how many builds of kernels "
+        "and about how long (needs no GPU)"
+    )  # fmt: skip
     arguments.add_argument("--workers", type=int, help="processes that compile side by side (default: by cores)")
     arguments.add_argument("--backend", default="triton", help="what is proved and measured (default triton)")
     arguments.add_argument(
@@ -58,79 +56,61 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages, print what they found. Returns 1 if anything failed, else 0."""
+    began = time.monotonic()
     arguments = parser()
     given = arguments.parse_args(argv)
     place = Place(torch.device(given.device), given.backend)
     rehearsal = not place.is_gpu
-    seconds = given.seconds or (REHEARSED_SECONDS if rehearsal else SECONDS)
-    if not 0 < seconds < math.inf:
-        arguments.error(f"--seconds must be a number above 0, got {given.seconds}")
+    for name in ("total", "seconds"):
+        asked = getattr(given, name)
+        if asked is not None and not 0 < asked < math.inf:
+            arguments.error(f"--{name} must be a number above 0, got {asked}")
     if given.workers is not None and given.workers < 0:
         arguments.error(f"--workers must be 0 or more, got {given.workers}")
+    stages = [name for name in STAGES if not given.only or name in given.only]
+    total = given.total or (given.seconds or (REHEARSED_SECONDS if rehearsal else 0.0)) * len(stages) or TOTAL
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    if given.plan:
+        plan.show(console, stages, total, given.cases, warm.workers(given.workers))
+        return 0
     reason = place.unable()
     if reason is not None:
         arguments.error(reason)
+    try:
+        earlier = [join.read(folder) for folder in given.resume or ()]
+        if given.gpu.resolve() in [folder.resolve() for folder in given.resume or ()]:
+            raise ValueError(f"--resume takes folders of earlier runs, not that of this one, {given.gpu}")
+        _check(earlier, place)
+    except ValueError as mistake:
+        arguments.error(str(mistake))
     given.gpu.mkdir(parents=True, exist_ok=True)
     workers = 0 if rehearsal and given.workers is None else warm.workers(given.workers)
-    options = Options(given.gpu, place, seconds, given.cases, workers)
-    stages = [name for name in STAGES if not given.only or name in given.only]
+    options = Options(given.gpu, place, given.cases, workers, join.done(join.joined(earlier)))
     for name in stages:
         path_of(name, options).unlink(missing_ok=True)  # of another run
 
-    codes = [_run_apart(name, options) if len(stages) > 1 else run_stage(name, options) for name in stages]
-    found = {name: _read(name, options) for name in stages}
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    codes = []
+    for name in stages:
+        left = max(1.0, total - (time.monotonic() - began))
+        seconds = total / len(stages) if given.seconds or (rehearsal and not given.total) else share(name, stages, left)
+        run = run_apart if len(stages) > 1 else _alone
+        codes.append(run(name, options, seconds))
+    found = {name: read(name, options) for name in stages}
+    shown = join.joined([*earlier, found])
     console.print(in_words(about(place)), style="dim", highlight=False)
-    tables.show(console, found)
+    tables.show(console, {name: shown[name] for name in STAGES if name in shown})
     return int(any(codes) or any(data["failures"] for data in found.values()))
 
 
-def run_stage(name: str, options: Options) -> int:
-    """One stage in this process. Returns 1 if anything failed, else 0."""
-    settings = {"seconds": options.seconds, "cases": options.patterns, "workers": options.workers}
-
-    def say(line: str) -> None:
-        print(f"[{name}] {line}", flush=True)
-
-    record = Record(path_of(name, options), name, about(options.place), settings, options.seconds, say)
-    try:
-        STAGES[name](record, options.place, options.patterns, options.workers)
-    except Exception as failure:  # the other stages still run
-        record.fail(f"{name}: {type(failure).__name__}: {failure}"[:500])
-    if not record.results and not record.notes and not record.failures:
-        record.fail(f"{name}: nothing was done")
-    record.save()
-    return int(bool(record.failures))
+def _alone(name: str, options: Options, seconds: float) -> int:
+    return run_stage(name, options, time.time() + seconds)
 
 
-def path_of(name: str, options: Options) -> Path:
-    """Of a stage's results."""
-    return options.out / f"{name}.json"
-
-
-def _run_apart(name: str, options: Options) -> int:
-    """One stage in a process of its own: after an error of the GPU nothing works in the same one."""
-    process = multiprocessing.get_context("spawn").Process(target=_exit_with, args=(name, options))
-    process.start()
-    process.join(options.seconds + OVERTIME)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-    return 0 if process.exitcode == 0 else 1
-
-
-def _exit_with(name: str, options: Options) -> None:
-    sys.exit(run_stage(name, options))
-
-
-def _read(name: str, options: Options) -> dict:
-    """A stage's file; a failure if its process left none, or was stopped."""
-    path = path_of(name, options)
-    if not path.exists():
-        return {
-            "failures": [f"{name}: its process ended without a result"],
-            "left_out": [],
-            "results": [],
-            "seconds": 0,
-        }
-    return json.loads(path.read_text())
+def _check(earlier: list[join.Run], place: Place) -> None:
+    """Raises a ValueError if figures of this run could not stand beside those of the earlier ones."""
+    if not earlier:
+        return
+    here = {**about(place), "stage": "this run"}
+    problem = join.mismatch([*(stage for run in earlier for stage in run.values()), here])
+    if problem is not None:
+        raise ValueError(f"--resume: {problem}")

@@ -14,8 +14,7 @@ from ..measure import Samples, Task, ratio, times
 from ..rivals import RIVALS
 from .clock import Clock
 from .place import Place
-from .record import Record
-from .rows import graphed as case_of
+from .rows import Graphed
 
 ANCHOR = "MLP, as many parameters"
 NETWORKS = (ANCHOR, "plain Cox-de Boor", "fastkan")
@@ -49,15 +48,8 @@ class Trained:
         return [cast(Tensor, parameter.grad).clone() for parameter in self.network.parameters()]
 
 
-def run(record: Record, place: Place, clock: Clock, patterns: list[str] | None) -> None:
+def measure(item: Graphed, place: Place, clock: Clock) -> dict[str, Any]:
     """Both halves of it, for each network."""
-    case = case_of(not place.is_gpu)
-    name = f"{case.name}, graphed"
-    if patterns and not any(p in name for p in patterns):
-        return
-    if place.is_gpu and record.left() < 4 * SECONDS:
-        record.leave_out(name)
-        return
     entries: dict[str, dict[str, Any]] = {}
     tasks: dict[str, dict[str, Task]] = {"backward": {}, "step": {}}
     for network in NETWORKS:
@@ -65,7 +57,7 @@ def run(record: Record, place: Place, clock: Clock, patterns: list[str] | None) 
         entries[network] = entry
         try:
             with place.ours():
-                found = _captured(network, case, place, entry)
+                found = _captured(network, item.case, place, entry)
         except Exception as failure:
             entry["note"] = f"failed: {type(failure).__name__}: {str(failure).strip()}"[:300]
             continue
@@ -76,9 +68,7 @@ def run(record: Record, place: Place, clock: Clock, patterns: list[str] | None) 
             samples = clock.interleaved(of, SECONDS)
             for network in of:
                 entries[network][mode] = _timing(samples, network)
-    ours = entries[OURS]
-    wrong = None if ours["note"] is None else f"{name}: {ours['note']}"
-    record.add({"kind": "graphed", "name": name, "contestants": list(entries.values())}, name, wrong)
+    return {"kind": "graphed", "name": item.name, "contestants": list(entries.values())}
 
 
 def _captured(name: str, case: Case, place: Place, entry: dict[str, Any]) -> dict[str, Callable[[], Any]]:

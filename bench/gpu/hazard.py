@@ -28,7 +28,8 @@ from .warm import in_parallel
 
 REPEATS = 1000
 REHEARSED_REPEATS = 2
-TRIAL_SECONDS = 4.0  # about, after which a slow one has had enough repeats
+MOST_SECONDS = 4.0  # about, after which a slow trial has had enough repeats
+LEAST_SECONDS = 0.3
 FEWEST_REPEATS = 50
 WARMING = 0.3  # of the time, at most, to compile side by side
 
@@ -60,16 +61,18 @@ class Deviation(NamedTuple):
 def run(record: Record, place: Place, patterns: list[str] | None, workers: int) -> None:
     """Try all that there is time for."""
     found = trials(not place.is_gpu, ways.available(place))
-    wanted = [trial for trial in found if not patterns or any(p in trial.name for p in patterns)]
+    wanted = record.wanted(trial for trial in found if not patterns or any(p in trial.name for p in patterns))
     in_parallel(_Warm(place), wanted, workers, WARMING * record.left())
-    for trial in wanted:
+    for number, trial in enumerate(wanted):
         if record.left() < 0:
             record.leave_out(trial.name)
             continue
+        share = record.left() / (len(wanted) - number)  # so that the last ones have a turn too
         try:
-            result = attempt(trial, place, REPEATS if place.is_gpu else REHEARSED_REPEATS)
+            repeats = REPEATS if place.is_gpu else REHEARSED_REPEATS
+            result = attempt(trial, place, repeats, max(LEAST_SECONDS, min(MOST_SECONDS, share)))
         except ways.NoSuchWay as reason:
-            record.leave_out(f"{trial.name}: {reason}")
+            record.leave_out(trial.name, str(reason))
             continue
         except Exception as failure:
             record.add({"name": trial.name, "error": repr(failure)}, trial.name, f"{trial.name}: {failure!r}"[:500])
@@ -94,8 +97,8 @@ class _Warm:
                 compute(trial.contraction, o, basis, trial.derivative)
 
 
-def attempt(trial: Trial, place: Place, repeats: int) -> dict:
-    """Repeat a trial; ``failure`` says what is wrong, or is None.
+def attempt(trial: Trial, place: Place, repeats: int, seconds: float = MOST_SECONDS) -> dict:
+    """Repeat a trial for about so many seconds; ``failure`` says what is wrong, or is None.
 
     Raises:
         ways.NoSuchWay: where the trial's way does not have this contraction.
@@ -116,7 +119,7 @@ def attempt(trial: Trial, place: Place, repeats: int) -> dict:
             else:
                 expected = first
             deviation, found["repeats"], found["poisoned_bytes"], found["poison_seen"] = _repeated(
-                call, expected, place, repeats
+                call, expected, place, repeats, seconds
             )
         if deviation.repeats:
             found["failure"] = f"{trial.name}: {deviation}"
@@ -127,7 +130,9 @@ def attempt(trial: Trial, place: Place, repeats: int) -> dict:
     return found
 
 
-def _repeated(call: Call, expected: tuple[Tensor, ...], place: Place, most: int) -> tuple[Deviation, int, int, bool]:
+def _repeated(
+    call: Call, expected: tuple[Tensor, ...], place: Place, most: int, seconds: float
+) -> tuple[Deviation, int, int, bool]:
     """Deviations of up to ``most`` calls, how many there were, and what was filled with NaN before each."""
     device = expected[0].device
     worst = [torch.zeros_like(want, dtype=torch.promote_types(want.dtype, torch.float32)) for want in expected]
@@ -154,7 +159,7 @@ def _repeated(call: Call, expected: tuple[Tensor, ...], place: Place, most: int)
         done += 1
         if done % FEWEST_REPEATS == 0:
             place.wait()
-            if time.perf_counter() - start > TRIAL_SECONDS:
+            if time.perf_counter() - start > seconds:
                 break
     part = max(range(len(worst)), key=lambda n: float(worst[n].max()) if worst[n].numel() else 0.0)
     at = torch.unravel_index(worst[part].argmax(), worst[part].shape)

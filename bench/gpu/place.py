@@ -15,6 +15,7 @@ from fastkan_kernels.routing import BACKEND_NAMES
 from fastkan_kernels.triton.stamp import ptxas_version
 
 from ..machine import describe
+from . import sources
 
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
 
@@ -60,6 +61,7 @@ def about(place: Place) -> dict:
     found = describe()
     found["backend"] = place.backend
     found["rehearsal"] = not place.is_gpu
+    found["sources"] = sources.here()
     if place.is_gpu:
         properties = torch.cuda.get_device_properties(place.device)
         found["gpu"] = {

@@ -51,19 +51,20 @@ WIDE = (8192, 1024, 1024, 5)
 MANY = (65536, 64, 64, 5)
 FINE = (8192, 256, 256, 256)
 
+# in the order of their worth: those that the bars ask for come first
 ROWS = (
-    Row(*WIDE, "bfloat16", "forward"),
+    Row(*WIDE, "bfloat16", "forward", rivals=False),
     Row(*WIDE, "bfloat16", "step"),
-    Row(*WIDE, "tf32", "step"),
+    Row(*WIDE, "tf32", "step", rivals=False),
     Row(*WIDE, "highest", "step"),
     Row(*MANY, "bfloat16", "step"),
-    Row(*MANY, "tf32", "step"),
-    Row(*FINE, "bfloat16", "forward"),
-    Row(*FINE, "bfloat16", "step"),
-    Row(*FINE, "highest", "forward"),
-    Row(*FINE, "highest", "step"),
-    Row(*WIDE, "tf32", "forward"),
-    Row(*WIDE, "highest", "forward"),
+    Row(*MANY, "tf32", "step", rivals=False),
+    Row(*FINE, "bfloat16", "forward", rivals=False),
+    Row(*FINE, "bfloat16", "step", rivals=False),
+    Row(*FINE, "highest", "forward", rivals=False),
+    Row(*FINE, "highest", "step", rivals=False),
+    Row(*WIDE, "tf32", "forward", rivals=False),
+    Row(*WIDE, "highest", "forward", rivals=False),
 )
 
 
@@ -77,17 +78,40 @@ def _sweep() -> list[Row]:
 
 
 SWEEP = tuple(_sweep())
-GRAPHED = Case(1000, (2, 5, 1))  # a training step under a CUDA graph
 
 
-def rows(rehearsal: bool) -> list[Row]:
-    """The rows in the order of their worth; for a rehearsal a few, at tiny sizes."""
+class Ceilings(NamedTuple):
+    """What the GPU does at its best: a large copy, and a large product of two matrices of each dtype."""
+
+    copied: int  # bytes, read and written
+    side: int  # of the matrices
+    dtypes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"ceilings: a copy, and products {self.side}x{self.side}x{self.side}"
+
+
+class Graphed(NamedTuple):
+    """A training step under a CUDA graph."""
+
+    case: Case
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name}, graphed"
+
+
+CEILINGS = Ceilings(8 << 30, 8192, ("bfloat16", "float16", "tf32", "highest"))
+GRAPHED = Graphed(Case(1000, (2, 5, 1)))
+
+Measured = Row | Ceilings | Graphed
+
+
+def measured(rehearsal: bool) -> list[Measured]:
+    """All that the speed stage measures, in the order of its worth; for a rehearsal a few, at tiny sizes."""
     if not rehearsal:
-        return [*ROWS, *SWEEP]
+        return [CEILINGS, *ROWS[:2], GRAPHED, *ROWS[2:], *SWEEP]
     found = [Row(32, 5, 7, 5, dtype, mode) for dtype, mode in zip(REHEARSED, itertools.cycle(MODES))]
-    return [*found, Row(32, 5, 7, 33, "highest", "step")]
-
-
-def graphed(rehearsal: bool) -> Case:
-    """The small network's case."""
-    return GRAPHED._replace(rows=64) if rehearsal else GRAPHED
+    ceilings = Ceilings(1 << 16, 32, ("float16", "highest"))
+    return [ceilings, *found, Row(32, 5, 7, 33, "highest", "step"), Graphed(GRAPHED.case._replace(rows=64))]

@@ -16,7 +16,10 @@ from .record import Record
 TOOLS = ("memcheck", "racecheck")
 # of both tools: "ERROR SUMMARY: 0 errors", "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"
 CLOSING = re.compile(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:errors?|hazards?)")
+FINDING = re.compile(r"^=========\s+(?!COMPUTE-SANITIZER)\S", re.MULTILINE)  # before the end there is no other line
 KEPT_LINES = 60
+EXPECTED_SECONDS = 60.0  # of a tool; it is slow
+LEAST_SECONDS = 10.0  # in which a tool may get somewhere
 
 
 def run(record: Record, place: Place, patterns: list[str] | None, workers: int) -> None:
@@ -30,10 +33,12 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
         return
     script = [sys.executable, "-m", "bench.gpu.touch", "--device", str(place.device), "--backend", place.backend]
     _watched(record, "none", script, record.left() / 3)  # compiles, and is wrong or not by itself
-    for number, tool in enumerate(TOOLS):
-        if patterns and not any(p in tool for p in patterns):
+    tools = [tool for tool in TOOLS if tool not in record.before and (not patterns or any(p in tool for p in patterns))]
+    for number, tool in enumerate(tools):
+        if record.left() < LEAST_SECONDS:
+            record.leave_out(tool)
             continue
-        _watched(record, tool, [found, "--tool", tool, *script], record.left() / (len(TOOLS) - number))
+        _watched(record, tool, [found, "--tool", tool, *script], record.left() / (len(tools) - number))
 
 
 def executable() -> str | None:
@@ -64,7 +69,10 @@ def _watched(record: Record, tool: str, command: list[str], seconds: float) -> N
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
     code, output = child.run(command, seconds, **environment)
     failure = verdict(tool, code, output)
-    result = {"tool": tool, "code": code, "failure": failure, "output": output.splitlines()[-KEPT_LINES:]}
+    if code is None and not FINDING.search(output):
+        record.leave_out(tool, "stopped, out of time")
+        return
+    result = {"name": tool, "tool": tool, "code": code, "failure": failure, "output": output.splitlines()[-KEPT_LINES:]}
     record.add(result, f"{tool}: nothing found", failure)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,14 +16,17 @@ from .record import Record
 TESTS = child.ROOT / "tests"
 DEVICE = "FASTKAN_TEST_DEVICE"  # which the tests read
 READS = re.compile(rf"{DEVICE}|^from cases import .*\bDEVICE\b", re.MULTILINE)  # itself, or by way of cases.py
-DEADLINE = "FASTKAN_TEST_DEADLINE"  # which bench.gpu.deadline reads
-GRACE = 40.0  # seconds for the last test to end by itself
+# which bench.gpu.deadline reads
+DEADLINE, BEFORE, PASSED = "FASTKAN_TEST_DEADLINE", "FASTKAN_TEST_BEFORE", "FASTKAN_TEST_PASSED"
+GRACE = 20.0  # seconds for the last test to end by itself
 CLOSING = re.compile(r"^=*\s*((?:\d+ \w+,? ?)+in [\d.]+s.*?)\s*=*$")
 COUNT = re.compile(r"(\d+) (passed|failed|errors?|skipped|xfailed|xpassed|deselected|warnings?)")
 OUT_OF_TIME = re.compile(r"^SKIPPED \[(\d+)\] .*out of time")
 FAILURE_HEAD = re.compile(r"^_{3,} (.+?) _{3,}$")
+NAME = "suite"
+NOTHING_LEFT = 5  # pytest's code where no test was collected, or all were deselected
 KEPT_FAILURES, KEPT_LINES = 40, 15
-MOST_WORKERS = 8
+MOST_WORKERS = 14
 
 
 def run(record: Record, place: Place, patterns: list[str] | None, workers: int) -> None:
@@ -36,13 +40,21 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     if importlib.util.find_spec("xdist") and workers > 1:  # a kernel is compiled for almost every test
         command += ["-n", str(min(workers, MOST_WORKERS))]
     end = time.time() + record.left() - GRACE
-    code, output = child.run(command, record.left(), **{DEVICE: place.device.type, DEADLINE: str(end)})
+    with tempfile.TemporaryDirectory() as folder:
+        before, passed = Path(folder) / "before", Path(folder) / "passed"
+        before.write_text("\n".join(sorted(record.before)), encoding="utf-8")
+        passed.touch()
+        environment = {DEVICE: place.device.type, DEADLINE: str(end), BEFORE: str(before), PASSED: str(passed)}
+        code, output = child.run(command, record.left() - 1, **environment)
+        names = passed.read_text(encoding="utf-8").splitlines()
     found = read(output)
     left_out = found["out_of_time"]
     if left_out:
         record.leave_out(f"{left_out} tests")
-    result = {"files": [path.name for path in files], "code": code, **found}
-    record.add(result, found["closing"] or "no closing line", _verdict(code, found))
+    elif code is None:
+        record.leave_out("tests that had not begun")
+    result = {"name": NAME, "files": [path.name for path in files], "code": code, **found, "passed": names}
+    record.add(result, found["closing"] or "no closing line", _verdict(code, found, bool(record.before)))
 
 
 def test_files() -> list[Path]:
@@ -70,12 +82,14 @@ def read(output: str) -> dict:
     }
 
 
-def _verdict(code: int | None, found: dict) -> str | None:
+def _verdict(code: int | None, found: dict, resumed: bool) -> str | None:
     if code is None:
         return "tests: stopped, out of time"
+    if resumed and code == NOTHING_LEFT:
+        return None
     if code != 0:
         return f"tests: pytest returned {code}: {found['closing'] or (found['tail'] or ['no output'])[-1]}"
-    if not found["counts"].get("passed"):
+    if not found["counts"].get("passed") and not resumed:
         return "tests: none passed"
     return None
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import contest
+from . import bars, contest
 
 MOST_LINES = 12  # of failures, for each stage
 SHOWN = (contest.GEMM, contest.LINEAR, contest.PLAIN, contest.COMPILED, contest.INKAN, "fused", "chunked", "gather")
@@ -24,7 +24,9 @@ LEGEND = (
 
 def show(console: Console, found: dict[str, dict]) -> None:
     """One table or line for each stage, then what failed."""
-    views = {"tests": _tests, "hazard": _hazard, "sanitizer": _sanitizer, "speed": _speed, "tune": _tune}
+    views = {
+        "tests": _tests, "hazard": _hazard, "speed": _speed, "tune": _tune, "parts": _parts, "sanitizer": _sanitizer,
+    }  # fmt: skip
     for stage, data in found.items():
         for part in views[stage](data):
             console.print(part, highlight=False)
@@ -77,6 +79,10 @@ def _hazard(data: dict) -> Iterator[Any]:
 
 
 def _speed(data: dict) -> Iterator[Any]:
+    for result in data["results"]:
+        if result["kind"] == "ceilings":
+            rates = ", ".join(f"{name} {found['rate'] / 1e12:.4g}" for name, found in result["products"].items())
+            yield f"ceilings: copy {result['copy']['rate'] / 1e12:.3g} TB/s; TFLOP/s of products: {rates}"
     headings = [HEADINGS.get(name, name) for name in SHOWN]
     view = _view("speed", "row", "auto ms", *headings, "err", "MiB")
     for result in data["results"]:
@@ -87,6 +93,24 @@ def _speed(data: dict) -> Iterator[Any]:
     for result in data["results"]:
         if result["kind"] == "graphed":
             yield _graphed(result)
+    yield _bars(data)
+
+
+def _bars(data: dict) -> Table:
+    """What was to be reached, and what was."""
+    view = _view("what must be reached: time is ours / anchor's, speed anchor's / ours, memory a share", "")
+    for heading in ("quantity", "at least", "aim", "found", "±", "err", "verdict"):
+        view.add_column(heading, justify="right", no_wrap=True)
+    for one in bars.judged(data["results"]):
+        bar, value = one.bar, one.value
+        view.add_row(
+            bar.what, bar.quantity, f"{bar.least:g}", f"{bar.aim:g}",
+            "-" if value is None else f"{value.median:.3g}",
+            "-" if value is None else f"{(value.high - value.low) / 2:.1g}",
+            "-" if one.error is None else f"{one.error:.0e}", one.verdict,
+            style={bars.MISSED: "red", bars.UNMEASURED: "dim"}.get(one.verdict),
+        )  # fmt: skip
+    return view
 
 
 def _row(result: dict) -> list[str]:
@@ -131,6 +155,21 @@ def _tune(data: dict) -> Iterator[Any]:
             result["name"].replace("bfloat16", "bf16"), _config(result["default"]), f"{1e6 * default:.0f}",
             _config(result["best"]), f"{1e6 * best:.0f}", f"{result['ratio']['median']:.2f}", ran,
         )  # fmt: skip
+    if view.row_count:
+        yield view
+
+
+def _parts(data: dict) -> Iterator[Any]:
+    """Time with a stage left out, of the whole kernel's."""
+    names = ("no features", "no product", "no loads")
+    view = _view("parts: time with one stage left out, of the whole kernel's", "", "whole us", *names)
+    for result in data["results"]:
+        if "variants" in result:
+            found = result["variants"]
+            view.add_row(
+                result["name"].replace("bfloat16", "bf16"), f"{1e6 * found['whole']['seconds']['median']:.0f}",
+                *(f"{found[name]['ratio']['median']:.2f}" if name in found else "-" for name in names),
+            )  # fmt: skip
     if view.row_count:
         yield view
 

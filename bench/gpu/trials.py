@@ -137,7 +137,7 @@ def operands(trial: Trial, device: torch.device) -> tuple[Operands, Basis]:
     order, dtype = ORDERS[trial.numbers], DTYPES[trial.setting]
     count = trial.grid + order
     make = _integers if trial.exact else _reals
-    knots = _knots(trial, inputs, order, generator)
+    knots = knots_of(trial, inputs, order, generator)
     basis = basis_of(knots, order, "identity" if trial.exact else "silu")
     if not trial.exact:
         low, high = knots[:, 0], knots[:, -1]
@@ -182,7 +182,7 @@ def _reals(*shape: int, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator, device=generator.device)
 
 
-def _knots(trial: Trial, inputs: int, order: int, generator: torch.Generator) -> Tensor:
+def knots_of(trial: Trial, inputs: int, order: int, generator: torch.Generator) -> Tensor:
     """``[inputs, G + 2 k + 1]`` float32; of exact trials whole numbers, around 0."""
     cells, device = trial.grid + 2 * order, generator.device
     if trial.form == "uniform":

@@ -59,7 +59,7 @@ class Choice(NamedTuple):
 
 def choices(rehearsal: bool) -> list[Choice]:
     """Of the shapes of the speed stage, then of a few more."""
-    layers = dict.fromkeys(row._replace(mode="step") for row in (*ROWS, *MORE))
+    layers = dict.fromkeys(row._replace(mode="step", rivals=False) for row in (*ROWS, *MORE))
     if rehearsal:
         layers = dict.fromkeys((Row(48, 5, 7, 5, "float16", "step"), Row(48, 5, 7, 5, "highest", "step")))
     return [Choice(row, *contraction) for row in layers for contraction in CONTRACTIONS]
@@ -72,7 +72,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
         return
     from fastkan_kernels.triton import stamp, tables
 
-    wanted = [c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns)]
+    wanted = record.wanted(c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns))
     in_parallel(_Warm(place), [(c, n) for c in wanted for n in range(PARTS)], workers, WARMING * record.left())
     clock = Clock(place)
     table: dict[Any, Any] = {}
