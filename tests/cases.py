@@ -199,7 +199,7 @@ def no_triton() -> str | None:
     """Why Triton's kernels can't be tested here, or None."""
     if find_spec("triton") is None:
         return "triton is not installed"
-    return BACKENDS["triton"].unable(DEVICE)
+    return BACKENDS["triton"].unable(torch.device(DEVICE))
 
 
 @contextmanager

@@ -158,9 +158,19 @@ def test_explain_says_which_kernels() -> None:
 
 
 def test_a_backend_refuses_a_device_it_is_not_for() -> None:
-    assert BACKENDS["cpu"].unable("cpu") is None
-    assert "cuda" in BACKENDS["cpu"].unable("cuda")
-    assert BACKENDS["reference"].unable("cuda") is None
+    assert BACKENDS["cpu"].unable(torch.device("cpu")) is None
+    assert "cuda" in BACKENDS["cpu"].unable(torch.device("cuda"))
+    assert BACKENDS["reference"].unable(torch.device("cuda")) is None
+
+
+@pytest.mark.skipif(hardware.missing() is not None, reason="triton is not installed")
+def test_of_several_gpus_the_one_that_x_is_on_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "_capability", {0: 90, 1: 75}.__getitem__)
+    newer, older = torch.device("cuda", 0), torch.device("cuda", 1)
+    assert BACKENDS["triton"].unable(newer) is None
+    assert "this GPU has 7.5" in BACKENDS["triton"].unable(older)
+    assert routing._automatic(newer)[0] == "triton"
+    assert routing._automatic(older)[0] == "reference"
 
 
 # -- explain ----------------------------------------------------------------------------------------

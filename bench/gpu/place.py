@@ -52,7 +52,7 @@ class Place(NamedTuple):
             if self.backend not in BACKEND_NAMES:
                 return f"there is no backend {self.backend!r}; there are {', '.join(BACKENDS)}"
             return f"backend {self.backend!r} is not part of this version"
-        reason = BACKENDS[self.backend].unable(self.device.type)
+        reason = BACKENDS[self.backend].unable(self.device)
         return None if reason is None else f"backend {self.backend!r} can't serve {self.device}: {reason}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import cpu, reference
@@ -49,14 +50,14 @@ class Lowered(NamedTuple):
 class Backend(NamedTuple):
     """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
 
-    Every result has the dtype of x. ``unable(device_type)`` says why it can't serve a device, or
+    Every result has the dtype of x. ``unable(device)`` says why it can't serve a device, or
     None; ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run;
     ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
     again for callers that torch.compile has compiled, where that makes a difference.
     """
 
     contract: dict[str, Callable]
-    unable: Callable[[str], str | None]
+    unable: Callable[[torch.device], str | None]
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
@@ -70,7 +71,7 @@ _CPU = {"F": cpu.contract_out, "G": cpu.contract_weight, "H": cpu.contract_in}
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(
         _REFERENCE,
-        unable=lambda device_type: None,
+        unable=lambda device: None,
         describe=lambda *sizes: "the definition: all features at once, products by einsum",
     ),
     "cpu": Backend(

@@ -108,12 +108,11 @@ def route(x: Tensor, knots: Tensor) -> Route:
             )
         return Route("composite", reason, "reference", "the only one that PyTorch itself differentiates")
 
-    device_type = x.device.type
     if asked == "auto":
-        name, because = _automatic(device_type)
+        name, because = _automatic(x.device)
     else:
         name, because = asked, "asked for by fastkan.backend"
-        unable = BACKENDS[name].unable(device_type)
+        unable = BACKENDS[name].unable(x.device)
         if unable:
             raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
     if torch.compiler.is_compiling():
@@ -121,15 +120,15 @@ def route(x: Tensor, knots: Tensor) -> Route:
     return Route("functions", "eager mode", name, because)
 
 
-def _automatic(device_type: str) -> tuple[str, str]:
+def _automatic(device: torch.device) -> tuple[str, str]:
     """What "auto" takes on a device, and why."""
-    name = _AUTO.get(device_type)
+    name = _AUTO.get(device.type)
     if name is None:
         return "reference", "auto: it serves every device"
-    unable = BACKENDS[name].unable(device_type)
+    unable = BACKENDS[name].unable(device)
     if unable is not None:
         return "reference", f"auto: backend {name!r} can't serve: {unable}"
-    return name, f"auto: x is on {'the CPU' if device_type == 'cpu' else 'a GPU'}"
+    return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
 
 
 def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..basis import Basis, working_dtype
@@ -70,9 +71,9 @@ def contract_in(
     return _narrowed(h, x)
 
 
-def unable(device_type: str) -> str | None:
+def unable(device: torch.device) -> str | None:
     """Why this backend can't serve tensors of a device, or None."""
-    return None if device_type == "cpu" else f"it is for CPU tensors, and x is on {device_type!r}"
+    return None if device.type == "cpu" else f"it is for CPU tensors, and x is on {device.type!r}"
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:

@@ -25,25 +25,25 @@ def missing() -> str | None:
     return None if INSTALLED else "the package triton is not installed"
 
 
-def unable(device_type: str) -> str | None:
-    """Why the kernels can't serve tensors of a device, or None."""
+def unable(device: torch.device) -> str | None:
+    """Why the kernels can't serve tensors of a device, or None; of several GPUs it is asked about that one."""
     reason = missing()
     if reason is not None:
         return reason
-    if device_type == "cuda":
+    if device.type == "cuda":
         if torch.version.hip is not None:
             return "its kernels are for NVIDIA GPUs"
         if torch.compiler.is_compiling():
             return None  # it has run before, or says so when it does
-        found = capability(torch.device("cuda"))
+        found = capability(device)
         if found < SMALLEST_CAPABILITY:
             return f"its kernels need compute capability 8.0, and this GPU has {found / 10}"
         return None
-    if device_type == "cpu":
+    if device.type == "cpu":
         if INTERPRETED:
             return None
         return "x is on the CPU, where its kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
-    return f"its kernels are for CUDA tensors, and x is on {device_type!r}"
+    return f"its kernels are for CUDA tensors, and x is on {device.type!r}"
 
 
 @functools.cache
