@@ -63,9 +63,7 @@ def attributed(
         score = score * out_score
     found = Scores([score], [], [])
     for below in range(last - 1, -1, -1):
-        groups = model.architecture.factors(below + 1)
-        owner = torch.tensor([node for node, group in enumerate(groups) for _ in group], device=score.device)
-        subnodes = score[:, owner]
+        subnodes = _of_subnodes(score, model.architecture.sums[below + 1], model.architecture.arities[below + 1])
         spread = edge_spread(model.layers[below], model.symbolic[below], nodes[below], *guarded)
         whole = column_std(model.subnodes_of(below, nodes[below], *guarded)) + TINY
         edges = (subnodes / whole).unsqueeze(1) * spread
@@ -74,6 +72,14 @@ def attributed(
         found.edges.insert(0, edges)
         found.subnodes.insert(0, subnodes)
     return found
+
+
+def _of_subnodes(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
+    """``[O, nodes]`` to ``[O, subnodes]``: each of a multiplication's factors has its node's."""
+    if not arities:
+        return score
+    factors = [score[:, node : node + 1].expand(-1, arity) for node, arity in enumerate(arities, sums)]
+    return torch.cat([score[:, :sums], *factors], 1)
 
 
 @torch.no_grad()

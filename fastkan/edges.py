@@ -84,8 +84,8 @@ def edge_spread(
     if not symbolic.edges:
         return spread
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
-    i, j = (torch.tensor(ends, device=x.device) for ends in zip(*((edge.i, edge.j) for edge in symbolic.edges)))
-    if layer.mask is None or bool(layer.mask[i, j].any()):  # both add up
+    i, j = symbolic.ends
+    if symbolic.has_splines(layer.mask):  # both add up
         values = values + edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)[:, i, j]
     return spread.index_put((i, j), column_std(values))
 

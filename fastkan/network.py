@@ -225,7 +225,7 @@ class KAN(nn.Module):
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
         nodes, spreads = self.inputs(rows), []
-        stack = self.stack()
+        stack = self.stack() if nodes.device.type == "cpu" else None
         if stack is not None and small_serves(nodes, stack):
             return small_stack(nodes, stack, spread)
         for layer in range(self.depth):

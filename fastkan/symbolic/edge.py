@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastkan_kernels.checks import check_alike, check_dtype, check_finite, check_int, check_shape, check_tensor
 
+from ..known import Fact
 from .library import IDENTITY, lookup
 
 
@@ -38,6 +39,7 @@ class SymbolicEdges(nn.Module):
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
         affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``.
+        ends: ``[2, E]``, their inputs and outputs.
 
     Raises:
         TypeError, ValueError: for sizes that are none, or a dtype that a layer can't have.
@@ -49,6 +51,7 @@ class SymbolicEdges(nn.Module):
         torch.Size([8, 3])
     """
 
+    ends: Tensor
     _order: Tensor | None
     _inputs: Tensor | None
     _outputs: Tensor | None
@@ -69,9 +72,10 @@ class SymbolicEdges(nn.Module):
         self.out_features = out_features
         self.edges: tuple[Edge, ...] = ()
         self.affine = nn.Parameter(torch.empty((0, 4), device=device, dtype=dtype))
-        for name in ("_order", "_inputs", "_outputs"):
+        for name in ("ends", "_order", "_inputs", "_outputs"):
             self.register_buffer(name, None, persistent=False)
         self._group()
+        self._any_on = Fact(_any_on, otherwise=True)
 
     # -- values -----------------------------------------------------------------------------------
 
@@ -105,6 +109,10 @@ class SymbolicEdges(nn.Module):
             return x.new_zeros(len(x), 0)
         values = self._values(x, singularity_avoiding, y_th)
         return values if self._order is None else values[:, self._order.argsort()]
+
+    def has_splines(self, mask: Tensor | None) -> bool:
+        """Whether a mask ``[in, out]`` of the splines leaves any on where formulas are."""
+        return self._any_on(mask, self.ends)
 
     def _check(self, x: Tensor) -> None:
         check_tensor("x", x)
@@ -235,6 +243,8 @@ class SymbolicEdges(nn.Module):
         def index(values: list[int], size: int) -> Tensor | None:
             return None if values == list(range(size)) else torch.tensor(values, device=self.affine.device)
 
+        ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
+        self.ends = torch.tensor(ends, dtype=torch.int64, device=self.affine.device)
         self._order = index(order, count)
         self._inputs = index([edges[n].i for n in order], self.in_features)
         self._outputs = index([edges[n].j for n in order], self.out_features)
@@ -291,6 +301,10 @@ class SymbolicEdges(nn.Module):
         shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in self.edges[:8])
         more = "" if len(self.edges) <= 8 else f", and {len(self.edges) - 8} more"
         return f"{self.in_features}, {self.out_features}" + (f": {shown}{more}" if self.edges else "")
+
+
+def _any_on(mask: Tensor | None, ends: Tensor) -> bool:
+    return mask is None or bool(mask[ends[0], ends[1]].any())
 
 
 def _known(name: Any) -> bool:
