@@ -150,9 +150,12 @@ class Machine(Language):
         return self.policy == "late" or (self.policy == "random" and self.random.random() < 0.5)
 
     def stir(self):
+        """Time passes, and with it copies may arrive."""
         if self.policy == "random":
-            for copy in [c for c in self.copies if not self.late()]:
-                self.arrive_copy(copy)
+            for copy in list(self.copies):
+                copy.delay -= 1
+                if copy.delay < 0:
+                    self.arrive_copy(copy)
 
     def program_id(self, axis):
         return lift(self.program[plain(axis)])
@@ -256,9 +259,10 @@ class Machine(Language):
         self.check(not (cells["wants"] & 3).any(), "a copy over a store without fence and barrier")
         cells["writes"] += 1
         cells["value"] = poison(result.dtype)
-        copy = SimpleNamespace(descriptor=tensor_desc, corner=coord, barrier=barrier, cells=cells)
+        delay = 0 if self.policy == "eager" else self.random.integers(20)
+        copy = SimpleNamespace(descriptor=tensor_desc, corner=coord, barrier=barrier, cells=cells, delay=delay)
         self.copies.append(copy)
-        if not self.late():
+        if self.policy != "late" and delay == 0:
             self.arrive_copy(copy)
 
     async_load = async_copy_global_to_shared
