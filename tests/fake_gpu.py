@@ -265,6 +265,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(torch.cuda, "get_device_properties", lambda device=None: H100)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (H100.major, H100.minor))
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: H100.name)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.captured is not None)
         stack.callback(_forget)
         _forget()
         for module in (fastkan.known, fastkan.network, fastkan.regularization, small):
