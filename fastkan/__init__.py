@@ -5,7 +5,7 @@
 >>> model = KAN(width=[2, 5, 1], grid=5, k=3, seed=0)
 """
 
-from fastkan_kernels import backend
+from fastkan_kernels import autotune, backend
 
 from . import functional
 from .conversion import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
@@ -23,6 +23,7 @@ __all__ = [
     "KANLinear",
     "__version__",
     "add_symbolic",
+    "autotune",
     "backend",
     "convert",
     "convert_state_dict",

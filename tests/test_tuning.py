@@ -88,7 +88,7 @@ def test_a_table_takes_the_place_of_the_rules(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("FASTKAN_TUNING", str(path))
     tuning._loaded.clear()
-    tuning._remembered.clear()
+    tuning._forget()
     assert tuning.choose(key_of(), 90) == tuned
 
 

@@ -22,6 +22,7 @@ from .judge import Verdict
 from .run import CAPABILITIES, listed, run
 
 MODULE = "fastkan_kernels.triton.builds"
+CANDIDATES = "bench.codegen.candidates"
 WIDTH = 190  # of the table, where there is no terminal to fit
 
 
@@ -35,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--markdown", type=Path, metavar="FILE", help="write a summary")
     arguments.add_argument("--keep", type=Path, metavar="DIR", help="write each build's PTX, machine code and log")
     arguments.add_argument("--jobs", type=int, default=_processors(), metavar="N", help="processes (default: all)")
+    arguments.add_argument("--candidates", action="store_true", help="instead, all that the stage tune would time")
     arguments.add_argument("--builds", default=MODULE, metavar="MODULE", help=f"that lists them (default: {MODULE})")
     return arguments
 
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """Compile, print, write. Returns 1 if a build fails, 2 if none could be compiled, else 0."""
     arguments = parser()
     options = arguments.parse_args(argv)
+    if options.candidates:
+        options.builds = CANDIDATES
     for path in filter(None, (options.json, options.markdown)):
         if not path.parent.is_dir():
             arguments.error(f"there is no folder {path.parent} to write {path.name} into")

@@ -36,10 +36,10 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, deri
 
 def candidates(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> list[Any]:
     """Configurations worth trying, the one in force first: each a ``config.Config``."""
-    from fastkan_kernels.triton import rules, stamp, tuning
+    from fastkan_kernels.triton import rules, tuning
 
     key, capability = key_of(name, x, knots, slots, basis, derivative)
-    chosen = tuning.choose(key, capability, stamp.gpu_name(x.device))
+    chosen = tuning.choose(key, capability, x.device)
     return list(dict.fromkeys([chosen, *rules.candidates(key, capability)]))
 
 

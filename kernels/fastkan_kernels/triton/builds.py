@@ -17,7 +17,7 @@ from ..trilinear import CONTRACTIONS, Slots
 from .config import Config
 from .contract_in import launch_in
 from .contract_out import launch_out
-from .contract_weight import launch_weight
+from .contract_weight import launch_weight, parts_of
 from .features import launch_dot, launch_write
 from .gather import launch_gather_in, launch_gather_out
 from .key import key
@@ -62,11 +62,12 @@ class Setting(NamedTuple):
     multiplied: bool = False
     way: str = "fused"
     descriptors: bool = True
+    grid: int = GRID
 
 
 def builds(capability: int) -> list[Build]:
     """The whole shipped matrix for a capability: 80 or 90."""
-    found = (build for setting in _settings() for build in _builds_of(setting, capability))
+    found = (build for setting in _settings() for build in builds_of(setting, capability))
     return list({build.name: build for build in found}.values())
 
 
@@ -83,10 +84,10 @@ def sample() -> list[Build]:
         single._replace(way="gather", precision="ieee"),
         single._replace(way="gather", precision="ieee", name="H"),
     ]
-    on_hopper = [build for setting in chosen for build in _builds_of(setting, 90)]
+    on_hopper = [build for setting in chosen for build in builds_of(setting, 90)]
     older = [half, half._replace(name="G"), half._replace(name="H"), half._replace(descriptors=False, outputs=7)]
-    on_ampere = [build for setting in older for build in _builds_of(setting, 80)]
-    double = list(_builds_of(Setting(dtype=torch.float64, outputs=64), 90))
+    on_ampere = [build for setting in older for build in builds_of(setting, 80)]
+    double = list(builds_of(Setting(dtype=torch.float64, outputs=64), 90))
     return (on_hopper + on_ampere + double)[:24]
 
 
@@ -130,21 +131,24 @@ def _settings() -> Iterator[Setting]:
                     yield Setting(name, dtype, precision, uniform, order, way="chunked")
 
 
-def _builds_of(setting: Setting, capability: int) -> Iterator[Build]:
-    p = _problem(setting, capability)
+def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
+    """What a setting compiles, by the rules' configuration of its way if none is given."""
+    p = problem_of(setting, capability)
     if p.form == "none":  # of no splines nothing is launched
         return
-    config = _config(setting, p)
+    config = config or _config(setting, p)
     for part, launch in _launches(p, config):
         yield _build(setting, p, config, launch, part)
 
 
-def _problem(s: Setting, capability: int) -> Problem:
+def problem_of(s: Setting, capability: int) -> Problem:
+    """Of a setting, on tensors without memory."""
+
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    count = GRID + s.order
-    knots = empty(s.inputs, GRID + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
+    count = s.grid + s.order
+    knots = empty(s.inputs, s.grid + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
     slots = Slots(v, weight, None if s.base == "none" else base_weight, g).leave(CONTRACTIONS[s.name].free)
@@ -178,8 +182,10 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
         for base in (False, True):
             if base and (p.base == "none" or p.basis.order != 3):  # whose order is no matter
                 continue
-            dw = p.x.new_empty(1, 1 if base else p.spline_count, p.inputs, p.outputs, dtype=p.work)
-            yield " base" * base, launch_weight(p, config, dw, p.rows, base)
+            parts, part_rows = parts_of(p, config)
+            shape = (parts, 1 if base else p.spline_count, p.inputs, p.outputs)
+            dw = p.x.new_empty(shape, dtype=p.x.dtype if parts == 1 else p.work)
+            yield " base" * base, launch_weight(p, config, dw, part_rows, base)
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:
@@ -223,7 +229,8 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     loads = " descriptors" if config.descriptors else ""
     return (
         f"{p.name} {config.way} {knots}{part} k{s.order} d{s.derivative} {s.base}{' v' * s.multiplied} "
-        f"{dtype}{precision} {p.rows}x{p.inputs}x{p.outputs} in {'x'.join(map(str, tiles))} "
+        f"{dtype}{precision} {p.rows}x{p.inputs}x{p.outputs}{f' G{s.grid}' * (s.grid != GRID)} "
+        f"in {'x'.join(map(str, tiles))} "
         f"w{config.warps} s{config.stages}{loads} sm{p.capability}"
     )
 

@@ -24,7 +24,6 @@ from .contract_weight import launch_weight, parts_of
 from .gather import launch_gather_in, launch_gather_out
 from .key import key
 from .problem import Problem, form_of, problem
-from .stamp import gpu_name
 from .tuning import choose, choose_for
 
 
@@ -36,12 +35,7 @@ def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivativ
     p = problem("F", x, knots, slots, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
-    config, y = choose_for(p), x.new_empty(p.rows, p.outputs)
-    if config.way == "chunked":
-        chunked.out(p, config, y)
-    else:
-        (launch_gather_out if config.way == "gather" else launch_out)(p, config, y).run()
-    return y
+    return _out(p, choose_for(p, _out))
 
 
 def contract_weight(
@@ -53,13 +47,7 @@ def contract_weight(
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
     p = problem("G", x, knots, slots, basis, derivative)
-    config = choose_for(p)
-    if p.form == "none":
-        lost = torch.where(x.isnan(), x, 0.0).sum(0)
-        splines = lost.to(x.dtype).view(1, inputs, 1).repeat(count, 1, outputs)
-    else:
-        splines = _weight(p, config, base=False)
-    return splines, _weight(p, config, base=True)[0] if based else None
+    return _weights(p, choose_for(p, _weights))
 
 
 def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
@@ -69,14 +57,35 @@ def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative
     p = problem("H", x, knots, slots, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
-    config = choose_for(p)
+    return _in(p, choose_for(p, _in))
+
+
+def _out(p: Problem, config: Config) -> Tensor:
+    y = p.x.new_empty(p.rows, p.outputs)
     if config.way == "chunked":
-        h = x.new_empty(x.shape, dtype=p.work)
+        chunked.out(p, config, y)
+    else:
+        (launch_gather_out if config.way == "gather" else launch_out)(p, config, y).run()
+    return y
+
+
+def _in(p: Problem, config: Config) -> Tensor:
+    if config.way == "chunked":
+        h = p.x.new_empty(p.x.shape, dtype=p.work)
         chunked.into(p, config, h)
-        return h.to(x.dtype)
-    h = x.new_empty(x.shape)
+        return h.to(p.x.dtype)
+    h = p.x.new_empty(p.x.shape)
     (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
     return h
+
+
+def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
+    if p.form == "none":
+        lost = torch.where(p.x.isnan(), p.x, 0.0).sum(0)
+        splines = lost.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+    else:
+        splines = _weight(p, config, base=False)
+    return splines, _weight(p, config, base=True)[0] if p.base != "none" else None
 
 
 def _weight(p: Problem, config: Config, base: bool) -> Tensor:
@@ -127,7 +136,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
     p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
-    config = choose(key(p), p.capability, gpu_name(x.device))
+    config = choose(key(p), p.capability, x.device)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
     product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
     tile = f"tiles of {config.rows} x {config.columns}"

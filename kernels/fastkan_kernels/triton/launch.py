@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +34,38 @@ class Launch(NamedTuple):
     def run(self) -> None:
         """On the GPU that the first tensor is on."""
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
+        watch = getattr(_of_thread, "watch", None)
+        given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+            if watch is not None and watch.compile_only:
+                compiled = self.kernel.warmup(grid=self.grid, **given)
+            else:
+                compiled = self.kernel[self.grid](**given)
+        if watch is not None:
+            watch.kernels.append(compiled)
+
+
+class _Watch(NamedTuple):
+    kernels: list[Any]
+    compile_only: bool
+
+
+_of_thread = threading.local()
+
+
+@contextmanager
+def watched(compile_only: bool = False) -> Iterator[list[Any]]:
+    """The compiled kernels of all launches in this thread meanwhile, None for each that is interpreted.
+
+    Args:
+        compile_only: compile and don't launch; results are then what memory held.
+    """
+    before = getattr(_of_thread, "watch", None)
+    _of_thread.watch = _Watch([], compile_only)
+    try:
+        yield _of_thread.watch.kernels
+    finally:
+        _of_thread.watch = before
 
 
 def describable(tensor: Tensor | None) -> bool:

@@ -2,58 +2,124 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import hardware, tables
+import torch
+
+from . import cache, hardware, tables
+from .autotune import autotune, is_on, seconds_each
 from .config import Config, check
 from .key import Key, key
 from .problem import Problem
-from .rules import default
+from .rules import candidates, default
 from .stamp import about, gpu_name
 from .tables import Table
+from .tuner import Means, Run, tune
 
-__all__ = ["Config", "Key", "choose", "choose_for", "override", "use_table"]
+__all__ = ["Config", "Key", "autotune", "choose", "choose_for", "override", "use_table"]
 
 _forced: dict[str, Config] = {}  # of the process: a backward on a GPU runs in a thread of its own
 _loaded: dict[str, Table] = {}
-_remembered: dict[tuple[Key, int, str | None], Config] = {}  # asked at each launch
+_tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
+_settled: set[tuple[Key, str | None]] = set()  # keys that need no more tuning, or could not be tuned
+_remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # asked at each launch
+_tuning = threading.Lock()  # of one contraction at a time, or they would spoil each other's timing
+_means = Means()
+_log = logging.getLogger(__name__)
 
 
-def choose(k: Key, capability: int, gpu: str | None = None) -> Config:
-    """The configuration of a contraction: the one forced by :func:`override`; else the one that was measured, in
-    the table of :func:`use_table` or in a shipped one for this GPU; else that of a shipped one for another GPU of this
-    capability; else the rules'.
+def choose(k: Key, capability: int, device: torch.device | None = None) -> Config:
+    """The configuration of a contraction, the first that there is: the one forced by :func:`override`; that of the
+    table of :func:`use_table`; where :func:`autotune` is on, what was tuned here; a shipped one for this GPU; a
+    shipped one for another GPU of this capability; the rules'.
 
-    Under PyTorch's deterministic algorithms it is the rules', so that no table changes the order of a sum.
+    Under PyTorch's deterministic algorithms it is the rules', so that nothing measured changes the order of a sum.
 
     Args:
         capability: of the GPU, 90 for 9.0.
-        gpu: its name; None where none is there, and then no shipped table is asked.
+        device: the GPU; without one nothing is asked that was tuned here or shipped.
     """
     forced = _forced.get(k.contraction)
     if forced is not None:
         return forced
-    place = k, capability, gpu
-    found = _remembered.get(place)
+    remembered, place = _remembered, (k, capability, device, is_on())
+    found = remembered.get(place)
     if found is None:
-        found = _remembered[place] = _measured(k, capability, gpu) or default(k, capability)
+        measured, _ = _measured(k, capability, device)
+        found = remembered[place] = measured or default(k, capability)
     return found
 
 
-def _measured(k: Key, capability: int, gpu: str | None) -> Config | None:
+def choose_for(p: Problem, run: Run) -> Config:
+    """:func:`choose` for a problem, tuned before if :func:`autotune` is on and it can be.
+
+    Args:
+        run: computes the problem by a configuration.
+    """
+    k, device = key(p), p.x.device
+    if is_on() and (k, gpu_name(device)) not in _settled and _may_tune(k, device) and _tuning.acquire(blocking=False):
+        try:
+            _tune(k, p, run)
+        finally:
+            _tuning.release()
+    return choose(k, p.capability, device)
+
+
+def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Config | None, bool]:
+    """What was measured, and whether that was on this very GPU."""
     if k.deterministic:
-        return None
+        return None, False
     found = _table().entries.get(k)
-    if found is None and gpu is not None:
-        found, _ = tables.shipped(k, capability, gpu)
-    return found
+    if found is None and device is not None and is_on():
+        found = _tuned_on(device).get(k)
+    if found is not None:
+        return found, True
+    gpu = None if device is None else gpu_name(device)
+    return (None, False) if gpu is None else tables.shipped(k, capability, gpu)
 
 
-def choose_for(p: Problem) -> Config:
-    """:func:`choose` for a problem, on the GPU that it is on."""
-    return choose(key(p), p.capability, gpu_name(p.x.device))
+def _tuned_on(device: torch.device) -> dict[Key, Config]:
+    """By this process, and by others before it."""
+    gpu = gpu_name(device)
+    if gpu not in _tuned:
+        _tuned[gpu] = cache.load(about(device))
+    return _tuned[gpu]
+
+
+def _may_tune(k: Key, device: torch.device) -> bool:
+    """Whether this is a moment for it."""
+    if device.type != _means.device_type or k.deterministic or k.contraction in _forced:
+        return False
+    if torch.compiler.is_compiling():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _tune(k: Key, p: Problem, run: Run) -> None:
+    device, gpu = p.x.device, gpu_name(p.x.device)
+    if not _measured(k, p.capability, device)[1]:
+        inforce = choose(k, p.capability, device)
+        configs = list(dict.fromkeys([default(k, p.capability), inforce, *candidates(k, p.capability)]))
+        try:
+            found = tune(k, p, run, configs, _means, seconds_each(), inforce)
+        except torch.OutOfMemoryError as error:
+            warnings.warn(f"{k.contraction} is not tuned: {error}", RuntimeWarning, stacklevel=2)
+        else:
+            _log.info("%s: %d of %d candidates timed for %s", found.config, len(found.seconds), len(configs), k)
+            _tuned[gpu] = {**_tuned_on(device), **cache.store(about(device), {k: found.config})}
+            _forget()
+    _settled.add((k, gpu))
+
+
+def _forget() -> None:
+    """The choices that were asked for; another thread that is about to remember one does it in the old place."""
+    global _remembered
+    _remembered = {}
 
 
 @contextmanager
@@ -89,7 +155,8 @@ def use_table(path: str | Path | None) -> None:
         if other is not None:
             raise ValueError(f"{path} {other}")
     _loaded["table"] = table
-    _remembered.clear()
+    _settled.clear()
+    _forget()
 
 
 def _table() -> Table:
