@@ -4,8 +4,8 @@ program after the other, against the worst that asynchrony may do. ``run`` is al
 What it holds a kernel to:
 
 - Shared memory is NaN until written, and again from the issue of a copy into it until the copy arrives: at once
-  ("eager"), when a wait on its mbarrier can't do without it ("late"), or at any moment between ("random").
-  What a load without ``other`` leaves out is NaN as well.
+  ("eager"), when a wait on its mbarrier can't do without it ("late"), or at any moment between ("random"). To read
+  it then raises (``check``). What a load without ``other`` leaves out is NaN as well.
 - A product in flight gets its operands at its issue or at the wait that ends it; whatever changed between is NaN.
   Its result raises where it is used before that wait, and its left operand in registers must be one of the
   wait's ``deps``.
@@ -99,9 +99,6 @@ class Shared:
         self.machine.check(not self.cells["reads"].any(), "a store over what a product or copy in flight reads")
         self.machine.check(not self.cells["writes"].any(), "a store over what a copy in flight writes")
         self.cells["value"], self.cells["wants"] = value.value, 3
-
-    def _keep_alive(self):
-        pass
 
 
 class Loan:
@@ -301,11 +298,14 @@ class Machine(Language):
         fitting = b.shape[0] == inner and form == [rows, columns] and a.dtype == b.dtype and rows % 64 == 0
         if not (isinstance(b, Shared) and fitting):
             raise MachineError("operands that wgmma doesn't take")
+        steps = [operand.cells.strides[::way] for operand, way in ((a, 1), (b, -1)) if isinstance(operand, Shared)]
+        if a.dtype == tl.float32 and any(across < along for across, along in steps):
+            raise MachineError("tf32 operands in shared memory that aren't contiguous along what is summed over")
         if isinstance(acc, Accumulator):
             acc.used = True
         out = Accumulator(acc.dtype, form)
         loans = [Loan(operand) if isinstance(operand, Shared) else operand for operand in (a, b)]
-        self.products.append(SimpleNamespace(loans=loans, acc=acc, use=bool(use_acc), how=plain(precision), out=out))
+        self.products.append(SimpleNamespace(loans=loans, acc=acc, use=bool(use_acc), out=out))
         if not self.late():
             self.compute()
         return out if plain(is_async) else self.warpgroup_mma_wait(0, [out, a])[0]
@@ -316,7 +316,7 @@ class Machine(Language):
             if p.out.result is None:
                 total = p.acc.result if isinstance(p.acc, Accumulator) else p.acc.value
                 a, b = (loan.value() if isinstance(loan, Loan) else loan.value for loan in p.loans)
-                p.out.result = multiplied(a, b, total if p.use else np.zeros_like(total), p.how)
+                p.out.result = multiplied(a, b, total if p.use else np.zeros_like(total))
 
     def warpgroup_mma_wait(self, num_outstanding=0, deps=None):
         if not deps:
@@ -341,19 +341,16 @@ class Machine(Language):
 
     def translated(self, value):
         """What a kernel sees in place of a global."""
-        name, module = getattr(value, "__name__", ""), str(getattr(value, "__module__", ""))
         if isinstance(value, ModuleType):
-            return Module(self, value) if name.startswith("triton") else value
-        if isinstance(value, JITFunction | InterpretedFunction):
-            value = value.fn
-            own = getattr(self, value.__name__, None) if value.__module__.startswith("triton.") else None
-            return own or self.copied(value)
-        if module.startswith("triton.") and callable(value) and isinstance(name, str) and name:
-            if hasattr(self, name):
-                return getattr(self, name)
-            if hasattr(value, "__triton_builtin__"):
-                raise MachineError(f"this machine has no {name}")
-        return plain(value)
+            return Module(self, value) if value.__name__.startswith("triton") else value
+        compiled = isinstance(value, JITFunction | InterpretedFunction)
+        value = value.fn if compiled else value
+        name = str(getattr(value, "__name__", ""))
+        if callable(value) and str(value.__module__).startswith("triton.") and hasattr(self, name):
+            return getattr(self, name)
+        if hasattr(value, "__triton_builtin__"):
+            raise MachineError(f"this machine has no {name}")
+        return self.copied(value) if compiled else plain(value)
 
     def copied(self, function):
         """The function on this machine, and so what it calls."""

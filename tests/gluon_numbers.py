@@ -263,7 +263,9 @@ class Language:
     @staticmethod
     def inline_asm_elementwise(asm, constraints, args, dtype, is_pure, pack):
         text = plain(asm).strip()
-        function = ASSEMBLY.get(text) or ASSEMBLY[text.split()[0]]
+        function = ASSEMBLY.get(text) or ASSEMBLY.get(text.split()[0])
+        if function is None:
+            raise MachineError(f"this machine doesn't know the assembly {text}")
         return Tensor(function(*(lift(x).value for x in args)), plain(dtype))
 
     @staticmethod
@@ -352,9 +354,9 @@ class Accumulator(Tensor):
         raise MachineError("an accumulator is used that no warpgroup_mma_wait has returned")
 
 
-def multiplied(a, b, total, precision):
-    """a b + total as wgmma has it, of float32 the bits that tf32 has."""
-    if a.dtype == np.float32 and precision is not None:
+def multiplied(a, b, total):
+    """a b + total as wgmma has it: of a float32 the bits that tf32 has, and of a bfloat16 all."""
+    if a.dtype == np.float32:
         a, b = ((x.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in map(np.ascontiguousarray, (a, b)))
     return (total.astype(np.float64) + a.astype(np.float64) @ b.astype(np.float64)).astype(np.float32)
 

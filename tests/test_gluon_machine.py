@@ -170,6 +170,11 @@ def test_one_barrier_too_few_shows_in_no_number():
     assert_right(multiply, 67, 45, 203, BUG="no barrier", check=False)
 
 
+def test_tf32_is_summed_along_rows():
+    with pytest.raises(MachineError, match="contiguous along"):
+        multiply(64, 32, 32, dtype=torch.float32)
+
+
 # -- a left operand made in registers ---------------------------------------------------------------
 
 
