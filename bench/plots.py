@@ -55,7 +55,7 @@ def draw(record: Record, folder: Path) -> list[Path]:
         The files: a mode's name for bars of its ratios, ``memory-`` and ``sweep-`` with what they show.
     """
     folder.mkdir(exist_ok=True)
-    return [_saved(figure, folder / f"{name}.png") for name, figure in _figures(record)]
+    return [saved(figure, folder / f"{name}.png") for name, figure in _figures(record)]
 
 
 def _figures(record: Record) -> Iterator[tuple[str, Figure]]:
@@ -82,14 +82,14 @@ class Bar(NamedTuple):
 
 def _time(row: Row, mode: str, anchor: Row) -> Bar | None:
     ratio = row.timings[mode].ratios.get(ANCHOR)
-    return None if ratio is None else Bar(ratio, f"{_digits(ratio.median)}x")
+    return None if ratio is None else Bar(ratio, f"{digits(ratio.median)}x")
 
 
 def _memory(row: Row, mode: str, anchor: Row) -> Bar | None:
     own, base = row.timings[mode].peak_bytes, anchor.timings[mode].peak_bytes
     if not own or not base:
         return None
-    return Bar(Spread(own / base, own / base, own / base, 1), f"{_digits(own / 2**20)} MiB")
+    return Bar(Spread(own / base, own / base, own / base, 1), f"{digits(own / 2**20)} MiB")
 
 
 def _bars(
@@ -115,7 +115,7 @@ def _bars(
         panels[lowest, column].set_xlabel("divided by the MLP's, log scale")
     what = "time" if bar is _time else "peak memory"
     spread = ", median and quartiles" if bar is _time else ""
-    _head(figure, f"{MODES[mode].words}: {what}{spread}", where)
+    head(figure, f"{MODES[mode].words}: {what}{spread}", where)
     low, high = panels[0, 0].get_xlim()
     panels[0, 0].set_xlim(min(low, 0.7), high * (high / low) ** 0.2)  # room for what is written beside the bars
     return figure
@@ -155,7 +155,7 @@ def _panel(
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_title(title(result.case), fontsize=10, loc="left")
-    _tidy(axes, "x")
+    tidy(axes, "x")
 
 
 def _why_not(row: Row | None, mode: str) -> str:
@@ -197,7 +197,7 @@ def _lines(results: list[CaseResult], name: str, looks: dict[str, Look], where: 
             axes.set_yscale("log")
             axes.set_xticks(values, [str(v) for v in values])
             axes.xaxis.set_minor_locator(ticks.NullLocator())
-            _tidy(axes, "y")
+            tidy(axes, "y")
     panels[0, 0].set_ylabel("time, ms: median and quartiles")
     panels[1, 0].set_ylabel("peak memory, MiB")
     handles = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels())}
@@ -207,7 +207,7 @@ def _lines(results: list[CaseResult], name: str, looks: dict[str, Look], where: 
     )
     wrong = _wrong(results, value)
     heading = f"{words[0].upper()}{words[1:]} varied; otherwise {_middle(results, name)}"
-    _head(figure, heading, f"Too far from float64 to be timed: {wrong}\n{where}" if wrong else where)
+    head(figure, heading, f"Too far from float64 to be timed: {wrong}\n{where}" if wrong else where)
     return figure
 
 
@@ -259,12 +259,13 @@ def _told(result: CaseResult, name: str, mode: str) -> bool:
     return any(row.rival == name and (mode in row.timings or row.note or mode in row.notes) for row in result.rows)
 
 
-def _head(figure: Figure, words: str, where: str) -> None:
+def head(figure: Figure, words: str, where: str) -> None:
+    """A title, and below where it was measured."""
     figure.suptitle(words, fontsize=13)
     figure.supxlabel(where, fontsize=7, color="#555555", wrap=True)
 
 
-def _tidy(axes: Axes, along: str) -> None:
+def tidy(axes: Axes, along: str) -> None:
     """Plain numbers and a pale grid along the logarithmic axis."""
     axis = axes.xaxis if along == "x" else axes.yaxis
     axis.set_major_formatter(ticks.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -274,10 +275,12 @@ def _tidy(axes: Axes, along: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
+    """Three of them, or fewer."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _saved(figure: Figure, path: Path) -> Path:
+def saved(figure: Figure, path: Path) -> Path:
+    """As a file."""
     figure.savefig(path, dpi=DPI)
     return path

@@ -1,7 +1,7 @@
-"""``python -m bench.readme``: the README's tables, made from the figures in ``bench/results``.
+"""``python -m bench.readme``: the README's tables and a GPU's pictures, made from the figures in ``bench/results``.
 
-Nobody writes a figure there by hand: ``python -m bench --json bench/results/cpu.json`` measures, this
-copies, and a test compares.
+Nobody writes a figure there by hand: ``python -m bench --json bench/results/cpu.json`` measures, and
+``python -m bench --gpu`` with ``python -m bench.gpu.publish`` on a GPU; this copies, and a test compares.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import json
 import sys
 from pathlib import Path
 
+from .gpu import block
 from .report import place
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("bench") / "results" / "cpu.json"
 BEGIN, END = "<!-- bench.readme: begin -->", "<!-- bench.readme: end -->"
+GPU = "<!-- bench.readme: GPU begin -->", "<!-- bench.readme: GPU end -->"
+STATE = "<!-- bench.readme: state begin -->", "<!-- bench.readme: state end -->"  # within a line
 ANCHOR = "MLP, as many parameters"
 MODES = {"step": "Forward and backward", "forward": "Forward alone"}
 
@@ -29,17 +32,31 @@ def tables(results: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def inserted(text: str, tables: str) -> str:
-    """``text`` with ``tables`` between its marks.
+def inserted(text: str, new: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
+    """``text`` with ``new`` between its marks.
 
     Raises:
         ValueError: if the marks are not there.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
-        raise ValueError(f"the text has no {BEGIN} ... {END}")
-    return f"{before}{begin}\n{tables}{end}{after}"
+        raise ValueError(f"the text has no {marks[0]} ... {marks[1]}")
+    return f"{before}{begin}{new}{end}{after}"
+
+
+def rewritten(text: str, cpu: dict, results: Path, root: Path = ROOT) -> str:
+    """The README with what the figures say.
+
+    Args:
+        cpu: the figures of ``python -m bench``.
+        results: the folder of those of GPUs.
+        root: from which links go.
+    """
+    gpus = block.published(results)
+    text = inserted(text, f"\n{tables(cpu)}")
+    text = inserted(text, block.state(gpus), STATE)
+    return inserted(text, f"\n{block.block(gpus, results, root)}", GPU)
 
 
 def _names(results: dict) -> list[str]:
@@ -79,20 +96,32 @@ def _markdown(title: str, results: dict, names: list[str], cell) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite the README's block; with ``--check`` only say whether it is up to date."""
+    """Draw, and rewrite the README's blocks; with ``--check`` only say whether it is up to date."""
     arguments = argparse.ArgumentParser("python -m bench.readme", description=(__doc__ or "").splitlines()[0])
     arguments.add_argument(
         "--json", type=Path, default=ROOT / RESULTS, metavar="FILE", help="figures of python -m bench"
     )
     arguments.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
     arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 if it is out of date")
+    arguments.add_argument(
+        "--results", type=Path, default=ROOT / RESULTS.parent, metavar="FOLDER", help="of the files of GPUs"
+    )
     options = arguments.parse_args(argv)
     text = options.readme.read_text(encoding="utf-8")
-    new = inserted(text, tables(json.loads(options.json.read_text())))
+    if not options.check:
+        _draw(options.results)
+    new = rewritten(text, json.loads(options.json.read_text()), options.results)
     if options.check:
         return int(new != text)
     options.readme.write_text(new, encoding="utf-8")
     return 0
+
+
+def _draw(results: Path) -> None:
+    from .gpu import pictures
+
+    for name, data in block.published(results).items():
+        pictures.draw(data, results / name)
 
 
 if __name__ == "__main__":

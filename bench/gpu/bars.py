@@ -13,6 +13,7 @@ from . import contest, graphed
 from .rows import FINE, GRAPHED, MANY, WIDE, Row
 
 AIM, MET, MISSED, UNMEASURED = "aim met", "met", "missed", "unmeasured"
+VERDICTS = (AIM, MET, MISSED, UNMEASURED)
 TIME, SPEED, MEMORY = "time", "speed", "memory"  # ours / anchor's; anchor's / ours; share of what must be held
 
 

@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple
 
 from ..cases import Case
-from .settings import REHEARSED
+from .settings import DTYPES, REHEARSED
 
 MODES = ("forward", "step")  # without gradients; forward and backward
 
@@ -45,6 +45,15 @@ class Row(NamedTuple):
     def operations(self) -> int:
         """Of the dense products: 2 N I O (G + k + 1), three times in a step."""
         return 2 * self.rows * self.wide * self.outputs * (1 if self.mode == "forward" else 3)
+
+    def least_bytes(self, inputs: int) -> int:
+        """What must be moved if each operand is read once and each result written once.
+
+        Args:
+            inputs: numbers that a row of x has: ``inputs`` of a KAN layer, ``wide`` of the linear one.
+        """
+        x, w, y = self.rows * inputs, self.wide * self.outputs, self.rows * self.outputs
+        return DTYPES[self.dtype].itemsize * (x + w + y) * (1 if self.mode == "forward" else 2)
 
 
 WIDE = (8192, 1024, 1024, 5)

@@ -42,15 +42,27 @@ def at(commit: str) -> str:
     Raises:
         ValueError: if there is no such commit.
     """
-    command = ["git", "archive", "--format=tar", commit, *FOLDERS]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as failure:
-        raise ValueError(f"there is no commit {commit!r} here") from failure
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+    archived = _git("archive", "--format=tar", commit, *FOLDERS)
+    with tarfile.open(fileobj=io.BytesIO(archived)) as archive:
         files = {
             member.name: file.read()
             for member in archive.getmembers()
             if member.name.endswith(ENDING) and (file := archive.extractfile(member)) is not None
         }
     return digest(files)
+
+
+def whole(commit: str) -> str:
+    """Its full name.
+
+    Raises:
+        ValueError: if there is no such commit.
+    """
+    return _git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
+
+
+def _git(*arguments: str) -> bytes:
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError) as failure:
+        raise ValueError(f"there is no such commit here: git {' '.join(arguments)} failed") from failure

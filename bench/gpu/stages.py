@@ -75,7 +75,16 @@ def run_apart(name: str, options: Options, seconds: float) -> int:
     if process.exitcode is None:
         process.kill()
         process.join()
+        _say_stopped(name, options)
     return 0 if process.exitcode == 0 else 1
+
+
+def _say_stopped(name: str, options: Options) -> None:
+    """In the stage's file: on a GPU nothing takes that long by itself."""
+    data = read(name, options)
+    last = f"after {data['results'][-1].get('name')}" if data["results"] else "before its first result"
+    data["failures"].append(f"{name}: stopped {LAST_WORDS:g} s after its time, {last}: something hangs, or is slow")
+    path_of(name, options).write_text(json.dumps(data, indent=1) + "\n")
 
 
 def path_of(name: str, options: Options) -> Path:

@@ -12,8 +12,24 @@ from rich.table import Table
 from . import bars, contest
 
 MOST_LINES = 12  # of failures, for each stage
-SHOWN = (contest.GEMM, contest.LINEAR, contest.PLAIN, contest.COMPILED, contest.INKAN, "fused", "chunked", "gather")
-HEADINGS = {contest.PLAIN: "plain", contest.COMPILED: "comp.", contest.INKAN: "inkan", "chunked": "chunk"}
+SHOWN = (
+    contest.GEMM,
+    contest.LINEAR,
+    contest.PLAIN,
+    contest.COMPILED,
+    contest.INKAN,
+    "fused",
+    "pipelined",
+    "chunked",
+    "gather",
+)
+HEADINGS = {
+    contest.PLAIN: "plain",
+    contest.COMPILED: "comp.",
+    contest.INKAN: "inkan",
+    "pipelined": "pipe",
+    "chunked": "chunk",
+}
 LEGEND = (
     "auto: median ms from a cold cache, launches hidden, ± half the distance of the quartiles. The others: their time "
     "over auto's in the same round, median: above 1, auto is quicker. gemm: the bare products; linear: nn.Linear of as "

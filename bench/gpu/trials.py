@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of
+from fastkan_kernels.triton.config import WAYS
 
 from ..cases import SEED
 from .settings import DTYPES, REHEARSED
@@ -39,6 +40,7 @@ TINY = (37, 5, 7)  # of a rehearsal
 CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))
 MORE_CONTRACTIONS = (("F", 1), ("G", 1), ("H", 0))
 DENSITY = 0.5  # of numbers other than 0: sums stay small
+PIPELINED = ("bfloat16", "float16", "autocast")  # of two bytes
 FORMS = ("uniform", "adapted")
 ORDERS = {"linear": 1, "doubled": 2, "slopes": 3, "cubic": 3, "random": 3}
 
@@ -78,7 +80,7 @@ def trials(rehearsal: bool, by_way: bool = True) -> list[Trial]:
     """
     found: list[Trial] = []
     large, odd = (TINY, TINY) if rehearsal else (LARGE, ODD)
-    for way, sizes in (("fused", large), ("fused", odd), ("chunked", odd), ("gather", odd)):
+    for way, sizes in (("pipelined", large), ("fused", large), ("fused", odd), ("chunked", odd), ("gather", odd)):
         found += _over(CONTRACTIONS, sizes, way, multiplied=sizes is odd)
     found += _over(CONTRACTIONS, SINGLE, "auto")
     if not rehearsal:
@@ -86,6 +88,7 @@ def trials(rehearsal: bool, by_way: bool = True) -> list[Trial]:
         found += _over(CONTRACTIONS, NARROW, "auto")
         found += _over(CONTRACTIONS, LARGE, "chunked")
         found += _over(CONTRACTIONS, (2048, 256, 256), "auto", grid=64)
+        found += _over(CONTRACTIONS, (1040, 80, 136), "pipelined", multiplied=True)  # no whole tiles, whole 16 bytes
         found += _over(CONTRACTIONS, LARGEST, "fused")
     if rehearsal:
         found = [trial for trial in found if trial.setting in REHEARSED]
@@ -108,14 +111,16 @@ def _over(
 def _possible(trial: Trial) -> bool:
     """Whether there is such a way, and whether it is exact."""
     numbers, name, d = trial.numbers, trial.contraction, trial.derivative
-    if trial.way == "gather" and name == "G":
+    if name not in WAYS.get(trial.way, name):
+        return False
+    if trial.way == "pipelined" and trial.setting not in PIPELINED:
         return False
     if numbers == "linear":
         return True
     if numbers == "doubled":  # whose mean cell is no power of two, in which a derivative would be rounded
         return trial.form == "adapted" and d == 0 and trial.grid < 16
     if numbers == "slopes":
-        return trial.form == "uniform" and trial.way in ("fused", "auto") and trial.grid < 16
+        return trial.form == "uniform" and trial.way in ("pipelined", "fused", "auto") and trial.grid < 16
     if numbers == "cubic":
         two_bytes = trial.setting in ("bfloat16", "float16", "autocast")
         return trial.form == "uniform" and trial.way == "fused" and two_bytes and name != "H" and d == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import importlib.util
 import sys
 import tempfile
@@ -19,7 +20,10 @@ from typing import Any
 
 PACKAGE = "fastkan_kernels.triton"
 KERNELS = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
-STAGES = ("features", "product", "loads")
+FUSED, PIPELINED, CHUNKED = "fused", "pipelined", "chunked"
+FOLDERS = {FUSED: "", PIPELINED: "hopper."}  # of their modules
+# which can be left out: a pipelined kernel's loads and products wait for each other
+STAGES = {FUSED: ("features", "product", "loads"), PIPELINED: ("features",), CHUNKED: ("features", "product")}
 SPLINE, PRODUCT = "cardinal", "multiply"  # the functions that make features on uniform knots, and that multiply
 # what is loaded in each, by the names that it is assigned to, and the constant in its place
 LOADS: dict[str, dict[tuple[str, ...], str]] = {
@@ -68,38 +72,41 @@ class _LeaveOut(ast.NodeTransformer):
         return node
 
 
-def source(contraction: str, stage: str) -> str:
+def source(way: str, contraction: str, stage: str) -> str:
     """Of the kernel's module, with a stage left out.
 
     Raises:
         ValueError: if the shipped source has no such stage any more.
     """
-    path = importlib.util.find_spec(f"{PACKAGE}.{KERNELS[contraction]}").origin  # type: ignore[union-attr]
-    tree = ast.parse(Path(str(path)).read_text(encoding="utf-8"))
+    tree = ast.parse(_path(f"{FOLDERS[way]}{KERNELS[contraction]}").read_text(encoding="utf-8"))
     left_out = _LeaveOut(contraction, stage)
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == f"{KERNELS[contraction]}_kernel":
+        if isinstance(node, ast.FunctionDef) and node.decorator_list:  # what the compiler sees
             left_out.visit(node)
     if not left_out.replaced:
-        raise ValueError(f"{KERNELS[contraction]}_kernel has no {stage} to leave out")
+        raise ValueError(f"{FOLDERS[way]}{KERNELS[contraction]} has no {stage} to leave out")
     tree.body[-1:-1] = ast.parse(WITHOUT_PRODUCT).body if stage == "product" else []
     return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
 
 
+def shipped(way: str, contraction: str) -> ModuleType:
+    """The kernel's module as it is."""
+    return importlib.import_module(f"{PACKAGE}.{FOLDERS[way]}{KERNELS[contraction]}")
+
+
 @functools.cache
-def module(contraction: str, stage: str) -> ModuleType:
+def module(way: str, contraction: str, stage: str) -> ModuleType:
     """The kernel's module with a stage left out; Triton reads its source from a file."""
     name = f"{KERNELS[contraction]}_without_{stage}"
-    path = Path(_folder()) / f"{name}.py"
-    path.write_text(source(contraction, stage), encoding="utf-8")
-    return _loaded(f"{PACKAGE}.{name}", path)
+    path = Path(_folder()) / f"{way}_{name}.py"
+    path.write_text(source(way, contraction, stage), encoding="utf-8")
+    return _loaded(f"{PACKAGE}.{FOLDERS[way]}{name}", path)
 
 
 @functools.cache
 def chunked(stage: str) -> Any:
     """The chunked way's module, whose features are not made, or whose products are not taken."""
-    path = importlib.util.find_spec(f"{PACKAGE}.chunked").origin  # type: ignore[union-attr]
-    found: Any = _loaded(f"{PACKAGE}.chunked_without_{stage}", Path(str(path)))
+    found: Any = _loaded(f"{PACKAGE}.chunked_without_{stage}", _path("chunked"))
     if stage == "features":
         found.launch_write = found.launch_dot = lambda *arguments, **named: _Nothing
     else:
@@ -113,6 +120,10 @@ class _Nothing:
     @staticmethod
     def run() -> None:
         return None
+
+
+def _path(module: str) -> Path:
+    return Path(str(importlib.util.find_spec(f"{PACKAGE}.{module}").origin))  # type: ignore[union-attr]
 
 
 def _loaded(name: str, path: Path) -> ModuleType:

@@ -67,10 +67,10 @@ def forced(configs: dict[str, Any]) -> Iterator[None]:
 
 
 def of_layer(way: str, layer: Any, x: Tensor, upstream: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Configurations by which a layer's contractions take a way; G, which has no gather, then goes as it would.
+    """Configurations by which a layer's contractions take a way; those that it is not made for go as they would.
 
     Raises:
-        NoSuchWay: if another contraction does not have it.
+        NoSuchWay: if the GPU or the dtype is not one for it.
     """
     weights = {"weight": layer.spline_weight, "base_weight": layer.base_weight}
     operands = {
@@ -81,7 +81,7 @@ def of_layer(way: str, layer: Any, x: Tensor, upstream: Tensor, names: Sequence[
     found = {}
     for name in names:
         slots, derivative = operands[name]
-        if name == "G" and way == "gather":
+        if name not in WAYS[way]:
             continue
         found[name] = of_way(way, name, x, layer.knots, slots, layer.basis, derivative)
     return found
