@@ -110,7 +110,7 @@ def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "small")
 WAYS = ("reference", *CPU_WAYS)
-TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py
+TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
 DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
 
 
@@ -136,7 +136,7 @@ def forced(way: str) -> Iterator[None]:
     """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" is as it
     comes. What the way is not made for, a higher derivative in a backward, goes as it would. Of the
     Triton backend all three contractions go one way, G fused where that is "gather"."""
-    if way in TRITON_WAYS:
+    if way in (*TRITON_WAYS, "pipelined"):
         with forced_triton(way):
             yield
         return
@@ -168,16 +168,42 @@ def forced(way: str) -> Iterator[None]:
 
 
 TILES = {"rows": 32, "columns": 16, "inner": 16, "splines": 4}
+PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 16, "warps": 4, "stages": 4}
+
+
+@contextmanager
+def gluon_by_the_machine(**options: Any) -> Iterator[None]:
+    """Gluon's kernels have no interpreter: they are run by :mod:`gluon_machine`, with these ``options``."""
+    import gluon_machine
+    from triton.experimental.gluon._runtime import GluonJITFunction
+
+    from fastkan_kernels.triton.launch import Launch
+
+    run = Launch.run
+
+    def by_the_machine(self: Launch) -> None:
+        if not isinstance(self.kernel, GluonJITFunction):
+            run(self)
+            return
+        named = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
+        gluon_machine.run(self.kernel, self.grid, **named, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "run", by_the_machine)
+        yield
 
 
 @contextmanager
 def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
     """One way of the Triton backend, in small tiles, so that a small case has several; with several chunks and
-    parts as well, and results that are NaN until they are written."""
+    parts as well, and results that are NaN until they are written. What a way is not made for goes fused."""
     from fastkan_kernels.triton import chunked, contract_weight, tuning
+    from fastkan_kernels.triton.config import WAYS
 
-    config = tuning.Config(way, **{**TILES, **tiles}, descriptors=descriptors)
-    fused = config._replace(way="fused")
+    fused = tuning.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
+    config = fused._replace(way=way)
+    if way == "pipelined":
+        config = tuning.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
@@ -188,9 +214,11 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
         patch.setattr(torch.Tensor, "new_empty", spoiled)
         patch.setattr(chunked, "CHUNK_BYTES", 1)
         patch.setattr(chunked, "FEWEST_ROWS", 11)
-        patch.setattr(contract_weight, "FEWEST_STEPS", 1)
+        patch.setattr(contract_weight, "FEWEST_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
         for name in "FGH":
-            stack.enter_context(tuning.override(name, fused if (name, way) == ("G", "gather") else config))
+            stack.enter_context(tuning.override(name, config if name in WAYS[way] else fused))
+        if way == "pipelined" and DEVICE == "cpu":
+            stack.enter_context(gluon_by_the_machine())
         stack.enter_context(fastkan_kernels.backend("triton"))
         yield
 

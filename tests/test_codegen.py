@@ -121,7 +121,7 @@ def test_the_inner_loop_is_the_deepest_with_products() -> None:
     inner = product.inner_loop(program(text))
     assert inner is not None
     assert (inner.wgmma_registers, inner.wgmma_shared, inner.mma) == (2, 0, 0)
-    assert inner.instructions == 6 + 3  # with what spins out of line
+    assert inner.instructions == 6  # without what spins out of line
     assert product.inner_loop(program("FMUL R1, R2, R3\nEXIT")) is None
 
 
@@ -281,9 +281,18 @@ def test_the_kernels_pass_every_check(tmp_path: Path) -> None:
     assert not failures
     assert process.returncode == 0, process.stderr
     assert {build["capability"] for build in found["builds"]} == {80, 90}
-    assert 10 < len(found["builds"]) <= 24
+    assert 10 < len(found["builds"]) <= 30
     assert {"triton", "ptxas sm_80", "ptxas sm_90"} <= found["versions"].keys()
     assert f"{len(found['builds'])} of {len(found['builds'])} builds pass" in (tmp_path / "sample.md").read_text()
+
+
+@compiles
+def test_what_would_be_timed_passes_every_check(tmp_path: Path) -> None:
+    """The candidates of a small key; all of them: python -m bench.codegen --candidates."""
+    process = command("--candidates", "--sample", "--capability", "90", "--json", f"{tmp_path}/found.json")
+    found = json.loads((tmp_path / "found.json").read_text())["builds"]
+    assert process.returncode == 0, [build["failures"] for build in found]
+    assert {build["kernel"] for build in found} >= {"contract_out_kernel", "gather_out_kernel"}
 
 
 @compiles

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,16 +30,16 @@ def no_table() -> Iterator[None]:
     tuning.use_table(None)
 
 
-def key_of(contraction: str = "F", **changes) -> Key:
-    sizes = {"dtype": "bfloat16", "precision": "ieee", "form": "cardinal", "order": 3, "derivative": 0, "base": "silu"}
-    shape = {"aligned": True, "rows": 8192, "inputs": 256, "outputs": 256, "spline_count": 8}
-    rest = {"multiplied": False, "inputs_by_16": True, "outputs_by_16": True, "deterministic": False}
-    return Key(contraction, **{**sizes, **shape, **rest, **changes})
-
-
 def key_of_case(rows: int, inputs: int = 3, outputs: int = 4) -> Key:
     o, basis = make_case(rows=rows, inputs=inputs, outputs=outputs, dtype=torch.float32)
     return key(problem("F", o.x, o.knots, Slots(o.v, o.weight, o.base_weight), basis, 0))
+
+
+def key_of(contraction: str = "F", **changes) -> Key:
+    sizes = {"dtype": "bfloat16", "precision": "ieee", "form": "cardinal", "order": 3, "derivative": 0, "base": "silu"}
+    shape = {"aligned": True, "rows": 8192, "inputs": 256, "outputs": 256, "spline_count": 8}
+    rest = {"multiplied": False, "inputs_by_16": True, "outputs_by_16": True}
+    return key_of_case(5)._replace(contraction=contraction, **{**sizes, **shape, **rest, **changes})
 
 
 def test_a_choice_does_not_know_the_number_of_rows() -> None:
@@ -43,7 +47,8 @@ def test_a_choice_does_not_know_the_number_of_rows() -> None:
     assert key_of_case(33) == key_of_case(64)
     assert key_of_case(64) != key_of_case(65)
     assert key_of_case(5, inputs=100) != key_of_case(5, inputs=101)
-    assert key_of_case(5, inputs=257) == key_of_case(5, inputs=300)
+    assert key_of_case(5, inputs=257) == key_of_case(5, inputs=301)
+    assert key_of_case(5, inputs=257) != key_of_case(5, inputs=300)  # rows of whole 16 bytes
     assert key_of_case(5, inputs=300) != key_of_case(5, inputs=512)  # which 16 divides
     assert key_of_case(5, outputs=300) != key_of_case(5, outputs=512)
 
@@ -165,3 +170,108 @@ def test_impossible_overrides_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message), tuning.override(contraction, config):
             pass
+
+
+# -- shipped tables ----------------------------------------------------------------------------------
+
+H100 = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
+H200 = {**H100, "gpu": "NVIDIA H200"}
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder of shipped tables, on a GPU that isn't there."""
+    (tmp_path / "tables").mkdir()
+    monkeypatch.setattr(tables, "SHIPPED", tmp_path / "tables")
+    monkeypatch.setattr("triton.__version__", "3.7.0")
+    monkeypatch.setattr(tuning, "gpu_name", lambda device: H100["gpu"])
+    tables._shipped.cache_clear()
+    yield tmp_path / "tables"
+    tables._shipped.cache_clear()
+
+
+CUDA = torch.device("cuda", 0)
+
+
+def test_a_shipped_table_of_this_gpu_goes_before_one_of_another(shipped: Path) -> None:
+    own, other, rule = Config("chunked", 32), Config("chunked", 64), rules.default(key_of("H"), 90)
+    tables.write(shipped / "sm_90-h100.json", {key_of(): own}, H100)
+    tables.write(shipped / "sm_90-h200.json", {key_of(): other, key_of("G"): other}, H200)
+    assert tuning.choose(key_of(), 90, CUDA) == own
+    assert tuning.choose(key_of("G"), 90, CUDA) == other
+    assert tuning.choose(key_of("H"), 90, CUDA) == rule
+    assert tables.shipped(key_of(), 90, H100["gpu"]) == (own, True)
+    assert tables.shipped(key_of("G"), 90, H100["gpu"]) == (other, False)
+    assert tuning.choose(key_of(), 80, CUDA) == rules.default(key_of(), 80)
+    assert tuning.choose(key_of(), 90) == rules.default(key_of(), 90)  # without a GPU
+    asked = key_of(deterministic=True)
+    assert tuning.choose(asked, 90, CUDA) == rules.default(asked, 90)
+
+
+def test_a_users_table_goes_before_shipped_ones(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked", 32)}, H100)
+    tables.write(tmp_path / "own.json", {key_of(): Config("gather")}, H100)
+    monkeypatch.setattr(tuning, "about", lambda: H100)
+    tuning.use_table(tmp_path / "own.json")
+    assert tuning.choose(key_of(), 90, CUDA) == Config("gather")
+
+
+def test_shipped_tables_hold_for_a_minor_version_of_triton(shipped: Path) -> None:
+    tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked", 32)}, {**H100, "triton": "3.8.1"})
+    assert tuning.choose(key_of(), 90, CUDA) == rules.default(key_of(), 90)
+
+
+def test_shipped_tables_are_read_once(shipped: Path) -> None:
+    tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked", 32)}, H100)
+    assert tuning.choose(key_of(), 90, CUDA) == Config("chunked", 32)
+    (shipped / "sm_90-h100.json").unlink()
+    tuning.use_table(None)
+    assert tuning.choose(key_of(), 90, CUDA) == Config("chunked", 32)
+
+
+def test_every_table_that_is_shipped_can_be_read_and_was_measured() -> None:
+    assert (tables.SHIPPED / "README.md").exists()
+    for path in tables.SHIPPED.glob("*.json"):
+        table = tables.read(path)
+        assert table.entries
+        assert path.stem == stamp.slug(f"sm_{table.about['capability']}", table.about["gpu"])
+        assert {"triton", "ptxas"} <= table.about.keys()
+
+
+def test_what_was_tuned_becomes_a_shipped_table(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench.gpu import ship
+
+    def run(entries: dict[Key, Config], about: dict[str, str]) -> int:
+        tables.write(tmp_path / "tuned.json", entries, about)
+        return ship.main([str(tmp_path)])
+
+    tuned, other = {key_of(): Config("chunked", 32)}, {key_of("G"): Config("chunked", 64)}
+    assert run(tuned, {"triton": "3.7.1", "ptxas": "12.8.93"}) == 1
+    assert "was made without a GPU" in capsys.readouterr().err
+    assert run({}, H100) == 1
+    assert ship.main([str(tmp_path / "nowhere")]) == 1
+    assert not list(shipped.iterdir())
+    target = shipped / "sm_90-h100-80gb-hbm3.json"
+    assert run(tuned, H100) == run(other, H100) == 0
+    assert tables.read(target) == ({**tuned, **other}, H100)
+    assert run(other, {**H100, "triton": "3.8.0"}) == 0
+    assert "2 of other versions replaced" in capsys.readouterr().out
+    assert tables.read(target).entries == other
+
+
+def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", minversion="77")
+    root = Path(__file__).resolve().parent.parent
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, tmp_path)
+    for name in ("fastkan", "kernels"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    code = "from setuptools.build_meta import build_wheel; print(build_wheel('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "fastkan_kernels/triton/tables/README.md" in names
+    assert "fastkan_kernels/triton/tuning.py" in names

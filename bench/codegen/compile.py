@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Compiled(NamedTuple):
     """What became of a kernel."""
 
-    ttir: str  # Triton's intermediate code, before any GPU is thought of
+    ttir: str  # Triton's intermediate code, before any GPU is thought of; Gluon's begins with one
     ptx: str
     sass: str  # as nvdisasm prints it
     log: str  # of ptxas -v, from the run that made the machine code
@@ -52,7 +52,11 @@ def compile_build(build: Build) -> Compiled:
     if "ptxas" not in log.getvalue():
         raise RuntimeError("Triton did not print the log of ptxas")
     return Compiled(
-        kernel.asm["ttir"], kernel.asm["ptx"], disassemble(kernel.asm["cubin"]), log.getvalue(), kernel.metadata.shared
+        kernel.asm.get("ttir") or kernel.asm["ttgir"],
+        kernel.asm["ptx"],
+        disassemble(kernel.asm["cubin"]),
+        log.getvalue(),
+        kernel.metadata.shared,
     )
 
 
@@ -73,14 +77,36 @@ def disassemble(cubin: bytes) -> str:
     return run.stdout
 
 
+def assembler_log(ptx: str, capability: int) -> str:
+    """What ptxas says of PTX that Triton has made, by the flags that Triton gives it.
+
+    Raises:
+        RuntimeError: if it fails.
+    """
+    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [get_ptxas(capability).path, "-lineinfo", "-v", f"--gpu-name={sm_arch_from_capability(capability)}"]
+        run = subprocess.run(
+            [*command, str(path), "-o", str(path.with_suffix(".cubin"))], capture_output=True, text=True
+        )
+    if run.returncode:
+        raise RuntimeError(f"ptxas failed: {run.stderr.strip()[:200]}")
+    return run.stdout + run.stderr
+
+
 def _source(build: Build) -> Any:
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     names = build.kernel.arg_names
     missing = [name for name in names if name not in build.signature]
     if missing:
         raise ValueError(f"the signature of {build.name} lacks {', '.join(missing)}")
-    return ASTSource(
+    source = GluonASTSource if build.kernel.is_gluon() else ASTSource
+    return source(
         fn=build.kernel,
         signature={name: build.signature[name] for name in names},
         constexprs={(names.index(name),): value for name, value in build.constants.items()},

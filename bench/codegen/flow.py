@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import NamedTuple
 
 from .sass import Instruction, Program
@@ -15,10 +16,12 @@ _Joins = dict[int, frozenset[int]]  # of each BSYNC, to where it may lead beside
 
 
 class Loop(NamedTuple):
-    """A natural loop: the places of its instructions in the program, and how many loops lie around it."""
+    """A natural loop: the places of its instructions in the program, the one that each round begins with, and how
+    many loops lie around it."""
 
     places: frozenset[int]
     depth: int
+    head: int
 
 
 def successors(program: Program) -> list[tuple[int, ...]]:
@@ -133,10 +136,30 @@ def loops(program: Program) -> list[Loop]:
             if rank[head] <= rank[place] and _dominates(dominator, head, place):
                 bodies.setdefault(head, {head}).update(_reaching(place, head, preceding))
     found = [
-        Loop(frozenset(body), sum(head in other and len(other) > len(body) for other in bodies.values()))
+        Loop(frozenset(body), sum(head in other and len(other) > len(body) for other in bodies.values()), head)
         for head, body in bodies.items()
     ]
     return sorted(found, key=lambda loop: (loop.depth, min(loop.places)))
+
+
+def shortest_round(program: Program, loop: Loop) -> int:
+    """The fewest instructions, NOPs left out, in which one round of a loop is done: what is done now and then only
+    is not in it."""
+    following = successors(program)
+    head = loop.head
+    least, waiting = {head: 0}, [(0, head)]
+    while waiting:
+        count, here = heapq.heappop(waiting)
+        if count > least[here]:
+            continue
+        count += program.instructions[here].name != "NOP"
+        if head in following[here]:
+            return count
+        for after in following[here]:
+            if after in loop.places and count < least.get(after, count + 1):
+                least[after] = count
+                heapq.heappush(waiting, (count, after))
+    raise ValueError("a loop without a way back")
 
 
 def _reaching(place: int, head: int, preceding: list[list[int]]) -> set[int]:

@@ -83,6 +83,11 @@ def judge(build: Build, compiled: Compiled) -> Verdict:
     )
 
 
+def machine_code(program: sass.Program) -> list[Failure]:
+    """What can be told without the log of ptxas: hazards, and accesses to local memory."""
+    return [*_hazards(program), *_spills(program, ptx.Assembled(0, 0, 0, None))]
+
+
 def _hazards(program: sass.Program) -> Iterator[Failure]:
     if found := hazard.hazards(program):
         yield Failure("hazard", f"{found[0]}" + (f", and {len(found) - 1} more" if len(found) > 1 else ""))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .flow import loops
+from .flow import loops, shortest_round
 from .registers import a_operand
 from .sass import Program
 
 _DOT = re.compile(r"\btt\.dot [^\n]*")
+_ASYNC_DOT = re.compile(r"\bttng\.warp_group_dot [^\n]*")  # of Gluon
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
 _OPERANDS = re.compile(r": tensor<(\d+)x(\d+)x([a-z]\w*)> \* tensor<\d+x(\d+)x[a-z]\w*>")
+_ASYNC_OPERANDS = re.compile(r": tensor<(\d+)x(\d+)x([a-z]\w*),[^*]* \* !ttg\.memdesc<\d+x(\d+)x")
 _PASSES = {"tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 
 
@@ -43,7 +45,7 @@ class Dot(NamedTuple):
 class Inner(NamedTuple):
     """The inner loop of products: how many instructions of each kind an iteration has."""
 
-    instructions: int
+    instructions: int  # of an iteration that leaves out what is left out now and then
     wgmma_registers: int  # products of a warp group with A in registers
     wgmma_shared: int  # and with A in shared memory
     mma: int  # products of a warp: HMMA
@@ -63,8 +65,8 @@ def dots(ttir: str) -> list[Dot]:
         ValueError: for one that isn't of two matrices.
     """
     found = []
-    for line in _DOT.findall(ttir):
-        precision, operands = _PRECISION.search(line), _OPERANDS.search(line)
+    for line in _DOT.findall(ttir) + _ASYNC_DOT.findall(ttir):
+        precision, operands = _PRECISION.search(line), _OPERANDS.search(line) or _ASYNC_OPERANDS.search(line)
         if operands is None:
             raise ValueError(f"a product of unknown form: {line}")
         rows, inner, dtype, columns = operands.groups()
@@ -78,17 +80,17 @@ def inner_loop(program: Program) -> Inner | None:
     for loop in loops(program):
         body = [program.instructions[place] for place in loop.places]
         if products := sum(instruction.is_mma for instruction in body):
-            found.append((loop.depth, products, len(body), body))
+            found.append((loop.depth, products, len(body), body, loop))
     if not found:
         return None
-    body = max(found, key=lambda entry: entry[:3])[3]
+    *_, body, loop = max(found, key=lambda entry: entry[:3])
     wgmma = [instruction for instruction in body if instruction.is_wgmma]
     plain = [instruction for instruction in body if instruction.is_mma and not instruction.is_wgmma]
     in_registers = sum(bool(a_operand(instruction)) for instruction in wgmma)
     doubles = sum(instruction.name == "DMMA" for instruction in plain)
     macs = sum(instruction.macs for instruction in plain) + sum(instruction.macs for instruction in wgmma) // 4
     return Inner(
-        sum(instruction.name != "NOP" for instruction in body),
+        shortest_round(program, loop),
         in_registers, len(wgmma) - in_registers, len(plain) - doubles, doubles, macs,
     )  # fmt: skip
 

@@ -16,14 +16,14 @@ from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Slots
 from .config import Config
 from .contract_in import launch_in
-from .contract_out import launch_out
-from .contract_weight import launch_weight, parts_of
+from .contract_weight import parts_of
+from .dispatch import launched_out, launched_weight
 from .features import launch_dot, launch_write
-from .gather import launch_gather_in, launch_gather_out
+from .gather import launch_gather_in
 from .key import key
 from .launch import Launch
 from .problem import Problem, problem
-from .rules import by_way
+from .rules import by_way, ways_of
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -63,6 +63,7 @@ class Setting(NamedTuple):
     way: str = "fused"
     descriptors: bool = True
     grid: int = GRID
+    product: torch.dtype | None = None  # where it isn't dtype
 
 
 def builds(capability: int) -> list[Build]:
@@ -72,13 +73,14 @@ def builds(capability: int) -> list[Build]:
 
 
 def sample() -> list[Build]:
-    """At most 24 builds of both capabilities: every kernel, dtype and form."""
+    """Some builds of both capabilities: every kernel, dtype and form."""
     half = Setting()
     single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
     chosen = [
         *(half._replace(name=name) for name in "FGH"),
         *(half._replace(name=name, uniform=False, order=3, outputs=64) for name in "FGH"),
         *(single._replace(name=name) for name in "FGH"),
+        *(half._replace(name=name, way="pipelined") for name in "FG"),
         half._replace(way="chunked"),
         half._replace(way="chunked", name="H"),
         single._replace(way="gather", precision="ieee"),
@@ -88,7 +90,7 @@ def sample() -> list[Build]:
     older = [half, half._replace(name="G"), half._replace(name="H"), half._replace(descriptors=False, outputs=7)]
     on_ampere = [build for setting in older for build in builds_of(setting, 80)]
     double = list(builds_of(Setting(dtype=torch.float64, outputs=64), 90))
-    return (on_hopper + on_ampere + double)[:24]
+    return on_hopper + on_ampere + double
 
 
 def _settings() -> Iterator[Setting]:
@@ -129,12 +131,36 @@ def _settings() -> Iterator[Setting]:
                 yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
                 for uniform in (True, False):
                     yield Setting(name, dtype, precision, uniform, order, way="chunked")
+    for name in "FG":
+        yield from _pipelined(Setting(name, way="pipelined"))
+
+
+def _pipelined(plain: Setting) -> Iterator[Setting]:
+    """Of what there is of that way, on one capability and in two bytes."""
+    for dtype in (torch.bfloat16, torch.float16):
+        for outputs in (16, 64, 128, 256):
+            for uniform in (True, False):
+                yield plain._replace(dtype=dtype, outputs=outputs, uniform=uniform)
+    for order in (1, 2, 3, 4, 5):
+        for derivative in range(min(order, 3)):
+            for uniform in (True, False) if order <= 3 else (True,):
+                for multiplied in (False, True):
+                    some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
+                    yield some
+                    yield some._replace(product=torch.bfloat16, dtype=torch.float32)  # as autocast has it
+    for base in ("identity", "none"):
+        yield plain._replace(base=base)
+        yield plain._replace(base=base, uniform=False)
+    yield plain._replace(rows=40, inputs=8, outputs=8)
+    yield plain._replace(rows=1000, inputs=24, outputs=40)
 
 
 def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
     """What a setting compiles, by the rules' configuration of its way if none is given."""
     p = problem_of(setting, capability)
     if p.form == "none":  # of no splines nothing is launched
+        return
+    if setting.way not in ways_of(key(p), capability):
         return
     config = config or _config(setting, p)
     for part, launch in _launches(p, config):
@@ -152,7 +178,7 @@ def problem_of(s: Setting, capability: int) -> Problem:
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
     slots = Slots(v, weight, None if s.base == "none" else base_weight, g).leave(CONTRACTIONS[s.name].free)
-    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None)
+    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.product)
     precision = s.precision if s.dtype == torch.float32 else None
     return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)
 
@@ -164,9 +190,7 @@ def _config(s: Setting, p: Problem) -> Config:
 
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
-    if config.way == "gather":
-        yield "", launch_gather_out(p, config, y) if p.name == "F" else launch_gather_in(p, config, h)
-    elif config.way == "chunked":
+    if config.way == "chunked":
         psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.product)
         rows = slice(0, p.rows)
         for base in (False, True):
@@ -175,9 +199,9 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
             else:
                 yield " base" * base, launch_dot(p, config, rows, psi, h.to(p.work), base)
     elif p.name == "F":
-        yield "", launch_out(p, config, y)
+        yield "", launched_out(p, config, y)
     elif p.name == "H":
-        yield "", launch_in(p, config, h)
+        yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
     else:
         for base in (False, True):
             if base and (p.base == "none" or p.basis.order != 3):  # whose order is no matter
@@ -185,7 +209,7 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
             parts, part_rows = parts_of(p, config)
             shape = (parts, 1 if base else p.spline_count, p.inputs, p.outputs)
             dw = p.x.new_empty(shape, dtype=p.x.dtype if parts == 1 else p.work)
-            yield " base" * base, launch_weight(p, config, dw, part_rows, base)
+            yield " base" * base, launched_weight(p, config, dw, part_rows, base)
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:
@@ -198,7 +222,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
     for name, argument in launch.arguments.items():  # as Triton itself does
         if isinstance(argument, int) and argument == 1:
             signature[name], constants[name] = "constexpr", 1
-    fused = config.way == "fused"
+    fused = config.way in ("fused", "pipelined")
     makes = fused and p.name in "FG"
     return Build(
         _name(s, p, config, part),
@@ -211,7 +235,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         launch.stages,
         # of a single row G has no loop, and the check looks in loops
         tensor_cores=fused and p.product != torch.float64 and not (p.name == "G" and p.rows == 1),
-        overlaps=False,
+        overlaps=config.way == "pipelined",
         elements=config.rows * config.inner if makes else 0,
         keeps_nan=p.product != torch.float64,  # where saturation, which means to lose it, is a maximum
     )
@@ -222,7 +246,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     precision = f" {p.precision}" if p.product == torch.float32 else ""
     dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.product]}" if p.product != s.dtype else "")
     tiles = [config.rows, config.columns]
-    if config.way == "fused":
+    if config.way in ("fused", "pipelined"):
         tiles.append(config.inner)
         if p.name == "H":
             tiles.append(config.splines)
@@ -236,6 +260,9 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
 
 
 def _type_of(argument: Any) -> str:
+    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # Gluon's, of one layout in shared memory
+        block = ",".join(map(str, argument.block_shape))
+        return f"tensordesc<{_SHORT[argument.base.dtype]}[{block}],{argument.layout!r}>"
     if isinstance(argument, TensorDescriptor):
         return f"tensordesc<{_SHORT[argument.base.dtype]}{list(argument.block_shape)}>"
     if isinstance(argument, Tensor):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..checks import check_int
 
 # each way, and the contractions that it is made for; rules.ways_of says on which GPUs and dtypes
-WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH"}
+WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FG"}
 
 
 class Config(NamedTuple):

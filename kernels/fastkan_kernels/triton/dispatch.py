@@ -3,6 +3,7 @@
 - fused: psi is made in registers and contracted at once (:mod:`.contract_out`, :mod:`.contract_weight`,
   :mod:`.contract_in`); nothing but the result goes to memory.
 - chunked: a kernel writes the features of some rows, a plain product contracts them (:mod:`.chunked`).
+- pipelined: fused, with its waits written by hand (:mod:`.hopper`): F and G on Hopper GPUs.
 - gather: the k + 1 active coefficients of each input, no tensor cores (:mod:`.gather`). G has no such way.
 
 Above the splines' order only the base function is left, and it is two products: no kernel.
@@ -23,6 +24,7 @@ from .contract_out import launch_out
 from .contract_weight import launch_weight, parts_of
 from .gather import launch_gather_in, launch_gather_out
 from .key import key
+from .launch import Launch
 from .problem import Problem, form_of, problem
 from .tuning import choose, choose_for
 
@@ -65,7 +67,7 @@ def _out(p: Problem, config: Config) -> Tensor:
     if config.way == "chunked":
         chunked.out(p, config, y)
     else:
-        (launch_gather_out if config.way == "gather" else launch_out)(p, config, y).run()
+        launched_out(p, config, y).run()
     return y
 
 
@@ -97,8 +99,26 @@ def _weight(p: Problem, config: Config, base: bool) -> Tensor:
         return dw.to(p.x.dtype)
     parts, part_rows = parts_of(p, config)
     partial = p.x.new_empty((parts, *shape), dtype=p.x.dtype if parts == 1 else p.work)
-    launch_weight(p, config, partial, part_rows, base).run()
+    launched_weight(p, config, partial, part_rows, base).run()
     return partial[0] if parts == 1 else partial.sum(0).to(p.x.dtype)
+
+
+def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
+    """F's launch, of every way but the chunked."""
+    if config.way == "pipelined":
+        from .hopper.contract_out import launch_out as launch_pipelined
+
+        return launch_pipelined(p, config, y)
+    return (launch_gather_out if config.way == "gather" else launch_out)(p, config, y)
+
+
+def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
+    """G's, likewise."""
+    if config.way == "pipelined":
+        from .hopper.contract_weight import launch_weight as launch_pipelined
+
+        return launch_pipelined(p, config, out, part_rows, base)
+    return launch_weight(p, config, out, part_rows, base)
 
 
 def _base_out(p: Problem) -> Tensor:
@@ -145,7 +165,9 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     if config.way == "chunked":
         return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"
+    if config.way == "pipelined":
+        loads += ", waits by hand"
     return (
-        f"fused: features made in registers {made}, products in {product}, {tile} over {config.inner}, "
+        f"{config.way}: features made in registers {made}, products in {product}, {tile} over {config.inner}, "
         f"{config.warps} warps, {config.stages} stages, {loads}"
     )

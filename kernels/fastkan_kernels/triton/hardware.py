@@ -65,6 +65,18 @@ def processors(index: int | None) -> int:
     return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
 
+@functools.cache
+def gluon_speaks() -> bool:
+    """Whether Triton has the parts of Gluon that the kernels of :mod:`.hopper` are written in; it is experimental
+    there, and names change."""
+    try:
+        from . import hopper  # noqa: F401
+        from .hopper import contract_out, contract_weight  # noqa: F401
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 @functools.cache  # asked at each launch
 def settles(capability: int) -> bool:
     """Whether products must be made to end within their iteration."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .launch import describable, power_of_two
+from .launch import describable, describable_rows, power_of_two
 from .problem import Problem
 
 EXACT_BELOW = 256  # sizes up to here are told apart, above only their powers of two
@@ -24,7 +24,8 @@ class Key(NamedTuple):
     derivative: int
     base: str
     multiplied: bool  # by v, which takes registers
-    aligned: bool  # whether descriptors can address the operands
+    aligned: bool  # whether descriptors can address W and g
+    rows_aligned: bool  # and x and v
     rows: int  # bucketed, as are the next two
     inputs: int
     outputs: int
@@ -37,10 +38,11 @@ class Key(NamedTuple):
 def key(p: Problem) -> Key:
     """What the choice for a problem depends on."""
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
+    rows_aligned = describable_rows(p.x) and describable_rows(p.v)
     dtype = str(p.product).removeprefix("torch.")
     return Key(
         p.name, dtype, p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None, aligned,
-        power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.inputs % 16 == 0,
+        rows_aligned, power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.inputs % 16 == 0,
         p.outputs % 16 == 0, p.spline_count, torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 

@@ -75,6 +75,13 @@ def describable(tensor: Tensor | None) -> bool:
     return tensor.data_ptr() % 16 == 0 and tensor.shape[-1] * tensor.element_size() % 16 == 0
 
 
+def describable_rows(tensor: Tensor | None) -> bool:
+    """Whether they can address one whose rows needn't be side by side."""
+    if tensor is None:
+        return True
+    return tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
+
+
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     """Of a contiguous tensor, for loads of ``block``; beyond its edges they give 0."""
     return TensorDescriptor.from_tensor(tensor, block)

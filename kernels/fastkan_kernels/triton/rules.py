@@ -6,19 +6,37 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from . import hardware
 from .config import WAYS, Config, shared_limit
 from .key import Key
 from .launch import power_of_two
 
 # from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
 GATHER_FROM = {"half": 192, "single": 32}
+MOST_LOCAL = 3  # order, of pipelined local splines
 CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
 
 
 def ways_of(k: Key, capability: int) -> list[str]:
     """The ways that there are for a key on a GPU: a way that is made for some capabilities, dtypes or forms only
     is left out here, and nowhere else."""
-    return [way for way, contractions in WAYS.items() if k.contraction in contractions]
+    ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
+    if "pipelined" in ways and not _can_be_pipelined(k, capability):
+        ways.remove("pipelined")
+    return ways
+
+
+def _can_be_pipelined(k: Key, capability: int) -> bool:
+    """On Hopper, of two bytes (an 8 x 16 tile of tf32 must lie the other way round), all by descriptors; the local
+    form while its k + 1 splines stay in registers. Weights of a base function stay in float16's range for d = 0."""
+    kept = k.form == "cardinal" or k.order <= MOST_LOCAL
+    fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
+    return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and hardware.gluon_speaks()
+
+
+def overlaps(config: Config) -> bool:
+    """Whether its code is made for features and products at once: products that ptxas serialised are a fault there."""
+    return config.way == "pipelined"
 
 
 def default(k: Key, capability: int) -> Config:
@@ -48,23 +66,52 @@ def candidates(k: Key, capability: int = 90) -> list[Config]:
 
 def _more_fused(k: Key, capability: int) -> Iterator[Config]:
     base = _fused(k, capability)
-    widest = 2 * power_of_two(_width(k), 16, 256)
+    deep = power_of_two(_depth(k), 16, 64)
     for rows in (64, 128):
         for columns in (16, 32) if k.contraction == "H" else (64, 128, 256):
             for together in (64, 128, 256) if k.contraction == "H" else (columns,):
-                for inner in (32, 64):
+                for inner in (16,) if k.form == "local" and k.contraction != "H" else (32, 64):
                     for warps in (4, 8):
-                        tiles = base._replace(rows=rows, columns=columns, inner=inner, warps=warps)
+                        tiles = base._replace(rows=rows, columns=columns, inner=min(inner, deep), warps=warps)
                         tiles = tiles._replace(splines=together // columns)
-                        small = rows * together <= 128 * 32 * warps and columns <= widest and rows <= 2 * k.rows
-                        if small and _operand_bytes(k, tiles) <= shared_limit(capability):
+                        if _is_needed(k, tiles) and _may_fit(k, tiles, capability):
                             yield tiles
 
 
-def _operand_bytes(k: Key, config: Config) -> int:
+def _is_needed(k: Key, c: Config) -> bool:
+    """Whether tiles are not larger than what they are of."""
+    wide, high = _width(k), k.inputs if k.contraction == "G" else k.rows
+    splines = power_of_two(k.spline_count, 1, 1 << 20)
+    return c.rows <= 2 * high and c.columns <= power_of_two(wide, 16, 1 << 40) and c.splines <= splines
+
+
+def _may_fit(k: Key, c: Config, capability: int) -> bool:
+    """Whether memory and a thread's registers hold what tiles need, as far as compiling has shown: what is left out
+    spills, most of what is left in does not (``python -m bench.codegen --candidates``)."""
+    if _operand_bytes(k, c) > shared_limit(capability):
+        return False
+    threads = 32 * c.warps * 4 // max(4, getattr(torch, k.dtype).itemsize)  # float64 takes two registers
+    sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
+    if k.precision == "tf32x3":  # whose operands are split in registers
+        if 16 * c.warps > c.rows:  # warps that share rows each split them
+            return False
+        if k.contraction == "H":
+            return sums + 2 * (c.rows * c.columns // threads) + c.inner <= 112
+        return left <= 32 and sums + left + c.inner * c.columns // threads <= 112
+    if k.contraction == "H":  # x, cells and results beside the sums
+        roomy = k.dtype in ("bfloat16", "float16") and k.inputs_by_16
+        return c.rows * c.columns // threads <= 16 and sums <= (128 if roomy else 64)
+    return sums + left <= 160 and (left <= 32 or k.contraction == "G")
+
+
+def _operand_bytes(k: Key, c: Config) -> int:
     """What a fused product's operands take of shared memory, at most."""
-    wide = config.columns * config.splines
-    return config.stages * config.inner * (config.rows + wide) * getattr(torch, k.dtype).itemsize
+    stages = c.stages + (k.precision == "tf32x3")
+    return stages * c.inner * (c.rows + c.columns * c.splines) * getattr(torch, k.dtype).itemsize
+
+
+def _depth(k: Key) -> int:
+    return {"F": k.inputs, "G": k.rows, "H": k.outputs}[k.contraction]
 
 
 def _width(k: Key) -> int:
@@ -113,6 +160,27 @@ def _fused(k: Key, capability: int) -> Config:
     return Config("fused", rows, columns, inner, splines, warps, stages, descriptors)
 
 
+def _pipelined(k: Key, capability: int) -> Config:
+    """Tiles that compile without a spill, of 16 rows for each warp; ``stages`` are slots of shared memory."""
+    local, heavy = k.form == "local", k.derivative > 0 or k.multiplied
+    if k.contraction == "F":
+        rows, inner = power_of_two(k.rows, 64, 128), 16 if local else power_of_two(k.inputs, 16, 64)
+        columns = power_of_two(k.outputs, 16, 128 if heavy or local else 256)
+    else:
+        rows, inner = power_of_two(k.inputs, 64, 128), 32 if local or k.multiplied else power_of_two(k.rows, 16, 64)
+        columns = power_of_two(k.outputs, 16, 128 if local and k.multiplied else 256)
+    return Config("pipelined", rows, columns, inner, 1, rows // 16, 4, True)
+
+
+def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:
+    base = _pipelined(k, capability)
+    for rows in (64, 128):
+        for columns in (64, 128, 256):
+            for inner in (32, 64):
+                if rows <= base.rows and columns <= base.columns and inner <= base.inner:
+                    yield base._replace(rows=rows, columns=columns, inner=inner, warps=rows // 16)
+
+
 def _chunking(k: Key, capability: int) -> Config:
     most = 16 if k.form == "cardinal" else 2 if k.dtype == "float64" else 8
     return Config("chunked", power_of_two(k.rows, 1, most), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
@@ -123,5 +191,13 @@ def _gathering(k: Key, capability: int) -> Config:
     return Config("gather", power_of_two(k.rows, 1, most), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
 
 
-_RULES: dict[str, Callable[[Key, int], Config]] = {"fused": _fused, "chunked": _chunking, "gather": _gathering}
-_MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {"fused": _more_fused}  # tiles beside the rules'
+_RULES: dict[str, Callable[[Key, int], Config]] = {
+    "fused": _fused,
+    "chunked": _chunking,
+    "gather": _gathering,
+    "pipelined": _pipelined,
+}
+_MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
+    "fused": _more_fused,
+    "pipelined": _more_pipelined,
+}  # tiles beside the rules'

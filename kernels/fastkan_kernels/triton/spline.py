@@ -102,18 +102,27 @@ def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.const
     SIZE: tl.constexpr = truncated_size(ORDER, D, J)
     FACTOR: tl.constexpr = truncated_factor(ORDER, D, J)
     END: tl.constexpr = FACTOR * J / half_width(ORDER)
-    term = saturate(tl.fma(edge, tl.full((), FACTOR, edge.dtype), tl.full((), -END, edge.dtype)))
+    if edge.dtype == tl.float64:  # of which a number alone would be a float32
+        inner = tl.fma(edge, tl.full((), FACTOR, edge.dtype), tl.full((), -END, edge.dtype))
+    else:
+        inner = tl.fma(edge, FACTOR, -END)
+    term = saturate(inner)
     return tl.fma(power(term, ORDER - D - 1), term * SIZE, total)
 
 
 @triton.jit
-def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr):
+def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = False):
     """B_k^(d) on integer knots divided by :func:`cardinal_scale`, for d < k.
 
-    ``z`` is the distance from the spline's middle, in halves of its support.
+    ``z`` is the distance from the spline's middle, in halves of its support. A NaN becomes 0, unless one more
+    operation is spent on it.
     """
     EXPONENT: tl.constexpr = ORDER - D
-    edge = saturate(1.0 - tl.abs(z))
+    edge = 1.0 - tl.abs(z)
+    if KEEPS_NAN:
+        edge = tl.maximum(edge, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        edge = saturate(edge)
     total = power(edge, EXPONENT)
     for j in tl.static_range(1, ORDER // 2 + 1):
         total = add_truncated(total, edge, ORDER, D, j)
@@ -142,7 +151,7 @@ def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
 def middle(b, ORDER: tl.constexpr, DTYPE: tl.constexpr):
     """Of spline b beside spline 0's, in halves of a support. A number of its own dtype: of float32 it would
     spoil float64."""
-    return (tl.zeros((), DTYPE) + b) * (1.0 / half_width(ORDER))
+    return tl.cast(b, DTYPE) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
@@ -151,7 +160,7 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
 
     ``rows`` points to each x's own row of M knots; ``2^SEARCH`` is above M.
     """
-    j = tl.zeros(x.shape, tl.int32) - 1
+    j = tl.where(x == x, -1, -1)  # of x's layout, too
     for s in tl.static_range(SEARCH):
         probe = j + (1 << (SEARCH - 1 - s))
         knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))
@@ -175,7 +184,7 @@ def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
     values = (x * 0.0 + 1.0,)
     for degree in tl.static_range(1, ORDER + 1):
         new = ()
-        left = tl.zeros(x.shape, x.dtype)
+        left = tl.where(x == x, 0.0, 0.0).to(x.dtype)
         for r in tl.static_range(degree):
             low, high = knots[ORDER - degree + r], knots[ORDER + r]
             part = divide(values[r], width(low, high))
