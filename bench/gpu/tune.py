@@ -1,11 +1,14 @@
 """Stage ``tune``: every candidate of the Triton backend's choice, checked and timed; the best make a table.
 
-The table is ``tuned.json`` beside the results; ``FASTKAN_TUNING`` names it to the backend.
+A candidate is judged by its machine code before it is timed (:mod:`.static`), then by its numbers. The table is
+``tuned.json`` beside the results; ``FASTKAN_TUNING`` names it to the backend, and ``python -m bench.gpu.ship`` makes
+it one that is shipped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +17,7 @@ from fastkan_kernels import Basis, basis_of, uniform_knots
 from fastkan_kernels.trilinear import Slots
 
 from ..measure import Task, ratio, times
-from . import ways
+from . import static, ways
 from .accuracy import Material, deviation
 from .clock import Clock
 from .place import Place
@@ -42,6 +45,11 @@ MORE = (
     Row(65536, 64, 64, 5, "highest", "step"),
     Row(1_000_000, 2, 64, 5, "bfloat16", "step"),
 )
+
+
+Judged = dict[
+    "tuple[str, Any]", "str | None"
+]  # what is wrong with a candidate's machine code, by row and configuration
 
 
 class Choice(NamedTuple):
@@ -73,32 +81,47 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     from fastkan_kernels.triton import stamp, tables
 
     wanted = record.wanted(c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns))
-    in_parallel(_Warm(place), [(c, n) for c in wanted for n in range(PARTS)], workers, WARMING * record.left())
+    judged: Judged = {}
+    parts = [(c, n) for c in wanted for n in range(PARTS)]
+    in_parallel(_Warm(place), parts, workers, WARMING * record.left(), lambda found: judged.update(found or {}))
     clock = Clock(place)
-    table: dict[Any, Any] = {}
-    about = stamp.about(place.device)
+    path, about = record.path.parent / TABLE, stamp.about(place.device)
+    table: dict[Any, Any] = _before(path, about)
     for choice in wanted:
         if record.left() < (RESERVE if place.is_gpu else 0):
             record.leave_out(choice.name)
             continue
         try:
-            key, config, result = tuned(choice, place, clock, record.left)
+            key, config, result = tuned(choice, place, clock, record.left, judged)
         except Exception as failure:
             record.add({"name": choice.name}, choice.name, f"{choice.name}: {failure!r}"[:500])
             continue
         if config is not None:
             table[key] = config
-            tables.write(record.path.parent / TABLE, table, about)
+            tables.write(path, table, about)
         record.add(result, f"{choice.name}: {result['verdict']}", result["failure"])
 
 
-def tuned(choice: Choice, place: Place, clock: Clock, left: Callable[[], float]) -> tuple[Any, Any, dict[str, Any]]:
+def _before(path: Path, about: dict[str, str]) -> dict[Any, Any]:
+    """What an earlier run into the same folder has tuned, if it was on such a machine."""
+    from fastkan_kernels.triton import tables
+
+    if not path.exists():
+        return {}
+    table = tables.read(path)
+    return dict(table.entries) if tables.differs(table.about, about) is None else {}
+
+
+def tuned(
+    choice: Choice, place: Place, clock: Clock, left: Callable[[], float], judged: Judged
+) -> tuple[Any, Any, dict[str, Any]]:
     """The key, the best configuration (None if nothing is right) and what was found.
 
     The first candidate is the default: what is taken without a table.
 
     Args:
         left: tells the seconds that are left; once there are none, no further candidate is tried.
+        judged: what is known of machine code.
     """
     o, basis, slots = _operands(choice, place)
     arguments = (choice.contraction, o.x, o.knots, slots, basis, choice.derivative)
@@ -112,7 +135,9 @@ def tuned(choice: Choice, place: Place, clock: Clock, left: Callable[[], float])
         dropped: list[dict[str, Any]] = []
         for number, config in enumerate(configs):
             task = _task(choice, o, basis, config, place)
-            why = _why_not(choice, task, truth, place) if left() > 0 or number == 0 else "out of time"
+            why: str | None = "out of time"
+            if left() > 0 or number == 0:
+                why = _unfit(choice, config, task, place, judged) or _why_not(choice, task, truth, place)
             if why is None:
                 tasks[str(number)] = task
             else:
@@ -171,6 +196,24 @@ def _task(choice: Choice, o: Operands, basis: Basis, config: Any, place: Place) 
     return Task(call)
 
 
+def _unfit(choice: Choice, config: Any, task: Task, place: Place, judged: Judged) -> str | None:
+    """What is wrong with a candidate's machine code, or None."""
+    from fastkan_kernels.triton.launch import watched
+    from fastkan_kernels.triton.rules import overlaps
+
+    known = choice.name, config
+    if known not in judged:
+        try:
+            with watched() as kernels:
+                task.call()
+            place.wait()
+        except Exception:  # met again where its numbers are asked for
+            return None
+        capability = torch.cuda.get_device_capability(place.device) if place.is_gpu else (9, 0)
+        judged[known] = static.fault(kernels, 10 * capability[0] + capability[1], overlaps(config))
+    return judged[known]
+
+
 def _why_not(choice: Choice, task: Task, truth: Any, place: Place) -> str | None:
     """Why a candidate is not timed: it does not run, or its result is wrong."""
     try:
@@ -190,18 +233,17 @@ PARTS = 4  # of a choice's candidates, that are compiled side by side
 
 
 class _Warm:
-    """Compiles a part of a choice's candidates, in another process."""
+    """Compiles a part of a choice's candidates in another process, and judges the machine code."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
 
-    def __call__(self, item: tuple[Choice, int]) -> None:
+    def __call__(self, item: tuple[Choice, int]) -> Judged:
         choice, part = item
         o, basis, slots = _operands(choice, self._place)
         arguments = (choice.contraction, o.x, o.knots, slots, basis, choice.derivative)
+        judged: Judged = {}
         with precision(choice.row.dtype, self._place.device.type):
             for config in ways.candidates(*arguments)[part::PARTS]:
-                try:
-                    _task(choice, o, basis, config, self._place).call()
-                except Exception:  # met again where it is timed
-                    continue
+                _unfit(choice, config, _task(choice, o, basis, config, self._place), self._place, judged)
+        return judged

@@ -31,12 +31,19 @@ def context() -> Any:
     return found
 
 
-def in_parallel(function: Callable[[Any], object], items: Sequence[Any], count: int, seconds: float) -> int:
+def in_parallel(
+    function: Callable[[Any], object],
+    items: Sequence[Any],
+    count: int,
+    seconds: float,
+    done: Callable[[Any], object] = lambda result: None,
+) -> int:
     """Call ``function`` on every item in ``count`` processes, until all are done or time is up.
 
     Args:
         function: of a module, so that it can be sent; what it raises is met again where it is called in earnest.
         items: likewise.
+        done: told what each call returned, None if it raised.
 
     Returns:
         How many calls ended.
@@ -49,10 +56,11 @@ def in_parallel(function: Callable[[Any], object], items: Sequence[Any], count: 
         calls = pool.imap_unordered(_Forgiving(function), items)
         for _ in items:
             try:
-                calls.next(timeout=max(0.01, latest - time.monotonic()))
+                result = calls.next(timeout=max(0.01, latest - time.monotonic()))
             except multiprocessing.TimeoutError:
                 break  # leaving the pool ends its processes
             ended += 1
+            done(result)
     return ended
 
 
@@ -62,11 +70,11 @@ class _Forgiving:
     def __init__(self, function: Callable[[Any], object]) -> None:
         self._function = function
 
-    def __call__(self, item: Any) -> None:
+    def __call__(self, item: Any) -> Any:
         try:
-            self._function(item)
+            return self._function(item)
         except Exception:  # a configuration that does not fit, say; asked again by the stage
-            return
+            return None
 
 
 def _settle() -> None:
