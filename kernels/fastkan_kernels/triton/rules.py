@@ -39,11 +39,6 @@ def overlaps(config: Config) -> bool:
     return config.way == "pipelined"
 
 
-def overlaps(config: Config) -> bool:
-    """Whether its code is made for features and products at once: products that ptxas serialised are a fault there."""
-    return config.way == "pipelined"
-
-
 def default(k: Key, capability: int) -> Config:
     """By rules, where nothing was measured."""
     half = k.dtype in ("bfloat16", "float16")
