@@ -7,9 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from gpu_runs import CLOCKS, COMMIT, GPU, as_of_a_gpu, bar, entry, rehearse, set_ratio, write
 
 pytest.importorskip("rich")
+
+from gpu_runs import CLOCKS, COMMIT, GPU, as_of_a_gpu, bar, entry, rehearse, set_ratio, write
 
 from bench import readme
 from bench.gpu import bars, block, contest, join, pictures, publish, sources

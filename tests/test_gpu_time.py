@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_runs import rehearse
 
 pytest.importorskip("rich")
 pytest.importorskip("triton")
+
+from gpu_runs import rehearse
 
 from bench.gpu import deadline, hazard, join, needed, parts, stages, suite, trials, variants, warm
 from bench.gpu.place import Place
@@ -74,7 +75,7 @@ def hanging(record: Record, *arguments) -> None:
 
 
 def test_a_stage_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "LAST_WORDS", 0.5)
+    monkeypatch.setattr(stages, "REHEARSED_WORDS", 0.5)
     monkeypatch.setitem(stages.STAGES, "tune", hanging)
     monkeypatch.setattr(warm, "context", lambda: __import__("multiprocessing").get_context("fork"))
     start = time.monotonic()
@@ -170,7 +171,7 @@ import os
 from pathlib import Path
 import pytest
 
-device = os.environ["FASTKAN_TEST_DEVICE"]
+device = os.environ["DEVICE"]
 
 @pytest.mark.parametrize("number", range(3))
 def test_late(number):
@@ -192,7 +193,7 @@ def order(name):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_tests_that_passed_are_not_run_again(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And what tells most comes first."""
-    (tmp_path / "test_small.py").write_text(TESTS)
+    (tmp_path / "test_small.py").write_text(TESTS.replace("DEVICE", suite.DEVICE))
     monkeypatch.setattr(suite, "TESTS", tmp_path)
     order = tmp_path / "order"
 
@@ -240,7 +241,7 @@ def test_the_builds_of_a_trial_are_those_that_it_launches(trial: trials.Trial) -
     with needed.launches(Launch.run) as launched:
         assert hazard.attempt(trial, Place(CPU), 1)["failure"] is None
     with needed.launches() as counted:
-        needed._touch(trial)
+        needed.touch_one(trial)
     assert counted
     assert counted.keys() == launched.keys()
 
@@ -248,7 +249,7 @@ def test_the_builds_of_a_trial_are_those_that_it_launches(trial: trials.Trial) -
 def test_the_builds_of_a_row_are_told_apart_as_the_compiler_does() -> None:
     def of(row: Row) -> set[tuple]:
         with needed.launches() as found:
-            needed._touch(row)
+            needed.touch_one(row)
         return set(found)
 
     forward = of(Row(*MANY, "bfloat16", "forward"))

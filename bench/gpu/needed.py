@@ -89,7 +89,7 @@ def of_stage(stage: str, patterns: list[str] | None = None) -> tuple[list[Any], 
     items = [item for item in _items(stage) if not patterns or any(p in item.name for p in patterns)]
     with launches() as found:
         for item in items:
-            _touch(item)
+            touch_one(item)
     return items, found
 
 
@@ -103,7 +103,8 @@ def _items(stage: str) -> Sequence[Any]:
     return touch.touched(ON_GPU) if stage == "sanitizer" else []
 
 
-def _touch(item: Any) -> None:
+def touch_one(item: Any) -> None:
+    """Launch what one thing of a stage does."""
     if isinstance(item, trials.Trial):
         _trial(item)
     elif isinstance(item, Row):

@@ -6,15 +6,16 @@ build and of one result are estimates, and the only numbers here that are not co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from . import hazard, needed, parts, sanitizer, speed, suite, tune
-from .rows import Row
+from .rows import Row, measured
 from .stages import SHARES, share
 
 BUILD_SECONDS = 1.6  # on one core; python -m bench.gpu.ahead says what it is
@@ -52,8 +53,7 @@ def expected(stages: Sequence[str], patterns: list[str] | None, workers: int) ->
         elif stage == "hazard":
             running = count * hazard.LEAST_SECONDS
         elif stage == "speed":
-            rivals = sum(isinstance(item, Row) and item.rivals for item in items)
-            compiling += RIVAL_SECONDS * rivals * len(speed.COMPILED) / speed.MOST_COMPILING
+            compiling = _compiling(builds or 0, items, workers)
             running = sum(speed.expected_seconds(item) for item in items)
         elif stage == "tune":
             running = count * tune.RESERVE
@@ -82,12 +82,30 @@ def show(console: Console, stages: list[str], total: float, patterns: list[str] 
             f"{share(one.stage, stages, total * _rest(one.stage, stages)):.0f}",
         )
     console.print(view, highlight=False)
+    if "speed" in stages:
+        console.print(f"speed: what the bars ask for takes {_first(workers):.0f} s of it, and comes first")
     console.print(
         "Nothing of this was measured: builds are counted, seconds are guessed. What a stage leaves of its share goes "
         "to those after it; what has no time is left out by name, and --resume goes on with it. Nothing is compiled "
         "there if python -m bench.gpu.ahead has done it.",
         style="dim", highlight=False,
     )  # fmt: skip
+
+
+def _first(workers: int) -> float:
+    """Seconds until the speed stage has measured what the bars ask for."""
+    first = speed.batches(measured(False))[0]
+    with needed.launches() as found:
+        for item in first:
+            needed.touch_one(item)
+    return START_SECONDS + _compiling(len(found), first, workers) + sum(speed.expected_seconds(item) for item in first)
+
+
+def _compiling(builds: int, items: Sequence[Any], workers: int) -> float:
+    """Of kernels side by side, then of rivals a few at a time."""
+    rivals = sum(isinstance(item, Row) and item.rivals for item in items) * len(speed.COMPILED)
+    waves = math.ceil(rivals / min(workers, speed.MOST_COMPILING)) if workers else rivals
+    return BUILD_SECONDS * builds / max(1, workers) + RIVAL_SECONDS * waves
 
 
 def _rest(stage: str, stages: list[str]) -> float:

@@ -24,7 +24,7 @@ STAGES = {
 }
 # of the time, by worth; what a stage leaves goes to those after it
 SHARES = {"tests": 0.20, "hazard": 0.17, "speed": 0.33, "tune": 0.16, "parts": 0.08, "sanitizer": 0.06}
-LAST_WORDS = 10.0  # seconds after a stage's time, when it is stopped
+LAST_WORDS, REHEARSED_WORDS = 10.0, 60.0  # seconds after a stage's time, when it is stopped
 
 
 class Options(NamedTuple):
@@ -71,19 +71,20 @@ def run_apart(name: str, options: Options, seconds: float) -> int:
     """One stage in a process of its own: after an error of the GPU nothing works in the same one."""
     process = warm.context().Process(target=_exit_with, args=(name, options, time.time() + seconds))
     process.start()
-    process.join(seconds + LAST_WORDS)
+    words = LAST_WORDS if options.place.is_gpu else REHEARSED_WORDS  # the interpreter is slow
+    process.join(seconds + words)
     if process.exitcode is None:
         process.kill()
         process.join()
-        _say_stopped(name, options)
+        _say_stopped(name, options, words)
     return 0 if process.exitcode == 0 else 1
 
 
-def _say_stopped(name: str, options: Options) -> None:
+def _say_stopped(name: str, options: Options, words: float) -> None:
     """In the stage's file: on a GPU nothing takes that long by itself."""
     data = read(name, options)
     last = f"after {data['results'][-1].get('name')}" if data["results"] else "before its first result"
-    data["failures"].append(f"{name}: stopped {LAST_WORDS:g} s after its time, {last}: something hangs, or is slow")
+    data["failures"].append(f"{name}: stopped {words:g} s after its time, {last}: something hangs, or is slow")
     path_of(name, options).write_text(json.dumps(data, indent=1) + "\n")
 
 
