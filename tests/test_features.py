@@ -7,11 +7,12 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import KNOTS, assert_within, inside_cells, make_inputs, make_knots
+from cases import DEVICE, KNOTS, assert_within, inside_cells, make_case, make_inputs, make_knots
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastkan_kernels import Basis
+from fastkan_kernels.backends import BACKENDS
 from fastkan_kernels.features import base_function, features, splines
 
 ORDERS = range(1, 6)
@@ -232,3 +233,21 @@ def test_features_are_rounded_in_units_of_a_cell(grid: int, derivative: int) -> 
     allowed = (2**-11 + 1e-6) * unrounded.abs() + (2**-25 / h**derivative) * 1.01
     assert ((psi - unrounded).abs() <= allowed).all()
     assert derivative == 3 or not torch.equal(psi, unrounded)
+
+
+@pytest.mark.parametrize("derivative", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("kind", KNOTS)
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_a_backend_makes_the_same_features(name: str, kind: str, derivative: int) -> None:
+    entry = BACKENDS[name]
+    assert entry.features is not None
+    if reason := entry.unable(torch.device(DEVICE)):
+        pytest.skip(reason)
+    for grid, dtype in ((5, torch.float64), (40, torch.float64), (5, torch.bfloat16)):
+        o, basis = make_case(kind, rows=37, grid=grid)
+        x, knots = o.x.to(DEVICE, dtype), o.knots.to(DEVICE, torch.promote_types(dtype, torch.float32))
+        found = entry.features(x, knots, basis, derivative)
+        want, _ = features(x.double(), knots.double(), basis._replace(base="none"), derivative)
+        assert found.dtype == knots.dtype
+        close = 1e-10 if dtype == torch.float64 else 1e-3  # of uniform knots' own rounding, where cells are counted
+        torch.testing.assert_close(found.double(), want, rtol=0, atol=close * max(1.0, float(want.abs().max())))

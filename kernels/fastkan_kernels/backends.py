@@ -53,7 +53,9 @@ class Backend(NamedTuple):
     Every result has the dtype of x. ``unable(device)`` says why it can't serve a device, or
     None; ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run;
     ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
-    again for callers that torch.compile has compiled, where that makes a difference.
+    again for callers that torch.compile has compiled, where that makes a difference; ``features(x, knots,
+    basis, derivative)`` makes psi^(d) of all splines, ``[N, K, I]`` in the working dtype, in memory that its
+    next call may use again.
     """
 
     contract: dict[str, Callable]
@@ -62,6 +64,7 @@ class Backend(NamedTuple):
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
     lowered: Lowered | None = None
+    features: Callable[..., Tensor] | None = None
     missing: Callable[[], str | None] = lambda: None
 
 
@@ -81,11 +84,13 @@ BACKENDS: dict[str, Backend] = {
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+        features=cpu.all_features,
     ),
     "triton": Backend(
         {"F": triton.contract_out, "G": triton.contract_weight, "H": triton.contract_in},
         unable=triton.unable,
         describe=triton.describe,
+        features=triton.features,
         missing=triton.missing,
     ),
 }

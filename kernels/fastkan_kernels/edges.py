@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import routing
+from .backends import BACKENDS
 from .basis import Basis, exact_products, working_dtype
 from .checks import check_int, check_operands
-from .features import features
+from .features import base_function, features
 from .trilinear import Slots
 
-BLOCK_ELEMENTS = 1 << 20
+BLOCK_ELEMENTS = 1 << 20  # of all edges' values
+FEATURE_ELEMENTS = 1 << 18  # of features: 1 MiB of float32, which stays in a core's cache
 
 
 def edge_std(
@@ -80,8 +82,12 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         centred = centred - centred.mean(0)
         with exact_products(x):
             return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
+    taken = routing.route(x, knots)
     with exact_products(x):
-        return _Covariance.apply(x, knots, basis, correction)
+        # a compiler fuses the definition
+        return _Covariance.apply(
+            x, knots, basis, correction, taken.backend if taken.way == "functions" else "reference"
+        )
 
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
@@ -132,9 +138,14 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
     return weight if base_weight is None else torch.cat([weight, base_weight.unsqueeze(0)])
 
 
-def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> Tensor:
-    """All features, ``[N, P, I]``, the base function last."""
-    psi, base = features(x, knots, basis._replace(product=None), derivative)
+def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
+    """All features, ``[N, P, I]``, the base function last; valid until the next are made."""
+    plain, quick = basis._replace(product=None), BACKENDS[backend].features
+    if quick is None:
+        psi, base = features(x, knots, plain, derivative)
+    else:
+        psi = quick(x, knots, plain, derivative)
+        base = None if basis.base == "none" else base_function(x.to(psi.dtype), basis.base, derivative)
     return psi if base is None else torch.cat([psi, base.unsqueeze(1)], 1)
 
 
@@ -145,39 +156,45 @@ def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """:func:`feature_covariance` in blocks of rows, twice over them: means, then products.
+    """:func:`feature_covariance` in blocks of rows, each about its own mean, joined as they come (Chan, Golub and
+    LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
 
     Features are taken less those of the first row, so that of an input that does not vary exactly 0 is
     left, and not the rounding of a mean.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int) -> Tensor:
-        rows = _rows(knots, basis)
-        first = _features(x[:1], knots, basis)
-        mean = torch.stack([(_features(part, knots, basis) - first).sum(0) for part in x.split(rows)]).sum(0) / len(x)
-        products = mean.new_zeros(())
-        for part in x.split(rows):
-            centred = (_features(part, knots, basis) - first - mean).permute(2, 1, 0)  # [I, P, rows]
+    def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
+        first = _features(x[:1], knots, basis, 0, backend).clone()
+        mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
+        for part in x.split(_rows(knots, basis)):
+            psi = _features(part, knots, basis, 0, backend) - first
+            middle = psi.mean(0)
+            centred = psi.sub_(middle).permute(2, 1, 0).contiguous()  # [I, P, rows]
+            apart, joined = (middle - mean).t(), seen + len(part)
             products = products + centred @ centred.mT
+            products = products + (seen * len(part) / joined) * (apart.unsqueeze(2) * apart.unsqueeze(1))
+            mean, seen = mean + apart.t() * (len(part) / joined), joined
         ctx.save_for_backward(x, knots, first + mean)
-        ctx.basis, ctx.divisor = basis, len(x) - correction
+        ctx.basis, ctx.divisor, ctx.backend = basis, len(x) - correction, backend
         return products / ctx.divisor
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         x, knots, mean = ctx.saved_tensors
+        backend = ctx.backend
         if torch.is_grad_enabled():  # a second derivative will be wanted, and the mean has one too
+            backend = "reference"
             mean = _features(x, knots, ctx.basis).mean(0)
         pull = (upstream + upstream.mT) / ctx.divisor
         parts = []
         for part in x.split(_rows(knots, ctx.basis)):
-            centred = _features(part, knots, ctx.basis) - mean
-            slope = _features(part, knots, ctx.basis, derivative=1)
+            centred = _features(part, knots, ctx.basis, 0, backend) - mean
+            slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
                 parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
-        return torch.cat(parts).to(x.dtype), None, None, None
+        return torch.cat(parts).to(x.dtype), None, None, None, None
 
 
 def _rows(knots: Tensor, basis: Basis) -> int:
-    return max(1, BLOCK_ELEMENTS // max(1, knots.shape[0] * (basis.splines_of(knots) + 1)))
+    return max(1, FEATURE_ELEMENTS // max(1, knots.shape[0] * (basis.splines_of(knots) + 1)))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..basis import Basis
+from ..basis import Basis, working_dtype
 from ..features import round_features, splines
 from ..knots import uniform_cells
 from . import cardinal, compiled
@@ -59,6 +59,18 @@ def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]
     elements = BLOCK_ELEMENTS if how == "closed" else 2 * BLOCK_ELEMENTS  # "compiled" needs no scratch
     block_rows = min(rows, max(MIN_ROWS, elements // (count * inputs)))
     return block_rows, min(count, max(1, elements // (block_rows * inputs)))
+
+
+def all_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype, for rows that fit into one block; valid until the
+    next are made."""
+    working = working_dtype(x.dtype)
+    if x.numel() == 0 or derivative > basis.order:
+        return x.new_zeros(len(x), basis.splines_of(knots), x.shape[1], dtype=working)
+    dense = DenseFeatures(x.to(working), knots.to(working), basis, derivative)
+    dense.shape = (len(x), dense.count)
+    (block,) = dense.blocks()
+    return block.psi if dense.scale == 1.0 else block.psi.mul_(dense.scale)
 
 
 class DenseFeatures:

@@ -9,7 +9,7 @@ from ..basis import Basis
 from ..trilinear import Slots
 from .hardware import missing, unable
 
-__all__ = ["contract_in", "contract_out", "contract_weight", "describe", "missing", "unable"]
+__all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
 def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
@@ -33,6 +33,13 @@ def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative
     from . import dispatch
 
     return dispatch.contract_in(x, knots, slots, basis, derivative)
+
+
+def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype."""
+    from . import dispatch
+
+    return dispatch.features(x, knots, basis, derivative)
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:

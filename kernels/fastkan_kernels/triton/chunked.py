@@ -13,7 +13,9 @@ from torch import Tensor
 
 from .config import Config
 from .features import launch_dot, launch_write
+from .key import key
 from .problem import Problem
+from .rules import chunking
 
 CHUNK_BYTES = 16 << 20  # of a cache of 40 to 60 MiB, which W and the result use too
 FEWEST_ROWS = 128  # fewer make a slack product
@@ -54,6 +56,13 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
         launch_dot(p, config, rows, product(p.g[rows], weight, p.work), h, base=False).run()
         if p.base_weight is not None:
             launch_dot(p, config, rows, product(p.g[rows], p.base_weight.t(), p.work), h, base=True).run()
+
+
+def features(p: Problem, psi: Tensor) -> Tensor:
+    """The splines into ``psi [N, K, I]``."""
+    launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
+    unit = _unit(p)
+    return psi if unit is None else _scaled(psi, unit, p.derivative)
 
 
 def chunks(p: Problem) -> Iterator[slice]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..basis import Basis
+from ..basis import Basis, working_dtype
 from ..features import base_function
 from ..trilinear import Slots
 from . import chunked, hardware
@@ -101,6 +101,16 @@ def _weight(p: Problem, config: Config, base: bool) -> Tensor:
     partial = p.x.new_empty((parts, *shape), dtype=p.x.dtype if parts == 1 else p.work)
     launched_weight(p, config, partial, part_rows, base).run()
     return partial[0] if parts == 1 else partial.sum(0).to(p.x.dtype)
+
+
+def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype."""
+    count = basis.splines_of(knots)
+    made = x.new_empty(len(x), count, x.shape[1], dtype=working_dtype(x.dtype))
+    if made.numel() == 0 or derivative > basis.order:
+        return made.zero_()
+    p = problem("F", x, knots, Slots(weight=x.new_empty(count, x.shape[1], 1)), basis, derivative)
+    return chunked.features(p, made)
 
 
 def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:

@@ -47,7 +47,7 @@ def default(k: Key, capability: int) -> Config:
     if k.contraction != "G" and (gathers or spills):
         return _gathering(k, capability)
     if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
-        return _chunking(k, capability)
+        return chunking(k, capability)
     return _fused(k, capability)
 
 
@@ -87,21 +87,29 @@ def _is_needed(k: Key, c: Config) -> bool:
 
 def _may_fit(k: Key, c: Config, capability: int) -> bool:
     """Whether memory and a thread's registers hold what tiles need, as far as compiling has shown: what is left out
-    spills, most of what is left in does not (``python -m bench.codegen --candidates``)."""
+    mostly spills, what is left in hardly ever does (``python -m bench.codegen --candidates``)."""
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
-    threads = 32 * c.warps * 4 // max(4, getattr(torch, k.dtype).itemsize)  # float64 takes two registers
+    hopper = 90 <= capability < 120
+    kind = "half" if k.dtype in ("bfloat16", "float16") else k.precision if k.dtype == "float32" else k.dtype
+    threads = 32 * c.warps // (2 if kind == "float64" else 1)  # it takes two registers
     sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
-    if k.precision == "tf32x3":  # whose operands are split in registers
-        if 16 * c.warps > c.rows:  # warps that share rows each split them
-            return False
-        if k.contraction == "H":
-            return sums + 2 * (c.rows * c.columns // threads) + c.inner <= 112
-        return left <= 32 and sums + left + c.inner * c.columns // threads <= 112
-    if k.contraction == "H":  # x, cells and results beside the sums
-        roomy = k.dtype in ("bfloat16", "float16") and k.inputs_by_16
-        return c.rows * c.columns // threads <= 16 and sums <= (128 if roomy else 64)
-    return sums + left <= 160 and (left <= 32 or k.contraction == "G")
+    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold them more than once
+        return False
+    if (k.contraction, kind, hopper) == ("G", "half", False) and c.rows * c.inner < 64 * 64:
+        return False
+    if k.contraction == "H":  # x, its cells and results beside the sums
+        tile = c.rows * c.columns // threads
+        room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
+        return tile <= 16 and sums + 2 * tile + c.inner <= room
+    right = c.inner * c.columns // threads if kind == "tf32x3" else 0  # split in registers, as the left one
+    most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
+    return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
+
+
+# numbers that a thread may hold, of F and G and of H
+_ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
+_OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
 
 def _operand_bytes(k: Key, c: Config) -> int:
@@ -147,7 +155,8 @@ def _fused(k: Key, capability: int) -> Config:
         inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
         if older and local and k.order > 3:
             rows = min(rows, 16)
-        warps = 8 if rows * max(columns, inner) >= 64 * 64 and not (local and wide) else 4
+        few = older and rows < 128 and not local and size == 2  # where two warps that share rows spill
+        warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
     else:
         rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
         columns = power_of_two(k.inputs, 16, 16 if wide or local else 32)
@@ -181,7 +190,7 @@ def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:
                     yield base._replace(rows=rows, columns=columns, inner=inner, warps=rows // 16)
 
 
-def _chunking(k: Key, capability: int) -> Config:
+def chunking(k: Key, capability: int) -> Config:
     most = 16 if k.form == "cardinal" else 2 if k.dtype == "float64" else 8
     return Config("chunked", power_of_two(k.rows, 1, most), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
 
@@ -193,7 +202,7 @@ def _gathering(k: Key, capability: int) -> Config:
 
 _RULES: dict[str, Callable[[Key, int], Config]] = {
     "fused": _fused,
-    "chunked": _chunking,
+    "chunked": chunking,
     "gather": _gathering,
     "pipelined": _pipelined,
 }
