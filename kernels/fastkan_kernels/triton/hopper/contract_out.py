@@ -1,8 +1,8 @@
 """F_d(x, W, v) with waits written by hand: the next feature is made while the tensor cores multiply this one.
 
-A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. While
-one product runs, the next step's feature is made and its product is queued behind; only then the first
-is waited for, and the copy engine sent for a tile into the slot that it has left.
+A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. Its product
+is started; the copy engine is sent for a later tile, into the slot that the product before it has left; the next
+step's feature is made in other registers; and only then the product is waited for.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def contract_out_kernel(
 ):
     PRODUCT: gl.constexpr = w.dtype
     BASED: gl.constexpr = BASE != "none"
-    AHEAD: gl.constexpr = SLOTS - 2  # two products are under way
+    AHEAD: gl.constexpr = SLOTS - 2  # beside what this step's product reads, and what the slowest warp's last one does
     X_BYTES: gl.constexpr = x.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     SCALE: gl.constexpr = cardinal_scale(ORDER, D) if FORM == "cardinal" else 1.0
     total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])

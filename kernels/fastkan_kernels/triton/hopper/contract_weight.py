@@ -1,6 +1,7 @@
 """G_d(x, g, v) with waits written by hand: the next features are made while the tensor cores multiply these.
 
-A step is one block of rows: psi_b of x transposed, [ROWS, INNER] in registers, times its tile of g.
+A step is one block of rows: psi_b of x transposed, [ROWS, INNER] in registers, times its tile of g; in the order
+of :mod:`.contract_out`.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def contract_weight_kernel(
     SLOTS: gl.constexpr,
 ):
     PRODUCT: gl.constexpr = g.dtype
-    AHEAD: gl.constexpr = SLOTS - 2  # what two products read stays
+    AHEAD: gl.constexpr = SLOTS - 2  # beside what this step's product reads, and what the slowest warp's last one does
     BYTES: gl.constexpr = x.block_type.nbytes + g.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, total, 2)
