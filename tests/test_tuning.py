@@ -221,6 +221,19 @@ def test_shipped_tables_hold_for_a_minor_version_of_triton(shipped: Path) -> Non
     assert tuning.choose(key_of(), 90, CUDA) == rules.default(key_of(), 90)
 
 
+def test_a_way_that_this_triton_lacks_is_left_out(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked"), key_of("G"): Config("chunked")}, H100)
+    monkeypatch.setattr(tables, "ways_of", lambda k, capability: ["fused"] if k.contraction == "F" else ["chunked"])
+    assert tuning.choose(key_of(), 90, CUDA) == rules.default(key_of(), 90)
+    assert tuning.choose(key_of("G"), 90, CUDA) == Config("chunked")
+    tables.write(tmp_path / "own.json", {key_of(): Config("chunked")}, H100)
+    monkeypatch.setattr(tuning, "about", lambda: H100)
+    with pytest.raises(ValueError, match="takes a way that there is not here, 'chunked'"):
+        tuning.use_table(tmp_path / "own.json")
+
+
 def test_shipped_tables_are_read_once(shipped: Path) -> None:
     tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked", 32)}, H100)
     assert tuning.choose(key_of(), 90, CUDA) == Config("chunked", 32)

@@ -46,7 +46,9 @@ def of_choice(choice: Choice, capability: int) -> Iterator[Build]:
 
 def identity(build: Build) -> Hashable:
     """What a compiler sees of it."""
+    kernel = build.kernel
     return (
-        build.kernel.__name__, build.capability, build.warps, build.stages, tuple(sorted(build.signature.items())),
-        tuple(sorted((name, str(value)) for name, value in build.constants.items())), tuple(sorted(build.divisible)),
+        kernel.fn.__module__, kernel.__name__, build.capability, build.warps, build.stages,
+        tuple(sorted(build.signature.items())), tuple(sorted((n, str(v)) for n, v in build.constants.items())),
+        tuple(sorted(build.divisible)),
     )  # fmt: skip

@@ -23,7 +23,7 @@ from .gather import launch_gather_in
 from .key import key
 from .launch import Launch
 from .problem import Problem, problem
-from .rules import by_way, ways_of
+from .rules import by_way, overlaps, ways_of
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -235,7 +235,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         launch.stages,
         # of a single row G has no loop, and the check looks in loops
         tensor_cores=fused and p.product != torch.float64 and not (p.name == "G" and p.rows == 1),
-        overlaps=config.way == "pipelined",
+        overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
         keeps_nan=p.product != torch.float64,  # where saturation, which means to lose it, is a maximum
     )

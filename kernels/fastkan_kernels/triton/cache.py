@@ -61,7 +61,7 @@ def load(about: Mapping[str, str]) -> dict[Key, Config]:
     if other is not None:
         warnings.warn(f"the cache of tuned choices is ignored: {path} {other}", RuntimeWarning, stacklevel=2)
         return {}
-    return table.entries
+    return tables.that_exist(table.entries, int(about.get("capability", 90)))
 
 
 def store(about: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, Config]:

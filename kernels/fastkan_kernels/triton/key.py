@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 
-from .launch import describable, describable_rows, power_of_two
+from .launch import DTYPES, describable, describable_rows, power_of_two
 from .problem import Problem
 
+_DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 EXACT_BELOW = 256  # sizes up to here are told apart, above only their powers of two
 
 
@@ -39,9 +40,8 @@ def key(p: Problem) -> Key:
     """What the choice for a problem depends on."""
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
     rows_aligned = describable_rows(p.x) and describable_rows(p.v)
-    dtype = str(p.product).removeprefix("torch.")
     return Key(
-        p.name, dtype, p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None, aligned,
+        p.name, _DTYPES[p.product], p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None, aligned,
         rows_aligned, power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.inputs % 16 == 0,
         p.outputs % 16 == 0, p.spline_count, torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip

@@ -8,7 +8,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -89,4 +88,4 @@ def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
 
 def power_of_two(number: int, least: int, most: int) -> int:
     """The least power of two that is not below ``number``, within bounds."""
-    return max(least, min(most, triton.next_power_of_2(max(1, number))))
+    return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))

@@ -91,7 +91,7 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
     hopper = 90 <= capability < 120
-    kind = "half" if k.dtype in ("bfloat16", "float16") else k.precision if k.dtype == "float32" else k.dtype
+    kind = {"float64": "float64", "float32": "tf32" if k.precision == "tf32" else "tf32x3"}.get(k.dtype, "half")
     threads = 32 * c.warps // (2 if kind == "float64" else 1)  # it takes two registers
     sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
     if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold them more than once

@@ -49,7 +49,7 @@ def read(path: str | Path) -> Table:
         schema = data["schema"]
         if schema == SCHEMA:
             about = {str(name): str(value) for name, value in data["about"].items()}
-            return Table(dict(_entry(row, about) for row in data["entries"]), about)
+            return Table(dict(_entry(row) for row in data["entries"]), about)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
     except ValueError as error:
@@ -66,6 +66,11 @@ def differs(about: Mapping[str, str], here: Mapping[str, str]) -> str | None:
         if about.get(name) != here.get(name):
             return f"holds for {name} {about.get(name)!r}, and here it is {here.get(name)!r}"
     return None
+
+
+def that_exist(entries: Mapping[Key, Config], capability: int) -> dict[Key, Config]:
+    """Choices whose way there is here: a Triton may lack what one is written in."""
+    return {k: config for k, config in entries.items() if config.way in ways_of(k, capability)}
 
 
 def shipped(k: Key, capability: int, gpu: str | None) -> tuple[Config | None, bool]:
@@ -86,11 +91,11 @@ def _shipped(capability: int, gpu: str | None) -> tuple[dict[Key, Config], dict[
     for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # of two others the first one's counts
         table = read(path)
         if triton_minor(table.about["triton"]) == triton_minor(triton.__version__):
-            (exact if table.about["gpu"] == gpu else others).update(table.entries)
+            (exact if table.about["gpu"] == gpu else others).update(that_exist(table.entries, capability))
     return exact, others
 
 
-def _entry(row: Any, about: Mapping[str, str]) -> tuple[Key, Config]:
+def _entry(row: Any) -> tuple[Key, Config]:
     k, config = Key(**row["key"]), Config(**row["config"])
     for name, value in k._asdict().items():
         if type(value) is not _TYPES[name]:
@@ -98,6 +103,4 @@ def _entry(row: Any, about: Mapping[str, str]) -> tuple[Key, Config]:
     if k.deterministic:
         raise ValueError("a choice for deterministic algorithms is the rules', and no table's")
     check(k.contraction, config)
-    if config.way not in ways_of(k, int(about.get("capability", 90))):
-        raise ValueError(f"there is no {config.way} way for {k}")
     return k, config

@@ -154,6 +154,10 @@ def use_table(path: str | Path | None) -> None:
         other = tables.differs(table.about, about())
         if other is not None:
             raise ValueError(f"{path} {other}")
+        lost = table.entries.keys() - tables.that_exist(table.entries, int(table.about.get("capability", 90))).keys()
+        if lost:
+            k = lost.pop()
+            raise ValueError(f"{path} takes a way that there is not here, {table.entries[k].way!r} for {k}")
     _loaded["table"] = table
     _settled.clear()
     _forget()
