@@ -166,7 +166,7 @@ def test_runs_become_one_file(run: join.Run, tmp_path: Path, capsys: pytest.Capt
     ("change", "words"),
     [
         ({"rehearsal": True}, "rehearsal"), ({"gpu": GPU | {"name": "NVIDIA H200"}}, "GPU differs"),
-        ({"gpu": GPU | {"driver": "1"}}, "driver differs"), ({"commit": "f" * 40}, "commit differs"),
+        ({"gpu": GPU | {"driver": "1"}}, "driver differs"), ({"backend": "reference2"}, "backend differs"),
         ({"sources": "other"}, "sources differs"), ({"versions": {}}, "versions differs"),
     ],
 )  # fmt: skip
@@ -175,6 +175,14 @@ def test_what_does_not_belong_together_is_refused(run: join.Run, change: dict, w
     other["hazard"] |= change
     with pytest.raises(ValueError, match=words):
         publish.joined([run, other])
+
+
+@pytest.mark.usefixtures("committed")
+def test_commits_that_differ_in_no_source_are_one(run: join.Run) -> None:
+    other = as_of_a_gpu(run)
+    for stage in other.values():
+        stage["commit"] = "f" * 40 + "+"
+    assert publish.joined([run, other])["commit"] == COMMIT
 
 
 def test_other_sources_than_the_commits_are_refused(run: join.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("tests", "hazard", "speed", "tune", "parts", "sanitizer")
-SAME = ("commit", "sources", "backend", "rehearsal")  # of all runs that are joined, beside GPU and versions
+# of all runs that are joined, beside GPU and versions; commits may differ in what is no source
+SAME = ("sources", "backend", "rehearsal")
 TESTS = "tests"
 
 Run = dict[str, dict[str, Any]]  # stages by name

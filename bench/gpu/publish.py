@@ -1,6 +1,6 @@
 """``python -m bench.gpu.publish OUT [OUT ...]``: one or more runs on one GPU as ``bench/results/<gpu>.json``.
 
-What is refused: a rehearsal, runs that differ in GPU, driver, versions or commit, and sources that are not those of
+What is refused: a rehearsal, runs that differ in GPU, driver, versions or sources, and sources that are not those of
 the commit. ``python -m bench.readme`` makes the README's block and the pictures from that file.
 """
 
@@ -33,7 +33,7 @@ def joined(runs: Sequence[join.Run], commit: str | None = None) -> dict[str, Any
     """All that is kept of them.
 
     Args:
-        commit: whose sources they ran; from the runs themselves if they know it.
+        commit: whose sources they ran; the first run's if it knows it.
 
     Raises:
         ValueError: if they can't stand in one file, or their sources are not the commit's.
