@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -75,10 +76,12 @@ def make(kept: Kept) -> Made:
     return Made(time.perf_counter() - start, failure)
 
 
-def of_tests() -> dict[tuple, Kept]:
+def of_tests(jobs: int) -> dict[tuple, Kept]:
     """What the tests launch, seen by running them in the interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", *map(str, suite.test_files()), "-q", "-p", "no:cacheprovider"]
+        if importlib.util.find_spec("xdist") and jobs > 1:
+            command += ["-n", str(jobs)]
         environment = {RECORDED: folder, suite.DEVICE: "cpu", "TRITON_INTERPRET": "1"}
         code, output = child.run([*command, "-p", "bench.gpu.launched"], TEST_SECONDS, **environment)
         if code != 0:
@@ -100,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     found: dict[tuple, Kept] = {}
     for stage in options.only:
-        new = of_tests() if stage == "tests" else needed.of_stage(stage, options.cases)[1]
+        new = of_tests(options.jobs) if stage == "tests" else needed.of_stage(stage, options.cases)[1]
         print(f"{stage}: {len(new)} builds, {len(new.keys() - found.keys())} of them new", flush=True)
         found |= new
     made = _all(list(found.values()), options.folder.resolve(), options.jobs)
