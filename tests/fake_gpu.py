@@ -182,7 +182,7 @@ class FakeGPU(TorchDispatchMode):
 
     def launch(self, launch: Launch) -> None:
         """What stands in for :meth:`Launch.run`."""
-        tensors = [a.base if isinstance(a, TensorDescriptor) else a for a in launch.arguments.values()]
+        tensors = [a.base if _describes(a) else a for a in launch.arguments.values()]
         assert all(isinstance(t, (OnGPU, int)) for t in tensors), "an argument is neither on the GPU nor an integer"
         if self.captured is not None:
             self.captured.launches.append(_recorded(launch))
@@ -197,7 +197,7 @@ _run = Launch.run
 
 def _recorded(launch: Launch) -> Launched:
     def described(argument: Any) -> Any:
-        if isinstance(argument, TensorDescriptor):
+        if _describes(argument):
             return ("descriptor", tuple(argument.block_shape), described(argument.base))
         if isinstance(argument, Tensor):
             return (tuple(argument.shape), argument.stride(), argument.dtype, argument.data_ptr() % 16)
@@ -206,6 +206,11 @@ def _recorded(launch: Launch) -> Launched:
     arguments = tuple((name, described(a)) for name, a in launch.arguments.items())
     name = launch.kernel.fn.__name__
     return Launched(name, launch.grid, arguments, tuple(launch.constants.items()), launch.warps, launch.stages)
+
+
+def _describes(argument: Any) -> bool:
+    """Whether it is a tensor descriptor: Triton's, or Gluon's own."""
+    return hasattr(argument, "block_shape")
 
 
 def _held(argument: Any) -> Any:

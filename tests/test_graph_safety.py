@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ from fastkan.network import KAN
 from fastkan.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
 from fastkan_kernels.triton import hardware, tuning
+from fastkan_kernels.triton.config import WAYS, Config
 
 ORDER = 3
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -47,11 +49,12 @@ def gpu() -> Iterator[FakeGPU]:
 
 @contextmanager
 def way(name: str, descriptors: bool = False) -> Iterator[None]:
-    """All three contractions by one way; G fused where that is "gather"."""
+    """All three contractions by one way; fused where they lack it."""
+    config = Config(name, descriptors=descriptors or name == "pipelined")
     with ExitStack() as stack:
         for contraction in "FGH":
-            taken = "fused" if (contraction, name) == ("G", "gather") else name
-            stack.enter_context(tuning.override(contraction, tuning.Config(taken, descriptors=descriptors)))
+            taken = config if contraction in WAYS[name] else config._replace(way="fused")
+            stack.enter_context(tuning.override(contraction, taken))
         yield
 
 
@@ -126,6 +129,10 @@ def test_its_numbers_are_right() -> None:
 # -- contractions -----------------------------------------------------------------------------------
 
 
+HOW = ("fused", "descriptors", "chunked", "gather")
+PIPELINED = [("pipelined", "bf16")] if hardware.gluon_speaks() else []
+
+
 def with_gradients(name: str, o: Operands, basis: Basis, derivative: int) -> None:
     out = compute(name, o, basis, derivative)
     leaves = [t for t in o if t is not None and t.requires_grad]
@@ -133,8 +140,7 @@ def with_gradients(name: str, o: Operands, basis: Basis, derivative: int) -> Non
 
 
 @pytest.mark.parametrize("kind", ["shared", "adapted"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("how", ["fused", "descriptors", "chunked", "gather"])
+@pytest.mark.parametrize(("how", "dtype"), [*product(HOW, DTYPES), *PIPELINED])
 @pytest.mark.parametrize("name", "FGH")
 def test_a_contraction_and_its_gradients(name: str, how: str, dtype: str, kind: str, gpu: FakeGPU) -> None:
     """For every derivative and base function, with a v and without."""
@@ -142,7 +148,7 @@ def test_a_contraction_and_its_gradients(name: str, how: str, dtype: str, kind: 
     own = {"chunked": "features", "gather": "contract" if name == "G" else "gather"}.get(how, "contract")
     for base in ("silu", "identity", "none"):
         with off():
-            host, basis = make_case(kind, 40, 3, 8, order=ORDER, base=base)
+            host, basis = make_case(kind, 40, 8, 8, order=ORDER, base=base)
         moved = [t if t is None else gpu.put(t.to(narrow)).requires_grad_() for t in host]
         o = Operands(*moved)._replace(knots=gpu.put(host.knots.to(torch.promote_types(narrow, torch.float32))))
         for derivative in range(ORDER + 2):
