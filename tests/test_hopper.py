@@ -116,6 +116,32 @@ def test_rows_that_are_apart() -> None:
                 assert torch.equal(value, same)
 
 
+@pytest.mark.parametrize("way", ["fused", "pipelined"])
+def test_one_row_of_a_wider_matrix(way: str) -> None:
+    """It counts as contiguous whatever its row's stride: that of a gradient that :func:`torch.cat` has cut, say."""
+    o, basis = make_half_case(rows=1, inputs=8, outputs=8)
+    wide = torch.zeros(1, 13, dtype=o.g.dtype)
+    wide[:, :8] = o.g
+    assert wide[:, :8].is_contiguous()
+    with forced_triton(way, descriptors=True):
+        for value, same in zip(compute("G", o._replace(g=wide[:, :8]), basis), compute("G", o, basis), strict=True):
+            assert torch.equal(value, same)
+        x = torch.zeros(1, 13, dtype=o.x.dtype)
+        x[:, :8] = o.x
+        for name in "FG":
+            for value, same in zip(compute(name, o._replace(x=x[:, :8]), basis), compute(name, o, basis), strict=True):
+                assert torch.equal(value, same)
+
+
+def test_one_input_of_many() -> None:
+    o, basis = make_half_case(rows=9, inputs=1, outputs=8, v=False)
+    wide = torch.zeros(9, 1, 8, dtype=o.x.dtype)
+    wide[:, :, 0] = o.x
+    x = wide[:, :, 0]
+    assert x.stride() == (8, 8)
+    assert_rounded(o._replace(x=x), basis, 0, "pipelined", torch.bfloat16)
+
+
 TILES = [
     {"rows": 128, "warps": 8, "columns": 32},
     {"inner": 32, "stages": 3},
@@ -237,6 +263,7 @@ def test_where_it_serves() -> None:
         make_half_case("adapted", order=4),
     ):  # fmt: skip
         assert "pipelined" not in ways("F", *cases)
+    assert "pipelined" not in ways("F", o._replace(x=o.x[:1].expand(75, 24)), basis)  # no row has a place of its own
     assert "pipelined" not in ways("F", *make_half_case(dtype=torch.float16), derivative=1)
     x = torch.empty(75 * 24 + 1, dtype=torch.bfloat16)[1:].view(75, 24).copy_(o.x)
     assert "pipelined" not in ways("F", o._replace(x=x), basis)

@@ -75,15 +75,26 @@ def describable(tensor: Tensor | None) -> bool:
 
 
 def describable_rows(tensor: Tensor | None) -> bool:
-    """Whether they can address one whose rows needn't be side by side."""
+    """Whether they can address one whose rows needn't be side by side, but do have places of their own."""
     if tensor is None:
         return True
-    return tensor.data_ptr() % 16 == 0 and tensor.stride(0) * tensor.element_size() % 16 == 0
+    apart = tensor.stride(0) * tensor.element_size()
+    return tensor.data_ptr() % 16 == 0 and (tensor.shape[0] == 1 or (apart > 0 and apart % 16 == 0))
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     """Of a contiguous tensor, for loads of ``block``; beyond its edges they give 0."""
-    return TensorDescriptor.from_tensor(tensor, block)
+    return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block)
+
+
+def strides(tensor: Tensor) -> list[int]:
+    """A tensor's, as a descriptor takes them: PyTorch's may be any number where a size is 1."""
+    found, whole = list(tensor.stride()), 16 // tensor.element_size()
+    for place in reversed(range(len(found))):
+        if tensor.shape[place] == 1:
+            last = place + 1 == len(found)
+            found[place] = 1 if last else whole * -(-found[place + 1] * tensor.shape[place + 1] // whole)
+    return found
 
 
 def power_of_two(number: int, least: int, most: int) -> int:

@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..config import shared_limit
+from ..launch import strides
 
 copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # of all warps of a program
@@ -58,7 +59,7 @@ _DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     """Of a tensor whose rows lie whole 16 bytes apart, for copies of ``block``; beyond its edges they give 0."""
     layout = gl.NVMMASharedLayout.get_default_for(block, _DTYPES[tensor.dtype])
-    return TensorDescriptor.from_tensor(tensor, block, layout)
+    return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
 FEWEST_SLOTS = 3  # two products' operands, and one that is on its way
