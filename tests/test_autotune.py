@@ -219,6 +219,36 @@ def test_bad_arguments_are_refused() -> None:
             pass
 
 
+def test_bad_seconds_are_named() -> None:
+    for seconds in ("5", None, True):
+        with pytest.raises(TypeError, match="seconds must be a number, got"):
+            fastkan.autotune(seconds=seconds)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="enabled must be a bool"):
+        fastkan.autotune(choose)  # type: ignore[arg-type]  # as a decorator without brackets
+
+
+def test_threads_may_leave_in_any_order() -> None:
+    first, second = fastkan.autotune(seconds=1), fastkan.autotune(seconds=2)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert autotune.is_on()
+    assert autotune.seconds_each() == 2
+    second.__exit__(None, None, None)
+    assert autotune.is_on() == autotune.asked_for()
+
+
+def test_a_decorated_function_may_call_itself() -> None:
+    @fastkan.autotune(seconds=3)
+    def deep(calls: int) -> None:
+        assert autotune.is_on()
+        if calls:
+            deep(calls - 1)
+
+    deep(2)
+    assert autotune.is_on() == autotune.asked_for()
+
+
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
 def test_the_environment_turns_it_on(value: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTKAN_AUTOTUNE", value)
@@ -306,6 +336,31 @@ def test_what_cannot_be_written_stays_in_memory(tmp_path: Path, clock: Clock) ->
             assert choose(problem_of()).way == QUICK
         assert choose(problem_of()).way == QUICK
     assert clock.timed == 2
+
+
+def test_a_write_that_fails_leaves_nothing_behind() -> None:
+    path = cache.path_of(stamp.about(torch.device("cpu")))
+    path.mkdir(parents=True)
+    with fastkan.autotune(), pytest.warns(RuntimeWarning, match="tuned choices are not kept"):
+        choose(problem_of())
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_the_home_folder_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/some")
+    monkeypatch.setenv("FASTKAN_CACHE", "~/of fastkan")
+    assert cache.folder() == Path("/home/some/of fastkan")
+
+
+def test_without_a_home_it_stays_in_memory(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    def homeless(_: object = None) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("FASTKAN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with fastkan.autotune(), pytest.warns(RuntimeWarning, match="tuned choices are not kept"):
+        assert choose(problem_of()).way == QUICK
 
 
 def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

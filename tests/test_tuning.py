@@ -97,6 +97,18 @@ def test_a_table_takes_the_place_of_the_rules(tmp_path: Path, monkeypatch: pytes
     assert tuning.choose(key_of(), 90) == tuned
 
 
+def test_a_users_table_is_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two GPUs here the other one may lack what the table takes."""
+    path, tuned, gpu = tmp_path / "tuned.json", Config("chunked", 32, 64), {"gpu": "one", "capability": "90"}
+    here = {**stamp.about(), **gpu}
+    tables.write(path, {key_of(): tuned}, here)
+    monkeypatch.setattr(tuning, "about", lambda: here)
+    monkeypatch.setattr(tuning, "gpu_name", lambda device: ("one", "other")[device.index])
+    tuning.use_table(path)
+    assert tuning.choose(key_of(), 90, torch.device("cuda", 0)) == tuned
+    assert tuning.choose(key_of(), 80, torch.device("cuda", 1)) == rules.default(key_of(), 80)
+
+
 def test_a_table_of_another_machine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     tables.write(path, {}, {**stamp.about(), "triton": "0.0"})
@@ -130,6 +142,13 @@ def test_a_refused_table_leaves_the_one_before(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a way that G has"):
         tuning.use_table(bad)
     assert tuning.choose(key_of(), 90) == tuned
+
+
+def test_descriptors_of_what_they_cannot_address_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.json"
+    tables.write(path, {key_of(aligned=False): Config("fused", descriptors=True)}, stamp.about())
+    with pytest.raises(ValueError, match="descriptors can't address what is not aligned"):
+        tuning.use_table(path)
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import _GeneratorContextManager, contextmanager
+from dataclasses import dataclass
 
 SECONDS = 10.0
 
 
-class _State(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _State:
     """Of the process: a backward on a GPU runs in a thread of its own."""
 
     on: bool
@@ -23,11 +24,10 @@ def asked_for() -> bool:
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_state = _State(asked_for(), SECONDS)
+_states = [_State(asked_for(), SECONDS)]  # the last one counts; threads may leave theirs in any order
 
 
-@contextmanager
-def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> Iterator[None]:
+def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorContextManager[None]:
     """Tune the Triton kernels inside the ``with``, or the function that this decorates: in this process, on a GPU.
 
     The first time that a contraction of some kind meets sizes without a measured choice, its candidates are compiled,
@@ -44,7 +44,7 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> Iterator[None
         seconds: about how long one contraction may take.
 
     Raises:
-        TypeError: if ``enabled`` is no bool.
+        TypeError: if ``enabled`` is no bool, or ``seconds`` no number.
         ValueError: if ``seconds`` is not above 0.
 
     Example:
@@ -53,22 +53,28 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> Iterator[None
     """
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled must be a bool, got {enabled!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError(f"seconds must be a number, got {type(seconds).__name__}")
     if not 0 < seconds < math.inf:
         raise ValueError(f"seconds must be a number above 0, got {seconds!r}")
-    global _state
-    before = _state
-    _state = _State(enabled, float(seconds))
+    return _within(enabled, float(seconds))
+
+
+@contextmanager
+def _within(enabled: bool, seconds: float) -> Iterator[None]:
+    state = _State(enabled, seconds)
+    _states.append(state)
     try:
         yield
     finally:
-        _state = before
+        _states.remove(state)
 
 
 def is_on() -> bool:
     """Whether the moment is inside of one, or the environment asks for it."""
-    return _state.on
+    return _states[-1].on
 
 
 def seconds_each() -> float:
     """About how long one contraction may take."""
-    return _state.seconds
+    return _states[-1].seconds

@@ -23,7 +23,7 @@ def folder() -> Path:
     """FASTKAN_CACHE, else ``fastkan`` in the user's folder of caches."""
     own = os.environ.get("FASTKAN_CACHE")
     if own:
-        return Path(own)
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastkan"
 
 
@@ -49,12 +49,12 @@ def load(about: Mapping[str, str]) -> dict[Key, Config]:
 
     A damaged one is ignored, with a warning.
     """
-    path = path_of(about)
     try:
+        path = path_of(about)
         table = tables.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without a home, too
         warnings.warn(f"the cache of tuned choices is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
     other = tables.differs(table.about, about)
@@ -69,13 +69,13 @@ def store(about: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, 
 
     What can't be written is kept in memory alone, with a warning.
     """
-    path = path_of(about)
     try:
+        path = path_of(about)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock"), timeout=PATIENCE):
             merged = {**load(about), **entries}
             tables.write(path, merged, about)
-    except (OSError, Timeout) as error:
+    except (OSError, RuntimeError, Timeout) as error:
         warnings.warn(f"tuned choices are not kept: {error}", RuntimeWarning, stacklevel=2)
         return dict(entries)
     return merged

@@ -33,8 +33,11 @@ def write(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, s
     head = json.dumps({"schema": SCHEMA, "about": dict(about)}, indent=1)[:-2]
     path = Path(path)
     half_written = path.with_name(f"{path.name}.{os.getpid()}.part")
-    half_written.write_text(f'{head},\n "entries": [\n{lines}\n ]\n}}\n', encoding="utf-8")
-    os.replace(half_written, path)
+    try:
+        half_written.write_text(f'{head},\n "entries": [\n{lines}\n ]\n}}\n', encoding="utf-8")
+        os.replace(half_written, path)
+    finally:
+        half_written.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> Table:
@@ -103,4 +106,6 @@ def _entry(row: Any) -> tuple[Key, Config]:
     if k.deterministic:
         raise ValueError("a choice for deterministic algorithms is the rules', and no table's")
     check(k.contraction, config)
+    if config.descriptors and not k.aligned:
+        raise ValueError("descriptors can't address what is not aligned")
     return k, config

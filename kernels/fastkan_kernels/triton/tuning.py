@@ -74,7 +74,9 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Con
     """What was measured, and whether that was on this very GPU."""
     if k.deterministic:
         return None, False
-    found = _table().entries.get(k)
+    table = _table()
+    of_it = device is None or table.about.get("gpu") == gpu_name(device)  # the other GPU here may be older
+    found = table.entries.get(k) if of_it else None
     if found is None and device is not None and is_on():
         found = _tuned_on(device).get(k)
     if found is not None:
