@@ -45,10 +45,16 @@ class Basis(NamedTuple):
         return knots.shape[-1] - self.order - 1
 
 
+# asked once: PyTorch 2.11's compiler can't trace the question
+_AUTOCASTING = frozenset(
+    name for name in ("cpu", "cuda", "hpu", "mps", "mtia", "xpu") if torch.amp.is_autocast_available(name)
+)
+
+
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
     """Under autocast, the dtype of its products; else None."""
     device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in _AUTOCASTING and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
     return None
 
