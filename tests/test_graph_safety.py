@@ -50,7 +50,8 @@ def gpu() -> Iterator[FakeGPU]:
 @contextmanager
 def way(name: str, descriptors: bool = False) -> Iterator[None]:
     """All three contractions by one way; fused where they lack it."""
-    config = Config(name, descriptors=descriptors or name == "pipelined")
+    by_hand = name == "pipelined"
+    config = Config(name, 64 if by_hand else 16, descriptors=descriptors or by_hand)
     with ExitStack() as stack:
         for contraction in "FGH":
             taken = config if contraction in WAYS[name] else config._replace(way="fused")

@@ -28,7 +28,8 @@ def check(contraction: str, config: Config) -> None:
     """That some kernel could run it.
 
     Raises:
-        ValueError: for what is no contraction or none of its ways, and for tiles that are no powers of two.
+        ValueError: for what is no contraction or none of its ways, and for tiles that are no powers of two or that its
+            way can't have.
         TypeError: for tiles that are no integers.
     """
     if contraction not in ("F", "G", "H"):
@@ -40,8 +41,20 @@ def check(contraction: str, config: Config) -> None:
         check_int(field, number, least=1)
         if field != "stages" and number & (number - 1):
             raise ValueError(f"{field} must be a power of two, got {number}")
+    if config.way == "pipelined":
+        _check_pipelined(config)
     if not isinstance(config.descriptors, bool):
         raise TypeError(f"descriptors must be a bool, got {config.descriptors!r}")
+
+
+def _check_pipelined(config: Config) -> None:
+    """That a Hopper product can be of such tiles: of groups of four warps, each with 16 rows; at most 256 columns."""
+    if config.warps % 4 or config.rows != 16 * config.warps:
+        raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")
+    if not 8 <= config.columns <= 256:
+        raise ValueError(f"columns must be from 8 to 256, got {config.columns}")
+    if config.inner < 16:
+        raise ValueError(f"inner must be at least 16, got {config.inner}")
 
 
 def shared_limit(capability: int) -> int:
