@@ -142,6 +142,7 @@ def test_without_time_nothing_else_is_tried(clock: Clock) -> None:
     found = tuner.tune(
         key(p), p, dispatch._out, rules.by_way(key(p), 90), tuning._means, 10.0, rules.default(key(p), 90)
     )
+    assert found is not None
     assert found.config.way == SLOW
     assert set(found.dropped.values()) == {"out of time"}
 
@@ -270,6 +271,7 @@ def dropped(spoil: Callable[[Tensor, int], Tensor], clock: Clock) -> dict[str, s
 
     configs = rules.by_way(key(p), 90)
     found = tuner.tune(key(p), p, run, configs, tuning._means, 10.0, configs[0])
+    assert found is not None
     assert found.config.way == SLOW
     return {config.way: why for config, why in found.dropped.items()}
 
@@ -278,6 +280,39 @@ def test_a_wrong_candidate_is_dropped(clock: Clock) -> None:
     assert dropped(lambda y, call: y * 1.001, clock) == {QUICK: "wrong"}
     assert dropped(lambda y, call: y.index_fill(0, torch.tensor([3]), torch.nan), clock) == {QUICK: "wrong"}
     assert dropped(lambda y, call: y.index_fill(0, torch.tensor([3]), torch.inf), clock) == {QUICK: "wrong"}
+
+
+def zeroed(p: Problem) -> Problem:
+    assert p.weight is not None
+    assert p.base_weight is not None
+    return p._replace(weight=torch.zeros_like(p.weight), base_weight=torch.zeros_like(p.base_weight))
+
+
+def test_zeros_wait_for_operands_that_tell(clock: Clock) -> None:
+    """Of a product of zeros twice as much is right as well: such a candidate would be taken, and kept on disk."""
+    p = problem_of()
+    zero = zeroed(p)
+    nan = p._replace(x=torch.full_like(p.x, torch.nan))
+    with fastkan.autotune():
+        for silent in (zero, nan):
+            assert choose(silent).way == SLOW
+        assert clock.timed == 0
+        assert kept() == {}
+        assert choose(p).way == choose(zero).way == QUICK
+
+
+def test_zeros_for_ever_are_not_tried_for_ever() -> None:
+    zero, runs = zeroed(problem_of()), 0
+
+    def run(p: Problem, config: Config) -> Tensor:
+        nonlocal runs
+        runs += 1
+        return dispatch._out(p, config)
+
+    with fastkan.autotune():
+        for _ in range(2 * tuning._MOST_SILENT):
+            tuning.choose_for(zero, run)
+    assert runs == tuning._MOST_SILENT
 
 
 def test_one_that_gives_other_bits_each_time_is_dropped(clock: Clock) -> None:

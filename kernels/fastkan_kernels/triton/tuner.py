@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
 
 def tune(
     k: Key, p: Problem, run: Run, configs: Sequence[Config], means: Means, seconds: float, inforce: Config
-) -> Outcome:
-    """Try configurations, the first of which says what is right.
+) -> Outcome | None:
+    """Try configurations, the first of which says what is right; None if it says nothing, by zeros or NaN alone.
 
     Args:
         run: computes the contraction by a configuration.
@@ -61,6 +61,8 @@ def tune(
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         end = means.now() + seconds
         expected = _parts(run(p, configs[0]))
+        if not all(map(_tells, expected)):
+            return None
         if device.type == "cuda":
             compile_side_by_side(p, run, configs[1:], COMPILING * seconds)
         fit: list[Config] = []
@@ -138,6 +140,11 @@ def unfit(kernels: Sequence[Any], capability: int) -> str | None:
 
 def _parts(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(part for part in result if part is not None)
+
+
+def _tells(right: Tensor) -> bool:
+    """Whether a wrong result would differ from it: not if weights or what comes from above are still zeros."""
+    return bool((right.isfinite() & (right != 0)).any())
 
 
 def _close(value: Tensor, right: Tensor, budget: float) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ _forced: dict[str, Config] = {}  # of the process: a backward on a GPU runs in a
 _loaded: dict[str, Table] = {}
 _tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
 _settled: set[tuple[Key, str | None]] = set()  # keys that need no more tuning, or could not be tuned
+_silent: Counter[tuple[Key, str | None]] = Counter()  # how often operands said nothing of what is right
+_MOST_SILENT = 10  # times, after which it is not tried again
 _remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # asked at each launch
 _tuning = threading.Lock()  # of one contraction at a time, or they would spoil each other's timing
 _means = Means()
@@ -104,6 +107,7 @@ def _may_tune(k: Key, device: torch.device) -> bool:
 
 def _tune(k: Key, p: Problem, run: Run) -> None:
     device, gpu = p.x.device, gpu_name(p.x.device)
+    place = k, gpu
     if not _measured(k, p.capability, device)[1]:
         inforce = choose(k, p.capability, device)
         configs = list(dict.fromkeys([default(k, p.capability), inforce, *candidates(k, p.capability)]))
@@ -112,10 +116,15 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
         except torch.OutOfMemoryError as error:
             warnings.warn(f"{k.contraction} is not tuned: {error}", RuntimeWarning, stacklevel=2)
         else:
+            if found is None:
+                _silent[place] += 1
+                if _silent[place] >= _MOST_SILENT:
+                    _settled.add(place)
+                return
             _log.info("%s: %d of %d candidates timed for %s", found.config, len(found.seconds), len(configs), k)
             _tuned[gpu] = {**_tuned_on(device), **cache.store(about(device), {k: found.config})}
             _forget()
-    _settled.add((k, gpu))
+    _settled.add(place)
 
 
 def _forget() -> None:
@@ -162,6 +171,7 @@ def use_table(path: str | Path | None) -> None:
             raise ValueError(f"{path} takes a way that there is not here, {table.entries[k].way!r} for {k}")
     _loaded["table"] = table
     _settled.clear()
+    _silent.clear()
     _forget()
 
 
