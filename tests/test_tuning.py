@@ -109,6 +109,14 @@ def test_a_users_table_is_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.
     assert tuning.choose(key_of(), 80, torch.device("cuda", 1)) == rules.default(key_of(), 80)
 
 
+def test_the_environments_table_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTKAN_TUNING", "/nowhere.json")
+    tuning._loaded.clear()
+    tuning._forget()
+    with pytest.raises(ValueError, match=r"FASTKAN_TUNING names a table that can't be taken: .*/nowhere.json"):
+        tuning.choose(key_of(), 90)
+
+
 def test_a_table_of_another_machine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     tables.write(path, {}, {**stamp.about(), "triton": "0.0"})

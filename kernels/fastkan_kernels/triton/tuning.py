@@ -177,5 +177,8 @@ def use_table(path: str | Path | None) -> None:
 
 def _table() -> Table:
     if "table" not in _loaded:
-        use_table(hardware.table_from_environment())
+        try:
+            use_table(hardware.table_from_environment())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"FASTKAN_TUNING names a table that can't be taken: {error}") from error
     return _loaded["table"]
