@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastkan_kernels import Basis, trilinear
+from fastkan_kernels.autograd import asked_for
 from fastkan_kernels.trilinear import CONTRACTIONS, DERIVATIVES, Slots, gradients
 
 OPERANDS = {"F": ("x", "v", "weight", "base_weight"), "G": ("x", "v", "g"), "H": ("x", "weight", "base_weight", "g")}
@@ -186,6 +187,36 @@ def test_only_what_is_asked_for_is_computed(name: str, monkeypatch: pytest.Monke
         sum(value.sum() for value in out).backward()
         assert ran == [rules[name, part]], f"{name} by {part}"
         assert values[0].grad.is_contiguous()
+
+
+def test_torch_says_which_gradients_a_backward_wants_under_this_private_name() -> None:
+    """If it fails, look at autograd.asked_for."""
+    found = []
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, scale, x, nothing, w):
+            ctx.save_for_backward(x, nothing, w)
+            return scale * x * w
+
+        @staticmethod
+        def backward(ctx, g):
+            x, nothing, w = ctx.saved_tensors
+            found.append(asked_for(ctx, (x, nothing, w)))
+            return None, g * w, None, g * x
+
+    x, w = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)
+    for one, other in ((x, w), (2 * x, 3 * w), (x.detach(), w)):
+        y = Product.apply(1.0, one, None, other).sum()
+        wanted = [each for each in (x, w) if one.requires_grad or each is w]
+        for by in (*([each] for each in wanted), wanted):
+            torch.autograd.grad(y, by, retain_graph=True)
+            y.backward(inputs=by, retain_graph=True)
+            assert found == 2 * [[any(each is x for each in by), False, any(each is w for each in by)]]
+            found.clear()
+        y.backward()
+        assert found == [[one.requires_grad, False, True]]
+        found.clear()
 
 
 def test_features_are_not_saved_for_the_backward() -> None:

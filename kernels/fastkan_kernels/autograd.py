@@ -6,11 +6,37 @@ Functions again, so every mixed derivative of every order is right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .backends import Call, contract, small_of
 from .trilinear import Slots, gradients
+
+
+def asked_for(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
+    """Which gradients are wanted of a backward that is under way.
+
+    ``needs_input_grad`` alone says which could be: of ``autograd.grad(u, x)`` also those by the weights.
+
+    Args:
+        operands: the last that ``forward`` was given, each a tensor or None.
+    """
+    needed = list(ctx.needs_input_grad[-len(operands) :])
+    nodes = iter(ctx.next_functions)  # one for each tensor
+    for place, operand in enumerate(operands):
+        node = None if operand is None else next(nodes)[0]
+        needed[place] = needed[place] and _runs(node)
+    return needed
+
+
+def _runs(node) -> bool:
+    try:
+        # torch has no public name for it; tests/test_autograd.py pins it
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # of a leaf that autograd.grad was asked about, and where no engine runs
+        return True
 
 
 class _Contraction(torch.autograd.Function):
@@ -26,8 +52,8 @@ class _Contraction(torch.autograd.Function):
 
     @classmethod
     def differentiate(cls, ctx, upstream) -> tuple[Tensor | None, ...]:
-        x, knots, *saved = ctx.saved_tensors[:6]
-        _, by_x, _, by_v, by_weight, by_base, by_g = ctx.needs_input_grad
+        x, knots, *saved = operands = ctx.saved_tensors
+        by_x, _, by_v, by_weight, by_base, by_g = asked_for(ctx, operands)
         asked = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
         wanted = [name for name, needed in asked.items() if needed]
 
@@ -71,8 +97,8 @@ class ContractOutSmall(_Contraction):
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
             return ContractOut.differentiate(ctx, upstream)
-        _ = ctx.saved_tensors  # which says so if somebody has written into them
-        _, by_x, _, _, by_weight, by_base, _ = ctx.needs_input_grad
+        # the saved tensors say so if somebody has written into them
+        by_x, _, _, by_weight, by_base, _ = asked_for(ctx, ctx.saved_tensors)
         dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
         return None, dx, None, None, dw, db, None
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import routing
+from .autograd import asked_for
 from .basis import Basis, autocast_dtype
 from .cpu import small
 from .edges import edge_std, edge_values
@@ -151,10 +152,11 @@ class _SmallStack(torch.autograd.Function):
     @staticmethod
     def backward(ctx, by_y, *by_deviations):
         x, *operands = ctx.saved_tensors
+        asked = asked_for(ctx, (x, None, None, *operands))
         # each is asked: of a batch of gradients some may be zeros that have no batch
         if torch.is_grad_enabled() or not all(map(small.has_values, (by_y, *by_deviations))):
-            return _differentiable(ctx, x, operands, (by_y, *by_deviations))
-        by_x, _, _, *needed = ctx.needs_input_grad
+            return _differentiable(ctx, x, operands, (by_y, *by_deviations), asked)
+        by_x, _, _, *needed = asked
         by_spreads = [None if t is None else small.array(t) for t in by_deviations] or [None] * (2 * len(ctx.fixed))
         with small.quiet():
             pairs = list(zip(by_spreads[::2], by_spreads[1::2]))
@@ -175,11 +177,13 @@ def effective(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any
     return _times(weight, _times(scale, mask)), None if base_weight is None else _times(base_weight, mask)
 
 
-def _differentiable(ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor | None]) -> tuple:
+def _differentiable(
+    ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor | None], needed: Sequence[bool]
+) -> tuple:
     """The same gradients by way of the contractions, for a graph of them, or for those who transform them."""
     create_graph = torch.is_grad_enabled()
     given: list[Any] = [x, None, None, *operands]
-    asked = [place for place, needed in enumerate(ctx.needs_input_grad) if needed]
+    asked = [place for place, needs in enumerate(needed) if needs]
     with torch.enable_grad():
         for place in asked:  # x may come from the weights, and layers may share them: each is asked about by itself
             given[place] = given[place].view_as(given[place])
