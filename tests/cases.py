@@ -117,13 +117,11 @@ DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels 
 def serves(way: str, kind: str, order: int, derivative: int) -> bool:
     """Whether a way is made for this: closed forms where cells can be counted, the local ones for
     splines that are not 0."""
-    if way == "small":
-        return derivative == 0
     if way == "closed":
         return kind in ("shared", "uniform") and derivative < order
     if way in TRITON_WAYS:
         return True
-    return way in ("reference", "recursive") or derivative <= order
+    return way in ("reference", "recursive", "small") or derivative <= order
 
 
 def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) -> list[tuple[str, str, int]]:

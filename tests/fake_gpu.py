@@ -248,9 +248,9 @@ def _is_gpu(argument: Any) -> bool:
     return isinstance(argument, torch.device) and argument.type == "cuda"
 
 
-def _has_values(x: Tensor) -> bool:
+def _has_values(*tensors: Tensor) -> bool:
     """``small.has_values`` as it would answer on a real GPU."""
-    return isinstance(x, OnGPU) and not torch.compiler.is_compiling()
+    return all(isinstance(x, OnGPU) for x in tensors) and not torch.compiler.is_compiling()
 
 
 def _forget() -> None:

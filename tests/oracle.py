@@ -7,6 +7,7 @@ oracle; it follows from the dtype and from how each way computes psi, never from
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +124,8 @@ def budget(name: str, o: Operands, basis: Any, derivative: int, way: str, sums: 
        :func:`_shift`, and with them the features by their slope. Its truncated powers round once more.
     3. ``sums``: a sum of n products costs 2 sqrt(n) roundings of the sum of their sizes (Higham and
        Mary, 2019: the chance that it costs more is below a thousandth of a thousandth).
+    4. The small way adds up a cell's polynomials about its middle (:func:`polynomial_sizes`), for G after
+       sums over the cell: k + 1 coefficients of a rounding each, powers up to k, h^-d and k sums.
 
     The oracle's own rounding, in float64, is counted as well.
     """
@@ -132,12 +135,15 @@ def budget(name: str, o: Operands, basis: Any, derivative: int, way: str, sums: 
     finite = np.where(np.isfinite(a.x), a.x, 0.0)
     psi = magnitudes(finite, a.knots, basis.order, derivative)
     base = None if basis.base == "none" else _base_magnitude(finite, basis.base, derivative)
+    if way == "small":
+        psi = polynomial_sizes(finite, a.knots, basis.order, derivative)
     # what is added up for one number of the result
     terms = {"F": (basis.order + 2) * a.x.shape[1], "G": len(a.x), "H": (basis.order + 2) * (a.g.shape[1])}[name]
-    rounding = 2 * basis.order + derivative + 4 + (2 * np.sqrt(terms) if sums else 0)
+    made = 3 if way == "small" else 2
+    rounding = made * basis.order + derivative + 4 + (2 * np.sqrt(terms) if sums or way == "small" else 0)
     total = [(rounding * eps + (rounding + 2 * np.sqrt(terms)) * np.finfo(float).eps) * s
              for s in contract(name, sizes, psi, base)]  # fmt: skip
-    if basis.uniform and derivative < basis.order and way not in ("reference", "recursive"):
+    if basis.uniform and derivative < basis.order and way not in ("reference", "recursive", "small"):
         moved = _counting_error(finite, a.knots, basis.order, derivative, eps)
         total[0] = total[0] + contract(name, sizes, moved, None)[0]
     return tuple(total)
@@ -158,6 +164,21 @@ def magnitudes(x: Array, knots: Array, order: int, derivative: int) -> Array:
         else:
             values = np.abs(x - t[:, : -degree - 1]) * here + np.abs(t[:, degree + 1 :] - x) * there
     return values
+
+
+def polynomial_sizes(x: Array, knots: Array, order: int, derivative: int) -> Array:
+    """Sizes of what psi^(d) is a sum of as a polynomial about its cell's middle m: the splines' derivatives there, by
+    Taylor, |psi^(d+j)(m)| |x - m|^j / j!."""
+    middle = np.zeros_like(x)
+    for i, t in enumerate(knots):
+        cell = np.searchsorted(t, x[:, i], side="right") - 1
+        inside = (cell >= 0) & (cell < len(t) - 1)
+        cell = np.where(inside, cell, 0)
+        middle[:, i] = np.where(inside, (t[cell] + t[cell + 1]) / 2, t[0] - 1)  # where all splines are 0
+    return sum(
+        np.abs(splines(middle, knots, order, derivative + j)) * (np.abs(x - middle) ** j / math.factorial(j))[:, None]
+        for j in range(max(1, order + 1 - derivative))
+    )
 
 
 def _shift(knots: Array, eps: float) -> tuple[Array, Array]:

@@ -128,7 +128,7 @@ def test_gradients_on_other_knots_and_bases(backend: str, name: str, base: str, 
 @pytest.mark.parametrize("derivative", [0, 1])
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "small"])
 def test_gradients_of_gradients(backend: str, name: str, order: int, derivative: int) -> None:
     o, basis = smooth_case(order)
     call, values = function(name, o, basis, derivative, wanted_of(name, basis))
@@ -138,7 +138,7 @@ def test_gradients_of_gradients(backend: str, name: str, order: int, derivative:
 
 @pytest.mark.parametrize("derivative", [0, 1])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "small"])
 def test_third_order(backend: str, name: str, derivative: int) -> None:
     """gradgradcheck of a gradient, with cotangents that are differentiated as well."""
     o, basis = smooth_case(order=4)
@@ -153,20 +153,34 @@ def test_third_order(backend: str, name: str, derivative: int) -> None:
         assert gradgradcheck(slopes, values, fast_mode=True)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", "FGH")
-def test_only_what_is_asked_for_is_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_asked_for_is_computed(
+    name: str, small: bool, graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A frozen weight costs no G, a first layer's input no H."""
     from fastkan_kernels import backends
+    from fastkan_kernels.cpu.at_rows import AtRows
 
     o, basis = smooth_case()
     ran = []
-    contract = backends.contract
+    contract, at_rows = backends.contract, AtRows.contract
 
     def spy(kind, call, *rest):
-        ran.append((kind, call.derivative))
+        if not small:
+            ran.append((kind, call.derivative))
         return contract(kind, call, *rest)
 
+    def small_spy(self, kind, slots, derivative):
+        ran.append((kind, derivative))
+        return at_rows(self, kind, slots, derivative)
+
+    monkeypatch.setattr(backends, "contract", spy)
     monkeypatch.setattr("fastkan_kernels.autograd.contract", spy)
+    monkeypatch.setattr(AtRows, "contract", small_spy)
+    if not small:
+        monkeypatch.setitem(backends.BACKENDS, "cpu", backends.BACKENDS["cpu"]._replace(small=None))
     rules = {
         ("F", "x"): ("H", 1),
         ("F", "v"): ("H", 0),
@@ -181,12 +195,16 @@ def test_only_what_is_asked_for_is_computed(name: str, monkeypatch: pytest.Monke
         ("H", "g"): ("F", 0),
     }
     for part in OPERANDS[name]:
-        call, values = function(name, o, basis, 0, (part,))
-        out = call(*values)
-        ran.clear()
-        sum(value.sum() for value in out).backward()
-        assert ran == [rules[name, part]], f"{name} by {part}"
-        assert values[0].grad.is_contiguous()
+        # one that needs a gradient, and all of which one is asked for
+        for needing in ((part,), OPERANDS[name]):
+            call, values = function(name, o, basis, 0, needing)
+            out = call(*values)
+            ran.clear()
+            (found,) = torch.autograd.grad(
+                sum(value.sum() for value in out), values[needing.index(part)], create_graph=graph
+            )
+            assert ran == [rules[name, part]], f"{name} by {part} of {needing}"
+            assert found.is_contiguous()
 
 
 def test_torch_says_which_gradients_a_backward_wants_under_this_private_name() -> None:

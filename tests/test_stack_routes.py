@@ -67,14 +67,15 @@ def test_results_depend_on_the_knots_and_not_on_who_came_before() -> None:
 @pytest.mark.parametrize("order", [1, 3, 5])
 def test_pieces_are_the_splines(order: int, kind: str) -> None:
     knots = make_knots(kind, 2, 6, order)
-    table = pieces.Pieces(*map(torch.from_numpy, pieces.pieces(knots, order)))
-    polynomials = table.table.unflatten(2, (order + 1, -1))
+    made = pieces.pieces(knots, order)
+    cells, polynomials = torch.from_numpy(made.cells), torch.from_numpy(made.table).unflatten(2, (order + 1, -1))
+    assert made.highest == order
     x = inside_cells(50, knots, order)
     psi = oracle.splines(x.numpy(), knots.numpy(), order)
     cell = torch.searchsorted(knots, x.t().contiguous(), right=True) - 1  # [I, N]
     for i, n in itertools.product(range(2), range(50)):
         c = int(cell[i, n])
-        u = (x[n, i] - table.cells[i, 0, c]) * table.cells[i, 1, c]
+        u = (x[n, i] - cells[i, 0, c]) * cells[i, 1, c]
         values = (polynomials[i, :, :, c] * u ** torch.arange(order + 1)).sum(1)
         same(values, psi[n, :, i])
 

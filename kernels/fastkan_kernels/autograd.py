@@ -1,7 +1,7 @@
 """The three contractions as autograd Functions: the route of eager mode.
 
-They save x, W, v and g, never psi, and their backward is the table in :mod:`.trilinear` on the same
-Functions again, so every mixed derivative of every order is right.
+They save x, W, v and g, never psi (but what a backend keeps of x for the smallest layers), and their backward is the
+table in :mod:`.trilinear` on the same Functions again, so every mixed derivative of every order is right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import Call, contract, small_of
+from .backends import Call, contract, pull, small_of
 from .trilinear import Slots, gradients
 
 
@@ -61,7 +61,10 @@ class _Contraction(torch.autograd.Function):
             call = ctx.call._replace(derivative=derivative)
             return FUNCTIONS[name].apply(call, x, knots, *slots)
 
-        found = gradients(cls.name, Slots(*saved), upstream, wanted, ctx.call.derivative, again)
+        if torch.is_grad_enabled():
+            found = gradients(cls.name, Slots(*saved), upstream, wanted, ctx.call.derivative, again)
+        else:
+            found = pull(cls.name, ctx.call, x, knots, Slots(*saved), upstream, wanted)
         weight, base_weight = found.get("W", (None, None))
         return None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")
 
@@ -88,7 +91,8 @@ class ContractOutSmall(_Contraction):
 
     @staticmethod
     def forward(ctx, call, x, knots, *slots):
-        y, ctx.kept = small_of(call).forward(x, knots, Slots(*slots), call.basis, by_x=ctx.needs_input_grad[1])
+        by_x = ctx.needs_input_grad[1]
+        y, ctx.kept = small_of(call).forward(call.kept, x, knots, Slots(*slots), call.basis, by_x)
         ctx.call = call
         ctx.save_for_backward(x, knots, *slots)
         return y

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import cpu, reference
 from .basis import Basis, exact_products
-from .trilinear import Slots
+from .trilinear import Slots, gradients
 from .triton import backend as triton
 
 
@@ -21,18 +21,26 @@ class Call(NamedTuple):
     basis: Basis
     derivative: int
     backend: str
+    kept: dict | None = None  # what a backend keeps of x with a graph, for contractions of the same x
 
 
 class Small(NamedTuple):
-    """A backend's F for layers so small that calls are what costs: its backward uses what the forward
-    has kept. ``serves(x, knots, slots, basis, derivative)`` says for which; the other two are
-    ``forward(x, knots, slots, basis, by_x)``, which returns y and what to keep, and
-    ``backward(kept, g, by_x, by_weight, by_base)``.
+    """A backend's ways for layers so small that calls are what costs.
+
+    The backward of F_0 uses what its forward has kept. ``serves(x, knots, slots, basis, derivative)`` says for which;
+    the other two are ``forward(kept, x, knots, slots, basis, by_x)``, which returns y and what it needs, and
+    ``backward(taken, g, by_x, by_weight, by_base)``.
+
+    Any contraction is ``contract(name, kept, x, knots, slots, basis, derivative)``, and all gradients of one, without a
+    graph, are ``pull(name, kept, x, knots, slots, upstream, wanted, basis, derivative)``. These return None where they
+    are not for a layer like that. ``kept`` is a :class:`Call`'s.
     """
 
     serves: Callable[..., bool]
     forward: Callable[..., tuple]
     backward: Callable[..., tuple]
+    contract: Callable
+    pull: Callable[..., dict | None]
 
 
 class Lowered(NamedTuple):
@@ -81,7 +89,7 @@ BACKENDS: dict[str, Backend] = {
         _CPU,
         unable=cpu.unable,
         describe=cpu.describe,
-        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward),
+        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.pull),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
         features=cpu.all_features,
@@ -105,9 +113,29 @@ def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, comp
         compiling: whether the caller is compiled, and the backend may compile too.
     """
     backend = BACKENDS[call.backend]
+    if backend.small is not None and not compiling:
+        kept = {} if call.kept is None else call.kept
+        value = backend.small.contract(name, kept, x, knots, slots, call.basis, call.derivative)
+        if value is not None:
+            return value
     function = (backend.compiling if compiling else None) or backend.contract
     with exact_products(x):
         return function[name](x, knots, slots, call.basis, call.derivative)
+
+
+def pull(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, upstream, wanted: Collection[str]) -> dict:
+    """Gradients of contraction ``name``, as :func:`.trilinear.gradients`, without a graph."""
+    small = BACKENDS[call.backend].small
+    if small is not None:
+        kept = {} if call.kept is None else call.kept
+        found = small.pull(name, kept, x, knots, slots, upstream, wanted, call.basis, call.derivative)
+        if found is not None:
+            return found
+
+    def contracted(name: str, slots: Slots, derivative: int):
+        return contract(name, call._replace(derivative=derivative), x, knots, slots)
+
+    return gradients(name, slots, upstream, wanted, call.derivative, contracted)
 
 
 def small_of(call: Call) -> Small:

@@ -88,15 +88,20 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     s = torch.sigmoid(x)
     if derivative == 0:
         return torch.where(x > SATURATED, x, bounded * s)
+    return silu_derivative(bounded, s, derivative)
+
+
+def silu_derivative(x, s, derivative: int):
+    """silu^(d), d from 1 to 4, of a finite x with its logistic s: tensors, or arrays of NumPy."""
     if derivative == 1:
-        return s * (1 + bounded * (1 - s))
+        return s * (1 + x * (1 - s))
     slope = s * (1 - s)
     if derivative == 2:
-        return slope * (2 + bounded * (1 - 2 * s))
+        return slope * (2 + x * (1 - 2 * s))
     third = 1 - 6 * slope
     if derivative == 3:
-        return slope * (3 * (1 - 2 * s) + bounded * third)
-    return slope * (4 * third + bounded * (1 - 2 * s) * (1 - 12 * slope))
+        return slope * (3 * (1 - 2 * s) + x * third)
+    return slope * (4 * third + x * (1 - 2 * s) * (1 - 12 * slope))
 
 
 def cell_width(knots: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, de
     if product is not None:
         basis = basis._replace(product=product)
     taken = route(x, knots)
-    call = Call(basis, derivative, taken.backend)
+    call = Call(basis, derivative, taken.backend, {})
     if taken.way == "functions":
         function = ContractOutSmall if name == "F" and is_small(call, x, knots, slots) else FUNCTIONS[name]
         return function.apply(call, x, knots, *slots)

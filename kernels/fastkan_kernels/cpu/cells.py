@@ -3,6 +3,8 @@ PyTorch's, and which is quicker at comparisons."""
 
 from __future__ import annotations
 
+import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,17 +21,17 @@ class Rows(NamedTuple):
     inside: Array  # [I, C, N], 1 in a row's cell
     rate: Array  # [I, N], 1 over the width of the row's cell
     powers: Array  # [k + 1, I, N], of where in its cell a row lies, u from -1/2 to 1/2
-    own: Array  # [I, R, k + 1, N], the coefficients in the row's cell
+    own: Array  # [I, R, k + 1, N], the coefficients in the row's cell; None before polynomials are met
     within: Array  # [I, N], x, held within +-BEYOND
     finite: bool
 
 
-def look_up(x: Array, tables: Pieces, polynomials: Array, order: int) -> Rows:
+def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int) -> Rows:
     """A product with indicators of the rows' cells picks what each row needs.
 
     Args:
         x: ``[I, N]``.
-        polynomials: ``[I or 1, R (k + 1), C]``.
+        polynomials: ``[I or 1, R (k + 1), C]``, or None where only the places are asked for.
     """
     import numpy as np
 
@@ -38,9 +40,11 @@ def look_up(x: Array, tables: Pieces, polynomials: Array, order: int) -> Rows:
     within = x if finite else np.clip(x, -BEYOND, BEYOND)
     beyond = within[:, None] >= tables.knots
     inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
-    picks = np.empty((max(len(tables.cells), len(polynomials)), 2 + polynomials.shape[1], inside.shape[1]), x.dtype)
-    picks[:, :2] = tables.cells
-    picks[:, 2:] = polynomials
+    picks = tables.cells
+    if polynomials is not None:
+        picks = np.empty((max(len(picks), len(polynomials)), 2 + polynomials.shape[1], inside.shape[1]), x.dtype)
+        picks[:, :2] = tables.cells
+        picks[:, 2:] = polynomials
     picked = picks @ inside
     rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
     powers = np.empty((order + 1, inputs, rows), x.dtype)
@@ -49,23 +53,53 @@ def look_up(x: Array, tables: Pieces, polynomials: Array, order: int) -> Rows:
     u *= rate
     for power in range(2, order + 1):
         np.multiply(powers[power - 1], u, out=powers[power])
-    return Rows(inside, rate, powers, picked[:, 2:].reshape(inputs, -1, order + 1, rows), within, finite)
+    own = None if polynomials is None else picked[:, 2:].reshape(inputs, -1, order + 1, rows)
+    return Rows(inside, rate, powers, own, within, finite)
 
 
-def values_at(rows: Rows) -> Array:
-    """Of the polynomials, ``[I, R, N]``."""
+def meet(rows: Rows, polynomials: Array) -> Rows:
+    """The same rows, and other polynomials."""
+    terms, inputs, count = rows.powers.shape
+    return rows._replace(own=(polynomials @ rows.inside).reshape(inputs, -1, terms, count))
+
+
+@cache
+def _falling(order: int, derivative: int, dtype: str) -> Array:
+    """What differentiation puts before the powers d to k, ``[k + 1 - d, 1, 1]``."""
     import numpy as np
 
-    return np.einsum("irpn,pin->irn", rows.own, rows.powers)
+    powers = range(derivative, order + 1)
+    return np.array([math.perm(power, derivative) for power in powers], dtype)[:, None, None]
+
+
+def steps_at(rows: Rows, derivative: int) -> Array:
+    """``[k + 1 - d, I, N]``, by which the coefficients of u^d and above are multiplied in a derivative by u, d <= k."""
+    order = len(rows.powers) - 1
+    return rows.powers[: order + 1 - derivative] * _falling(order, derivative, rows.powers.dtype.char)
+
+
+def terms_at(rows: Rows, derivative: int) -> Array:
+    """The same of a derivative by x."""
+    if derivative == 0:
+        return rows.powers
+    terms = steps_at(rows, derivative)
+    for _ in range(derivative):
+        terms *= rows.rate  # a power of NumPy's costs ten times as much
+    return terms
+
+
+def values_at(rows: Rows, terms: Array | None = None) -> Array:
+    """Of the polynomials, or of the derivative that has these ``terms``: ``[I, R, N]``."""
+    import numpy as np
+
+    if terms is None:
+        return np.einsum("irpn,pin->irn", rows.own, rows.powers)
+    return np.einsum("irpn,pin->irn", rows.own[:, :, len(rows.powers) - len(terms) :], terms)
 
 
 def slopes_at(rows: Rows) -> Array:
-    """Their slopes."""
-    import numpy as np
-
-    order = len(rows.powers) - 1
-    steps = rows.powers[:order] * np.arange(1, order + 1, dtype=rows.powers.dtype)[:, None, None]
-    slopes = np.einsum("irpn,pin->irn", rows.own[:, :, 1:], steps)
+    """Of the polynomials, ``[I, R, N]``."""
+    slopes = values_at(rows, steps_at(rows, 1))
     slopes *= rows.rate[:, None]
     return slopes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.functional import pad
 from ..basis import Basis
 
 MOST_KEPT = 1 << 10
+SPARE = 10.0  # of the logarithm of a number, before a range ends
 Array = Any  # numpy.ndarray
 
 
@@ -28,11 +30,13 @@ class Pieces(NamedTuple):
         cells: ``[I, 2, C]``, each one's middle, and 1 over its width (0 for a cell of no width), both rounded; the
             polynomials are for these.
         table: ``[I, K, (k + 1) C]``.
+        highest: the derivative up to which neither powers of the rates nor what they multiply leaves the dtype's range.
     """
 
     knots: Array
     cells: Array
     table: Array
+    highest: int
 
 
 def pieces(knots: Tensor, order: int) -> Pieces:
@@ -58,7 +62,18 @@ def pieces(knots: Tensor, order: int) -> Pieces:
         lifted = _times_linear(value, risen, per_u * steep)
         value = lifted[:, :, :-1] + value[:, :, 1:] - lifted[:, :, 1:]
     made = t.unsqueeze(2), torch.stack([middle, rate], 1), value.permute(0, 2, 3, 1).flatten(2)
-    return Pieces(*(part.to(knots.dtype).contiguous().numpy() for part in made))
+    starts, places, table = (part.to(knots.dtype).contiguous().numpy() for part in made)
+    return Pieces(starts, places, table, _highest(rate, order, knots.dtype))
+
+
+def _highest(rate: Tensor, order: int, dtype: torch.dtype) -> int:
+    """Coefficients that the narrowest cell's rate multiplies must not have been lost below the normal numbers."""
+    limits = torch.finfo(dtype)
+    wide = rate[rate > 0].log()
+    low, high = (wide.min().item(), wide.max().item()) if wide.numel() else (0.0, 0.0)
+    most, least = math.log(limits.max) - SPARE, math.log(limits.tiny) + SPARE
+    lost = math.log(limits.eps) - least
+    return sum(d * high < most and d * low > least and d * (high - low) < lost for d in range(1, order + 1))
 
 
 def _times_linear(polynomial: Tensor, constant: Tensor, linear: Tensor) -> Tensor:

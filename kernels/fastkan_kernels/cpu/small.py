@@ -1,11 +1,13 @@
-"""F of a layer so small that calls cost more than numbers, with what its backward needs kept.
+"""F, G and H of a layer so small that calls cost more than numbers, with what more of them will need kept.
 
-Two ways: by the edges' polynomials (:mod:`.by_edges`), and, where no gradient by x is wanted, by the features
-(:mod:`.by_features`), which are kept for rows that come again.
+F_0 and its backward go two ways: by the edges' polynomials (:mod:`.by_edges`), and, where no gradient by x is wanted,
+by the features (:mod:`.by_features`), which are kept for rows that come again. What a graph of derivatives asks for
+goes by what is kept with it of its rows (:mod:`.at_rows`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..basis import Basis
-from ..trilinear import Slots
+from ..trilinear import CONTRACTIONS, Slots, gradients
+from .at_rows import AtRows
 from .by_edges import ByEdges
 from .by_features import ByFeatures
 from .cells import Array
@@ -21,6 +24,7 @@ from .pieces import pieces_of
 
 MOST_INDICATORS = 1 << 17
 MOST_VALUES = 1 << 16
+AGAIN = 8  # times as many in graphs of derivatives, where what is kept of the rows serves many contractions
 
 Pass = ByEdges | ByFeatures
 
@@ -38,25 +42,33 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
 
 def fits(rows: int, knots: Tensor, weight: Tensor, basis: Basis) -> bool:
     """Whether a layer and that many rows are of the size and kind."""
-    _, inputs, outputs = weight.shape
+    return is_of_size(rows, knots, weight.shape[2], basis, weight.dtype)
+
+
+def is_of_size(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torch.dtype, times: int = 1) -> bool:
+    """Whether numbers that many, and of that dtype, are for NumPy."""
     return (
-        0 < rows * knots.numel() <= MOST_INDICATORS
-        and 0 < rows * inputs * outputs * (basis.order + 1) <= MOST_VALUES
+        0 < rows * knots.numel() <= times * MOST_INDICATORS
+        and 0 < rows * knots.shape[0] * outputs * (basis.order + 1) <= times * MOST_VALUES
         and basis.product is None
-        and weight.dtype in (torch.float32, torch.float64)
+        and dtype in (torch.float32, torch.float64)
     )
 
 
-def has_values(x: Tensor) -> bool:
-    """Whether it is a plain tensor, and nobody transforms or records what is done with it: NumPy would go unseen."""
+def has_values(*tensors: Tensor) -> bool:
+    """Whether they are plain, and nobody transforms or records what is done with them: NumPy would go unseen."""
     if torch.compiler.is_compiling():
         return False
     # torch has no public names for these; tests/test_routes.py and tests/test_stack_routes.py pin them
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     recorded = torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
-    batched = torch._C._functorch.is_legacy_batchedtensor(x)  # by autograd.grad(is_grads_batched=True)
-    plain = type(x).__torch_dispatch__ is Tensor.__torch_dispatch__ and not batched
-    return plain and not transformed and not recorded
+    if transformed or recorded:
+        return False
+    batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)
+    for tensor in tensors:  # which costs less than all()
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or batched(tensor):
+            return False
+    return True
 
 
 def run(
@@ -82,12 +94,18 @@ def quiet() -> Any:
     return np.errstate(all="ignore")
 
 
-def forward(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by_x: bool) -> tuple[Tensor, Pass]:
-    """F_0(x, W), and what to keep."""
-    base_weight = None if slots.base_weight is None else array(slots.base_weight)
+def forward(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by_x: bool) -> tuple[Tensor, Pass]:
+    """F_0(x, W), and what its backward needs.
+
+    Args:
+        kept: where it leaves what :func:`contract` may need.
+    """
+    weight, base_weight = array(slots.weight), None if slots.base_weight is None else array(slots.base_weight)
     with quiet():
-        kept = run(columns(x), knots, array(slots.weight), base_weight, basis, by_x, first=True)
-    return torch.from_numpy(kept.y.T.copy()), kept
+        taken = run(columns(x), knots, weight, base_weight, basis, by_x, first=True)
+        if isinstance(taken, ByEdges):
+            kept["pass"] = taken, weight.tobytes()
+    return torch.from_numpy(taken.y.T.copy()), taken
 
 
 def backward(kept: Pass, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
@@ -99,6 +117,82 @@ def backward(kept: Pass, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
         dx, dw, db = kept.pull(array(g).T, None, None, by_x, by_weight, by_base)
     dx = None if dx is None else dx.T.copy()
     return tuple(None if each is None else torch.from_numpy(each) for each in (dx, dw, db))
+
+
+def contract(name: str, kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+    """F, G or H; None where this is not for a layer like that.
+
+    Args:
+        kept: whatever contractions of the same x, knots and basis have left there.
+    """
+    at = _at_rows(kept, x, knots, slots, basis, derivative)
+    if at is None:
+        return None
+    with quiet():
+        value = at.contract(name, _arrays(slots), derivative)
+    return _tensors(value)
+
+
+def pull(
+    name: str,
+    kept: dict,
+    x: Tensor,
+    knots: Tensor,
+    slots: Slots,
+    upstream: Any,
+    wanted: Collection[str],
+    basis: Basis,
+    derivative: int,
+) -> dict[str, Any] | None:
+    """:func:`..trilinear.gradients` of a contraction as numbers, without a graph; else as :func:`contract`."""
+    free = CONTRACTIONS[name].free
+    full = slots.fill(free, upstream)
+    at = _at_rows(kept, x, knots, full, basis, derivative, derivative + 1)
+    if at is None:
+        return None
+    arrays = _arrays(full)
+    upstream = arrays[1:3] if free == "W" else getattr(arrays, free)
+    with quiet():
+        found = gradients(name, arrays, upstream, wanted, derivative, at.contract)
+    return {by: _tensors(value) for by, value in found.items()}
+
+
+def _at_rows(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, *derivatives: int) -> AtRows | None:
+    """What was kept of these rows, or is now; None where it can't serve."""
+    given = [x, *(each for each in slots if each is not None)]
+    if not (all(each.dtype == knots.dtype for each in given) and has_values(*given)):
+        return None
+    at: AtRows | None = kept.get("rows")
+    if at is None and "pass" in kept:
+        taken, weight = kept["pass"]
+        at = kept["rows"] = AtRows(taken.x, pieces_of(knots, basis), basis, taken.rows, weight)
+    if at is None:
+        outputs = (slots.g if slots.weight is None else slots.weight).shape[-1]
+        if not is_of_size(len(x), knots, outputs, basis, x.dtype, AGAIN if derivatives[0] > 0 else 1):
+            return None
+        with quiet():
+            at = kept["rows"] = AtRows(columns(x), pieces_of(knots, basis), basis)
+    highest = at.tables.highest
+    return at if all(d <= highest or d > basis.order for d in derivatives) else None
+
+
+def _arrays(slots: Slots) -> Any:
+    """As :class:`.at_rows.AtRows` takes them."""
+    v, weight, base_weight, g = slots
+    return Slots(
+        None if v is None else columns(v),
+        None if weight is None else array(weight),
+        None if base_weight is None else array(base_weight),
+        None if g is None else columns(g),
+    )
+
+
+def _tensors(value: Any) -> Any:
+    """What a contraction gives; G's two parts."""
+    if isinstance(value, tuple):
+        splines, base = value
+        return torch.from_numpy(splines), None if base is None else torch.from_numpy(base)
+    return torch.from_numpy(value.T.copy())
 
 
 def columns(x: Tensor) -> Array:
