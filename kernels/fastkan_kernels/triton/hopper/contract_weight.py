@@ -128,12 +128,13 @@ def contract_weight_kernel(
             MULTIPLIED, INNER, SLOTS,
         )  # fmt: skip
         await_tile(ready, step + 1, SLOTS)
-        barrier()  # every warp has seen the product before this one end
-        expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
         slot = (step + 1) % SLOTS
         following = features_of(
             x_tiles.index(slot), v_tiles.index(slot), made, rate, b, ORDER, D, BASE, FORM, MULTIPLIED, left
         ).to(PRODUCT)
+        await_tile(ready, step + 1, SLOTS)  # it is there; but over a loop ptxas moves no features past what follows
+        barrier()  # every warp has seen the product before this one end
+        expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
         dw, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
     running = warpgroup_mma(a, g_tiles.index((steps - 1) % SLOTS), dw, is_async=True)
     dw, _ = warpgroup_mma_wait(0, deps=[running, a])
