@@ -381,12 +381,6 @@ def test_a_write_that_fails_leaves_nothing_behind() -> None:
     assert not list(path.parent.glob("*.part"))
 
 
-def test_the_home_folder_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/some")
-    monkeypatch.setenv("FASTKAN_CACHE", "~/of fastkan")
-    assert cache.folder() == Path("/home/some/of fastkan")
-
-
 def test_without_a_home_it_stays_in_memory(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     def homeless(_: object = None) -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -396,17 +390,3 @@ def test_without_a_home_it_stays_in_memory(monkeypatch: pytest.MonkeyPatch, cloc
     monkeypatch.setattr(Path, "home", homeless)
     with fastkan.autotune(), pytest.warns(RuntimeWarning, match="tuned choices are not kept"):
         assert choose(problem_of()).way == QUICK
-
-
-def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    about = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
-    name = cache.path_of(about).name
-    assert name == f"sm_90-h100-80gb-hbm3-triton-3.7.1-ptxas-12.8.93-{cache.kernels()}.json"
-    others = [{**about, field: "0.0"} for field in about]
-    assert len({name, *(cache.path_of(other).name for other in others)}) == 5
-    monkeypatch.delenv("FASTKAN_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
-    assert cache.folder() == Path("/some/where/fastkan")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/some")
-    assert cache.folder() == Path("/home/some/.cache/fastkan")

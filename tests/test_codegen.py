@@ -125,6 +125,24 @@ def test_the_inner_loop_is_the_deepest_with_products() -> None:
     assert product.inner_loop(program("FMUL R1, R2, R3\nEXIT")) is None
 
 
+@pytest.mark.parametrize(("where", "late"), [("while", 0), ("after", 2), ("before", 2)])
+def test_features_that_are_made_when_nothing_runs(where: str, late: int) -> None:
+    """ptxas may put the wait first, though in PTX it comes last."""
+    made = "F2FP.BF16.F32.PACK_AB R152, R1, R2\nF2FP.BF16.F32.PACK_AB R153, R3, R4"
+    text = f"""
+        .L_x_0:
+        {made if where == "before" else ""}
+        HGMMA.64x256x16.F32.BF16 R24, R152, gdesc[UR8], R24
+        HGMMA.64x256x16.F32.BF16 R24, R156, gdesc[UR8], R24, gsb0
+        {made if where == "while" else ""}
+        WARPGROUP.DEPBAR.LE gsb0, 0x0
+        {made if where == "after" else ""}
+        @P0 BRA `(.L_x_0)
+        EXIT
+    """
+    assert product.made_late(program(text)) == (late, 2)
+
+
 def test_instructions_for_each_feature_count_what_was_unrolled() -> None:
     asked = product.dots(DOT.format(precision="tf32", dtype="bf16"))
     once = product.Inner(102, 2, 0, 0, 0, 2 * 16 * 256 * 16)  # of 8 warps, 16 rows each, twice 16 deep

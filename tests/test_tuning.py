@@ -17,7 +17,7 @@ from cases import make_case, no_triton
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 if no_triton() is None:
     from fastkan_kernels.trilinear import Slots
-    from fastkan_kernels.triton import rules, stamp, tables, tuning
+    from fastkan_kernels.triton import cache, rules, stamp, tables, tuning
     from fastkan_kernels.triton.key import key
     from fastkan_kernels.triton.problem import problem
     from fastkan_kernels.triton.tuning import Config, Key
@@ -319,3 +319,26 @@ def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "fastkan_kernels/triton/tables/README.md" in names
     assert "fastkan_kernels/triton/tuning.py" in names
+
+
+# -- where what was tuned here is kept ----------------------------------------------------------------
+
+
+def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    about = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
+    name = cache.path_of(about).name
+    assert name == f"sm_90-h100-80gb-hbm3-triton-3.7.1-ptxas-12.8.93-{cache.kernels()}.json"
+    others = [{**about, field: "0.0"} for field in about]
+    assert len({name, *(cache.path_of(other).name for other in others)}) == 5
+    monkeypatch.delenv("FASTKAN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")
+    assert cache.folder() == Path("/some/where/fastkan")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/some")
+    assert cache.folder() == Path("/home/some/.cache/fastkan")
+
+
+def test_the_home_folder_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/some")
+    monkeypatch.setenv("FASTKAN_CACHE", "~/of fastkan")
+    assert cache.folder() == Path("/home/some/of fastkan")

@@ -69,7 +69,7 @@ def judge(build: Build, compiled: Compiled) -> Verdict:
         *_shared(build.capability, compiled.shared),
         *_tensor_cores(build, program, asked, inner),
         *_lost_nan(build, compiled.ptx),
-        *_serialised(build, assembled),
+        *_serialised(build, program, assembled),
     ]
     verdict = Verdict(
         build.name, build.kernel.__name__, build.capability, build.warps, failures, list(_notes(asked, inner)),
@@ -136,9 +136,15 @@ def _lost_nan(build: Build, code: str) -> Iterator[Failure]:
         yield Failure("NaN", f"{len(lost)} times {', '.join(sorted(set(lost)))}")
 
 
-def _serialised(build: Build, assembled: ptx.Assembled) -> Iterator[Failure]:
-    if build.overlaps and assembled.serialised is not None:
+def _serialised(build: Build, program: sass.Program, assembled: ptx.Assembled) -> Iterator[Failure]:
+    """Of a build that claims to make features while products run: ptxas may end those first, and may not say so."""
+    if not build.overlaps:
+        return
+    if assembled.serialised is not None:
         yield Failure("serialised", assembled.serialised)
+    late, made = product.made_late(program)
+    if late:
+        yield Failure("serialised", f"{late} of {made} conversions come after the wait for the product")
 
 
 def _notes(asked: list[product.Dot], inner: product.Inner | None) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from .flow import loops, shortest_round
+from .flow import Loop, loops, shortest_round
 from .registers import a_operand
 from .sass import Program
 
@@ -76,14 +76,10 @@ def dots(ttir: str) -> list[Dot]:
 
 def inner_loop(program: Program) -> Inner | None:
     """The deepest loop with tensor core products and, of several, the one that has most; None without one."""
-    found = []
-    for loop in loops(program):
-        body = [program.instructions[place] for place in loop.places]
-        if products := sum(instruction.is_mma for instruction in body):
-            found.append((loop.depth, products, len(body), body, loop))
-    if not found:
+    loop = _inner_loop(program)
+    if loop is None:
         return None
-    *_, body, loop = max(found, key=lambda entry: entry[:3])
+    body = [program.instructions[place] for place in loop.places]
     wgmma = [instruction for instruction in body if instruction.is_wgmma]
     plain = [instruction for instruction in body if instruction.is_mma and not instruction.is_wgmma]
     in_registers = sum(bool(a_operand(instruction)) for instruction in wgmma)
@@ -93,6 +89,34 @@ def inner_loop(program: Program) -> Inner | None:
         shortest_round(program, loop),
         in_registers, len(wgmma) - in_registers, len(plain) - doubles, doubles, macs,
     )  # fmt: skip
+
+
+def _inner_loop(program: Program) -> Loop | None:
+    found = []
+    for loop in loops(program):
+        if products := sum(program.instructions[place].is_mma for place in loop.places):
+            found.append((loop.depth, products, len(loop.places), loop))
+    return max(found, key=lambda entry: entry[:3])[3] if found else None
+
+
+def made_late(program: Program) -> tuple[int, int]:
+    """How many of the inner loop's conversions to two bytes, which features end with, come when its asynchronous
+    products have been waited for, and of how many."""
+    loop = _inner_loop(program)
+    if loop is None:
+        return 0, 0
+    places = sorted(loop.places)
+    starts = [place for place in places if program.instructions[place].is_wgmma]
+    ends = [
+        place
+        for place in places
+        if program.instructions[place].name == "WARPGROUP" and "DEPBAR" in program.instructions[place].modifiers
+    ]
+    made = [place for place in places if program.instructions[place].name == "F2FP"]
+    if not (starts and ends):
+        return 0, len(made)
+    end = min((place for place in ends if place > starts[-1]), default=places[-1])
+    return sum(not starts[0] < place < end for place in made), len(made)
 
 
 def unrolled(inner: Inner, asked: list[Dot], elements: int, warps: int) -> int:
