@@ -190,7 +190,7 @@ MUTANTS = {
         ("warpgroup_mma_wait(0, deps=[running, a, following])", "warpgroup_mma_wait(1, deps=[running, a, following])"),
         ("X_SLOTS = gl.constexpr(2)", "X_SLOTS = gl.constexpr(1)"),
         ("    await_tile(ready, block, SLOTS)\n", ""),
-        ("if b == K:", "if b == K - 1:"),
+        ("b == K:\n        copy_tile", "b == K - 1:\n        copy_tile"),
         ("            b, block = 0, block + 1\n", "            b, block = 0, block\n"),
         ("step + 1 + AHEAD < steps, SLOTS)", "step + AHEAD < steps, SLOTS)"),
         ("copy_tile(x, [row, block * INNER]", "copy_tile(x, [row, block]"),

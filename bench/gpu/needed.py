@@ -18,6 +18,7 @@ from fastkan_kernels.trilinear import CONTRACTIONS, Slots
 from . import touch, trials, tune, ways
 from .place import Place
 from .rows import CEILINGS, Graphed, Row, measured
+from .rows import CONTRACTIONS as OF_A_STEP
 from .settings import DTYPES, precision
 
 ALIGNED = 16  # bytes, of which Triton makes use
@@ -172,7 +173,7 @@ def _calls(row: Row) -> dict[str, _Call]:
     knots = uniform_knots(row.inputs, row.grid, row.case.order)
     basis = _rounded(basis_of(knots, row.case.order), row.dtype)
     found = {}
-    for name, derivative in tune.CONTRACTIONS:
+    for name, derivative in OF_A_STEP:
         slots = _slots(name, row.rows, row.inputs, row.outputs, row.grid + row.case.order, row.dtype, False)
         found[name] = _Call(name, row.rows, row.inputs, knots, slots, basis, derivative)
     return found

@@ -21,7 +21,7 @@ from .accuracy import Material
 from .clock import Clock
 from .place import Place
 from .record import Record
-from .rows import MANY, WIDE, Row
+from .rows import CONTRACTIONS, MANY, WIDE, Row
 from .settings import precision
 from .truth import Operands
 from .variants import FOLDERS, FUSED, PIPELINED, STAGES, shipped
@@ -29,7 +29,6 @@ from .variants import chunked as chunked_without
 from .variants import module as variant
 from .warm import in_parallel
 
-CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))
 WHOLE = "whole"
 SECONDS = 1.5  # of timing, for a kernel
 RESERVE = 3.0
@@ -49,9 +48,7 @@ class Part(NamedTuple):
 
     @property
     def name(self) -> str:
-        row = self.row
-        sizes = f"{row.rows} {row.inputs}-{row.outputs} G{row.grid}"
-        return f"{self.contraction}_{self.derivative} {sizes} {row.dtype} {self.way}"
+        return f"{self.row.name_of(self.contraction, self.derivative)} {self.way}"
 
 
 class Ncu(NamedTuple):

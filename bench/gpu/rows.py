@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..cases import Case
 from .settings import DTYPES, REHEARSED
 
+CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))  # of a step, each with its derivative
 MODES = ("forward", "step")  # without gradients; forward and backward
 
 
@@ -40,6 +41,10 @@ class Row(NamedTuple):
     def name(self) -> str:
         mode = "fwd" if self.mode == "forward" else "fwd+bwd"
         return f"{self.rows} {self.inputs}-{self.outputs} G{self.grid} {self.dtype} {mode}"
+
+    def name_of(self, contraction: str, derivative: int) -> str:
+        """Of one of its contractions."""
+        return f"{contraction}_{derivative} {self.rows} {self.inputs}-{self.outputs} G{self.grid} {self.dtype}"
 
     @property
     def operations(self) -> int:

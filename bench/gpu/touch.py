@@ -9,7 +9,8 @@ import torch
 
 from .hazard import attempt
 from .place import Place
-from .trials import CONTRACTIONS, TINY, Trial
+from .rows import CONTRACTIONS
+from .trials import TINY, Trial
 from .ways import WAYS, NoSuchWay
 
 

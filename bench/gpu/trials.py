@@ -27,6 +27,7 @@ from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.triton.config import WAYS
 
 from ..cases import SEED
+from .rows import CONTRACTIONS
 from .settings import DTYPES, REHEARSED
 from .truth import Operands
 
@@ -37,7 +38,6 @@ NARROW = (65536, 64, 64)
 SINGLE = (33, 1, 1)
 TINY = (37, 5, 7)  # of a rehearsal
 
-CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))
 MORE_CONTRACTIONS = (("F", 1), ("G", 1), ("H", 0))
 DENSITY = 0.5  # of numbers other than 0: sums stay small
 PIPELINED = ("bfloat16", "float16", "autocast")  # of two bytes

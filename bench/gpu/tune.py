@@ -22,13 +22,12 @@ from .accuracy import Material, deviation
 from .clock import Clock
 from .place import Place
 from .record import Record
-from .rows import ROWS, Row
+from .rows import CONTRACTIONS, ROWS, Row
 from .settings import BOUNDS, precision
 from .truth import Operands, compute, exact
 from .warm import in_parallel
 
 TABLE = "tuned.json"
-CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))
 FINALISTS = 4  # beside the default
 HEATS_SECONDS, FINAL_SECONDS = 1.0, 1.5  # for all candidates together, and for the finalists
 WORTH = 0.98  # of the default's time, from which another configuration is entered
@@ -61,8 +60,7 @@ class Choice(NamedTuple):
 
     @property
     def name(self) -> str:
-        row = self.row
-        return f"{self.contraction}_{self.derivative} {row.rows} {row.inputs}-{row.outputs} G{row.grid} {row.dtype}"
+        return self.row.name_of(self.contraction, self.derivative)
 
 
 def choices(rehearsal: bool) -> list[Choice]:

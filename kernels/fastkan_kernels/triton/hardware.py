@@ -70,7 +70,6 @@ def gluon_speaks() -> bool:
     """Whether Triton has the parts of Gluon that the kernels of :mod:`.hopper` are written in; it is experimental
     there, and names change."""
     try:
-        from . import hopper  # noqa: F401
         from .hopper import contract_out, contract_weight  # noqa: F401
     except (ImportError, AttributeError):
         return False

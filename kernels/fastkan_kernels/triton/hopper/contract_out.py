@@ -29,7 +29,17 @@ from ..spline import (
     scaled,
 )
 from ..tiles import tile_of
-from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slots, start_barriers
+from .pipeline import (
+    await_tile,
+    barrier,
+    copy_tile,
+    descriptor,
+    end_barriers,
+    expect,
+    slots,
+    start_barriers,
+    tile_bytes,
+)
 
 X_SLOTS = gl.constexpr(2)  # the block that features are made of, and the next
 
@@ -40,11 +50,8 @@ def fetch_weights(
 ):
     """Send for the tile of W that a step multiplies, if there is such a step; it is expected already."""
     b, i0, slot = step % (K + BASED), step // (K + BASED) * INNER, step % SLOTS
-    if BASED:
-        if b == K:
-            copy_tile(base_w, [0, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
-        else:
-            copy_tile(w, [b, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
+    if BASED and b == K:
+        copy_tile(base_w, [0, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
     else:
         copy_tile(w, [b, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
 
@@ -225,9 +232,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     block = [config.rows, config.inner]
     x = descriptor(p.x, block)
     v = x if p.v is None else descriptor(p.v, block)
-    beside = (
-        X_SLOTS.value * config.rows * config.inner * (p.x.element_size() + (0 if p.v is None else p.v.element_size()))
-    )
+    beside = X_SLOTS.value * (tile_bytes(x) if p.v is None else tile_bytes(x, v))
     arguments = {
         "x": x,
         "v": v,

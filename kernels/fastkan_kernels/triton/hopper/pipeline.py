@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -16,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from ..config import shared_limit
-from ..launch import strides
+from ..launch import DTYPES, strides
 
 copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # of all warps of a program
@@ -53,17 +52,19 @@ def await_tile(ready, turn, COUNT: gl.constexpr):
     mbarrier.wait(ready.index(turn % COUNT), (turn // COUNT) & 1)
 
 
-_DTYPES = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}
-
-
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     """Of a tensor whose rows lie whole 16 bytes apart, for copies of ``block``; beyond its edges they give 0."""
-    layout = gl.NVMMASharedLayout.get_default_for(block, _DTYPES[tensor.dtype])
+    layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[tensor.dtype])
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
 FEWEST_SLOTS = 3  # two products' operands, and one that is on its way
 _BARRIER_BYTES = 512  # of all slots, and what lies between
+
+
+def tile_bytes(*tiles: TensorDescriptor) -> int:
+    """Of shared memory that one tile of each takes."""
+    return sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
 
 
 def slots(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
@@ -72,5 +73,5 @@ def slots(most: int, tiles: list[TensorDescriptor], beside: int, capability: int
     Args:
         beside: bytes of what else is in shared memory.
     """
-    each = sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
-    return max(FEWEST_SLOTS, min(most, (shared_limit(capability) - beside - _BARRIER_BYTES) // each))
+    room = shared_limit(capability) - beside - _BARRIER_BYTES
+    return max(FEWEST_SLOTS, min(most, room // tile_bytes(*tiles)))
