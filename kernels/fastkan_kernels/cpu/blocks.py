@@ -4,7 +4,7 @@ Four fillings, the same numbers from each to rounding:
 
 - closed: on uniform knots and for d < k, the cardinal spline's truncated powers (:mod:`.cardinal`);
 - scattered: the k + 1 that are not zero, put in their places (:mod:`.local`);
-- recursive: Cox-de Boor over all of them, the definition;
+- recursive: Cox-de Boor over all of them (:mod:`.recurrence`), on any knots and for every d;
 - compiled: the closed form again, as PyTorch's compiler makes it (:mod:`.compiled`).
 """
 
@@ -21,6 +21,7 @@ from ..features import round_features, splines
 from ..knots import uniform_cells
 from . import cardinal, compiled
 from .local import local_features
+from .recurrence import ROOMS, Recurrence
 from .workspace import scratch
 
 BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, and as much again of scratch (or of psi, where it needs none)
@@ -134,7 +135,12 @@ class DenseFeatures:
 
     def _finished(self, psi: Tensor, rows: slice) -> Tensor:
         psi = round_features(psi, self.knots, self.basis, self.derivative)
-        return psi if self.v is None else psi.mul_(self.v[rows].unsqueeze(1))
+        if self.v is None:
+            return psi
+        v = self.v[rows]
+        if self.filling == "recursive":  # laid out as psi is, so that the product runs along the rows
+            v = v.t().contiguous().t()
+        return psi.mul_(v.unsqueeze(1))
 
     def _middles(self, numbers: slice) -> Tensor:
         return cardinal.middles(numbers.start, numbers.stop - numbers.start, self.basis.order, self.x)
@@ -193,7 +199,14 @@ class DenseFeatures:
         return fill
 
     def _recursive(self) -> Callable[[Tensor, slice], Tensor]:
+        order, derivative = self.basis.order, self.derivative
+        made = Recurrence(self.knots, order, derivative) if derivative <= order else None
+        if made is None or not made.holds:
+            return lambda x, _: splines(x, self.knots, order, derivative)
+        inputs, count = self.knots.shape
+        memory = scratch(self.x, ROOMS * count * inputs * self.shape[0], "features")
+
         def fill(x: Tensor, _: slice) -> Tensor:
-            return splines(x, self.knots, self.basis.order, self.derivative)
+            return made(x, memory[: ROOMS * count * inputs * len(x)].view(ROOMS, count, inputs, len(x)))
 
         return fill

@@ -56,6 +56,9 @@ def splines_in(
 
     def products(rows: slice, numbers: slice) -> Tensor:
         part = weight[numbers].reshape(-1, weight.shape[2])
+        if psi.filling == "recursive":  # its features lie along the rows
+            along = torch.mm(part, g[rows].t(), out=_matrix(memory, len(part), rows.stop - rows.start))
+            return along.view(-1, x.shape[1], along.shape[1]).permute(2, 0, 1)
         made = torch.mm(g[rows], part.t(), out=_matrix(memory, rows.stop - rows.start, len(part)))
         return made.view(len(made), -1, x.shape[1])
 
