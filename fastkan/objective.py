@@ -81,7 +81,7 @@ class Objective:
         import numpy as np
 
         with small.quiet():
-            taken = Taken(self.model.inputs(x), stack, by_x=False)
+            taken = Taken(self.model.inputs(x), stack, by_x=False, spread=self.penalty is not None)
             residual = taken.y - small.array(y).T
             wide = residual.ravel().astype(np.float64)
             value = float(wide @ wide) / wide.size

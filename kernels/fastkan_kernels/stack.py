@@ -93,18 +93,19 @@ class Taken:
     Args:
         x: ``[N, I]``.
         by_x: whether a gradient by x may be wanted.
+        spread: whether :meth:`spreads` will be asked for.
 
     Attributes:
         y: ``[O, N]``.
     """
 
-    def __init__(self, x: Tensor, layers: Sequence[StackedLayer], by_x: bool) -> None:
+    def __init__(self, x: Tensor, layers: Sequence[StackedLayer], by_x: bool, spread: bool) -> None:
         self.passes: list[small.Pass] = []
         self.operands: list[list[Any]] = []
         h = small.columns(x)
         for place, (weight, base_weight, scale, mask, knots, basis) in enumerate(layers):
             arrays = [None if t is None else small.array(t) for t in (weight, base_weight, scale, mask)]
-            taken = small.run(h, knots, *effective(*arrays), basis, by_x=by_x or place > 0, first=place == 0)
+            taken = small.run(h, knots, *effective(*arrays), basis, by_x or place > 0, place == 0, spread)
             self.passes.append(taken)
             self.operands.append(arrays)
             h = taken.y
@@ -143,7 +144,7 @@ class _SmallStack(torch.autograd.Function):
     def forward(ctx, x, spread, fixed, *operands):
         layers = [StackedLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
         with small.quiet():
-            taken = Taken(x, layers, by_x=ctx.needs_input_grad[0])
+            taken = Taken(x, layers, ctx.needs_input_grad[0], spread)
             deviations = [torch.from_numpy(each.copy()) for pair in taken.spreads() for each in pair] if spread else []
         ctx.spread, ctx.fixed, ctx.taken = spread, fixed, taken
         ctx.save_for_backward(x, *operands)

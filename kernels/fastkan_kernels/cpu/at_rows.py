@@ -20,8 +20,8 @@ import torch
 from ..basis import Basis
 from ..features import base_function, check_base_derivative, silu_derivative
 from ..trilinear import Slots
-from .cells import Array, Rows, base_at, look_up, meet, terms_at, values_at
-from .pieces import Pieces
+from .cells import Array, Rows, base_at, look_up, meet, product, terms_at, values_at
+from .pieces import MAX_DENSE_CELLS, Pieces
 
 FEATURES = 2  # powers of all outputs for each spline, above which splines are made for G after all
 
@@ -70,20 +70,19 @@ class AtRows:
         import numpy as np
 
         inputs, rows = self.x.shape
-        table, outputs, order = self.tables.table, len(g), self.basis.order
+        outputs, order, count = len(g), self.basis.order, self.tables.count
         upstream = g[None] if v is None else v[:, None] * g  # [I or 1, O, N]
         if derivative > order:
             by_input = (self._nothing()[:, None] * upstream).sum(2)
-            splines = np.repeat(by_input[None], table.shape[1], 0)
-        elif outputs * (order + 1) > FEATURES * table.shape[1]:
-            by_input = self._splines_of(derivative) @ upstream.transpose(0, 2, 1)
+            splines = np.repeat(by_input[None], count, 0)
+        elif outputs * (order + 1) > FEATURES * count and count <= MAX_DENSE_CELLS:
+            by_input = product(self._splines_of(derivative), upstream.transpose(0, 2, 1))
             splines = np.ascontiguousarray(by_input.transpose(1, 0, 2))
         else:
             raised = self._terms_of(derivative).transpose(1, 0, 2)[:, None] * upstream[:, :, None]
-            sums = raised.reshape(inputs, -1, rows) @ self.rows.inside.transpose(0, 2, 1)
+            sums = product(raised.reshape(inputs, -1, rows), self.rows.inside.transpose(0, 2, 1))
             sums = sums.reshape(inputs, outputs, -1)  # [I, O, (k + 1 - d) C]
-            powers = table[:, :, table.shape[2] - sums.shape[2] :]
-            splines = np.ascontiguousarray((sums @ powers.transpose(0, 2, 1)).transpose(2, 0, 1))
+            splines = self.tables.splines(sums)
         base = self._base_of(derivative)
         return splines, None if base is None else (upstream @ base[:, :, None]).reshape(inputs, outputs)
 
@@ -109,9 +108,7 @@ class AtRows:
         return found
 
     def _meet(self, weight: Array) -> Rows:
-        inputs, outputs = weight.shape[1:]
-        polynomials = weight.transpose(1, 2, 0) @ self.tables.table
-        return meet(self.rows, polynomials.reshape(inputs, outputs * (self.basis.order + 1), -1))
+        return meet(self.rows, self.tables.polynomials(weight))
 
     def _terms_of(self, derivative: int) -> Array:
         if derivative not in self._terms:

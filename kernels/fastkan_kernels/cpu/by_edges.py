@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from .cells import Array, base_at, deviation, look_up, over, slopes_at, values_at
+from .cells import Array, Room, base_at, deviation, fresh, look_up, over, product, slopes_at, values_at
 from .pieces import Pieces
 
 
@@ -23,22 +23,27 @@ class ByEdges:
         x: ``[I, N]``.
         weight, base_weight: ``[K, I, O]`` and ``[I, O]`` or None.
         sloped: whether a gradient by x may be wanted.
+        room: where it gets its memory.
 
     Attributes:
         y: ``[O, N]``.
     """
 
     def __init__(
-        self, x: Array, tables: Pieces, weight: Array, base_weight: Array | None, basis: Basis, sloped: bool
+        self,
+        x: Array,
+        tables: Pieces,
+        weight: Array,
+        base_weight: Array | None,
+        basis: Basis,
+        sloped: bool,
+        room: Room = fresh,
     ) -> None:
-        inputs, outputs = weight.shape[1:]
         import numpy as np
 
-        self.x = x
-        self.table = tables.table
-        polynomials = weight.transpose(1, 2, 0) @ self.table
-        self.rows = look_up(x, tables, polynomials.reshape(inputs, outputs * (basis.order + 1), -1), basis.order)
-        self.values = values_at(self.rows)
+        self.x, self.tables, self.room = x, tables, room
+        self.rows = look_up(x, tables, tables.polynomials(weight), basis.order, room)
+        self.values = values_at(self.rows, room=room)
         self.base, self.base_slope = base_at(x, self.rows, basis.base, sloped)
         self.base_weight = None if base_weight is None else base_weight[:, :, None]
         if self.base is not None:
@@ -66,28 +71,45 @@ class ByEdges:
             g: of y, ``[O, N]``.
             by_edges, by_inputs: of the spreads.
         """
+        freedom = self.x.shape[1] - 1
+        edges_share = None if by_edges is None else over(by_edges / freedom, self.edges)
+        inputs_share = None if by_inputs is None else over(by_inputs / freedom, self.inputs)
+        return self.pull_shares(g, edges_share, inputs_share, by_x, by_weight, by_base)
+
+    def pull_shares(
+        self,
+        g: Array,
+        edges_share: Array | None,
+        inputs_share: Array | None,
+        by_x: bool,
+        by_weight: bool,
+        by_base: bool,
+    ) -> tuple[Array | None, Array | None, Array | None]:
+        """:meth:`pull` with what the spreads' gradients come to for each centred value, ``[I, O]`` and ``[I]``."""
         import numpy as np
 
         inside, _, powers, own = self.rows[:4]
         inputs, outputs, _, rows = own.shape
         upstream = g[None]
-        if by_edges is not None:
-            upstream = upstream + self.centred_edges * over(by_edges / (rows - 1), self.edges)[..., None]
+        if edges_share is not None:
+            upstream = upstream + self.centred_edges * edges_share[..., None]
         dx = dw = db = None
         if by_weight:
-            raised = powers.transpose(1, 0, 2)[:, None] * upstream[:, :, None]
-            polynomials = (raised.reshape(inputs, -1, rows) @ inside.transpose(0, 2, 1)).reshape(inputs, outputs, -1)
-            dw = np.ascontiguousarray((polynomials @ self.table.transpose(0, 2, 1)).transpose(2, 0, 1))
+            raised = self.room("raised", (inputs, outputs, len(powers), rows), powers.dtype)
+            np.multiply(powers.transpose(1, 0, 2)[:, None], upstream[:, :, None], out=raised)
+            polynomials = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
+            polynomials = polynomials.reshape(inputs, outputs, -1)
+            dw = self.tables.splines(polynomials)
         if by_base and self.base is not None:
             db = (upstream @ self.base[:, :, None]).reshape(inputs, outputs)
         if by_x:
-            slope = slopes_at(self.rows)
+            slope = slopes_at(self.rows, self.room)
             if self.base is not None:
                 slope += self.base_weight if self.base_slope is None else self.base_slope[:, None] * self.base_weight
             slope *= upstream
             dx = np.add.reduce(slope, 1)
-            if by_inputs is not None:
-                dx += self.centred_inputs * over(by_inputs / (rows - 1), self.inputs)[:, None]
+            if inputs_share is not None:
+                dx += self.centred_inputs * inputs_share[:, None]
         return dx, dw, db
 
     def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
@@ -99,7 +121,7 @@ class ByEdges:
         if by_weight:
             raised = powers.transpose(0, 1).unsqueeze(1) * g.unsqueeze(2)
             polynomials = (raised.reshape(inputs, -1, rows) @ inside.mT).reshape(inputs, outputs, -1)
-            dw = (polynomials @ torch.from_numpy(self.table).mT).permute(2, 0, 1)
+            dw = (polynomials @ torch.from_numpy(self.tables.table).mT).permute(2, 0, 1)
         if by_base and self.base is not None:
             db = (g @ torch.from_numpy(self.base).unsqueeze(2)).reshape(inputs, outputs)
         if by_x:

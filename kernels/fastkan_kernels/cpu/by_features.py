@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from .cells import Array, base_at, deviation, look_up, over, values_at
-from .pieces import Pieces
+from .cells import Array, Rows, base_at, deviation, look_up, over, product, values_at
+from .pieces import MAX_DENSE_CELLS, Pieces
 
 MOST_KEPT = 4  # batches: of training and test, for two models
 
@@ -32,11 +32,31 @@ class Features:
     def __init__(self, x: Array, tables: Pieces, basis: Basis) -> None:
         import numpy as np
 
-        rows = look_up(x, tables, tables.table.reshape(len(tables.table), -1, tables.cells.shape[2]), basis.order)
+        inputs, active, terms, cells = tables.local.shape
+        if cells <= MAX_DENSE_CELLS:
+            rows = look_up(x, tables, tables.table.reshape(inputs, -1, cells), basis.order)
+            values = values_at(rows)
+        else:
+            numbers = np.broadcast_to(np.arange(cells, dtype=x.dtype), (inputs, terms, cells))  # of terms, the first's
+            local = np.concatenate([tables.local.reshape(inputs, -1, cells), numbers], 1)
+            rows = look_up(x, tables, local, basis.order)
+            values = self._placed(rows, active, tables.count)
         base, _ = base_at(x, rows, basis.base, sloped=False)
-        values = values_at(rows)
         self.values = values if base is None else np.concatenate([values, base[:, None]], 1)
         self._x = x
+
+    @staticmethod
+    def _placed(rows: Rows, active: int, count: int) -> Array:
+        """The active splines' values in their places among all, ``[I, K, N]``."""
+        import numpy as np
+
+        order, (inputs, _, _, number) = active - 1, rows.own.shape
+        cell = rows.own[:, active, 0].astype(np.int64)  # 0 outside of the grid, where the values are 0
+        padded = np.zeros((inputs, count + 2 * order, number), rows.own.dtype)
+        at = cell[:, None] + np.arange(active)[:, None]
+        np.put_along_axis(padded, at, values_at(rows._replace(own=rows.own[:, :active])), 1)
+        values = padded[:, order : order + count]
+        return values if rows.finite else np.where(np.isnan(rows.within)[:, None], np.nan, values)
 
     @cached_property
     def inputs(self) -> Array:
@@ -49,7 +69,7 @@ class Features:
         import numpy as np
 
         _, centred = deviation(self.values.astype(np.float64))
-        return centred @ centred.transpose(0, 2, 1) / (centred.shape[2] - 1)
+        return product(centred, centred.transpose(0, 2, 1)) / (centred.shape[2] - 1)
 
 
 _kept: list[tuple[Pieces, str, bytes, Features]] = []  # the last used first
@@ -81,7 +101,7 @@ class ByFeatures:
         self.joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])  # [P, I, O]
         self.splines = len(weight)
         psi = self.features.values
-        self.y = self.joined.transpose(2, 1, 0).reshape(-1, psi.shape[0] * psi.shape[1]) @ self._flat()
+        self.y = product(self.joined.transpose(2, 1, 0).reshape(-1, psi.shape[0] * psi.shape[1]), self._flat())
 
     def _flat(self) -> Array:
         return self.features.values.reshape(-1, self.features.values.shape[2])
@@ -103,7 +123,7 @@ class ByFeatures:
         if not (by_weight or by_base):
             return None, None, None
         inputs, count, _ = self.features.values.shape
-        both = (self._flat() @ g.T).reshape(inputs, count, -1).transpose(1, 0, 2)
+        both = product(self._flat(), g.T).reshape(inputs, count, -1).transpose(1, 0, 2)
         if by_edges is not None:
             pulled = self.by_covariance * over(by_edges, self.edges)[..., None]
             both = both + pulled.transpose(2, 0, 1).astype(both.dtype)

@@ -4,6 +4,7 @@ PyTorch's, and which is quicker at comparisons."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,8 +12,35 @@ import torch
 
 from .pieces import Pieces
 
+MAX_OWN_PRODUCTS = 1 << 18  # multiplications in one matrix product, above which OpenBLAS takes several threads
 BEYOND = 1e18  # outside of every grid, and times 0 it is 0
 Array = Any  # numpy.ndarray, which is imported where it is used
+Room = Callable[[str, tuple[int, ...], Any], Array]
+
+
+def fresh(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Memory of its own."""
+    import numpy as np
+
+    return np.empty(shape, dtype)
+
+
+class Arena:
+    """Memory for one pass after another: each use gets the same again, so that the system is not asked for it anew,
+    which costs a page fault each 4 KiB."""
+
+    def __init__(self) -> None:
+        self.memory: dict[tuple[str, Any], Array] = {}
+
+    def __call__(self, use: str, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory whose last content, of the same use, is overwritten."""
+        import numpy as np
+
+        size, key = math.prod(shape), (use, np.dtype(dtype))
+        memory = self.memory.get(key)
+        if memory is None or memory.size < size:
+            memory = self.memory[key] = np.empty(size, dtype)
+        return memory[:size].reshape(shape)
 
 
 class Rows(NamedTuple):
@@ -26,28 +54,42 @@ class Rows(NamedTuple):
     finite: bool
 
 
-def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int) -> Rows:
+def product(one: Array, other: Array, out: Array | None = None) -> Array:
+    """A matrix product, or a batch of them, by NumPy where that takes one thread, and else by PyTorch, which takes as
+    many as it has been told: NumPy's own for a large product cost ten times its time where another process computes."""
+    import numpy as np
+
+    if one.shape[-2] * one.shape[-1] * other.shape[-1] <= MAX_OWN_PRODUCTS:
+        return np.matmul(one, other, out=out)
+    room = None if out is None else torch.from_numpy(out)
+    return torch.matmul(torch.from_numpy(one), torch.from_numpy(other), out=room).numpy()
+
+
+def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int, room: Room = fresh) -> Rows:
     """A product with indicators of the rows' cells picks what each row needs.
 
     Args:
         x: ``[I, N]``.
         polynomials: ``[I or 1, R (k + 1), C]``, or None where only the places are asked for.
+        room: where the result's largest arrays get their memory.
     """
     import numpy as np
 
     inputs, rows = x.shape
     finite = bool(np.isfinite(np.add.reduce(x, None)))
     within = x if finite else np.clip(x, -BEYOND, BEYOND)
-    beyond = within[:, None] >= tables.knots
-    inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
+    knots = tables.knots.shape[1]
+    beyond = np.greater_equal(within[:, None], tables.knots, out=room("beyond", (inputs, knots, rows), bool))
+    inside = room("inside", (inputs, knots - 1, rows), x.dtype)
+    np.not_equal(beyond[:, :-1], beyond[:, 1:], out=inside)
     picks = tables.cells
     if polynomials is not None:
         picks = np.empty((max(len(picks), len(polynomials)), 2 + polynomials.shape[1], inside.shape[1]), x.dtype)
         picks[:, :2] = tables.cells
         picks[:, 2:] = polynomials
-    picked = picks @ inside
+    picked = product(picks, inside, room("picked", (inputs, picks.shape[1], rows), x.dtype))
     rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
-    powers = np.empty((order + 1, inputs, rows), x.dtype)
+    powers = room("powers", (order + 1, inputs, rows), x.dtype)
     powers[0] = 1
     u = np.subtract(within, picked[:, 0], out=powers[1])
     u *= rate
@@ -60,7 +102,7 @@ def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int) -> 
 def meet(rows: Rows, polynomials: Array) -> Rows:
     """The same rows, and other polynomials."""
     terms, inputs, count = rows.powers.shape
-    return rows._replace(own=(polynomials @ rows.inside).reshape(inputs, -1, terms, count))
+    return rows._replace(own=product(polynomials, rows.inside).reshape(inputs, -1, terms, count))
 
 
 @cache
@@ -88,18 +130,20 @@ def terms_at(rows: Rows, derivative: int) -> Array:
     return terms
 
 
-def values_at(rows: Rows, terms: Array | None = None) -> Array:
+def values_at(rows: Rows, terms: Array | None = None, room: Room = fresh, use: str = "values") -> Array:
     """Of the polynomials, or of the derivative that has these ``terms``: ``[I, R, N]``."""
     import numpy as np
 
+    inputs, polynomials, _, count = rows.own.shape
+    values = room(use, (inputs, polynomials, count), rows.own.dtype)
     if terms is None:
-        return np.einsum("irpn,pin->irn", rows.own, rows.powers)
-    return np.einsum("irpn,pin->irn", rows.own[:, :, len(rows.powers) - len(terms) :], terms)
+        return np.einsum("irpn,pin->irn", rows.own, rows.powers, out=values)
+    return np.einsum("irpn,pin->irn", rows.own[:, :, len(rows.powers) - len(terms) :], terms, out=values)
 
 
-def slopes_at(rows: Rows) -> Array:
+def slopes_at(rows: Rows, room: Room = fresh) -> Array:
     """Of the polynomials, ``[I, R, N]``."""
-    slopes = values_at(rows, steps_at(rows, 1))
+    slopes = values_at(rows, steps_at(rows, 1), room, "slopes")
     slopes *= rows.rate[:, None]
     return slopes
 

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Slots, gradients
 from .at_rows import AtRows
+from .by_blocks import ByBlocks, blocks
 from .by_edges import ByEdges
 from .by_features import ByFeatures
 from .cells import Array
@@ -24,9 +25,10 @@ from .pieces import pieces_of
 
 MOST_INDICATORS = 1 << 17
 MOST_VALUES = 1 << 16
+MAX_KEPT_FEATURES = 1 << 21
 AGAIN = 8  # times as many in graphs of derivatives, where what is kept of the rows serves many contractions
 
-Pass = ByEdges | ByFeatures
+Pass = ByEdges | ByFeatures | ByBlocks
 
 
 def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> bool:
@@ -72,7 +74,14 @@ def has_values(*tensors: Tensor) -> bool:
 
 
 def run(
-    x: Array, knots: Tensor, weight: Array, base_weight: Array | None, basis: Basis, by_x: bool, first: bool
+    x: Array,
+    knots: Tensor,
+    weight: Array,
+    base_weight: Array | None,
+    basis: Basis,
+    by_x: bool,
+    first: bool,
+    spread: bool = False,
 ) -> Pass:
     """A layer's pass.
 
@@ -80,10 +89,14 @@ def run(
         x: ``[I, N]``, contiguous; nobody may write into it afterwards.
         by_x: whether a gradient by x may be wanted.
         first: whether the rows may come again.
+        spread: whether the edges' standard deviations will be asked for.
     """
     tables = pieces_of(knots, basis)
-    if first and not by_x:
+    if first and not by_x and x.size * (tables.count + 1) <= MAX_KEPT_FEATURES:
         return ByFeatures(x, tables, weight, base_weight, basis)
+    count = blocks(x.shape[1], *weight.shape[1:], knots.shape[1], basis.order)
+    if count > 1:
+        return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, spread)
     return ByEdges(x, tables, weight, base_weight, basis, sloped=by_x)
 
 
