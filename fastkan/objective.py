@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels.cpu import small
+from fastkan_kernels.cpu.by_features import KeptFeatures
 from fastkan_kernels.stack import StackedLayer, Taken, operands_of, serves
 
 from .regularization import Penalty
@@ -17,6 +18,7 @@ from .regularization import Penalty
 if TYPE_CHECKING:
     from .network import KAN
 
+MAX_FEATURES = 1 << 22  # numbers, 16 MiB of float32, that a fit keeps of rows that come again
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -35,6 +37,8 @@ class Objective:
     ) -> None:
         self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
         self.squares = loss is None
+        self._features = KeptFeatures(MAX_FEATURES)
+        self._rows: Tensor | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -71,9 +75,15 @@ class Objective:
         stack = self.model.stack()
         if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
             return None
-        if not (serves(x, stack) and small.has_values(y)):
+        if not (serves(x, stack, self._kept_of(x)) and small.has_values(y)):
             return None
         return stack if all(t is None or _takes_gradients(t) for t in operands_of(stack)) else None
+
+    def _kept_of(self, x: Tensor) -> KeptFeatures:
+        """Features of its own for rows that come again, as all evaluations of a step on all rows have them."""
+        if self._rows is None:
+            self._rows = x
+        return self._features if x is self._rows else small.SHARED
 
     def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
@@ -81,7 +91,7 @@ class Objective:
         import numpy as np
 
         with small.quiet():
-            taken = Taken(self.model.inputs(x), stack, by_x=False, spread=self.penalty is not None)
+            taken = Taken(self.model.inputs(x), stack, False, self.penalty is not None, self._kept_of(x))
             residual = taken.y - small.array(y).T
             wide = residual.ravel().astype(np.float64)
             value = float(wide @ wide) / wide.size

@@ -141,11 +141,13 @@ def test_it_is_for_small_layers_and_plain_numbers() -> None:
         return small.contract("H", {}, o.x, o.knots, slots, basis, derivative) is not None
 
     assert serves(o)
-    rows = small.MOST_VALUES // (4 * o.weight[0].numel())
-    more = o._replace(x=o.x[:1].repeat(rows + 1, 1), g=o.g[:1].repeat(rows + 1, 1))
-    assert serves(more)  # of a graph of derivatives
-    assert not serves(more, derivative=0)
-    assert not serves(more._replace(x=more.x.repeat(small.AGAIN, 1), g=more.g.repeat(small.AGAIN, 1)))
+    wide = o._replace(
+        x=o.x.repeat(100, 1), weight=o.weight.repeat(1, 1, 8), base_weight=o.base_weight.repeat(1, 8), g=o.g.repeat(100, 8)
+    )
+    assert serves(wide)  # of a graph of derivatives
+    assert not serves(wide, derivative=0)
+    many = small.MAX_KEPT_AT_ROWS // (4 * o.weight[0].numel())
+    assert not serves(o._replace(x=o.x[:1].repeat(many, 1), g=o.g[:1].repeat(many, 1)))
     assert not serves(o._replace(g=o.g.float()))
     assert not serves(o._replace(x=o.x[:0], g=o.g[:0]))
     assert not serves(Operands(*(None if t is None else t.half() for t in o)))

@@ -27,10 +27,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             rows.append(x.shape[1])
             super().__init__(x, *rest)
 
-    monkeypatch.setattr(by_features, "_kept", [])
+    monkeypatch.setattr(by_features.SHARED, "kept", [])
     monkeypatch.setattr(by_features, "Features", Counted)
     yield rows
-    assert len(by_features._kept) <= by_features.MOST_KEPT
+    assert len(by_features.SHARED.kept) <= by_features.MOST_KEPT
 
 
 def right(x: Tensor, layers: Sequence[StackedLayer], spread: bool = True) -> None:
@@ -146,7 +146,7 @@ def test_spreads_close_to_0_are_off_by_their_terms_rounding_only() -> None:
     spread, slope = spreads_and_gradients(stacked, x, layer)
     exact, exact_slope = spreads_and_gradients(plain, x, layer)
     assert (exact < 1e-5).all()
-    covariance = torch.from_numpy(by_features._kept[0][-1].covariance).abs()
+    covariance = torch.from_numpy(by_features.SHARED.kept[0][-1].covariance).abs()
     weight = layer.weight.detach().abs()
     by_weight = torch.einsum("ipq,qio->pio", covariance, weight)
     rounding = 2 * len(weight) * torch.finfo(D).eps  # of the two sums over P features

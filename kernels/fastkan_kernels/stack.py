@@ -45,18 +45,19 @@ class Spread(NamedTuple):
     inputs: Tensor
 
 
-def serves(x: Tensor, layers: Sequence[StackedLayer]) -> bool:
-    """Whether layers of their sizes, and this moment, are for :func:`small_stack`."""
+def serves(x: Tensor, layers: Sequence[StackedLayer], features: small.KeptFeatures = small.SHARED) -> bool:
+    """Whether layers of their sizes, and this moment, are for :func:`small_stack`.
+
+    Args:
+        features: what is kept of rows that may come again.
+    """
     return (
         x.device.type == "cpu"
         and small.has_values(x)
         and routing.chosen_backend() in ("auto", "cpu")
         and autocast_dtype(x) is None
-        and all(
-            x.dtype == layer.weight.dtype == layer.knots.dtype
-            and small.fits(len(x), layer.knots, layer.weight, layer.basis)
-            for layer in layers
-        )
+        and all(x.dtype == layer.weight.dtype == layer.knots.dtype for layer in layers)
+        and small.pays(len(x), [(layer.knots, layer.weight, layer.basis) for layer in layers], features.most)
         and not (torch.is_grad_enabled() and any(map(_asks_for_more, layers)))
     )
 
@@ -94,18 +95,28 @@ class Taken:
         x: ``[N, I]``.
         by_x: whether a gradient by x may be wanted.
         spread: whether :meth:`spreads` will be asked for.
+        features: what is kept of rows that may come again.
 
     Attributes:
         y: ``[O, N]``.
     """
 
-    def __init__(self, x: Tensor, layers: Sequence[StackedLayer], by_x: bool, spread: bool) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        layers: Sequence[StackedLayer],
+        by_x: bool,
+        spread: bool,
+        features: small.KeptFeatures = small.SHARED,
+    ) -> None:
         self.passes: list[small.Pass] = []
         self.operands: list[list[Any]] = []
         h = small.columns(x)
         for place, (weight, base_weight, scale, mask, knots, basis) in enumerate(layers):
             arrays = [None if t is None else small.array(t) for t in (weight, base_weight, scale, mask)]
-            taken = small.run(h, knots, *effective(*arrays), basis, by_x or place > 0, place == 0, spread)
+            taken = small.run(
+                h, knots, *effective(*arrays), basis, by_x or place > 0, None if place else features, spread
+            )
             self.passes.append(taken)
             self.operands.append(arrays)
             h = taken.y

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .cells import Arena, Array, over
 from .pieces import Pieces
 
 BLOCK_VALUES = 1 << 18  # numbers of a block's largest arrays together
-KEEP_VALUES = 1 << 19  # a pass of no more is kept whole
+KEEP_VALUES = 1 << 20  # a pass of no more is kept whole
 
 
 def blocks(rows: int, inputs: int, outputs: int, cells: int, order: int) -> int:
@@ -92,7 +93,8 @@ class ByBlocks:
         edges_share = None if by_edges is None else over(by_edges / (rows - 1), self.edges_moments.std())
         inputs_share = None if by_inputs is None else over(by_inputs / (rows - 1), self.inputs_moments.std())
         dx = np.empty_like(self.x) if by_x else None
-        dw = db = None
+        dw: Array | None = None
+        db: Array | None = None
         for part, block_pass in self._blocks(self.sloped):
             if edges_share is not None:
                 block_pass.centred_edges = self.edges_moments.centred(block_pass.values)
@@ -106,15 +108,18 @@ class ByBlocks:
 
     def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
         """:meth:`pull` of y's gradient in PyTorch operations, for callers that batch or transform it."""
-        slopes, dw, db = [], None, None
+        slopes: list[Tensor] = []
+        dw: Tensor | None = None
+        db: Tensor | None = None
         for part, block_pass in self._blocks(self.sloped):
             slope, *found = block_pass.pull_in_torch(g[:, part], by_x, by_weight, by_base)
-            slopes.append(slope)
+            if slope is not None:
+                slopes.append(slope)
             dw, db = (_sum(total, each) for total, each in zip((dw, db), found))
         return torch.cat(slopes, 1) if by_x else None, dw, db
 
 
-def _sum(total, each):
+def _sum(total: Any, each: Any) -> Any:
     return each if total is None else total if each is None else total + each
 
 

@@ -16,6 +16,7 @@ from ..basis import Basis
 from .cells import Array, Rows, base_at, deviation, look_up, over, product, values_at
 from .pieces import MAX_DENSE_CELLS, Pieces
 
+MAX_FEATURES = 1 << 19  # numbers, of rows that nobody says will come again
 MOST_KEPT = 4  # batches: of training and test, for two models
 
 
@@ -72,32 +73,44 @@ class Features:
         return product(centred, centred.transpose(0, 2, 1)) / (centred.shape[2] - 1)
 
 
-_kept: list[tuple[Pieces, str, bytes, Features]] = []  # the last used first
+class KeptFeatures:
+    """The features of the rows that came last.
+
+    Args:
+        most: numbers that the features of some rows may be, to be kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.kept: list[tuple[Pieces, str, bytes, Features]] = []  # the last used first
+
+    def find(self, x: Array, tables: Pieces, basis: Basis) -> Features:
+        """Those kept, or new ones. ``x [I, N]`` must be contiguous, and nobody may write into it afterwards."""
+        own = x.tobytes()
+        kept = self.kept
+        for place, (of_tables, base, of_rows, found) in enumerate(kept):
+            same_kind = found.values.shape[::2] == x.shape and found.values.dtype == x.dtype
+            if of_tables is tables and base == basis.base and same_kind and of_rows == own:
+                if place:
+                    self.kept = [kept[place], *kept[:place], *kept[place + 1 :]]
+                return found
+        found = Features(x, tables, basis)
+        self.kept = [(tables, basis.base, own, found), *kept[: MOST_KEPT - 1]]
+        return found
 
 
-def features_of(x: Array, tables: Pieces, basis: Basis) -> Features:
-    """Those kept, or new ones. ``x [I, N]`` must be contiguous, and nobody may write into it afterwards."""
-    global _kept
-    own = x.tobytes()
-    kept = _kept
-    for place, (of_tables, base, of_rows, found) in enumerate(kept):
-        same_kind = found.values.shape[::2] == x.shape and found.values.dtype == x.dtype
-        if of_tables is tables and base == basis.base and same_kind and of_rows == own:
-            if place:
-                _kept = [kept[place], *kept[:place], *kept[place + 1 :]]
-            return found
-    found = Features(x, tables, basis)
-    _kept = [(tables, basis.base, own, found), *kept[: MOST_KEPT - 1]]
-    return found
+SHARED = KeptFeatures(MAX_FEATURES)  # by whoever has none of its own
 
 
 class ByFeatures:
     """One pass, and what its backward needs; the arguments are :class:`.by_edges.ByEdges`'."""
 
-    def __init__(self, x: Array, tables: Pieces, weight: Array, base_weight: Array | None, basis: Basis) -> None:
+    def __init__(
+        self, x: Array, tables: Pieces, weight: Array, base_weight: Array | None, basis: Basis, kept: KeptFeatures
+    ) -> None:
         import numpy as np
 
-        self.features = features_of(x, tables, basis)
+        self.features = kept.find(x, tables, basis)
         self.joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])  # [P, I, O]
         self.splines = len(weight)
         psi = self.features.values

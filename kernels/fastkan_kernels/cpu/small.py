@@ -7,7 +7,7 @@ goes by what is kept with it of its rows (:mod:`.at_rows`).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,17 +16,16 @@ from torch.autograd import forward_ad
 
 from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Slots, gradients
+from . import choice
 from .at_rows import AtRows
 from .by_blocks import ByBlocks, blocks
 from .by_edges import ByEdges
-from .by_features import ByFeatures
+from .by_features import MAX_FEATURES, SHARED, ByFeatures, KeptFeatures
 from .cells import Array
 from .pieces import pieces_of
 
-MOST_INDICATORS = 1 << 17
-MOST_VALUES = 1 << 16
-MAX_KEPT_FEATURES = 1 << 21
-AGAIN = 8  # times as many in graphs of derivatives, where what is kept of the rows serves many contractions
+SHARING = 4  # times that contractions in a graph of derivatives save by what they share
+MAX_KEPT_AT_ROWS = 1 << 21  # numbers that a graph of derivatives keeps for each derivative
 
 Pass = ByEdges | ByFeatures | ByBlocks
 
@@ -37,24 +36,32 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
         derivative == 0
         and slots.v is None
         and x.dtype == knots.dtype == slots.weight.dtype
-        and fits(len(x), knots, slots.weight, basis)
+        and pays(len(x), [(knots, slots.weight, basis)])
         and has_values(x)
     )
 
 
-def fits(rows: int, knots: Tensor, weight: Tensor, basis: Basis) -> bool:
-    """Whether a layer and that many rows are of the size and kind."""
-    return is_of_size(rows, knots, weight.shape[2], basis, weight.dtype)
+def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], max_features: int = MAX_FEATURES) -> bool:
+    """Whether layers one after another, each of knots, weight and basis, are the quicker for it at so many rows.
+
+    Args:
+        max_features: as in :func:`run`.
+    """
+    own = general = 0.0
+    for place, (knots, weight, basis) in enumerate(layers):
+        count, inputs, outputs = weight.shape
+        if not is_of_kind(rows, knots, outputs, basis, weight.dtype):
+            return False
+        sizes = rows, inputs, outputs, count
+        general += choice.step_cost(*sizes, basis)
+        kept = place == 0 and rows * inputs * (count + 1) <= max_features
+        own += choice.kept_cost(*sizes) if kept else choice.piecewise_cost(*sizes, basis)
+    return own < general
 
 
-def is_of_size(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torch.dtype, times: int = 1) -> bool:
-    """Whether numbers that many, and of that dtype, are for NumPy."""
-    return (
-        0 < rows * knots.numel() <= times * MOST_INDICATORS
-        and 0 < rows * knots.shape[0] * outputs * (basis.order + 1) <= times * MOST_VALUES
-        and basis.product is None
-        and dtype in (torch.float32, torch.float64)
-    )
+def is_of_kind(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torch.dtype) -> bool:
+    """Whether there is something to compute, in a dtype that NumPy has."""
+    return rows * knots.numel() * outputs > 0 and basis.product is None and dtype in (torch.float32, torch.float64)
 
 
 def has_values(*tensors: Tensor) -> bool:
@@ -80,7 +87,7 @@ def run(
     base_weight: Array | None,
     basis: Basis,
     by_x: bool,
-    first: bool,
+    features: KeptFeatures | None,
     spread: bool = False,
 ) -> Pass:
     """A layer's pass.
@@ -88,13 +95,14 @@ def run(
     Args:
         x: ``[I, N]``, contiguous; nobody may write into it afterwards.
         by_x: whether a gradient by x may be wanted.
-        first: whether the rows may come again.
+        features: what is kept of rows that may come again, or None.
         spread: whether the edges' standard deviations will be asked for.
     """
     tables = pieces_of(knots, basis)
-    if first and not by_x and x.size * (tables.count + 1) <= MAX_KEPT_FEATURES:
-        return ByFeatures(x, tables, weight, base_weight, basis)
-    count = blocks(x.shape[1], *weight.shape[1:], knots.shape[1], basis.order)
+    if features is not None and not by_x and x.size * (tables.count + 1) <= features.most:
+        return ByFeatures(x, tables, weight, base_weight, basis, features)
+    inputs, outputs = weight.shape[1:]
+    count = blocks(x.shape[1], inputs, outputs, knots.shape[1], basis.order)
     if count > 1:
         return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, spread)
     return ByEdges(x, tables, weight, base_weight, basis, sloped=by_x)
@@ -115,7 +123,7 @@ def forward(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by
     """
     weight, base_weight = array(slots.weight), None if slots.base_weight is None else array(slots.base_weight)
     with quiet():
-        taken = run(columns(x), knots, weight, base_weight, basis, by_x, first=True)
+        taken = run(columns(x), knots, weight, base_weight, basis, by_x, SHARED)
         if isinstance(taken, ByEdges):
             kept["pass"] = taken, weight.tobytes()
     return torch.from_numpy(taken.y.T.copy()), taken
@@ -181,12 +189,24 @@ def _at_rows(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, *
         at = kept["rows"] = AtRows(taken.x, pieces_of(knots, basis), basis, taken.rows, weight)
     if at is None:
         outputs = (slots.g if slots.weight is None else slots.weight).shape[-1]
-        if not is_of_size(len(x), knots, outputs, basis, x.dtype, AGAIN if derivatives[0] > 0 else 1):
+        if not (
+            is_of_kind(len(x), knots, outputs, basis, x.dtype) and _keeps(len(x), knots, outputs, basis, derivatives)
+        ):
             return None
         with quiet():
             at = kept["rows"] = AtRows(columns(x), pieces_of(knots, basis), basis)
     highest = at.tables.highest
     return at if all(d <= highest or d > basis.order for d in derivatives) else None
+
+
+def _keeps(rows: int, knots: Tensor, outputs: int, basis: Basis, derivatives: Sequence[int]) -> bool:
+    """Whether what is kept of the rows pays, and fits into memory; in graphs of derivatives it serves many
+    contractions."""
+    inputs, count = len(knots), basis.splines_of(knots)
+    if rows * inputs * (knots.shape[1] + outputs * (basis.order + 1)) > MAX_KEPT_AT_ROWS:
+        return False
+    own = choice.piecewise_cost(rows, inputs, outputs, count, basis) / (SHARING if derivatives[0] > 0 else 1)
+    return own < choice.step_cost(rows, inputs, outputs, count, basis)
 
 
 def _arrays(slots: Slots) -> Any:
