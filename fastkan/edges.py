@@ -55,7 +55,9 @@ def stacked(layer: KANLinear) -> StackedLayer:
     weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
-    return StackedLayer(weight, base_weight, scale, mask, knots, layer._known.basis(knots))
+    basis = layer._known.basis(knots)
+    doubt = layer._known.doubt(knots, basis)
+    return StackedLayer(weight, base_weight, scale, mask, knots if doubt is None else knots + doubt, basis)
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:

@@ -52,9 +52,10 @@ class KANLinear(nn.Module):
         base_weight: ``[in, out]``, or None with ``base="none"``.
         spline_scale: ``[in, out]``, or None.
         bias: ``[out]``, or None.
-        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`. What
-            writes into the buffer itself (an average of models) is noticed by the next eager call; after
-            it, compiled code needs a ``layer.set_knots(layer.knots)``.
+        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`. A write
+            into the buffer itself (an average of models, a broadcast) is noticed by the next eager call; where
+            nothing counts it (``.data``), a GPU gives NaN once first. Compiled code gives NaN after it, until a
+            ``layer.set_knots(layer.knots)``.
         mask: ``[in, out]`` of 0 and 1, a buffer, or None; see :meth:`set_mask`.
 
     Raises:
@@ -150,6 +151,11 @@ class KANLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
+        knots = self.knots  # which another thread may replace
+        basis = self._known.basis(knots)
+        doubt = self._known.doubt(knots, basis)
+        if doubt is not None:
+            x, knots = (x, knots + doubt) if knots.is_cuda else (x + doubt.to(x.dtype), knots)
         y = forward(
             x,
             self.spline_weight,
@@ -157,8 +163,8 @@ class KANLinear(nn.Module):
             self.spline_scale,
             self.mask,
             self.bias,
-            self.knots,
-            self.basis,
+            knots,
+            basis,
             self.outside,
         )
         if self._outside_count is not None:

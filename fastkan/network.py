@@ -251,11 +251,15 @@ class KAN(nn.Module):
     def nodes_of(self, layer: int, subnodes: Tensor) -> Tensor:
         """What the sums of a layer's edges become on the way to the next layer's nodes."""
         scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
-        if not self._plain_subnodes[layer](scale, bias):
+        last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
+        plain = self._plain_subnodes[layer](scale, bias)
+        last_plain = self._plain_nodes[layer](last_scale, last_bias)
+        if not (plain or last_plain or self.architecture.arities[layer + 1]):  # both at once
+            return torch.addcmul(torch.addcmul(last_bias, last_scale, bias), last_scale * scale, subnodes)
+        if not plain:
             subnodes = torch.addcmul(bias, scale, subnodes)
         nodes = self._multiplied(layer + 1, subnodes)
-        scale, bias = self.node_scale[layer], self.node_bias[layer]
-        return nodes if self._plain_nodes[layer](scale, bias) else torch.addcmul(bias, scale, nodes)
+        return nodes if last_plain else torch.addcmul(last_bias, last_scale, nodes)
 
     def is_watched(self) -> bool:
         """Whether calling it does more than its forward: by hooks, or in a class of its own."""

@@ -142,7 +142,10 @@ def test_it_is_for_small_layers_and_plain_numbers() -> None:
 
     assert serves(o)
     wide = o._replace(
-        x=o.x.repeat(100, 1), weight=o.weight.repeat(1, 1, 8), base_weight=o.base_weight.repeat(1, 8), g=o.g.repeat(100, 8)
+        x=o.x.repeat(100, 1),
+        weight=o.weight.repeat(1, 1, 8),
+        base_weight=o.base_weight.repeat(1, 8),
+        g=o.g.repeat(100, 8),
     )
     assert serves(wide)  # of a graph of derivatives
     assert not serves(wide, derivative=0)

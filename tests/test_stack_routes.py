@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastkan
 import fastkan_kernels
 from fastkan_kernels import basis_of
-from fastkan_kernels.cpu import pieces, small
+from fastkan_kernels.cpu import pieces
 from fastkan_kernels.stack import serves, small_stack
 
 # -- tables of knots --------------------------------------------------------------------------------

@@ -2,11 +2,11 @@
 
 Plain differentiable PyTorch on any dtype and device, so it is also what runs under ``torch.func``,
 forward-mode differentiation and ``torch.export``. It holds an N x K x I tensor.
+In matrix products rather than einsum, which ``autograd.grad(is_grads_batched=True)`` can't batch.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .basis import Basis
@@ -17,7 +17,7 @@ from .trilinear import Slots
 def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
-    y = torch.einsum("nbi,bio->no", psi, round_weights(slots.weight, basis.product, psi.dtype))
+    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.product, psi.dtype))
     if base is not None and slots.base_weight is not None:
         y = y + base @ round_weights(slots.base_weight, basis.product, psi.dtype)
     return y.to(x.dtype)
@@ -29,8 +29,8 @@ def contract_weight(
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
     g = slots.g.to(psi.dtype)
-    splines = torch.einsum("nbi,no->bio", psi, g).to(x.dtype)
-    return splines.contiguous(), None if base is None else (base.t() @ g).to(x.dtype)
+    splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])
+    return splines, None if base is None else (base.t() @ g).to(x.dtype)
 
 
 def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
@@ -38,10 +38,20 @@ def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative
     psi, base = features(x, knots, basis, derivative)
     g = slots.g.to(psi.dtype)
     weight = round_weights(slots.weight, basis.product, psi.dtype)
-    h = (psi * torch.einsum("no,bio->nbi", g, weight)).sum(1)
+    h = (psi * (g @ _columns(weight).t()).view(psi.shape)).sum(1)
     if base is not None and slots.base_weight is not None:
         h = h + base * (g @ round_weights(slots.base_weight, basis.product, psi.dtype).t())
     return h.to(x.dtype)
+
+
+def _rows(psi: Tensor) -> Tensor:
+    """``[N, K, I]`` as ``[N, K I]``."""
+    return psi.reshape(psi.shape[0], psi.shape[1] * psi.shape[2])
+
+
+def _columns(weight: Tensor) -> Tensor:
+    """``[K, I, O]`` as ``[K I, O]``."""
+    return weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2])
 
 
 def _times_v(psi: Tensor, base: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor | None]:

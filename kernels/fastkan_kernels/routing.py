@@ -3,7 +3,7 @@
 The routes, asked in this order:
 
 1. composite: differentiable PyTorch, where a functorch transform, a forward-mode level or an export
-   is under way, or a gradient by the knots is wanted. The Functions would raise there; the registered
+   or a trace is under way, or a gradient by the knots is wanted. The Functions would raise there; the registered
    operators would silently give no tangent.
 2. operators: while ``torch.compile`` traces.
 3. functions: in eager mode.
@@ -89,6 +89,8 @@ def needs_composite(knots: Tensor) -> str | None:
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
+    if torch.jit.is_tracing():  # which records PyTorch's operators alone
+        return "torch.jit is tracing"
     return None
 
 

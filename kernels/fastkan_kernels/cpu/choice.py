@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..basis import Basis
 from .blocks import filling
+from .pieces import MAX_DENSE_CELLS
 
 PRODUCT = 0.012  # one multiplication and addition inside a matrix product
 GATHER = 0.12  # the same with a gathered row
@@ -19,6 +20,7 @@ STEP = {"closed": (650e3, 11.0, 3.7), "recursive": (1050e3, 0.0, 11.0), "scatter
 STEP_PRODUCT = 0.2  # one input value, spline and output
 PIECEWISE_CALLS, PIECEWISE_VALUE, PIECEWISE_CELL = 190e3, 2.0, 1.55
 PIECEWISE_TERM, PIECEWISE_LOOK_UP = 2.6, 0.14  # one coefficient of an edge, and with each cell
+PIECEWISE_DENSE, PIECEWISE_LOCAL = 0.06, 1.5  # one coefficient of the table, for each coefficient of an edge
 KEPT_CALLS, KEPT_PRODUCT = 100e3, 0.1  # the same from features that are kept
 
 
@@ -52,7 +54,9 @@ def piecewise_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basi
     """The same by the polynomials of its edges (:mod:`.small`)."""
     cells, terms = count + basis.order, outputs * (basis.order + 1)
     each = PIECEWISE_VALUE + PIECEWISE_CELL * cells + terms * (PIECEWISE_TERM + PIECEWISE_LOOK_UP * cells)
-    return PIECEWISE_CALLS + rows * inputs * each
+    # coefficients of the edges' polynomials, whatever the rows, and back
+    each_coefficient = PIECEWISE_DENSE * count if cells <= MAX_DENSE_CELLS else PIECEWISE_LOCAL * (basis.order + 1)
+    return PIECEWISE_CALLS + inputs * (rows * each + terms * cells * each_coefficient)
 
 
 def kept_cost(rows: int, inputs: int, outputs: int, count: int) -> float:

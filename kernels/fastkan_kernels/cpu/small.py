@@ -24,6 +24,7 @@ from .by_features import MAX_FEATURES, SHARED, ByFeatures, KeptFeatures
 from .cells import Array
 from .pieces import pieces_of
 
+MAX_KNOTS = 1 << 14  # whose tables are at most 36 times as many numbers
 SHARING = 4  # times that contractions in a graph of derivatives save by what they share
 MAX_KEPT_AT_ROWS = 1 << 21  # numbers that a graph of derivatives keeps for each derivative
 
@@ -60,8 +61,14 @@ def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], max_features
 
 
 def is_of_kind(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torch.dtype) -> bool:
-    """Whether there is something to compute, in a dtype that NumPy has."""
+    """Whether there is something to compute, in a dtype that NumPy has, with tables of a moderate size."""
+    if knots.numel() > MAX_KNOTS:
+        return False
     return rows * knots.numel() * outputs > 0 and basis.product is None and dtype in (torch.float32, torch.float64)
+
+
+# whether autograd.grad(is_grads_batched=True) batches a tensor; torch has no public name for it
+is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def has_values(*tensors: Tensor) -> bool:
@@ -73,9 +80,8 @@ def has_values(*tensors: Tensor) -> bool:
     recorded = torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
     if transformed or recorded:
         return False
-    batched = torch._C._functorch.is_legacy_batchedtensor  # by autograd.grad(is_grads_batched=True)
     for tensor in tensors:  # which costs less than all()
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or batched(tensor):
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_batched(tensor):
             return False
     return True
 
