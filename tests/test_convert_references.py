@@ -220,6 +220,13 @@ def test_hooks_and_parameters_in_functions_count_as_well() -> None:
     convert(source, inplace=True)
 
 
+def test_a_copy_of_a_converted_model_is_refused_as_well() -> None:
+    ours = convert(model(SHARED["closure"]), inplace=True)
+    with pytest.raises(ValueError, match=r"1.mlpf holds 1 in a function.*inplace=True"):
+        convert(ours)
+    assert convert(ours, inplace=True) is ours
+
+
 def test_what_a_copy_leaves_behind_does_not_count() -> None:
     class Quiet(Block):
         def __getstate__(self) -> dict[str, Any]:

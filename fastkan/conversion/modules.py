@@ -64,7 +64,8 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     sources = dict(_sources(module, ""))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
-            return module if inplace else copy.deepcopy(module)
+            _held_elsewhere(module, set(), inplace)
+            return module if inplace else _copied(module, {})
         raise ValueError(
             f"module must be or hold KAN layers of {', '.join(kind.value for kind in Kind)}; {type(module).__name__} "
             "has none"
