@@ -80,6 +80,14 @@ def by_global(mlp: nn.ModuleDict) -> Callable[[Tensor], Tensor]:
     return space["function"]  # type: ignore[return-value]
 
 
+def by_class(mlp: nn.ModuleDict) -> Any:
+    class Caller:
+        def __call__(self, x: Tensor) -> Tensor:
+            return call(mlp, x)
+
+    return Caller()
+
+
 SHARED: dict[str, Callable[[Block], Any]] = {
     "closure": lambda block: lambda x, m=None: call(block.mlp, x),
     "closure over the dictionary": lambda block: (lambda m: lambda x: call(m, x))(block.mlp),
@@ -89,6 +97,8 @@ SHARED: dict[str, Callable[[Block], Any]] = {
     "keyword default": lambda block: by_keyword(block.mlp),
     "attribute of a function": lambda block: by_attribute(block.mlp),
     "global variable": lambda block: by_global(block.mlp),
+    "cached function": lambda block: (lambda m: functools.lru_cache(lambda x: call(m, x)))(block.mlp),
+    "method of a local class": lambda block: by_class(block.mlp),
     "list of functions": lambda block: [lambda x: call(block.mlp, x)],
     "dictionary of tuples of functions": lambda block: {0: (lambda x: call(block.mlp, x),)},
     "partial of a closure": lambda block: functools.partial(lambda x: call(block.mlp, x)),
@@ -218,6 +228,30 @@ def test_hooks_and_parameters_in_functions_count_as_well() -> None:
         convert(source)
     source.optimizer = torch.optim.SGD(source.parameters(), lr=0.1)  # known to be made anew
     convert(source, inplace=True)
+
+
+def test_a_method_that_reads_a_variable_around_its_class_counts() -> None:
+    mlp = nn.ModuleDict({"kan": peers.KANLinear(3, 3), "dropout": nn.Dropout(0.0)})
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, x: Tensor) -> Tensor:
+            return call(mlp, x)
+
+    source = nn.Sequential(Model())
+    expected = source(points(3)).detach()
+    with pytest.raises(ValueError, match=r"0.forward holds 0.mlp in a function.*inplace=True"):
+        convert(source)
+    check_trains(convert(source, inplace=True), expected)
+
+
+def test_an_attribute_that_is_named_like_a_global_variable_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = model(lambda block: block.run)
+    monkeypatch.setitem(globals(), "mlp", source[1].mlp)  # of which Block.run reads the attribute alone
+    check_trains(convert(source), source(points(3)).detach())
 
 
 def test_a_copy_of_a_converted_model_is_refused_as_well() -> None:

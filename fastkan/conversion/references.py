@@ -16,6 +16,8 @@ _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "ShardedData
              "DeepSpeedEngine")  # fmt: skip
 _COMPOSABLE = ("torch.distributed._composable.replicate", "DDP")
 _REGISTERED = ("_modules", "_parameters", "_buffers")
+_LIBRARIES = ("builtins", "collections", "functools", "torch", "numpy", "fastkan")
+_CACHED = type(functools.lru_cache(len))
 _ATOMS = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float, complex, type(None))
 
 
@@ -56,20 +58,24 @@ def references(
         state = _state_of(owner) if copied else owner.__dict__
         for key, value in state.items():
             if key not in _REGISTERED:
-                attribute = f"{name}.{key}" if name else key
-                yield from _walk(value, attribute, (owner.__dict__, key), wanted_ids, inside, seen, copied)
+                place = owner.__dict__, key
+                yield from _walk(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
+        for function in _methods(type(owner)):
+            attribute = f"{name}.{function.__name__}".lstrip(".")
+            yield from _walk(function, True, attribute, None, wanted_ids, inside, seen, copied)
 
 
 def _walk(
     first: Any,
+    first_shared: bool,
     attribute: str,
-    place: tuple[Any, Any],
+    place: tuple[Any, Any] | None,
     wanted: set[int],
     inside: set[int],
     seen: dict[tuple[int, bool], Any],
     copied: bool,
 ) -> Iterator[Reference]:
-    waiting: deque[tuple[Any, bool, bool, tuple[Any, Any] | None]] = deque([(first, False, False, place)])
+    waiting: deque[tuple[Any, bool, bool, tuple[Any, Any] | None]] = deque([(first, first_shared, False, place)])
     while waiting:
         value, shared, method, place_of = waiting.popleft()
         if id(value) in wanted and (shared or not isinstance(value, Tensor)):
@@ -93,8 +99,11 @@ def _walk(
             waiting.extend((v, True, False, None) for v in _held_by(value))
         elif isinstance(value, weakref.ref):
             waiting.append((value(), True, False, None))
+        elif isinstance(value, _CACHED):
+            waiting.append((value.__wrapped__, True, False, None))
         else:
             waiting.extend((v, shared, False, None) for v in _attributes(value, copied))
+            waiting.extend((v, True, False, None) for v in _methods(type(value)))
 
 
 def _held_by(function: types.FunctionType) -> list[Any]:
@@ -105,19 +114,35 @@ def _held_by(function: types.FunctionType) -> list[Any]:
             found.append(cell.cell_contents)
         except ValueError:  # a cell that nothing was assigned to yet
             continue
-    kinds = (nn.Module, types.MethodType, functools.partial, list, tuple, dict, set)
-    for name in _global_names(function.__code__):
-        value = function.__globals__.get(name)
-        of_same_file = isinstance(value, types.FunctionType) and value.__globals__ is function.__globals__
-        if isinstance(value, kinds) or of_same_file:
-            found.append(value)
-    return found
+    return found + _global_values(function.__code__, function.__globals__)
 
 
-def _global_names(code: types.CodeType) -> set[str]:
-    names = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
+    """Values of the global variables that a code object reads, of the kinds that may hold a module."""
+
+    def may_hold(value: Any) -> bool:
+        if isinstance(value, types.FunctionType):
+            return value.__globals__ is space  # a library's functions hold no model
+        return isinstance(value, (nn.Module, types.MethodType, functools.partial, list, tuple, dict, set))
+
+    found = {name: space[name] for name in code.co_names if name in space and may_hold(space[name])}
+    if found:  # some of these names may be attributes, which takes longer to find out
+        read = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+        found = {name: value for name, value in found.items() if name in read}
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return names.union(*(_global_names(const) for const in inner))
+    return [*found.values(), *(value for const in inner for value in _global_values(const, space))]
+
+
+def _methods(cls: type) -> list[types.FunctionType]:
+    """The functions that an instance and its copies share, but for the constructor and those of libraries."""
+    found = []
+    for each in cls.__mro__:
+        if each.__module__.partition(".")[0] not in _LIBRARIES:
+            for name, value in vars(each).items():
+                value = getattr(value, "fget", getattr(value, "__func__", value))
+                if isinstance(value, types.FunctionType) and name not in ("__new__", "__init__"):
+                    found.append(value)
+    return found
 
 
 def _attributes(value: Any, copied: bool) -> list[Any]:
