@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from fastkan_kernels.checks import check_dtype
 
 from .conversion.recognise import is_compiled
+from .conversion.references import check_unwrapped, references
 from .edges import has_hooks
 from .functional import rows_of
 from .layer import KANLinear
@@ -84,13 +85,14 @@ def replace_linear(
     """Put fresh KAN layers in the place of ``nn.Linear``\\ s, in place.
 
     A linear in several places stays one. Those whose weights others look at stay: the projections of
-    ``nn.MultiheadAttention``, and weights that are tied to another module's. So do those that no KAN layer can stand
-    for: lazy ones without sizes, weights of integers, and what ``torch.compile`` returned for a linear. What reads a
-    linear's ``.weight`` in code of its own, calls it by ``input=``, or keeps it in a plain list can't be seen: leave
-    those out. An ``nn.TransformerEncoder``'s fused inference, which reads the weights of its linears, is switched off
-    where one was replaced.
+    ``nn.MultiheadAttention``, and weights that are tied to another module's; and those that something else would go on
+    calling, such as a lambda or a plain list that a module keeps. So do those that no KAN layer can stand for: lazy
+    ones without sizes, weights of integers, and what ``torch.compile`` returned for a linear. What reads a linear's
+    ``.weight`` in code of its own, or calls it by ``input=``, can't be seen: leave those out. An
+    ``nn.TransformerEncoder``'s fused inference, which reads the weights of its linears, is switched off where one was
+    replaced.
 
-    Make the optimizer after: the parameters are new ones.
+    Make the optimizer after, and wrap for distributed training after: the parameters are new ones.
 
     Args:
         model: a module with linears in it.
@@ -108,7 +110,8 @@ def replace_linear(
     Raises:
         TypeError: for a model that is no module, a selection that is none of these, or a bias that is no bool.
         ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample for a model
-            on meta, or arguments that a layer can't have; nothing has changed then.
+            on meta, arguments that a layer can't have, or a wrapper of distributed training around the linears;
+            nothing has changed then.
 
     Warns:
         UserWarning: where a linear had hooks, which go with it.
@@ -134,7 +137,8 @@ def replace_linear(
             _selects(pattern, name, each) for names, each in places for name in names
         ):
             raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
-    report, made, users = ReplacementReport(), {}, _Users(model)
+    check_unwrapped(model, chosen.values(), "replace the linears of")
+    report, made, users = ReplacementReport(), {}, _Users(model, list(chosen.values()))
     for names, linear in places:
         if id(linear) not in chosen:
             continue
@@ -198,16 +202,22 @@ def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
 class _Users:
     """Who looks into which linears: told once, of a model that may be large."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
         self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # of each parameter, by its id
         self.readers: dict[int, str] = {}  # of each linear, by its id
-        for name, each in model.named_modules():
+        tree = dict(model.named_modules())
+        for name, each in tree.items():
             for parameter in each._parameters.values():
                 self.owners.setdefault(id(parameter), []).append((name or "the model", each))
             if isinstance(each, nn.MultiheadAttention):
                 self.readers.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
             if is_compiled(each):
                 self.readers[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled of it"
+        linears = {id(part): each for each in chosen for part in (each, *each._parameters.values())}
+        parts = [part for each in chosen for part in (each, *each._parameters.values()) if part is not None]
+        owners = {name: each for name, each in tree.items() if id(each) not in linears and not is_compiled(each)}
+        for reference in references(owners, tree.values(), parts, copied=False):
+            self.readers.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
 
 
 def _needed_as_it_is(users: _Users, linear: nn.Linear) -> str | None:

@@ -222,11 +222,19 @@ def test_a_notebook_shows_a_figure_once(monkeypatch: pytest.MonkeyPatch) -> None
     figure._ipython_display_()
     assert shown == [figure]  # Agg shows nothing by itself
     monkeypatch.setattr(matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
-    figure._ipython_display_()
-    assert shown == [figure]  # the notebook does at the cell's end
-    plt.close(figure)
+
+    class DisplayHook:
+        def __call__(self, value: Figure) -> None:
+            value._ipython_display_()
+
+    monkeypatch.setattr(sys, "displayhook", DisplayHook())
+    sys.displayhook(figure)
+    assert shown == [figure]  # pyplot will ask at the cell's end
     figure._ipython_display_()
     assert shown == [figure, figure]
+    plt.close(figure)
+    sys.displayhook(figure)
+    assert shown == [figure, figure, figure]
     assert len(pickle.loads(pickle.dumps(figure)).axes) == 1
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def warn_of_hooks(source: nn.Module) -> None:
 
 @torch.no_grad()
 def check_same(source: nn.Module, new: nn.Module) -> None:
-    """A copied class may have been changed: what both compute must agree."""
+    """A copied class may have been changed: what both compute must agree, in training and in evaluation mode."""
     first = new.layers[0] if isinstance(new, KAN) else new
     assert isinstance(first, KANLinear)
     if first.spline_weight.dtype.itemsize < 4:  # with the same values, and without the rounding
@@ -112,14 +113,51 @@ def check_same(source: nn.Module, new: nn.Module) -> None:
     unit = torch.rand(64, first.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     x = low + (high - low) * unit
     with torch.autocast(x.device.type, enabled=False):
-        try:
-            wanted: Any = source(x.clone())
-        except Exception as error:
-            raise ValueError(f"it has the name and tensors of efficient-kan's, but can't be called: {error}") from error
         got = new(x)
-    if not (
-        isinstance(wanted, Tensor)
-        and wanted.shape == got.shape
-        and bool((wanted - got).abs().max() <= AGREE * (1 + wanted.abs().max()))
-    ):
-        raise ValueError("it has the name and the tensors of efficient-kan's, but computes something else")
+        for training in (False, True):
+            with _undisturbed(source, training, x.device) as has_drawn:
+                try:
+                    wanted: Any = source(x.clone())
+                except Exception as error:
+                    raise ValueError(
+                        f"it has the name and tensors of efficient-kan's, but can't be called: {error}"
+                    ) from error
+                if has_drawn():
+                    raise ValueError("it draws random numbers, as for dropout, which a converted layer does not")
+            if not (
+                isinstance(wanted, Tensor)
+                and wanted.shape == got.shape
+                and bool((wanted - got).abs().max() <= AGREE * (1 + wanted.abs().max()))
+            ):
+                mode = " in training mode" if training else ""
+                raise ValueError(
+                    f"it has the name and the tensors of efficient-kan's, but computes something else{mode}"
+                )
+
+
+@contextmanager
+def _undisturbed(source: nn.Module, training: bool, device: torch.device) -> Iterator[Callable[[], bool]]:
+    """A source in a mode, and afterwards as it was, with the random generators; yields whether these were used."""
+    modules = list(source.modules())
+    modes = [each.training for each in modules]
+    held = [(each._parameters.copy(), each._buffers.copy()) for each in modules]
+    tensors = [t for spaces in held for space in spaces for t in space.values() if t is not None]
+    values = [tensor.clone() for tensor in tensors]
+    accelerators = [device] if device.type == "cuda" else []
+
+    def states() -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(each) for each in accelerators)]
+
+    with torch.random.fork_rng(devices=accelerators):
+        before = states()
+        try:
+            source.train(training)
+            yield lambda: not all(map(torch.equal, before, states()))
+        finally:
+            for each, mode, (parameters, buffers) in zip(modules, modes, held):
+                each.training = mode
+                each._parameters.update(parameters)
+                each._buffers.update(buffers)
+            for tensor, value in zip(tensors, values):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)

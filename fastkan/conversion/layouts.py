@@ -48,6 +48,7 @@ class Layout(NamedTuple):
         package: its name.
         needed, optional: names of its tensors.
         learned: which of them each of our parameters comes from.
+        dims: how many dimensions some of them must have, so that ``read`` can lay them out.
         read: to ours.
     """
 
@@ -55,6 +56,7 @@ class Layout(NamedTuple):
     needed: frozenset[str]
     optional: frozenset[str]
     learned: dict[str, str]
+    dims: dict[str, int]
     read: Callable[[Tensors], Edges]
 
 
@@ -133,6 +135,7 @@ EFFICIENT_KAN = Layout(
     frozenset({"grid", "base_weight", "spline_weight"}),
     frozenset({"spline_scaler"}),
     {"spline_weight": "spline_weight", "base_weight": "base_weight", "spline_scale": "spline_scaler"},
+    {"grid": 2, "spline_weight": 3, "base_weight": 2, "spline_scaler": 2},
     _efficient_kan,
 )
 INKAN = Layout(
@@ -140,6 +143,7 @@ INKAN = Layout(
     frozenset({"weight", "grid_starts"}),
     frozenset(),
     {"spline_weight": "weight", "base_weight": "weight"},
+    {"weight": 2, "grid_starts": 1},
     _inkan,
 )
 PYKAN = Layout(
@@ -147,6 +151,7 @@ PYKAN = Layout(
     frozenset({"grid", "coef", "mask", "scale_base", "scale_sp"}),
     frozenset(),
     {"spline_weight": "coef", "base_weight": "scale_base", "spline_scale": "scale_sp"},
+    {"grid": 2, "coef": 3, "mask": 2, "scale_base": 2, "scale_sp": 2},
     _pykan,
 )
 LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN)
@@ -161,6 +166,11 @@ def read(layout: Layout, tensors: Tensors) -> Edges:
     for name, value in tensors.items():
         if value.is_meta:
             raise ValueError(f"{name} is on meta, and has no values to convert")
+        if value.ndim != layout.dims.get(name, value.ndim):
+            raise ValueError(
+                f"{name} must have {layout.dims[name]} dimensions, as {layout.package}'s has; it has the shape "
+                f"{list(value.shape)}"
+            )
     edges = layout.read(tensors)
     count, inputs, outputs = edges.spline_weight.shape
     order = edges.order

@@ -14,6 +14,7 @@ from ..network import KAN
 from .checks import base_of, check_alone, check_parts, check_same, check_tensors, warn_of_hooks
 from .layouts import EFFICIENT_KAN, INKAN, PYKAN, Edges, Layout, read
 from .recognise import Kind, is_compiled, is_copy, kind_of
+from .references import Reference, check_unwrapped, references
 
 Made = dict[nn.Module, Any]  # what became of each foreign module
 
@@ -29,8 +30,9 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     several places stay one. No package need be installed; classes are told by module and name, and efficient-kan's
     also in copies of its file, which are then compared by value.
 
-    Make the optimizer after: the parameters are new ones. Only submodules are looked at: a layer that ``module`` keeps
-    in a plain list alone stays what it is, and so do references to parameters.
+    Make the optimizer after, and wrap for distributed training after: the parameters are new ones. Only submodules are
+    looked at: a layer that ``module`` keeps in a plain list alone stays what it is. A layer that is a submodule, and in
+    a plain attribute, list or dictionary as well, is replaced there, too; references to parameters are not.
 
     Args:
         module: one of these, or a module that has some in it.
@@ -44,8 +46,10 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
         ValueError: for what can't be the same, with its name: layers that have no B-splines, other base functions,
             surfaces, masks between 0 and 1, grids and masks that are trained, knots that coincide, subclasses,
             parameters that others share, a pykan ``KANLayer`` (which returns four tensors) inside of another module,
-            tensors on meta; where ``module`` can't be copied, or with ``inplace`` holds a compiled layer; and where
-            there is nothing to convert.
+            tensors on meta, layers that draw random numbers; where a wrapper of distributed training holds the layers;
+            where a function, such as a lambda that a module keeps, holds a layer, or without ``inplace`` any submodule,
+            since a copy would go on calling the source's; where ``module`` can't be copied, or with ``inplace`` holds a
+            compiled layer; and where there is nothing to convert.
 
     Warns:
         UserWarning: where a converted module or its parameters had hooks, which stay behind.
@@ -60,16 +64,19 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     sources = dict(_sources(module, ""))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
-            return module if inplace else copy.deepcopy(module)
+            _held_elsewhere(module, set(), inplace)
+            return module if inplace else _copied(module, {})
         raise ValueError(
             f"module must be or hold KAN layers of {', '.join(kind.value for kind in Kind)}; {type(module).__name__} "
             "has none"
         )
+    check_unwrapped(module, sources.values(), "convert")
     check_alone(module, sources)
     inside = {each for source in sources.values() for each in source.modules()}
     parents = [each for each in module.modules() if each not in inside]
     if inplace and any(is_compiled(each) and each._modules["_orig_mod"] in inside for each in parents):
         raise ValueError("a compiled layer goes on as it was: convert it first, or without inplace=True")
+    held = _held_elsewhere(module, inside, inplace)
     made: Made = {}
     for path, source in sources.items():
         if source not in made:
@@ -85,7 +92,43 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = made.get(child, child)
+    for each in held:
+        if each.held in made and each.place is not None:
+            space, key = each.place
+            space[key] = made[each.held]
     return module
+
+
+def _held_elsewhere(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
+    """References to sources that can be replaced in place.
+
+    Raises:
+        ValueError: for references that would go on calling a source, or with a copy the source's other modules.
+    """
+    parts = [*inside, *(parameter for each in inside for parameter in each.parameters(recurse=False))]
+    wanted = parts if inplace else [*module.modules(), *module.parameters(), *module.buffers()]
+    of_sources = {id(each) for each in parts}
+    owners = {name: each for name, each in module.named_modules() if each not in inside and not is_compiled(each)}
+    found = []
+    for each in references(owners, module.modules(), wanted, copied=not inplace):
+        own = id(each.held) in of_sources
+        if own and (each.place is None if inplace else each.shared or each.method):
+            raise ValueError(
+                f"{each.attribute} holds {_name_of(each.held, module)}, a part of what is converted, and would go on "
+                "calling it as it was: let it look that up in its module whenever it is called"
+            )
+        if not inplace and each.shared:
+            raise ValueError(
+                f"{each.attribute} holds {_name_of(each.held, module)} in a function, which a copy shares with its "
+                "source and would call in its place: convert with inplace=True"
+            )
+        found.append(each)
+    return found if inplace else []
+
+
+def _name_of(held: nn.Module | Tensor, module: nn.Module) -> str:
+    named = (*module.named_modules(), *module.named_parameters(), *module.named_buffers())
+    return next((name for name, each in named if each is held), "") or "the module itself"
 
 
 def _copied(module: nn.Module, made: Made) -> nn.Module:
@@ -175,7 +218,8 @@ def layer_from(
 
 def _efficient_kan_layer(source: Any, made: Made) -> KANLinear:
     scaled = getattr(source, "enable_standalone_scale_spline", True)
-    base = base_of(source.base_activation, "base_activation")
+    activation = getattr(source, "base_activation", nn.functional.silu)  # in some copies a call in forward
+    base = base_of(activation, "base_activation")
     return layer_from(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
 
 

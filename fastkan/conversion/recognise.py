@@ -51,7 +51,6 @@ OTHER_FUNCTIONS = {
     "ChebyKANLayer": "Chebyshev polynomials",
     "JacobiKANLayer": "Jacobi polynomials",
     "NaiveFourierKANLayer": "Fourier series",
-    "KAN_Convolutional_Layer": "convolutions of edge functions",
 }
 
 
@@ -71,7 +70,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     name = type(module).__name__
     if name in OTHER_FUNCTIONS and not _is_own(type(module)):
         raise ValueError(f"{_full(type(module))} is made of {OTHER_FUNCTIONS[name]}: no B-splines compute the same")
-    if name == "KANLinear" and not _is_own(type(module)):
+    if name == "KANLinear" and not _is_own(type(module)) and not _wraps_known(module):
         raise ValueError(f"{_full(type(module))} doesn't hold what efficient-kan's does, grid and spline_weight")
     if type(module).__module__ == "kan.KAN":
         raise ValueError(f"{_full(type(module))} is of a pykan below 0.2, which keeps its splines in another way")
@@ -82,8 +81,14 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether it was told by what it holds, and what it computes has to be looked at."""
-    return (type(module).__module__, type(module).__name__) not in EXACT
+    """Whether what it computes has to be compared: efficient-kan is copied and changed, under its own name as well."""
+    found = EXACT.get((type(module).__module__, type(module).__name__))
+    return found is None or found.package == "efficient-kan"
+
+
+def _wraps_known(module: nn.Module) -> bool:
+    """Whether a module is only named like a layer, and holds one."""
+    return any(_named(type(each), each) is not None for each in module.modules() if each is not module)
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
+from types import FrameType
 from typing import Any
 
 
@@ -26,7 +28,7 @@ def check_axes(ax: object) -> None:
 
 
 def show_once(figure: Any) -> None:
-    """A notebook shows pyplot's figures when a cell ends, and would show the one that a cell returns once more."""
+    """Let a notebook show an open figure by pyplot alone, at the end of the cell, and not as the cell's value too."""
     figure._ipython_display_ = partial(_display, figure)
 
 
@@ -34,10 +36,20 @@ def _display(figure: Any) -> None:
     from IPython.display import display
     from matplotlib import get_backend, pyplot
 
-    if "inline" in get_backend().lower() and pyplot.fignum_exists(figure.number):
+    if "inline" in get_backend().lower() and pyplot.fignum_exists(figure.number) and _is_cells_value():
         return
     own = figure.__dict__.pop("_ipython_display_")
     try:
         display(figure)
     finally:
         figure._ipython_display_ = own
+
+
+def _is_cells_value() -> bool:
+    """Whether the display hook asks, which prints the value of a cell, and not pyplot or the user's own ``display``."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_locals.get("self") is sys.displayhook:
+            return True
+        frame = frame.f_back
+    return False
