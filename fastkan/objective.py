@@ -93,8 +93,8 @@ class Objective:
         with small.quiet():
             taken = Taken(self.model.inputs(x), stack, False, self.penalty is not None, self._kept_of(x))
             residual = taken.y - small.array(y).T
-            wide = residual.ravel().astype(np.float64)
-            value = float(wide @ wide) / wide.size
+            wide = residual.astype(np.float64)
+            value = float(np.einsum("on,on->", wide, wide)) / wide.size  # BLAS would take several threads for it
             by_spreads: list = [(None, None)] * len(stack)
             if self.penalty is not None:
                 strength = float(self.strength)

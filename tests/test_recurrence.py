@@ -155,6 +155,7 @@ def test_large_products_are_the_small_ones(monkeypatch: pytest.MonkeyPatch) -> N
     x = torch.rand(70, 4, dtype=D)
     want = torch.autograd.functional.jacobian(layer, x)
     monkeypatch.setattr(cells, "MAX_OWN_PRODUCTS", 0)
+    monkeypatch.setattr(cells, "MAX_OWN_VECTOR_PRODUCTS", 0)
     monkeypatch.setattr(by_features.SHARED, "kept", [])
     torch.testing.assert_close(torch.autograd.functional.jacobian(layer, x), want, rtol=1e-12, atol=1e-13)
 

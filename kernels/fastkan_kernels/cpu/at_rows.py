@@ -60,7 +60,7 @@ class AtRows:
         base = self._base_of(derivative)
         if name == "H" and base is not None and base_weight is not None and not self.rows.finite:
             # of edges at an infinity some would be inf and some -inf
-            return np.einsum("ion,on->in", self._edges_of(weight, None, derivative), g) + base * (base_weight @ g)
+            return np.einsum("ion,on->in", self._edges_of(weight, None, derivative), g) + base * product(base_weight, g)
         edges = self._edges_of(weight, base_weight, derivative)
         if name == "H":
             return np.einsum("ion,on->in", edges, g)
@@ -84,7 +84,7 @@ class AtRows:
             sums = sums.reshape(inputs, outputs, -1)  # [I, O, (k + 1 - d) C]
             splines = self.tables.splines(sums)
         base = self._base_of(derivative)
-        return splines, None if base is None else (upstream @ base[:, :, None]).reshape(inputs, outputs)
+        return splines, None if base is None else product(upstream, base[:, :, None]).reshape(inputs, outputs)
 
     def _edges_of(self, weight: Array, base_weight: Array | None, derivative: int) -> Array:
         """E_d. Weights are recognised by their values: a table's W, and whatever else takes its place."""

@@ -1,7 +1,7 @@
 """A layer of few edges at many rows: :class:`.by_edges.ByEdges` in blocks that stay in a core's cache.
 
-Nothing of a block is kept: the way back makes it again, which costs a third of a step and bounds its memory, whatever
-the number of rows.
+The first blocks are kept for the way back, which makes the others again: that costs up to half a step more, without a
+jump, and bounds the memory whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..basis import Basis
 from .by_edges import ByEdges
-from .cells import Arena, Array, over
+from .cells import Arena, Array, Room, fresh, over
 from .pieces import Pieces
 
-BLOCK_VALUES = 1 << 18  # numbers of a block's largest arrays together
+BLOCK_VALUES = 1 << 19  # numbers of a block's largest arrays together
 KEEP_VALUES = 1 << 20  # a pass of no more is kept whole
 
 
@@ -63,15 +63,25 @@ class ByBlocks:
         self.parts = [slice(x.shape[1] * n // count, x.shape[1] * (n + 1) // count) for n in range(count)]
         self.y = np.empty((weight.shape[2], x.shape[1]), x.dtype)
         self.edges_moments, self.inputs_moments = Moments(), Moments()
-        for part, block_pass in self._blocks(sloped=False):
+        share = -(-KEEP_VALUES // BLOCK_VALUES)
+        self.kept: list[ByEdges] = []
+        for place, part in enumerate(self.parts):
+            block_pass = self._pass(part, sloped, fresh) if place < share else self._pass(part, False, _arena.room)
+            if place < share:
+                self.kept.append(block_pass)
             self.y[:, part] = block_pass.y
             if spread:
                 self.edges_moments.add(block_pass.values)
                 self.inputs_moments.add(block_pass.x)
 
-    def _blocks(self, sloped: bool) -> Iterator[tuple[slice, ByEdges]]:
-        for part in self.parts:
-            yield part, ByEdges(self.x[:, part].copy(), *self.given, sloped=sloped, room=_arena.room)
+    def _pass(self, part: slice, sloped: bool, room: Room) -> ByEdges:
+        return ByEdges(self.x[:, part].copy(), *self.given, sloped=sloped, room=room)
+
+    def _blocks(self) -> Iterator[tuple[slice, ByEdges]]:
+        """Kept ones first, and the others made again."""
+        for place, part in enumerate(self.parts):
+            again = place >= len(self.kept)
+            yield part, self._pass(part, self.sloped, _arena.room) if again else self.kept[place]
 
     def spread(self) -> tuple[Array, Array]:
         """Standard deviations over the rows, of the edges ``[I, O]`` and of the inputs ``[I]``."""
@@ -95,7 +105,7 @@ class ByBlocks:
         dx = np.empty_like(self.x) if by_x else None
         dw: Array | None = None
         db: Array | None = None
-        for part, block_pass in self._blocks(self.sloped):
+        for part, block_pass in self._blocks():
             if edges_share is not None:
                 block_pass.centred_edges = self.edges_moments.centred(block_pass.values)
             if inputs_share is not None:
@@ -111,7 +121,7 @@ class ByBlocks:
         slopes: list[Tensor] = []
         dw: Tensor | None = None
         db: Tensor | None = None
-        for part, block_pass in self._blocks(self.sloped):
+        for part, block_pass in self._blocks():
             slope, *found = block_pass.pull_in_torch(g[:, part], by_x, by_weight, by_base)
             if slope is not None:
                 slopes.append(slope)

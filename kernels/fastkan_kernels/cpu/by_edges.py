@@ -101,7 +101,7 @@ class ByEdges:
             polynomials = polynomials.reshape(inputs, outputs, -1)
             dw = self.tables.splines(polynomials)
         if by_base and self.base is not None:
-            db = (upstream @ self.base[:, :, None]).reshape(inputs, outputs)
+            db = product(upstream, self.base[:, :, None]).reshape(inputs, outputs)
         if by_x:
             slope = slopes_at(self.rows, self.room)
             if self.base is not None:

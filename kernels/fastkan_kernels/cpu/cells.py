@@ -12,7 +12,8 @@ import torch
 
 from .pieces import Pieces
 
-MAX_OWN_PRODUCTS = 1 << 18  # multiplications in one matrix product, above which OpenBLAS takes several threads
+# multiplications in one product, above which OpenBLAS takes several threads: of two matrices, and with a vector
+MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 1 << 18, 1 << 13
 BEYOND = 1e18  # outside of every grid, and times 0 it is 0
 Array = Any  # numpy.ndarray, which is imported where it is used
 Room = Callable[[str, tuple[int, ...], Any], Array]
@@ -59,7 +60,9 @@ def product(one: Array, other: Array, out: Array | None = None) -> Array:
     many as it has been told: NumPy's own for a large product cost ten times its time where another process computes."""
     import numpy as np
 
-    if one.shape[-2] * one.shape[-1] * other.shape[-1] <= MAX_OWN_PRODUCTS:
+    by_vector = one.shape[-2] == 1 or other.shape[-1] == 1
+    most = MAX_OWN_VECTOR_PRODUCTS if by_vector else MAX_OWN_PRODUCTS
+    if one.shape[-2] * one.shape[-1] * other.shape[-1] <= most:
         return np.matmul(one, other, out=out)
     room = None if out is None else torch.from_numpy(out)
     return torch.matmul(torch.from_numpy(one), torch.from_numpy(other), out=room).numpy()
