@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.cpu.small import has_values
-from fastkan_kernels.routing import needs_composite
+
+PLAIN = (Tensor, nn.Parameter)
 
 
 class KnownKnots:
@@ -43,7 +44,7 @@ class KnownKnots:
         known = self._known
         if torch.compiler.is_compiling():  # tracing can't read values; the compiled code has its doubt()
             return known[3] if known is not None and known[0] is knots else Basis(self.order, self.base)
-        if needs_composite(knots) is not None or not has_values(knots):  # the reference needs no more
+        if knots.requires_grad or not has_values(knots):  # the reference needs no more
             return Basis(self.order, self.base)
         if known is not None:
             if knots.is_cpu:
@@ -102,13 +103,11 @@ class Fact:
         self._known: tuple[list[Tensor | None], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
-        present = [tensor for tensor in tensors if tensor is not None]
-        for tensor in present:
-            if tensor.requires_grad or not tensor.is_cpu:
-                return self._otherwise
-        # the former says no to compilers and tracers, and the latter of all tensors the same
-        if not has_values(*present) or (present and needs_composite(present[0]) is not None):
+        if not has_values():
             return self._otherwise
+        for tensor in tensors:
+            if tensor is not None and (tensor.requires_grad or not tensor.is_cpu or type(tensor) not in PLAIN):
+                return self._otherwise
         known = self._known
         if known is not None and _same(known[0], tensors):
             return known[1]

@@ -225,7 +225,8 @@ class KAN(nn.Module):
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
         nodes, spreads = self.inputs(rows), []
-        stack = self.stack() if nodes.device.type == "cpu" else None
+        graph_of_x = nodes.requires_grad and torch.is_grad_enabled() and not spread
+        stack = self.stack() if nodes.is_cpu and not graph_of_x else None
         if stack is not None and small_serves(nodes, stack):
             return small_stack(nodes, stack, spread)
         for layer in range(self.depth):

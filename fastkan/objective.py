@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastkan_kernels.cpu import small
 from fastkan_kernels.cpu.by_features import KeptFeatures
+from fastkan_kernels.cpu.cells import Arena
 from fastkan_kernels.stack import StackedLayer, Taken, operands_of, serves
 
 from .regularization import Penalty
@@ -38,6 +39,7 @@ class Objective:
         self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
         self.squares = loss is None
         self._features = KeptFeatures(MAX_FEATURES)
+        self._rooms = [Arena() for _ in range(model.depth)]
         self._rows: Tensor | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
@@ -91,10 +93,10 @@ class Objective:
         import numpy as np
 
         with small.quiet():
-            taken = Taken(self.model.inputs(x), stack, False, self.penalty is not None, self._kept_of(x))
+            taken = Taken(self.model.inputs(x), stack, False, self.penalty is not None, self._kept_of(x), self._rooms)
             residual = taken.y - small.array(y).T
             wide = residual.astype(np.float64)
-            value = float(np.einsum("on,on->", wide, wide)) / wide.size  # BLAS would take several threads for it
+            value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
             by_spreads: list = [(None, None)] * len(stack)
             if self.penalty is not None:
                 strength = float(self.strength)

@@ -17,6 +17,7 @@ from . import routing
 from .autograd import asked_for
 from .basis import Basis, autocast_dtype
 from .cpu import small
+from .cpu.cells import Room, fresh
 from .edges import edge_std, edge_values
 from .trilinear import Slots
 
@@ -96,6 +97,7 @@ class Taken:
         by_x: whether a gradient by x may be wanted.
         spread: whether :meth:`spreads` will be asked for.
         features: what is kept of rows that may come again.
+        rooms: for each layer where it gets its memory, of a way that ends before the next one in the same rooms.
 
     Attributes:
         y: ``[O, N]``.
@@ -108,15 +110,16 @@ class Taken:
         by_x: bool,
         spread: bool,
         features: small.KeptFeatures = small.SHARED,
+        rooms: Sequence[Room] | None = None,
     ) -> None:
         self.passes: list[small.Pass] = []
         self.operands: list[list[Any]] = []
         h = small.columns(x)
         for place, (weight, base_weight, scale, mask, knots, basis) in enumerate(layers):
             arrays = [None if t is None else small.array(t) for t in (weight, base_weight, scale, mask)]
-            taken = small.run(
-                h, knots, *effective(*arrays), basis, by_x or place > 0, None if place else features, spread
-            )
+            kept = None if place else features
+            room = fresh if rooms is None else rooms[place]
+            taken = small.run(h, knots, *effective(*arrays), basis, by_x or place > 0, kept, spread, room)
             self.passes.append(taken)
             self.operands.append(arrays)
             h = taken.y

@@ -13,7 +13,7 @@ import torch
 from .pieces import Pieces
 
 # multiplications in one product, above which OpenBLAS takes several threads: of two matrices, and with a vector
-MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 1 << 18, 1 << 13
+MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 3 << 18, 1 << 13
 BEYOND = 1e18  # outside of every grid, and times 0 it is 0
 Array = Any  # numpy.ndarray, which is imported where it is used
 Room = Callable[[str, tuple[int, ...], Any], Array]

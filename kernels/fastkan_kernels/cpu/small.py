@@ -21,7 +21,7 @@ from .at_rows import AtRows
 from .by_blocks import ByBlocks, blocks
 from .by_edges import ByEdges
 from .by_features import MAX_FEATURES, SHARED, ByFeatures, KeptFeatures
-from .cells import Array
+from .cells import Array, Room, fresh
 from .pieces import pieces_of
 
 MAX_KNOTS = 1 << 14  # whose tables are at most 36 times as many numbers
@@ -95,6 +95,7 @@ def run(
     by_x: bool,
     features: KeptFeatures | None,
     spread: bool = False,
+    room: Room = fresh,
 ) -> Pass:
     """A layer's pass.
 
@@ -103,6 +104,7 @@ def run(
         by_x: whether a gradient by x may be wanted.
         features: what is kept of rows that may come again, or None.
         spread: whether the edges' standard deviations will be asked for.
+        room: where the pass gets its memory, if it is not to be outlived by another one of the same room.
     """
     tables = pieces_of(knots, basis)
     if features is not None and not by_x and x.size * (tables.count + 1) <= features.most:
@@ -111,7 +113,7 @@ def run(
     count = blocks(x.shape[1], inputs, outputs, knots.shape[1], basis.order)
     if count > 1:
         return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, spread)
-    return ByEdges(x, tables, weight, base_weight, basis, sloped=by_x)
+    return ByEdges(x, tables, weight, base_weight, basis, by_x, room)
 
 
 def quiet() -> Any:
