@@ -55,9 +55,12 @@ def stacked(layer: KANLinear) -> StackedLayer:
     weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
-    basis = layer._known.basis(knots)
-    doubt = layer._known.doubt(knots, basis)
-    return StackedLayer(weight, base_weight, scale, mask, knots if doubt is None else knots + doubt, basis)
+    read = layer._known.read(knots)
+    if read is None or not knots.is_cpu:
+        basis = layer._known.basis(knots)
+        doubt = layer._known.doubt(knots, basis)
+        return StackedLayer(weight, base_weight, scale, mask, knots if doubt is None else knots + doubt, basis)
+    return StackedLayer(weight, base_weight, scale, mask, knots, read.basis, read.pieces)
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:

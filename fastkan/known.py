@@ -6,16 +6,39 @@ copy of the values that it was read from, and holds only while they are the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import Basis, basis_of
+from fastkan_kernels.cpu.pieces import Pieces, pieces_of
 from fastkan_kernels.cpu.small import has_values
 
 PLAIN = (Tensor, nn.Parameter)
+MAX_LISTED = 64  # numbers, up to which lists are compared more quickly than tensors
+
+
+class ReadKnots:
+    """What was read of some knots.
+
+    Args:
+        knots: the tensor itself.
+        basis: theirs.
+    """
+
+    def __init__(self, knots: Tensor, basis: Basis) -> None:
+        self.knots, self.basis, self.version = knots, basis, _version(knots)
+        self.copy = knots.detach().clone()
+        self.values = _values(self.copy)
+        self._pieces: Pieces | None = None
+
+    def pieces(self) -> Pieces:
+        """Tables of the splines on these values; for knots on a CPU."""
+        if self._pieces is None:
+            self._pieces = pieces_of(self.copy, self.basis)
+        return self._pieces
 
 
 class KnownKnots:
@@ -28,31 +51,37 @@ class KnownKnots:
 
     def __init__(self, knots: Tensor, order: int, base: str) -> None:
         self.order, self.base = order, base
-        # one attribute, so that threads see all of it or nothing: the knots, a copy, their version and the basis
-        self._known: tuple[Tensor, Tensor, int, Basis] | None = None
+        self._known: ReadKnots | None = None  # one attribute, so that threads see all of it or nothing
         self._notice: tuple[Tensor, torch.cuda.Event] | None = None
         self.look(knots)
 
-    def look(self, knots: Tensor) -> Basis:
+    def look(self, knots: Tensor) -> ReadKnots:
         """Read the values."""
-        basis = basis_of(knots, self.order, self.base)
-        self._known, self._notice = (knots, knots.detach().clone(), _version(knots), basis), None
-        return basis
+        known = ReadKnots(knots, basis_of(knots, self.order, self.base))
+        self._known, self._notice = known, None
+        return known
 
-    def basis(self, knots: Tensor) -> Basis:
-        """The basis of ``knots``, which may be others than before, as in ``torch.func.functional_call``."""
-        known = self._known
-        if torch.compiler.is_compiling():  # tracing can't read values; the compiled code has its doubt()
-            return known[3] if known is not None and known[0] is knots else Basis(self.order, self.base)
+    def read(self, knots: Tensor) -> ReadKnots | None:
+        """What is known of ``knots``, which may be others than before, as in ``torch.func.functional_call``; None where
+        nobody may look."""
         if knots.requires_grad or not has_values(knots):  # the reference needs no more
-            return Basis(self.order, self.base)
+            return None
+        known = self._known
         if known is not None:
             if knots.is_cpu:
-                if _same([known[1]], [knots]):
-                    return known[3]
-            elif known[0] is knots and known[2] == _version(knots) and not self._was_noticed():
-                return known[3]
+                if _are_values(known.values, knots):
+                    return known
+            elif known.knots is knots and known.version == _version(knots) and not self._was_noticed():
+                return known
         return self.look(knots)
+
+    def basis(self, knots: Tensor) -> Basis:
+        """The basis of ``knots``."""
+        if torch.compiler.is_compiling():  # tracing can't read values; the compiled code has its doubt()
+            known = self._known
+            return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base)
+        read = self.read(knots)
+        return Basis(self.order, self.base) if read is None else read.basis
 
     def doubt(self, knots: Tensor, basis: Basis) -> Tensor | None:
         """A number to add to what is computed with: 0 or, if ``basis`` was read before and is not theirs any more, NaN.
@@ -63,7 +92,7 @@ class KnownKnots:
         compiling = torch.compiler.is_compiling()
         if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
             return None
-        same = (knots == self._known[1]).all()
+        same = (knots == self._known.copy).all()
         if not compiling and not torch.cuda.is_current_stream_capturing():
             self._notify(same)
         return torch.where(same, 0.0, torch.nan)
@@ -100,7 +129,7 @@ class Fact:
     def __init__(self, ask: Callable[..., bool], otherwise: bool) -> None:
         self._ask, self._otherwise = ask, otherwise
         # one attribute, so that threads see all of it or nothing: copies of the tensors, and the answer
-        self._known: tuple[list[Tensor | None], bool] | None = None
+        self._known: tuple[list[Any], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
         if not has_values():
@@ -109,10 +138,10 @@ class Fact:
             if tensor is not None and (tensor.requires_grad or not tensor.is_cpu or type(tensor) not in PLAIN):
                 return self._otherwise
         known = self._known
-        if known is not None and _same(known[0], tensors):
+        if known is not None and all(map(_are_values, known[0], tensors)):
             return known[1]
         answer = self._ask(*tensors)
-        self._known = [None if t is None else t.detach().clone() for t in tensors], answer
+        self._known = [None if t is None else _values(t) for t in tensors], answer
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,15 +154,17 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _same(copies: Sequence[Tensor | None], tensors: Sequence[Tensor | None]) -> bool:
-    """Whether all values are those of the copies."""
-    try:
-        for copy, tensor in zip(copies, tensors, strict=True):
-            if copy is None or tensor is None:
-                if copy is not tensor:
-                    return False
-            elif not torch.equal(copy, tensor):
-                return False
-    except RuntimeError:  # of another dtype or device
-        return False
-    return True
+def _values(tensor: Tensor) -> Any:
+    """A copy of the values."""
+    if tensor.numel() > MAX_LISTED or tensor.is_meta:
+        return tensor.detach().clone()
+    return tensor.dtype, tensor.tolist()
+
+
+def _are_values(copy: Any, tensor: Tensor | None) -> bool:
+    """Whether these are the values still, in the same dtype."""
+    if tensor is None or copy is None:
+        return tensor is copy
+    if tensor.numel() > MAX_LISTED:
+        return isinstance(copy, Tensor) and copy.dtype == tensor.dtype and torch.equal(copy, tensor)
+    return type(copy) is tuple and copy[0] is tensor.dtype and copy[1] == tensor.tolist()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .network import KAN
 
 MAX_FEATURES = 1 << 22  # numbers, 16 MiB of float32, that a fit keeps of rows that come again
+MIN_ROWS = 2000  # from which on its memory is kept from one evaluation to the next
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -93,7 +94,14 @@ class Objective:
         import numpy as np
 
         with small.quiet():
-            taken = Taken(self.model.inputs(x), stack, False, self.penalty is not None, self._kept_of(x), self._rooms)
+            taken = Taken(
+                self.model.inputs(x),
+                stack,
+                False,
+                self.penalty is not None,
+                self._kept_of(x),
+                self._rooms if len(x) >= MIN_ROWS else None,
+            )
             residual = taken.y - small.array(y).T
             wide = residual.astype(np.float64)
             value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it

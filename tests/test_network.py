@@ -160,8 +160,13 @@ def test_a_fact_is_asked_once_and_again_by_a_copy() -> None:
     other = copy.deepcopy(fact)  # whose tensors may have the places in memory that these had
     assert other(t)
     assert len(asked) == 2
-    with torch.inference_mode():
-        assert not fact(torch.zeros(2))
+    with torch.inference_mode():  # which counts no writes
+        written = torch.zeros(2)
+        assert other(written)
+        assert len(asked) == 2
+        written += 1
+        assert other(written)
+        assert len(asked) == 3
     assert not fact(torch.zeros(2, requires_grad=True))
     assert not fact(torch.zeros(2, device="meta"))
     assert len(asked) == 2

@@ -7,7 +7,7 @@ what it computes is ``contract_out`` of each layer in turn, and ``edge_std``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ from . import routing
 from .autograd import asked_for
 from .basis import Basis, autocast_dtype
 from .cpu import small
-from .cpu.cells import Room, fresh
+from .cpu.cells import Room
+from .cpu.pieces import Pieces, pieces_of
 from .edges import edge_std, edge_values
 from .trilinear import Slots
 
@@ -29,6 +30,7 @@ class StackedLayer(NamedTuple):
         weight: ``[K, I, O]``.
         base_weight, scale, mask: ``[I, O]`` or None.
         knots: ``[I, M]``.
+        pieces: gives the tables of these knots, where somebody has kept them.
     """
 
     weight: Tensor
@@ -37,6 +39,7 @@ class StackedLayer(NamedTuple):
     mask: Tensor | None
     knots: Tensor
     basis: Basis
+    pieces: Callable[[], Pieces] | None = None
 
 
 class Spread(NamedTuple):
@@ -84,7 +87,7 @@ def small_stack(x: Tensor, layers: Sequence[StackedLayer], spread: bool = False)
     Returns:
         y ``[N, O]`` and, with ``spread``, a :class:`Spread` of each layer.
     """
-    fixed = [(layer.knots, layer.basis) for layer in layers]
+    fixed = [layer[4:] for layer in layers]
     y, *deviations = _SmallStack.apply(x, spread, fixed, *operands_of(layers))
     return y, [Spread(*pair) for pair in zip(deviations[::2], deviations[1::2])]
 
@@ -115,11 +118,12 @@ class Taken:
         self.passes: list[small.Pass] = []
         self.operands: list[list[Any]] = []
         h = small.columns(x)
-        for place, (weight, base_weight, scale, mask, knots, basis) in enumerate(layers):
+        for place, (weight, base_weight, scale, mask, knots, basis, pieces) in enumerate(layers):
             arrays = [None if t is None else small.array(t) for t in (weight, base_weight, scale, mask)]
             kept = None if place else features
-            room = fresh if rooms is None else rooms[place]
-            taken = small.run(h, knots, *effective(*arrays), basis, by_x or place > 0, kept, spread, room)
+            room = None if rooms is None else rooms[place]
+            tables = pieces_of(knots, basis) if pieces is None else pieces()
+            taken = small.run(h, tables, *effective(*arrays), basis, by_x or place > 0, kept, spread, room)
             self.passes.append(taken)
             self.operands.append(arrays)
             h = taken.y
@@ -204,7 +208,7 @@ def _differentiable(
             given[place] = given[place].view_as(given[place])
         h, operands = given[0], given[3:]
         outputs: list[Tensor] = []
-        for layer, (knots, basis) in enumerate(ctx.fixed):
+        for layer, (knots, basis, _) in enumerate(ctx.fixed):
             slots = Slots(None, *effective(*operands[4 * layer : 4 * layer + 4]))
             if create_graph:
                 if ctx.spread:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..basis import Basis
 from .by_edges import ByEdges
-from .cells import Arena, Array, Room, fresh, over
+from .cells import Arena, Array, Room, over
 from .pieces import Pieces
 
 BLOCK_VALUES = 1 << 19  # numbers of a block's largest arrays together
@@ -66,7 +66,7 @@ class ByBlocks:
         share = -(-KEEP_VALUES // BLOCK_VALUES)
         self.kept: list[ByEdges] = []
         for place, part in enumerate(self.parts):
-            block_pass = self._pass(part, sloped, fresh) if place < share else self._pass(part, False, _arena.room)
+            block_pass = self._pass(part, sloped, None) if place < share else self._pass(part, False, _arena.room)
             if place < share:
                 self.kept.append(block_pass)
             self.y[:, part] = block_pass.y

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from .cells import Array, Room, base_at, deviation, fresh, look_up, over, product, slopes_at, values_at
+from .cells import Array, Room, base_at, deviation, look_up, over, product, slopes_at, values_at
 from .pieces import Pieces
 
 
@@ -37,7 +37,7 @@ class ByEdges:
         base_weight: Array | None,
         basis: Basis,
         sloped: bool,
-        room: Room = fresh,
+        room: Room = None,
     ) -> None:
         import numpy as np
 
@@ -95,8 +95,8 @@ class ByEdges:
             upstream = upstream + self.centred_edges * edges_share[..., None]
         dx = dw = db = None
         if by_weight:
-            raised = self.room("raised", (inputs, outputs, len(powers), rows), powers.dtype)
-            np.multiply(powers.transpose(1, 0, 2)[:, None], upstream[:, :, None], out=raised)
+            raised = self.room and self.room("raised", (inputs, outputs, len(powers), rows), powers.dtype)
+            raised = np.multiply(powers.transpose(1, 0, 2)[:, None], upstream[:, :, None], out=raised)
             polynomials = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
             polynomials = polynomials.reshape(inputs, outputs, -1)
             dw = self.tables.splines(polynomials)

@@ -16,14 +16,7 @@ from .pieces import Pieces
 MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 3 << 18, 1 << 13
 BEYOND = 1e18  # outside of every grid, and times 0 it is 0
 Array = Any  # numpy.ndarray, which is imported where it is used
-Room = Callable[[str, tuple[int, ...], Any], Array]
-
-
-def fresh(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Memory of its own."""
-    import numpy as np
-
-    return np.empty(shape, dtype)
+Room = Callable[[str, tuple[int, ...], Any], Array] | None  # None: each array gets memory of its own
 
 
 class Arena:
@@ -37,7 +30,7 @@ class Arena:
         """Memory whose last content, of the same use, is overwritten."""
         import numpy as np
 
-        size, key = math.prod(shape), (use, np.dtype(dtype))
+        size, key = math.prod(shape), (use, dtype)
         memory = self.memory.get(key)
         if memory is None or memory.size < size:
             memory = self.memory[key] = np.empty(size, dtype)
@@ -68,7 +61,7 @@ def product(one: Array, other: Array, out: Array | None = None) -> Array:
     return torch.matmul(torch.from_numpy(one), torch.from_numpy(other), out=room).numpy()
 
 
-def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int, room: Room = fresh) -> Rows:
+def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int, room: Room = None) -> Rows:
     """A product with indicators of the rows' cells picks what each row needs.
 
     Args:
@@ -81,18 +74,22 @@ def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int, roo
     inputs, rows = x.shape
     finite = bool(np.isfinite(np.add.reduce(x, None)))
     within = x if finite else np.clip(x, -BEYOND, BEYOND)
-    knots = tables.knots.shape[1]
-    beyond = np.greater_equal(within[:, None], tables.knots, out=room("beyond", (inputs, knots, rows), bool))
-    inside = room("inside", (inputs, knots - 1, rows), x.dtype)
-    np.not_equal(beyond[:, :-1], beyond[:, 1:], out=inside)
+    if room is None:
+        beyond = within[:, None] >= tables.knots
+        inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
+    else:
+        knots = tables.knots.shape[1]
+        beyond = np.greater_equal(within[:, None], tables.knots, out=room("beyond", (inputs, knots, rows), bool))
+        inside = room("inside", (inputs, knots - 1, rows), x.dtype)
+        np.not_equal(beyond[:, :-1], beyond[:, 1:], out=inside)
     picks = tables.cells
     if polynomials is not None:
         picks = np.empty((max(len(picks), len(polynomials)), 2 + polynomials.shape[1], inside.shape[1]), x.dtype)
         picks[:, :2] = tables.cells
         picks[:, 2:] = polynomials
-    picked = product(picks, inside, room("picked", (inputs, picks.shape[1], rows), x.dtype))
+    picked = product(picks, inside, room and room("picked", (inputs, picks.shape[1], rows), x.dtype))
     rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
-    powers = room("powers", (order + 1, inputs, rows), x.dtype)
+    powers = (room or _fresh)("powers", (order + 1, inputs, rows), x.dtype)
     powers[0] = 1
     u = np.subtract(within, picked[:, 0], out=powers[1])
     u *= rate
@@ -100,6 +97,12 @@ def look_up(x: Array, tables: Pieces, polynomials: Array | None, order: int, roo
         np.multiply(powers[power - 1], u, out=powers[power])
     own = None if polynomials is None else picked[:, 2:].reshape(inputs, -1, order + 1, rows)
     return Rows(inside, rate, powers, own, within, finite)
+
+
+def _fresh(use: str, shape: tuple[int, ...], dtype: Any) -> Array:
+    import numpy as np
+
+    return np.empty(shape, dtype)
 
 
 def meet(rows: Rows, polynomials: Array) -> Rows:
@@ -133,18 +136,18 @@ def terms_at(rows: Rows, derivative: int) -> Array:
     return terms
 
 
-def values_at(rows: Rows, terms: Array | None = None, room: Room = fresh, use: str = "values") -> Array:
+def values_at(rows: Rows, terms: Array | None = None, room: Room = None, use: str = "values") -> Array:
     """Of the polynomials, or of the derivative that has these ``terms``: ``[I, R, N]``."""
     import numpy as np
 
     inputs, polynomials, _, count = rows.own.shape
-    values = room(use, (inputs, polynomials, count), rows.own.dtype)
+    out = room and room(use, (inputs, polynomials, count), rows.own.dtype)
     if terms is None:
-        return np.einsum("irpn,pin->irn", rows.own, rows.powers, out=values)
-    return np.einsum("irpn,pin->irn", rows.own[:, :, len(rows.powers) - len(terms) :], terms, out=values)
+        return np.einsum("irpn,pin->irn", rows.own, rows.powers, out=out)
+    return np.einsum("irpn,pin->irn", rows.own[:, :, len(rows.powers) - len(terms) :], terms, out=out)
 
 
-def slopes_at(rows: Rows, room: Room = fresh) -> Array:
+def slopes_at(rows: Rows, room: Room = None) -> Array:
     """Of the polynomials, ``[I, R, N]``."""
     slopes = values_at(rows, steps_at(rows, 1), room, "slopes")
     slopes *= rows.rate[:, None]

@@ -21,8 +21,8 @@ from .at_rows import AtRows
 from .by_blocks import ByBlocks, blocks
 from .by_edges import ByEdges
 from .by_features import MAX_FEATURES, SHARED, ByFeatures, KeptFeatures
-from .cells import Array, Room, fresh
-from .pieces import pieces_of
+from .cells import Array, Room
+from .pieces import Pieces, pieces_of
 
 MAX_KNOTS = 1 << 14  # whose tables are at most 36 times as many numbers
 SHARING = 4  # times that contractions in a graph of derivatives save by what they share
@@ -88,14 +88,14 @@ def has_values(*tensors: Tensor) -> bool:
 
 def run(
     x: Array,
-    knots: Tensor,
+    tables: Pieces,
     weight: Array,
     base_weight: Array | None,
     basis: Basis,
     by_x: bool,
     features: KeptFeatures | None,
     spread: bool = False,
-    room: Room = fresh,
+    room: Room = None,
 ) -> Pass:
     """A layer's pass.
 
@@ -106,11 +106,10 @@ def run(
         spread: whether the edges' standard deviations will be asked for.
         room: where the pass gets its memory, if it is not to be outlived by another one of the same room.
     """
-    tables = pieces_of(knots, basis)
     if features is not None and not by_x and x.size * (tables.count + 1) <= features.most:
         return ByFeatures(x, tables, weight, base_weight, basis, features)
     inputs, outputs = weight.shape[1:]
-    count = blocks(x.shape[1], inputs, outputs, knots.shape[1], basis.order)
+    count = blocks(x.shape[1], inputs, outputs, tables.count + basis.order, basis.order)
     if count > 1:
         return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, spread)
     return ByEdges(x, tables, weight, base_weight, basis, by_x, room)
@@ -131,7 +130,7 @@ def forward(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by
     """
     weight, base_weight = array(slots.weight), None if slots.base_weight is None else array(slots.base_weight)
     with quiet():
-        taken = run(columns(x), knots, weight, base_weight, basis, by_x, SHARED)
+        taken = run(columns(x), pieces_of(knots, basis), weight, base_weight, basis, by_x, SHARED)
         if isinstance(taken, ByEdges):
             kept["pass"] = taken, weight.tobytes()
     return torch.from_numpy(taken.y.T.copy()), taken
