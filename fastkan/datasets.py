@@ -131,10 +131,11 @@ def create_dataset_from_data(
 
 
 def _limits(ranges: Any, n_var: int) -> list[tuple[float, float]]:
-    if not kinds.is_sequence(ranges):
+    entries = list(ranges) if kinds.is_sequence(ranges) else []
+    nested = any(map(kinds.is_sequence, entries))
+    if not nested and len(entries) != 2:
         raise TypeError(f"ranges must be two numbers, or two for each variable, got {ranges!r}")
-    entries = list(ranges)
-    if not any(map(kinds.is_sequence, entries)):
+    if not nested:
         return [kinds.Bounds().read("ranges", entries)] * n_var
     if len(entries) != n_var:
         raise ValueError(f"ranges must be two numbers, or two for each of n_var={n_var} variables, got {ranges!r}")

@@ -345,6 +345,8 @@ class KANLinear(nn.Module):
         try:
             if isinstance(knots, Tensor):
                 check_knots(knots, self.spline_order)
+            if isinstance(mask, Tensor) and mask.shape != (self.in_features, self.out_features):
+                raise ValueError(f"mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
             if mask is not None:
                 self._check_mask(mask)
         except (TypeError, ValueError) as error:

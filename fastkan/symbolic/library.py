@@ -293,7 +293,7 @@ class FunctionName(Kind):
         if callable(value):
             raise TypeError(f"{name} must be a name: give the function one by add_symbolic(name, fun), and pass that")
         if not isinstance(value, str):
-            raise TypeError(f"{name} must be the name of a function, a str, got {kind_of(value)}")
+            raise TypeError(f"{name} must be a str, got {kind_of(value)}")
         if value not in _FUNCTIONS:
             near = difflib.get_close_matches(value.lower(), _FUNCTIONS, cutoff=0.5)
             meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(_FUNCTIONS)}."

@@ -67,7 +67,7 @@ class Int(Kind):
             raise TypeError(f"{name} must be an int, got {kind_of(value)}")
         too_low = self.least is not None and number < self.least
         if too_low or (self.most is not None and number > self.most):
-            if self.least is not None and self.most not in (None, MAX_INT):
+            if self.least is not None and self.most is not None and self.most < MAX_INT:
                 bounds = f"from {self.least} to {self.most}"
             else:
                 bounds = f"at least {self.least}" if too_low else f"at most {self.most}"
@@ -166,14 +166,15 @@ class Text(Kind):
 
 
 class Path(Kind):
-    """A path of the file system."""
+    """A path of the file system, as a str."""
 
-    def read(self, name: str, value: Any) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
-            raise TypeError(f"{name} must be a path, got {kind_of(value)}")
-        if "\0" in os.fsdecode(value):
+    def read(self, name: str, value: Any) -> str:
+        if not isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f"{name} must be a path, as a str, bytes or os.PathLike, got {kind_of(value)}")
+        path = os.fsdecode(value)
+        if "\0" in path:
             raise ValueError(f"{name} must be a path, got {value!r}, which has a zero byte in it")
-        return value
+        return path
 
 
 class Callback(Kind):
@@ -296,9 +297,8 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
         if unknown:
             raise TypeError(f"{function.__qualname__} has no parameters {sorted(unknown)}")
         defaults = {name: parameters[name].default for name in table}
-        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        places = [(place, name) for place, (name, one) in enumerate(parameters.items()) if one.kind in by_place]
-        places = [(place, name) for place, name in places if name in table]
+        by_place = [name for name, one in parameters.items() if one.kind.name.startswith("POSITIONAL")]
+        places = [(place, name) for place, name in enumerate(by_place) if name in table]
 
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
