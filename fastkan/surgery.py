@@ -253,7 +253,7 @@ def swap(model: KAN, l: int, i1: int, i2: int) -> KAN:
     groups = model.architecture.factors(l)
     sums = model.architecture.sums[l]
     if (i1 < sums) != (i2 < sums) or len(groups[i1]) != len(groups[i2]):
-        raise ValueError(f"nodes {i1} and {i2} of layer {l} are of different kinds")
+        raise ValueError(f"i1 and i2 must be of one kind, but nodes {i1} and {i2} of layer {l} are of different kinds")
     nodes = _exchanged(model.width_in[l], [i1], [i2])
     every = list(range(model.width_out[l + 1]))
     model.layers[l] = _with_edges(model.layers[l], nodes, every)

@@ -178,7 +178,7 @@ class SymbolicEdges(nn.Module):
         name = lookup(name).name
         try:
             row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
-        except (TypeError, ValueError, RuntimeError):  # NotImplementedError too, for a tensor on meta
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # NotImplementedError too, for a tensor on meta
             raise TypeError(f"affine must be four numbers, got {affine!r}") from None
         check_shape("affine", row, (4,))
         check_finite("affine", row.to(self.affine.dtype))

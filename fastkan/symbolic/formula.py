@@ -78,7 +78,10 @@ def symbolic_formula(
     if simplify:
         import sympy
 
-        formulas = [sympy.simplify(formula) for formula in formulas]
+        try:
+            formulas = [sympy.simplify(formula) for formula in formulas]
+        except RecursionError:
+            raise ValueError("simplify must be False for formulas that are so large") from None
     if digits == "auto":
         x, labels = _samples(model, dataset, inputs, outputs)
         formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import INDEX, REAL, SHARE, Callback, checked
+from fastkan_kernels.arguments import INDEX, REAL, SHARE, Callback, Instance, checked
 from fastkan_kernels.checks import check_finite, check_shape, check_tensor
 
 from .fitting import Range, Samples, fit
-from .library import BOUNDS, SYMBOLIC_LIB, Library, SymbolicFunction, check_function, lookup, names_of
+from .library import BOUNDS, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction, check_function, lookup, names_of
 
 
 class SymbolicFits(NamedTuple):
@@ -143,7 +143,8 @@ def c_loss(complexity: float) -> float:
 
 
 @checked(
-    edge=INDEX, weight_simple=SHARE, r2_loss_fun=Callback(), c_loss_fun=Callback(), parameter_bits=REAL
+    fits=Instance(SymbolicFits), edge=INDEX, weight_simple=SHARE, r2_loss_fun=Callback(), c_loss_fun=Callback(),
+    parameter_bits=REAL,
 )  # fmt: skip
 def rank(
     fits: SymbolicFits,
@@ -190,7 +191,7 @@ def rank(
 
 def _function_of(fun: str | Callable[[Tensor], Tensor]) -> SymbolicFunction:
     if isinstance(fun, str):
-        return lookup(fun)
+        return lookup(FunctionName().read("fun", fun))
     if not callable(fun):
         raise TypeError(f"fun must be a name or a function, got {type(fun).__name__}")
     check_function(fun, torch.tensor([0.25, 0.5], dtype=torch.float64))

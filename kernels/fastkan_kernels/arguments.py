@@ -96,9 +96,10 @@ class Real(Kind):
             number = float(number)
         except OverflowError:
             raise ValueError(f"{name} must be finite, got a number above 1e308") from None
-        if math.isnan(number) or (self.finite and math.isinf(number)):
+        two_ends = self.least is not None and self.most is not None
+        if not two_ends and (math.isnan(number) or (self.finite and math.isinf(number))):
             raise ValueError(f"{name} must be finite, got {number}")
-        below_least = self.least is not None and number < self.least
+        below_least = self.least is not None and not number >= self.least  # as NaN is
         above_most = self.most is not None and number > self.most
         not_above = self.above is not None and number <= self.above
         not_below = self.below is not None and number >= self.below
@@ -134,7 +135,7 @@ class Choice(Kind):
         if not isinstance(value, str) or value not in self.names:
             shown = repr(value) if isinstance(value, (str, int, float, type(None))) else kind_of(value)
             raise ValueError(f"{name} must be one of {', '.join(map(repr, self.names))}; got {shown}")
-        return value
+        return str(value)
 
 
 class Bounds(Kind):

@@ -96,10 +96,15 @@ def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
 
     It reads them, to see whether all inputs share one row, only where that makes nobody wait.
 
+    Raises:
+        TypeError, ValueError: for what are no knots, or an order or a base that there is not.
+
     Example:
         >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).cells
         (-1.5, 2.0)
     """
+    check_tensor("knots", knots)
+    check_shape("knots", knots, SHAPE)
     readable = knots.device.type == "cpu" and not torch.compiler.is_compiling()
     return Basis(order, base, True, _shared_cells(knots) if readable else None)
 
