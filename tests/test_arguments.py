@@ -91,6 +91,30 @@ def test_a_bool_counts_as_0_or_1() -> None:
         KANLinear(2, 3, False)
 
 
+def test_warnings_point_at_the_line_that_called() -> None:
+    """Whatever decorators are between."""
+    model, linear = KAN([2, 1], seed=0), nn.Sequential(nn.Linear(2, 3))
+    linear[0].register_forward_hook(lambda *_: None)
+    for call in (
+        lambda: KAN([2, 1], auto_save=False),
+        lambda: model.fix_symbolic(0, 0, 0, "x", fit_params_bool=False, log_history=True),
+        lambda: model.plot(mode="supervised"),
+        lambda: fastkan.replace_linear(linear),
+    ):
+        with pytest.warns(UserWarning, match="meaning here|hooks of") as caught:
+            call()
+        assert [one.filename for one in caught] == [__file__]
+    matplotlib.pyplot.close("all")
+
+
+def test_a_picture_that_can_not_be_written_leaves_no_figure(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    before = matplotlib.pyplot.get_fignums()
+    with pytest.raises(FileExistsError):
+        KAN([2, 1], seed=0).plot(tmp_path / "file")
+    assert matplotlib.pyplot.get_fignums() == before
+
+
 def test_a_mask_in_a_state_dict_holds_0_and_1() -> None:
     layer, state = KANLinear(2, 3), KANLinear(2, 3).state_dict()
     for mask, message in (

@@ -116,6 +116,8 @@ def plot(
         _, nodes = rows_for(model, x)
         edges = shown_edges(model, nodes, metric, hide, max_edges)
         picture = draw(model, nodes, edges, beta, tick, sample, inputs, outputs, title, varscale)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # before there is a figure, as it may fail
     if ax is None:
         size = [side * scale / USUAL_SCALE for side in picture.size]
         figure = pyplot.figure(figsize=size, facecolor="white", layout="none")
@@ -124,7 +126,6 @@ def plot(
     picture.onto(ax)
     figure = ax.figure.figure  # of a subfigure the whole
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
         figure.savefig(Path(folder) / FILE, dpi=dpi, pil_kwargs={"compress_level": 3})
     return figure
