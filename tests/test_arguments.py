@@ -284,10 +284,12 @@ class Subjects:
 
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subjects]:
-    folder, before = tmp_path_factory.mktemp("hostile"), Path.cwd()
+    folder, before, known = tmp_path_factory.mktemp("hostile"), Path.cwd(), set(fastkan.SYMBOLIC_LIB)
     os.chdir(folder)  # pictures go into folders of any name
     yield Subjects(folder)
     os.chdir(before)
+    for name in set(fastkan.SYMBOLIC_LIB) - known:  # what add_symbolic was tried with
+        fastkan.symbolic.remove_symbolic(name)
 
 
 @functools.cache
