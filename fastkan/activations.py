@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import FLAG, INDEX, checked, kind_of
 
 from . import grid as grids
 from .datasets import read_data
@@ -34,6 +35,7 @@ class LayerTrace(NamedTuple):
     out: Tensor
 
 
+@checked(edges=FLAG)
 @torch.no_grad()
 def trace(model: KAN, x: Tensor | None = None, edges: bool = False) -> list[LayerTrace]:
     """What happens in each layer, without gradients.
@@ -77,14 +79,21 @@ def get_act(model: KAN, x: Any = None) -> list[LayerTrace]:
 
     Returns:
         What happens in each layer, with every edge's values.
+
+    Raises:
+        TypeError, ValueError: for something else; the model's sample has not changed then.
     """
     if isinstance(x, dict):
+        if "train_input" not in x:
+            raise ValueError(f"x must be a tensor, or a dataset with train_input, got one with {list(x)}")
         x = x["train_input"]
+    found = trace(model, x, edges=True)
     if x is not None:
         model.sample = rows_of(x, model.in_features).detach()
-    return trace(model, edges=True)
+    return found
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.no_grad()
 def get_fun(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
     """Inputs and outputs of an edge over the last batch, ``[N]`` each, by rising input.
@@ -99,6 +108,7 @@ def get_fun(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
     return x, step.edges[order, i, j]
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX, verbose=FLAG)
 def get_range(model: KAN, l: int, i: int, j: int, verbose: bool = True) -> tuple[float, float, float, float]:
     """Least and greatest input and output of an edge over the last batch: ``(x_min, x_max, y_min, y_max)``.
 
@@ -119,6 +129,9 @@ def evaluate(model: KAN, dataset: dict[str, Tensor]) -> dict[str, float]:
     Raises:
         TypeError, ValueError: for data that is not finite or doesn't fit the network.
     """
+    if not isinstance(dataset, Mapping) or not {"test_input", "test_label"} <= set(dataset):
+        got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
+        raise ValueError(f"dataset must be a dictionary with test_input and test_label, got {got}")
     data = read_data(
         (dataset["test_input"], dataset["test_label"]),
         in_features=model.in_features,
@@ -129,10 +142,9 @@ def evaluate(model: KAN, dataset: dict[str, Tensor]) -> dict[str, float]:
     return {"test_loss": (model(data.train_input) - data.train_label).square().mean().sqrt().item()}
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX)
 def check_edge(model: KAN, l: int, i: int, j: int) -> None:
     """Raises a TypeError or ValueError if edge ``(l, i, j)`` is not there."""
-    for name, value in (("l", l), ("i", i), ("j", j)):
-        check_int(name, value, least=0)
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}, the number of layers; got {l}")
     for name, value, count in (("i", i, model.width_in[l]), ("j", j, model.width_out[l + 1])):

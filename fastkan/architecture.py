@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import Int, is_sequence, kind_of
 
 
 class Architecture(NamedTuple):
@@ -73,9 +73,9 @@ def architecture(width: Any, mult_arity: object = 2) -> Architecture:
         >>> architecture([2, [5, 2], 1], 3)
         Architecture(sums=(2, 5, 1), arities=((), (3, 3), ()))
     """
-    if isinstance(width, (str, bytes)) or (not isinstance(width, Sequence) and not hasattr(width, "tolist")):
-        raise TypeError(f"width must be a list, one entry for each layer, got {type(width).__name__}")
-    entries = width.tolist() if hasattr(width, "tolist") else list(width)
+    if not is_sequence(width):
+        raise TypeError(f"width must be a list, one entry for each layer, got {kind_of(width)}")
+    entries = list(width)
     if len(entries) < 2:
         raise ValueError(f"width must name at least inputs and outputs, got {entries}")
     pairs = [_pair(f"width[{layer}]", entry) for layer, entry in enumerate(entries)]
@@ -85,41 +85,37 @@ def architecture(width: Any, mult_arity: object = 2) -> Architecture:
         if sum(pair) == 0:
             raise ValueError(f"width[{layer}] must have at least one node, got {entries[layer]}")
     counts = [multiplied for _, multiplied in pairs]
-    if isinstance(mult_arity, Sequence) and not isinstance(mult_arity, str):
-        if len(mult_arity) != len(pairs):
+    factors = Int(least=2)
+    if is_sequence(mult_arity):
+        given: list[Any] = list(mult_arity)  # type: ignore[call-overload]
+        if len(given) != len(pairs):
             raise ValueError(
                 f"mult_arity must be a number or a list for each of the {len(pairs)} layers of width, got {mult_arity}"
             )
-        for layer, each in enumerate(mult_arity):
-            if not isinstance(each, Sequence) or isinstance(each, str):
+        arities = []
+        for layer, (each, count) in enumerate(zip(given, counts)):
+            if not is_sequence(each):
                 raise TypeError(f"mult_arity[{layer}] must be a list of its nodes' arities, got {each!r}")
-        arities = [tuple(each) for each in mult_arity]
-        for layer, (arity, count) in enumerate(zip(arities, counts)):
-            if len(arity) != count:
-                raise ValueError(f"mult_arity[{layer}] must have {count} entries, as width[{layer}], got {list(arity)}")
-            for value in arity:
-                check_int(f"mult_arity[{layer}]", value, least=2)
+            if len(each) != count:
+                raise ValueError(f"mult_arity[{layer}] must have {count} entries, as width[{layer}], got {list(each)}")
+            arities.append(tuple(factors.read(f"mult_arity[{layer}]", value) for value in each))
     else:
-        check_int("mult_arity", mult_arity, least=2)
-        arities = [(int(mult_arity),) * count for count in counts]  # type: ignore[call-overload]
-    return Architecture(tuple(added for added, _ in pairs), tuple(tuple(map(int, arity)) for arity in arities))
+        arity = factors.read("mult_arity", mult_arity)
+        arities = [(arity,) * count for count in counts]
+    return Architecture(tuple(added for added, _ in pairs), tuple(arities))
 
 
 def _pair(name: str, entry: object) -> tuple[int, int]:
-    if isinstance(entry, Sequence) and not isinstance(entry, str):
-        if len(entry) != 2:
-            raise ValueError(f"{name} must be a number or [sums, multiplications], got {list(entry)}")
-        added, multiplied = entry
-    else:
-        added, multiplied = entry, 0
-    check_int(name, added, least=0)
-    check_int(name, multiplied, least=0)
-    return int(added), int(multiplied)
+    pair: Any = entry if is_sequence(entry) else (entry, 0)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be a number or [sums, multiplications], got {list(pair)}")
+    added, multiplied = (Int(least=0).read(name, count) for count in pair)
+    return added, multiplied
 
 
 def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
-    """One number for each layer of edges, of one for all or a list of them; their ranges KANLinear checks."""
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    """One number for each layer of edges, of one for all or a list of them."""
+    if not isinstance(value, list):
         return [value] * depth
     if len(value) != depth:
         raise ValueError(f"{name} must be a number or a list for each of the {depth} layers, got {list(value)}")

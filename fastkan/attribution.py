@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_int, check_shape, check_tensor
+from fastkan_kernels.arguments import INDEX, Int, Optional, checked
+from fastkan_kernels.checks import check_shape, check_tensor
 from fastkan_kernels.stack import column_std
 
 from .edges import edge_spread
@@ -82,6 +83,7 @@ def _of_subnodes(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
     return torch.cat([score[:, :sums], *factors], 1)
 
 
+@checked(l=Optional(Int(least=1)), i=Optional(INDEX))
 @torch.no_grad()
 def attribute(
     model: KAN, l: int | None = None, i: int | None = None, out_score: Tensor | None = None, x: Tensor | None = None
@@ -108,13 +110,11 @@ def attribute(
         torch.Size([2, 5])
     """
     last = model.depth if l is None else l
-    check_int("l", last, least=1)
     if last > model.depth:
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
     if i is not None:
         if l is None:
             raise ValueError(f"i={i} is a node of a layer l, which must be given too")
-        check_int("i", i, least=0)
         if i >= model.width_in[last]:
             raise ValueError(f"i must be below {model.width_in[last]}, the nodes of layer {l}; got {i}")
     if out_score is not None:

@@ -10,13 +10,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_dtype, check_finite, check_int, check_range, check_shape
+from fastkan_kernels import arguments as kinds
+from fastkan_kernels.checks import check_finite, check_int, check_shape
 
 Pair = tuple[Tensor, Tensor]
 
 # -- making data ----------------------------------------------------------------------------------
 
 
+@kinds.checked(
+    f=kinds.Callback(), n_var=kinds.Int(least=1), f_mode=kinds.Choice(("col", "row")), train_num=kinds.Int(least=1),
+    test_num=kinds.INDEX, normalize_input=kinds.FLAG, normalize_label=kinds.FLAG, device=kinds.Device(),
+    seed=kinds.SEED, dtype=kinds.DTYPE,
+)  # fmt: skip
 def create_dataset(
     f: Callable[[Tensor], Tensor],
     n_var: int = 2,
@@ -64,16 +70,8 @@ def create_dataset(
         >>> dataset["train_input"].shape, dataset["test_label"].shape
         (torch.Size([100, 2]), torch.Size([1000, 1]))
     """
-    if not callable(f):
-        raise TypeError(f"f must be a function, got {type(f).__name__}")
-    check_int("n_var", n_var, least=1)
-    if f_mode not in ("col", "row"):
-        raise ValueError(f"f_mode must be 'col' or 'row', got {f_mode!r}")
     limits = _limits(ranges, n_var)
-    check_int("train_num", train_num, least=1)
-    check_int("test_num", test_num, least=0)
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    check_dtype(dtype)
     generator = _generator(seed)
 
     exact = torch.float32 if dtype.itemsize == 2 else dtype
@@ -93,6 +91,7 @@ def create_dataset(
     return {name: value.to(device) for name, value in found.items()}
 
 
+@kinds.checked(train_ratio=kinds.Real(above=0, most=1), device=kinds.Device(), seed=kinds.SEED)
 def create_dataset_from_data(
     inputs: Any, labels: Any, train_ratio: float = 0.8, device: torch.device | str = "cpu", seed: int | None = 0
 ) -> dict[str, Tensor]:
@@ -120,10 +119,6 @@ def create_dataset_from_data(
     x, y = _tensor("inputs", inputs), _tensor("labels", labels)
     check_shape("inputs", x, ("N", "n_var"))
     _check_rows("inputs", x, "labels", y)
-    if isinstance(train_ratio, bool) or not isinstance(train_ratio, (int, float)):
-        raise TypeError(f"train_ratio must be a number, got {type(train_ratio).__name__}")
-    if not 0 < train_ratio <= 1:
-        raise ValueError(f"train_ratio must be above 0 and at most 1, got {train_ratio}")
     count = int(len(x) * train_ratio)
     if count == 0:
         raise ValueError(f"train_ratio={train_ratio} of {len(x)} rows leaves none for training")
@@ -136,25 +131,20 @@ def create_dataset_from_data(
 
 
 def _limits(ranges: Any, n_var: int) -> list[tuple[float, float]]:
-    try:
-        entries = list(ranges.tolist() if hasattr(ranges, "tolist") else ranges)
-        nested = [hasattr(entry, "__len__") for entry in entries]
-        if not any(nested):
-            return [check_range("ranges", entries)] * n_var
-    except TypeError:
-        raise TypeError(f"ranges must be two numbers, or two for each variable, got {ranges!r}") from None
-    if len(nested) != n_var:
+    entries = list(ranges) if kinds.is_sequence(ranges) else []
+    nested = any(map(kinds.is_sequence, entries))
+    if not nested and len(entries) != 2:
+        raise TypeError(f"ranges must be two numbers, or two for each variable, got {ranges!r}")
+    if not nested:
+        return [kinds.Bounds().read("ranges", entries)] * n_var
+    if len(entries) != n_var:
         raise ValueError(f"ranges must be two numbers, or two for each of n_var={n_var} variables, got {ranges!r}")
-    return [check_range(f"ranges[{i}]", entry) for i, entry in enumerate(entries)]
+    return [kinds.Bounds().read(f"ranges[{i}]", entry) for i, entry in enumerate(entries)]
 
 
 def _generator(seed: int | None) -> torch.Generator | None:
-    if seed is None:
-        return None
-    check_int("seed", seed, least=0)
-    if seed >= 2**64:
-        raise ValueError(f"seed must be below 2**64, got {seed}")
-    return torch.Generator().manual_seed(seed)
+    seed = kinds.SEED.read("seed", seed)
+    return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f_mode: str, name: str) -> Tensor:

@@ -6,23 +6,17 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of, uniform_basis
-from fastkan_kernels.checks import (
-    check_alike,
-    check_base,
-    check_knots,
-    check_order,
-    check_shape,
-    check_tensor,
-    check_weights,
-)
+from fastkan_kernels.arguments import FLAG, Choice, Optional, checked
+from fastkan_kernels.checks import BASE, ORDER, check_alike, check_knots, check_shape, check_tensor, check_weights
 from fastkan_kernels.features import base_function
 from fastkan_kernels.routing import contract, needs_composite
 from fastkan_kernels.stack import effective
 from fastkan_kernels.trilinear import Slots
 
-OUTSIDE = ("zero", "linear")
+OUTSIDE = Choice(("zero", "linear"))  # what splines do beyond the grid
 
 
+@checked(spline_order=ORDER, base=BASE, outside=OUTSIDE, uniform=Optional(FLAG))
 def kan_linear(
     x: Tensor,
     spline_weight: Tensor,
@@ -67,9 +61,6 @@ def kan_linear(
         >>> kan_linear(torch.rand(10, 2), w, knots=knots, base="none").shape
         torch.Size([10, 4])
     """
-    check_order(spline_order)
-    check_base(base)
-    check_outside(outside)
     check_tensor("x", x)
     check_tensor("spline_weight", spline_weight)
     check_shape("spline_weight", spline_weight, ("grid_size + spline_order", "in_features", "out_features"))
@@ -92,12 +83,6 @@ def kan_linear(
             check_tensor(name, value, any_dtype=name == "mask")
             check_shape(name, value, shape)
     return forward(x, spline_weight, base_weight, spline_scale, mask, bias, knots, basis, outside)
-
-
-def check_outside(outside: object) -> None:
-    """``outside`` names what splines do beyond the grid."""
-    if outside not in OUTSIDE:
-        raise ValueError(f"outside must be one of {', '.join(map(repr, OUTSIDE))}; got {outside!r}")
 
 
 def forward(

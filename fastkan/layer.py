@@ -8,20 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import Basis, uniform_knots
-from fastkan_kernels.checks import (
-    check_base,
-    check_dtype,
-    check_finite,
-    check_int,
-    check_knots,
-    check_order,
-    check_range,
-    check_shape,
-)
+from fastkan_kernels.arguments import DEVICE, DTYPE, FLAG, INDEX, SHARE, Bounds, Int, checked
+from fastkan_kernels.checks import BASE, ORDER, check_finite, check_knots, check_shape, check_tensor
 from fastkan_kernels.routing import needs_composite
 
 from . import grid
-from .functional import check_outside, forward, rows_of
+from .functional import OUTSIDE, forward, rows_of
 from .known import KnownKnots
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
@@ -71,6 +63,11 @@ class KANLinear(nn.Module):
     mask: Tensor | None
     _outside_count: Tensor | None
 
+    @checked(
+        in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
+        grid_range=Bounds(), base=BASE, bias=FLAG, spline_scale=FLAG, outside=OUTSIDE,
+        device=DEVICE, dtype=DTYPE,
+    )  # fmt: skip
     def __init__(
         self,
         in_features: int,
@@ -87,17 +84,9 @@ class KANLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_int("in_features", in_features, least=0)
-        check_int("out_features", out_features, least=0)
-        check_int("grid_size", grid_size, least=1)
-        check_order(spline_order)
-        check_base(base)
-        check_outside(outside)
-        low, high = check_range("grid_range", grid_range)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        check_dtype(dtype)
         knots = uniform_knots(
-            in_features, grid_size, spline_order, (low, high), dtype=_knots_dtype(dtype), device=device
+            in_features, grid_size, spline_order, grid_range, dtype=_knots_dtype(dtype), device=device
         )
         check_knots(knots, spline_order)  # in their own dtype a range may have no width
         self.in_features = in_features
@@ -105,7 +94,7 @@ class KANLinear(nn.Module):
         self.spline_order = spline_order
         self.base = base
         self.outside = outside
-        self._grid_range = low, high  # the initial one
+        self._grid_range = grid_range  # the initial one
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -188,6 +177,7 @@ class KANLinear(nn.Module):
         check_knots(rounded, self.spline_order)
         self.replace_knots(rounded)
 
+    @checked(grid_eps=SHARE, margin=SHARE)
     @torch.inference_mode(False)
     @torch.no_grad()
     def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
@@ -211,8 +201,6 @@ class KANLinear(nn.Module):
         """
         self._check_own_splines()
         samples = self._samples(x)
-        _check_share("grid_eps", grid_eps)
-        _check_share("margin", margin)
         knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
             self.knots.dtype
         )
@@ -220,6 +208,7 @@ class KANLinear(nn.Module):
         weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples)
         self.replace_splines(weight, knots)
 
+    @checked(grid_size=Int(least=1))
     @torch.inference_mode(False)
     @torch.no_grad()
     def refine(self, grid_size: int, x: Tensor | None = None) -> None:
@@ -242,7 +231,6 @@ class KANLinear(nn.Module):
             >>> layer.spline_weight.shape
             torch.Size([23, 2, 5])
         """
-        check_int("grid_size", grid_size, least=1)
         self._check_own_splines()
         samples = None if x is None else self._samples(x)
         order = self.spline_order
@@ -268,15 +256,14 @@ class KANLinear(nn.Module):
             return
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
-        check_shape("mask", mask, (self.in_features, self.out_features))
         if mask.is_meta and not self.spline_weight.is_meta:
             raise ValueError(f"mask must have values, got a tensor on meta for a layer on {self.spline_weight.device}")
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("mask must hold 0 and 1 only")
+        self._check_mask(mask)
         self.mask = mask.detach().to(self.spline_weight, copy=True)
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
+    @checked(enabled=FLAG)
     @torch.inference_mode(False)
     def count_outside(self, enabled: bool = True) -> None:
         """Start (from zero) or stop counting the inputs that lie outside the grid in each forward.
@@ -318,6 +305,12 @@ class KANLinear(nn.Module):
         check_finite("x", rows)
         return rows
 
+    def _check_mask(self, mask: Tensor) -> None:
+        check_tensor("mask", mask, any_dtype=True)
+        check_shape("mask", mask, (self.in_features, self.out_features))
+        if not mask.is_meta and not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("mask must hold 0 and 1 only")
+
     def _check_own_splines(self) -> None:
         if self._parameters.get("spline_weight") is None:
             raise RuntimeError(
@@ -355,19 +348,20 @@ class KANLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         knots, mask = state_dict.get(prefix + "knots"), state_dict.get(prefix + "mask")
-        if isinstance(knots, Tensor):
-            try:
+        try:
+            if isinstance(knots, Tensor):
                 check_knots(knots, self.spline_order)
-            except (TypeError, ValueError) as error:
-                errors.append(f"{prefix}knots: {error}")
-                return
+            if isinstance(mask, Tensor) and mask.shape != (self.in_features, self.out_features):
+                raise ValueError(f"mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
+            if mask is not None:
+                self._check_mask(mask)
+        except (TypeError, ValueError) as error:
+            errors.append(f"{prefix}{error}")
+            return
         if mask is None and knots is not None:  # this layer's state, of a time without a mask
             self.mask = None
         elif mask is not None and self.mask is None:
-            if mask.shape == (self.in_features, self.out_features):
-                self.mask = torch.ones_like(mask, device=self.knots.device)
-            else:
-                errors.append(f"{prefix}mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
+            self.mask = torch.ones_like(mask, device=self.knots.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._known.look(self.knots)
 
@@ -390,10 +384,3 @@ class KANLinear(nn.Module):
 
 def _knots_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _check_share(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be from 0 to 1, got {value}")

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastkan_kernels.checks import check_dtype, check_range
+from fastkan_kernels import arguments as kinds
+from fastkan_kernels.arguments import FLAG, REAL
+from fastkan_kernels.checks import ORDER
 from fastkan_kernels.cpu.small import has_values
 from fastkan_kernels.stack import Spread, StackedLayer, column_std, small_stack
 from fastkan_kernels.stack import serves as small_serves
@@ -29,7 +31,7 @@ from .known import Fact
 from .layer import KANLinear
 from .symbolic import auto, fix
 from .symbolic import formula as formulas
-from .symbolic.edge import SymbolicEdges
+from .symbolic.edge import Y_TH, SymbolicEdges, guarded
 
 AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
@@ -87,6 +89,12 @@ class KAN(nn.Module):
 
     input_id: Tensor
 
+    @kinds.checked(
+        grid=kinds.OneOrEach(kinds.Int(least=1)), k=kinds.OneOrEach(ORDER), noise_scale=REAL, scale_base_mu=REAL,
+        scale_base_sigma=REAL, base_fun=kinds.Choice(BASES), affine_trainable=FLAG, grid_eps=kinds.SHARE,
+        grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED, sparse_init=FLAG,
+        device=kinds.DEVICE, dtype=kinds.DTYPE,
+    )  # fmt: skip
     def __init__(
         self,
         width: Sequence[int | Sequence[int]],
@@ -99,7 +107,7 @@ class KAN(nn.Module):
         base_fun: str = "silu",
         affine_trainable: bool = False,
         grid_eps: float = 0.02,
-        grid_range: Sequence[float] = (-1.0, 1.0),
+        grid_range: tuple[float, float] = (-1.0, 1.0),
         sp_trainable: bool = True,
         sb_trainable: bool = True,
         seed: int | None = 1,
@@ -113,15 +121,8 @@ class KAN(nn.Module):
         self.architecture: Architecture = architecture(width, mult_arity)
         sizes = for_each_layer("grid", grid, self.depth)
         orders = for_each_layer("k", k, self.depth)
-        low, high = check_range("grid_range", grid_range)
-        if base_fun not in BASES:
-            raise ValueError(f"base_fun must be one of {', '.join(map(repr, BASES))}; got {base_fun!r}")
-        if not 0 <= grid_eps <= 1:
-            raise ValueError(f"grid_eps must be from 0 to 1, got {grid_eps}")
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        check_dtype(dtype)
-        self.grid_eps = float(grid_eps)
-        self.in_features = self.width_in[0]
+        self.grid_eps, self.in_features = grid_eps, self.width_in[0]
         self.sample: Tensor | None = None
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
@@ -130,12 +131,11 @@ class KAN(nn.Module):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.layers: Any = nn.ModuleList()
         self.symbolic: Any = nn.ModuleList()
-        sizes_of_edges = list(zip(self.width_in, self.width_out[1:]))
-        for (inputs, outputs), size, order in zip(sizes_of_edges, sizes, orders):
+        for inputs, outputs, size, order in zip(self.width_in, self.width_out[1:], sizes, orders):
             with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters from torch's generator
                 layer = KANLinear(
                     inputs, outputs, size, order,
-                    grid_range=(low, high), base=BASES[base_fun], spline_scale=True, dtype=dtype,
+                    grid_range=grid_range, base=BASES[base_fun], spline_scale=True, dtype=dtype,
                 ).to(device)  # fmt: skip
             if sparse_init:
                 layer.set_mask(near(inputs, outputs))
@@ -205,14 +205,16 @@ class KAN(nn.Module):
 
     # -- forward ----------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+    def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
         """``[..., in_features]`` to ``[..., width[-1]]``.
 
         Args:
             x: inputs.
             singularity_avoiding: whether formulas with a singularity (1/x, log, ...) are held at ``y_th`` near it.
-            y_th: that bound.
+            y_th: that bound, above 0.
         """
+        if singularity_avoiding is not False or y_th is not Y_TH:
+            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
         if has_values(rows):
             self.sample = rows.detach()
@@ -300,14 +302,15 @@ class KAN(nn.Module):
         """An independent copy."""
         return copy.deepcopy(self)
 
+    @kinds.checked(compile=FLAG)
     def speed(self, compile: bool = False) -> KAN:
         """Nothing to do here: a layer without formulas has no symbolic branch. Returns the model."""
         return torch.compile(self) if compile else self  # type: ignore[return-value]
 
     def train(self, mode: Any = True, *args: Any, **options: Any) -> Any:
         """With a bool ``nn.Module``'s training mode; with a dataset, as older articles write it, :meth:`fit`."""
-        if isinstance(mode, bool):
-            return super().train(mode)
+        if isinstance(kinds.plain(mode), int):
+            return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
 
     # each in a file of its own, with the model for self
@@ -382,7 +385,7 @@ def _warn_of(unused: dict[str, Any]) -> None:
     if unknown:
         raise TypeError(f"KAN() got an unexpected keyword argument {unknown[0]!r}")
     for name in unused:
-        warnings.warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}", UserWarning, stacklevel=3)
+        warnings.warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}", UserWarning, stacklevel=4)
 
 
 def _is_in_order(ids: Tensor) -> bool:

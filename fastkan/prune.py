@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import INDEX, REAL, Choice, Each, Optional, checked
 
 from .attribution import attributed
 from .edges import edges_on, mask_of
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .network import KAN
 
 
+@checked(node_th=REAL, edge_th=REAL)
 def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2) -> KAN:
     """A new network without the nodes and edges that hardly matter for any output.
 
@@ -44,6 +45,9 @@ def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2) -> KAN:
     return _pruned(model, node_th, edge_th)
 
 
+@checked(
+    threshold=REAL, mode=Choice(("auto", "manual")), active_neurons_id=Optional(Each(Each(INDEX)))
+)  # fmt: skip
 def prune_node(
     model: KAN,
     threshold: float = 1e-2,
@@ -60,8 +64,6 @@ def prune_node(
     Raises:
         TypeError, ValueError: as :meth:`prune`, and for nodes that are not there.
     """
-    if mode not in ("auto", "manual"):
-        raise ValueError(f"mode must be 'auto' or 'manual', got {mode!r}")
     if active_neurons_id is None:
         if mode == "manual":
             raise ValueError("mode='manual' needs active_neurons_id")
@@ -79,6 +81,7 @@ def prune_node(
     return with_nodes(model, nodes)
 
 
+@checked(threshold=REAL)
 def prune_edge(model: KAN, threshold: float = 3e-2) -> KAN:
     """A new network in which the edges are off that hardly matter for any output.
 
@@ -91,6 +94,7 @@ def prune_edge(model: KAN, threshold: float = 3e-2) -> KAN:
     return _pruned(model, None, threshold)
 
 
+@checked(threshold=REAL, active_inputs=Optional(Each(INDEX)))
 def prune_input(model: KAN, threshold: float = 1e-2, active_inputs: Sequence[int] | None = None) -> KAN:
     """A new network that does not read the inputs that hardly matter; it still takes the same x.
 
@@ -111,7 +115,6 @@ def prune_input(model: KAN, threshold: float = 1e-2, active_inputs: Sequence[int
             )
     else:
         for column in active_inputs:
-            check_int("active_inputs", column, least=0)
             if column not in columns:
                 raise ValueError(
                     f"active_inputs must be of the columns that the network reads, {columns}; got {column}"
@@ -122,6 +125,7 @@ def prune_input(model: KAN, threshold: float = 1e-2, active_inputs: Sequence[int
     return with_nodes(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_edge(model: KAN, l: int, i: int, j: int) -> None:
@@ -138,6 +142,7 @@ def remove_edge(model: KAN, l: int, i: int, j: int) -> None:
         model.symbolic[l].unfix(i, j)
 
 
+@checked(l=INDEX, i=INDEX, mode=Choice(("all", "up", "down")))
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_node(model: KAN, l: int, i: int, mode: str = "all") -> None:
@@ -147,12 +152,9 @@ def remove_node(model: KAN, l: int, i: int, mode: str = "all") -> None:
     Raises:
         TypeError, ValueError: if it is not there.
     """
-    check_int("l", l, least=0)
     if l > model.depth:
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
     _check_nodes("i", [i], model.width_in[l])
-    if mode not in ("all", "up", "down"):
-        raise ValueError(f"mode must be 'all', 'up' or 'down', got {mode!r}")
     if mode != "down" and l < model.depth:
         for j in range(model.width_out[l + 1]):
             remove_edge(model, l, i, j)
@@ -227,6 +229,5 @@ def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:
     if not len(nodes):
         raise ValueError(f"{name} must keep at least one node")
     for node in nodes:
-        check_int(name, node, least=0)
         if node >= count:
             raise ValueError(f"{name} must be below {count}, the nodes of the layer; got {node}")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_finite, check_int, check_knots
+from fastkan_kernels.arguments import Int, OneOrEach, checked
+from fastkan_kernels.checks import check_finite, check_knots
 
 from . import grid as grids
 from .functional import rows_of
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .network import KAN
 
 
+@checked(new_grid=OneOrEach(Int(least=1)))
 @torch.inference_mode(False)
 @torch.no_grad()
 def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -> KAN:
@@ -47,8 +49,6 @@ def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -
     sizes = [new_grid] * model.depth if isinstance(new_grid, int) else list(new_grid)
     if len(sizes) != model.depth:
         raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
-    for size in sizes:
-        check_int("new_grid", size, least=1)
     new = copy.deepcopy(model)
     rows = _samples(model, x)
     for number, (layer, step, size) in enumerate(zip(new.layers, model.trace(rows), sizes)):

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastkan_kernels.checks import check_dtype
+from fastkan_kernels.arguments import FLAG, Bounds, Int, Optional, checked, kind_of
+from fastkan_kernels.checks import BASE, ORDER, check_dtype
 
 from .conversion.recognise import is_compiled
 from .conversion.references import check_unwrapped, references
 from .edges import has_hooks
-from .functional import rows_of
+from .functional import OUTSIDE, rows_of
 from .layer import KANLinear
 from .tables import table
 
@@ -68,6 +69,10 @@ class ReplacementReport(list[Replacement]):
         return f"{len(done)} linears became KAN layers, of {before} parameters {after}{kept}"
 
 
+@checked(
+    grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE, bias=Optional(FLAG),
+    spline_scale=FLAG, outside=OUTSIDE,
+)  # fmt: skip
 @torch.inference_mode(False)
 def replace_linear(
     model: nn.Module,
@@ -108,10 +113,10 @@ def replace_linear(
         A list of what was done, which prints as a table.
 
     Raises:
-        TypeError: for a model that is no module, a selection that is none of these, or a bias that is no bool.
-        ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample for a model
-            on meta, arguments that a layer can't have, or a wrapper of distributed training around the linears;
-            nothing has changed then.
+        TypeError: for a model that is no module, a selection that is none of these, or arguments of another kind.
+        ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample that the
+            model can't be called with or for a model on meta, arguments that a layer can't have, or a wrapper of
+            distributed training around the linears; nothing has changed then.
 
     Warns:
         UserWarning: where a linear had hooks, which go with it.
@@ -125,8 +130,8 @@ def replace_linear(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.Linear):
         raise ValueError("model must hold the linears, and is one: take a KANLinear of its sizes instead")
-    if bias is not None and not isinstance(bias, bool):
-        raise TypeError(f"bias must be a bool or None, got {type(bias).__name__}")
+    if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
+        raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
     places = _linears(model)
     chosen = {id(linear): linear for names, linear in places if any(_selects(select, name, linear) for name in names)}
     if not chosen:
@@ -159,14 +164,16 @@ def replace_linear(
         report.append(Replacement(", ".join(names), *sizes, after, reason))
     hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
     if hooked:
-        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=3)
+        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=4)
     undo = _swap(model, made)
     try:
         if sample is not None:
             _move_grids(model, list(made.values()), sample)
-    except BaseException:
+    except BaseException as error:
         undo()
-        raise
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(f"sample must be what model can be called with; that raised {error!r}") from error
     return report
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastkan_kernels.arguments import DEVICE, Path, checked
 from fastkan_kernels.checks import check_int, check_shape
 
 from .architecture import architecture
@@ -38,6 +39,7 @@ MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, Ove
 LAYER = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scale", "outside")
 
 
+@checked(path=Path())
 @torch.inference_mode(False)
 def save(model: KAN, path: str | os.PathLike[str]) -> None:
     """Write the network into one file: parameters, grids, masks, formulas' names, history, and what is trained.
@@ -80,6 +82,7 @@ def save(model: KAN, path: str | os.PathLike[str]) -> None:
     _replace(target, content[:start] + digest + content[start + len(digest) :])
 
 
+@checked(path=Path(), device=DEVICE)
 @torch.inference_mode(False)
 def load(path: str | os.PathLike[str], device: torch.device | str | None = None) -> KAN:
     """The network that :func:`save` has written into a file. Nothing in the file is run.
@@ -90,15 +93,13 @@ def load(path: str | os.PathLike[str], device: torch.device | str | None = None)
 
     Raises:
         OSError: if it isn't there or can't be read.
-        ValueError: for what is no such file, is damaged, comes from a newer version, or names functions that
-            aren't in the library here.
+        TypeError, ValueError: for what is no path, or no device here; and for what is no such file, is damaged, comes
+            from a newer version, or names functions that aren't in the library here.
     """
     import safetensors
     import safetensors.torch
 
     name = os.fsdecode(path)
-    device = torch.device("cpu" if device is None else device)
-    torch.empty(0, device=device)  # whether it is there
     with open(name, "rb") as file:
         content = file.read()
     try:
@@ -109,7 +110,7 @@ def load(path: str | os.PathLike[str], device: torch.device | str | None = None)
         raise ValueError(f"{name!r}: its tensors can't be read: {error}") from None
     except MISFITS as error:
         raise ValueError(f"{name!r}: {error}") from error
-    return model.to(device)
+    return model.to("cpu" if device is None else device)
 
 
 # -- from the model -------------------------------------------------------------------------------

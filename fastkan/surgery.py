@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import FLAG, INDEX, SEED, Int, OneOrEach, checked
 
 from .initial import reset
 from .layer import KANLinear
@@ -65,6 +65,9 @@ def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANL
     return new
 
 
+@checked(
+    layer_id=Int(least=1), n_added_nodes=Int(least=1), sum_bool=FLAG, mult_arity=OneOrEach(Int(least=2)), seed=SEED
+)  # fmt: skip
 @torch.inference_mode(False)
 @torch.no_grad()
 def expand_width(
@@ -97,15 +100,11 @@ def expand_width(
         >>> model.expand_width(1, 2).width
         [[2, 0], [7, 0], [1, 0]]
     """
-    check_int("n_added_nodes", n_added_nodes, least=1)
-    check_int("layer_id", layer_id, least=1)
     if layer_id >= model.depth:
         raise ValueError(f"layer_id must name a hidden layer, from 1 to {model.depth - 1}; got {layer_id}")
     added = [mult_arity] * n_added_nodes if isinstance(mult_arity, int) else list(mult_arity)
     if not sum_bool and len(added) != n_added_nodes:
         raise ValueError(f"mult_arity must have {n_added_nodes} entries, one for each new node; got {added}")
-    for arity in added:
-        check_int("mult_arity", arity, least=2)
     old = model.architecture
     sums, arities = list(old.sums), list(old.arities)
     if sum_bool:
@@ -230,6 +229,7 @@ def expand_depth(model: KAN) -> KAN:
     return model
 
 
+@checked(l=INDEX, i1=INDEX, i2=INDEX)
 @torch.inference_mode(False)
 @torch.no_grad()
 def swap(model: KAN, l: int, i1: int, i2: int) -> KAN:
@@ -245,17 +245,15 @@ def swap(model: KAN, l: int, i1: int, i2: int) -> KAN:
     Raises:
         TypeError, ValueError: for other nodes, or the output layer.
     """
-    check_int("l", l, least=0)
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
     for name, node in (("i1", i1), ("i2", i2)):
-        check_int(name, node, least=0)
         if node >= model.width_in[l]:
             raise ValueError(f"{name} must be below {model.width_in[l]}, the nodes of layer {l}; got {node}")
     groups = model.architecture.factors(l)
     sums = model.architecture.sums[l]
     if (i1 < sums) != (i2 < sums) or len(groups[i1]) != len(groups[i2]):
-        raise ValueError(f"nodes {i1} and {i2} of layer {l} are of different kinds")
+        raise ValueError(f"i1 and i2 must be of one kind, but nodes {i1} and {i2} of layer {l} are of different kinds")
     nodes = _exchanged(model.width_in[l], [i1], [i2])
     every = list(range(model.width_out[l + 1]))
     model.layers[l] = _with_edges(model.layers[l], nodes, every)

@@ -213,18 +213,18 @@ def test_under_deterministic_algorithms_the_cache_is_not_asked(clock: Clock) -> 
 
 
 def test_bad_arguments_are_refused() -> None:
-    with pytest.raises(TypeError, match="enabled must be a bool, got 5"), fastkan.autotune(5):  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="enabled must be True or False, got 5"), fastkan.autotune(5):  # type: ignore[arg-type]
         pass
     for seconds in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="seconds must be a number above 0"), fastkan.autotune(seconds=seconds):
+        with pytest.raises(ValueError, match=r"seconds must be (above 0|finite)"), fastkan.autotune(seconds=seconds):
             pass
 
 
 def test_bad_seconds_are_named() -> None:
-    for seconds in ("5", None, True):
+    for seconds in ("5", None):
         with pytest.raises(TypeError, match="seconds must be a number, got"):
             fastkan.autotune(seconds=seconds)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="enabled must be a bool"):
+    with pytest.raises(TypeError, match="enabled must be True or False, got function"):
         fastkan.autotune(choose)  # type: ignore[arg-type]  # as a decorator without brackets
 
 

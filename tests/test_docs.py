@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
 from pathlib import Path
@@ -32,9 +33,25 @@ PUBLIC = {name: getattr(module, name) for module in (fastkan_kernels, fastkan) f
 NAMES = {**PUBLIC, "torch": torch, "splines": splines, "kan_linear": fastkan.functional.kan_linear}
 
 
+class Unwrapped(doctest.DocTestFinder):
+    """A finder that also sees functions in decorators, which are of another module for the standard one."""
+
+    def _from_module(self, module: ModuleType | None, object: object) -> bool:
+        return super()._from_module(module, inspect.unwrap(object) if callable(object) else object)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("module", [fastkan, *MODULES], ids=lambda module: module.__name__)
 def test_docstrings_examples(module: ModuleType) -> None:
-    assert doctest.testmod(module, extraglobs=NAMES).failed == 0
+    runner = doctest.DocTestRunner()
+    for case in Unwrapped().find(module, extraglobs=NAMES):
+        runner.run(case)
+    assert runner.summarize().failed == 0
+
+
+def test_examples_of_decorated_functions_are_run() -> None:
+    found = {case.name for case in Unwrapped().find(fastkan.layer) if case.examples}
+    assert {"fastkan.layer.KANLinear", "fastkan.layer.KANLinear.update_grid"} <= found
+    assert "fastkan.prune.prune" in {case.name for case in Unwrapped().find(fastkan.prune) if case.examples}
 
 
 @pytest.mark.parametrize(

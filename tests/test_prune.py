@@ -333,15 +333,15 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (lambda m: m.remove_edge(0, 0.0, 0), TypeError, "i must be an int"),
     (lambda m: m.remove_node(4, 0), ValueError, "l must be at most 3"),
     (lambda m: m.remove_node(1, 5), ValueError, "i must be below 5"),
-    (lambda m: m.remove_node(1, 0, "both"), ValueError, "mode must be 'all', 'up' or 'down'"),
-    (lambda m: m.prune_node(mode="hand"), ValueError, "mode must be 'auto' or 'manual'"),
+    (lambda m: m.remove_node(1, 0, "both"), ValueError, "mode must be one of 'all', 'up', 'down'; got 'both'"),
+    (lambda m: m.prune_node(mode="hand"), ValueError, "mode must be one of 'auto', 'manual'; got 'hand'"),
     (lambda m: m.prune_node(mode="manual"), ValueError, "needs active_neurons_id"),
     (lambda m: m.prune_node(active_neurons_id=[[0]]), ValueError, "a list for each of the 2 hidden layers"),
     (lambda m: m.prune_node(active_neurons_id=[[0], []]), ValueError, r"active_neurons_id\[1\] must keep at least one"),
     (lambda m: m.prune_node(active_neurons_id=[[5], [0]]), ValueError, r"active_neurons_id\[0\] must be below 5"),
     (lambda m: m.prune_input(active_inputs=[]), ValueError, "active_inputs must keep at least one input"),
     (lambda m: m.prune_input(active_inputs=[3]), ValueError, "active_inputs must be of the columns"),
-    (lambda m: m.prune_input(active_inputs=[True]), TypeError, "active_inputs must be an int"),
+    (lambda m: m.prune_input(active_inputs=[1.0]), TypeError, r"active_inputs\[0\] must be an int"),
 ]
 
 

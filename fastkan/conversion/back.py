@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastkan_kernels.arguments import FLAG, checked
+
 from ..edges import mask_of
 from ..layer import KANLinear
 from ..network import AFFINE, KAN
@@ -19,6 +21,7 @@ from .layouts import coincident
 _PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}
 
 
+@checked(standalone_scale=FLAG)
 def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = True) -> dict[str, Tensor]:
     """The state_dict that efficient-kan's ``KANLinear`` or ``KAN`` loads to compute the same.
 

@@ -97,7 +97,7 @@ def warn_of_hooks(source: nn.Module) -> None:
     for each in source.modules():
         own = each._parameters.values()
         if has_hooks(each) or any(p is not None and p._backward_hooks for p in own):
-            warnings.warn(f"the hooks of a {type(each).__name__} are left behind", UserWarning, stacklevel=5)
+            warnings.warn(f"the hooks of a {type(each).__name__} are left behind", UserWarning, stacklevel=6)
             return
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastkan_kernels.arguments import FLAG, checked
+
 from ..layer import KANLinear
 from ..network import KAN
 from .checks import base_of, check_alone, check_parts, check_same, check_tensors, warn_of_hooks
@@ -19,6 +21,7 @@ from .references import Reference, check_unwrapped, references
 Made = dict[nn.Module, Any]  # what became of each foreign module
 
 
+@checked(inplace=FLAG)
 @torch.inference_mode(False)
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     """A module that computes the same, with the KAN layers of other packages as ours.

@@ -71,10 +71,10 @@ def rows_for(model: KAN, x: Tensor | None, layer: int | None = None) -> tuple[Te
     good = torch.stack([part.isfinite().all(1) for part in asked]).all(0)
     count = int(good.sum())
     if count < 2:
-        raise ValueError(f"nothing can be drawn: {_culprit(model, asked)}")
+        raise ValueError(f"nothing can be drawn at x, its samples: {_culprit(model, asked)}")
     if count < len(rows):
         left_out = f"{len(rows) - count} of {len(rows)} samples make a node NaN or infinite and are left out"
-        warnings.warn(left_out, RuntimeWarning, stacklevel=3)
+        warnings.warn(left_out, RuntimeWarning, stacklevel=4)
     return rows[good], [part[good] for part in nodes]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels import arguments as kinds
+from fastkan_kernels.arguments import FLAG, INDEX
 
 from .. import grid
 from ..edges import edge_kinds
@@ -33,8 +33,13 @@ USUAL_SCALE = 0.5
 DPI, MOST_PIXELS = 200, 30000
 POINTS, RUG = 401, 500  # of an edge's curve, and samples under it
 FILE = "kan.png"
+POSITIVE, TITLE = kinds.Real(above=0), kinds.Optional(kinds.Text())
 
 
+@kinds.checked(
+    folder=kinds.Optional(kinds.Path()), beta=POSITIVE, mask=FLAG, metric=kinds.Choice(METRICS), scale=POSITIVE,
+    tick=FLAG, sample=FLAG, title=TITLE, varscale=POSITIVE, max_edges=kinds.Int(least=1),
+)  # fmt: skip
 def plot(
     model: KAN,
     folder: str | os.PathLike | None = None,
@@ -94,13 +99,6 @@ def plot(
         >>> len(figure.axes)
         1
     """
-    for name, value in (("beta", beta), ("scale", scale), ("varscale", varscale)):
-        _check_positive(name, value)
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}; got {metric!r}")
-    check_int("max_edges", max_edges, least=1)
-    if title is not None and not isinstance(title, str):
-        raise TypeError(f"title must be a str, got {type(title).__name__}")
     hide = None
     if mask:
         hide = getattr(model, "prune_mask", None)
@@ -110,7 +108,7 @@ def plot(
             raise RuntimeError(f"mask=True hides what prune() would drop: call prune() first{again}")
     inputs, outputs = _inputs(model, in_vars), _outputs(model, out_vars)
     if mode is not None:
-        warnings.warn("mode has no meaning here: a score is a spread, or made of spreads", UserWarning, stacklevel=2)
+        warnings.warn("mode has no meaning here: a score is a spread, or made of spreads", UserWarning, stacklevel=3)
     pyplot = open_pyplot()
     check_axes(ax)
 
@@ -118,6 +116,8 @@ def plot(
         _, nodes = rows_for(model, x)
         edges = shown_edges(model, nodes, metric, hide, max_edges)
         picture = draw(model, nodes, edges, beta, tick, sample, inputs, outputs, title, varscale)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # before there is a figure, as it may fail
     if ax is None:
         size = [side * scale / USUAL_SCALE for side in picture.size]
         figure = pyplot.figure(figsize=size, facecolor="white", layout="none")
@@ -126,12 +126,12 @@ def plot(
     picture.onto(ax)
     figure = ax.figure.figure  # of a subfigure the whole
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
         figure.savefig(Path(folder) / FILE, dpi=dpi, pil_kwargs={"compress_level": 3})
     return figure
 
 
+@kinds.checked(l=INDEX, i=INDEX, j=INDEX, title=TITLE)
 def plot_edge(
     model: KAN,
     l: int,
@@ -167,8 +167,6 @@ def plot_edge(
         >>> model.plot_edge(0, 1, 3).get_title()
         'edge (0, 1, 3)'
     """
-    for name, value in (("l", l), ("i", i), ("j", j)):
-        check_int(name, value, least=0)
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}, the layers of edges; got {l}")
     if i >= model.width_in[l]:
@@ -297,13 +295,6 @@ def plot_history(model_or_results: KAN | Mapping | Sequence[Mapping]) -> Figure:
 # -- arguments ----------------------------------------------------------------------------------------
 
 
-def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
 def _inputs(model: KAN, names: Sequence | None) -> list[str]:
     """One name for each input that the network reads."""
     ids = model.input_id.tolist()
@@ -329,7 +320,7 @@ def _outputs(model: KAN, names: Sequence | None) -> list[str]:
 
 
 def _texts(argument: str, names: Any) -> list[str]:
-    if isinstance(names, (str, bytes)) or not hasattr(names, "__iter__"):
+    if not kinds.is_sequence(names):
         raise TypeError(f"{argument} must be a list of names, got {type(names).__name__}")
     sympy = sys.modules.get("sympy")  # whoever has an expression has imported it
     texts = []

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from fastkan_kernels.arguments import SHARE, Int, checked
+
 from ..edges import edge_functions, mask_of
-from .fix import check_ranges, library_names, set_numeric, table
+from .fix import set_numeric, table
+from .library import BOUNDS, Library, names_of
 from .search import Range, rank, search
 
 if TYPE_CHECKING:
@@ -80,6 +83,10 @@ class SymbolicReport(list[EdgeReport]):
         return f"{len(self) - count} edges became formulas, {count} stay numeric{before}"
 
 
+@checked(
+    a_range=BOUNDS, b_range=BOUNDS, lib=Library(), verbose=Int(least=0), weight_simple=SHARE, r2_threshold=SHARE,
+    negligible=SHARE,
+)  # fmt: skip
 @torch.inference_mode(False)
 @torch.no_grad()
 def auto_symbolic(
@@ -124,13 +131,7 @@ def auto_symbolic(
         >>> [edge.name for edge in report]
         ['x', 'x^2', 'exp']
     """
-    names = library_names(lib)
-    check_ranges(a_range, b_range)
-    for name, value in (("weight_simple", weight_simple), ("r2_threshold", r2_threshold), ("negligible", negligible)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+    names = names_of(lib)
     report = SymbolicReport(threshold=r2_threshold)
     nodes = model.inputs(model.samples())
     with _all_or_nothing(model):

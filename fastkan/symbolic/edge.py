@@ -8,10 +8,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.checks import check_alike, check_dtype, check_finite, check_int, check_shape, check_tensor
+from fastkan_kernels.arguments import DEVICE, DTYPE, FLAG, INDEX, Each, Real, checked
+from fastkan_kernels.checks import check_alike, check_finite, check_shape, check_tensor
 
 from ..known import Fact
 from .library import IDENTITY, lookup
+
+Y_TH = 10.0  # of pykan's
+
+
+def guarded(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
+    """The options of a forward, read.
+
+    Raises:
+        TypeError, ValueError: if they are no flag and no positive number.
+    """
+    if torch.compiler.is_compiling():
+        return singularity_avoiding, y_th
+    return FLAG.read("singularity_avoiding", singularity_avoiding), Real(above=0).read("y_th", y_th)
 
 
 class Edge(NamedTuple):
@@ -56,6 +70,7 @@ class SymbolicEdges(nn.Module):
     _inputs: Tensor | None
     _outputs: Tensor | None
 
+    @checked(in_features=INDEX, out_features=INDEX, device=DEVICE, dtype=DTYPE)
     def __init__(
         self,
         in_features: int,
@@ -64,10 +79,7 @@ class SymbolicEdges(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_int("in_features", in_features, least=0)
-        check_int("out_features", out_features, least=0)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        check_dtype(dtype)
         self.in_features = in_features
         self.out_features = out_features
         self.edges: tuple[Edge, ...] = ()
@@ -79,7 +91,7 @@ class SymbolicEdges(nn.Module):
 
     # -- values -----------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+    def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
         """``[N, in_features]`` to ``[N, out_features]``.
 
         Args:
@@ -102,7 +114,7 @@ class SymbolicEdges(nn.Module):
             return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
         return values.new_zeros(len(x), self.out_features).index_add(1, self._outputs, values)
 
-    def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+    def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
         """Of each edge by itself, ``[N, E]`` in the order of ``edges``; arguments and errors as in :meth:`forward`."""
         self._check(x)
         if not self.edges:
@@ -129,9 +141,9 @@ class SymbolicEdges(nn.Module):
         z = torch.addcmul(b, x, a)
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
         functions = [lookup(name) for name in self._names]
+        if singularity_avoiding is not False or y_th is not Y_TH:
+            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
         if singularity_avoiding:
-            if not y_th > 0:
-                raise ValueError(f"y_th must be positive, got {y_th}")
             done = [function.guarded(part, y_th) for function, part in zip(functions, parts)]
         else:
             done = [function.fun(part) for function, part in zip(functions, parts)]
@@ -139,10 +151,12 @@ class SymbolicEdges(nn.Module):
 
     # -- edges ------------------------------------------------------------------------------------
 
+    @checked(i=INDEX, j=INDEX)
     def name(self, i: int, j: int) -> str | None:
         """The function of edge (i, j), or None where that is no formula."""
         return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
 
+    @checked(i=INDEX, j=INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
@@ -164,7 +178,7 @@ class SymbolicEdges(nn.Module):
         name = lookup(name).name
         try:
             row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # NotImplementedError too, for a tensor on meta
             raise TypeError(f"affine must be four numbers, got {affine!r}") from None
         check_shape("affine", row, (4,))
         check_finite("affine", row.to(self.affine.dtype))
@@ -172,6 +186,7 @@ class SymbolicEdges(nn.Module):
         rows = torch.cat([self.affine, row.to(self.affine).unsqueeze(0)])
         self._replace([*kept, (Edge(i, j, name), len(self.edges))], rows)
 
+    @checked(i=INDEX, j=INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def unfix(self, i: int, j: int) -> None:
@@ -192,6 +207,7 @@ class SymbolicEdges(nn.Module):
             raise ValueError(f"edge ({i}, {j}) has no symbolic function to take away")
         self._replace([(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)], self.affine)
 
+    @checked(inputs=Each(INDEX), outputs=Each(INDEX))
     @torch.inference_mode(False)
     @torch.no_grad()
     def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
@@ -220,7 +236,7 @@ class SymbolicEdges(nn.Module):
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
-            check_int(name, index, least=0)
+            INDEX.read(name, index)  # of an edge in a file too
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
@@ -318,7 +334,6 @@ def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
     """New numbers of the kept indices."""
     kept = list(indices)
     for index in kept:
-        check_int(name, index, least=0)
         if index >= size:
             raise ValueError(f"{name} must be below {size}, got {index}")
     if len(set(kept)) < len(kept):

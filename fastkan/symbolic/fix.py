@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_range
+from fastkan_kernels.arguments import FLAG, INDEX, SHARE, Callback, Choice, checked
 
 from ..edges import edge_functions, mask_of
 from ..tables import table
-from .library import IDENTITY, SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
+from .library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 
 if TYPE_CHECKING:
@@ -24,6 +23,10 @@ POOR = 0.9  # R2 below which a fit deserves a word
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
 
 
+@checked(
+    l=INDEX, i=INDEX, j=INDEX, fun_name=FunctionName(), fit_params_bool=FLAG, a_range=BOUNDS, b_range=BOUNDS,
+    verbose=FLAG, random=FLAG,
+)  # fmt: skip
 @torch.inference_mode(False)
 @torch.no_grad()
 def fix_symbolic(
@@ -69,30 +72,29 @@ def fix_symbolic(
         edge (0, 1, 0): tanh, R2 0.999996
     """
     model.check_edge(l, i, j)
-    name = _known("fun_name", fun_name)
     if log_history is not None:
-        warnings.warn("log_history has no meaning here: nothing is logged", UserWarning, stacklevel=2)
-    check_ranges(a_range, b_range)
+        warnings.warn("log_history has no meaning here: nothing is logged", UserWarning, stacklevel=5)
     affine: Sequence[float] = IDENTITY
     r2 = None
     if fit_params_bool:
-        if name != "0" and not _is_on(model, l, i, j):
+        if fun_name != "0" and not _is_on(model, l, i, j):
             raise ValueError(
-                f"edge {l, i, j} is off, so there is nothing to fit {name!r} to: switch it on by set_mode, or pass "
+                f"edge {l, i, j} is off, so there is nothing to fit {fun_name!r} to: switch it on by set_mode, or pass "
                 "fit_params_bool=False"
             )
-        params, r2 = fit_params(*_samples(model, l, i, j), name, a_range, b_range)
+        params, r2 = fit_params(*_samples(model, l, i, j), fun_name, a_range, b_range)
         affine = params.tolist()
     elif random:
         affine = (torch.rand(4) * 2 - 1).tolist()
-    model.symbolic[l].fix(i, j, name, affine)
+    model.symbolic[l].fix(i, j, fun_name, affine)
     set_numeric(model, l, [(i, j)], False)
     if verbose and r2 is not None:
-        word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and name != "0" else ""
-        print(f"edge {l, i, j}: {name}, R2 {r2:.6f}{word}")
+        word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and fun_name != "0" else ""
+        print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{word}")
     return r2
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.inference_mode(False)
 def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
     """Make a formula the spline again that the edge was before, in place.
@@ -130,6 +132,7 @@ def unfix_symbolic_all(model: KAN) -> None:
             unfix_symbolic(model, layer, edge.i, edge.j)
 
 
+@checked(l=INDEX, i=INDEX, j=INDEX, mode=Choice(MODES))
 @torch.inference_mode(False)
 def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
     """Say what counts on an edge, in place.
@@ -150,8 +153,6 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
                 [0.]])
     """
     model.check_edge(l, i, j)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}")
     numeric, formula = MODES[mode]
     symbolic = model.symbolic[l]
     if formula and symbolic.name(i, j) is None:
@@ -161,6 +162,10 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
     set_numeric(model, l, [(i, j)], numeric)
 
 
+@checked(
+    l=INDEX, i=INDEX, j=INDEX, a_range=BOUNDS, b_range=BOUNDS, lib=Library(), topk=INDEX, verbose=FLAG,
+    r2_loss_fun=Callback(), c_loss_fun=Callback(), weight_simple=SHARE,
+)  # fmt: skip
 @torch.no_grad()
 def suggest_symbolic(
     model: KAN,
@@ -204,10 +209,8 @@ def suggest_symbolic(
         ('exp', 2)
     """
     model.check_edge(l, i, j)
-    names = library_names(lib)
-    check_ranges(a_range, b_range)
     x, y = (value.unsqueeze(1) for value in _samples(model, l, i, j))
-    fits = search(x, y, names, a_range=a_range, b_range=b_range)
+    fits = search(x, y, lib, a_range=a_range, b_range=b_range)
     ranked = rank(fits, weight_simple=weight_simple, r2_loss_fun=r2_loss_fun, c_loss_fun=c_loss_fun)
     best = ranked[0]
     if verbose:
@@ -235,26 +238,3 @@ def _samples(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
     """Inputs and outputs of an edge, ``[N]`` each."""
     nodes = model.trace()[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]
-
-
-def _known(argument: str, name: object) -> str:
-    """The name of a function in the library, or an error that helps."""
-    if callable(name):
-        raise TypeError(f"{argument} must be a name: give the function one by add_symbolic(name, fun), and pass that")
-    if isinstance(name, str) and name not in SYMBOLIC_LIB:
-        near = difflib.get_close_matches(name.lower(), SYMBOLIC_LIB, cutoff=0.5)
-        meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(SYMBOLIC_LIB)}."
-        raise ValueError(f"{argument} must be in the library, got {name!r}; {meant} add_symbolic adds one's own")
-    return lookup(name).name  # type: ignore[arg-type]
-
-
-def library_names(lib: Iterable[str] | None) -> list[str]:
-    if lib is None or isinstance(lib, str) or not isinstance(lib, Iterable):
-        return names_of(lib)
-    return names_of([_known("lib", name) for name in lib])
-
-
-def check_ranges(a_range: Range, b_range: Range) -> None:
-    for name, value in (("a_range", a_range), ("b_range", b_range)):
-        if value is not None:
-            check_range(name, value)

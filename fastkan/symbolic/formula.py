@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fastkan_kernels.arguments import FLAG, Choice, checked, is_sequence
+
 from ..edges import mask_of
 from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
-from .rounding import check_rounding, is_tame, number, rebuilt, rounded, rounded_to_keep
+from .rounding import TOLERANCE, Digits, is_tame, number, rebuilt, rounded, rounded_to_keep
 
 if TYPE_CHECKING:
     from ..network import KAN
 
-NUMERIC = ("raise", "piecewise")
+NUMERIC = Choice(("raise", "piecewise"))
 
 
+@checked(digits=Digits(), numeric=NUMERIC, simplify=FLAG, tolerance=TOLERANCE)
 def symbolic_formula(
     model: KAN,
     var: Sequence[Any] | None = None,
@@ -65,7 +68,6 @@ def symbolic_formula(
         (x_2**2 + sin(x_1), [x_1, x_2])
     """
     _check_numeric(model, numeric)
-    check_rounding(digits, tolerance)
     columns, variables = _variables(None, model.in_features), _variables(var, model.in_features)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
@@ -76,7 +78,10 @@ def symbolic_formula(
     if simplify:
         import sympy
 
-        formulas = [sympy.simplify(formula) for formula in formulas]
+        try:
+            formulas = [sympy.simplify(formula) for formula in formulas]
+        except RecursionError:
+            raise ValueError("simplify must be False for formulas that are so large") from None
     if digits == "auto":
         x, labels = _samples(model, dataset, inputs, outputs)
         formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
@@ -103,6 +108,7 @@ def formula_latex(model: KAN, var: Sequence[Any] | None = None, *args: Any, **op
     return [sympy.latex(formula) for formula in formulas]
 
 
+@checked(digits=Digits(), numeric=NUMERIC, tolerance=TOLERANCE)
 def formula_numpy(
     model: KAN,
     normalizer: Sequence[Any] | None = None,
@@ -232,7 +238,10 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
     def formula(x: Any) -> Any:
         import numpy
 
-        rows = numpy.asarray(x, dtype=numpy.float64)
+        try:
+            rows = numpy.asarray(x, dtype=numpy.float64)
+        except (TypeError, ValueError, RuntimeError) as error:  # of torch for a tensor that NumPy can't have
+            raise TypeError(f"x must be an array of numbers, got {type(x).__name__}: {error}") from None
         if rows.ndim == 0 or rows.shape[-1] != in_features:
             raise ValueError(f"x must have the shape [..., in_features={in_features}], got {list(rows.shape)}")
         columns = list(numpy.moveaxis(rows, -1, 0))
@@ -247,9 +256,7 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 # -- arguments -----------------------------------------------------------------------------------------
 
 
-def _check_numeric(model: KAN, numeric: object) -> None:
-    if numeric not in NUMERIC:
-        raise ValueError(f"numeric must be one of {', '.join(map(repr, NUMERIC))}; got {numeric!r}")
+def _check_numeric(model: KAN, numeric: str) -> None:
     if numeric == "raise":
         on = [(n, *edge) for n, layer in enumerate(model.layers) for edge in mask_of(layer).nonzero().tolist()]
         if on:
@@ -265,7 +272,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
 
     if var is None:
         return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(count)]
-    if isinstance(var, str) or not isinstance(var, Sequence):
+    if not is_sequence(var):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
         if not isinstance(each, (str, sympy.Symbol)):
@@ -283,6 +290,8 @@ def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list
     if value is None:
         return [[0.0] * count, [1.0] * count]
     try:
+        if not is_sequence(value):
+            raise TypeError
         mean, std = (torch.as_tensor(part, dtype=torch.float64).detach().cpu().flatten() for part in value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"{name} must be [mean, std], got {value!r}") from None

@@ -7,6 +7,7 @@ for formulas that read well; a function without it is searched and fixed all the
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -16,10 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastkan_kernels.arguments import FLAG, Bounds, Callback, Kind, Optional, Real, Text, checked, kind_of
+
 from . import guards
 
 INF = math.inf
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
+BOUNDS = Optional(Bounds())
 
 
 class Interval(NamedTuple):
@@ -279,16 +283,42 @@ def names_of(lib: Iterable[str] | None = None) -> list[str]:
         >>> names_of(["sin", "exp", "sin"])
         ['sin', 'exp']
     """
-    if lib is None:
-        return [name for name, entry in _FUNCTIONS.items() if not entry.alias]
-    if isinstance(lib, str) or not isinstance(lib, Iterable):
-        raise TypeError(f"lib must be names of functions in a list, got {lib!r}")
-    names = list(dict.fromkeys(lookup(name).name for name in lib))
-    if not names:
-        raise ValueError("lib must name a function, got none")
-    return names
+    return Library().read("lib", lib)
 
 
+class FunctionName(Kind):
+    """The name of a function in the library."""
+
+    def read(self, name: str, value: Any) -> str:
+        if callable(value):
+            raise TypeError(f"{name} must be a name: give the function one by add_symbolic(name, fun), and pass that")
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {kind_of(value)}")
+        if value not in _FUNCTIONS:
+            near = difflib.get_close_matches(value.lower(), _FUNCTIONS, cutoff=0.5)
+            meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(_FUNCTIONS)}."
+            raise ValueError(f"{name} must be in the library, got {value!r}; {meant} add_symbolic adds one's own")
+        return value
+
+
+class Library(Kind):
+    """Names of functions in the library, each once; None stands for all that are not only another's second name."""
+
+    def read(self, name: str, value: Any) -> list[str]:
+        if value is None:
+            return [each for each, entry in _FUNCTIONS.items() if not entry.alias]
+        if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be names of functions in a list, got {value!r}")
+        names = list(dict.fromkeys(FunctionName().read(name, each) for each in value))
+        if not names:
+            raise ValueError(f"{name} must name a function, got none")
+        return names
+
+
+@checked(
+    name=Text(), fun=Callback(), c=Real(least=0), fun_singularity=Optional(Callback()), sympy_fun=Optional(Callback()),
+    domain=Bounds(finite=False), overwrite=FLAG,
+)  # fmt: skip
 def add_symbolic(
     name: str,
     fun: Callable[[Tensor], Tensor],
@@ -320,29 +350,19 @@ def add_symbolic(
         tensor([1.])
         >>> remove_symbolic("j0")
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a str, got {type(name).__name__}")
     if not name:
         raise ValueError("name must not be empty")
     if name in _BUILT_IN:
         raise ValueError(f"name must be a new one, got {name!r}, which is built in")
     if name in _FUNCTIONS and not overwrite:
         raise ValueError(f"name must be a new one, got {name!r}, which you have added: say overwrite=True")
-    for argument, value, optional in (
-        ("fun", fun, False), ("fun_singularity", fun_singularity, True), ("sympy_fun", sympy_fun, True)
-    ):  # fmt: skip
-        if not (callable(value) or (optional and value is None)):
-            raise TypeError(f"{argument} must be a function, got {type(value).__name__}")
-    if isinstance(c, bool) or not isinstance(c, (int, float)):
-        raise TypeError(f"c must be a number, got {type(c).__name__}")
-    if not 0 <= c < INF:
-        raise ValueError(f"c must be 0 or more, and finite, got {c}")
     interval = _interval_of(fun, domain)
     _FUNCTIONS[name] = SymbolicFunction(
         fun, sympy_fun or _Undefined(name), c, name=name, domain=interval, fun_singularity=fun_singularity
     )
 
 
+@checked(name=FunctionName())
 def remove_symbolic(name: str) -> None:
     """Take a function of one's own out of the library again. Edges that are fixed to it don't work then.
 
@@ -353,23 +373,26 @@ def remove_symbolic(name: str) -> None:
         >>> add_symbolic("cube", lambda z: z**3)
         >>> remove_symbolic("cube")
     """
-    if lookup(name).name in _BUILT_IN:
+    if name in _BUILT_IN:
         raise ValueError(f"name must be that of a function you have added, got {name!r}, which is built in")
     del _FUNCTIONS[name]
 
 
 def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -> Interval:
-    try:
-        low, high = (float(end) for end in domain)
-    except (TypeError, ValueError):
-        raise TypeError(f"domain must be two numbers, got {domain!r}") from None
-    if not low < high:
-        raise ValueError(f"domain must be increasing, got {domain!r}")
+    low, high = domain
     interval = Interval(low, high)
     ends = torch.tensor([end if math.isfinite(end) else interval.inner for end in (low, high)], dtype=torch.float64)
-    value = fun(ends.clone())
-    if not isinstance(value, Tensor) or value.shape != ends.shape or not value.is_floating_point():
+    low_finite, high_finite = check_function(fun, ends).isfinite().tolist()
+    return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
+
+
+def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The values of ``fun``, which must be as many and of the kind of ``at [2]``, float64."""
+    try:
+        value = fun(at.clone())
+    except Exception as error:
+        raise TypeError(f"fun must map a tensor to one of its shape and kind, but raised {error!r}") from error
+    if not isinstance(value, Tensor) or value.shape != at.shape or not value.is_floating_point():
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"fun must map a tensor to one of its shape and kind, but float64 [2] became {got}")
-    low_finite, high_finite = value.isfinite().tolist()
-    return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
+    return value

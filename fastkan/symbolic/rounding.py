@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import Int, Kind, Real
 
 MOST = 17  # significant digits that tell any two float64 apart
 TAME = 80  # parts of an expression
@@ -48,7 +48,6 @@ def rounded(expression: Any, digits: int) -> Any:
         >>> rounded(3.14159 * x + 0.00123456, 3)
         3.14*x + 0.00123
     """
-    check_int("digits", digits, least=1)
     for _ in range(2):  # a constant that became 1 lets others meet
         expression = rebuilt(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
     return expression
@@ -182,17 +181,18 @@ def _is_real(part: Any) -> bool:
     return bool(part.is_Add or part.is_Mul or ((part.is_Symbol or part.is_number) and part.is_real))
 
 
-def check_rounding(digits: object, tolerance: object) -> None:
-    """``digits`` is None, an int from 1 on, or "auto", and ``tolerance`` a number from 0 on."""
-    if isinstance(digits, str):
-        if digits != "auto":
-            raise ValueError(f"digits must be None, an int, or 'auto'; got {digits!r}")
-    elif digits is not None:
-        check_int("digits", digits, least=1)
-    if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)):
-        raise TypeError(f"tolerance must be a number, got {type(tolerance).__name__}")
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"tolerance must be 0 or more, and finite, got {tolerance}")
+class Digits(Kind):
+    """None, an int from 1 on, or "auto"."""
+
+    def read(self, name: str, value: Any) -> int | str | None:
+        if isinstance(value, str):
+            if value != "auto":
+                raise ValueError(f"{name} must be None, an int, or 'auto'; got {value!r}")
+            return value
+        return None if value is None else Int(least=1).read(name, value)
+
+
+TOLERANCE = Real(least=0)
 
 
 def _significant(value: Any, digits: int) -> Any:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.checks import check_finite, check_int, check_range, check_shape, check_tensor
+from fastkan_kernels.arguments import INDEX, REAL, SHARE, Callback, Instance, checked
+from fastkan_kernels.checks import check_finite, check_shape, check_tensor
 
 from .fitting import Range, Samples, fit
-from .library import SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
+from .library import BOUNDS, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction, check_function, lookup, names_of
 
 
 class SymbolicFits(NamedTuple):
@@ -49,6 +50,7 @@ class Candidate(NamedTuple):
     loss: float
 
 
+@checked(names=Library(), a_range=BOUNDS, b_range=BOUNDS)
 def search(
     x: Tensor,
     y: Tensor,
@@ -85,6 +87,7 @@ def search(
     return SymbolicFits(names, *_checked_fit([lookup(name) for name in names], x, y, a_range, b_range))
 
 
+@checked(a_range=BOUNDS, b_range=BOUNDS)
 def fit_params(
     x: Tensor,
     y: Tensor,
@@ -139,6 +142,10 @@ def c_loss(complexity: float) -> float:
     return complexity
 
 
+@checked(
+    fits=Instance(SymbolicFits), edge=INDEX, weight_simple=SHARE, r2_loss_fun=Callback(), c_loss_fun=Callback(),
+    parameter_bits=REAL,
+)  # fmt: skip
 def rank(
     fits: SymbolicFits,
     edge: int = 0,
@@ -170,13 +177,8 @@ def rank(
         >>> [candidate.name for candidate in rank(search(x, torch.cos(x), ["sin", "x", "cos"]))]
         ['cos', 'sin', 'x']
     """
-    check_int("edge", edge, least=0)
     if edge >= fits.r2.shape[1]:
         raise ValueError(f"edge must be below {fits.r2.shape[1]}, got {edge}")
-    if isinstance(weight_simple, bool) or not isinstance(weight_simple, (int, float)):
-        raise TypeError(f"weight_simple must be a number, got {type(weight_simple).__name__}")
-    if not 0 <= weight_simple <= 1:
-        raise ValueError(f"weight_simple must be from 0 to 1, got {weight_simple}")
     candidates = []
     for name, affine, r2 in zip(fits.names, fits.affine[:, edge].tolist(), fits.r2[:, edge].tolist()):
         function = lookup(name)
@@ -189,9 +191,10 @@ def rank(
 
 def _function_of(fun: str | Callable[[Tensor], Tensor]) -> SymbolicFunction:
     if isinstance(fun, str):
-        return lookup(fun)
+        return lookup(FunctionName().read("fun", fun))
     if not callable(fun):
         raise TypeError(f"fun must be a name or a function, got {type(fun).__name__}")
+    check_function(fun, torch.tensor([0.25, 0.5], dtype=torch.float64))
     for entry in SYMBOLIC_LIB.values():
         if entry.fun is fun:
             return entry
@@ -209,8 +212,6 @@ def _checked_fit(
         raise ValueError("x must have at least one sample, got none")
     check_finite("x", x)
     check_finite("y", y)
-    a_range = None if a_range is None else check_range("a_range", a_range)
-    b_range = None if b_range is None else check_range("b_range", b_range)
     elsewhere = torch.get_default_device().type != "cpu"
     with (
         torch.inference_mode(False),

@@ -15,12 +15,13 @@ import inspect
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_INT = 2**31 - 1  # more of anything neither fits into memory nor ends
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
@@ -64,10 +65,13 @@ class Int(Kind):
         number = plain(value)
         if not isinstance(number, int):
             raise TypeError(f"{name} must be an int, got {kind_of(value)}")
-        if self.least is not None and number < self.least:
-            raise ValueError(f"{name} must be at least {self.least}, got {number}")
-        if self.most is not None and number > self.most:
-            raise ValueError(f"{name} must be at most {self.most}, got {number}")
+        too_low = self.least is not None and number < self.least
+        if too_low or (self.most is not None and number > self.most):
+            if self.least is not None and self.most is not None and self.most < MAX_INT:
+                bounds = f"from {self.least} to {self.most}"
+            else:
+                bounds = f"at least {self.least}" if too_low else f"at most {self.most}"
+            raise ValueError(f"{name} must be {bounds}, got {number}")
         return int(number)
 
 
@@ -92,9 +96,10 @@ class Real(Kind):
             number = float(number)
         except OverflowError:
             raise ValueError(f"{name} must be finite, got a number above 1e308") from None
-        if math.isnan(number) or (self.finite and math.isinf(number)):
+        two_ends = self.least is not None and self.most is not None
+        if not two_ends and (math.isnan(number) or (self.finite and math.isinf(number))):
             raise ValueError(f"{name} must be finite, got {number}")
-        below_least = self.least is not None and number < self.least
+        below_least = self.least is not None and not number >= self.least  # as NaN is
         above_most = self.most is not None and number > self.most
         not_above = self.above is not None and number <= self.above
         not_below = self.below is not None and number >= self.below
@@ -130,7 +135,26 @@ class Choice(Kind):
         if not isinstance(value, str) or value not in self.names:
             shown = repr(value) if isinstance(value, (str, int, float, type(None))) else kind_of(value)
             raise ValueError(f"{name} must be one of {', '.join(map(repr, self.names))}; got {shown}")
-        return value
+        return str(value)
+
+
+class Bounds(Kind):
+    """Two increasing numbers, as a tuple of floats; infinite ones where they may be."""
+
+    def __init__(self, finite: bool = True) -> None:
+        self.finite = finite
+
+    def read(self, name: str, value: Any) -> tuple[float, float]:
+        ends = [plain(end) for end in value] if is_sequence(value) else []
+        if len(ends) != 2 or not all(isinstance(end, numbers.Real) for end in ends):
+            raise TypeError(f"{name} must be two numbers, got {value!r}")
+        try:
+            low, high = map(float, ends)
+        except OverflowError:
+            low = high = math.inf
+        if not low < high or (self.finite and not (math.isfinite(low) and math.isfinite(high))):
+            raise ValueError(f"{name} must be {'finite and ' * self.finite}increasing, got {value!r}")
+        return low, high
 
 
 class Text(Kind):
@@ -143,12 +167,15 @@ class Text(Kind):
 
 
 class Path(Kind):
-    """A path of the file system."""
+    """A path of the file system, as a str."""
 
-    def read(self, name: str, value: Any) -> Any:
-        if not isinstance(value, (str, os.PathLike)):
-            raise TypeError(f"{name} must be a path, got {kind_of(value)}")
-        return value
+    def read(self, name: str, value: Any) -> str:
+        if not isinstance(value, (str, bytes, os.PathLike)):
+            raise TypeError(f"{name} must be a path, as a str, bytes or os.PathLike, got {kind_of(value)}")
+        path = os.fsdecode(value)
+        if "\0" in path:
+            raise ValueError(f"{name} must be a path, got {value!r}, which has a zero byte in it")
+        return path
 
 
 class Callback(Kind):
@@ -164,7 +191,7 @@ class Dtype(Kind):
     """A dtype that a layer can have."""
 
     def read(self, name: str, value: Any) -> Any:
-        if value not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        if not isinstance(value, torch.dtype) or value not in FLOATS:
             raise TypeError(f"{name} must be torch.float16, bfloat16, float32 or float64, got {value!r}")
         return value
 
@@ -178,7 +205,7 @@ class Device(Kind):
         try:
             device = torch.device(value)
             torch.empty(0, device=device)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
+        except (RuntimeError, AssertionError, NotImplementedError, OverflowError, ValueError) as error:
             because = str(error).strip().splitlines()[0]
             raise ValueError(f"{name}={str(value)!r} can't be used here: {because}") from None
         return device
@@ -233,18 +260,26 @@ class Optional(Kind):
 
 
 def is_sequence(value: object) -> bool:
-    """Whether a value has entries in an order: a list, a tuple, a range, an array or tensor with dimensions."""
+    """Whether a value has entries in an order, as lists and arrays with dimensions have; text counts as one value."""
     if isinstance(value, Tensor):
         return value.ndim > 0 and not value.is_meta and value.layout == torch.strided
-    return isinstance(value, (list, tuple, range)) or (hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0)
+    if isinstance(value, Sequence):
+        return not isinstance(value, (str, bytes, bytearray, memoryview))
+    return hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
 
 
+FLAG = Flag()
+REAL = Real()
+INDEX = Int(least=0)
+DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None is the default one
 SEED = Optional(Int(least=0, most=2**64 - 1))
 SHARE = Real(least=0, most=1)
 
 
 def checked(**table: Kind) -> Callable[[Fn], Fn]:
     """Check a function's arguments by a table of their kinds before it runs; defaults are taken as they are.
+
+    While ``torch.compile`` traces, arguments are taken as they are: it can't read values.
 
     Raises:
         TypeError, ValueError: from the function, for an argument of another kind, before anything has been done.
@@ -258,21 +293,26 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
     """
 
     def decorate(function: Fn) -> Fn:
-        signature = inspect.signature(function)
-        unknown = set(table) - set(signature.parameters)
+        parameters = inspect.signature(function).parameters
+        unknown = set(table) - set(parameters)
         if unknown:
             raise TypeError(f"{function.__qualname__} has no parameters {sorted(unknown)}")
+        defaults = {name: parameters[name].default for name in table}
+        by_place = [name for name, one in parameters.items() if one.kind.name.startswith("POSITIONAL")]
+        places = [(place, name) for place, name in enumerate(by_place) if name in table]
 
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
-            try:
-                bound = signature.bind(*args, **options)
-            except TypeError:
-                return function(*args, **options)  # Python's own message names the function
-            for name, value in bound.arguments.items():
-                if name in table and value is not signature.parameters[name].default:
-                    bound.arguments[name] = table[name].read(name, value)
-            return function(*bound.args, **bound.kwargs)
+            if torch.compiler.is_compiling():
+                return function(*args, **options)
+            given = list(args)
+            for place, name in places:
+                if place < len(given) and given[place] is not defaults[name]:
+                    given[place] = table[name].read(name, given[place])
+            for name, value in options.items():
+                if name in table and value is not defaults[name]:
+                    options[name] = table[name].read(name, value)
+            return function(*given, **options)
 
         call.argument_table = table  # type: ignore[attr-defined]  # for the tests that try bad arguments
         return cast(Fn, call)

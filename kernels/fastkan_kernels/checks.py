@@ -2,67 +2,37 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
+from .arguments import FLOATS, Choice, Dtype, Int
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype
 from .trilinear import Slots
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ORDER = Int(least=1, most=MAX_SPLINE_ORDER)
+BASE = Choice(BASE_FUNCTIONS)
 
 
-def check_int(name: str, value: object, least: int) -> None:
-    """``value`` is an int, ``least`` or more."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_range(name: str, value: object) -> tuple[float, float]:
-    """``value`` is two finite, increasing numbers; returns them."""
-    try:
-        if isinstance(value, str):
-            raise TypeError
-        low, high = (float(end) for end in value)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be two numbers, got {value!r}") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"{name} must be finite and increasing, got {value!r}")
-    return low, high
+def check_int(name: str, value: object, least: int) -> int:
+    """``value`` as an int, ``least`` or more."""
+    return Int(least).read(name, value)
 
 
 def check_dtype(dtype: object) -> None:
     """``dtype`` is one that a layer can have."""
-    if dtype not in _FLOATS:
-        raise TypeError(f"dtype must be torch.float16, bfloat16, float32 or float64, got {dtype!r}")
+    Dtype().read("dtype", dtype)
 
 
 def check_basis(basis: object) -> None:
     """``basis`` is a :class:`Basis` that there are features for."""
     if not isinstance(basis, Basis):
         raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
-    check_order(basis.order)
-    check_base(basis.base)
+    ORDER.read("spline_order", basis.order)
+    BASE.read("base", basis.base)
     if basis.product is not None:
         check_dtype(basis.product)
-
-
-def check_order(order: object) -> None:
-    """``order`` is an int from 1 to 5."""
-    if isinstance(order, bool) or not isinstance(order, int):
-        raise TypeError(f"spline_order must be an int, got {type(order).__name__}")
-    if not 1 <= order <= MAX_SPLINE_ORDER:
-        raise ValueError(f"spline_order must be from 1 to {MAX_SPLINE_ORDER}, got {order}")
-
-
-def check_base(base: object) -> None:
-    """``base`` names a base function."""
-    if base not in BASE_FUNCTIONS:
-        raise ValueError(f"base must be one of {', '.join(map(repr, BASE_FUNCTIONS))}; got {base!r}")
 
 
 def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
@@ -71,7 +41,7 @@ def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
-    if value.dtype not in _FLOATS and not any_dtype:
+    if value.dtype not in FLOATS and not any_dtype:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {value.dtype}")
 
 
@@ -184,16 +154,10 @@ def check_alike(x: Tensor, **others: Tensor | None) -> None:
         )
 
 
-def check_derivative(derivative: object) -> None:
-    """``derivative`` is an int, 0 or more. (What a base can't do, it says itself.)"""
-    if isinstance(derivative, bool) or not isinstance(derivative, int):
-        raise TypeError(f"derivative must be an int, got {type(derivative).__name__}")
-    if derivative < 0:
-        raise ValueError(f"derivative must be 0 or more, got {derivative}")
-
-
 def check_finite(name: str, value: Tensor) -> None:
     """No NaN and no infinity: for data that something is fitted to."""
+    if value.is_meta:
+        raise ValueError(f"{name} must have values, got a tensor on meta")
     bad = int((~value.detach().isfinite()).sum())
     if bad:
         raise ValueError(f"{name} must be finite, got {bad} NaN or infinite of {value.numel()} values")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import routing
+from .arguments import INDEX, checked
 from .basis import Basis
-from .checks import check_derivative, check_operands
+from .checks import check_operands
 from .trilinear import CONTRACTIONS, Slots
 
 
 def _contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
     check_operands(x, knots, slots, basis, CONTRACTIONS[name].filled)
-    check_derivative(derivative)
     return routing.contract(name, x, knots, slots, basis, derivative)
 
 
+@checked(derivative=INDEX)
 def contract_out(
     x: Tensor,
     knots: Tensor,
@@ -53,6 +54,7 @@ def contract_out(
     return _contract("F", x, knots, Slots(v, weight, base_weight), basis, derivative)
 
 
+@checked(derivative=INDEX)
 def contract_weight(
     x: Tensor,
     knots: Tensor,
@@ -82,6 +84,7 @@ def contract_weight(
     return _contract("G", x, knots, Slots(v, g=g), basis, derivative)
 
 
+@checked(derivative=INDEX)
 def contract_in(
     x: Tensor,
     knots: Tensor,

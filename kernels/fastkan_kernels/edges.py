@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import routing
+from .arguments import INDEX, checked
 from .backends import BACKENDS
 from .basis import Basis, exact_products, working_dtype
-from .checks import check_int, check_operands
+from .checks import check_operands
 from .features import base_function, features
 from .trilinear import Slots
 
@@ -22,6 +23,7 @@ BLOCK_ELEMENTS = 1 << 20  # of all edges' values
 FEATURE_ELEMENTS = 1 << 18  # of features: 1 MiB of float32, which stays in a core's cache
 
 
+@checked(correction=INDEX)
 def edge_std(
     x: Tensor,
     knots: Tensor,
@@ -57,6 +59,7 @@ def edge_std(
     return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
 
 
+@checked(correction=INDEX)
 def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: int = 1) -> Tensor:
     """Covariance over the batch of the features of each input.
 
@@ -73,7 +76,6 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         torch.Size([2, 9, 9])
     """
     check_operands(x, knots, Slots(), basis)
-    check_int("correction", correction, least=0)
     if x.shape[0] <= correction:
         raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:

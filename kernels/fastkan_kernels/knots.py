@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import DEVICE, INDEX, Bounds, Dtype, Int, Real, checked
 from .basis import Basis
-from .checks import check_base, check_dtype, check_int, check_order, check_range, check_shape, check_tensor
+from .checks import BASE, ORDER, check_shape, check_tensor
+
+SHAPE = ("in_features", "grid_size + 2 * spline_order + 1")
 
 
+@checked(
+    in_features=INDEX, grid_size=Int(least=1), order=ORDER, grid_range=Bounds(), dtype=Dtype(),
+    device=DEVICE,
+)  # fmt: skip
 def uniform_knots(
     in_features: int,
     grid_size: int,
@@ -30,28 +37,34 @@ def uniform_knots(
         >>> uniform_knots(1, grid_size=2, order=1)
         tensor([[-2., -1.,  0.,  1.,  2.]])
     """
-    check_int("in_features", in_features, least=0)
-    check_int("grid_size", grid_size, least=1)
-    check_order(order)
-    low, high = check_range("grid_range", grid_range)
-    check_dtype(dtype)
+    low, high = grid_range
     # made in float64 and rounded once, so that each knot is within half an eps of its place
     steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
     row = low + steps * ((high - low) / grid_size)
     return row.to(dtype).expand(in_features, -1).contiguous()
 
 
+@checked(tolerance=Real(least=0))
 def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     """Whether each row is equally spaced to within a few eps of the knots' own dtype.
 
     Knots made in float32 and widened to float64 are not: in float64 they are off by far more than
     rounding. Reads the values, so on a GPU it waits for it: ask once, when the knots change.
 
+    Args:
+        knots: ``[in_features, grid_size + 2 * spline_order + 1]``.
+        tolerance: how many eps of its largest knot a row may be off.
+
+    Raises:
+        TypeError, ValueError: for what is no such tensor, or a tolerance below 0.
+
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
         >>> knots_are_uniform(knots), knots_are_uniform(knots.double())
         (True, False)
     """
+    check_tensor("knots", knots)
+    check_shape("knots", knots, SHAPE)
     if knots.is_meta or knots.shape[-1] < 2 or knots.shape[0] == 0:
         return False
     wide = knots.detach().double()
@@ -63,29 +76,35 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     return bool((near.all() & (last > first).all()).item())
 
 
+@checked(order=ORDER, base=BASE)
 def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
     """The basis of a layer with these knots; reads them, so ask once, when the knots change.
+
+    Raises:
+        TypeError, ValueError: for what are no knots, or an order or a base that there is not.
 
     Example:
         >>> basis_of(uniform_knots(2, grid_size=4, order=1), order=1)
         Basis(order=1, base='silu', uniform=True, cells=(-1.5, 2.0), product=None)
     """
-    check_tensor("knots", knots)
-    check_shape("knots", knots, ("in_features", "grid_size + 2 * spline_order + 1"))
-    check_order(order)
-    check_base(base)
     return Basis(order, base, True, _shared_cells(knots)) if knots_are_uniform(knots) else Basis(order, base)
 
 
+@checked(order=ORDER, base=BASE)
 def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
     """The basis of a layer whose knots are known to be equally spaced.
 
     It reads them, to see whether all inputs share one row, only where that makes nobody wait.
 
+    Raises:
+        TypeError, ValueError: for what are no knots, or an order or a base that there is not.
+
     Example:
         >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).cells
         (-1.5, 2.0)
     """
+    check_tensor("knots", knots)
+    check_shape("knots", knots, SHAPE)
     readable = knots.device.type == "cpu" and not torch.compiler.is_compiling()
     return Basis(order, base, True, _shared_cells(knots) if readable else None)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import backends, ops
+from .arguments import Choice, checked
 from .autograd import FUNCTIONS, ContractOutSmall
 from .backends import BACKENDS, Call
 from .basis import Basis, autocast_dtype
@@ -43,6 +44,7 @@ class Route(NamedTuple):
     backend_because: str
 
 
+@checked(name=Choice(BACKEND_NAMES))
 @contextmanager
 def backend(name: str) -> Iterator[None]:
     """Compute every contraction inside the ``with`` by one backend, in this thread.
@@ -60,8 +62,6 @@ def backend(name: str) -> Iterator[None]:
         >>> with backend("reference"):
         ...     y = KANLinear(2, 5)(torch.rand(10, 2))
     """
-    if name not in BACKEND_NAMES:
-        raise ValueError(f"backend must be one of {', '.join(BACKEND_NAMES)}; got {name!r}")
     missing = None if name == "auto" else BACKENDS[name].missing()
     if missing is not None:
         raise RuntimeError(f"backend {name!r} can't serve: {missing}")

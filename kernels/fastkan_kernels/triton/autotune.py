@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 from dataclasses import dataclass
+
+from ..arguments import FLAG, Real, checked
 
 SECONDS = 10.0
 
@@ -27,6 +28,7 @@ def asked_for() -> bool:
 _states = [_State(asked_for(), SECONDS)]  # the last one counts; threads may leave theirs in any order
 
 
+@checked(enabled=FLAG, seconds=Real(above=0))
 def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorContextManager[None]:
     """Tune the Triton kernels inside the ``with``, or the function that this decorates: in this process, on a GPU.
 
@@ -51,13 +53,7 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
         >>> with autotune(seconds=5):
         ...     y = KANLinear(2, 5)(torch.rand(10, 2))
     """
-    if not isinstance(enabled, bool):
-        raise TypeError(f"enabled must be a bool, got {enabled!r}")
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise TypeError(f"seconds must be a number, got {type(seconds).__name__}")
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"seconds must be a number above 0, got {seconds!r}")
-    return _within(enabled, float(seconds))
+    return _within(enabled, seconds)
 
 
 @contextmanager

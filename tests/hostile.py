@@ -1,0 +1,234 @@
+"""What nobody means to pass, and how every public function is called: for ``test_arguments``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+import fastkan
+import fastkan_kernels as kernels
+from fastkan import KAN, KANLinear, symbolic
+from fastkan.functional import kan_linear
+from fastkan.plotting import plot_history
+from fastkan.symbolic import SymbolicEdges
+
+# made anew for each call
+VALUES: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "text": lambda: "abc",
+    "empty text": lambda: "",
+    "digit": lambda: "1",
+    "zero byte": lambda: "a\0b",
+    "bytes": lambda: b"abc",
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "1": lambda: 1,
+    "7": lambda: 7,
+    "1.5": lambda: 1.5,
+    "-0.5": lambda: -0.5,
+    "nan": lambda: float("nan"),
+    "inf": lambda: float("inf"),
+    "-inf": lambda: -float("inf"),
+    "2**70": lambda: 2**70,
+    "-2**70": lambda: -(2**70),
+    "10**400": lambda: 10**400,
+    "complex": lambda: 1 + 2j,
+    "True": lambda: True,
+    "False": lambda: False,
+    "[]": list,
+    "[1]": lambda: [1],
+    "[0, 1]": lambda: [0, 1],
+    "[1, 0]": lambda: [1, 0],
+    "[nan, 1]": lambda: [float("nan"), 1.0],
+    "[None]": lambda: [None],
+    "[[0]]": lambda: [[0]],
+    "texts": lambda: ["a", "b"],
+    "{}": dict,
+    "dict": lambda: {"a": 1},
+    "set": lambda: {0.0, 1.0},
+    "iterator": lambda: iter([1, 2]),
+    "object": object,
+    "type": lambda: int,
+    "function": lambda: len,
+    "module": lambda: nn.ReLU(),
+    "int32": lambda: torch.int32,
+    "cuda:77": lambda: "cuda:77",
+    "tensor": lambda: torch.rand(3),
+    "matrix": lambda: torch.rand(2, 2),
+    "nan tensor": lambda: torch.full((4, 2), torch.nan),
+    "int tensor": lambda: torch.ones(4, 2, dtype=torch.int64),
+    "bool tensor": lambda: torch.ones(2, dtype=torch.bool),
+    "complex tensor": lambda: torch.ones(4, 2, dtype=torch.complex64),
+    "half tensor": lambda: torch.ones(4, 2, dtype=torch.float16),
+    "meta tensor": lambda: torch.ones(4, 2, device="meta"),
+    "sparse tensor": lambda: torch.eye(2).to_sparse(),
+    "empty tensor": lambda: torch.ones(0),
+    "0-d tensor": lambda: torch.tensor(2.5),
+    "0-d int tensor": lambda: torch.tensor(1),
+    "0-d bool tensor": lambda: torch.tensor(True),
+    "0-d nan tensor": lambda: torch.tensor(torch.nan),
+    "0-d meta tensor": lambda: torch.tensor(1.0, device="meta"),
+    "0-d complex tensor": lambda: torch.tensor(1j),
+    "array": lambda: np.arange(3.0),
+    "text array": lambda: np.array(["a", "b"]),
+    "object array": lambda: np.array([None, {}], dtype=object),
+    "np.int64": lambda: np.int64(1),
+    "np.float64": lambda: np.float64(0.5),
+    "np.bool": lambda: np.bool_(True),
+    "np.nan": lambda: np.float32("nan"),
+}
+
+X, Y = torch.rand(20, 2), torch.rand(20, 1)
+KNOTS = kernels.uniform_knots(2, 5, 3)
+BASIS = kernels.basis_of(KNOTS, 3)
+W, BASE_W, G = torch.rand(8, 2, 3), torch.rand(2, 3), torch.rand(20, 3)
+DATA = {"train_input": X, "train_label": Y, "test_input": X, "test_label": Y}
+EDGE = {"l": 0, "i": 1, "j": 0}
+SPLINE = {"l": 0, "i": 0, "j": 1}
+SERVES = {"x": X, "knots": KNOTS, "weight": W, "base_weight": BASE_W, "basis": BASIS}
+
+FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
+    "KAN": (KAN, {"width": [2, 1]}),
+    "KANLinear": (KANLinear, {"in_features": 2, "out_features": 3}),
+    "SymbolicEdges": (SymbolicEdges, {"in_features": 2, "out_features": 3}),
+    "create_dataset": (fastkan.create_dataset, {"f": lambda x: x[:, :1], "train_num": 4, "test_num": 4}),
+    "create_dataset_from_data": (fastkan.create_dataset_from_data, {"inputs": X, "labels": Y}),
+    "backend": (fastkan.backend, {"name": "cpu"}),
+    "autotune": (fastkan.autotune, {}),
+    "kan_linear": (kan_linear, {"x": X, "spline_weight": W, "base_weight": BASE_W, "knots": KNOTS}),
+    "convert_state_dict": (fastkan.convert_state_dict, {"state_dict": {}}),
+    "uniform_knots": (kernels.uniform_knots, {"in_features": 2, "grid_size": 5, "order": 3}),
+    "knots_are_uniform": (kernels.knots_are_uniform, {"knots": KNOTS}),
+    "basis_of": (kernels.basis_of, {"knots": KNOTS, "order": 3}),
+    "uniform_basis": (kernels.uniform_basis, {"knots": KNOTS, "order": 3}),
+    "contract_out": (kernels.contract_out, SERVES),
+    "contract_weight": (kernels.contract_weight, {"x": X, "knots": KNOTS, "g": G, "basis": BASIS}),
+    "contract_in": (kernels.contract_in, {**SERVES, "g": G}),
+    "edge_std": (kernels.edge_std, SERVES),
+    "edge_values": (kernels.edge_values, SERVES),
+    "edge_mean_abs": (kernels.edge_mean_abs, SERVES),
+    "feature_covariance": (kernels.feature_covariance, {"x": X, "knots": KNOTS, "basis": BASIS}),
+    "plot_history": (plot_history, {"model_or_results": [{"train_loss": [0.5, 0.2]}]}),
+    "search": (symbolic.search, {"x": X, "y": X, "names": ["x", "exp"]}),
+    "fit_params": (symbolic.fit_params, {"x": X[:, 0], "y": X[:, 1], "fun": "exp"}),
+    "rank": (symbolic.rank, {"fits": symbolic.search(X, X, ["x", "exp"])}),
+    "add_symbolic": (fastkan.add_symbolic, {"name": "hostile", "fun": torch.sin, "overwrite": True}),
+    "remove_symbolic": (symbolic.remove_symbolic, {"name": "hostile"}),
+}
+
+# methods of a network, a layer and formulas; what they are called on is made by ``subject``
+METHODS: dict[str, dict[str, dict[str, Any]]] = {
+    "KAN": {
+        "forward": {"x": X},
+        "speed": {},
+        "trace": {"x": X},
+        "get_act": {"x": X},
+        "get_fun": EDGE,
+        "get_range": {**EDGE, "verbose": False},
+        "evaluate": {"dataset": DATA},
+        "check_edge": EDGE,
+        "fit": {"dataset": DATA, "steps": 1, "progress": False},
+        "attribute": {"x": X},
+        "prune": {},
+        "prune_node": {},
+        "prune_edge": {},
+        "prune_input": {},
+        "remove_edge": EDGE,
+        "remove_node": {"l": 1, "i": 0},
+        "refine": {"new_grid": 6},
+        "update_grid": {"x": X},
+        "update_grid_from_samples": {"x": X},
+        "expand_width": {"layer_id": 1, "n_added_nodes": 1},
+        "swap": {"l": 0, "i1": 0, "i2": 1},
+        "plot": {},
+        "plot_edge": EDGE,
+        "fix_symbolic": {**SPLINE, "fun_name": "x", "verbose": False},
+        "unfix_symbolic": EDGE,
+        "set_mode": {**EDGE, "mode": "n"},
+        "suggest_symbolic": {**SPLINE, "lib": ["x", "exp"], "verbose": False},
+        "auto_symbolic": {"lib": ["x"], "verbose": 0},
+        "symbolic_formula": {},
+        "formula_latex": {},
+        "formula_numpy": {},
+        "save": {},
+        "load": {},
+    },
+    "KANLinear": {
+        "forward": {"x": X},
+        "update_grid": {"x": X},
+        "refine": {"grid_size": 7},
+        "count_outside": {},
+        "set_knots": {"knots": KNOTS},
+        "set_mask": {"mask": torch.ones(2, 3)},
+    },
+    "SymbolicEdges": {
+        "forward": {"x": X},
+        "values": {"x": X},
+        "name": {"i": 1, "j": 0},
+        "fix": {"i": 0, "j": 0, "name": "x"},
+        "unfix": {"i": 1, "j": 0},
+        "subset": {"inputs": [0, 1], "outputs": [0]},
+    },
+    "module": {
+        "replace_linear": {},
+        "convert": {},
+        "to_efficient_kan_state_dict": {},
+        "explain": {"x": X},
+        "to_pykan": {},
+    },
+}
+
+
+class Call(NamedTuple):
+    """One argument of one function, and what it is given."""
+
+    function: str
+    argument: str
+    value: str
+
+
+def subject(function: str, folder: Any) -> tuple[Any, Callable, dict[str, Any]]:
+    """What a function is called on, or None; the function; and arguments that it takes."""
+    kind, _, name = function.rpartition(".")
+    if not kind:
+        return None, *FUNCTIONS[name]
+    arguments = dict(METHODS[kind][name])
+    if kind == "KAN":
+        model = KAN(width=[2, [1, 1], 1], seed=0)
+        model.get_act(X)
+        model.update_grid_from_samples(X)
+        model.fix_symbolic(**EDGE, fun_name="exp", fit_params_bool=False)
+        model.prune(-1.0, -1.0)
+        if "formula" in name:
+            model.auto_symbolic(lib=["x"], verbose=0, r2_threshold=0)
+        if name in ("save", "load"):
+            arguments["path"] = str(folder / "model.safetensors")
+            model.save(arguments["path"])
+        return model, getattr(model, name), arguments
+    if kind == "KANLinear":
+        layer = KANLinear(2, 3)
+        return layer, getattr(layer, name), arguments
+    if kind == "SymbolicEdges":
+        edges = SymbolicEdges(2, 1)
+        edges.fix(1, 0, "sin")
+        return edges, getattr(edges, name), arguments
+    module: nn.Module = nn.Sequential(nn.Linear(2, 3)) if name == "replace_linear" else KANLinear(2, 3)
+    first = next(parameters(getattr(fastkan, name)))
+    return module, getattr(fastkan, name), {first: module, **arguments}
+
+
+def names() -> list[str]:
+    """All functions."""
+    return [*FUNCTIONS, *(f"{kind}.{name}" for kind, methods in METHODS.items() for name in methods)]
+
+
+def parameters(function: Callable) -> Iterator[str]:
+    """What can be passed by name, but for what the function is called on."""
+    for name, one in inspect.signature(function).parameters.items():
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            yield name
