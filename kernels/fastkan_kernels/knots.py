@@ -93,7 +93,7 @@ def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
 def _shared_cells(knots: Tensor) -> tuple[float, float] | None:
     if knots.shape[0] == 0 or not bool((knots == knots[:1]).all()):
         return None
-    first, rate = _cells(knots[:1].double())
+    first, rate = _cells(knots[:1])
     return first.item(), rate.item()
 
 
@@ -104,5 +104,10 @@ def uniform_cells(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor |
 
 
 def _cells(knots: Tensor) -> tuple[Tensor, Tensor]:
-    first = knots[:, 0]
-    return first, (knots.shape[1] - 1) / (knots[:, -1] - first)
+    """The rate is rounded once, and up where else the last knot would be counted as inside of the last cell: there
+    splines are exactly 0."""
+    knots = knots.to(torch.promote_types(knots.dtype, torch.float32))
+    cells, first, width = knots.shape[1] - 1, knots[:, 0], knots[:, -1] - knots[:, 0]
+    rate = (cells / (knots[:, -1].double() - first.double())).to(knots.dtype)
+    short = width.double() * rate.double() < cells
+    return first, torch.where(short, torch.nextafter(rate, torch.full_like(rate, torch.inf)), rate)
