@@ -8,6 +8,8 @@ from torch import Tensor
 from .basis import Basis
 from .checks import check_base, check_dtype, check_int, check_order, check_range, check_shape, check_tensor
 
+MAX_CELL_SHARE = 1e-3  # by which an equally spaced knot may be off its place
+
 
 def uniform_knots(
     in_features: int,
@@ -42,7 +44,7 @@ def uniform_knots(
 
 
 def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
-    """Whether each row is equally spaced to within a few eps of the knots' own dtype.
+    """Whether each row is equally spaced to within a few eps of the knots' own dtype, and a thousandth of a cell.
 
     Knots made in float32 and widened to float64 are not: in float64 they are off by far more than
     rounding. Reads the values, so on a GPU it waits for it: ask once, when the knots change.
@@ -59,7 +61,9 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     steps = torch.arange(knots.shape[-1], dtype=torch.float64, device=knots.device)
     straight = first + (last - first) * (steps / (knots.shape[-1] - 1))
     rounding = torch.finfo(knots.dtype).eps * wide.abs().amax(1, keepdim=True)
-    near = (wide - straight).abs() <= tolerance * rounding
+    # far from 0 a few eps may be wider than a cell
+    cell = (last - first) / (knots.shape[-1] - 1)
+    near = (wide - straight).abs() <= torch.minimum(tolerance * rounding, MAX_CELL_SHARE * cell)
     return bool((near.all() & (last > first).all()).item())
 
 
