@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of, uniform_basis
 from fastkan_kernels.arguments import FLAG, Choice, Optional, checked
+from fastkan_kernels.basis import autocast_dtype, exact_products, working_dtype
 from fastkan_kernels.checks import BASE, ORDER, check_alike, check_knots, check_shape, check_tensor, check_weights
-from fastkan_kernels.features import base_function
+from fastkan_kernels.features import base_function, round_weights
 from fastkan_kernels.routing import contract, needs_composite
 from fastkan_kernels.stack import effective
 from fastkan_kernels.trilinear import Slots
@@ -132,19 +133,37 @@ def _zero_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tenso
 
 
 def _linear_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:
-    """F_0(xc, W, 1) + F_1(xc, W, x - xc) of the splines, xc the nearest point of the grid; the base
-    function needs no continuation."""
+    """F_0(near, W) + F_1(end, W, x - end) of the splines: ``near`` is x inside the grid and the nearest end
+    outside, and the tangent at ``end`` counts outside alone. The base function needs no continuation."""
     order = basis.order
+    wide = x.to(torch.promote_types(x.dtype, knots.dtype))
     low, high = knots[:, order], knots[:, -order - 1]
     # the last cell's own tangent: on the knot itself the cell to its right would count
-    high = torch.nextafter(high, low)
-    wide = x.to(torch.promote_types(x.dtype, knots.dtype))
-    # of maximum and minimum PyTorch would halve the slope at the ends themselves
-    near = torch.where(wide < low, low, torch.where(wide > high, high, wide))
+    high = predecessor(high)
+    above = wide > high
+    outside = above | (wide < low)
+    end = torch.where(above, high, low)
+    near = torch.where(outside, end, wide)
+    # an infinity would go to infinity where the tangent rises or falls, and have no value where it is flat
+    endless = torch.where(wide.isinf(), torch.nan, 0.0)
+    beyond = torch.where(outside, wide - end + endless, 0.0)
     splines, alone = basis._replace(base="none"), slots._replace(base_weight=None)
     y = contract("F", near, knots, alone, splines, 0)
-    y = y + contract("F", near, knots, alone._replace(v=wide - near), splines, 1)
+    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1)
     if slots.base_weight is not None:
-        base = base_function(wide, basis.base)
-        y = y + torch.mm(base, slots.base_weight.to(base.dtype)).to(y.dtype)
+        product, dtype = autocast_dtype(x), working_dtype(x.dtype)
+        base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
+        with exact_products(x):
+            y = y + torch.mm(base, round_weights(slots.base_weight, product, dtype))
     return y.to(x.dtype)
+
+
+def predecessor(x: Tensor) -> Tensor:
+    """The next number below each finite x, ``torch.nextafter(x, -inf)``, in operations that ONNX has.
+
+    Rump, Zimmermann, Boldo and Melquiond, Computing predecessor and successor in rounding to nearest, 2009,
+    algorithm 2. Among the first eight multiples of the smallest normal number it may be one number further.
+    """
+    limits = torch.finfo(x.dtype)
+    unit = limits.eps / 2
+    return x - (x.abs() * (unit * (1 + 2 * unit)) + limits.smallest_normal * limits.eps)

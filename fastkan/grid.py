@@ -5,6 +5,8 @@ All in float64 on the tensors' own device; nothing here is a step of training.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -33,12 +35,19 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
 
     Args:
         x: ``[N, I]`` finite samples.
-        knots: ``[I, M]``, what an input whose samples have no spread keeps (rescaled to G).
+        knots: ``[I, M]``, what an input whose samples have no spread keeps (rescaled to G). Their dtype is what
+            the new ones will be rounded to.
         grid_eps: 1 is equally spaced on the samples' range, 0 is the quantiles alone.
         margin: by what share of the range the equally spaced grid is wider, on each side.
 
+    Where rounding would merge knots that differ, as of a column 1e6 +- 1 in float32, the spacing becomes as much
+    more even as keeps them apart. Where even equally spaced ones would merge, the input keeps its grid.
+
     Returns:
-        ``[I, G + 2k + 1]``, float64.
+        ``[I, G + 2k + 1]``, float64, of which none merge by rounding.
+
+    Warns:
+        UserWarning: for inputs whose samples differ, but by too little for knots of that dtype.
     """
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
@@ -50,12 +59,36 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     quantiles = torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1)).t()
     spread = high - low
     even = (low - margin * spread).unsqueeze(1) + (spread * (1 + 2 * margin)).unsqueeze(1) * shares
-    grid = grid_eps * even + (1 - grid_eps) * quantiles
-    # a spread of a few roundings is none: cells that narrow would have splines as steep
-    scale = torch.maximum(low.abs(), high.abs())
-    flat = spread <= 1e3 * torch.finfo(knots.dtype).eps * scale
-    kept = subdivided(interior(knots, order).double(), grid_size)
-    return extend(torch.where(flat.unsqueeze(1), kept, grid), order)
+    full = extend(grid_eps * even + (1 - grid_eps) * quantiles, order)
+    merging = _merge(full, knots.dtype)
+    if bool(merging.any()):
+        highest = full.abs().amax(1).to(knots.dtype)
+        spacing = (torch.nextafter(highest, torch.full_like(highest, torch.inf)) - highest).double()
+        # cells two spacings wide stay apart, whichever way their ends are rounded
+        needed = (2 * spacing / even.diff(dim=1).amin(1)).clamp(max=1.0).maximum(torch.full_like(spread, grid_eps))
+        share = torch.where(merging, needed.nan_to_num(1.0), grid_eps).unsqueeze(1)
+        full = torch.where(merging.unsqueeze(1), extend(share * even + (1 - share) * quantiles, order), full)
+    unresolved = (spread > 0) & _merge(full, knots.dtype)
+    if bool(unresolved.any()):
+        _warn_unresolved(unresolved, low, high, grid_size, knots.dtype)
+    kept = extend(subdivided(interior(knots, order).double(), grid_size), order)
+    return torch.where((unresolved | (spread == 0)).unsqueeze(1), kept, full)
+
+
+def _merge(knots: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether rounding to ``dtype`` makes knots equal that are not, for each input."""
+    return ((knots.diff(dim=1) > 0) & (knots.to(dtype).diff(dim=1) == 0)).any(1)
+
+
+def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, dtype: torch.dtype) -> None:
+    which = inputs.nonzero().flatten().tolist()
+    first = which[0]
+    warnings.warn(
+        f"inputs {which[:8]} keep their grids: their samples vary too little for {dtype} (input {first} from "
+        f"{low[first].item():.9g} to {high[first].item():.9g}), which has too few numbers there for {grid_size} "
+        "intervals. Subtract the columns' means first, take fewer intervals, or use a float64 layer",
+        stacklevel=6,  # of update_grid's caller, by its two decorators
+    )
 
 
 def subdivided(grid: Tensor, grid_size: int) -> Tensor:

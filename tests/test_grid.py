@@ -177,6 +177,66 @@ def test_the_parameter_stays_the_one_that_the_optimizer_has(dtype: torch.dtype) 
     assert layer.spline_weight.is_contiguous()
 
 
+@pytest.mark.parametrize("grid_size", [3, 5, 16, 40])
+@pytest.mark.parametrize(("middle", "half"), [(101325.0, 5.0), (-101325.0, 5.0), (1e6, 1.0), (1e6, 100.0)])
+def test_columns_far_from_0_adapt_in_float32_as_in_float64(middle: float, half: float, grid_size: int) -> None:
+    """Each knot to within float32's spacing there, as long as the cells are wider than that."""
+    spacing = np.spacing(np.float32(abs(middle) + half))
+    if 2 * half / grid_size < spacing:
+        pytest.skip("float32 has no numbers for that many cells")
+    x = middle + half * (2 * torch.rand(2000, 1) - 1)
+    narrow, wide = KANLinear(1, 2, grid_size), KANLinear(1, 2, grid_size, dtype=torch.float64)
+    narrow.update_grid(x)
+    wide.update_grid(x.double())
+    assert narrow.knots.diff(dim=1).min() > 0
+    assert ends(wide)[0] < x.min()
+    assert ends(wide)[1] > x.max()
+    # knots that rounding would merge are spread out: those may be off by more
+    crowded = wide.knots.diff(dim=1).min() < 2 * spacing
+    assert (narrow.knots.double() - wide.knots).abs().max() <= spacing * (grid_size if crowded else 0.5)
+
+
+def test_a_function_of_a_column_far_from_0_can_be_fitted_in_float32() -> None:
+    x = 101325 + 5 * (2 * torch.rand(1000, 1) - 1)
+    layer = KANLinear(1, 13, 10, base="none")
+    layer.update_grid(x)
+    with torch.no_grad():
+        layer.spline_weight.copy_(torch.eye(13).unsqueeze(1))  # each output is one spline
+        psi, target = layer(x).double(), torch.sin((x.double() - 101325) / 2)
+    solution = torch.linalg.lstsq(psi, target, driver="gelsd").solution
+    assert (psi @ solution - target).abs().max() < 2e-3
+
+
+def test_knots_that_would_merge_in_float32_are_spread_out() -> None:
+    """Half the samples are one value; the narrowest cells are then a hundredth of the mean one."""
+    x = 1e4 + torch.cat([torch.zeros(500, 1), torch.rand(500, 1)])
+    layer = KANLinear(1, 2, 20)
+    layer.update_grid(x, grid_eps=1e-3)
+    assert layer.knots.diff(dim=1).min() > 0
+    near = layer.knots[0, 3:-3] < 1e4 + 0.25
+    assert near.sum() > 12  # they still crowd where the samples do
+
+
+def test_a_flat_column_keeps_its_knots_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    layer = KANLinear(3, 2)
+    before = layer.knots.clone()
+    layer.update_grid(torch.stack([torch.full((50,), 1e6), torch.rand(50), torch.zeros(50)], 1))
+    assert torch.equal(layer.knots[::2], before[::2])
+    assert not torch.equal(layer.knots[1], before[1])
+    assert not recwarn.list
+
+
+def test_a_column_too_narrow_for_float32_keeps_its_knots_and_says_so() -> None:
+    layer = KANLinear(2, 2, 5)
+    before = layer.knots.clone()
+    x = torch.stack([torch.rand(300), 1e6 + 0.2 * torch.rand(300)], 1)
+    with pytest.warns(UserWarning, match=r"inputs \[1\] keep their grids.*torch.float32.*float64 layer") as caught:
+        layer.update_grid(x)
+    assert caught[0].filename == __file__
+    assert torch.equal(layer.knots[1], before[1])
+    assert not torch.equal(layer.knots[0], before[0])
+
+
 # -- refine -----------------------------------------------------------------------------------------
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import oracle
 import pytest
 import torch
-from cases import WAYS, Operands, assert_within, check, compute, forced, make_case, places, small_blocks
+from cases import CPU_WAYS, WAYS, Operands, assert_within, check, compute, forced, make_case, places, small_blocks
 
 from fastkan import KANLinear
-from fastkan_kernels import Basis
+from fastkan.functional import predecessor
+from fastkan_kernels import Basis, basis_of, uniform_knots
 
 BASES = ["silu", "identity", "none"]
 KINDS = ("shared", "adapted")
@@ -163,3 +166,78 @@ def test_float16_products_have_finite_derivatives_on_adapted_knots(grid_eps: flo
     for _ in range(3):
         (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
         assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("way", CPU_WAYS)
+def test_on_the_last_knot_of_all_splines_are_exactly_0(way: str, dtype: torch.dtype) -> None:
+    """On uniform knots, whose cells are counted, as well."""
+    ranges = [(-1e-3, 2e-3), (0.1, 0.7), (-3e5, 1e5)]
+    for (low, high), grid, order in itertools.product(ranges, [3, 64, 300], [2, 3, 5]):
+        knots = torch.cat([uniform_knots(1, grid, order, (low, high + i * (high - low)), dtype=dtype) for i in (0, 1)])
+        for own in (knots, knots[:1].repeat(2, 1)):
+            basis = basis_of(own, order, "none")
+            assert basis.uniform
+            weight, g = torch.randn(grid + order, 2, 3, dtype=dtype), torch.randn(1, 3, dtype=dtype)
+            o = Operands(own[:, -1:].t(), own, None, weight, None, g)
+            for derivative in range(order + 1):
+                with forced(way):
+                    assert not any(value.any() for name in "FGH" for value in compute(name, o, basis, derivative))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_derivatives_of_silu_far_out_are_not_lost_beside_1(way: str) -> None:
+    """They are even and odd functions: at 30 as large as at -30, and not 0."""
+    tail_of_silu(way)
+
+
+def tail_of_silu(way: str) -> None:
+    o, basis = make_case(rows=6, inputs=1, outputs=1)
+    x = torch.tensor([[-60.0], [-40.0], [-20.0], [20.0], [40.0], [60.0]], dtype=torch.float64)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    o = Operands(x, o.knots, None, torch.zeros_like(o.weight), one, one.expand(6, 1).contiguous())
+    for derivative in (2, 3, 4):
+        with forced(way):
+            (tail,) = compute("H", o, basis, derivative)
+        sign = -1 if derivative == 3 else 1
+        torch.testing.assert_close(tail[3:], sign * tail[:3].flip(0), rtol=1e-12, atol=0)
+        exact = oracle.silu(x[:3].numpy(), derivative)
+        np.testing.assert_allclose(tail[:3].numpy(), exact, rtol=1e-12, atol=0)
+
+
+def autocast_to_float16(way: str, base: str) -> None:
+    """The same elements are infinite as of a Linear: those that float16 has no range for."""
+    layer = KANLinear(2, 3, 4, base=base, grid_range=(-1e6, 1e6))
+    x = torch.tensor([[0.3, 7e4], [1e30, -0.5], [6.5e4, 1.0]], requires_grad=True)
+    with forced(way), torch.autocast("cpu", torch.float16):
+        y = layer(x)
+    by_x, by_base, by_spline = torch.autograd.grad(y, (x, layer.base_weight, layer.spline_weight), torch.ones_like(y))
+    assert y.isinf().all(1).tolist() == [True, True, False]
+    assert y[2].isfinite().all()
+    assert by_base.isinf().all()
+    assert by_x.isfinite().all()
+    assert by_spline.isfinite().all()
+
+
+@pytest.mark.parametrize("base", ["silu", "identity"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "small"])
+def test_what_float16_has_no_range_for_is_infinite_under_autocast(way: str, base: str) -> None:
+    autocast_to_float16(way, base)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, torch.int32), (torch.float64, torch.int64)], ids=str)
+def test_the_predecessor_is_the_next_number_below(dtype: torch.dtype, bits: torch.dtype) -> None:
+    limits = torch.iinfo(bits)
+    x = torch.randint(limits.min, limits.max, (100_000,), dtype=bits).view(dtype)
+    powers = 2.0 ** torch.arange(-100, 100, dtype=dtype)
+    ordinary = x.isfinite() & (x.abs() > 16 * torch.finfo(dtype).tiny)
+    x = torch.cat([x[ordinary], powers, -powers, torch.zeros(1, dtype=dtype)])
+    assert torch.equal(predecessor(x), torch.nextafter(x, torch.full_like(x, -torch.inf)))
+
+
+def test_a_layer_linear_outside_exports_without_nextafter() -> None:
+    """ONNX has no such operation."""
+    layer, x = KANLinear(2, 3, outside="linear", dtype=torch.float64), 3 * torch.randn(20, 2, dtype=torch.float64)
+    program = torch.export.export(layer, (x,)).run_decompositions()
+    assert "nextafter" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-12, atol=1e-12)

@@ -279,3 +279,15 @@ def test_precision_of_float32_products(setting: str) -> None:
     exact, size = oracle.exact("F", o, basis)[0], test_special_values.absolute_terms("F", o, basis, 0)[0]
     error = np.abs(value.double().numpy() - exact).max() / np.abs(size).max()
     assert (error < 1e-6) == (setting == "highest")
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_derivatives_of_silu_far_out(way: str) -> None:
+    test_special_values.tail_of_silu(way)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="it computes on the CPU")
+@pytest.mark.parametrize("base", ["silu", "identity"])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_what_float16_has_no_range_for_is_infinite(way: str, base: str) -> None:
+    test_special_values.autocast_to_float16(way, base)

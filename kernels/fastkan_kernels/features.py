@@ -3,6 +3,18 @@
 Cox-de Boor's recursion (de Boor, A Practical Guide to Splines, IX (14) and X (16)) on constant
 cell masks. Readable rather than quick, right on every knot and every dtype, and differentiable by
 PyTorch itself to any order, by the knots too.
+
+The meaning of x that is no ordinary number, for every backend, every d and every gradient alike:
+
+- NaN: every feature of that input is NaN, of every d. So row n of F, element (n, i) of H, and in G all
+  weights of input i, which sum over n, become NaN; nothing else does.
+- Infinite: splines are 0, and the base function has its limit: silu 0 and inf, identity x itself; its
+  derivatives 1 or 0. An infinite feature times a weight of 0, or beside one of the other sign, is NaN
+  as in :class:`torch.nn.Linear`.
+- On a knot: the cell to its right counts, [t_j, t_{j+1}). On the last knot of all, and beyond both ends,
+  splines are exactly 0, of every d. Cells of no width hold nothing (0/0 counts as 0).
+- Products rounded to float16 (``Basis.product``) lose what is beyond 65504 to an infinity, which only a
+  base function can reach. Splines and their derivatives are rounded in units of a cell and can't.
 """
 
 from __future__ import annotations
@@ -19,6 +31,12 @@ def _over(numerator: Tensor, width: Tensor) -> Tensor:
     """``numerator / width``, and 0 over a width of 0, in value and in gradient."""
     empty = width == 0
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, width))
+
+
+def nan_of(x: Tensor) -> Tensor:
+    """NaN where x is NaN, and 0 elsewhere; so are all derivatives, which PyTorch takes of the exponential."""
+    lost = x.isnan()
+    return torch.where(lost, torch.where(lost, x, 0.0).exp(), 0.0)
 
 
 def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor:
@@ -43,7 +61,8 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
     t = knots.t().unsqueeze(0)  # [1, M, I]
     count = knots.shape[1] - order - 1
     if derivative > order:
-        return torch.where(x.isnan(), x, 0.0).repeat(1, count, 1)
+        return nan_of(x).repeat(1, count, 1)
+    lost = nan_of(x)
     inside = (x >= t[:, :1]) & (x < t[:, -1:])
     x = torch.where(inside | x.isnan(), x, t[:, :1])  # an infinity times 0 would be NaN
     cells = ((x >= t[:, :-1]) & (x < t[:, 1:])) & inside
@@ -56,7 +75,7 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
             values = degree * (here - there)
         else:
             values = (x - t[:, : -degree - 1]) * here + (t[:, degree + 1 :] - x) * there
-    return values
+    return values + lost  # between repeated knots, or as constants, some have been without it
 
 
 def check_base_derivative(name: str, derivative: int) -> None:
@@ -72,36 +91,41 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """The base function's derivative of order d, elementwise.
 
     ``silu(x) = x s(x)`` with the logistic s, so ``silu^(d) = d s^(d-1) + x s^(d)``; each s^(d) is a
-    polynomial in s. At infinities it takes its limit.
+    polynomial in s. At infinities it takes its limit. PyTorch may differentiate it, at any x and to any order.
 
     Raises:
         ValueError: for an unknown name, or a derivative of silu above 4.
     """
     if name == "identity":
-        if derivative == 0:
-            return x
-        return torch.where(x.isnan(), x, float(derivative == 1))
+        return (x if derivative == 0 else float(derivative == 1)) + nan_of(x)
     if name != "silu":
         raise ValueError(f"base must be one of {BASE_FUNCTIONS}, got {name!r}")
     check_base_derivative(name, derivative)
-    bounded = x.clamp(-SATURATED, SATURATED)  # inf * 0 would be NaN, here and in what PyTorch differentiates
-    s = torch.sigmoid(x)
-    if derivative == 0:
-        return torch.where(x > SATURATED, x, bounded * s)
-    return silu_derivative(bounded, s, derivative)
+    if derivative > 0:
+        bounded = x.clamp(-SATURATED, SATURATED)  # inf * 0 would be NaN, here and in what PyTorch differentiates
+        return silu_derivative(bounded, torch.sigmoid(x), torch.sigmoid(-x), derivative)
+    # silu(x) = x + silu(-x): on this side of 0 the logistic is small, and 1 - s is not lost in its derivatives
+    positive = x > 0
+    below = torch.where(positive, -x, x).clamp(min=-SATURATED)
+    return torch.where(positive, x, 0.0) + below * torch.sigmoid(below)
 
 
-def silu_derivative(x, s, derivative: int):
-    """silu^(d), d from 1 to 4, of a finite x with its logistic s: tensors, or arrays of NumPy."""
+def silu_derivative(x, s, rest, derivative: int):
+    """silu^(d), d from 1 to 4, of a finite x: tensors, or arrays of NumPy.
+
+    Args:
+        s, rest: the logistic of x and that of -x, which is 1 - s but for its rounding: beside 1 that would
+            lose what is left of the derivatives at a large x.
+    """
     if derivative == 1:
-        return s * (1 + x * (1 - s))
-    slope = s * (1 - s)
+        return s * (1 + x * rest)
+    slope, odd = s * rest, rest - s
     if derivative == 2:
-        return slope * (2 + x * (1 - 2 * s))
+        return slope * (2 + x * odd)
     third = 1 - 6 * slope
     if derivative == 3:
-        return slope * (3 * (1 - 2 * s) + x * third)
-    return slope * (4 * third + x * (1 - 2 * s) * (1 - 12 * slope))
+        return slope * (3 * odd + x * third)
+    return slope * (4 * third + x * odd * (1 - 12 * slope))
 
 
 def cell_width(knots: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from .checks import BASE, ORDER, check_shape, check_tensor
 
 SHAPE = ("in_features", "grid_size + 2 * spline_order + 1")
 
+MAX_CELL_SHARE = 1e-3  # by which an equally spaced knot may be off its place
+
 
 @checked(
     in_features=INDEX, grid_size=Int(least=1), order=ORDER, grid_range=Bounds(), dtype=Dtype(),
@@ -46,7 +48,7 @@ def uniform_knots(
 
 @checked(tolerance=Real(least=0))
 def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
-    """Whether each row is equally spaced to within a few eps of the knots' own dtype.
+    """Whether each row is equally spaced to within a few eps of the knots' own dtype, and a thousandth of a cell.
 
     Knots made in float32 and widened to float64 are not: in float64 they are off by far more than
     rounding. Reads the values, so on a GPU it waits for it: ask once, when the knots change.
@@ -72,7 +74,9 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     steps = torch.arange(knots.shape[-1], dtype=torch.float64, device=knots.device)
     straight = first + (last - first) * (steps / (knots.shape[-1] - 1))
     rounding = torch.finfo(knots.dtype).eps * wide.abs().amax(1, keepdim=True)
-    near = (wide - straight).abs() <= tolerance * rounding
+    # far from 0 a few eps may be wider than a cell
+    cell = (last - first) / (knots.shape[-1] - 1)
+    near = (wide - straight).abs() <= torch.minimum(tolerance * rounding, MAX_CELL_SHARE * cell)
     return bool((near.all() & (last > first).all()).item())
 
 
@@ -112,7 +116,7 @@ def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
 def _shared_cells(knots: Tensor) -> tuple[float, float] | None:
     if knots.shape[0] == 0 or not bool((knots == knots[:1]).all()):
         return None
-    first, rate = _cells(knots[:1].double())
+    first, rate = _cells(knots[:1])
     return first.item(), rate.item()
 
 
@@ -123,5 +127,10 @@ def uniform_cells(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor |
 
 
 def _cells(knots: Tensor) -> tuple[Tensor, Tensor]:
-    first = knots[:, 0]
-    return first, (knots.shape[1] - 1) / (knots[:, -1] - first)
+    """The rate is rounded once, and up where else the last knot would be counted as inside of the last cell: there
+    splines are exactly 0."""
+    knots = knots.to(torch.promote_types(knots.dtype, torch.float32))
+    cells, first, width = knots.shape[1] - 1, knots[:, 0], knots[:, -1] - knots[:, 0]
+    rate = (cells / (knots[:, -1].double() - first.double())).to(knots.dtype)
+    short = width.double() * rate.double() < cells
+    return first, torch.where(short, torch.nextafter(rate, torch.full_like(rate, torch.inf)), rate)

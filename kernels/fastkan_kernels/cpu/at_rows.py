@@ -133,14 +133,16 @@ class AtRows:
             if derivative == 0 or base == "none":
                 self._bases[derivative] = base_at(self.x, self.rows, base, sloped=False)[0]
             elif base == "silu":
-                self._bases[derivative] = silu_derivative(self.rows.within, self._logistic, derivative)
+                self._bases[derivative] = silu_derivative(self.rows.within, *self._logistics, derivative)
             else:
                 self._bases[derivative] = base_function(torch.from_numpy(self.x), base, derivative).numpy()
         return self._bases[derivative]
 
     @cached_property
-    def _logistic(self) -> Array:
-        return torch.from_numpy(self.rows.within).sigmoid().numpy()
+    def _logistics(self) -> tuple[Array, Array]:
+        """At x and at -x."""
+        x = torch.from_numpy(self.rows.within)
+        return x.sigmoid().numpy(), (-x).sigmoid().numpy()
 
     def _nothing(self) -> Array:
         """A spline's derivative above its order: 0, and NaN at NaN."""

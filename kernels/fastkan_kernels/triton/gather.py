@@ -139,7 +139,7 @@ def _constants(p: Problem, config: Config) -> dict:
     return {
         "ORDER": p.basis.order,
         "D": p.derivative,
-        "BASE": p.base,
+        "BASE": p.base_rounded("gather"),
         "SEARCH": p.search,
         "WORK": DTYPES[p.work],
         "ROWS": config.rows,

@@ -54,6 +54,14 @@ class Problem(NamedTuple):
         """The base function of this contraction; "none" where no weight asks for it."""
         return self.basis.base if self.name == "G" or self.base_weight is not None else "none"
 
+    def base_rounded(self, way: str = "") -> str:
+        """:attr:`base` as kernels take it: with "16" behind it where float16 is what autocast asks for, but its values
+        are multiplied in a wider dtype. Beyond 65504 they are infinite then, as by every other way.
+        """
+        asked = self.basis.product == torch.float16 and self.derivative == 0 and self.base != "none"
+        wider = self.product != torch.float16 or way == "gather"
+        return self.base + "16" if asked and wider else self.base
+
     @property
     def work(self) -> torch.dtype:
         """In which features are made and sums are held."""
@@ -102,7 +110,7 @@ class Problem(NamedTuple):
         return {
             "ORDER": self.basis.order,
             "D": self.derivative,
-            "BASE": self.base,
+            "BASE": self.base_rounded(),
             "FORM": self.form,
             "SEARCH": search,
         }

@@ -243,23 +243,41 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
-    """The base function's derivative of order d <= 4; NaN stays, at infinities it takes its limit."""
+    """The base function's derivative of order d <= 4; NaN stays, at infinities it takes its limit. Of a ``BASE``
+    that ends in "16" the values are rounded to float16; see :meth:`.problem.Problem.base_rounded`."""
+    if BASE == "identity16" or BASE == "silu16":
+        return unrounded_base(x, "identity" if BASE == "identity16" else "silu", D).to(tl.float16).to(x.dtype)
+    else:
+        return unrounded_base(x, BASE, D)
+
+
+@triton.jit
+def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
+    """:func:`base_function` as it comes."""
     if BASE == "identity":
         if D == 0:
             return x
         return tl.where(x == x, 1.0 if D == 1 else 0.0, x)
     else:
-        s = 1.0 / (1.0 + tl.exp(-x))
-        bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # inf * 0 would be NaN
-        slope = s * (1.0 - s)
-        if D == 0:
-            return tl.where(x > 1e3, x, bounded * s)
-        elif D == 1:
-            return s * (1.0 + bounded * (1.0 - s))
-        elif D == 2:
-            return slope * (2.0 + bounded * (1.0 - 2.0 * s))
-        elif D == 3:
-            return slope * (3.0 * (1.0 - 2.0 * s) + bounded * (1.0 - 6.0 * slope))
+        if D <= 1:
+            s = 1.0 / (1.0 + tl.exp(-x))
+            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # inf * 0 would be NaN
+            if D == 0:
+                return tl.where(x > 1e3, x, bounded * s)
+            else:
+                return s * (1.0 + bounded * (1.0 - s))
         else:
-            tl.static_assert(D == 4)
-            return slope * (4.0 * (1.0 - 6.0 * slope) + bounded * (1.0 - 2.0 * s) * (1.0 - 12.0 * slope))
+            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
+            # of the logistic s at -|x| and at |x|, neither of which is lost beside 1
+            small = tl.exp(-tl.abs(x))
+            large = 1.0 / (1.0 + small)
+            small = small * large
+            slope = small * large  # s (1 - s)
+            odd = tl.where(x > 0.0, small - large, large - small)  # 1 - 2 s
+            if D == 2:
+                return slope * (2.0 + bounded * odd)
+            elif D == 3:
+                return slope * (3.0 * odd + bounded * (1.0 - 6.0 * slope))
+            else:
+                tl.static_assert(D == 4)
+                return slope * (4.0 * (1.0 - 6.0 * slope) + bounded * odd * (1.0 - 12.0 * slope))
