@@ -55,7 +55,7 @@ def layers_of(
 def plain(x: Tensor, layers: Sequence[StackedLayer], spread: bool = True) -> list[Tensor]:
     """y and every spread by composite PyTorch, which differentiates it itself."""
     found, h = [], x
-    for weight, base_weight, scale, mask, knots, basis in layers:
+    for weight, base_weight, scale, mask, knots, basis in (layer[:6] for layer in layers):
         factor = torch.ones_like(weight[0])
         factor = factor if mask is None else factor * mask
         base = None if base_weight is None else base_weight * factor
