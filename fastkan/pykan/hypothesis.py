@@ -151,7 +151,7 @@ def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
-        >>> get_dependence(lambda x: x[:, [0]] * (x[:, [1]] + x[:, [2]]), x, [1, 2])
+        >>> get_dependence(lambda x: x[:, [0]] * (x[:, [1]] + x[:, [2]]), x, [1, 2]).round(decimals=4)
         tensor([[0.],
                 [0.]])
     """
@@ -225,7 +225,8 @@ def test_general_separability(
 ) -> bool:
     """Whether a function is any function of a sum of functions of one group of inputs each.
 
-    Then the ratio of two derivatives, of inputs of different groups, is a product of functions of one group each.
+    Then each group acts through one quantity, and the ratio of two derivatives, of inputs of different groups, is a
+    product of functions of one group each.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
@@ -249,7 +250,7 @@ def test_general_separability(
 
         return of_slopes
 
-    return all(
+    return all(test_symmetry(model, x, group, dependence_th=threshold) for group in groups) and all(
         test_separability(ratio(i, j), x, groups, mode="mul", threshold=threshold)
         for one, other in itertools.combinations(groups, 2)
         for i in one

@@ -125,7 +125,7 @@ def feature_interaction(
 
     Example:
         >>> model = KAN([2, 3, 1], seed=0)
-        >>> model.feature_interaction(1)
+        >>> model.feature_interaction(1, x=torch.rand(50, 2))
         {(0, 1): 3}
     """
     found: dict[tuple[int, ...], int] = {}
@@ -149,6 +149,7 @@ def auto_swap(model: KAN, x: Tensor | None = None) -> None:
 
     Example:
         >>> model = KAN([4, 4, 1], seed=0)
+        >>> steps = model.get_act(torch.rand(50, 4))
         >>> before = model.connection_cost
         >>> model.auto_swap()
         >>> model.connection_cost <= before

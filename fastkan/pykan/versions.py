@@ -23,7 +23,7 @@ class Versions:
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
-        >>> finer = model.refine(10)
+        >>> deeper = model.expand_depth()
         >>> model.versions
         Versions: 0.0, 0.1
     """
@@ -50,7 +50,8 @@ class Versions:
 
     def copied(self, model: KAN) -> KAN:
         """A copy of a network that shares only its samples, which nobody writes into."""
-        return copy.deepcopy(model, {id(model.sample): model.sample})
+        sample = model.sample
+        return copy.deepcopy(model, {id(sample): sample})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Versions:
         return self
@@ -87,8 +88,8 @@ def rewind(model: KAN, model_id: str) -> KAN:
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
-        >>> model.refine(10).rewind("0.0").grid, model.versions
-        ([3, 3], Versions: 0.0, 0.1, 1.0)
+        >>> model.expand_depth().rewind("0.0").depth, model.versions
+        (2, Versions: 0.0, 0.1, 1.0)
     """
     versions, kept = _version(model, model_id)
     versions.round, versions.state_id = versions.round + 1, int(model_id.split(".")[1]) - 1
@@ -107,8 +108,8 @@ def checkout(model: KAN, model_id: str) -> KAN:
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
-        >>> model.refine(10).checkout("0.0").grid
-        [3, 3]
+        >>> model.expand_depth().checkout("0.0").depth
+        2
     """
     versions, kept = _version(model, model_id)
     return versions.copied(kept)
