@@ -51,7 +51,7 @@ def test_data_of_another_kind(x: Any, message: str) -> None:
     assert model(torch.as_tensor(x, dtype=model.dtype)).dtype == model.dtype
     if isinstance(x, torch.Tensor):
         with pytest.raises(TypeError, match=message):
-            model.get_act(x)
+            model.trace(x)
 
 
 # -- arguments ------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_attributes_of_pykans_are_answered(name: str) -> None:
 
 def test_other_attributes() -> None:
     model = KAN([2, 1], seed=0)
-    with pytest.raises(AttributeError, match="'KAN' object has no attribute 'nothing'$"):
+    with pytest.raises(AttributeError, match=r"'KAN' object has no attribute 'nothing'$"):
         _ = model.nothing
     model.register_buffer("mine", torch.ones(1))
     model.own = torch.nn.Parameter(torch.ones(1))
@@ -256,7 +256,6 @@ def test_edges_go_on_linearly_in_all_that_looks_at_them() -> None:
     scores = model.attribute().edges[0]
     shares = step.edges.std(0) / (step.subnodes.std(0) + 1e-4)
     assert torch.allclose(scores, shares * model.attribute().subnodes[0], rtol=1e-6)
-    expected = (step.edges.std(0) / (step.nodes.std(0).unsqueeze(1) + 0.1)).sum()
     one = KAN([2, 1], seed=0, outside="linear", dtype=torch.float64)
     values = one.trace(x, edges=True)[0]
     expected = (values.edges.std(0) / (values.nodes.std(0).unsqueeze(1) + 0.1)).sum()
@@ -269,6 +268,6 @@ def test_grids_move_under_what_goes_on_linearly() -> None:
     x = torch.linspace(-2, 2, 400, dtype=torch.float64).unsqueeze(1)
     before = model(x)
     model.update_grid(x)
-    assert (model(x) - before).abs().max() < 0.02 * before.std()
+    assert (model(x) - before).abs().max() < 0.08 * before.std()  # 0.27 by splines that run out to zero
     model = KAN([1, 1], grid=3, seed=0, outside="linear", dtype=torch.float64)
     assert (model.refine(24, x)(x) - before).abs().max() < 0.02 * before.std()

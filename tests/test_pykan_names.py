@@ -65,11 +65,11 @@ def test_row_wise_derivatives() -> None:
 
 def test_derivatives_with_respect_to_parameters() -> None:
     theirs = kan("utils")
-    model, other = MLP([1, 4, 1], seed=2), kan("MLP").MLP([1, 4, 1], seed=2)
-    other.copy = lambda: other
-    at = rows(1)
-    assert torch.equal(fastkan.model2param(model), theirs.model2param(other))
+    model, at = MLP([1, 4, 1], seed=2), rows(1)
     for derivative in ("jacobian", "hessian"):
+        other = kan("MLP").MLP([1, 4, 1], seed=2)
+        other.copy = lambda other=other: other
+        assert torch.equal(fastkan.model2param(model), theirs.model2param(other))
         ours = fastkan.get_derivative(model, at, at**2, derivative)
         assert torch.allclose(ours, quiet(theirs.get_derivative, other, at, at**2, derivative), atol=1e-12)
     for metric in ("w", "act", "fa"):
@@ -101,8 +101,8 @@ def test_lbfgs_takes_the_same_steps_and_goes_on_below_torchs_threshold() -> None
         with torch.no_grad():
             for n, parameter in enumerate(model.parameters()):
                 parameter.copy_(torch.linspace(-1, 1 + n, parameter.numel()).view_as(parameter))
-        optimizer = optimizer_of(model.parameters(), lr=1, history_size=5, tolerance_grad=1e-32,
-                                 tolerance_change=1e-32, **options)  # fmt: skip
+        tolerances = {"tolerance_grad": 1e-32, "tolerance_change": 1e-32}
+        optimizer = optimizer_of(model.parameters(), **{"lr": 1, "history_size": 5, **tolerances, **options})
         at, found = torch.linspace(-1, 1, 50).unsqueeze(1), []
 
         def closure() -> Tensor:
@@ -138,7 +138,7 @@ def test_fit_params(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert r2 >= their_r2 - 1e-6
     assert params.shape == theirs.shape
-    fastkan.fit_params(at, at**2, torch.sin, a_range=(-0.1, 0.1), verbose=True)
+    fastkan.fit_params(at, torch.randn(100), torch.exp)
     assert "another function" in capsys.readouterr().out
     assert fastkan.fit_params(at, at, "x", verbose=False)[1] == pytest.approx(1)
 
@@ -154,8 +154,8 @@ def test_ex_round() -> None:
         1.0 * x + 0.00049,
     ):
         for digits in (1, 2, 4):
-            assert fastkan.ex_round(formula, digits) == theirs(formula, digits)
-    assert fastkan.ex_round(2.71828, 1) == 2.7
+            assert str(fastkan.ex_round(formula, digits)) == str(theirs(formula, digits))
+    assert float(fastkan.ex_round(2.71828, 1)) == 2.7
 
 
 def test_augment_input() -> None:
@@ -195,7 +195,7 @@ FORMULAS = [
 @pytest.mark.parametrize("formula", FORMULAS, ids=str)
 def test_a_formula_becomes_a_network(formula: Any) -> None:
     at = rows(3)
-    expected = torch.as_tensor(sympy.lambdify([x, y, z], formula, "numpy")(*at.T.numpy())).expand(len(at))
+    expected = torch.as_tensor(sympy.lambdify([x, y, z], formula, "numpy")(*at.T.numpy())).to(at).expand(len(at))
     assert torch.allclose(values_of(formula, [x, y, z], at)[:, 0], expected, rtol=1e-13)
     model = kanpiler([x, y, z], formula, grid=3, k=2)
     assert torch.allclose(model(at)[:, 0], expected, rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 import sympy
 import torch
-from peers import D, formula, points, pykan
+from peers import formula, points, pykan
 from pykan_cases import float64, kan, quiet, rows  # noqa: F401
 from torch import Tensor
 
@@ -92,9 +92,9 @@ def test_trees() -> None:
         assert levels == expected
         ours = fastkan.get_tree_node(f, at[:, :columns], levels, skip_test=False)
         assert ours == theirs.get_tree_node(f, at[:, :columns], expected, skip_test=False)
-    figure = fastkan.plot_tree(four, at[:, :4], in_var=["a", y, "$c$", "d"])
+    figure = fastkan.plot_tree(four, at[:, :4], in_var=["a", y, "$c$", "d"], sep_th=1e-2)
     assert [text.get_text() for text in figure.axes[0].texts] == ["+", "$a$", "$c$", "$y$", "$d$"]
-    boxed = fastkan.plot_tree(four, at[:, :4], style="box")
+    boxed = fastkan.plot_tree(four, at[:, :4], style="box", sep_th=1e-2)
     assert "Add" in [text.get_text() for text in boxed.axes[0].texts]
     with pytest.raises(ValueError, match="in_var must have 4 names"):
         fastkan.plot_tree(four, at[:, :4], in_var=["a"])
@@ -119,7 +119,7 @@ def test_an_mlp() -> None:
     assert ours.edge_scores is not None
     for one, other in zip([*ours.node_scores, *ours.edge_scores], [*theirs.node_scores, *theirs.edge_scores]):
         assert torch.allclose(one, other, rtol=1e-12)
-    assert ours.get_reg("a", 1.0, 2.0, at) == pytest.approx(theirs.get_reg("a", 1.0, 2.0).item(), rel=1e-12)
+    assert ours.get_reg("a", 1.0, 2.0, at).item() == pytest.approx(theirs.get_reg("a", 1.0, 2.0).item(), rel=1e-12)
     assert ours.connection_cost == pytest.approx(float(theirs.connection_cost), rel=1e-12)
     start, y_before = ours.connection_cost, ours(at)
     ours.auto_swap()
@@ -141,8 +141,7 @@ def test_an_mlp_is_fitted() -> None:
 
     results = model.fit(dataset, steps=15, metrics=[score], display_metrics=["score"], progress=False)
     theirs = quiet(kan("MLP").MLP([2, 8, 1]).fit, dataset, steps=15)
-    assert results["train_loss"][-1] < 0.02
-    assert results["train_loss"][0] == pytest.approx(float(theirs["train_loss"][0]), rel=0.5)
+    assert results["train_loss"][-1] < min(0.05, 1.2 * float(theirs["train_loss"][-1]))
     assert len(results["score"]) == len(results["test_loss"]) == 15
     penalised = MLP([2, 8, 1])
     penalised.fit(dataset, opt="Adam", lr=1e-2, steps=30, lamb=1e-2, batch=50, progress=False)
@@ -232,10 +231,9 @@ def test_perturb(mode: str) -> None:
     before = ours(rows(2))
     ours.perturb(mag=0.5, mode=mode)
     quiet(theirs.perturb, 0.5, mode)
-    new = [1, 2, 0] if mode != "minimal" else [0]  # pykan has new nodes first
-    on = theirs.act_fun[0].mask[:, new] != 0
-    assert torch.equal(ours.act_fun[0].mask[:, [0, 1, 2]][:, : len(new)] != 0,
-                       on if mode != "all" else torch.ones_like(on)) or mode == "non-intrusive"  # fmt: skip
+    on, expected = ours.act_fun[0].mask != 0, theirs.act_fun[0].mask[:, [2, 0, 1]] != 0  # there new nodes come first
+    old = [0] if mode == "minimal" else [0, 1, 2]  # here edges into new nodes are on from the start
+    assert torch.equal(on[:, old], expected[:, old])
     if mode == "non-intrusive":
         assert torch.allclose(ours(rows(2)), before, atol=1e-12)
         assert ours.act_fun[1].mask.all()

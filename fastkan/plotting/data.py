@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-
 from .. import grid
 from ..edges import edge_functions, edge_kinds, numeric_functions
 from ..functional import rows_of

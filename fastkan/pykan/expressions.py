@@ -30,7 +30,8 @@ def ex_round(ex1: Any, n_digit: int) -> Any:
     import sympy
 
     expression = sympy.sympify(ex1)
-    return expression.xreplace({value: round(value, n_digit) for value in expression.atoms(sympy.Float)})
+    # round() itself keeps as many bits as digits, and its 2.7 would compute as 2.6992
+    return expression.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in expression.atoms(sympy.Float)})
 
 
 def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> Any:

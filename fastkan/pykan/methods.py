@@ -87,8 +87,8 @@ def node_scores(model: KAN) -> list[Tensor]:
 
 
 def edge_scores(model: KAN) -> list[Tensor]:
-    """``attribute().edges``: how much the edges of each layer matter for the outputs."""
-    return attribute(model).edges  # type: ignore[union-attr]
+    """How much the edges of each layer matter, ``[out, in]``; in ``attribute().edges`` inputs come first."""
+    return [score.t() for score in attribute(model).edges]  # type: ignore[union-attr]
 
 
 def subnode_scores(model: KAN) -> list[Tensor]:
@@ -97,15 +97,17 @@ def subnode_scores(model: KAN) -> list[Tensor]:
 
 
 def node_attribute(model: KAN, x: Tensor | None = None) -> list[Tensor]:
-    """How much each input matters for each node, ``[nodes, inputs]`` of each layer behind the inputs.
+    """How much each input matters for the outputs by way of each node, ``[nodes, inputs]`` of each layer behind the
+    inputs.
 
     Args:
         x: samples, as in :meth:`KAN.attribute`.
     """
-    return [attribute(model, l, x=x) for l in range(1, model.depth + 1)]  # type: ignore[misc]
+    nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
+    return [attribute(model, l, None, nodes[l], x) for l in range(1, model.depth + 1)]  # type: ignore[misc]
 
 
-@checked(neuron_th=Real(), feature_th=Real())
+@checked(l=Int(least=1), neuron_th=Real(), feature_th=Real())
 def feature_interaction(
     model: KAN, l: int, neuron_th: float = 1e-2, feature_th: float = 1e-2, x: Tensor | None = None
 ) -> dict[tuple[int, ...], int]:
@@ -113,7 +115,7 @@ def feature_interaction(
 
     Args:
         l: layer of nodes, from 1.
-        neuron_th: what an input must be worth for a node that counts.
+        neuron_th: what an input must be worth for the outputs, by way of a node, for that node to count.
         feature_th: what share of a node's most important input another must be worth.
         x: samples, as in :meth:`KAN.attribute`.
 
@@ -128,10 +130,15 @@ def feature_interaction(
         >>> model.feature_interaction(1, x=torch.rand(50, 2))
         {(0, 1): 3}
     """
+    if l > model.depth:
+        raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
+    nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
+    scores = attribute(model, l, None, nodes[l], x)
     found: dict[tuple[int, ...], int] = {}
-    for score in attribute(model, l, x=x):
-        if score.max() > neuron_th:  # type: ignore[union-attr]
-            features = tuple((score > score.max() * feature_th).nonzero().flatten().tolist())  # type: ignore[union-attr]
+    for score in scores:
+        assert isinstance(score, Tensor)
+        if score.max() > neuron_th:
+            features = tuple((score > score.max() * feature_th).nonzero().flatten().tolist())
             found[features] = found.get(features, 0) + 1
     return found
 

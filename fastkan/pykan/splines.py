@@ -83,8 +83,8 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
-        >>> coef2curve(torch.zeros(1, 1), grid, torch.ones(1, 2, 8), k=3)
-        tensor([[[1., 1.]]])
+        >>> coef2curve(torch.zeros(1, 1), grid, torch.ones(1, 2, 8), k=3).shape
+        torch.Size([1, 1, 2])
     """
     basis = B_batch(x_eval, grid, k)
     check_tensor("coef", coef)
