@@ -271,3 +271,16 @@ def test_grids_move_under_what_goes_on_linearly() -> None:
     assert (model(x) - before).abs().max() < 0.08 * before.std()  # 0.27 by splines that run out to zero
     model = KAN([1, 1], grid=3, seed=0, outside="linear", dtype=torch.float64)
     assert (model.refine(24, x)(x) - before).abs().max() < 0.02 * before.std()
+
+
+# -- refine ---------------------------------------------------------------------------------------
+
+
+def test_a_grid_by_either_name() -> None:
+    model = KAN([2, 3, 1], seed=0)
+    model.get_act(torch.rand(20, 2))
+    assert model.refine(grid=7).grid == model.refine(7).grid == model.refine(new_grid=torch.tensor(7)).grid == [7, 7]
+    assert model.refine(grid=[6, 9]).grid == [6, 9]
+    for options in ({}, {"new_grid": 5, "grid": 5}):
+        with pytest.raises(TypeError, match="refine.. takes new_grid, or grid in its place"):
+            model.refine(**options)

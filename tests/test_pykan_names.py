@@ -273,3 +273,9 @@ def test_feynmans_equations_become_networks(number: int) -> None:
     limits = torch.tensor(ranges)
     at = limits[:, 0] + torch.rand(30, len(symbols)) * (limits[:, 1] - limits[:, 0])
     assert torch.allclose(kanpiler(symbols, formula)(at), f(at), rtol=1e-8, equal_nan=True)
+
+
+def test_an_auxiliary_input_is_named_by_its_expression() -> None:
+    ratio, own = sympy.symbols("ratio own")
+    model = kanpiler([ratio, own], 2 * ratio * own)
+    assert sympy.simplify(model.symbolic_formula([x / y, y])[0][0] - 2 * x) == 0

@@ -228,9 +228,9 @@ def test_before_any_forward() -> None:
 REFUSED = [
     ((0,), ValueError, "new_grid must be at least 1"),
     (([6],), ValueError, "new_grid must be a number or a list for each of the 2 layers"),
-    (([6, 0],), ValueError, "new_grid must be at least 1"),
-    (([6, 6.5],), TypeError, "new_grid must be an int"),
-    ((True,), TypeError, "new_grid must be an int"),
+    (([6, 0],), ValueError, r"new_grid\[1\] must be at least 1"),
+    (([6, 6.5],), TypeError, r"new_grid\[1\] must be an int"),
+    (({6, 9},), TypeError, "new_grid must be an int, got set"),
     ((12, torch.zeros(0, 2, dtype=D)), ValueError, "x must have at least one sample"),
     ((12, torch.zeros(5, 3, dtype=D)), ValueError, "x must have the shape"),
     ((12, torch.full((5, 2), torch.nan, dtype=D)), ValueError, "x must be finite, got 10 NaN or infinite of 10"),
