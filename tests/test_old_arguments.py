@@ -282,5 +282,5 @@ def test_a_grid_by_either_name() -> None:
     assert model.refine(grid=7).grid == model.refine(7).grid == model.refine(new_grid=torch.tensor(7)).grid == [7, 7]
     assert model.refine(grid=[6, 9]).grid == [6, 9]
     for options in ({}, {"new_grid": 5, "grid": 5}):
-        with pytest.raises(TypeError, match="refine.. takes new_grid, or grid in its place"):
+        with pytest.raises(TypeError, match=r"refine\(\) takes new_grid, or grid in its place"):
             model.refine(**options)

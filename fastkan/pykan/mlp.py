@@ -275,7 +275,8 @@ class MLP(nn.Module):
                     results[name].append(float(value.sqrt() if squared else value))
                 results["reg"].append(float(reg))
                 for name, metric in zip(names, metrics or ()):
-                    results[name].append(float(metric()))
+                    value = metric()
+                    results[name].append(float(value.detach() if isinstance(value, Tensor) else value))
                 if not bar.disable and step % log == 0:
                     shown = display_metrics or [name for name in ("train_loss", "test_loss", "reg") if results[name]]
                     bar.set_description(" | ".join(f"{name}: {results[name][-1]:.2e}" for name in shown))
