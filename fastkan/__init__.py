@@ -7,20 +7,24 @@
 
 from fastkan_kernels import autotune, backend
 
-from . import functional
+from . import functional, pykan
 from .conversion import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
 from .datasets import create_dataset, create_dataset_from_data
 from .explain import explain
 from .layer import KANLinear
 from .network import KAN
+from .pykan import *  # noqa: F403
 from .replace import replace_linear
 from .symbolic.library import SYMBOLIC_LIB, add_symbolic
 from .version import __version__
+
+MultKAN = KAN  # as pykan calls it too
 
 __all__ = [
     "KAN",
     "SYMBOLIC_LIB",
     "KANLinear",
+    "MultKAN",
     "__version__",
     "add_symbolic",
     "autotune",
@@ -34,4 +38,5 @@ __all__ = [
     "replace_linear",
     "to_efficient_kan_state_dict",
     "to_pykan",
+    *pykan.__all__,
 ]

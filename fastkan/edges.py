@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import edge_std, edge_values
+from fastkan_kernels.features import base_function
 from fastkan_kernels.stack import StackedLayer, column_std, effective, serves, small_stack
 
+from .grid import continued
 from .layer import KANLinear
 
 OPERANDS = ("spline_weight", "base_weight", "spline_scale", "mask", "knots")
@@ -65,7 +67,7 @@ def stacked(layer: KANLinear) -> StackedLayer:
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
     """Every edge function of a network's layer, formulas included, at every row of ``x [N, in]``: ``[N, in, out]``."""
-    values = edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)
+    values = numeric_functions(layer, x)
     for place, edge in enumerate(symbolic.edges):
         if place == 0:
             formulas = symbolic.values(x)
@@ -73,8 +75,31 @@ def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tens
     return values
 
 
+def numeric_functions(
+    layer: KANLinear, x: Tensor, inputs: Tensor | slice = slice(None), outputs: Tensor | slice = slice(None)
+) -> Tensor:
+    """The values of numeric edges at every row of ``x [N, in]``, ``[N, in, out]``; differentiable.
+
+    Args:
+        inputs, outputs: which of them are wanted; all by default.
+    """
+    weight, base_weight = edge_weights(layer)
+    x, knots = x[:, inputs], layer.knots[inputs]
+    weight = weight[:, inputs][:, :, outputs]
+    base_weight = None if base_weight is None else base_weight[inputs][:, outputs]
+    if layer.outside == "zero":
+        return edge_values(x, knots, weight, base_weight, basis=layer.basis)
+    psi = continued(x.to(knots.dtype), knots, layer.spline_order)
+    values = torch.einsum("nki,kio->nio", psi, weight.to(psi.dtype))
+    if base_weight is not None:
+        values = values + base_function(x, layer.base).unsqueeze(2) * base_weight
+    return values.to(x.dtype)
+
+
 def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
     """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
+    if layer.outside != "zero":
+        return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
     small = [stacked(layer)]
     if len(x) > 1 and serves(x, small):
         return small_stack(x, small, spread=True)[1][0].edges
@@ -91,7 +116,7 @@ def edge_spread(
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
     i, j = symbolic.ends
     if symbolic.has_splines(layer.mask):  # both add up
-        values = values + edge_values(x, layer.knots, *edge_weights(layer), basis=layer.basis)[:, i, j]
+        values = values + numeric_functions(layer, x)[:, i, j]
     return spread.index_put((i, j), column_std(values))
 
 

@@ -141,7 +141,8 @@ def fit(
         loss, reg = objective.terms(x, y)
         losses = {"train_loss": loss}
         if data.test is not None:
-            losses["test_loss"] = objective.loss(model(data.test[0], singularity_avoiding, y_th), data.test[1])
+            predicted = model(data.test[0], singularity_avoiding=singularity_avoiding, y_th=y_th)
+            losses["test_loss"] = objective.loss(predicted, data.test[1])
         for name, value in losses.items():
             results[name].append((value.sqrt() if loss_fn is None else value).item())
         results["reg"].append(0.0 if reg is None else reg.item())

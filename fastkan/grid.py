@@ -161,7 +161,9 @@ def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
     return bool(ends.all() & (gap <= rounding).all())
 
 
-def refitted(weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None) -> Tensor:
+def refitted(
+    weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
+) -> Tensor:
     """Coefficients on other knots, nearest to the old splines in the least-squares sense at ``x``.
 
     The minimum-norm solution by the normal equations in float64, the same on every device. Where no
@@ -172,6 +174,7 @@ def refitted(weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Te
         weight: ``[K, I, O]`` on ``knots``.
         new_knots: ``[I, M']``.
         x: ``[N, I]`` samples, or None to fit evenly over the new grid.
+        outside: whether the old splines run out to ``"zero"`` beyond their grid or go on ``"linear"``.
 
     Returns:
         ``[M' - k - 1, I, O]``, float64.
@@ -179,19 +182,20 @@ def refitted(weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Te
     knots, new_knots = knots.double(), new_knots.double()
     cells = new_knots.shape[1] - 2 * order - 1
     anchors = subdivided(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
-    square, cross = _moments(anchors, new_knots, knots, order)
+    square, cross = _moments(anchors, new_knots, knots, order, outside)
     if x is not None and len(x):
         share = ANCHOR_SHARE * len(x) / len(anchors)
         square, cross = square * share, cross * share
         for part in x.detach().double().split(ROWS):
-            more_square, more_cross = _moments(part, new_knots, knots, order)
+            more_square, more_cross = _moments(part, new_knots, knots, order, outside)
             square, cross = square + more_square, cross + more_cross
     solution = torch.linalg.pinv(square, hermitian=True, rtol=1e-13) @ cross  # [I, K', K]
     return torch.einsum("ipq,qio->pio", solution, weight.detach().double())
 
 
-def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    new, old = splines(x, new_knots, order), splines(x, knots, order)
+def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
+    new = splines(x, new_knots, order)
+    old = continued(x, knots, order) if outside == "linear" else splines(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 
@@ -214,3 +218,18 @@ def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
     if len(solution) == 1:
         return torch.einsum("kp,pio->kio", solution[0], values.double())
     return torch.einsum("ikp,pio->kio", solution[inverse], values.double())
+
+
+def continued(x: Tensor, knots: Tensor, order: int) -> Tensor:
+    """B-splines ``[N, K, I]`` at ``x [N, I]`` that go on by their tangents beyond the grid; NaN for an infinite x.
+
+    Example:
+        >>> knots = uniform_knots(1, grid_size=2, order=1)
+        >>> continued(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
+        tensor([ 0., -1.,  2.])
+    """
+    low, high = knots[:, order], knots[:, -order - 1]
+    high = torch.nextafter(high, low)  # on the knot itself the cell to its right would count
+    near = torch.where(x < low, low, torch.where(x > high, high, x))
+    beyond = torch.where(x.isinf(), torch.nan, x - near).unsqueeze(1)
+    return splines(near, knots, order) + splines(near, knots, order, 1) * beyond

@@ -205,7 +205,7 @@ class KANLinear(nn.Module):
             self.knots.dtype
         )
         check_knots(knots, self.spline_order)
-        weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples)
+        weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
         self.replace_splines(weight, knots)
 
     @checked(grid_size=Int(least=1))
@@ -240,7 +240,7 @@ class KANLinear(nn.Module):
         if grid.nests(self.knots, finer, order):
             weight = grid.inserted(self.spline_weight, self.knots, finer.double(), order)
         else:
-            weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples)
+            weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples, self.outside)
         self.replace_splines(weight, finer)
 
     @torch.inference_mode(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -25,28 +24,21 @@ from . import prune as pruning
 from . import refine as refining
 from .architecture import Architecture, architecture, for_each_layer, shortest
 from .edges import has_hooks, is_stackable, numeric_spread, stacked
-from .functional import rows_of
+from .functional import OUTSIDE, rows_of
 from .initial import near, reset
 from .known import Fact
 from .layer import KANLinear
+from .pykan.arguments import BaseFunction, check_input, check_same_dtype, check_unused, method
+from .pykan.methods import PykanMethods
 from .symbolic import auto, fix
 from .symbolic import formula as formulas
 from .symbolic.edge import Y_TH, SymbolicEdges, guarded
 
 AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
-WITHOUT_MEANING = {
-    "auto_save": "nothing is saved behind your back; model.save(path) saves",
-    "ckpt_path": "nothing is saved behind your back; model.save(path) saves",
-    "first_init": "a model is always made from its arguments",
-    "state_id": "there are no numbered states",
-    "round": "there are no numbered states",
-    "save_act": "activations are computed when they are asked for",
-    "symbolic_enabled": "the symbolic branch costs nothing while no edge is symbolic",
-}
 
 
-class KAN(nn.Module):
+class KAN(PykanMethods, nn.Module):
     """A Kolmogorov-Arnold network (Liu et al., 2024; with multiplication nodes as in KAN 2.0, 2024).
 
     Every edge is a spline plus a base function, or a formula c f(a x + b) + d; every node a sum of its edges, or a
@@ -68,6 +60,8 @@ class KAN(nn.Module):
         seed: of the fresh parameters; None draws from torch's own generator.
         sparse_init: whether only near edges are on at first.
         device, dtype: of the parameters.
+        outside: beyond its grid a spline runs out to ``"zero"``, or goes on ``"linear"``, as in :class:`KANLinear`.
+        auto_save: whether a version is kept in memory after each step, for :meth:`rewind` and :meth:`checkout`.
 
     Attributes:
         layers: the numeric edges, a :class:`KANLinear` for each layer.
@@ -91,8 +85,8 @@ class KAN(nn.Module):
 
     @kinds.checked(
         grid=kinds.OneOrEach(kinds.Int(least=1)), k=kinds.OneOrEach(ORDER), noise_scale=REAL, scale_base_mu=REAL,
-        scale_base_sigma=REAL, base_fun=kinds.Choice(BASES), affine_trainable=FLAG, grid_eps=kinds.SHARE,
-        grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED, sparse_init=FLAG,
+        scale_base_sigma=REAL, base_fun=BaseFunction(BASES), outside=OUTSIDE, affine_trainable=FLAG,
+        grid_eps=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED, sparse_init=FLAG,
         device=kinds.DEVICE, dtype=kinds.DTYPE,
     )  # fmt: skip
     def __init__(
@@ -114,10 +108,13 @@ class KAN(nn.Module):
         sparse_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        outside: str = "zero",
+        auto_save: bool = False,
         **unused: Any,
     ) -> None:
         super().__init__()
-        _warn_of(unused)
+        check_unused("KAN", unused)
         self.architecture: Architecture = architecture(width, mult_arity)
         sizes = for_each_layer("grid", grid, self.depth)
         orders = for_each_layer("k", k, self.depth)
@@ -135,7 +132,7 @@ class KAN(nn.Module):
             with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters from torch's generator
                 layer = KANLinear(
                     inputs, outputs, size, order,
-                    grid_range=grid_range, base=BASES[base_fun], spline_scale=True, dtype=dtype,
+                    grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
                 ).to(device)  # fmt: skip
             if sparse_init:
                 layer.set_mask(near(inputs, outputs))
@@ -155,6 +152,7 @@ class KAN(nn.Module):
         self.subnode_scale, self.subnode_bias = affine(1.0, self.width_out[1:]), affine(0.0, self.width_out[1:])
         self.register_buffer("input_id", torch.arange(self.width_in[0], device=device))
         self.know()
+        self.keep_versions(auto_save)
 
     # -- its sizes --------------------------------------------------------------------------------
 
@@ -205,14 +203,21 @@ class KAN(nn.Module):
 
     # -- forward ----------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
+    def forward(
+        self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH, update_grid: bool = False
+    ) -> Tensor:
         """``[..., in_features]`` to ``[..., width[-1]]``.
 
         Args:
-            x: inputs.
+            x: inputs, in the model's dtype.
             singularity_avoiding: whether formulas with a singularity (1/x, log, ...) are held at ``y_th`` near it.
             y_th: that bound, above 0.
+            update_grid: not here: call :meth:`update_grid` first.
+
+        Raises:
+            TypeError, ValueError: for x of another kind, dtype or shape.
         """
+        check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
@@ -240,6 +245,7 @@ class KAN(nn.Module):
 
     def inputs(self, rows: Tensor) -> Tensor:
         """The columns that the network reads."""
+        check_same_dtype(rows, self.dtype)
         ids = self.input_id
         return rows if len(ids) == self.in_features and self._in_order(ids) else rows[:, ids]
 
@@ -322,36 +328,36 @@ class KAN(nn.Module):
     evaluate = activations.evaluate
     check_edge = activations.check_edge
 
-    fit = fitting.fit
+    fit = method(fitting.fit)
 
-    attribute = attribution.attribute
+    attribute = method(attribution.attribute, makes_version=False)
     feature_score = property(attribution.feature_score)
 
-    prune = pruning.prune
-    prune_node = pruning.prune_node
-    prune_edge = pruning.prune_edge
-    prune_input = pruning.prune_input
-    remove_edge = pruning.remove_edge
-    remove_node = pruning.remove_node
+    prune = method(pruning.prune)
+    prune_node = method(pruning.prune_node)
+    prune_edge = method(pruning.prune_edge)
+    prune_input = method(pruning.prune_input)
+    remove_edge = method(pruning.remove_edge)
+    remove_node = method(pruning.remove_node)
 
-    refine = refining.refine
+    refine = method(refining.refine)
     update_grid_from_samples = refining.update_grid_from_samples
     update_grid = refining.update_grid_from_samples
-    expand_width = surgery.expand_width
-    expand_depth = surgery.expand_depth
-    swap = surgery.swap
+    expand_width = method(surgery.expand_width)
+    expand_depth = method(surgery.expand_depth)
+    swap = method(surgery.swap)
 
-    plot = plotting.plot
+    plot = method(plotting.plot, makes_version=False)
     plot_edge = plotting.plot_edge
     plot_history = plotting.plot_history
 
-    fix_symbolic = fix.fix_symbolic
-    unfix_symbolic = fix.unfix_symbolic
-    unfix_symbolic_all = fix.unfix_symbolic_all
-    set_mode = fix.set_mode
+    fix_symbolic = method(fix.fix_symbolic)
+    unfix_symbolic = method(fix.unfix_symbolic)
+    unfix_symbolic_all = method(fix.unfix_symbolic_all)
+    set_mode = method(fix.set_mode)
     suggest_symbolic = fix.suggest_symbolic
-    auto_symbolic = auto.auto_symbolic
-    symbolic_formula = formulas.symbolic_formula
+    auto_symbolic = method(auto.auto_symbolic)
+    symbolic_formula = method(formulas.symbolic_formula, makes_version=False)
     formula_latex = formulas.formula_latex
     formula_numpy = formulas.formula_numpy
 
@@ -366,6 +372,8 @@ class KAN(nn.Module):
         base = self.layers[0].base
         if base != "silu":
             parts.append("base_fun=" + repr("zero" if base == "none" else base))
+        if self.layers[0].outside != "zero":
+            parts.append(f"outside={self.layers[0].outside!r}")
         symbolic = sum(len(layer.edges) for layer in self.symbolic)
         return f"KAN({', '.join(parts)})" + (f", {symbolic} edges symbolic" if symbolic else "")
 
@@ -378,14 +386,6 @@ class KAN(nn.Module):
         self._plain = Fact(_are_plain, otherwise=False)
         self._plain_subnodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
         self._plain_nodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
-
-
-def _warn_of(unused: dict[str, Any]) -> None:
-    unknown = sorted(set(unused) - set(WITHOUT_MEANING))
-    if unknown:
-        raise TypeError(f"KAN() got an unexpected keyword argument {unknown[0]!r}")
-    for name in unused:
-        warnings.warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}", UserWarning, stacklevel=4)
 
 
 def _is_in_order(ids: Tensor) -> bool:

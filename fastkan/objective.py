@@ -47,7 +47,7 @@ class Objective:
     def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """Loss and penalty."""
         if self.penalty is None:
-            return self.loss(self.model(x, *self.guarded), y), None
+            return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
         output, penalty = self.penalty(x, *self.guarded)
         return self.loss(output, y), penalty
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Int, OneOrEach, checked
+from fastkan_kernels.arguments import Int, OneOrEach, Optional, checked
 from fastkan_kernels.checks import check_finite, check_knots
 
 from . import grid as grids
@@ -19,11 +19,19 @@ from .layer import KANLinear
 if TYPE_CHECKING:
     from .network import KAN
 
+SIZES = Optional(OneOrEach(Int(least=1)))
 
-@checked(new_grid=OneOrEach(Int(least=1)))
+
+@checked(new_grid=SIZES, grid=SIZES)
 @torch.inference_mode(False)
 @torch.no_grad()
-def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -> KAN:
+def refine(
+    model: KAN,
+    new_grid: int | Sequence[int] | None = None,
+    x: Tensor | None = None,
+    *,
+    grid: int | Sequence[int] | None = None,
+) -> KAN:
     """A new network with ``new_grid`` intervals in every grid, which computes the same.
 
     Where a new grid holds the knots of the old one and the samples lie on it, the function stays exactly as it is
@@ -33,6 +41,7 @@ def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -
     Args:
         new_grid: G, one for all layers or a list of one for each.
         x: ``[..., in_features]`` samples; None takes the last batch that went through.
+        grid: another name for ``new_grid``.
 
     Returns:
         A network that shares nothing with the model.
@@ -46,7 +55,10 @@ def refine(model: KAN, new_grid: int | Sequence[int], x: Tensor | None = None) -
         >>> finer.grid
         [10, 10]
     """
-    sizes = [new_grid] * model.depth if isinstance(new_grid, int) else list(new_grid)
+    if (new_grid is None) == (grid is None):
+        raise TypeError(f"refine() takes new_grid, or grid in its place; got new_grid={new_grid}, grid={grid}")
+    wanted = grid if new_grid is None else new_grid
+    sizes = [wanted] * model.depth if isinstance(wanted, int) else list(wanted or ())
     if len(sizes) != model.depth:
         raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
     new = copy.deepcopy(model)
@@ -82,7 +94,7 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
     )
     weight = grids.inserted(layer.spline_weight, old, finer.double(), order)
     if not nested.all():
-        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples)
+        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples, layer.outside)
         weight = torch.where(nested.view(1, -1, 1), weight, refitted)
     layer.replace_splines(weight, finer)
 

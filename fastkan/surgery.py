@@ -202,7 +202,7 @@ def expand_depth(model: KAN) -> KAN:
     with torch.random.fork_rng(devices=[]):
         layer = KANLinear(
             count, count, last.grid_size, last.spline_order,
-            base=last.base, spline_scale=True, dtype=model.dtype,
+            base=last.base, spline_scale=True, outside=last.outside, dtype=model.dtype,
         ).to(model.device)  # fmt: skip
     reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
     for name in ("spline_weight", "base_weight", "spline_scale"):

@@ -249,7 +249,7 @@ def test_functions_that_numpy_does_not_know_go_through_torch() -> None:
     [
         ({"var": ["a"]}, ValueError, "var must have one entry for each of the 2 columns of x, got 1"),
         ({"var": "ab"}, TypeError, "var must be a list of names or symbols, got 'ab'"),
-        ({"var": ["a", 3]}, TypeError, "var must hold names or sympy symbols, got 3"),
+        ({"var": ["a", 3]}, TypeError, "var must hold names, or symbols or expressions of sympy, got 3"),
         ({"var": ["a", "a"]}, ValueError, "var must have different names, got a, a"),
         ({"numeric": "spline"}, ValueError, "numeric must be one of 'raise', 'piecewise'; got 'spline'"),
         ({"digits": 0}, ValueError, "digits must be at least 1, got 0"),

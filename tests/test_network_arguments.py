@@ -8,7 +8,8 @@ import pytest
 import torch
 from networks import D, network
 
-from fastkan.network import KAN, WITHOUT_MEANING
+from fastkan import KAN
+from fastkan.pykan.arguments import WITHOUT_MEANING
 
 
 def test_nothing_global_is_seeded_and_no_argument_changed() -> None:

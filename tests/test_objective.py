@@ -230,7 +230,7 @@ ELSEWHERE: dict[str, Callable[[], Case]] = {
     ),
     "hook on a parameter": lambda: changed(lambda m: m.layers[0].base_weight.register_hook(lambda g: 3 * g)),
     "own class": of_another_class,
-    "own forward": lambda: changed(lambda m: setattr(m, "forward", lambda x, *rest: 2 * KAN.forward(m, x)), terms=None),
+    "own forward": lambda: changed(lambda m: setattr(m, "forward", lambda x, **_: 2 * KAN.forward(m, x)), terms=None),
     "own forward of a layer": lambda: changed(lambda m: setattr(m.layers[0], "forward", lambda x: x @ x.mT[:, :4])),
     "formulas": lambda: case(network([2, 3, 1], formulas=[(0, 0, 0, "sin")])),
     "affine maps": lambda: case(network([2, 3, 1], affine=True)),

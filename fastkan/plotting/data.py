@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels import edge_values
-
 from .. import grid
-from ..edges import edge_functions, edge_kinds, edge_weights
+from ..edges import edge_functions, edge_kinds, numeric_functions
 from ..functional import rows_of
 from ..regularization import edge_sizes
 from ..symbolic.library import Interval, lookup
@@ -139,16 +137,9 @@ def evenly(low: Tensor, high: Tensor, count: int = POINTS) -> Tensor:
 def curves(model: KAN, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     """Values of some edges at ``nodes [N, in]``: of their numeric part and of their formulas, each ``[N, E]``."""
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
-    weight, base_weight = edge_weights(numeric)
     inputs, from_input = i.to(nodes.device).unique(return_inverse=True)
     outputs, to_output = j.to(nodes.device).unique(return_inverse=True)
-    values = edge_values(
-        nodes[:, inputs],
-        numeric.knots[inputs],
-        weight[:, inputs][:, :, outputs],
-        None if base_weight is None else base_weight[inputs][:, outputs],
-        basis=numeric.basis,
-    )[:, from_input, to_output]
+    values = numeric_functions(numeric, nodes, inputs, outputs)[:, from_input, to_output]
     formulas = torch.zeros_like(values)
     if symbolic.edges:
         place = {edge[:2]: n for n, edge in enumerate(symbolic.edges)}

@@ -275,8 +275,8 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
     if not is_sequence(var):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
-        if not isinstance(each, (str, sympy.Symbol)):
-            raise TypeError(f"var must hold names or sympy symbols, got {each!r}")
+        if not isinstance(each, (str, sympy.Expr)):  # an auxiliary input is named by its expression
+            raise TypeError(f"var must hold names, or symbols or expressions of sympy, got {each!r}")
     if len(var) != count:
         raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
     made = [sympy.Symbol(each, real=True) if isinstance(each, str) else each for each in var]
