@@ -86,8 +86,8 @@ class KAN(PykanMethods, nn.Module):
     @kinds.checked(
         grid=kinds.OneOrEach(kinds.Int(least=1)), k=kinds.OneOrEach(ORDER), noise_scale=REAL, scale_base_mu=REAL,
         scale_base_sigma=REAL, base_fun=BaseFunction(BASES), outside=OUTSIDE, affine_trainable=FLAG,
-        grid_eps=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED, sparse_init=FLAG,
-        device=kinds.DEVICE, dtype=kinds.DTYPE,
+        grid_eps=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED,
+        sparse_init=FLAG, device=kinds.DEVICE, dtype=kinds.DTYPE,
     )  # fmt: skip
     def __init__(
         self,
