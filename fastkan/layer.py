@@ -23,6 +23,7 @@ from fastkan_kernels.routing import needs_composite
 from . import grid
 from .functional import check_outside, forward, rows_of
 from .known import KnownKnots
+from .processes import check_one_process
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -196,6 +197,8 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
                 changed then.
+            RuntimeError: where ``torch.distributed`` is initialised with several processes, whose
+                samples would differ.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -203,6 +206,7 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
+        check_one_process("update_grid")
         self._check_own_splines()
         samples = self._samples(x)
         _check_share("grid_eps", grid_eps)
@@ -229,6 +233,7 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
+            RuntimeError: for samples, as in :meth:`update_grid`.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -237,6 +242,8 @@ class KANLinear(nn.Module):
             torch.Size([23, 2, 5])
         """
         check_int("grid_size", grid_size, least=1)
+        if x is not None:
+            check_one_process("refine at samples")
         self._check_own_splines()
         samples = None if x is None else self._samples(x)
         order = self.spline_order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .network import KAN
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Evaluated = tuple[Any, Any]
 
 
 class Objective:
@@ -28,7 +29,14 @@ class Objective:
         penalty: None where there is none.
         strength: of the penalty.
         guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
+
+    Attributes:
+        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions.
+        is_partial: whether the model has parameters that could have a gradient, and are not trained.
     """
+
+    evaluated: Evaluated = (math.nan, math.nan)
+    is_partial = False
 
     def __init__(
         self, model: KAN, loss: Loss | None, penalty: Penalty | None, strength: float, guarded: tuple[bool, float]
@@ -55,11 +63,13 @@ class Objective:
             parameter.grad = None
         stack = self._stack(x, y)
         if stack is not None:
-            return self._pull_numbers(x, y, stack, unit)
-        value = self(x, y) * unit
+            return self._pull_numbers(x, y, stack, parameters, unit)
+        loss, penalty = self.terms(x, y)
+        self.evaluated = loss.detach(), 0.0 if penalty is None else penalty.detach()
+        value = (loss if penalty is None else loss + self.strength * penalty) * unit
         known = value.item()
         if math.isfinite(known):
-            value.backward()
+            value.backward(inputs=list(parameters) if self.is_partial else None)
         return known
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
@@ -75,7 +85,9 @@ class Objective:
             return None
         return stack if all(t is None or _takes_gradients(t) for t in operands_of(stack)) else None
 
-    def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
+    def _pull_numbers(
+        self, x: Tensor, y: Tensor, stack: list[StackedLayer], parameters: Sequence[nn.Parameter], unit: float
+    ) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
         of a graph's."""
         import numpy as np
@@ -86,15 +98,18 @@ class Objective:
             wide = residual.ravel().astype(np.float64)
             value = float(wide @ wide) / wide.size
             by_spreads: list = [(None, None)] * len(stack)
+            self.evaluated = value, 0.0
             if self.penalty is not None:
                 strength = float(self.strength)
                 penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit)
+                self.evaluated = value, penalty
                 value += strength * penalty
             value *= unit
             if not math.isfinite(value):
                 return value
             operands = operands_of(stack)
-            needed = [t is not None and t.requires_grad for t in operands]
+            trained = set(map(id, parameters))
+            needed = [id(t) in trained for t in operands]
             residual *= 2 * unit / residual.size
             _, found = taken.pull(residual, by_spreads, [False, *needed])
         for parameter, gradient in zip(operands, found):

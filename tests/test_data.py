@@ -16,6 +16,10 @@ from fastkan.datasets import Data, read_data
 X, Y = torch.rand(20, 2), torch.rand(20, 1)
 
 
+def nothing(p: Tensor, y: Tensor) -> Tensor:
+    return p.sum()
+
+
 def read(dataset: object, inputs: int = 2, outputs: int = 1, **options) -> Data:
     return read_data(dataset, in_features=inputs, out_features=outputs, **options)
 
@@ -65,12 +69,12 @@ def test_numbers_become_the_networks() -> None:
     assert whole.train_input.dtype == whole.train_label.dtype == torch.float32
 
 
-def test_classes_stay_integers_where_labels_are_not_checked() -> None:
+def test_classes_stay_integers_where_a_loss_takes_them() -> None:
     classes = torch.arange(20) % 3
-    data = read((X, classes), outputs=3, check_labels=False)
+    data = read((X, classes), outputs=3, loss_fn=nothing)
     assert data.train_label.dtype == torch.int64
     assert data.train_label.shape == (20,)
-    assert read((X, Y.double()), outputs=3, check_labels=False).train_label.dtype == torch.float32
+    assert read((X, Y.double()), loss_fn=nothing).train_label.dtype == torch.float32
     with pytest.raises(ValueError, match=r"y must have the shape \[20, 3\], got \[20\]"):
         read((X, classes), outputs=3)
 
@@ -110,10 +114,14 @@ BAD_DATA: dict[str, tuple[object, type[Exception], str]] = {
         {"train_input": X, "train_label": Y, "test_input": X}, ValueError,
         "both of test_input and test_label or neither",
     ),
-    "list": (([1.0, 2.0], [1.0, 2.0]), TypeError, "x of batch 0 must be a torch.Tensor or a NumPy array, got float"),
+    "list": (([1.0, 2.0], [1.0, 2.0]), ValueError, r"x must have the shape \[N, 2\], got \[2\]"),
+    "list of texts": ((["a", "b"], Y), TypeError, "x of batch 0 must be a torch.Tensor or a NumPy array, got str"),
+    "ragged list": (([[1.0, 2.0], [1.0]], [1.0, 2.0]), ValueError, "x must have rows of the same length"),
+    "numbers": ((1.0, 2.0), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got float"),
     "three": ((X, Y, Y), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got Tensor"),
     "batch of three": ([(X, Y, Y)], TypeError, r"batch 0 of dataset must be a pair \(x, y\), got tuple of length 3"),
-    "sample by sample": (TensorDataset(X, Y), ValueError, r"x of batch 0 must have the shape \[N, 2\], got \[2\]"),
+    "columns of samples": (TensorDataset(X[:, :1], Y), ValueError, r"x must have the shape \[N, 2\], got \[20, 1\]"),
+    "samples of three": (TensorDataset(X, Y, Y), TypeError, r"must be a pair \(x, y\), got tuple of length 3"),
     "no batches": ([], ValueError, "dataset must have at least one batch, got none"),
     "no rows": ((X[:0], Y[:0]), ValueError, "x must have at least one row"),
     "no training rows": (FULL | {"train_input": X[:0], "train_label": Y[:0]}, ValueError, "train_input must have at"),
