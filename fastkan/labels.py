@@ -110,20 +110,20 @@ class Labels:
         for way in ways:
             try:
                 self._call(way, prediction, y)
-                able.append(way)
             except Exception as error:
                 failure = failure or error
+                continue
+            if _is_paired(way, prediction, y):
+                return way
+            able.append(way)
         if not able:
             assert failure is not None
             raise failure
-        for way in able:
-            if _is_paired(way, prediction, y):
-                return way
         warnings.warn(
             "loss_fn gives the same value whichever row a label belongs to: it may compare all rows with all (as [N] "
             "and [N, 1] broadcast), and then a fit finds the labels' mean alone",
             UserWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         return able[0]
 

@@ -197,8 +197,7 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
                 changed then.
-            RuntimeError: where ``torch.distributed`` is initialised with several processes, whose
-                samples would differ.
+            RuntimeError: under ``torch.distributed`` with several processes, whose samples would differ.
 
         Example:
             >>> layer = KANLinear(2, 5)
