@@ -37,6 +37,7 @@ from .optimizers import OPTIMIZERS
 from .processes import check_one_process
 from .record import Record
 from .regularization import REG_METRICS, Penalty
+from .scale import warn_of_scale
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -158,8 +159,8 @@ def fit(
         lamb_coef, lamb_coefdiff: of the splines' coefficients, and of their differences.
         update_grid: whether knots move to where the samples are, ``grid_update_num`` times, evenly from step
             ``start_grid_update_step`` to ``stop_grid_update_step``.
-        loss_fn: of prediction and label, to a tensor with one number; None is the mean squared error. It is called
-            once more, before anything changes, on the first batch.
+        loss_fn: of prediction and label, to a tensor with one number; None is the mean squared error. It is tried
+            on the first batch before anything changes.
         lr: learning rate.
         batch: rows in a step; -1 is all.
         metrics: functions without argument, whose values are recorded after each step under their names.
@@ -194,7 +195,8 @@ def fit(
 
     Warns:
         RuntimeWarning: when a step makes the loss infinite or NaN. The network then has the last good parameters.
-        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to.
+        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to, and for columns of
+            inputs that a fit can hardly use as they are.
 
     Example:
         >>> model = KAN(width=[2, 1], grid=3, seed=0)
@@ -237,6 +239,7 @@ def fit(
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
+    warn_of_scale(model, data.train[0], bool(updates), stacklevel=3)
 
     good = sparsity.state_of(model), 0  # after so many whole steps
     best, best_step = good[0], -1

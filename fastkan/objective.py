@@ -31,11 +31,14 @@ class Objective:
         guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
 
     Attributes:
-        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions.
+        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions; None where only
+            a penalty of other sizes is known.
+        smooth: length within which edges' sizes are rounded off at 0 in :meth:`pull`, see ``regularization.rounded``.
         is_partial: whether the model has parameters that could have a gradient, and are not trained.
     """
 
-    evaluated: Evaluated = (math.nan, math.nan)
+    evaluated: Evaluated | None = None
+    smooth = 0.0
     is_partial = False
 
     def __init__(
@@ -45,11 +48,11 @@ class Objective:
         self.squares = loss is None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Loss and penalty."""
         if self.penalty is None:
             return self.loss(self.model(x, *self.guarded), y), None
-        output, penalty = self.penalty(x, *self.guarded)
+        output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
         return self.loss(output, y), penalty
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -64,8 +67,11 @@ class Objective:
         stack = self._stack(x, y)
         if stack is not None:
             return self._pull_numbers(x, y, stack, parameters, unit)
-        loss, penalty = self.terms(x, y)
-        self.evaluated = loss.detach(), 0.0 if penalty is None else penalty.detach()
+        loss, penalty = self.terms(x, y, self.smooth)
+        if penalty is None:
+            self.evaluated = loss.detach(), 0.0
+        else:
+            self.evaluated = None if self.smooth else (loss.detach(), penalty.detach())
         value = (loss if penalty is None else loss + self.strength * penalty) * unit
         known = value.item()
         if math.isfinite(known):
@@ -101,8 +107,8 @@ class Objective:
             self.evaluated = value, 0.0
             if self.penalty is not None:
                 strength = float(self.strength)
-                penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit)
-                self.evaluated = value, penalty
+                exact, penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit, self.smooth)
+                self.evaluated = value, exact
                 value += strength * penalty
             value *= unit
             if not math.isfinite(value):

@@ -17,6 +17,7 @@ HIGHEST = 2.0**96  # of these units: in float32 what is multiplied by one must n
 HISTORY = 10
 REFUSED = 10.0  # times the last good objective is what a line search is told of one that isn't finite
 GAIN = 1e-6  # of the objective: less is none
+SMOOTH = 1e-4  # an edge's size: a line search stops where many sizes have come to 0, as their slopes jump there
 
 
 class LBFGS:
@@ -28,6 +29,7 @@ class LBFGS:
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, objective: Objective) -> None:
         self.objective, self.parameters = objective, parameters
+        objective.smooth = SMOOTH
         self.unit: float | None = None
         self.idle, self.batch = 0, torch.empty(0)  # steps without gain on this batch
         self.optimizer = torch.optim.LBFGS(

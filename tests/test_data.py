@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastkan.datasets import Data, read_data
+from fastkan.network import KAN
 
 X, Y = torch.rand(20, 2), torch.rand(20, 1)
 
@@ -245,3 +246,48 @@ def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
     next(batches)
     with pytest.raises(ValueError, match="y of batch 1 must be finite, got 1 NaN or infinite of 20 values"):
         next(batches)
+
+
+# -- inputs far from the grid -----------------------------------------------------------------------
+
+
+def scaled(*scales: float) -> tuple[Tensor, Tensor]:
+    return (2 * X - 1) * torch.tensor(scales), Y
+
+
+FAR: dict[str, tuple[tuple[float, float], dict, str]] = {
+    "raw, updates": ((1.0, 35000.0), {}, r"columns \[1\] hold numbers beyond 50 .*; normalise them, as by .*\)$"),
+    "raw": ((35000.0, 1.0), {"update_grid": False}, r"columns \[0\] lie outside of the grid .*update_grid=True$"),
+    "both": ((9.0, 9.0), {"update_grid": False}, r"columns \[0, 1\] lie outside"),
+    "splines alone": ((9.0, 9.0), {"train": ("spline",)}, r"columns \[0, 1\] lie outside"),
+    "too late": ((9.0, 1.0), {"start_grid_update_step": 40}, r"columns \[0\] lie outside"),
+}
+NEAR: dict[str, tuple[tuple[float, float], dict]] = {
+    "as it should be": ((1.0, 1.0), {"update_grid": False}),
+    "updates": ((9.0, 30.0), {}),
+    "a grid of their range": ((9.0, 9.0), {"update_grid": False, "grid_range": (-10, 10)}),
+    "no base": ((1.0, 35000.0), {"base_fun": "zero"}),
+}
+
+
+def fitted(scales: tuple[float, float], grid_range=(-1, 1), base_fun="silu", **options) -> KAN:
+    model = KAN([2, 1], grid=3, seed=0, grid_range=grid_range, base_fun=base_fun)
+    model.fit(scaled(*scales), "Adam", 1, progress=False, **options)
+    return model
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_columns_far_from_the_grid_are_named(name: str) -> None:
+    scales, options, words = FAR[name]
+    with pytest.warns(UserWarning, match=words) as caught:
+        fitted(scales, **options)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NEAR)
+def test_other_columns_bring_no_warning(name: str) -> None:
+    scales, options = NEAR[name]
+    model = fitted(scales, **options)
+    if name == "updates":  # and then they lie on it
+        model.fit(scaled(*scales), "Adam", 1, update_grid=False, progress=False)

@@ -270,13 +270,13 @@ def test_a_penalty_that_is_nan_is_no_silent_end(opt: str, monkeypatch: pytest.Mo
     real = Penalty.__call__
     bad = []
 
-    def penalty(self: Penalty, *arguments: Any) -> tuple[Tensor, Tensor]:
-        output, value = real(self, *arguments)
+    def penalty(self: Penalty, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        output, value = real(self, *arguments, **options)
         return output, value * torch.nan if bad else value
 
-    def numbers(self: Penalty, *arguments: Any) -> tuple[float, list]:
-        value, pulled = real_numbers(self, *arguments)
-        return value * (torch.nan if bad else 1), pulled
+    def numbers(self: Penalty, *arguments: Any) -> tuple[float, float, list]:
+        *values, pulled = real_numbers(self, *arguments)
+        return (*(value * (torch.nan if bad else 1) for value in values), pulled)
 
     real_numbers = Penalty.pull
     monkeypatch.setattr(Penalty, "__call__", penalty)
