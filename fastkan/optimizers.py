@@ -17,19 +17,20 @@ HIGHEST = 2.0**96  # of these units: in float32 what is multiplied by one must n
 HISTORY = 10
 REFUSED = 10.0  # times the last good objective is what a line search is told of one that isn't finite
 GAIN = 1e-6  # of the objective: less is none
-SMOOTH = 1e-4  # an edge's size: a line search stops where many sizes have come to 0, as their slopes jump there
+SMOOTH = 1e-4  # an edge's size, see the objective's smooth: where sizes come to 0 their slopes jump, and searches stop
 
 
 class LBFGS:
     """Up to 20 iterations with a strong Wolfe line search.
 
-    A step that gains nothing makes it start anew, by the gradient alone. Where no such start gains anything, the end is
-    reached, and further steps on the same batch do nothing.
+    A step that gains nothing makes it start anew, by the gradient alone. Where no such start gains anything, edges'
+    sizes are rounded off at 0 from then on; where that does not help either, the end is reached, and further steps on
+    the same batch do nothing. (Rounded off from the start they die less often, and fewer formulas are found.)
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, objective: Objective) -> None:
         self.objective, self.parameters = objective, parameters
-        objective.smooth = SMOOTH
+        self.smooth, self.strength = 0.0, objective.strength
         self.unit: float | None = None
         self.idle, self.batch = 0, torch.empty(0)  # steps without gain on this batch
         self.optimizer = torch.optim.LBFGS(
@@ -45,8 +46,13 @@ class LBFGS:
         """One step on a batch; loss and penalty after it, where an evaluation has had these parameters."""
         if x is not self.batch:
             self.idle, self.batch = 0, x
+        if self.strength != self.objective.strength:  # a sparsity penalty rises
+            self.idle, self.strength = 0, self.objective.strength
         if self.idle >= len(STEEPEST):
-            return None
+            if self.smooth or self.objective.penalty is None:
+                return None
+            self.idle, self.smooth = 0, SMOOTH
+        self.objective.smooth = self.smooth
         unit = self.unit = self._unit(x, y) if self.unit is None else self.unit
         first = good = math.inf
         evaluated, lowest = self.objective.evaluated, []
@@ -84,7 +90,7 @@ class LBFGS:
 
     def restart(self) -> None:
         """Forget the curvature: the parameters, or the objective, mean something else now."""
-        self.unit, self.idle = None, 0
+        self.unit, self.idle, self.smooth = None, 0, 0.0
         self.optimizer.state.clear()
 
 

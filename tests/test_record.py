@@ -11,8 +11,10 @@ from networks import D
 from test_fit import OPTS, data, fit, fresh, rmse, target
 from torch import Tensor
 
+from fastkan import optimizers
 from fastkan.network import KAN
 from fastkan.objective import Objective
+from fastkan.regularization import Penalty
 
 
 def large(rows: int = 60, tests: int = 90) -> dict[str, Tensor]:
@@ -141,3 +143,18 @@ def test_half_precision_and_one_test_row() -> None:
     given = {name: value.to(D)[: 1 if "test" in name else None] for name, value in large().items()}
     results = fit(model, given, "Adam", 4, batch=20)
     assert all(len(results[name]) == 4 for name in ("train_loss", "test_loss", "reg"))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_strong_penalty_does_not_stop_lbfgs_far_from_a_minimum(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where edges come to 0 their sizes have kinks, at which every line search fails."""
+    x, y = data(100)
+    reached = []
+    for smooth in (optimizers.SMOOTH, 0.0):
+        monkeypatch.setattr(optimizers, "SMOOTH", smooth)
+        model = KAN([2, 3, 1], grid=5, seed=seed, dtype=D)
+        results = fit(model, (x, y), steps=150, lamb=1.0, try_without=False)
+        loss, penalty = Penalty(model, 1.0, 2.0, 0.0, 0.0, "edge_forward_spline_n")(x)
+        assert results["reg"][-1] == pytest.approx(penalty.item(), rel=1e-12)  # which is not rounded off
+        reached.append(((loss - y).square().mean() + penalty).item())
+    assert reached[0] < 0.8 * reached[1]
