@@ -13,6 +13,9 @@ from torch import Tensor
 from fastkan_kernels import arguments as kinds
 from fastkan_kernels.checks import check_finite, check_int, check_shape
 
+from .arrays import is_array, is_table, tensor_of
+from .labels import Labels
+
 Pair = tuple[Tensor, Tensor]
 
 # -- making data ----------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def create_dataset_from_data(
     """Split a table at random into rows for training and rows for testing.
 
     Args:
-        inputs: ``[N, n_var]``, a tensor or a NumPy array.
+        inputs: ``[N, n_var]``, a tensor, a NumPy array, a DataFrame, or lists of numbers.
         labels: ``[N, out]`` or ``[N]``.
         train_ratio: share of the rows that are for training, rounded down.
         device: where the tensors go.
@@ -116,7 +119,7 @@ def create_dataset_from_data(
         >>> dataset["train_input"].shape, dataset["test_input"].shape
         (torch.Size([40, 3]), torch.Size([10, 3]))
     """
-    x, y = _tensor("inputs", inputs), _tensor("labels", labels)
+    x, y = tensor_of("inputs", inputs), tensor_of("labels", labels)
     check_shape("inputs", x, ("N", "n_var"))
     _check_rows("inputs", x, "labels", y)
     count = int(len(x) * train_ratio)
@@ -192,6 +195,7 @@ class Data:
         train_label: as many rows.
         test_input, test_label: the same for testing, or None.
         loader: makes an endless iterator of a loader's batches; None where all the data are here.
+        labels: the form that the labels have.
 
     Example:
         >>> from fastkan.datasets import Data
@@ -205,6 +209,7 @@ class Data:
     test_input: Tensor | None = None
     test_label: Tensor | None = None
     loader: Callable[[], Iterator[Pair]] | None = None
+    labels: Labels | None = None
 
     @property
     def train(self) -> Pair:
@@ -253,23 +258,26 @@ def read_data(
     out_features: int,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    check_labels: bool = True,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Data:
     """Check what a network shall be trained on, and bring it to the network's dtype and device.
 
     Args:
         dataset: a dictionary with ``train_input`` and ``train_label`` and, if wanted, ``test_input`` and
             ``test_label`` (without rows they count as not there; other entries are ignored); a pair ``(x, y)``; or
-            batches of such pairs: a DataLoader, a list, whatever can be iterated over again and again. All are
-            tensors or NumPy arrays.
+            batches of such pairs: a DataLoader, a list, whatever can be iterated over again and again; or a
+            ``torch.utils.data.Dataset`` of samples, of which all are taken. All are tensors, NumPy arrays, DataFrames
+            or lists of numbers.
         in_features: columns of the inputs.
-        out_features: columns of the labels.
-        check_labels: whether labels must be ``[N, out_features]``, and become floating point; ``[N]`` is taken as
-            ``[N, 1]`` where that is it. Else only their rows are counted, and integers stay integers.
+        out_features: columns of the output.
+        loss_fn: what the labels are for; None is the mean squared error, whose labels are ``[N, out_features]``, and
+            become floating point. ``[N]`` is taken as ``[N, 1]`` where that is it. With a loss, integers ``[N]`` are
+            classes where there are several outputs, and labels of a shape that can't be broadcast against the
+            output's are left to the loss.
 
     Raises:
-        TypeError, ValueError: for anything else, for no rows, and for NaN or infinities; a loader's later batches
-            are checked when they come.
+        TypeError, ValueError: for anything else, for no rows, for NaN or infinities, and for labels that a loss would
+            broadcast against the output; a loader's later batches are checked when they come.
 
     Example:
         >>> from fastkan.datasets import read_data
@@ -278,7 +286,8 @@ def read_data(
         (torch.Size([9, 1]), None)
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    form = _Form(in_features, out_features, torch.device(device), dtype, check_labels)
+    labels = Labels(loss_fn, out_features, dtype)
+    form = _Form(in_features, torch.device(device), dtype, labels)
     if isinstance(dataset, Mapping):
         missing = [name for name in ("train_input", "train_label") if name not in dataset]
         if missing:
@@ -287,17 +296,18 @@ def read_data(
             raise ValueError(f"dataset must have both of test_input and test_label or neither, got {list(dataset)}")
         train = form.read(dataset["train_input"], dataset["train_label"], "train_input", "train_label")
         if "test_input" not in dataset:
-            return Data(*train)
+            return Data(*train, labels=labels)
         test = form.read(dataset["test_input"], dataset["test_label"], "test_input", "test_label", least=0)
-        return Data(*train, *test) if len(test[0]) else Data(*train)
-    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(map(_is_array, dataset)):
-        return Data(*form.read(dataset[0], dataset[1], "x", "y"))
+        return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
+    dataset = _whole(dataset)
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(is_array(e) or is_table(e) for e in dataset):
+        return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
         raise TypeError(
             f"dataset must be something that can be iterated over again and again, got {type(dataset).__name__}, "
             f"which ends: put its batches in a list"
         )
-    if _is_array(dataset) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
+    if is_array(dataset) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
         raise TypeError(
             f"dataset must be a dictionary with train_input and train_label, a pair (x, y) of tensors, or a loader "
             f"of such pairs, got {type(dataset).__name__}"
@@ -313,57 +323,38 @@ def read_data(
             if number == -1:
                 raise ValueError("dataset must have at least one batch, got none")
 
-    return Data(*next(loader()), loader=loader)
+    return Data(*next(loader()), loader=loader, labels=labels)
 
 
 class _Form(NamedTuple):
     """What inputs and labels must look like, and become."""
 
     in_features: int
-    out_features: int
     device: torch.device
     dtype: torch.dtype
-    check_labels: bool
+    labels: Labels
 
     def read(self, inputs: Any, labels: Any, x_name: str, y_name: str, least: int = 1) -> Pair:
-        x, y = _tensor(x_name, inputs), _tensor(y_name, labels)
+        x, y = tensor_of(x_name, inputs), tensor_of(y_name, labels)
         check_shape(x_name, x, ("N", self.in_features))
         _check_rows(x_name, x, y_name, y)
         if len(x) < least:
             raise ValueError(f"{x_name} must have at least one row, got none")
-        if self.check_labels:
-            if y.ndim == 1 and self.out_features == 1:
-                y = y.unsqueeze(1)
-            check_shape(y_name, y, (len(x), self.out_features))
-        x = self._moved(x_name, x, True)
-        return x, self._moved(y_name, y, self.check_labels or y.is_floating_point())
-
-    def _moved(self, name: str, value: Tensor, rounded: bool) -> Tensor:
-        moved = value.to(self.device, self.dtype if rounded else value.dtype)
-        check_finite(name if moved.dtype == value.dtype else f"{name} in {moved.dtype}", moved)
-        return moved
+        read = self.labels.read(y_name, y, len(x)).to(self.device)
+        check_finite(y_name if read.dtype == y.dtype else f"{y_name} in {read.dtype}", read)
+        moved = x.to(self.device, self.dtype)
+        check_finite(x_name if moved.dtype == x.dtype else f"{x_name} in {moved.dtype}", moved)
+        return moved, read
 
 
-def _is_array(value: Any) -> bool:
-    return hasattr(value, "__array__")  # tensors have it too
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """Of a tensor itself, without its history; of an array a copy."""
-    if not isinstance(value, Tensor):
-        if not _is_array(value):
-            raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
-        import numpy as np
-
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} must be of real numbers, got {array.dtype}")
-        value = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
-    if value.layout != torch.strided or value.is_meta:
-        raise TypeError(f"{name} must be a dense tensor with values, got {'meta' if value.is_meta else value.layout}")
-    if value.is_complex():
-        raise TypeError(f"{name} must be of real numbers, got {value.dtype}")
-    return value.detach()
+def _whole(dataset: Any) -> Any:
+    """A pair of all samples, in place of a Dataset of samples."""
+    if not isinstance(dataset, torch.utils.data.Dataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        return dataset
+    first = dataset[0]
+    if not (isinstance(first, (tuple, list)) and len(first) == 2 and getattr(first[0], "ndim", 0) == 1):
+        return dataset
+    return next(iter(torch.utils.data.DataLoader(dataset, len(dataset), generator=torch.Generator())))
 
 
 def _check_rows(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:

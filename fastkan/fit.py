@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +12,32 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.checks import check_int
+from fastkan_kernels.arguments import (
+    SEED,
+    Callback,
+    Choice,
+    Each,
+    Flag,
+    Int,
+    Kind,
+    Optional,
+    Real,
+    checked,
+    is_sequence,
+    kind_of,
+)
+from fastkan_kernels.arguments import (
+    Path as PathKind,
+)
 
 from . import sparsity
 from .datasets import Data, read_data
-from .objective import Objective
+from .objective import Loss, Objective
 from .optimizers import OPTIMIZERS
-from .regularization import Penalty
+from .processes import check_one_process
+from .record import Record
+from .regularization import REG_METRICS, Penalty
+from .scale import warn_of_scale
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -27,6 +45,65 @@ if TYPE_CHECKING:
 TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
 
 
+class _Opt(Choice):
+    """An optimizer's name; labels are what comes in its place from those who pass two arguments."""
+
+    def read(self, name: str, value: Any) -> str:
+        if is_sequence(value) or hasattr(value, "__array__"):
+            raise TypeError(
+                f"fit takes inputs and labels as one argument, fit((x, y)); its next one, opt, came as {kind_of(value)}"
+            )
+        return super().read(name, value)
+
+
+class _Names(Kind):
+    """Some of the names that there are; not a string, which holds letters."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+
+    def read(self, name: str, value: Any) -> list[str]:
+        entries = list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
+        if entries is None or not all(isinstance(entry, str) and entry in self.names for entry in entries):
+            shown = repr(value) if isinstance(value, (str, list, tuple, set, frozenset)) else kind_of(value)
+            raise ValueError(f"{name} must be a tuple of names of {', '.join(map(repr, self.names))}; got {shown}")
+        return entries
+
+
+STRENGTH = Real(least=0)
+
+
+@checked(
+    opt=_Opt(OPTIMIZERS),
+    steps=Int(least=0),
+    log=Int(least=1),
+    lamb=STRENGTH,
+    lamb_l1=STRENGTH,
+    lamb_entropy=STRENGTH,
+    lamb_coef=STRENGTH,
+    lamb_coefdiff=STRENGTH,
+    update_grid=Flag(),
+    grid_update_num=Int(least=1),
+    loss_fn=Optional(Callback()),
+    lr=Real(above=0),
+    start_grid_update_step=Int(least=-1),
+    stop_grid_update_step=Int(least=-1),
+    batch=Int(),
+    metrics=Optional(Each(Callback())),
+    save_fig=Flag(),
+    beta=Real(),
+    save_fig_freq=Int(least=1),
+    img_folder=PathKind(),
+    singularity_avoiding=Flag(),
+    y_th=Real(),
+    reg_metric=Choice(REG_METRICS),
+    train=Optional(_Names(TRAINABLE)),
+    try_without=Flag(),
+    callbacks=Each(Callback()),
+    early_stopping=Optional(Int(least=1)),
+    seed=SEED,
+    progress=Flag(),
+)
 def fit(
     model: KAN,
     dataset: Any,
@@ -66,18 +143,24 @@ def fit(
 ) -> dict[str, list[float]]:
     """Train the network on data; the arguments are pykan's, and after the star there are more.
 
+    An exception in a function of the caller's, or a KeyboardInterrupt, leaves the network as it was after the last
+    whole step, and the record up to it in ``model.history``.
+
     Args:
         dataset: a dictionary with ``train_input``, ``train_label`` and, if wanted, ``test_input`` and
-            ``test_label``, as :func:`create_dataset` makes it; a pair ``(x, y)``; or a DataLoader of such pairs.
+            ``test_label``, as :func:`create_dataset` makes it; a pair ``(x, y)``; a Dataset of samples; or a DataLoader
+            of such pairs. Labels are ``[N, width[-1]]``, or ``[N]`` for one output; with a loss of classes they are
+            integers, ``[N]``.
         opt: ``"LBFGS"`` (each step up to 20 iterations with a line search) or ``"Adam"``.
         steps: how many steps.
-        log: every how many steps the progress bar changes.
+        log: every how many steps the progress bar changes, and the test loss is measured.
         lamb: strength of all that is added to the loss; 0 is none.
         lamb_l1, lamb_entropy: of the sizes of edges, and of the entropy of how nodes share them among edges.
         lamb_coef, lamb_coefdiff: of the splines' coefficients, and of their differences.
         update_grid: whether knots move to where the samples are, ``grid_update_num`` times, evenly from step
             ``start_grid_update_step`` to ``stop_grid_update_step``.
-        loss_fn: of prediction and label; None is the mean squared error.
+        loss_fn: of prediction and label, to a tensor with one number; None is the mean squared error. It is tried
+            on the first batch before anything changes.
         lr: learning rate.
         batch: rows in a step; -1 is all.
         metrics: functions without argument, whose values are recorded after each step under their names.
@@ -100,14 +183,20 @@ def fit(
 
     Returns:
         ``train_loss``, ``test_loss`` (empty without a test set) and ``reg`` after each step, and the metrics. Losses
-        are root mean squares, or with a ``loss_fn`` its values.
+        are root mean squares, or with a ``loss_fn`` its values. ``train_loss`` is of the step's batch. ``test_loss``
+        is of the test set; with ``batch`` and without ``early_stopping`` it is of ``batch`` of its rows, drawn anew.
+        With ``log > 1`` and without ``early_stopping`` steps between repeat the entry before. The last entry is of
+        the whole test set always.
 
     Raises:
         TypeError, ValueError: for data that is not finite or doesn't fit the network, and for arguments out of range,
             before anything has changed.
+        RuntimeError: where ``torch.distributed`` is initialised with several processes.
 
     Warns:
         RuntimeWarning: when a step makes the loss infinite or NaN. The network then has the last good parameters.
+        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to, and for columns of
+            inputs that a fit can hardly use as they are.
 
     Example:
         >>> model = KAN(width=[2, 1], grid=3, seed=0)
@@ -116,117 +205,110 @@ def fit(
         >>> results["train_loss"][-1] < 0.01
         True
     """
+    check_one_process("fit")
+    if batch != -1 and batch < 1:
+        raise ValueError(f"batch must be at least 1, or -1 for all rows, got {batch}")
     penalty = Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric) if lamb else None
-    _check(opt, steps, log, grid_update_num, stop_grid_update_step, batch, early_stopping, save_fig_freq, train)
     data = read_data(
         dataset,
         in_features=model.in_features,
         out_features=model.width_in[-1],
         device=model.device,
         dtype=model.dtype,
-        check_labels=loss_fn is None,
+        loss_fn=loss_fn,
     )
-    names = [_name(metric) for metric in metrics or ()]
-    results: dict[str, list[float]] = {name: [] for name in ("train_loss", "test_loss", "reg", *names)}
-    if display_metrics is not None and not set(display_metrics) <= set(results):
-        raise ValueError(f"display_metrics must be of {sorted(results)}, got {sorted(display_metrics)}")
-    objective = Objective(model, loss_fn, penalty, lamb, (singularity_avoiding, y_th))
+    guarded = singularity_avoiding, y_th
+    objective = Objective(model, _tried(model, data, batch, guarded), penalty, lamb, guarded)
+    stops = early_stopping is not None
+    record = Record(objective, data, metrics or (), -1 if stops else batch, 1 if stops else log, seed)
+    results = record.results
+    if display_metrics is not None:
+        display_metrics = _Names(sorted(results)).read("display_metrics", display_metrics)
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
-
-    searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and _takes_all(data, batch)
+    draw = partial(_draw, model, Path(img_folder), in_vars=in_vars, out_vars=out_vars, beta=beta)
+    parameters = _trained(model, train)
+    objective.is_partial = train is not None
+    takes_all = data.loader is None and (batch == -1 or batch >= len(data.train_input))
+    searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and takes_all
     searches = searches and all(p.requires_grad for layer in model.layers for p in layer.parameters())
+    is_left_alone = not (metrics or callbacks or save_fig)  # between steps
+    options = {"ahead": takes_all and is_left_alone} if opt == "Adam" else {}
+    make_step = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
+    take = make_step()
+    trials = sparsity.NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
+    if save_fig:
+        draw(step=None)
+    batches = data.batches(batch, seed)
+    warn_of_scale(model, data.train[0], bool(updates), stacklevel=3)
 
-    @torch.no_grad()
-    def record(x: Tensor, y: Tensor) -> None:
-        loss, reg = objective.terms(x, y)
-        losses = {"train_loss": loss}
-        if data.test is not None:
-            predicted = model(data.test[0], singularity_avoiding=singularity_avoiding, y_th=y_th)
-            losses["test_loss"] = objective.loss(predicted, data.test[1])
-        for name, value in losses.items():
-            results[name].append((value.sqrt() if loss_fn is None else value).item())
-        results["reg"].append(0.0 if reg is None else reg.item())
-
-    with _training(model, train) as parameters, _bar(steps, progress) as bar:
-        make_step = partial(OPTIMIZERS[opt], parameters, lr, objective)
-        take = make_step()
-        trials = sparsity.NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
-        batches = data.batches(batch, seed)
-        best, best_step = sparsity.state_of(model), -1
-        for step in bar:
-            x, y = next(batches)
-            good = sparsity.state_of(model)
-            if step in updates:
-                model.update_grid_from_samples(x)
-                take.restart()
-            if trials is None:
-                take(x, y)
-            else:
-                objective.strength = lamb * sparsity.rise(step, steps)
-                if not trials.due(step):
-                    take(x, y)
-                elif trials(take, x, y, step):
+    good = sparsity.state_of(model), 0  # after so many whole steps
+    best, best_step = good[0], -1
+    with _course(model, parameters, results), _bar(steps, progress) as bar:
+        try:
+            for step in bar:
+                x, y = next(batches)
+                if step in updates:
+                    model.update_grid_from_samples(x)
                     take.restart()
-            record(x, y)
-            if not math.isfinite(results["train_loss"][-1] + results["reg"][-1]):
-                model.load_state_dict(good)
-                for name in ("train_loss", "test_loss", "reg"):
-                    del results[name][step:]
-                warnings.warn(f"{_LOST.format(step=step)}", RuntimeWarning, stacklevel=2)
-                break
-            for name, metric in zip(names, metrics or ()):
-                value = metric()
-                results[name].append(float(value.detach() if isinstance(value, Tensor) else value))
-            _tell(bar, step, log, results, display_metrics)
-            if save_fig and step % save_fig_freq == 0:
-                _draw(model, Path(img_folder), step, in_vars, out_vars, beta)
-            answers = [callback(model, step, results) for callback in callbacks]
-            ends = any(answer is True for answer in answers)
-            if early_stopping is not None:
-                watched = results["test_loss"] or results["train_loss"]
-                if watched[-1] <= min(watched):
-                    best, best_step = sparsity.state_of(model), step
-                ends = ends or step - best_step >= early_stopping
-            if ends:
-                break
-        if early_stopping is not None:
-            model.load_state_dict(best)
-    model.sample = data.train[0].detach()
-    model.history.append(results)
+                evaluated = None
+                if trials is None:
+                    evaluated = take(x, y)
+                else:
+                    objective.strength = lamb * sparsity.rise(step, steps)
+                    if not trials.due(step):
+                        evaluated = take(x, y)
+                    elif trials(take, x, y, step):
+                        take.restart()
+                if not record.measure(step, x, y, evaluated):
+                    model.load_state_dict(good[0])
+                    warnings.warn(f"{_LOST.format(step=step)}", RuntimeWarning, stacklevel=3)
+                    break
+                record.measure_metrics()
+                good = sparsity.state_of(model), step + 1
+                _tell(bar, step, log, results, display_metrics)
+                if save_fig and step % save_fig_freq == 0:
+                    draw(step=step)
+                answers = [callback(model, step, results) for callback in callbacks]
+                if not is_left_alone:
+                    good = sparsity.state_of(model), step + 1
+                ends = any(answer is True for answer in answers)
+                if early_stopping is not None:
+                    watched = results["test_loss"] or results["train_loss"]
+                    if watched[-1] <= min(watched):
+                        best, best_step = good[0], step
+                    ends = ends or step - best_step >= early_stopping
+                if ends:
+                    break
+            record.finish()
+        except BaseException:  # KeyboardInterrupt too, in the middle of anything
+            model.load_state_dict(good[0])
+            record.cut(good[1])
+            raise
+        finally:
+            if early_stopping is not None and best_step >= 0:
+                model.load_state_dict(best)
+            model.sample = data.train[0].detach()
     return results
 
 
 _LOST = "step {step} made the loss infinite or NaN; the fit ends with the parameters before that step"
 
 
-def _check(
-    opt: str,
-    steps: int,
-    log: int,
-    grid_update_num: int,
-    stop_grid_update_step: int,
-    batch: int,
-    early_stopping: int | None,
-    save_fig_freq: int,
-    train: Collection[str] | None,
-) -> None:
-    if opt not in OPTIMIZERS:
-        raise ValueError(f"opt must be one of {', '.join(map(repr, OPTIMIZERS))}; got {opt!r}")
-    check_int("steps", steps, least=0)
-    check_int("log", log, least=1)
-    check_int("grid_update_num", grid_update_num, least=1)
-    check_int("stop_grid_update_step", stop_grid_update_step, least=-1)
-    check_int("save_fig_freq", save_fig_freq, least=1)
-    if batch != -1:
-        check_int("batch", batch, least=1)
-    if early_stopping is not None:
-        check_int("early_stopping", early_stopping, least=1)
-    if train is not None and (isinstance(train, str) or not set(train) <= set(TRAINABLE)):
-        raise ValueError(f"train must be a tuple of names of {', '.join(map(repr, TRAINABLE))}; got {train!r}")
-
-
-def _takes_all(data: Data, batch: int) -> bool:
-    return data.loader is None and (batch == -1 or batch >= len(data.train_input))
+def _tried(model: KAN, data: Data, batch: int, guarded: tuple[bool, float]) -> Loss | None:
+    """The loss, after a first call on the rows of a first step; a loss of classes has then seen all labels."""
+    assert data.labels is not None
+    x, y = data.train
+    rows = len(x) if batch == -1 or data.loader is not None else min(batch, len(x))
+    if data.labels.loss is None:
+        return None
+    with torch.no_grad():
+        prediction = model.through(x[:rows], *guarded)[0]
+    loss = data.labels.settled(prediction, y[:rows])
+    if data.labels.classes:
+        data.labels.check_classes("train_label", y)
+        if data.test is not None:
+            data.labels.check_classes("test_label", data.test[1])
+    return loss
 
 
 def _grid_updates(
@@ -239,9 +321,8 @@ def _grid_updates(
     return {step for step in range(0, min(steps, stop), every) if step >= start}
 
 
-@contextmanager
-def _training(model: KAN, train: Collection[str] | None) -> Iterator[list[nn.Parameter]]:
-    """The parameters that are trained; nothing else asks for a gradient meanwhile."""
+def _trained(model: KAN, train: Collection[str] | None) -> list[nn.Parameter]:
+    """The parameters that are trained."""
     groups: dict[str, list[nn.Parameter | None]] = {
         "spline": [layer.spline_weight for layer in model.layers],
         "base": [layer.base_weight for layer in model.layers],
@@ -249,32 +330,31 @@ def _training(model: KAN, train: Collection[str] | None) -> Iterator[list[nn.Par
         "symbolic": [symbolic.affine for symbolic in model.symbolic],
         "affine": [*model.node_scale, *model.node_bias, *model.subnode_scale, *model.subnode_bias],
     }
-    idle = {id(p) for layer in range(model.depth) if not model.has_numeric_edges(layer)
+    left = {id(p) for layer in range(model.depth) if not model.has_numeric_edges(layer)
             for p in model.layers[layer].parameters()}  # fmt: skip
-    frozen = [
-        parameter
-        for name, group in groups.items()
-        for parameter in group
-        if parameter is not None
-        and parameter.requires_grad
-        and (id(parameter) in idle or parameter.numel() == 0 or (train is not None and name not in train))
-    ]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    if train is not None:
+        left |= {id(p) for name, group in groups.items() if name not in train for p in group}
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel() and id(p) not in left]
+    if not trained:
+        raise ValueError(f"train={train!r} leaves nothing to train")
+    return trained
+
+
+@contextmanager
+def _course(model: KAN, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
+    """The record is in the model's history meanwhile, and stays there if a step was made or nothing broke off; the
+    parameters get back the gradients that they had."""
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    model.history.append(results)
     try:
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise ValueError(f"train={train!r} leaves nothing to train")
-        yield parameters
+        yield
+    except BaseException:
+        if not results["train_loss"]:
+            model.history.pop()
+        raise
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        for parameter in model.parameters():
-            parameter.grad = None
-
-
-def _name(metric: Callable) -> str:
-    return getattr(metric, "__name__", type(metric).__name__)
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 @contextmanager
@@ -293,11 +373,13 @@ def _tell(bar: Any, step: int, log: int, results: dict[str, list[float]], names:
 
 
 def _draw(
-    model: KAN, folder: Path, step: int, in_vars: Sequence | None, out_vars: Sequence | None, beta: float
+    model: KAN, folder: Path, step: int | None, in_vars: Sequence | None, out_vars: Sequence | None, beta: float
 ) -> None:
+    """A picture into the folder; without a step none, but all that could fail has been done."""
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
     figure = model.plot(beta=beta, in_vars=in_vars, out_vars=out_vars, title=f"Step {step}")
-    figure.savefig(folder / f"{step}.jpg", bbox_inches="tight", dpi=200)
+    if step is not None:
+        figure.savefig(folder / f"{step}.jpg", bbox_inches="tight", dpi=200)
     plt.close(figure)

@@ -15,6 +15,7 @@ from fastkan_kernels.routing import needs_composite
 from . import grid
 from .functional import OUTSIDE, forward, rows_of
 from .known import KnownKnots
+from .processes import check_one_process
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -192,6 +193,7 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
                 changed then.
+            RuntimeError: under ``torch.distributed`` with several processes, whose samples would differ.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -199,6 +201,7 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
+        check_one_process("update_grid")
         self._check_own_splines()
         samples = self._samples(x)
         knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
@@ -224,6 +227,7 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
+            RuntimeError: for samples, as in :meth:`update_grid`.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -231,6 +235,8 @@ class KANLinear(nn.Module):
             >>> layer.spline_weight.shape
             torch.Size([23, 2, 5])
         """
+        if x is not None:
+            check_one_process("refine at samples")
         self._check_own_splines()
         samples = None if x is None else self._samples(x)
         order = self.spline_order

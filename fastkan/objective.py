@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_FEATURES = 1 << 22  # numbers, 16 MiB of float32, that a fit keeps of rows that come again
 MIN_ROWS = 2000  # from which on its memory is kept from one evaluation to the next
 Loss = Callable[[Tensor, Tensor], Tensor]
+Evaluated = tuple[Any, Any]
 
 
 class Objective:
@@ -32,7 +33,17 @@ class Objective:
         penalty: None where there is none.
         strength: of the penalty.
         guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
+
+    Attributes:
+        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions; None where only
+            a penalty of other sizes is known.
+        smooth: length within which edges' sizes are rounded off at 0 in :meth:`pull`, see ``regularization.rounded``.
+        is_partial: whether the model has parameters that could have a gradient, and are not trained.
     """
+
+    evaluated: Evaluated | None = None
+    smooth = 0.0
+    is_partial = False
 
     def __init__(
         self, model: KAN, loss: Loss | None, penalty: Penalty | None, strength: float, guarded: tuple[bool, float]
@@ -44,11 +55,11 @@ class Objective:
         self._rows: Tensor | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
-    def terms(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Loss and penalty."""
         if self.penalty is None:
             return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
-        output, penalty = self.penalty(x, *self.guarded)
+        output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
         return self.loss(output, y), penalty
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
@@ -62,11 +73,16 @@ class Objective:
             parameter.grad = None
         stack = self._stack(x, y)
         if stack is not None:
-            return self._pull_numbers(x, y, stack, unit)
-        value = self(x, y) * unit
+            return self._pull_numbers(x, y, stack, parameters, unit)
+        loss, penalty = self.terms(x, y, self.smooth)
+        if penalty is None:
+            self.evaluated = loss.detach(), 0.0
+        else:
+            self.evaluated = None if self.smooth else (loss.detach(), penalty.detach())
+        value = (loss if penalty is None else loss + self.strength * penalty) * unit
         known = value.item()
         if math.isfinite(known):
-            value.backward()
+            value.backward(inputs=list(parameters) if self.is_partial else None)
         return known
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
@@ -88,7 +104,9 @@ class Objective:
             self._rows = x
         return self._features if x is self._rows else small.SHARED
 
-    def _pull_numbers(self, x: Tensor, y: Tensor, stack: list[StackedLayer], unit: float) -> float:
+    def _pull_numbers(
+        self, x: Tensor, y: Tensor, stack: list[StackedLayer], parameters: Sequence[nn.Parameter], unit: float
+    ) -> float:
         """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
         of a graph's."""
         import numpy as np
@@ -106,15 +124,18 @@ class Objective:
             wide = residual.astype(np.float64)
             value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
             by_spreads: list = [(None, None)] * len(stack)
+            self.evaluated = value, 0.0
             if self.penalty is not None:
                 strength = float(self.strength)
-                penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit)
+                exact, penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit, self.smooth)
+                self.evaluated = value, exact
                 value += strength * penalty
             value *= unit
             if not math.isfinite(value):
                 return value
             operands = operands_of(stack)
-            needed = [t is not None and t.requires_grad for t in operands]
+            trained = set(map(id, parameters))
+            needed = [id(t) in trained for t in operands]
             residual *= 2 * unit / residual.size
             _, found = taken.pull(residual, by_spreads, [False, *needed])
         for parameter, gradient in zip(operands, found):

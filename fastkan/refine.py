@@ -15,6 +15,7 @@ from fastkan_kernels.checks import check_finite, check_knots
 from . import grid as grids
 from .functional import rows_of
 from .layer import KANLinear
+from .processes import check_one_process
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -48,6 +49,8 @@ def refine(
 
     Raises:
         TypeError, ValueError: for grid sizes below 1, and samples of another shape, none, or not finite.
+        RuntimeError: for samples, where ``torch.distributed`` is initialised with several processes, whose samples
+            would differ.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
@@ -61,6 +64,8 @@ def refine(
     sizes = [wanted] * model.depth if isinstance(wanted, int) else list(wanted or ())
     if len(sizes) != model.depth:
         raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
+    if x is not None or model.sample is not None:
+        check_one_process("refine at samples")
     new = copy.deepcopy(model)
     rows = _samples(model, x)
     for number, (layer, step, size) in enumerate(zip(new.layers, model.trace(rows), sizes)):
@@ -110,7 +115,9 @@ def update_grid_from_samples(model: KAN, x: Tensor | None = None) -> None:
     Raises:
         TypeError, ValueError: for samples of another shape, none, or not finite, or where what enters a layer is not;
             nothing has changed then.
+        RuntimeError: where ``torch.distributed`` is initialised with several processes, whose samples would differ.
     """
+    check_one_process("update_grid_from_samples")
     nodes = model.inputs(_samples(model, x))
     before = [(layer.spline_weight.clone(), layer.knots) for layer in model.layers]
     try:

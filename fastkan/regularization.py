@@ -64,8 +64,10 @@ class Penalty:
         self.model, self.metric = model, metric
         self.of_edges, self.of_coefficients = (lamb_l1, lamb_entropy), (lamb_coef, lamb_coefdiff)
 
-    def __call__(self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> tuple[Tensor, Tensor]:
-        """``x [N, in_features]`` to the output and the penalty."""
+    def __call__(
+        self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, smooth: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """``x [N, in_features]`` to the output and the penalty, of sizes that are :func:`rounded`."""
         model = self.model
         if len(x) < 2:  # the last batch of a loader; one row has no spread, and every edge the size 0
             output, sizes = model.through(x, singularity_avoiding, y_th)[0], []
@@ -79,6 +81,7 @@ class Penalty:
                 nodes.append(model.nodes_of(layer, subnodes))
             output = nodes.pop()
             sizes = edge_sizes(model, nodes, self.metric, singularity_avoiding, y_th)
+        sizes = [rounded(size, smooth) for size in sizes]
         total = edge_penalty(sizes, *self.of_edges) if sizes else output.new_zeros(())
         if any(self.of_coefficients):
             total = total + coefficient_penalty(model, *self.of_coefficients)
@@ -88,19 +91,32 @@ class Penalty:
         """Whether the penalty comes from :class:`Spread` alone, as :meth:`pull` has it."""
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
-    def pull(self, spreads: Sequence[tuple[Any, Any]], unit: float) -> tuple[float, list[tuple[Any, Any]]]:
-        """The penalty and, times ``unit``, its gradients by the spreads of each layer's edges and inputs; of arrays."""
+    def pull(
+        self, spreads: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
+    ) -> tuple[float, float, list[tuple[Any, Any]]]:
+        """The penalty, the same of sizes that are :func:`rounded` and, times ``unit``, the gradients of this by the
+        spreads of each layer's edges and inputs; of arrays."""
         import numpy as np
 
         lamb_l1, lamb_entropy = map(float, self.of_edges)  # NumPy's own numbers would widen float32
-        total, pulled = 0.0, []
+        exact, total, pulled = 0.0, 0.0, []
         for edges, inputs in spreads:
             floored = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
-            value, slope = _value_and_slope(edges / floored, np.log2, lamb_l1, lamb_entropy)
+            size = edges / floored
+            value, slope = _value_and_slope(rounded(size, smooth), np.log2, lamb_l1, lamb_entropy)
             total += float(value)
+            if smooth:
+                slope = slope * (size / (size * size + smooth * smooth) ** 0.5)
+                value, _ = _value_and_slope(size, np.log2, lamb_l1, lamb_entropy)
+            exact += float(value)
             by_edges = slope * (unit / floored)
             pulled.append((by_edges, -(by_edges * edges).sum(1) / floored[:, 0]))
-        return total, pulled
+        return exact, total, pulled
+
+
+def rounded(size: Any, smooth: float) -> Any:
+    """Sizes whose slope goes to 0 as they do, within a length of ``smooth``; a size's own jumps there."""
+    return (size * size + smooth * smooth) ** 0.5 - smooth if smooth else size
 
 
 def edge_sizes(

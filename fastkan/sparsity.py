@@ -57,20 +57,22 @@ class NodeTrials:
     def __init__(
         self,
         model: KAN,
-        make_step: Callable[[], Callable[[Tensor, Tensor], None]],
+        make_step: Callable[[], Callable[[Tensor, Tensor], Any]],
         objective: Objective,
         update_grid: bool,
         steps: int,
     ) -> None:
         self.model, self.make_step, self.objective, self.update_grid = model, make_step, objective, update_grid
         self.steps, self.failed, self.multiplied = steps, 0, 0
+        self.is_first = not model.history
 
     def due(self, step: int) -> bool:
         """Whether a trial belongs to this step."""
         return step >= FIRST and step % EVERY == 0
 
-    def __call__(self, take: Callable[[Tensor, Tensor], None], x: Tensor, y: Tensor, step: int) -> bool:
-        """One step as it is, and a trial; whether the trial's parameters are kept."""
+    def __call__(self, take: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
+        """One step as it is, and a trial; whether the trial's parameters are kept. What breaks off in it leaves the
+        network in the middle of the trial."""
         trial = self._next(x, risen=rise(step, self.steps) == 1)
         if trial is None:
             take(x, y)
@@ -125,12 +127,12 @@ class NodeTrials:
             dead += [(layer, node) for node, score in enumerate(worth) if not score > ALIVE]
         nodes = [(layer, node) for _, layer, node in sorted(alive)]
         sums = self._beside_multiplications()
-        if risen and not model.history and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
+        if risen and self.is_first and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
             self.multiplied += 1
             return Trial(sums, self.multiplied - 1, multiplied=True)
         if self.failed < len(nodes):
             return Trial([nodes[self.failed]], None)
-        if self.failed < 2 * len(nodes) and not model.history:
+        if self.failed < 2 * len(nodes) and self.is_first:
             return Trial([nodes[self.failed - len(nodes)], *dead], self.failed)
         return None
 

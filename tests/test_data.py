@@ -12,8 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastkan.datasets import Data, read_data
+from fastkan.network import KAN
 
 X, Y = torch.rand(20, 2), torch.rand(20, 1)
+
+
+def nothing(p: Tensor, y: Tensor) -> Tensor:
+    return p.sum()
 
 
 def read(dataset: object, inputs: int = 2, outputs: int = 1, **options) -> Data:
@@ -65,12 +70,12 @@ def test_numbers_become_the_networks() -> None:
     assert whole.train_input.dtype == whole.train_label.dtype == torch.float32
 
 
-def test_classes_stay_integers_where_labels_are_not_checked() -> None:
+def test_classes_stay_integers_where_a_loss_takes_them() -> None:
     classes = torch.arange(20) % 3
-    data = read((X, classes), outputs=3, check_labels=False)
+    data = read((X, classes), outputs=3, loss_fn=nothing)
     assert data.train_label.dtype == torch.int64
     assert data.train_label.shape == (20,)
-    assert read((X, Y.double()), outputs=3, check_labels=False).train_label.dtype == torch.float32
+    assert read((X, Y.double()), loss_fn=nothing).train_label.dtype == torch.float32
     with pytest.raises(ValueError, match=r"y must have the shape \[20, 3\], got \[20\]"):
         read((X, classes), outputs=3)
 
@@ -110,10 +115,14 @@ BAD_DATA: dict[str, tuple[object, type[Exception], str]] = {
         {"train_input": X, "train_label": Y, "test_input": X}, ValueError,
         "both of test_input and test_label or neither",
     ),
-    "list": (([1.0, 2.0], [1.0, 2.0]), TypeError, "x of batch 0 must be a torch.Tensor or a NumPy array, got float"),
+    "list": (([1.0, 2.0], [1.0, 2.0]), ValueError, r"x must have the shape \[N, 2\], got \[2\]"),
+    "list of texts": ((["a", "b"], Y), TypeError, "x of batch 0 must be a torch.Tensor or a NumPy array, got str"),
+    "ragged list": (([[1.0, 2.0], [1.0]], [1.0, 2.0]), ValueError, "x must have rows of the same length"),
+    "numbers": ((1.0, 2.0), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got float"),
     "three": ((X, Y, Y), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got Tensor"),
     "batch of three": ([(X, Y, Y)], TypeError, r"batch 0 of dataset must be a pair \(x, y\), got tuple of length 3"),
-    "sample by sample": (TensorDataset(X, Y), ValueError, r"x of batch 0 must have the shape \[N, 2\], got \[2\]"),
+    "columns of samples": (TensorDataset(X[:, :1], Y), ValueError, r"x must have the shape \[N, 2\], got \[20, 1\]"),
+    "samples of three": (TensorDataset(X, Y, Y), TypeError, r"must be a pair \(x, y\), got tuple of length 3"),
     "no batches": ([], ValueError, "dataset must have at least one batch, got none"),
     "no rows": ((X[:0], Y[:0]), ValueError, "x must have at least one row"),
     "no training rows": (FULL | {"train_input": X[:0], "train_label": Y[:0]}, ValueError, "train_input must have at"),
@@ -237,3 +246,48 @@ def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
     next(batches)
     with pytest.raises(ValueError, match="y of batch 1 must be finite, got 1 NaN or infinite of 20 values"):
         next(batches)
+
+
+# -- inputs far from the grid -----------------------------------------------------------------------
+
+
+def scaled(*scales: float) -> tuple[Tensor, Tensor]:
+    return (2 * X - 1) * torch.tensor(scales), Y
+
+
+FAR: dict[str, tuple[tuple[float, float], dict, str]] = {
+    "raw, updates": ((1.0, 35000.0), {}, r"columns \[1\] hold numbers beyond 50 .*; normalise them, as by .*\)$"),
+    "raw": ((35000.0, 1.0), {"update_grid": False}, r"columns \[0\] lie outside of the grid .*update_grid=True$"),
+    "both": ((9.0, 9.0), {"update_grid": False}, r"columns \[0, 1\] lie outside"),
+    "splines alone": ((9.0, 9.0), {"train": ("spline",)}, r"columns \[0, 1\] lie outside"),
+    "too late": ((9.0, 1.0), {"start_grid_update_step": 40}, r"columns \[0\] lie outside"),
+}
+NEAR: dict[str, tuple[tuple[float, float], dict]] = {
+    "as it should be": ((1.0, 1.0), {"update_grid": False}),
+    "updates": ((9.0, 30.0), {}),
+    "a grid of their range": ((9.0, 9.0), {"update_grid": False, "grid_range": (-10, 10)}),
+    "no base": ((1.0, 35000.0), {"base_fun": "zero"}),
+}
+
+
+def fitted(scales: tuple[float, float], grid_range=(-1, 1), base_fun="silu", **options) -> KAN:
+    model = KAN([2, 1], grid=3, seed=0, grid_range=grid_range, base_fun=base_fun)
+    model.fit(scaled(*scales), "Adam", 1, progress=False, **options)
+    return model
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_columns_far_from_the_grid_are_named(name: str) -> None:
+    scales, options, words = FAR[name]
+    with pytest.warns(UserWarning, match=words) as caught:
+        fitted(scales, **options)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", NEAR)
+def test_other_columns_bring_no_warning(name: str) -> None:
+    scales, options = NEAR[name]
+    model = fitted(scales, **options)
+    if name == "updates":  # and then they lie on it
+        model.fit(scaled(*scales), "Adam", 1, update_grid=False, progress=False)

@@ -270,11 +270,17 @@ def test_a_penalty_that_is_nan_is_no_silent_end(opt: str, monkeypatch: pytest.Mo
     real = Penalty.__call__
     bad = []
 
-    def penalty(self: Penalty, *arguments: Any) -> tuple[Tensor, Tensor]:
-        output, value = real(self, *arguments)
+    def penalty(self: Penalty, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        output, value = real(self, *arguments, **options)
         return output, value * torch.nan if bad else value
 
+    def numbers(self: Penalty, *arguments: Any) -> tuple[float, float, list]:
+        *values, pulled = real_numbers(self, *arguments)
+        return (*(value * (torch.nan if bad else 1) for value in values), pulled)
+
+    real_numbers = Penalty.pull
     monkeypatch.setattr(Penalty, "__call__", penalty)
+    monkeypatch.setattr(Penalty, "pull", numbers)
     states = []
 
     def watch(m: KAN, step: int, record: dict) -> None:
@@ -336,7 +342,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"train": ()}, ValueError, "leaves nothing to train"),
     ({"train": ("affine",)}, ValueError, "leaves nothing to train"),
     ({"lamb": 0.1, "reg_metric": "edges"}, ValueError, "reg_metric must be one of"),
-    ({"display_metrics": ["loss"]}, ValueError, "display_metrics must be of"),
+    ({"display_metrics": ["loss"]}, ValueError, "display_metrics must be a tuple of names of"),
     ({"lr": -1.0}, ValueError, "[Ll]earning rate|lr"),
 ]
 

@@ -234,7 +234,7 @@ class MLP(nn.Module):
             out_features=self.width[-1],
             device=self.device,
             dtype=self.linears[0].weight.dtype,
-            check_labels=loss_fn is None,
+            loss_fn=loss_fn,
         )
         squared = loss_fn is None
         loss_of = torch.nn.functional.mse_loss if loss_fn is None else loss_fn

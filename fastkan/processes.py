@@ -1,0 +1,23 @@
+"""What only one process may do."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_one_process(what: str) -> None:
+    """Refuse ``what``, which learns from the samples of this process alone, where others train beside it.
+
+    Raises:
+        RuntimeError: where ``torch.distributed`` is initialised with more than one process.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    count = distributed.get_world_size()
+    if count > 1:
+        raise RuntimeError(
+            f"{what} uses the samples of this process alone, but {count} processes are initialised: the networks of "
+            f"different ranks would become different ones. Call it before torch.distributed.init_process_group, or in "
+            f"a program of one process, and load the result on every rank (save and load, or load_state_dict)"
+        )
