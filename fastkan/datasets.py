@@ -117,7 +117,7 @@ def create_dataset_from_data(
         >>> dataset["train_input"].shape, dataset["test_input"].shape
         (torch.Size([40, 3]), torch.Size([10, 3]))
     """
-    x, y = _tensor("inputs", inputs), _tensor("labels", labels)
+    x, y = tensor_of("inputs", inputs), tensor_of("labels", labels)
     check_shape("inputs", x, ("N", "n_var"))
     _check_rows("inputs", x, "labels", y)
     if isinstance(train_ratio, bool) or not isinstance(train_ratio, (int, float)):
@@ -336,7 +336,7 @@ class _Form(NamedTuple):
     check_labels: bool
 
     def read(self, inputs: Any, labels: Any, x_name: str, y_name: str, least: int = 1) -> Pair:
-        x, y = _tensor(x_name, inputs), _tensor(y_name, labels)
+        x, y = tensor_of(x_name, inputs), tensor_of(y_name, labels)
         check_shape(x_name, x, ("N", self.in_features))
         _check_rows(x_name, x, y_name, y)
         if len(x) < least:
@@ -358,7 +358,7 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__")  # tensors have it too
 
 
-def _tensor(name: str, value: Any) -> Tensor:
+def tensor_of(name: str, value: Any) -> Tensor:
     """Of a tensor itself, without its history; of an array a copy."""
     if not isinstance(value, Tensor):
         if not _is_array(value):

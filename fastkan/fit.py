@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastkan_kernels.checks import check_int
 
 from . import sparsity
+from .activations import remember
 from .datasets import Data, read_data
 from .objective import Objective
 from .optimizers import OPTIMIZERS
@@ -190,7 +191,7 @@ def fit(
                 break
         if early_stopping is not None:
             model.load_state_dict(best)
-    model.sample = data.train[0].detach()
+    remember(model, data.train[0])
     model.history.append(results)
     return results
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastkan_kernels.checks import check_dtype, check_range
-from fastkan_kernels.cpu.small import has_values
 from fastkan_kernels.stack import Spread, StackedLayer, column_std, small_stack
 from fastkan_kernels.stack import serves as small_serves
 
@@ -72,7 +71,7 @@ class KAN(nn.Module):
         symbolic: the edges that are formulas, for each layer.
         node_scale, node_bias, subnode_scale, subnode_bias: affine maps behind each layer.
         input_id: which columns of x the network reads.
-        sample: the last batch that went through it, or None.
+        sample: rows of the last :meth:`fit` or :meth:`get_act`, copies, 10,000 at most, or None; pickles lack them.
         history: what each :meth:`fit` returned.
         prune_mask: which edges the last :meth:`prune` would keep, ``[in, out]`` of each layer, or None.
 
@@ -86,6 +85,7 @@ class KAN(nn.Module):
     """
 
     input_id: Tensor
+    _sample: activations.Sample
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class KAN(nn.Module):
         check_dtype(dtype)
         self.grid_eps = float(grid_eps)
         self.in_features = self.width_in[0]
-        self.sample: Tensor | None = None
+        self.sample = None
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
 
@@ -214,8 +214,6 @@ class KAN(nn.Module):
             y_th: that bound.
         """
         rows = rows_of(x, self.in_features)
-        if has_values(rows):
-            self.sample = rows.detach()
         y, _ = self.through(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
@@ -306,6 +304,7 @@ class KAN(nn.Module):
         return self.fit(mode, *args, **options)
 
     # each in a file of its own, with the model for self
+    sample = property(activations.sample, activations.remember)
     trace = activations.trace
     samples = activations.samples
     get_act = activations.get_act

@@ -43,8 +43,8 @@ def save(model: KAN, path: str | os.PathLike[str]) -> None:
     """Write the network into one file: parameters, grids, masks, formulas' names, history, and what is trained.
 
     The file is there whole or not at all; one that was there before is replaced. Parameters that are shared come
-    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the last
-    batch (``model.sample``) is not kept.
+    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the
+    rows of the last fit (``model.sample``) are not kept.
 
     Args:
         path: of the file.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ..activations import rows_for
 from ..edges import edge_functions, mask_of
-from .fix import check_ranges, library_names, set_numeric, table
+from .fix import MIN_ROWS, check_ranges, library_names, set_numeric, table
 from .search import Range, rank, search
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ def auto_symbolic(
     weight_simple: float = 0.8,
     r2_threshold: float = 0.99,
     negligible: float = 1e-2,
+    *,
+    x: Any = None,
+    dataset: Any = None,
 ) -> SymbolicReport:
     """Make all splines formulas that fit one, in place; those that don't stay splines.
 
@@ -106,13 +110,15 @@ def auto_symbolic(
         r2_threshold: 0 forces every edge into some function.
         negligible: an edge that fits no function becomes a constant, ``"0"``, if its values spread less than by this
             share of the spread of the sum that they go into.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         A list of :class:`EdgeReport`, one for each edge that was a spline; its ``numeric`` are those that still are.
 
     Raises:
-        TypeError, ValueError: for functions or ranges that are not there, or samples at which the network is NaN or
-            infinite; nothing has changed then, as after an interruption.
+        TypeError, ValueError: for functions or ranges that are not there, fewer than 8 different rows, and rows at
+            which the network is NaN or infinite; nothing has changed then, as after an interruption.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)
@@ -132,7 +138,7 @@ def auto_symbolic(
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be from 0 to 1, got {value}")
     report = SymbolicReport(threshold=r2_threshold)
-    nodes = model.inputs(model.samples())
+    nodes = model.inputs(rows_for(model, x, dataset, least=MIN_ROWS))
     with _all_or_nothing(model):
         for layer in range(model.depth):
             on = mask_of(model.layers[layer]).cpu()
