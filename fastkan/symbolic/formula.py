@@ -12,7 +12,7 @@ from torch import Tensor
 from ..edges import mask_of
 from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
-from .rounding import check_rounding, is_tame, number, rebuilt, rounded, rounded_to_keep
+from .rounding import check_rounding, number, product_of, rebuilt, rounded, rounded_to_keep
 
 if TYPE_CHECKING:
     from ..network import KAN
@@ -34,11 +34,12 @@ def symbolic_formula(
 ) -> tuple[list[Any], list[Any]]:
     """The network's outputs as sympy expressions, equal to its forward wherever that is finite.
 
-    Constants are the parameters' values, exactly. ``singularity_avoiding`` is no part of a formula.
+    Their symbols are plain ones, so that names meet them: ``formula.subs("x_1", 0.5)``,
+    ``sympy.diff(formula, sympy.Symbol("x_1"))``. Constants are the parameters' values, exactly. ``singularity_avoiding`` is no part of a formula.
 
     Args:
-        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... A column keeps its number
-            after :meth:`prune_input`.
+        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... Names become plain symbols. A
+            column keeps its number after :meth:`prune_input`.
         normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
         output_normalizer: ``[mean, std]`` of the outputs, to the same end.
         digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
@@ -66,7 +67,7 @@ def symbolic_formula(
     """
     _check_numeric(model, numeric)
     check_rounding(digits, tolerance)
-    columns, variables = _variables(None, model.in_features), _variables(var, model.in_features)
+    columns, variables = _columns(model), _variables(var, model.in_features)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
     formulas = _normalized_inputs(model, columns, inputs)
@@ -82,9 +83,8 @@ def symbolic_formula(
         formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
-    if var is not None:  # only now, as they may not be real
-        named = dict(zip(columns, variables))
-        formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    named = dict(zip(columns, variables))  # only now, as sympy tidies up what it knows to be real
+    formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
     return formulas, variables
 
 
@@ -144,7 +144,7 @@ def formula_numpy(
     _check_numeric(model, numeric)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
-    variables = _variables(None, model.in_features)
+    variables = _columns(model)
     steps = []
     for layer in range(model.depth):
         nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
@@ -175,7 +175,7 @@ def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
     subnodes = mapped(sums, model.subnode_scale[layer], model.subnode_bias[layer])
     groups = model.architecture.factors(layer + 1)
     factors = [[subnodes[factor] for factor in group] for group in groups]
-    products = [sympy.Mul(*each, evaluate=is_tame(*each)) for each in factors]
+    products = [product_of(each) for each in factors]
     return mapped(products, model.node_scale[layer], model.node_bias[layer])
 
 
@@ -260,11 +260,18 @@ def _check_numeric(model: KAN, numeric: object) -> None:
             )
 
 
+def _columns(model: KAN) -> list[Any]:
+    """Symbols for the columns of x while a formula is made, named and so ordered as those it ends up with."""
+    import sympy
+
+    return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(model.in_features)]
+
+
 def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
     import sympy
 
     if var is None:
-        return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(count)]
+        return [sympy.Symbol(f"x_{column + 1}") for column in range(count)]
     if isinstance(var, str) or not isinstance(var, Sequence):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
@@ -272,7 +279,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
             raise TypeError(f"var must hold names or sympy symbols, got {each!r}")
     if len(var) != count:
         raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
-    made = [sympy.Symbol(each, real=True) if isinstance(each, str) else each for each in var]
+    made = [sympy.Symbol(each) if isinstance(each, str) else each for each in var]
     if len(set(map(str, made))) < count:
         raise ValueError(f"var must have different names, got {', '.join(map(str, made))}")
     return made
