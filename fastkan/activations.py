@@ -117,7 +117,7 @@ def rows_for(model: KAN, x: Any = None, dataset: Any = None, *, least: int = 2, 
                 "there has been no fit, so points spread evenly over the first grids stand for data: give rows as x=, "
                 "or call get_act(x) before",
                 UserWarning,
-                stacklevel=_outside(),
+                stacklevel=outside(),
             )
         return grid_points(model)
     rows = rows.detach().to(model.device, model.dtype)
@@ -143,7 +143,7 @@ def _read_rows(name: str, value: Any) -> Tensor:
     return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
 
 
-def _outside() -> int:
+def outside() -> int:
     """How many frames up the caller of this package is."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGES):

@@ -123,6 +123,7 @@ class KAN(nn.Module):
         self.grid_eps = float(grid_eps)
         self.in_features = self.width_in[0]
         self.sample = None
+        self.resting: dict[int, set[str]] = {}  # what asks for a gradient again once a spline of its layer is on
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
 
@@ -348,6 +349,8 @@ class KAN(nn.Module):
 
     save = serialization.save
     load = staticmethod(serialization.load)
+    load_state_dict = serialization.load_state_dict
+    _load_from_state_dict = serialization.load_from_state_dict
 
     def __repr__(self) -> str:
         width: list[Any] = [added if not multiplied else [added, multiplied] for added, multiplied in self.width]

@@ -15,6 +15,7 @@ from .activations import rows_for
 from .attribution import Scores, attributed
 from .edges import edges_on, mask_of
 from .surgery import with_nodes
+from .symbolic.fix import rest
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -153,6 +154,7 @@ def remove_edge(model: KAN, l: int, i: int, j: int) -> None:
     model.layers[l].set_mask(on.float())
     if model.symbolic[l].name(i, j) is not None:
         model.symbolic[l].unfix(i, j)
+    rest(model, l)
 
 
 @torch.inference_mode(False)
@@ -239,6 +241,7 @@ def _keep_only(model: KAN, layer: int, on: Tensor) -> None:
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)
+    rest(model, layer)
 
 
 def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:

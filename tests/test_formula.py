@@ -251,7 +251,7 @@ def test_functions_that_numpy_does_not_know_go_through_torch() -> None:
         ({"var": "ab"}, TypeError, "var must be a list of names or symbols, got 'ab'"),
         ({"var": ["a", 3]}, TypeError, "var must hold names or sympy symbols, got 3"),
         ({"var": ["a", "a"]}, ValueError, "var must have different names, got a, a"),
-        ({"numeric": "spline"}, ValueError, "numeric must be one of 'raise', 'piecewise'; got 'spline'"),
+        ({"numeric": "spline"}, ValueError, "numeric must be one of 'functions', 'piecewise', 'raise'; got 'spline'"),
         ({"digits": 0}, ValueError, "digits must be at least 1, got 0"),
         ({"digits": 2.5}, TypeError, "digits must be an int, got float"),
         ({"digits": "all"}, ValueError, "digits must be None, an int, or 'auto'; got 'all'"),

@@ -118,7 +118,7 @@ def test_what_is_simplified_is_right_for_real_numbers(inner: str, outer: str, te
 
 @pytest.mark.parametrize("seed", range(40))
 def test_products_that_are_nan_everywhere(seed: int) -> None:
-    """Constants outside of their functions' domains, in a factor: sympy can neither print nor compile such a product."""
+    """Factors that are constants outside of a domain: sympy can neither print nor compile such products."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     x = 3 * torch.randn(ROWS, 2, dtype=torch.float64)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..activations import rows_for
 from ..edges import edge_functions, mask_of
-from .fix import MIN_ROWS, check_ranges, library_names, set_numeric, table
+from .fix import MIN_ROWS, all_or_nothing, check_ranges, library_names, set_numeric, table
 from .search import Range, rank, search
 
 if TYPE_CHECKING:
@@ -70,8 +68,9 @@ class SymbolicReport(list[EdgeReport]):
         lines.append(repr(self))
         if self.numeric:
             lines.append(
-                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. fix_symbolic forces one, "
-                "remove_edge takes it away, more training or a larger lib may help"
+                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. force=True or "
+                "fix_symbolic makes it a formula all the same, remove_edge takes it away, more training or a larger "
+                "lib may help"
             )
         return "\n".join(lines)
 
@@ -93,6 +92,7 @@ def auto_symbolic(
     r2_threshold: float = 0.99,
     negligible: float = 1e-2,
     *,
+    force: bool = False,
     x: Any = None,
     dataset: Any = None,
 ) -> SymbolicReport:
@@ -107,9 +107,11 @@ def auto_symbolic(
         lib: names of the functions; None for all.
         verbose: whether to print the report.
         weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
-        r2_threshold: 0 forces every edge into some function.
+        r2_threshold: what R2 a function must reach to be taken.
         negligible: an edge that fits no function becomes a constant, ``"0"``, if its values spread less than by this
             share of the spread of the sum that they go into.
+        force: whether every edge becomes a formula, as in pykan: where none reaches the threshold, the one with the
+            highest R2.
         x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
         dataset: instead of x, as :meth:`fit` takes it.
 
@@ -139,7 +141,7 @@ def auto_symbolic(
             raise ValueError(f"{name} must be from 0 to 1, got {value}")
     report = SymbolicReport(threshold=r2_threshold)
     nodes = model.inputs(rows_for(model, x, dataset, least=MIN_ROWS))
-    with _all_or_nothing(model):
+    with all_or_nothing(model):
         for layer in range(model.depth):
             on = mask_of(model.layers[layer]).cpu()
             report.kept += sum(not on[edge.i, edge.j] for edge in model.symbolic[layer].edges)
@@ -154,6 +156,8 @@ def auto_symbolic(
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
                     best = chosen or max(ranked, key=lambda c: c.r2)
+                    if force and not hardly[place]:
+                        chosen = best
                     entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
                     if chosen is not None:
                         model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
@@ -165,21 +169,6 @@ def auto_symbolic(
                     report.append(entry)
                 set_numeric(model, layer, fixed, False)
             nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes))
-    if verbose:
-        print(report)
+        if verbose:
+            print(report)
     return report
-
-
-@contextmanager
-def _all_or_nothing(model: KAN) -> Iterator[None]:
-    """Formulas and masks stay what they were if what follows doesn't end well."""
-    masks, formulas = [layer.mask for layer in model.layers], list(model.symbolic)
-    for place, each in enumerate(formulas):
-        model.symbolic[place] = copy.deepcopy(each)
-    try:
-        yield
-    except BaseException:
-        for place, (mask, each) in enumerate(zip(masks, formulas)):
-            model.layers[place].mask = mask
-            model.symbolic[place] = each
-        raise

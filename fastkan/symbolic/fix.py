@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,11 +93,12 @@ def fix_symbolic(
         affine = params.tolist()
     elif random:
         affine = (torch.rand(4) * 2 - 1).tolist()
-    model.symbolic[l].fix(i, j, name, affine)
-    set_numeric(model, l, [(i, j)], False)
-    if verbose and r2 is not None:
-        word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and name != "0" else ""
-        print(f"edge {l, i, j}: {name}, R2 {r2:.6f}{word}")
+    with all_or_nothing(model):
+        model.symbolic[l].fix(i, j, name, affine)
+        set_numeric(model, l, [(i, j)], False)
+        if verbose and r2 is not None:
+            word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and name != "0" else ""
+            print(f"edge {l, i, j}: {name}, R2 {r2:.6f}{word}")
     return r2
 
 
@@ -117,8 +119,9 @@ def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
     model.check_edge(l, i, j)
     if model.symbolic[l].name(i, j) is None:
         raise ValueError(f"edge {l, i, j} is no formula, so there is nothing to take back")
-    model.symbolic[l].unfix(i, j)
-    set_numeric(model, l, [(i, j)], True)
+    with all_or_nothing(model):
+        model.symbolic[l].unfix(i, j)
+        set_numeric(model, l, [(i, j)], True)
 
 
 @torch.inference_mode(False)
@@ -132,9 +135,10 @@ def unfix_symbolic_all(model: KAN) -> None:
         >>> model.symbolic[0].edges
         ()
     """
-    for layer, symbolic in enumerate(model.symbolic):
-        for edge in symbolic.edges:
-            unfix_symbolic(model, layer, edge.i, edge.j)
+    with all_or_nothing(model):
+        for layer, symbolic in enumerate(model.symbolic):
+            for edge in symbolic.edges:
+                unfix_symbolic(model, layer, edge.i, edge.j)
 
 
 @torch.inference_mode(False)
@@ -163,9 +167,10 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
     symbolic = model.symbolic[l]
     if formula and symbolic.name(i, j) is None:
         raise ValueError(f"mode {mode!r} takes a formula, but edge {l, i, j} has none: give it one by fix_symbolic")
-    if not formula and symbolic.name(i, j) is not None:
-        symbolic.unfix(i, j)
-    set_numeric(model, l, [(i, j)], numeric)
+    with all_or_nothing(model):
+        if not formula and symbolic.name(i, j) is not None:
+            symbolic.unfix(i, j)
+        set_numeric(model, l, [(i, j)], numeric)
 
 
 @torch.no_grad()
@@ -232,12 +237,42 @@ def suggest_symbolic(
 # -- plumbing ------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def all_or_nothing(model: KAN) -> Iterator[None]:
+    """Formulas and masks stay what they were if what follows raises, or is interrupted."""
+    before = [(layer.mask, edges.edges, edges.affine) for layer, edges in zip(model.layers, model.symbolic)]
+    try:
+        yield
+    except BaseException:
+        for place, (mask, edges, affine) in enumerate(before):
+            model.layers[place].mask = mask
+            model.symbolic[place].set_edges(edges, affine)
+            rest(model, place)
+        raise
+
+
+def rest(model: KAN, layer: int) -> None:
+    """Let the parameters of a layer's splines ask for no gradient while no spline of it is on, and again when one is.
+
+    No loss reaches them then, which DistributedDataParallel and ``torch.autograd.grad`` refuse of parameters that ask.
+    """
+    resting = model.resting.pop(layer, set())
+    idle = not bool(mask_of(model.layers[layer]).any())
+    for name, parameter in model.layers[layer].named_parameters():
+        if name in resting:
+            parameter.requires_grad_(True)
+        if idle and parameter.requires_grad:
+            model.resting.setdefault(layer, set()).add(name)
+            parameter.requires_grad_(False)
+
+
 def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
     mask = mask_of(model.layers[layer]).clone()
     for edge in edges:
         mask[edge] = on
     if not torch.equal(mask, mask_of(model.layers[layer])):
         model.layers[layer].set_mask(mask.float())
+    rest(model, layer)
 
 
 def _is_on(model: KAN, l: int, i: int, j: int) -> bool:

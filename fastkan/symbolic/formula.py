@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..edges import mask_of
-from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
+from ..activations import outside
+from ..edges import edge_functions, mask_of
+from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
 from .rounding import check_rounding, number, product_of, rebuilt, rounded, rounded_to_keep
 
 if TYPE_CHECKING:
     from ..network import KAN
 
-NUMERIC = ("raise", "piecewise")
+NUMERIC = ("functions", "piecewise", "raise")
+MAX_NAMED = 10  # edges that a warning names, with what fits them best
 
 
 def symbolic_formula(
@@ -27,15 +30,15 @@ def symbolic_formula(
     output_normalizer: Sequence[Any] | None = None,
     *,
     digits: int | str | None = None,
-    numeric: str = "raise",
+    numeric: str = "functions",
     simplify: bool = False,
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> tuple[list[Any], list[Any]]:
     """The network's outputs as sympy expressions, equal to its forward wherever that is finite.
 
-    Their symbols are plain ones, so that names meet them: ``formula.subs("x_1", 0.5)``,
-    ``sympy.diff(formula, sympy.Symbol("x_1"))``. Constants are the parameters' values, exactly. ``singularity_avoiding`` is no part of a formula.
+    Their symbols are plain ones, which names meet: ``formula.subs("x_1", 0.5)``. Constants are the parameters' values,
+    exactly. ``singularity_avoiding`` is no part of a formula.
 
     Args:
         var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... Names become plain symbols. A
@@ -43,8 +46,10 @@ def symbolic_formula(
         normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
         output_normalizer: ``[mean, std]`` of the outputs, to the same end.
         digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
-        numeric: what to do about edges that are splines: ``"raise"``, or ``"piecewise"`` for exact polynomials on
-            their cells. Such a formula grows with the product of the layers' widths and grids.
+        numeric: how edges that are splines are written: ``"functions"``, by functions with the names phi_l_i_j of
+            their layer, input and output, which sympy evaluates, compiles (``sympy.lambdify``) and differentiates;
+            ``"piecewise"``, as exact polynomials on their cells, which grows with the product of the layers' widths and
+            grids; or ``"raise"``, not at all.
         simplify: whether to call ``sympy.simplify``, which can take long.
         tolerance: what ``digits="auto"`` keeps to. Without a dataset, how far the rounded formula may be from the
             forward, root mean square over :meth:`samples`, in standard deviations of each output; with one, the share
@@ -55,7 +60,11 @@ def symbolic_formula(
         The expressions, one for each output, and the variables, one for each column of x.
 
     Raises:
-        TypeError, ValueError: for edges that are splines (all are named), or arguments that don't fit the network.
+        TypeError, ValueError: for arguments that don't fit the network and, with ``numeric="raise"``, edges that are
+            splines.
+
+    Warns:
+        UserWarning: where edges are written as functions phi_l_i_j; it says what fits each best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -64,6 +73,10 @@ def symbolic_formula(
         >>> formulas, variables = model.symbolic_formula()
         >>> formulas[0], variables
         (x_2**2 + sin(x_1), [x_1, x_2])
+        >>> model.unfix_symbolic(0, 0, 0)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     model.symbolic_formula()[0]
+        [x_2**2 + phi_0_0_0(x_1)]
     """
     _check_numeric(model, numeric)
     check_rounding(digits, tolerance)
@@ -72,7 +85,7 @@ def symbolic_formula(
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
     formulas = _normalized_inputs(model, columns, inputs)
     for layer in range(model.depth):
-        formulas = _after(model, layer, formulas)
+        formulas = _after(model, layer, formulas, numeric)
     formulas = _denormalized(formulas, outputs)
     if simplify:
         import sympy
@@ -85,6 +98,8 @@ def symbolic_formula(
         formulas = [rounded(formula, int(digits)) for formula in formulas]
     named = dict(zip(columns, variables))  # only now, as sympy tidies up what it knows to be real
     formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    if numeric == "functions":
+        _warn_of_splines(model)
     return formulas, variables
 
 
@@ -109,14 +124,14 @@ def formula_numpy(
     output_normalizer: Sequence[Any] | None = None,
     *,
     digits: int | str | None = None,
-    numeric: str = "raise",
+    numeric: str = "functions",
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> Callable[[Any], Any]:
-    """The formulas as a function of NumPy arrays, float64, without torch.
+    """The formulas as a function of NumPy arrays, float64; edges that are splines are computed too.
 
-    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. A function
-    that was added without a sympy form is called through torch.
+    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. Base
+    functions of splines, and functions that were added without a sympy form, are called through torch.
 
     Args:
         normalizer, output_normalizer, digits, numeric, tolerance, dataset: as in :meth:`symbolic_formula`.
@@ -148,7 +163,7 @@ def formula_numpy(
     steps = []
     for layer in range(model.depth):
         nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
-        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs))
+        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
         steps.append(numpy_of([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
     return _of_rows(steps, model.in_features)
 
@@ -156,7 +171,7 @@ def formula_numpy(
 # -- one layer -----------------------------------------------------------------------------------------
 
 
-def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
+def _after(model: KAN, layer: int, nodes: list[Any], written: str) -> list[Any]:
     """The next layer's nodes, as expressions of this one's."""
     import sympy
 
@@ -164,7 +179,10 @@ def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
     pieces = pieces_of(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
-        terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
+        if written == "functions":
+            terms[j].append(named_edge(f"phi_{layer}_{i}_{j}", numeric, pieces, i, j, nodes[i]))
+        else:
+            terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
     for edge, affine in zip(symbolic.edges, _values(symbolic.affine)):
         terms[edge.j].append(symbolic_edge(edge.name, affine, nodes[edge.i]))
 
@@ -193,16 +211,17 @@ def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
     from sympy.simplify.cse_main import tree_cse
 
     ours: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    names: dict[Any, str] = {}
 
     def safe(expression: Any) -> Any:
         if not isinstance(expression, AppliedUndef):
             return expression
-        name = expression.func.__name__  # anything a user likes, so it never becomes code
-        if name not in names:
-            names[name] = f"added_{len(names)}"
-            ours[names[name]] = _through_torch(lookup(name).fun)
-        return sympy.Function(names[name])(*expression.args)
+        function = expression.func  # whose name is anything a user likes, so it never becomes code
+        if function not in names:
+            names[function] = f"added_{len(names)}"
+            own = getattr(function, "_imp_", None)
+            ours[names[function]] = _through_torch(lookup(function.__name__).fun) if own is None else own
+        return sympy.Function(names[function])(*expression.args)
 
     memo: dict[Any, Any] = {}
     formulas = [rebuilt(formula, safe, memo) for formula in formulas]
@@ -251,13 +270,46 @@ def _check_numeric(model: KAN, numeric: object) -> None:
     if numeric not in NUMERIC:
         raise ValueError(f"numeric must be one of {', '.join(map(repr, NUMERIC))}; got {numeric!r}")
     if numeric == "raise":
-        on = [(n, *edge) for n, layer in enumerate(model.layers) for edge in mask_of(layer).nonzero().tolist()]
+        on = _splines(model)
         if on:
             raise ValueError(
                 f"numeric edges have no formula, and there are some as (layer, i, j): {', '.join(map(str, on))}. Make "
                 "them formulas by auto_symbolic or fix_symbolic, take them away by remove_edge, or ask for "
-                "numeric='piecewise'"
+                "numeric='functions' or numeric='piecewise'"
             )
+
+
+def _splines(model: KAN) -> list[tuple[int, int, int]]:
+    """The edges ``(layer, i, j)`` that are on as splines."""
+    return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
+
+
+def _warn_of_splines(model: KAN) -> None:
+    on = _splines(model)
+    if not on:
+        return
+    named = [f"phi_{l}_{i}_{j}{_best_fit(model, l, i, j)}" for l, i, j in on[:MAX_NAMED]]
+    more = "" if len(on) <= MAX_NAMED else f" and {len(on) - MAX_NAMED} more"
+    warnings.warn(
+        f"edges that are splines stand in the formula as functions of these names: {', '.join(named)}{more}. "
+        "auto_symbolic(force=True) or fix_symbolic makes formulas of them, remove_edge takes them away, "
+        "numeric='piecewise' writes them out",
+        UserWarning,
+        stacklevel=outside(),
+    )
+
+
+def _best_fit(model: KAN, l: int, i: int, j: int) -> str:
+    """The function that fits an edge best, in words; nothing where it has no finite values."""
+    from .search import search
+
+    x = model.trace(model.samples()[:1000])[l].nodes[:, i : i + 1]
+    y = edge_functions(model.layers[l], model.symbolic[l], x.expand(-1, model.width_in[l]))[:, i, j : j + 1]
+    if not bool(x.isfinite().all() & y.isfinite().all()):
+        return ""
+    fits = search(x, y)
+    best = int(fits.r2[:, 0].argmax())
+    return f" (best is {fits.names[best]}, R2 {fits.r2[best, 0]:.4f})"
 
 
 def _columns(model: KAN) -> list[Any]:
