@@ -135,8 +135,8 @@ def fit(
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
 
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and _takes_all(data, batch)
-    splines = [layer for number, layer in enumerate(model.layers) if number not in model.resting]
-    searches = searches and all(p.requires_grad for layer in splines for p in layer.parameters())
+    awake = [layer for layer in model.layers if not layer.resting]
+    searches = searches and all(p.requires_grad for layer in awake for p in layer.parameters())
 
     @torch.no_grad()
     def record(x: Tensor, y: Tensor) -> None:

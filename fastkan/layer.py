@@ -23,6 +23,7 @@ from fastkan_kernels.routing import needs_composite
 from . import grid
 from .functional import check_outside, forward, rows_of
 from .known import KnownKnots
+from .resting import wake
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -69,6 +70,7 @@ class KANLinear(nn.Module):
     knots: Tensor
     mask: Tensor | None
     _outside_count: Tensor | None
+    resting: frozenset[str] = frozenset()  # see fastkan/resting.py
 
     def __init__(
         self,
@@ -259,7 +261,7 @@ class KANLinear(nn.Module):
         """
         if mask is None:
             self.mask = None
-            return
+            return wake(self)
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
         check_shape("mask", mask, (self.in_features, self.out_features))
@@ -268,6 +270,7 @@ class KANLinear(nn.Module):
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("mask must hold 0 and 1 only")
         self.mask = mask.detach().to(self.spline_weight, copy=True)
+        wake(self)
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
@@ -364,6 +367,7 @@ class KANLinear(nn.Module):
                 errors.append(f"{prefix}mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._known.look(self.knots)
+        wake(self)
 
     def extra_repr(self) -> str:
         parts = [

@@ -123,7 +123,6 @@ class KAN(nn.Module):
         self.grid_eps = float(grid_eps)
         self.in_features = self.width_in[0]
         self.sample = None
-        self.resting: dict[int, set[str]] = {}  # what asks for a gradient again once a spline of its layer is on
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
 

@@ -14,8 +14,8 @@ from fastkan_kernels.checks import check_int
 from .activations import rows_for
 from .attribution import Scores, attributed
 from .edges import edges_on, mask_of
+from .resting import rest
 from .surgery import with_nodes
-from .symbolic.fix import rest
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -154,7 +154,7 @@ def remove_edge(model: KAN, l: int, i: int, j: int) -> None:
     model.layers[l].set_mask(on.float())
     if model.symbolic[l].name(i, j) is not None:
         model.symbolic[l].unfix(i, j)
-    rest(model, l)
+    rest(model.layers[l])
 
 
 @torch.inference_mode(False)
@@ -241,7 +241,7 @@ def _keep_only(model: KAN, layer: int, on: Tensor) -> None:
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)
-    rest(model, layer)
+    rest(model.layers[layer])
 
 
 def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:

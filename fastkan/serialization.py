@@ -23,7 +23,7 @@ from fastkan_kernels.checks import check_int, check_shape
 
 from .architecture import architecture
 from .layer import KANLinear
-from .symbolic.fix import rest
+from .resting import rest
 from .symbolic.library import SYMBOLIC_LIB
 from .version import __version__
 
@@ -116,8 +116,8 @@ def load(path: str | os.PathLike[str], device: torch.device | str | None = None)
 def load_state_dict(model: KAN, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
     """As ``nn.Module``'s; a state with formulas fits a network without, and the other way round."""
     found = nn.Module.load_state_dict(model, state_dict, strict, assign)
-    for layer in range(model.depth):
-        rest(model, layer)
+    for layer in model.layers:
+        rest(layer)
     return found
 
 
@@ -156,7 +156,7 @@ def _tensors(model: KAN) -> dict[str, Tensor]:
 
 
 def _header(model: KAN) -> dict[str, Any]:
-    resting = {f"layers.{layer}.{name}" for layer, names in model.resting.items() for name in names}
+    resting = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer.resting}
     return {
         "format": FORMAT,
         "fastkan": __version__,
@@ -277,9 +277,9 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor]) -> KAN:
     trained = set(header["trained"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
-    model.resting = {}
-    for index in range(model.depth):
-        rest(model, index)
+    for layer in model.layers:
+        layer.resting = frozenset()
+        rest(layer)
 
     check_int("in_features", header["in_features"], least=1)
     model.in_features = header["in_features"]

@@ -13,8 +13,8 @@ from fastkan_kernels.checks import check_int
 
 from .initial import reset
 from .layer import KANLinear
+from .resting import rest
 from .symbolic.edge import SymbolicEdges
-from .symbolic.fix import rest
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -42,8 +42,8 @@ def with_nodes(model: KAN, nodes: Sequence[Sequence[int]]) -> KAN:
             part[layer] = _taken(part[layer], subnodes[layer + 1])
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
-    for layer in range(new.depth):
-        rest(new, layer)
+    for layer in new.layers:
+        rest(layer)
     return new
 
 
@@ -121,8 +121,6 @@ def expand_width(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     model.layers[layer_id - 1] = _widened(before, 1, at_subnode, subnodes, generator)
     model.layers[layer_id] = _widened(after, 0, at_node, n_added_nodes, generator)
-    for layer in (layer_id - 1, layer_id):
-        rest(model, layer)
     for layer, along, at, count in ((layer_id - 1, 1, at_subnode, subnodes), (layer_id, 0, at_node, n_added_nodes)):
         _shift(model.symbolic, layer, along, at, count)
     for part, at, count in (
@@ -161,7 +159,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
         old, fresh = getattr(layer, name), getattr(new, name)
         if old is None:
             continue
-        fresh.requires_grad_(old.requires_grad)
+        fresh.requires_grad_(old.requires_grad or name in layer.resting)
         if along == 0 and name != "spline_scale":
             fresh.zero_()
         if along == 0:
@@ -211,10 +209,9 @@ def expand_depth(model: KAN) -> KAN:
             base=last.base, spline_scale=True, dtype=model.dtype,
         ).to(model.device)  # fmt: skip
     reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
-    resting = model.resting.get(model.depth - 1, ())
     for name in ("spline_weight", "base_weight", "spline_scale"):
         if getattr(layer, name) is not None:
-            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in resting)
+            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last.resting)
     layer.set_mask(torch.zeros(count, count))
     symbolic = SymbolicEdges(count, count, device=model.device, dtype=model.dtype)
     for node in range(count):
@@ -233,7 +230,7 @@ def expand_depth(model: KAN) -> KAN:
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
     model.prune_mask = None
     model.know()
-    rest(model, model.depth - 1)
+    rest(model.layers[-1])
     return model
 
 

@@ -101,6 +101,15 @@ def test_splines_rest_while_their_layer_is_formulas_alone() -> None:
     assert not any(p.requires_grad for p in fresh.layers[1].parameters())
     fresh.set_mode(1, 0, 0, "n")
     assert fresh.layers[1].spline_weight.requires_grad
+    for mask in (None, torch.eye(2)[:, :1]):
+        again = model.copy()
+        again.layers[1].set_mask(mask)
+        assert {name: p.requires_grad for name, p in again.layers[1].named_parameters()} == {
+            name: before[f"layers.1.{name}"] for name, _ in again.layers[1].named_parameters()
+        }
+    nested = nn.Sequential(model.copy())
+    nested.load_state_dict(nn.Sequential(network([2, 2, 1], "own")).state_dict())
+    assert nested[0].layers[1].spline_weight.requires_grad
     wider = model.copy().expand_width(1, 1)
     assert wider.layers[1].spline_weight.requires_grad
     assert not wider.layers[1].base_weight.requires_grad

@@ -15,6 +15,7 @@ from fastkan_kernels.checks import check_range
 
 from ..activations import rows_for
 from ..edges import edge_functions, mask_of
+from ..resting import rest
 from ..tables import table
 from .library import IDENTITY, SYMBOLIC_LIB, SymbolicFunction, lookup, names_of
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
@@ -247,23 +248,8 @@ def all_or_nothing(model: KAN) -> Iterator[None]:
         for place, (mask, edges, affine) in enumerate(before):
             model.layers[place].mask = mask
             model.symbolic[place].set_edges(edges, affine)
-            rest(model, place)
+            rest(model.layers[place])
         raise
-
-
-def rest(model: KAN, layer: int) -> None:
-    """Let the parameters of a layer's splines ask for no gradient while no spline of it is on, and again when one is.
-
-    No loss reaches them then, which DistributedDataParallel and ``torch.autograd.grad`` refuse of parameters that ask.
-    """
-    resting = model.resting.pop(layer, set())
-    idle = not bool(mask_of(model.layers[layer]).any())
-    for name, parameter in model.layers[layer].named_parameters():
-        if name in resting:
-            parameter.requires_grad_(True)
-        if idle and parameter.requires_grad:
-            model.resting.setdefault(layer, set()).add(name)
-            parameter.requires_grad_(False)
 
 
 def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
@@ -272,7 +258,7 @@ def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bo
         mask[edge] = on
     if not torch.equal(mask, mask_of(model.layers[layer])):
         model.layers[layer].set_mask(mask.float())
-    rest(model, layer)
+    rest(model.layers[layer])
 
 
 def _is_on(model: KAN, l: int, i: int, j: int) -> bool:
