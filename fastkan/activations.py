@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,14 +11,151 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels.arguments import FLAG, INDEX, checked, kind_of
+from fastkan_kernels.checks import check_finite
 
 from . import grid as grids
-from .datasets import read_data
+from .arrays import tensor_of
+from .datasets import inputs_of, read_data
 from .edges import edge_functions
 from .functional import rows_of
 
 if TYPE_CHECKING:
     from .network import KAN
+
+
+_PACKAGES = ("fastkan.", "fastkan_kernels.", "torch.")
+MAX_SAMPLES = 10_000  # rows that a network remembers: enough for any fit of an edge, and no copy of a large table
+
+
+class Sample:
+    """The rows that a network remembers; copies of the network have copies of them, pickles leave them out.
+
+    Args:
+        rows: ``[N, in_features]``, or None; at most ``MAX_SAMPLES`` are kept, those with the columns' ends among them.
+
+    Example:
+        >>> from fastkan.activations import Sample
+        >>> Sample(torch.rand(50_000, 2)).rows.shape
+        torch.Size([10000, 2])
+    """
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self.rows = None if rows is None or rows.shape[0] == 0 else _bounded(rows.detach()).clone()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
+        return Sample(self.rows)
+
+    def __reduce__(self) -> tuple[type[Sample], tuple[()]]:
+        return Sample, ()
+
+
+def _bounded(rows: Tensor) -> Tensor:
+    """Rows drawn from all alike, the same on every call: every n-th could miss values that come in turns."""
+    if len(rows) <= MAX_SAMPLES:
+        return rows
+    ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")
+    chosen = torch.cat([ends, drawn[~torch.isin(drawn, ends)]])[:MAX_SAMPLES].sort().values
+    return rows[chosen.to(rows.device)]
+
+
+def remember(model: KAN, rows: Tensor | None) -> None:
+    """Make copies of ``rows [N, in_features]`` the network's sample; :class:`Sample` says which."""
+    model._sample = Sample(rows)
+
+
+def sample(model: KAN) -> Tensor | None:
+    """The rows that the network remembers, ``[N, in_features]``, or None."""
+    return model._sample.rows
+
+
+def rows_for(model: KAN, x: Any = None, dataset: Any = None, *, least: int = 2, decides: bool = True) -> Tensor:
+    """The rows that a function of a network goes by: those given, else those of the last :meth:`KAN.fit` or
+    :meth:`KAN.get_act`, else points spread evenly over the first grids.
+
+    Args:
+        x: ``[..., in_features]``, a tensor or an array.
+        dataset: instead of x, a dataset as :meth:`KAN.fit` takes it, or a dictionary with ``train_input`` alone; of a
+            loader its first batch.
+        least: how many different rows it takes.
+        decides: whether the network, or a choice, depends on them. Then too few rows, or NaN among them, are refused,
+            and points spread over the grids are warned of.
+
+    Returns:
+        ``[N, in_features]``, in the network's dtype and on its device.
+
+    Raises:
+        TypeError, ValueError: for rows of another shape or, where they decide, of fewer than ``least`` different ones
+            or with NaN or infinities.
+
+    Example:
+        >>> from fastkan.activations import rows_for
+        >>> rows_for(KAN(width=[2, 1]), [[0.0, 1.0], [1.0, 0.0]]).shape
+        torch.Size([2, 2])
+    """
+    if x is not None and dataset is not None:
+        raise ValueError("x and dataset both say which rows to use: give one of them")
+    name = "x"
+    if x is not None:
+        rows = rows_of(_read_rows("x", x), model.in_features)
+    elif isinstance(dataset, Mapping):
+        name = "train_input"
+        if name not in dataset:
+            raise ValueError(f"dataset must have train_input, got only {list(dataset)}")
+        rows = rows_of(_read_rows(name, dataset[name]), model.in_features)
+    elif dataset is not None:
+        rows = rows_of(_read_rows("x", inputs_of(dataset)), model.in_features)
+    elif model.sample is not None:
+        name, rows = "model.sample", model.sample
+    else:
+        if decides:
+            warnings.warn(
+                "there has been no fit, so points spread evenly over the first grids stand for data: give rows as x=, "
+                "or call get_act(x) before",
+                UserWarning,
+                stacklevel=outside(),
+            )
+        return grid_points(model)
+    rows = rows.detach().to(model.device, model.dtype)
+    if decides:
+        read = model.inputs(rows)
+        check_finite(name, read)
+        _check_different(name, read, least)
+    return rows
+
+
+def _read_rows(name: str, value: Any) -> Tensor:
+    """Rows as people have them, a tensor, an array or lists of numbers, as a floating-point tensor.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if isinstance(value, (list, tuple)):
+        try:
+            value = torch.tensor(value, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{name} must be a torch.Tensor, an array or rows of numbers, got {value!r:.60}") from None
+    rows = tensor_of(name, value)
+    return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
+
+
+def outside() -> int:
+    """How many frames up the caller of this package is."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGES):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _check_different(name: str, rows: Tensor, least: int) -> None:
+    """Whether there are ``least`` different rows; most often the first ones tell."""
+    if not len(rows):
+        raise ValueError(f"{name} must have at least one sample, got none")
+    if len(rows) >= least and (least <= 1 or len(rows[: 8 * least].unique(dim=0)) >= least):
+        return
+    count = len(rows.unique(dim=0))
+    if count < least:
+        raise ValueError(f"{name} must have at least {least} different rows, got {count} among {len(rows)}")
 
 
 class LayerTrace(NamedTuple):
@@ -41,8 +180,8 @@ def trace(model: KAN, x: Tensor | None = None, edges: bool = False) -> list[Laye
     """What happens in each layer, without gradients.
 
     Args:
-        x: ``[..., in_features]``; None takes the last batch that went through or, before any, points spread
-            evenly over the first grids.
+        x: ``[..., in_features]``; None takes the rows of the last fit or, before any, points spread evenly over the
+            first grids.
         edges: whether every edge function's values are wanted too, N x nodes x subnodes of each layer.
 
     Example:
@@ -63,9 +202,12 @@ def trace(model: KAN, x: Tensor | None = None, edges: bool = False) -> list[Laye
 
 @torch.no_grad()
 def samples(model: KAN) -> Tensor:
-    """The last batch that went through, or points spread evenly over the first grids, ``[N, in_features]``."""
-    if model.sample is not None and len(model.sample):
-        return model.sample.to(model.device, model.dtype)
+    """The rows of the last :meth:`fit` or :meth:`get_act`, or points spread evenly over the first grids,
+    ``[N, in_features]``."""
+    return rows_for(model, decides=False)
+
+
+def grid_points(model: KAN) -> Tensor:
     limits = grids.interior(model.layers[0].knots, model.layers[0].spline_order).double()
     unit = torch.quasirandom.SobolEngine(len(limits)).draw(1024, dtype=torch.float64).to(model.device)
     spread = torch.zeros(len(unit), model.in_features, dtype=model.dtype, device=model.device)
@@ -75,28 +217,42 @@ def samples(model: KAN) -> Tensor:
 
 
 def get_act(model: KAN, x: Any = None) -> list[LayerTrace]:
-    """Send samples through, and keep them as the model's sample: a tensor, or a dataset with ``train_input``.
+    """Send rows through, and keep copies of them (10,000 at most) as the model's sample.
+
+    After a training loop of one's own this says which rows :meth:`auto_symbolic`, :meth:`prune` and
+    :meth:`attribute` go by.
+
+    Args:
+        x: ``[..., in_features]``, a tensor or an array, or a dataset with ``train_input``; None takes the rows of the
+            last fit.
 
     Returns:
         What happens in each layer, with every edge's values.
 
     Raises:
-        TypeError, ValueError: for something else; the model's sample has not changed then.
+        TypeError, ValueError: for rows of another shape, or none.
+
+    Example:
+        >>> model = KAN(width=[2, 1], seed=0)
+        >>> [step.edges.shape for step in model.get_act(torch.rand(10, 2))]
+        [torch.Size([10, 2, 1])]
+        >>> model.sample.shape
+        torch.Size([10, 2])
     """
-    if isinstance(x, dict):
-        if "train_input" not in x:
-            raise ValueError(f"x must be a tensor, or a dataset with train_input, got one with {list(x)}")
-        x = x["train_input"]
-    found = trace(model, x, edges=True)
-    if x is not None:
-        model.sample = rows_of(x, model.in_features).detach()
-    return found
+    if x is None:
+        return trace(model, edges=True)
+    given = {"dataset": x} if isinstance(x, Mapping) else {"x": x}
+    rows = rows_for(model, **given, decides=False)
+    if not len(rows):
+        raise ValueError("x must have at least one row, got none")
+    remember(model, rows)
+    return trace(model, rows, edges=True)
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.no_grad()
 def get_fun(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of an edge over the last batch, ``[N]`` each, by rising input.
+    """Inputs and outputs of an edge over the rows of the last fit, ``[N]`` each, by rising input.
 
     Raises:
         TypeError, ValueError: for an edge that is not there.
@@ -110,7 +266,8 @@ def get_fun(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
 
 @checked(l=INDEX, i=INDEX, j=INDEX, verbose=FLAG)
 def get_range(model: KAN, l: int, i: int, j: int, verbose: bool = True) -> tuple[float, float, float, float]:
-    """Least and greatest input and output of an edge over the last batch: ``(x_min, x_max, y_min, y_max)``.
+    """Least and greatest input and output of an edge over the rows of the last fit:
+    ``(x_min, x_max, y_min, y_max)``.
 
     Raises:
         TypeError, ValueError: for an edge that is not there.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from fastkan_kernels.arguments import INDEX, Int, Optional, checked
 from fastkan_kernels.checks import check_shape, check_tensor
 from fastkan_kernels.stack import column_std
 
+from .activations import rows_for
 from .edges import edge_spread
 
 if TYPE_CHECKING:
@@ -86,7 +87,13 @@ def _of_subnodes(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
 @checked(l=Optional(Int(least=1)), i=Optional(INDEX))
 @torch.no_grad()
 def attribute(
-    model: KAN, l: int | None = None, i: int | None = None, out_score: Tensor | None = None, x: Tensor | None = None
+    model: KAN,
+    l: int | None = None,
+    i: int | None = None,
+    out_score: Tensor | None = None,
+    x: Any = None,
+    *,
+    dataset: Any = None,
 ) -> Scores | Tensor:
     """How much every edge, node and input matters for the outputs, or for a node.
 
@@ -94,7 +101,8 @@ def attribute(
         l: layer of nodes that is asked about, counted from the inputs; None is the last.
         i: one node of it.
         out_score: ``[nodes]`` weights of its nodes; None counts each as one.
-        x: samples; None takes the last batch that went through.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         Without ``l`` the :class:`Scores`, mean over the outputs. With it the inputs' scores for each of its nodes,
@@ -102,11 +110,11 @@ def attribute(
 
     Raises:
         TypeError, ValueError: for a layer or node that is not there, an ``out_score`` of another shape, and fewer than
-            two samples.
+            two different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
-        >>> model.attribute().edges[0].shape
+        >>> model.attribute(x=torch.rand(100, 2)).edges[0].shape
         torch.Size([2, 5])
     """
     last = model.depth if l is None else l
@@ -121,13 +129,13 @@ def attribute(
         check_tensor("out_score", out_score)
         check_shape("out_score", out_score, (model.width_in[last],))
         out_score = out_score.detach().to(model.device, model.dtype)
-    scores = attributed(model, [each.nodes for each in model.trace(x)], l, out_score)
+    scores = attributed(model, [each.nodes for each in model.trace(rows_for(model, x, dataset))], l, out_score)
     if l is None:
         return scores.mean()
     return scores.nodes[0] if i is None else scores.nodes[0][i]
 
 
-def feature_score(model: KAN, x: Tensor | None = None) -> Tensor:
+def feature_score(model: KAN, x: Any = None) -> Tensor:
     """How much each input matters, ``[inputs]``; see :func:`attribute`."""
     scores = attribute(model, x=x)
     assert isinstance(scores, Scores)

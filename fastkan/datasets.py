@@ -347,6 +347,26 @@ class _Form(NamedTuple):
         return moved, read
 
 
+def inputs_of(dataset: Any) -> Any:
+    """The inputs of a pair ``(x, y)``, of a Dataset of samples, or of a loader's first batch.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    dataset = _whole(dataset)
+    if not (
+        isinstance(dataset, (tuple, list)) and len(dataset) == 2 and (is_array(dataset[0]) or is_table(dataset[0]))
+    ):
+        first = next(iter(dataset), None) if isinstance(dataset, Iterable) else None
+        if not isinstance(first, (tuple, list)) or len(first) != 2:
+            raise TypeError(
+                f"dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, got "
+                f"{type(dataset).__name__}"
+            )
+        dataset = first
+    return dataset[0]
+
+
 def _whole(dataset: Any) -> Any:
     """A pair of all samples, in place of a Dataset of samples."""
     if not isinstance(dataset, torch.utils.data.Dataset) or not hasattr(dataset, "__len__") or not len(dataset):

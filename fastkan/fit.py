@@ -31,6 +31,7 @@ from fastkan_kernels.arguments import (
 )
 
 from . import sparsity
+from .activations import remember
 from .datasets import Data, read_data
 from .objective import Loss, Objective
 from .optimizers import OPTIMIZERS
@@ -230,7 +231,8 @@ def fit(
     objective.is_partial = train is not None
     takes_all = data.loader is None and (batch == -1 or batch >= len(data.train_input))
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and takes_all
-    searches = searches and all(p.requires_grad for layer in model.layers for p in layer.parameters())
+    awake = [layer for layer in model.layers if not layer.resting]
+    searches = searches and all(p.requires_grad for layer in awake for p in layer.parameters())
     is_left_alone = not (metrics or callbacks or save_fig)  # between steps
     options = {"ahead": takes_all and is_left_alone} if opt == "Adam" else {}
     make_step = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
@@ -287,7 +289,7 @@ def fit(
         finally:
             if early_stopping is not None and best_step >= 0:
                 model.load_state_dict(best)
-            model.sample = data.train[0].detach()
+            remember(model, data.train[0])
     return results
 
 

@@ -16,6 +16,7 @@ from . import grid
 from .functional import OUTSIDE, forward, rows_of
 from .known import KnownKnots
 from .processes import check_one_process
+from .resting import wake
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -63,6 +64,7 @@ class KANLinear(nn.Module):
     knots: Tensor
     mask: Tensor | None
     _outside_count: Tensor | None
+    resting: frozenset[str] = frozenset()  # see fastkan/resting.py
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -259,13 +261,14 @@ class KANLinear(nn.Module):
         """
         if mask is None:
             self.mask = None
-            return
+            return wake(self)
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
         if mask.is_meta and not self.spline_weight.is_meta:
             raise ValueError(f"mask must have values, got a tensor on meta for a layer on {self.spline_weight.device}")
         self._check_mask(mask)
         self.mask = mask.detach().to(self.spline_weight, copy=True)
+        wake(self)
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
@@ -370,6 +373,7 @@ class KANLinear(nn.Module):
             self.mask = torch.ones_like(mask, device=self.knots.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._known.look(self.knots)
+        wake(self)
 
     def extra_repr(self) -> str:
         parts = [

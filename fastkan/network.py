@@ -14,7 +14,6 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastkan_kernels import arguments as kinds
 from fastkan_kernels.arguments import FLAG, REAL
 from fastkan_kernels.checks import ORDER
-from fastkan_kernels.cpu.small import has_values
 from fastkan_kernels.stack import Spread, StackedLayer, column_std, small_stack
 from fastkan_kernels.stack import serves as small_serves
 
@@ -68,7 +67,7 @@ class KAN(PykanMethods, nn.Module):
         symbolic: the edges that are formulas, for each layer.
         node_scale, node_bias, subnode_scale, subnode_bias: affine maps behind each layer.
         input_id: which columns of x the network reads.
-        sample: the last batch that went through it, or None.
+        sample: rows of the last :meth:`fit` or :meth:`get_act`, copies, 10,000 at most, or None; pickles lack them.
         history: what each :meth:`fit` returned.
         prune_mask: which edges the last :meth:`prune` would keep, ``[in, out]`` of each layer, or None.
 
@@ -82,6 +81,7 @@ class KAN(PykanMethods, nn.Module):
     """
 
     input_id: Tensor
+    _sample: activations.Sample
 
     @kinds.checked(
         grid=kinds.OneOrEach(kinds.Int(least=1)), k=kinds.OneOrEach(ORDER), noise_scale=REAL, scale_base_mu=REAL,
@@ -120,7 +120,7 @@ class KAN(PykanMethods, nn.Module):
         orders = for_each_layer("k", k, self.depth)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.grid_eps, self.in_features = grid_eps, self.width_in[0]
-        self.sample: Tensor | None = None
+        self.sample = None
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
 
@@ -221,8 +221,6 @@ class KAN(PykanMethods, nn.Module):
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
-        if has_values(rows):
-            self.sample = rows.detach()
         y, _ = self.through(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
@@ -320,6 +318,7 @@ class KAN(PykanMethods, nn.Module):
         return self.fit(mode, *args, **options)
 
     # each in a file of its own, with the model for self
+    sample = property(activations.sample, activations.remember)
     trace = activations.trace
     samples = activations.samples
     get_act = activations.get_act
@@ -363,6 +362,8 @@ class KAN(PykanMethods, nn.Module):
 
     save = serialization.save
     load = staticmethod(serialization.load)
+    load_state_dict = serialization.load_state_dict
+    _load_from_state_dict = serialization.load_from_state_dict
 
     def __repr__(self) -> str:
         width: list[Any] = [added if not multiplied else [added, multiplied] for added, multiplied in self.width]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastkan_kernels.arguments import INDEX, REAL, Choice, Each, Optional, checked
 
-from .attribution import attributed
+from .activations import rows_for
+from .attribution import Scores, attributed
 from .edges import edges_on, mask_of
+from .resting import rest
 from .surgery import with_nodes
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @checked(node_th=REAL, edge_th=REAL)
-def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2) -> KAN:
+def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2, *, x: Any = None, dataset: Any = None) -> KAN:
     """A new network without the nodes and edges that hardly matter for any output.
 
     The model itself stays as it is, but remembers what was left out: ``plot(mask=True)`` hides it. Scores are taken
@@ -28,12 +30,14 @@ def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2) -> KAN:
 
     Args:
         node_th, edge_th: what a hidden node, and an edge, must be worth (see :meth:`KAN.attribute`) for some output.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         A network that shares nothing with the model; its nodes and edges compute what they did.
 
     Raises:
-        ValueError: if that would leave a layer without nodes.
+        TypeError, ValueError: if that would leave a layer without nodes, and for fewer than two different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -42,7 +46,7 @@ def prune(model: KAN, node_th: float = 1e-2, edge_th: float = 3e-2) -> KAN:
         >>> model.prune().width_in[1] < 5
         True
     """
-    return _pruned(model, node_th, edge_th)
+    return _pruned(model, node_th, edge_th, x, dataset)
 
 
 @checked(
@@ -53,6 +57,9 @@ def prune_node(
     threshold: float = 1e-2,
     mode: str = "auto",
     active_neurons_id: Sequence[Sequence[int]] | None = None,
+    *,
+    x: Any = None,
+    dataset: Any = None,
 ) -> KAN:
     """A new network without the hidden nodes that hardly matter for any output.
 
@@ -60,6 +67,7 @@ def prune_node(
         threshold: what a node must be worth for some output.
         mode: ``"auto"``, or ``"manual"`` to keep ``active_neurons_id``.
         active_neurons_id: for each hidden layer the nodes that are kept.
+        x, dataset: as in :meth:`prune`.
 
     Raises:
         TypeError, ValueError: as :meth:`prune`, and for nodes that are not there.
@@ -67,7 +75,7 @@ def prune_node(
     if active_neurons_id is None:
         if mode == "manual":
             raise ValueError("mode='manual' needs active_neurons_id")
-        return _pruned(model, threshold, None)
+        return _pruned(model, threshold, None, x, dataset)
     if len(active_neurons_id) != model.depth - 1:
         raise ValueError(
             f"active_neurons_id must have a list for each of the {model.depth - 1} hidden layers, got "
@@ -82,32 +90,42 @@ def prune_node(
 
 
 @checked(threshold=REAL)
-def prune_edge(model: KAN, threshold: float = 3e-2) -> KAN:
+def prune_edge(model: KAN, threshold: float = 3e-2, *, x: Any = None, dataset: Any = None) -> KAN:
     """A new network in which the edges are off that hardly matter for any output.
 
     Args:
         threshold: what an edge must be worth for some output.
+        x, dataset: as in :meth:`prune`.
 
     Raises:
-        ValueError: if a layer would lose all its edges.
+        TypeError, ValueError: if a layer would lose all its edges, and for fewer than two different rows.
     """
-    return _pruned(model, None, threshold)
+    return _pruned(model, None, threshold, x, dataset)
 
 
 @checked(threshold=REAL, active_inputs=Optional(Each(INDEX)))
-def prune_input(model: KAN, threshold: float = 1e-2, active_inputs: Sequence[int] | None = None) -> KAN:
+def prune_input(
+    model: KAN,
+    threshold: float = 1e-2,
+    active_inputs: Sequence[int] | None = None,
+    *,
+    x: Any = None,
+    dataset: Any = None,
+) -> KAN:
     """A new network that does not read the inputs that hardly matter; it still takes the same x.
 
     Args:
         threshold: what an input must be worth for some output.
         active_inputs: instead, the columns of x that are kept.
+        x, dataset: as in :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: if no input is left, or for columns that the network does not read.
+        TypeError, ValueError: if no input is left, for columns that the network does not read, and for fewer than two
+            different rows.
     """
     columns = model.input_id.tolist()
     if active_inputs is None:
-        worth = _scores(model).nodes[0].amax(0)
+        worth = _scores(model, rows_for(model, x, dataset)).nodes[0].amax(0)
         kept = [node for node, score in enumerate(worth.tolist()) if score > threshold]
         if not kept:
             raise ValueError(
@@ -140,6 +158,7 @@ def remove_edge(model: KAN, l: int, i: int, j: int) -> None:
     model.layers[l].set_mask(on.float())
     if model.symbolic[l].name(i, j) is not None:
         model.symbolic[l].unfix(i, j)
+    rest(model.layers[l])
 
 
 @checked(l=INDEX, i=INDEX, mode=Choice(("all", "up", "down")))
@@ -166,13 +185,14 @@ def remove_node(model: KAN, l: int, i: int, mode: str = "all") -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _pruned(model: KAN, node_th: float | None, edge_th: float | None) -> KAN:
+def _pruned(model: KAN, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> KAN:
+    rows = rows_for(model, x, dataset)
     work = copy.deepcopy(model)
     hidden = range(1, model.depth)
     alive = [torch.ones(count, dtype=torch.bool, device="cpu") for count in model.width_in]
     while True:
         before = [on.clone() for on in alive], [edges_on(work, layer) for layer in range(model.depth)]
-        scores = _scores(work)
+        scores = _scores(work, rows)
         if node_th is not None:
             for layer in hidden:
                 worth = scores.nodes[layer].amax(0).cpu()
@@ -204,8 +224,8 @@ def _pruned(model: KAN, node_th: float | None, edge_th: float | None) -> KAN:
     return with_nodes(work, [on.nonzero().flatten().tolist() for on in alive])
 
 
-def _scores(model: KAN):
-    return attributed(model, [each.nodes for each in model.trace()])
+def _scores(model: KAN, rows: Tensor) -> Scores:
+    return attributed(model, [each.nodes for each in model.trace(rows)])
 
 
 def _between(model: KAN, layer: int, alive: list[Tensor]) -> Tensor:
@@ -223,6 +243,7 @@ def _keep_only(model: KAN, layer: int, on: Tensor) -> None:
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)
+    rest(model.layers[layer])
 
 
 def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:

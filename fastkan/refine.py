@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from fastkan_kernels.arguments import Int, OneOrEach, Optional, checked
 from fastkan_kernels.checks import check_finite, check_knots
 
 from . import grid as grids
-from .functional import rows_of
+from .activations import rows_for
 from .layer import KANLinear
 from .processes import check_one_process
 
@@ -29,9 +29,10 @@ SIZES = Optional(OneOrEach(Int(least=1)))
 def refine(
     model: KAN,
     new_grid: int | Sequence[int] | None = None,
-    x: Tensor | None = None,
+    x: Any = None,
     *,
     grid: int | Sequence[int] | None = None,
+    dataset: Any = None,
 ) -> KAN:
     """A new network with ``new_grid`` intervals in every grid, which computes the same.
 
@@ -41,8 +42,9 @@ def refine(
 
     Args:
         new_grid: G, one for all layers or a list of one for each.
-        x: ``[..., in_features]`` samples; None takes the last batch that went through.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
         grid: another name for ``new_grid``.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         A network that shares nothing with the model.
@@ -54,7 +56,7 @@ def refine(
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
-        >>> finer = model.refine(10)
+        >>> finer = model.refine(10, x=torch.rand(100, 2))
         >>> finer.grid
         [10, 10]
     """
@@ -67,18 +69,11 @@ def refine(
     if x is not None or model.sample is not None:
         check_one_process("refine at samples")
     new = copy.deepcopy(model)
-    rows = _samples(model, x)
+    rows = rows_for(model, x, dataset, least=1)
     for number, (layer, step, size) in enumerate(zip(new.layers, model.trace(rows), sizes)):
         check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
         _refine(layer, step.nodes, size)
     return new
-
-
-def _samples(model: KAN, x: Tensor | None) -> Tensor:
-    rows = model.samples() if x is None else rows_of(x, model.in_features)
-    if len(rows) == 0:
-        raise ValueError("x must have at least one sample, got none")
-    return rows
 
 
 def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
@@ -106,11 +101,12 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_grid_from_samples(model: KAN, x: Tensor | None = None) -> None:
+def update_grid_from_samples(model: KAN, x: Any = None, *, dataset: Any = None) -> None:
     """Move every layer's knots to where its inputs lie, and refit its splines there, in place.
 
     Args:
-        x: ``[..., in_features]``; None takes the last batch that went through.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Raises:
         TypeError, ValueError: for samples of another shape, none, or not finite, or where what enters a layer is not;
@@ -118,14 +114,14 @@ def update_grid_from_samples(model: KAN, x: Tensor | None = None) -> None:
         RuntimeError: where ``torch.distributed`` is initialised with several processes, whose samples would differ.
     """
     check_one_process("update_grid_from_samples")
-    nodes = model.inputs(_samples(model, x))
+    nodes = model.inputs(rows_for(model, x, dataset, least=1))
     before = [(layer.spline_weight.clone(), layer.knots) for layer in model.layers]
     try:
         for number, layer in enumerate(model.layers):
             if model.has_numeric_edges(number):
                 layer.update_grid(nodes, grid_eps=model.grid_eps)
             nodes = model.nodes_of(number, model.subnodes_of(number, nodes))
-    except Exception:
+    except BaseException:
         for layer, (weight, knots) in zip(model.layers, before):
             layer.replace_splines(weight, knots)
         raise

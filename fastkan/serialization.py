@@ -17,20 +17,21 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkan_kernels.arguments import DEVICE, Path, checked
 from fastkan_kernels.checks import check_int, check_shape
 
 from .architecture import architecture
 from .layer import KANLinear
+from .resting import rest
 from .symbolic.library import SYMBOLIC_LIB
 from .version import __version__
 
 if TYPE_CHECKING:
     from .network import KAN
 
-FORMAT = 1  # one more whenever a file can no longer be read by what was there before
+FORMAT = 2  # one more whenever a file can no longer be read by what was there before
 KEY = "fastkan.KAN"  # the one entry of the metadata: safetensors writes several in any order
 BLANK = "0" * 64
 MASK = "prune_mask."
@@ -45,8 +46,8 @@ def save(model: KAN, path: str | os.PathLike[str]) -> None:
     """Write the network into one file: parameters, grids, masks, formulas' names, history, and what is trained.
 
     The file is there whole or not at all; one that was there before is replaced. Parameters that are shared come
-    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the last
-    batch (``model.sample``) is not kept.
+    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the
+    rows of the last fit (``model.sample``) are not kept.
 
     Args:
         path: of the file.
@@ -113,12 +114,41 @@ def load(path: str | os.PathLike[str], device: torch.device | str | None = None)
     return model.to("cpu" if device is None else device)
 
 
+def load_state_dict(model: KAN, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    """As ``nn.Module``'s; a state with formulas fits a network without, and the other way round."""
+    found = nn.Module.load_state_dict(model, state_dict, strict, assign)
+    for layer in model.layers:
+        rest(layer)
+    return found
+
+
+def load_from_state_dict(
+    model: KAN,
+    state_dict: dict[str, Any],
+    prefix: Any,
+    local_metadata: Any,
+    strict: Any,
+    missing_keys: Any,
+    unexpected_keys: Any,
+    error_msgs: Any,
+) -> None:
+    """As ``nn.Module``'s, of its own values; where a network's state says nothing of a layer's formulas it has none."""
+    if f"{prefix}input_id" in state_dict:
+        for place in (f"{prefix}symbolic.{layer}." for layer in range(model.depth)):
+            if not any(name.startswith(place) for name in state_dict):
+                state_dict[f"{place}formulas"] = []
+    nn.Module._load_from_state_dict(
+        model, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    )
+
+
 # -- from the model -------------------------------------------------------------------------------
 
 
 def _tensors(model: KAN) -> dict[str, Tensor]:
     """Copies that share no memory, on the CPU."""
-    found = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # the header has them
+    found = {name: value for name, value in model.state_dict().items() if name not in names}
     found |= {f"{MASK}{layer}": mask for layer, mask in enumerate(model.prune_mask or ())}
     empty = [name for name, value in found.items() if value.is_meta]
     if empty:
@@ -127,6 +157,7 @@ def _tensors(model: KAN) -> dict[str, Tensor]:
 
 
 def _header(model: KAN) -> dict[str, Any]:
+    resting = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer.resting}
     return {
         "format": FORMAT,
         "fastkan": __version__,
@@ -137,7 +168,9 @@ def _header(model: KAN) -> dict[str, Any]:
         "layers": [_described(layer) for layer in model.layers],
         "symbolic": [[list(edge) for edge in symbolic.edges] for symbolic in model.symbolic],
         "trained": [
-            name for name, value in model.named_parameters(remove_duplicate=False) if value.requires_grad
+            name
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if value.requires_grad or name in resting
         ],
         "prune_mask": model.prune_mask is not None,
         "training": model.training,
@@ -202,7 +235,7 @@ def _checked(content: bytes) -> dict[str, Any]:
         raise ValueError(foreign) from None
     if isinstance(version, int) and version > FORMAT:
         raise ValueError(f"it was written by a newer fastkan: its format is {version}, this one reads up to {FORMAT}")
-    if version != FORMAT or not isinstance(digest, str) or len(digest) != len(BLANK):
+    if version not in range(1, FORMAT + 1) or not isinstance(digest, str) or len(digest) != len(BLANK):
         raise ValueError(foreign)
     start = content.find(digest.encode(), 8, 8 + length)
     whole = hashlib.sha256(content[:start] + BLANK.encode() + content[start + len(BLANK) :])
@@ -240,11 +273,14 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor]) -> KAN:
         with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters
             model.layers[index] = KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=dtype)
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
-    edges = {f"symbolic.{index}._extra_state": edges for index, edges in enumerate(header["symbolic"])}
+    edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)
     trained = set(header["trained"])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
+    for layer in model.layers:
+        layer.resting = frozenset()
+        rest(layer)
 
     check_int("in_features", header["in_features"], least=1)
     model.in_features = header["in_features"]

@@ -13,6 +13,7 @@ from fastkan_kernels.arguments import FLAG, INDEX, SEED, Int, OneOrEach, checked
 
 from .initial import reset
 from .layer import KANLinear
+from .resting import rest
 from .symbolic.edge import SymbolicEdges
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def with_nodes(model: KAN, nodes: Sequence[Sequence[int]]) -> KAN:
             part[layer] = _taken(part[layer], subnodes[layer + 1])
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
+    for layer in new.layers:
+        rest(layer)
     return new
 
 
@@ -155,7 +158,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
         old, fresh = getattr(layer, name), getattr(new, name)
         if old is None:
             continue
-        fresh.requires_grad_(old.requires_grad)
+        fresh.requires_grad_(old.requires_grad or name in layer.resting)
         if along == 0 and name != "spline_scale":
             fresh.zero_()
         if along == 0:
@@ -207,7 +210,7 @@ def expand_depth(model: KAN) -> KAN:
     reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
     for name in ("spline_weight", "base_weight", "spline_scale"):
         if getattr(layer, name) is not None:
-            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad)
+            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last.resting)
     layer.set_mask(torch.zeros(count, count))
     symbolic = SymbolicEdges(count, count, device=model.device, dtype=model.dtype)
     for node in range(count):
@@ -226,6 +229,7 @@ def expand_depth(model: KAN) -> KAN:
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
     model.prune_mask = None
     model.know()
+    rest(model.layers[-1])
     return model
 
 

@@ -24,7 +24,6 @@ from torch.utils._pytree import tree_map
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 import fastkan.known
-import fastkan.network
 import fastkan.regularization
 from fastkan_kernels.cpu import small
 from fastkan_kernels.triton.launch import Launch
@@ -273,7 +272,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.captured is not None)
         stack.callback(_forget)
         _forget()
-        for module in (fastkan.known, fastkan.network, fastkan.regularization, small):
+        for module in (fastkan.known, fastkan.regularization, small):
             patch.setattr(module, "has_values", _has_values)
         stack.enter_context(gpu)
         stack.enter_context(_Devices(gpu))

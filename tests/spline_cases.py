@@ -13,7 +13,7 @@ from fastkan_kernels.features import splines
 
 def network(width: Any = (2, 3, 1), **options: Any) -> KAN:
     model = KAN(width=list(width), **{"noise_scale": 3.0, "dtype": torch.float64, **options})
-    model(torch.rand(500, model.in_features, dtype=model.dtype) * 2 - 1)
+    model.get_act(torch.rand(500, model.in_features, dtype=model.dtype) * 2 - 1)
     return model
 
 
@@ -31,7 +31,7 @@ def shaped(*functions: Callable[[torch.Tensor], torch.Tensor]) -> KAN:
     model = KAN(width=[len(functions), 1], grid=40, base_fun="zero", dtype=torch.float64)
     for i, function in enumerate(functions):
         through(model.layers[0], i, function)
-    model(torch.rand(500, len(functions), dtype=torch.float64) * 1.98 - 0.99)
+    model.get_act(torch.rand(500, len(functions), dtype=torch.float64) * 1.98 - 0.99)
     return model
 
 

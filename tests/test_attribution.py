@@ -82,14 +82,14 @@ def test_pykans_scores(arity: int) -> None:
     for ours, scores in zip(found, (other.node_scores, [t.t() for t in other.edge_scores], other.subnode_scores)):
         for one, score in zip(ours, scores, strict=True):
             same(one, score, digits=1e-9)
-    model(x)
+    model.get_act(x)
     same(model.feature_score, other.feature_score, digits=1e-9)
 
 
 def test_an_input_that_the_output_does_not_depend_on_is_worth_nothing() -> None:
     model = network([3, 2, 1])
     model.layers[0].set_mask(torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0]]))
-    model(points(model))
+    model.get_act(points(model))
     scores = model.attribute()
     assert scores.nodes[0][1] == 0
     assert (scores.edges[0][1] == 0).all()
@@ -131,12 +131,13 @@ def test_what_does_not_vary_is_worth_0_and_spoils_nothing(dead: str) -> None:
         assert (scores.edges[1][:, 1] == 0).all()
 
 
-def test_the_last_batch_is_asked_where_none_is_given() -> None:
+def test_the_remembered_rows_are_asked_where_none_are_given() -> None:
     model = network([2, 3, 1])
-    before = model.attribute()  # before any forward, over the grids
+    with pytest.warns(UserWarning, match="there has been no fit, so points spread evenly over the first grids"):
+        before = model.attribute()
     assert all(t.isfinite().all() for part in before for t in part)
     x = points(model)
-    model(x)
+    model.get_act(x)
     alike(model.attribute(), model.attribute(x=x))
     assert torch.equal(model.sample, x)
     model.attribute(x=points(model, seed=5))
@@ -181,8 +182,9 @@ REFUSED = [
     ({"l": 1, "out_score": torch.ones(1, 3)}, ValueError, r"out_score must have the shape \[3\]"),
     ({"out_score": [1.0, 1.0]}, TypeError, "out_score must be a torch.Tensor"),
     ({"x": torch.rand(5, 3, dtype=D)}, ValueError, "x must have the shape"),
-    ({"x": torch.rand(0, 2, dtype=D)}, ValueError, "x must have more than 1 rows"),
-    ({"x": torch.rand(1, 2, dtype=D)}, ValueError, "x must have more than 1 rows"),
+    ({"x": torch.rand(0, 2, dtype=D)}, ValueError, "x must have at least one sample"),
+    ({"x": torch.rand(1, 2, dtype=D)}, ValueError, "x must have at least 2 different rows, got 1 among 1"),
+    ({"x": torch.ones(9, 2, dtype=D)}, ValueError, "x must have at least 2 different rows, got 1 among 9"),
 ]
 
 

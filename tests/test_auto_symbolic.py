@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_what_does_not_fit_stays_numeric_and_is_reported(capsys: pytest.CaptureF
     assert "1 edges became formulas, 1 stay numeric" in out
     assert "no R2 reaches r2_threshold=0.99" in out
     with pytest.raises(ValueError, match=r"numeric edges have no formula.*: \(0, 1, 0\)\. "):
+        model.symbolic_formula(numeric="raise")
+
+
+def test_forced_every_edge_gets_its_best_function(capsys: pytest.CaptureFixture[str]) -> None:
+    """As pykan's does; the edges that fit one get what they get without force."""
+    lib = ["x", "sin", "exp", "tanh"]
+    model = shaped(lambda x: torch.sin(3 * x), lambda x: torch.sin(20 * x**3) + 0.3 * x.abs().sqrt())
+    left = model.copy().auto_symbolic(lib=lib, verbose=0)
+    report = model.auto_symbolic(lib=lib, force=True)
+    assert report.numeric == []
+    assert report[0] == left[0]
+    assert report[1].name == report[1].best == left[1].best
+    assert report[1].r2 == left[1].r2 < 0.99
+    assert "2 edges became formulas, 0 stay numeric" in capsys.readouterr().out
+    assert not model.has_numeric_edges(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         model.symbolic_formula()
 
 
@@ -94,7 +112,7 @@ def test_formulas_are_fitted_to_what_really_comes_in() -> None:
     through(model.layers[0], 0, torch.square)
     through(model.layers[1], 0, lambda z: z.clamp(min=0).sqrt())
     x = torch.linspace(-0.99, 0.99, 400, dtype=torch.float64).unsqueeze(1)
-    model(x)
+    model.get_act(x)
     report = model.auto_symbolic(lib=["abs", "sqrt"], verbose=0, r2_threshold=0.5)
     assert [edge.name for edge in report] == ["abs", "sqrt"]
     assert model.trace()[0].out.min() < -0.1
@@ -240,10 +258,3 @@ def test_shares_that_are_none(name: str, value: Any, error: type[Exception], mes
     with pytest.raises(error, match=f"{name} {message}"):
         model.auto_symbolic(**{name: value})
     assert_same(model, before)
-
-
-@pytest.mark.filterwarnings("error")
-def test_one_sample_varies_in_nothing() -> None:
-    model = network()
-    model(torch.zeros(1, 2, dtype=torch.float64))
-    assert {edge.name for edge in model.auto_symbolic(verbose=0)} == {"0"}

@@ -114,8 +114,8 @@ def test_other_files_are_none_of_ours_and_nothing_runs(path: Path) -> None:
 
 def test_a_newer_format_is_named(path: Path) -> None:
     save(tiny(), path)
-    content = signed(path.read_bytes(), lambda header, _: header.update(format=2))
-    assert "written by a newer fastkan: its format is 2, this one reads up to 1" in refused(path, content)
+    content = signed(path.read_bytes(), lambda header, _: header.update(format=3))
+    assert "written by a newer fastkan: its format is 3, this one reads up to 2" in refused(path, content)
 
 
 def test_functions_that_are_not_in_the_library_are_named(path: Path) -> None:

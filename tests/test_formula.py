@@ -139,7 +139,7 @@ def test_automatic_rounding_keeps_close_to_the_forward() -> None:
 
 def test_automatic_rounding_takes_the_fewest_digits() -> None:
     model = fixed([1, 1], (0, 0, 0, "x", (1.23456789, 0, 1, 0)))
-    model(torch.linspace(-1, 1, 100, dtype=torch.float64).unsqueeze(1))
+    model.get_act(torch.linspace(-1, 1, 100, dtype=torch.float64).unsqueeze(1))
     for tolerance, text in ((0.2, "x_1"), (1e-2, "1.23*x_1"), (1e-3, "1.235*x_1"), (1e-8, "1.2345679*x_1")):
         assert str(model.symbolic_formula(digits="auto", tolerance=tolerance)[0][0]) == text
 
@@ -251,7 +251,7 @@ def test_functions_that_numpy_does_not_know_go_through_torch() -> None:
         ({"var": "ab"}, TypeError, "var must be a list of names or symbols, got 'ab'"),
         ({"var": ["a", 3]}, TypeError, "var must hold names, or symbols or expressions of sympy, got 3"),
         ({"var": ["a", "a"]}, ValueError, "var must have different names, got a, a"),
-        ({"numeric": "spline"}, ValueError, "numeric must be one of 'raise', 'piecewise'; got 'spline'"),
+        ({"numeric": "spline"}, ValueError, "numeric must be one of 'functions', 'piecewise', 'raise'; got 'spline'"),
         ({"digits": 0}, ValueError, "digits must be at least 1, got 0"),
         ({"digits": 2.5}, TypeError, "digits must be an int, got float"),
         ({"digits": "all"}, ValueError, "digits must be None, an int, or 'auto'; got 'all'"),
@@ -280,7 +280,7 @@ def test_what_is_refused(options: dict[str, Any], error: type[Exception], messag
 
 def test_a_formula_leaves_the_model_alone() -> None:
     model = near_the_article()
-    model(torch.rand(10, 2, dtype=torch.float64))
+    model.get_act(torch.rand(10, 2, dtype=torch.float64))
     sample, before = model.sample, model.copy().state_dict()
     model.symbolic_formula(digits="auto")
     model.formula_numpy()

@@ -314,7 +314,6 @@ def test_transforms_give_the_same(make) -> None:
     model = make()
     x = points(model, 5)
     held = model(x).detach()
-    sample = model.sample
     parameters = dict(model.named_parameters())
 
     def of_x(x: torch.Tensor) -> torch.Tensor:
@@ -332,8 +331,7 @@ def test_transforms_give_the_same(make) -> None:
     model.zero_grad()
     model(x).sum().backward()
     same(each.sum(0), model.layers[0].spline_weight.grad)
-    assert torch.equal(model.sample, x)
-    assert type(sample) is torch.Tensor
+    assert model.sample is None
     model.trace()  # no transform has left its own tensors behind
 
 
@@ -356,7 +354,6 @@ def test_traced_by_others_it_keeps_no_tensor_of_theirs(make, known: bool, mode: 
         else:
             traced = make_fx(model, tracing_mode=mode, _allow_non_fake_inputs=True)(x)
         same(traced(2 * x), expected)
-    assert model.sample is None or torch.equal(model.sample, x)
-    assert model.sample is None or type(model.sample) is torch.Tensor
+    assert model.sample is None
     model.trace()
     same(copy.deepcopy(model)(2 * x), expected)

@@ -67,7 +67,7 @@ def test_lines_lead_from_node_to_box_to_subnode(width, arity) -> None:
 @pytest.mark.parametrize("metric", ["backward", "forward_n", "forward_u"])
 def test_transparency_is_the_score(metric: str) -> None:
     model = made([3, [2, 1], 2], 3)
-    model(torch.rand(200, 3))
+    model.get_act(torch.rand(200, 3))
     fix(model, 0, 1, 2, "exp")
     trace = model.trace(edges=True)
     if metric == "backward":

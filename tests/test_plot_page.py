@@ -97,7 +97,7 @@ def test_no_text_overlaps_another_or_is_cut(case: dict) -> None:
 
 def test_a_picture_takes_less_than_a_second(tmp_path) -> None:
     model = KAN(width=[4, 10, 10, 1], seed=0)
-    model(torch.rand(1000, 4))
+    model.get_act(torch.rand(1000, 4))
     taken = []
     for _ in range(4):
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def test_the_model_and_matplotlib_stay_as_they_are() -> None:
     mine = plt.figure()
     settings, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
     model = made([2, [2, 1], 1]).eval()
-    model(torch.rand(10, 2))
+    model.get_act(torch.rand(10, 2))
     fix(model, 0, 0, 0, "sin")
     before, kept, random = copy.deepcopy(model.state_dict()), dict(model.__dict__), torch.get_rng_state()
     figure = plots.plot(model, tick=True, sample=True)
@@ -147,7 +147,7 @@ def test_into_axes_of_ones_own() -> None:
 def test_any_dtype_and_any_sample(dtype: torch.dtype) -> None:
     model = made([2, 3, 1], dtype=dtype)
     assert len(curves(plots.plot(model, sample=True))) == 9  # before any forward
-    model(torch.rand(1, 2, dtype=dtype))
+    model.get_act(torch.rand(1, 2, dtype=dtype))
     assert len(curves(plots.plot(model))) == 9
     alphas = {color[3] for color in colors(plots.plot(model), "curves")}
     assert max(alphas) > 0.5  # one row tells no spread: as before any forward

@@ -70,7 +70,7 @@ def test_prune_leaves_out_what_is_faint_and_keeps_the_function_of_the_rest(make:
     x = points(model)
     y = model(x)
     before = parameters_of(model)
-    pruned = model.prune()
+    pruned = model.prune(x=x)
     unchanged(model, before)
     assert torch.equal(model(x), y)
     if make == "sums":
@@ -93,7 +93,7 @@ def test_prune_leaves_out_what_is_faint_and_keeps_the_function_of_the_rest(make:
 def test_every_node_and_edge_that_is_kept_computes_what_it_did(make: str) -> None:
     model = NETWORKS[make]()
     x = points(model)
-    model(x)
+    model.get_act(x)
     pruned = model.prune()
     whole = without(model, model.prune_mask).trace(x, edges=True)
     alive = [mask.any(1).nonzero().flatten() for mask in model.prune_mask]
@@ -109,7 +109,7 @@ def test_every_node_and_edge_that_is_kept_computes_what_it_did(make: str) -> Non
 def test_pruning_twice_is_pruning_once(make: str) -> None:
     model = NETWORKS[make]()
     x = points(model)
-    model(x)
+    model.get_act(x)
     once = model.prune()
     twice = once.prune()
     assert twice.width == once.width
@@ -122,7 +122,7 @@ def test_what_hangs_on_what_goes_goes_too() -> None:
     """A node worth more than a node must be, but by one edge that is worth less than an edge must be."""
     model = network([2, 3, 1])
     x = points(model)
-    model(x)
+    model.get_act(x)
     worth = model.attribute().edges[1][2, 0].item()
     faded(model, [(1, 2, 0)], 0.02 / worth)
     assert 0.01 < model.attribute().nodes[1][2] < 0.03
@@ -136,7 +136,7 @@ def test_what_hangs_on_what_goes_goes_too() -> None:
 @pytest.mark.parametrize(("node_th", "edge_th"), [(1e-2, 3e-2), (0.1, 0.05), (0.02, 0.1)])
 def test_what_is_kept_is_worth_it_for_some_output(make: str, node_th: float, edge_th: float) -> None:
     model = NETWORKS[make]()
-    model(points(model))
+    model.get_act(points(model))
     pruned = model.prune(node_th, edge_th)
     scores = attributed(pruned, [step.nodes for step in pruned.trace()])
     for l in range(pruned.depth):
@@ -150,7 +150,7 @@ def test_what_is_kept_is_worth_it_for_some_output(make: str, node_th: float, edg
 def test_what_only_one_of_several_outputs_needs_is_kept() -> None:
     model = network([2, 4, 3])
     model.layers[1].set_mask(torch.cat([torch.eye(3), torch.zeros(1, 3)]))
-    model(points(model))
+    model.get_act(points(model))
     assert model.prune().width == [[2, 0], [3, 0], [3, 0]]
 
 
@@ -159,7 +159,7 @@ def test_a_node_that_nothing_enters_goes_with_all_behind_it() -> None:
     faded(model, into(model, 1, 2))
     model.layers[1].set_mask(torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]))  # node 2 hangs on node 2
     x = points(model)
-    model(x)
+    model.get_act(x)
     pruned = model.prune()
     assert pruned.width == [[2, 0], [2, 0], [2, 0], [1, 0]]
     same(pruned(x), walk(without(model, model.prune_mask), x)[-1].out)
@@ -184,7 +184,7 @@ def test_a_node_that_nothing_enters_goes_with_all_behind_it() -> None:
 @pytest.mark.parametrize("make", list(NETWORKS))
 def test_a_layer_is_never_severed(make: str, call: Any, message: str) -> None:
     model = NETWORKS[make]()
-    model(points(model))
+    model.get_act(points(model))
     before, sample = parameters_of(model), model.sample
     with pytest.raises(ValueError, match=message):
         call(model)
@@ -210,7 +210,7 @@ def test_an_untrained_network_with_nothing_in_it_is_not_pruned_to_nothing() -> N
 def test_prune_node_leaves_edges_alone(make: str) -> None:
     model = NETWORKS[make]()
     x = points(model)
-    model(x)
+    model.get_act(x)
     pruned = model.prune_node()
     assert pruned.width == model.prune().width
     dead = [
@@ -249,7 +249,7 @@ def test_nodes_by_hand_in_any_order(kept: list[list[int]]) -> None:
 def test_prune_edge_leaves_nodes_alone(make: str) -> None:
     model = NETWORKS[make]()
     x = points(model)
-    model(x)
+    model.get_act(x)
     before = parameters_of(model)
     pruned = model.prune_edge()
     unchanged(model, before)
@@ -265,7 +265,7 @@ def test_prune_input_once_and_again() -> None:
     model = network([4, 3, 1])
     faded(model, [(0, i, j) for i in (0, 2) for j in range(3)])
     x = points(model)
-    model(x)
+    model.get_act(x)
     before = parameters_of(model)
     pruned = model.prune_input()
     unchanged(model, before)
@@ -364,7 +364,7 @@ def test_a_pruned_network_is_trained_as_the_old_one_was() -> None:
     model.layers[0].count_outside()
     model.eval()
     x = points(model)
-    model(x)
+    model.get_act(x)
     pruned = model.prune().prune_input(active_inputs=[0, 2])
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert {name: p.requires_grad for name, p in pruned.named_parameters()} == flags
@@ -378,7 +378,7 @@ def test_in_inference_mode_and_beside_another_default_device() -> None:
     model = faint()
     x = points(model)
     with torch.inference_mode():
-        model(x)
+        model.get_act(x)
         pruned = model.prune()
     pruned(x).sum().backward()
     with torch.device("meta"):

@@ -132,7 +132,7 @@ def test_pruned_networks_and_what_they_were_pruned_from(path: Path) -> None:
         for weight in (model.layers[0].spline_weight, model.layers[0].base_weight):
             weight[..., [0, 2], :] = 0
             weight[..., :, 0] = 0
-    model(torch.rand(100, 4))
+    model.get_act(torch.rand(100, 4))
     pruned = model.prune()
     fewer = pruned.prune_input()
     assert model.prune_mask is not None

@@ -41,6 +41,7 @@ def gradients(model: KAN, x: torch.Tensor) -> dict[str, torch.Tensor]:
 def test_a_wider_network_computes_what_it_did(make: str, layer: int, options: dict[str, Any]) -> None:
     model = NETWORKS[make]()
     x = points(model)
+    model.get_act(x)
     y, old = model(x), copy.deepcopy(model)
     assert model.expand_width(layer, **options) is model
     count, sums = options["n_added_nodes"], options.get("sum_bool", True)

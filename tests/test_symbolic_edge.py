@@ -125,6 +125,7 @@ def test_without_edges_all_is_zero() -> None:
     assert symbolic.edges == ()
     assert symbolic.name(0, 0) is None
     assert symbolic.affine.shape == (0, 4)
+    assert (list(symbolic.parameters()), dict(symbolic.state_dict())) == ([], {})
 
 
 @EVERY
@@ -260,21 +261,21 @@ def test_a_parameter_of_the_same_size_stays_the_same_object() -> None:
 
 
 def spoiled(**changes: object) -> dict:
-    state = {"affine": torch.zeros(1, 4), "_extra_state": [[0, 0, "sin"]]}
+    state = {"affine": torch.zeros(1, 4), "formulas": [[0, 0, "sin"]]}
     return {**state, **changes}
 
 
 @pytest.mark.parametrize(("state", "message"), [
     (spoiled(affine=torch.zeros(2, 4)), r"affine must have the shape \[1, 4\], got \[2, 4\]"),
-    (spoiled(_extra_state=[[0, 0, "sine"]]), r"have the names \['sine'\]: add them by add_symbolic"),
-    (spoiled(_extra_state=[[0, 9, "sin"]]), "j must be below 4, got 9"),
-    (spoiled(_extra_state=[[0, "0", "sin"]]), "j must be an int, got str"),
-    (spoiled(_extra_state=[[0, 0]]), r"edges must be a list of \[i, j, name\], got"),
-    (spoiled(_extra_state=7), r"edges must be a list of \[i, j, name\], got 7"),
-    (spoiled(_extra_state=[[0, 0, 5]]), r"no symbolic functions have the names \[5\]"),
-    (spoiled(affine=torch.zeros(2, 4), _extra_state=[[0, 0, "sin"]] * 2), r"sorted by \(i, j\), each once"),
-    ({"affine": torch.zeros(1, 4)}, "Missing key.*_extra_state"),
-    ({"_extra_state": [[0, 0, "sin"]]}, "Missing key.*affine"),
+    (spoiled(formulas=[[0, 0, "sine"]]), r"have the names \['sine'\]: add them by add_symbolic"),
+    (spoiled(formulas=[[0, 9, "sin"]]), "j must be below 4, got 9"),
+    (spoiled(formulas=[[0, "0", "sin"]]), "j must be an int, got str"),
+    (spoiled(formulas=[[0, 0]]), r"edges must be a list of \[i, j, name\], got"),
+    (spoiled(formulas=7), r"edges must be a list of \[i, j, name\], got 7"),
+    (spoiled(formulas=[[0, 0, 5]]), r"no symbolic functions have the names \[5\]"),
+    (spoiled(affine=torch.zeros(2, 4), formulas=[[0, 0, "sin"]] * 2), r"sorted by \(i, j\), each once"),
+    ({"affine": torch.zeros(1, 4)}, "Missing key.*formulas"),
+    ({"formulas": [[0, 0, "sin"]]}, "Missing key.*affine"),
 ], ids=str)  # fmt: skip
 def test_a_state_that_fits_not_is_refused_and_changes_nothing(state: dict, message: str) -> None:
     symbolic = made("in turns")
@@ -385,7 +386,7 @@ def test_bad_input_is_refused_and_changes_nothing(case: str) -> None:
     with pytest.raises(error, match=message):
         call(symbolic)
     after = symbolic.double().state_dict()
-    assert after["_extra_state"] == before["_extra_state"]
+    assert torch.equal(after["formulas"], before["formulas"])
     torch.testing.assert_close(after["affine"], before["affine"], rtol=1e-6, atol=1e-6)
 
 

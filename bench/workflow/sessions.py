@@ -143,7 +143,7 @@ def _follow(
         results = pruned.fit(dataset, **FREE)
     seen["rmse"] = float(results["test_loss"][-1])
     with clock.part("formula"):
-        formulas, seen["variables"] = pruned.symbolic_formula()
+        formulas, seen["variables"] = pruned.symbolic_formula(numeric="raise")
     seen["formula"] = formulas[0]
 
 

@@ -160,7 +160,7 @@ def _pykan_network(model: KAN, base: str) -> Any:
     for place, layer in enumerate(model.layers):
         _fill(theirs.act_fun[place], layer)
         symbolic, formulas = model.symbolic[place], theirs.symbolic_fun[place]
-        affine = formulas.affine.detach().to(symbolic.affine.dtype)
+        affine = formulas.affine.detach().to(model.dtype)
         for edge, row in zip(symbolic.edges, symbolic.affine):
             function, sympy_function, _, guarded = LIBRARY[edge.name]
             formulas.mask.data[edge.j, edge.i] = 1.0
@@ -169,7 +169,7 @@ def _pykan_network(model: KAN, base: str) -> Any:
             formulas.funs_name[edge.j][edge.i] = edge.name
             affine[edge.j, edge.i] = row
         formulas.affine.data = affine
-        formulas.affine.requires_grad_(symbolic.affine.requires_grad)
+        formulas.affine.requires_grad_(symbolic.is_trained)
         formulas.mask.data = formulas.mask.data.to(affine)
         for name in AFFINE:
             ours, other = getattr(model, name)[place], getattr(theirs, name)[place]

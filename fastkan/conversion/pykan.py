@@ -47,7 +47,6 @@ def network_from(source: Any, made: Made) -> KAN:
 
 
 def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
-    edges.affine.requires_grad_(source.affine.requires_grad)
     if source.mask.requires_grad:
         raise ValueError(
             f"symbolic_fun.{layer}: mask is trained, which it can't be here: mask.requires_grad_(False) before"
@@ -71,7 +70,8 @@ def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
     if found:
         found.sort()
         rows = source.affine.detach()[[j for _, j, _ in found], [i for i, _, _ in found]]
-        edges.load_state_dict({"affine": rows, "_extra_state": found})  # all at once: there may be thousands
+        edges.load_state_dict({"affine": rows, "formulas": found})  # all at once: there may be thousands
+        edges.affine.requires_grad_(source.affine.requires_grad)
 
 
 def _same_function(theirs: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]) -> bool:

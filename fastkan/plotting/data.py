@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import grid
+from .. import activations, grid
 from ..edges import edge_functions, edge_kinds, numeric_functions
-from ..functional import rows_of
 from ..regularization import edge_sizes
 from ..symbolic.library import Interval, lookup
 
@@ -49,17 +47,15 @@ def rows_for(model: KAN, x: Tensor | None, layer: int | None = None) -> tuple[Te
     """Samples with which every node is finite, and what then enters each layer.
 
     Args:
-        x: samples, or None for the last batch or points spread over the first grids.
+        x: samples, or None for those of the last fit or points spread over the first grids.
         layer: whose nodes are the last that must be finite; None asks it of the outputs too.
 
     Raises:
         ValueError: if there are not two of them.
     """
-    rows = model.samples() if x is None else rows_of(x, model.in_features).detach()
-    if x is None and len(rows) < 2:  # no spread, so no scores: as before any forward
-        fresh = copy.copy(model)
-        fresh.sample = None
-        rows = fresh.samples()
+    rows = activations.rows_for(model, x, decides=False)
+    if x is None and len(rows) < 2:  # no spread, so no scores: as before any fit
+        rows = activations.grid_points(model)
     if len(rows) < 2:
         raise ValueError(f"x must have at least two samples, got {len(rows)}")
     rows = some_of(rows, max(2, MOST_VALUES // max(1, rows.shape[1])))

@@ -81,7 +81,7 @@ def plot(
         varscale: of the names' size.
         mode: of older versions, without a meaning now.
         ax: axes to draw into; None makes a figure with ``pyplot``.
-        x: ``[..., in_features]`` samples; None takes the last batch that went through or, before any, points spread
+        x: ``[..., in_features]`` samples; None takes the rows of the last fit or, before any, points spread
             over the first grids. Of a very large batch some rows serve.
         max_edges: of a layer with more, only the strongest are drawn, and a note says so.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fastkan_kernels.arguments import SHARE, Int, checked
 
+from ..activations import rows_for
 from ..edges import edge_functions, mask_of
-from .fix import set_numeric, table
+from .fix import MIN_ROWS, all_or_nothing, set_numeric, table
 from .library import BOUNDS, Library, names_of
 from .search import Range, rank, search
 
@@ -72,8 +71,9 @@ class SymbolicReport(list[EdgeReport]):
         lines.append(repr(self))
         if self.numeric:
             lines.append(
-                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. fix_symbolic forces one, "
-                "remove_edge takes it away, more training or a larger lib may help"
+                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. force=True or "
+                "fix_symbolic makes it a formula all the same, remove_edge takes it away, more training or a larger "
+                "lib may help"
             )
         return "\n".join(lines)
 
@@ -98,6 +98,10 @@ def auto_symbolic(
     weight_simple: float = 0.8,
     r2_threshold: float = 0.99,
     negligible: float = 1e-2,
+    *,
+    force: bool = False,
+    x: Any = None,
+    dataset: Any = None,
 ) -> SymbolicReport:
     """Make all splines formulas that fit one, in place; those that don't stay splines.
 
@@ -110,16 +114,20 @@ def auto_symbolic(
         lib: names of the functions; None for all.
         verbose: whether to print the report.
         weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
-        r2_threshold: 0 forces every edge into some function.
+        r2_threshold: what R2 a function must reach to be taken.
         negligible: an edge that fits no function becomes a constant, ``"0"``, if its values spread less than by this
             share of the spread of the sum that they go into.
+        force: whether every edge becomes a formula, as in pykan: where none reaches the threshold, the one with the
+            highest R2.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         A list of :class:`EdgeReport`, one for each edge that was a spline; its ``numeric`` are those that still are.
 
     Raises:
-        TypeError, ValueError: for functions or ranges that are not there, or samples at which the network is NaN or
-            infinite; nothing has changed then, as after an interruption.
+        TypeError, ValueError: for functions or ranges that are not there, fewer than 8 different rows, and rows at
+            which the network is NaN or infinite; nothing has changed then, as after an interruption.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)
@@ -133,8 +141,8 @@ def auto_symbolic(
     """
     names = names_of(lib)
     report = SymbolicReport(threshold=r2_threshold)
-    nodes = model.inputs(model.samples())
-    with _all_or_nothing(model):
+    nodes = model.inputs(rows_for(model, x, dataset, least=MIN_ROWS))
+    with all_or_nothing(model):
         for layer in range(model.depth):
             on = mask_of(model.layers[layer]).cpu()
             report.kept += sum(not on[edge.i, edge.j] for edge in model.symbolic[layer].edges)
@@ -149,6 +157,8 @@ def auto_symbolic(
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
                     best = chosen or max(ranked, key=lambda c: c.r2)
+                    if force and not hardly[place]:
+                        chosen = best
                     entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
                     if chosen is not None:
                         model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
@@ -160,21 +170,6 @@ def auto_symbolic(
                     report.append(entry)
                 set_numeric(model, layer, fixed, False)
             nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes))
-    if verbose:
-        print(report)
+        if verbose:
+            print(report)
     return report
-
-
-@contextmanager
-def _all_or_nothing(model: KAN) -> Iterator[None]:
-    """Formulas and masks stay what they were if what follows doesn't end well."""
-    masks, formulas = [layer.mask for layer in model.layers], list(model.symbolic)
-    for place, each in enumerate(formulas):
-        model.symbolic[place] = copy.deepcopy(each)
-    try:
-        yield
-    except BaseException:
-        for place, (mask, each) in enumerate(zip(masks, formulas)):
-            model.layers[place].mask = mask
-            model.symbolic[place] = each
-        raise

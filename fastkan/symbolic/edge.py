@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,10 @@ class SymbolicEdges(nn.Module):
 
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
-        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``.
+        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``: a parameter, but for a buffer of no rows.
         ends: ``[2, E]``, their inputs and outputs.
+        formulas: ``edges`` in a ``state_dict``, a JSON text ``[[i, j, name], ...]`` as uint8; None while there are
+            none.
 
     Raises:
         TypeError, ValueError: for sizes that are none, or a dtype that a layer can't have.
@@ -65,7 +68,9 @@ class SymbolicEdges(nn.Module):
         torch.Size([8, 3])
     """
 
+    affine: Tensor
     ends: Tensor
+    formulas: Tensor | None
     _order: Tensor | None
     _inputs: Tensor | None
     _outputs: Tensor | None
@@ -83,7 +88,8 @@ class SymbolicEdges(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.edges: tuple[Edge, ...] = ()
-        self.affine = nn.Parameter(torch.empty((0, 4), device=device, dtype=dtype))
+        self.register_buffer("affine", torch.empty((0, 4), device=device, dtype=dtype), persistent=False)
+        self.register_buffer("formulas", None)
         for name in ("ends", "_order", "_inputs", "_outputs"):
             self.register_buffer(name, None, persistent=False)
         self._group()
@@ -103,22 +109,22 @@ class SymbolicEdges(nn.Module):
         """
         self._check(x)
         if not self.edges:
-            return x.new_zeros(len(x), self.out_features)
+            return x.new_zeros(x.shape[0], self.out_features)  # len() would fix the size where others trace
         values = self._values(x, singularity_avoiding, y_th)
         if self.out_features == 1:
             return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
         if self._outputs is None:
             return values
         if x.is_cuda:  # index_add adds there in any order
-            zeros = values.new_zeros(self.out_features, len(x))
+            zeros = values.new_zeros(self.out_features, x.shape[0])
             return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
-        return values.new_zeros(len(x), self.out_features).index_add(1, self._outputs, values)
+        return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
 
     def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
         """Of each edge by itself, ``[N, E]`` in the order of ``edges``; arguments and errors as in :meth:`forward`."""
         self._check(x)
         if not self.edges:
-            return x.new_zeros(len(x), 0)
+            return x.new_zeros(x.shape[0], 0)
         values = self._values(x, singularity_avoiding, y_th)
         return values if self._order is None else values[:, self._order.argsort()]
 
@@ -225,14 +231,18 @@ class SymbolicEdges(nn.Module):
         new_i = _numbered("inputs", inputs, self.in_features)
         new_j = _numbered("outputs", outputs, self.out_features)
         other = SymbolicEdges(len(new_i), len(new_j), self.affine.device, self.affine.dtype)
-        other.affine.requires_grad_(self.affine.requires_grad)
         kept = [
             (Edge(new_i[i], new_j[j], name), n)
             for n, (i, j, name) in enumerate(self.edges)
             if i in new_i and j in new_j
         ]
-        other._replace(kept, self.affine)
+        other._replace(kept, self.affine, self.is_trained)
         return other.train(self.training)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``affine`` asks for a gradient, as a new one does."""
+        return not self.edges or self.affine.requires_grad
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
@@ -240,12 +250,21 @@ class SymbolicEdges(nn.Module):
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
-    def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor) -> None:
+    def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor, trained: bool | None = None) -> None:
         """``edges`` with their places in ``rows``."""
         edges = sorted(edges)
+        trained = self.is_trained if trained is None else trained
         taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
-        self.affine = nn.Parameter(taken, requires_grad=self.affine.requires_grad)
-        self.edges = tuple(edge for edge, _ in edges)
+        self.set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
+
+    def set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
+        """Have these edges and, if there are any, this parameter."""
+        if edges:
+            self.affine = affine
+        else:  # a parameter without entries would ask for a gradient that nothing gives it
+            self._parameters.pop("affine", None)
+            self.register_buffer("affine", affine.detach(), persistent=False)
+        self.edges = edges
         self._group()
 
     def _group(self) -> None:
@@ -257,22 +276,18 @@ class SymbolicEdges(nn.Module):
         self._counts = [names.count(name) for name in self._names]
 
         def index(values: list[int], size: int) -> Tensor | None:
-            return None if values == list(range(size)) else torch.tensor(values, device=self.affine.device)
+            return None if values == list(range(size)) else torch.tensor(values, device=device)
 
+        device = self.affine.device
         ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
-        self.ends = torch.tensor(ends, dtype=torch.int64, device=self.affine.device)
+        self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
+        text = list(json.dumps(edges).encode())  # a tensor, as what averages or writes states takes nothing else
+        self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
         self._order = index(order, count)
         self._inputs = index([edges[n].i for n in order], self.in_features)
         self._outputs = index([edges[n].j for n in order], self.out_features)
 
     # -- plumbing ---------------------------------------------------------------------------------
-
-    def get_extra_state(self) -> list[list[Any]]:
-        """What ``state_dict`` keeps beside ``affine``: ``[i, j, name]`` of each edge."""
-        return [list(edge) for edge in self.edges]
-
-    def set_extra_state(self, state: Any) -> None:
-        """Done before ``affine`` is loaded."""
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -282,23 +297,40 @@ class SymbolicEdges(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
-        state, affine = state_dict.get(prefix + "_extra_state"), state_dict.get(prefix + "affine")
-        if state is not None and affine is not None:
+        state_dict, names = dict(state_dict), (prefix + "formulas", prefix + "affine")
+        state = state_dict.pop(prefix + "_extra_state", None)  # a list: the form of version 0.1
+        state, affine = state_dict.get(names[0], state), state_dict.get(names[1])
+        if state is None and affine is None and "version" in metadata:
+            state = []  # of a layer that was saved without formulas
+        if state is None and affine is not None and not self.edges:
+            missing.append(names[0])
+            return
+        if state is not None:
             try:
                 edges = self._edges_of(state)
-                check_tensor("affine", affine)
-                check_shape("affine", affine, (len(edges), 4))
+                if edges and affine is None:
+                    missing.append(names[1])
+                    return
+                if affine is not None:
+                    check_tensor("affine", affine)
+                    check_shape("affine", affine, (len(edges), 4))
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix}affine: {error}")
                 return
-            if len(edges) != len(self.edges):
-                sized = self.affine.new_zeros(len(edges), 4)
-                self.affine = nn.Parameter(sized, requires_grad=self.affine.requires_grad)
-            self.edges = tuple(edges)
-            self._group()
+            same = len(edges) == len(self.edges)
+            sized = nn.Parameter(self.affine.new_zeros(len(edges), 4), requires_grad=self.is_trained)
+            self.set_edges(tuple(edges), self.affine if same else sized)
+            state_dict = {name: value for name, value in state_dict.items() if name not in names}
+            if edges:
+                state_dict.update(zip(names, (self.formulas, affine)))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _edges_of(self, state: Any) -> list[Edge]:
+        if isinstance(state, Tensor):  # of floating point, where states have been averaged
+            try:
+                state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
+            except (ValueError, TypeError, RuntimeError):
+                raise ValueError("formulas must hold a JSON text as uint8, and holds none") from None
         try:
             edges = [Edge(*entry) for entry in state]
         except TypeError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.features import base_function, splines
+from fastkan_kernels.features import MAX_BASE_DERIVATIVE, base_function, splines
 
 from ..edges import edge_weights
 from .library import lookup
@@ -107,6 +107,74 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
     # silu; evaluated, this would first simplify all of the node
     logistic = sympy.Pow(1 + sympy.exp(-node, evaluate=False), -1, evaluate=False)
     return spline + sympy.Mul(number(base), node, logistic, evaluate=False)
+
+
+class EdgeFunction:
+    """A numeric edge, or a derivative of it, as a function of NumPy arrays; edges that compute the same are equal."""
+
+    def __init__(self, cells: Sequence[_Cell], base: str, base_weight: float, derivative: int = 0) -> None:
+        self.cells, self.base, self.base_weight = tuple(cells), base, base_weight
+        self.derivative_order = derivative
+        self._key = ([(c.origin, c.end, tuple(c.coefficients)) for c in cells], base, base_weight, derivative)
+
+    def __call__(self, x: Any) -> Any:
+        import numpy
+
+        z = numpy.asarray(x, dtype=numpy.float64)
+        place = numpy.searchsorted([cell.end for cell in self.cells[:-1]], z, side="right")
+        length = max(2, *(len(cell.coefficients) for cell in self.cells))
+        padded = numpy.array([[*cell.coefficients, *[0.0] * (length - len(cell.coefficients))] for cell in self.cells])
+        with numpy.errstate(all="ignore"):
+            step = z - numpy.array([cell.origin for cell in self.cells])[place]
+            value = numpy.zeros_like(z)
+            for coefficient in numpy.moveaxis(padded[place], -1, 0)[::-1]:
+                value = value * step + coefficient
+            level, slope = padded[place, 0], padded[place, 1]  # of the last cells, which are lines at most
+            value = numpy.where(numpy.isinf(z), numpy.where(slope == 0, level, slope * z), value)
+            if self.base_weight:
+                base = base_function(torch.as_tensor(z), self.base, self.derivative_order)
+                value = value + self.base_weight * base.numpy()
+        return value if value.ndim else float(value)
+
+    def differentiated(self) -> EdgeFunction:
+        """Its derivative."""
+        cells = [
+            cell._replace(coefficients=[power * c for power, c in enumerate(cell.coefficients)][1:])
+            for cell in self.cells
+        ]
+        return EdgeFunction(cells, self.base, self.base_weight, self.derivative_order + 1)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EdgeFunction) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(repr(self._key))
+
+
+def named_edge(name: str, layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) -> Any:
+    """A spline and its base function as a function with a name, which sympy evaluates, compiles and differentiates."""
+    if node.is_number:
+        return numeric_edge(layer, pieces, i, j, node)
+    cells, base = _cells(layer, pieces, i, j), _base_weight(layer, i, j)
+    return _named(name, EdgeFunction(cells, layer.base, base))(node)
+
+
+def _named(name: str, function: EdgeFunction) -> Any:
+    from sympy.core.function import UndefinedFunction
+
+    # what the function computes is among what tells it from others of its name: sympy caches by that
+    return UndefinedFunction(name, _imp_=function, fdiff=_derivative)
+
+
+def _derivative(expression: Any, argindex: int = 1) -> Any:
+    from sympy.core.function import ArgumentIndexError
+
+    function = expression.func._imp_
+    if function.base_weight and function.base == "silu" and function.derivative_order >= MAX_BASE_DERIVATIVE:
+        raise ArgumentIndexError(expression, argindex)  # it stays a Derivative
+    name, order = expression.func.__name__, function.derivative_order
+    root = name.rsplit("_d", 1)[0] if order else name
+    return _named(f"{root}_d{order + 1}", function.differentiated())(expression.args[0])
 
 
 def _polynomial(cell: _Cell, node: Any) -> Any:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastkan_kernels.arguments import FLAG, INDEX, SHARE, Callback, Choice, checked
 
+from ..activations import rows_for
 from ..edges import edge_functions, mask_of
+from ..resting import rest
 from ..tables import table
 from .library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from ..network import KAN
 
 POOR = 0.9  # R2 below which a fit deserves a word
+MIN_ROWS = 8  # twice as many as a, b, c and d: through fewer, functions pass that have nothing to do with the edge
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
 
 
@@ -41,6 +45,9 @@ def fix_symbolic(
     verbose: bool = True,
     random: bool = False,
     log_history: object = None,
+    *,
+    x: Any = None,
+    dataset: Any = None,
 ) -> float | None:
     """Make an edge the formula ``c f(a x + b) + d``, in place. Its spline is kept for :meth:`unfix_symbolic`.
 
@@ -49,26 +56,28 @@ def fix_symbolic(
     Args:
         l, i, j: layer, node that the edge comes from, and subnode that it goes to.
         fun_name: of f, in the library; ``"0"`` leaves the constant d.
-        fit_params_bool: whether a, b, c, d are fitted to what the edge is now, on the last batch that went through.
-            Else they are 1, 0, 1, 0.
+        fit_params_bool: whether a, b, c, d are fitted to what the edge is now, at the rows given or those of the last
+            fit. Else they are 1, 0, 1, 0.
         a_range, b_range: bounds for the fit. Without, it is one in units of the edge's own range.
         verbose: whether to print how good the fit is.
         random: whether a, b, c, d are, where they aren't fitted, drawn from -1 to 1 by torch's generator.
         log_history: has no meaning here.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         R2 of the fit; None without one.
 
     Raises:
-        TypeError, ValueError: for an edge, a function or a range that is not there, or a fit to an edge that is off;
-            nothing has changed then.
+        TypeError, ValueError: for an edge, a function or a range that is not there, a fit to an edge that is off, and
+            fewer than 8 different rows for a fit; nothing has changed then.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
         >>> model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False)
         >>> model.symbolic[0].edges, model.layers[0].mask.tolist()
         ((Edge(i=1, j=0, name='sin'),), [[1.0], [0.0]])
-        >>> r2 = model.fix_symbolic(0, 1, 0, "tanh")
+        >>> r2 = model.fix_symbolic(0, 1, 0, "tanh", x=torch.linspace(-1, 1, 200).reshape(100, 2))
         edge (0, 1, 0): tanh, R2 0.999996
     """
     model.check_edge(l, i, j)
@@ -82,15 +91,16 @@ def fix_symbolic(
                 f"edge {l, i, j} is off, so there is nothing to fit {fun_name!r} to: switch it on by set_mode, or pass "
                 "fit_params_bool=False"
             )
-        params, r2 = fit_params(*_samples(model, l, i, j), fun_name, a_range, b_range)
+        params, r2 = fit_params(*_samples(model, l, i, j, x, dataset), fun_name, a_range, b_range)
         affine = params.tolist()
     elif random:
         affine = (torch.rand(4) * 2 - 1).tolist()
-    model.symbolic[l].fix(i, j, fun_name, affine)
-    set_numeric(model, l, [(i, j)], False)
-    if verbose and r2 is not None:
-        word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and fun_name != "0" else ""
-        print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{word}")
+    with all_or_nothing(model):
+        model.symbolic[l].fix(i, j, fun_name, affine)
+        set_numeric(model, l, [(i, j)], False)
+        if verbose and r2 is not None:
+            word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and fun_name != "0" else ""
+            print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{word}")
     return r2
 
 
@@ -112,8 +122,9 @@ def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
     model.check_edge(l, i, j)
     if model.symbolic[l].name(i, j) is None:
         raise ValueError(f"edge {l, i, j} is no formula, so there is nothing to take back")
-    model.symbolic[l].unfix(i, j)
-    set_numeric(model, l, [(i, j)], True)
+    with all_or_nothing(model):
+        model.symbolic[l].unfix(i, j)
+        set_numeric(model, l, [(i, j)], True)
 
 
 @torch.inference_mode(False)
@@ -127,9 +138,10 @@ def unfix_symbolic_all(model: KAN) -> None:
         >>> model.symbolic[0].edges
         ()
     """
-    for layer, symbolic in enumerate(model.symbolic):
-        for edge in symbolic.edges:
-            unfix_symbolic(model, layer, edge.i, edge.j)
+    with all_or_nothing(model):
+        for layer, symbolic in enumerate(model.symbolic):
+            for edge in symbolic.edges:
+                unfix_symbolic(model, layer, edge.i, edge.j)
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX, mode=Choice(MODES))
@@ -157,9 +169,10 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
     symbolic = model.symbolic[l]
     if formula and symbolic.name(i, j) is None:
         raise ValueError(f"mode {mode!r} takes a formula, but edge {l, i, j} has none: give it one by fix_symbolic")
-    if not formula and symbolic.name(i, j) is not None:
-        symbolic.unfix(i, j)
-    set_numeric(model, l, [(i, j)], numeric)
+    with all_or_nothing(model):
+        if not formula and symbolic.name(i, j) is not None:
+            symbolic.unfix(i, j)
+        set_numeric(model, l, [(i, j)], numeric)
 
 
 @checked(
@@ -180,8 +193,11 @@ def suggest_symbolic(
     r2_loss_fun: Callable[[float], float] = r2_loss,
     c_loss_fun: Callable[[float], float] = c_loss,
     weight_simple: float = 0.8,
+    *,
+    x: Any = None,
+    dataset: Any = None,
 ) -> tuple[str, SymbolicFunction, float, float]:
-    """Rank functions for an edge by R2 on the last batch and by complexity; the model stays as it is.
+    """Rank functions for an edge by R2 and by complexity; the model stays as it is.
 
     Args:
         l, i, j: layer, node that the edge comes from, and subnode that it goes to.
@@ -190,27 +206,30 @@ def suggest_symbolic(
         topk: how many to print.
         verbose: whether to print the table.
         r2_loss_fun, c_loss_fun, weight_simple: see :func:`fastkan.symbolic.search.rank`.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
 
     Returns:
         Name, library entry, R2 and complexity of the best.
 
     Raises:
-        TypeError, ValueError: for an edge, functions or ranges that are not there.
+        TypeError, ValueError: for an edge, functions or ranges that are not there, and fewer than 8 different rows.
 
     Example:
         >>> model = KAN(width=[1, 1], seed=0)
         >>> model.fix_symbolic(0, 0, 0, "exp", fit_params_bool=False)
-        >>> best = model.suggest_symbolic(0, 0, 0, lib=["x", "exp", "sin"])  # doctest: +ELLIPSIS
+        >>> x = torch.linspace(-1, 1, 100).unsqueeze(1)
+        >>> best = model.suggest_symbolic(0, 0, 0, lib=["x", "exp", "sin"], x=x)  # doctest: +ELLIPSIS
         function        R2  complexity    loss
         exp       1.000000           2  ...
-        sin       0.998327           2  ...
-        x         0.939106           1  ...
+        sin       0.998265           2  ...
+        x         0.938004           1  ...
         >>> best[0], best[3]
         ('exp', 2)
     """
     model.check_edge(l, i, j)
-    x, y = (value.unsqueeze(1) for value in _samples(model, l, i, j))
-    fits = search(x, y, lib, a_range=a_range, b_range=b_range)
+    inputs, outputs = (value.unsqueeze(1) for value in _samples(model, l, i, j, x, dataset))
+    fits = search(inputs, outputs, lib, a_range=a_range, b_range=b_range)
     ranked = rank(fits, weight_simple=weight_simple, r2_loss_fun=r2_loss_fun, c_loss_fun=c_loss_fun)
     best = ranked[0]
     if verbose:
@@ -222,19 +241,34 @@ def suggest_symbolic(
 # -- plumbing ------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def all_or_nothing(model: KAN) -> Iterator[None]:
+    """Formulas and masks stay what they were if what follows raises, or is interrupted."""
+    before = [(layer.mask, edges.edges, edges.affine) for layer, edges in zip(model.layers, model.symbolic)]
+    try:
+        yield
+    except BaseException:
+        for place, (mask, edges, affine) in enumerate(before):
+            model.layers[place].mask = mask
+            model.symbolic[place].set_edges(edges, affine)
+            rest(model.layers[place])
+        raise
+
+
 def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
     mask = mask_of(model.layers[layer]).clone()
     for edge in edges:
         mask[edge] = on
     if not torch.equal(mask, mask_of(model.layers[layer])):
         model.layers[layer].set_mask(mask.float())
+    rest(model.layers[layer])
 
 
 def _is_on(model: KAN, l: int, i: int, j: int) -> bool:
     return bool(mask_of(model.layers[l])[i, j]) or model.symbolic[l].name(i, j) is not None
 
 
-def _samples(model: KAN, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
+def _samples(model: KAN, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     """Inputs and outputs of an edge, ``[N]`` each."""
-    nodes = model.trace()[l].nodes
+    nodes = model.trace(rows_for(model, x, dataset, least=MIN_ROWS))[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]

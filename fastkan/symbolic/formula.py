@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,17 @@ from torch import Tensor
 
 from fastkan_kernels.arguments import FLAG, Choice, checked, is_sequence
 
-from ..edges import mask_of
-from .expressions import numeric_edge, pieces_of, scaled, symbolic_edge
+from ..activations import outside
+from ..edges import edge_functions, mask_of
+from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
-from .rounding import TOLERANCE, Digits, is_tame, number, rebuilt, rounded, rounded_to_keep
+from .rounding import TOLERANCE, Digits, number, product_of, rebuilt, rounded, rounded_to_keep
 
 if TYPE_CHECKING:
     from ..network import KAN
 
-NUMERIC = Choice(("raise", "piecewise"))
+NUMERIC = Choice(("functions", "piecewise", "raise"))
+MAX_NAMED = 10  # edges that a warning names, with what fits them best
 
 
 @checked(digits=Digits(), numeric=NUMERIC, simplify=FLAG, tolerance=TOLERANCE)
@@ -30,23 +33,26 @@ def symbolic_formula(
     output_normalizer: Sequence[Any] | None = None,
     *,
     digits: int | str | None = None,
-    numeric: str = "raise",
+    numeric: str = "functions",
     simplify: bool = False,
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> tuple[list[Any], list[Any]]:
     """The network's outputs as sympy expressions, equal to its forward wherever that is finite.
 
-    Constants are the parameters' values, exactly. ``singularity_avoiding`` is no part of a formula.
+    Their symbols are plain ones, which names meet: ``formula.subs("x_1", 0.5)``. Constants are the parameters' values,
+    exactly. ``singularity_avoiding`` is no part of a formula.
 
     Args:
-        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... A column keeps its number
-            after :meth:`prune_input`.
+        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... Names become plain symbols. A
+            column keeps its number after :meth:`prune_input`.
         normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
         output_normalizer: ``[mean, std]`` of the outputs, to the same end.
         digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
-        numeric: what to do about edges that are splines: ``"raise"``, or ``"piecewise"`` for exact polynomials on
-            their cells. Such a formula grows with the product of the layers' widths and grids.
+        numeric: how edges that are splines are written: ``"functions"``, by functions with the names phi_l_i_j of
+            their layer, input and output, which sympy evaluates, compiles (``sympy.lambdify``) and differentiates;
+            ``"piecewise"``, as exact polynomials on their cells, which grows with the product of the layers' widths and
+            grids; or ``"raise"``, not at all.
         simplify: whether to call ``sympy.simplify``, which can take long.
         tolerance: what ``digits="auto"`` keeps to. Without a dataset, how far the rounded formula may be from the
             forward, root mean square over :meth:`samples`, in standard deviations of each output; with one, the share
@@ -57,7 +63,11 @@ def symbolic_formula(
         The expressions, one for each output, and the variables, one for each column of x.
 
     Raises:
-        TypeError, ValueError: for edges that are splines (all are named), or arguments that don't fit the network.
+        TypeError, ValueError: for arguments that don't fit the network and, with ``numeric="raise"``, edges that are
+            splines.
+
+    Warns:
+        UserWarning: where edges are written as functions phi_l_i_j; it says what fits each best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -66,14 +76,18 @@ def symbolic_formula(
         >>> formulas, variables = model.symbolic_formula()
         >>> formulas[0], variables
         (x_2**2 + sin(x_1), [x_1, x_2])
+        >>> model.unfix_symbolic(0, 0, 0)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     model.symbolic_formula()[0]
+        [x_2**2 + phi_0_0_0(x_1)]
     """
     _check_numeric(model, numeric)
-    columns, variables = _variables(None, model.in_features), _variables(var, model.in_features)
+    columns, variables = _columns(model), _variables(var, model.in_features)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
     formulas = _normalized_inputs(model, columns, inputs)
     for layer in range(model.depth):
-        formulas = _after(model, layer, formulas)
+        formulas = _after(model, layer, formulas, numeric)
     formulas = _denormalized(formulas, outputs)
     if simplify:
         import sympy
@@ -87,9 +101,10 @@ def symbolic_formula(
         formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
-    if var is not None:  # only now, as they may not be real
-        named = dict(zip(columns, variables))
-        formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    named = dict(zip(columns, variables))  # only now, as sympy tidies up what it knows to be real
+    formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    if numeric == "functions":
+        _warn_of_splines(model)
     return formulas, variables
 
 
@@ -115,14 +130,14 @@ def formula_numpy(
     output_normalizer: Sequence[Any] | None = None,
     *,
     digits: int | str | None = None,
-    numeric: str = "raise",
+    numeric: str = "functions",
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> Callable[[Any], Any]:
-    """The formulas as a function of NumPy arrays, float64, without torch.
+    """The formulas as a function of NumPy arrays, float64; edges that are splines are computed too.
 
-    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. A function
-    that was added without a sympy form is called through torch.
+    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. Base
+    functions of splines, and functions that were added without a sympy form, are called through torch.
 
     Args:
         normalizer, output_normalizer, digits, numeric, tolerance, dataset: as in :meth:`symbolic_formula`.
@@ -150,11 +165,11 @@ def formula_numpy(
     _check_numeric(model, numeric)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
-    variables = _variables(None, model.in_features)
+    variables = _columns(model)
     steps = []
     for layer in range(model.depth):
         nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
-        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs))
+        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
         steps.append(numpy_of([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
     return _of_rows(steps, model.in_features)
 
@@ -162,7 +177,7 @@ def formula_numpy(
 # -- one layer -----------------------------------------------------------------------------------------
 
 
-def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
+def _after(model: KAN, layer: int, nodes: list[Any], written: str) -> list[Any]:
     """The next layer's nodes, as expressions of this one's."""
     import sympy
 
@@ -170,7 +185,10 @@ def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
     pieces = pieces_of(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
-        terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
+        if written == "functions":
+            terms[j].append(named_edge(f"phi_{layer}_{i}_{j}", numeric, pieces, i, j, nodes[i]))
+        else:
+            terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
     for edge, affine in zip(symbolic.edges, _values(symbolic.affine)):
         terms[edge.j].append(symbolic_edge(edge.name, affine, nodes[edge.i]))
 
@@ -181,7 +199,7 @@ def _after(model: KAN, layer: int, nodes: list[Any]) -> list[Any]:
     subnodes = mapped(sums, model.subnode_scale[layer], model.subnode_bias[layer])
     groups = model.architecture.factors(layer + 1)
     factors = [[subnodes[factor] for factor in group] for group in groups]
-    products = [sympy.Mul(*each, evaluate=is_tame(*each)) for each in factors]
+    products = [product_of(each) for each in factors]
     return mapped(products, model.node_scale[layer], model.node_bias[layer])
 
 
@@ -199,16 +217,17 @@ def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
     from sympy.simplify.cse_main import tree_cse
 
     ours: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    names: dict[Any, str] = {}
 
     def safe(expression: Any) -> Any:
         if not isinstance(expression, AppliedUndef):
             return expression
-        name = expression.func.__name__  # anything a user likes, so it never becomes code
-        if name not in names:
-            names[name] = f"added_{len(names)}"
-            ours[names[name]] = _through_torch(lookup(name).fun)
-        return sympy.Function(names[name])(*expression.args)
+        function = expression.func  # whose name is anything a user likes, so it never becomes code
+        if function not in names:
+            names[function] = f"added_{len(names)}"
+            own = getattr(function, "_imp_", None)
+            ours[names[function]] = _through_torch(lookup(function.__name__).fun) if own is None else own
+        return sympy.Function(names[function])(*expression.args)
 
     memo: dict[Any, Any] = {}
     formulas = [rebuilt(formula, safe, memo) for formula in formulas]
@@ -258,20 +277,60 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 
 def _check_numeric(model: KAN, numeric: str) -> None:
     if numeric == "raise":
-        on = [(n, *edge) for n, layer in enumerate(model.layers) for edge in mask_of(layer).nonzero().tolist()]
+        on = _splines(model)
         if on:
             raise ValueError(
                 f"numeric edges have no formula, and there are some as (layer, i, j): {', '.join(map(str, on))}. Make "
                 "them formulas by auto_symbolic or fix_symbolic, take them away by remove_edge, or ask for "
-                "numeric='piecewise'"
+                "numeric='functions' or numeric='piecewise'"
             )
+
+
+def _splines(model: KAN) -> list[tuple[int, int, int]]:
+    """The edges ``(layer, i, j)`` that are on as splines."""
+    return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
+
+
+def _warn_of_splines(model: KAN) -> None:
+    on = _splines(model)
+    if not on:
+        return
+    named = [f"phi_{l}_{i}_{j}{_best_fit(model, l, i, j)}" for l, i, j in on[:MAX_NAMED]]
+    more = "" if len(on) <= MAX_NAMED else f" and {len(on) - MAX_NAMED} more"
+    warnings.warn(
+        f"edges that are splines stand in the formula as functions of these names: {', '.join(named)}{more}. "
+        "auto_symbolic(force=True) or fix_symbolic makes formulas of them, remove_edge takes them away, "
+        "numeric='piecewise' writes them out",
+        UserWarning,
+        stacklevel=outside(),
+    )
+
+
+def _best_fit(model: KAN, l: int, i: int, j: int) -> str:
+    """The function that fits an edge best, in words; nothing where it has no finite values."""
+    from .search import search
+
+    x = model.trace(model.samples()[:1000])[l].nodes[:, i : i + 1]
+    y = edge_functions(model.layers[l], model.symbolic[l], x.expand(-1, model.width_in[l]))[:, i, j : j + 1]
+    if not bool(x.isfinite().all() & y.isfinite().all()):
+        return ""
+    fits = search(x, y)
+    best = int(fits.r2[:, 0].argmax())
+    return f" (best is {fits.names[best]}, R2 {fits.r2[best, 0]:.4f})"
+
+
+def _columns(model: KAN) -> list[Any]:
+    """Symbols for the columns of x while a formula is made, named and so ordered as those it ends up with."""
+    import sympy
+
+    return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(model.in_features)]
 
 
 def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
     import sympy
 
     if var is None:
-        return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(count)]
+        return [sympy.Symbol(f"x_{column + 1}") for column in range(count)]
     if not is_sequence(var):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
@@ -279,7 +338,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
             raise TypeError(f"var must hold names, or symbols or expressions of sympy, got {each!r}")
     if len(var) != count:
         raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
-    made = [sympy.Symbol(each, real=True) if isinstance(each, str) else each for each in var]
+    made = [sympy.Symbol(each) if isinstance(each, str) else each for each in var]
     if len(set(map(str, made))) < count:
         raise ValueError(f"var must have different names, got {', '.join(map(str, made))}")
     return made

@@ -143,6 +143,15 @@ def _of_parts(expression: Any, parts: list[Any]) -> Any:
     return expression.func(*parts, evaluate=False)
 
 
+def product_of(factors: list[Any]) -> Any:
+    """A product, tidied up where that is quick; NaN if a factor is, which sympy could neither print nor compile."""
+    import sympy
+
+    if any(factor is sympy.nan for factor in factors):
+        return sympy.nan
+    return sympy.Mul(*factors, evaluate=is_tame(*factors))
+
+
 def times(factor: Any, term: Any) -> Any:
     """A number times a term that is no sum."""
     import sympy
@@ -150,7 +159,7 @@ def times(factor: Any, term: Any) -> Any:
     numbers = [part for part in sympy.Mul.make_args(term) if part.is_number]
     others = [part for part in sympy.Mul.make_args(term) if not part.is_number]
     coefficient = sympy.Mul(factor, *numbers)
-    if not others or coefficient == 0:
+    if not others or coefficient == 0 or coefficient is sympy.nan:
         return coefficient
     others.sort(key=cmp_to_key(sympy.Basic.compare))  # as sympy has them
     return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
