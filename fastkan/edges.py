@@ -60,8 +60,8 @@ def stacked(layer: KANLinear) -> StackedLayer:
     read = layer._known.read(knots)
     if read is None or not knots.is_cpu:
         basis = layer._known.basis(knots)
-        doubt = layer._known.doubt(knots, basis)
-        return StackedLayer(weight, base_weight, scale, mask, knots if doubt is None else knots + doubt, basis)
+        weight, base_weight = layer._known.checked(knots, basis, weight, base_weight)
+        return StackedLayer(weight, base_weight, scale, mask, knots, basis)
     return StackedLayer(weight, base_weight, scale, mask, knots, read.basis, read.pieces)
 
 

@@ -41,18 +41,36 @@ class ReadKnots:
         return self._pieces
 
 
+class Notice:
+    """An answer on its way from a GPU to the host, which looks for it at later calls and never waits."""
+
+    def __init__(self) -> None:
+        self.answer = torch.zeros((), dtype=torch.bool, pin_memory=True)
+        self.event = torch.cuda.Event()
+
+    def send(self, answer: Tensor) -> None:
+        """Send an answer, unless the last one is still on its way."""
+        if self.event.query():
+            self.answer.copy_(answer, non_blocking=True)
+            self.event.record(torch.cuda.current_stream(answer.device))
+
+    def says_yes(self) -> bool:
+        """Whether an answer has come, and is yes."""
+        return not torch.cuda.is_current_stream_capturing() and self.event.query() and bool(self.answer)
+
+
 class KnownKnots:
     """The basis of a layer's knots.
 
     On a CPU it is read again when their values are others. To read a GPU's values makes the host wait, so there a
-    counted write is noticed at once, and any other one in two steps: :meth:`doubt` makes every result of the
+    counted write is noticed at once, and any other one in two steps: :meth:`checked` makes every result of the
     very call NaN, on the GPU, so that no wrong number comes out, and a later call reads them again.
     """
 
     def __init__(self, knots: Tensor, order: int, base: str) -> None:
         self.order, self.base = order, base
         self._known: ReadKnots | None = None  # one attribute, so that threads see all of it or nothing
-        self._notice: tuple[Tensor, torch.cuda.Event] | None = None
+        self._notice: Notice | None = None
         self.look(knots)
 
     def look(self, knots: Tensor) -> ReadKnots:
@@ -71,48 +89,40 @@ class KnownKnots:
             if knots.is_cpu:
                 if _are_values(known.values, knots):
                     return known
-            elif known.knots is knots and known.version == _version(knots) and not self._was_noticed():
+            elif (
+                known.knots is knots
+                and known.version == _version(knots)
+                and not (self._notice and self._notice.says_yes())
+            ):
                 return known
         return self.look(knots)
 
     def basis(self, knots: Tensor) -> Basis:
         """The basis of ``knots``."""
-        if torch.compiler.is_compiling():  # tracing can't read values; the compiled code has its doubt()
+        if torch.compiler.is_compiling():  # tracing can't read values; the compiled code calls checked()
             known = self._known
             return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base)
         read = self.read(knots)
         return Basis(self.order, self.base) if read is None else read.basis
 
-    def doubt(self, knots: Tensor, basis: Basis) -> Tensor | None:
-        """A number to add to what is computed with: 0 or, if ``basis`` was read before and is not theirs any more, NaN.
+    def checked(
+        self, knots: Tensor, basis: Basis, weight: Tensor, base_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The splines' and the base function's weights, one of them NaN where ``basis`` is that of other knots.
 
-        None where no doubt is possible: on a CPU the knots have just been compared, and of knots that are not uniform
-        nothing was read.
+        The host does not wait for that. On a CPU the knots have just been compared, and of knots that are not uniform
+        nothing was read, so that no doubt is possible.
         """
         compiling = torch.compiler.is_compiling()
         if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
-            return None
-        same = (knots == self._known.copy).all()
+            return weight, base_weight
+        changed = (knots != self._known.copy).any()
         if not compiling and not torch.cuda.is_current_stream_capturing():
-            self._notify(same)
-        return torch.where(same, 0.0, torch.nan)
-
-    def _notify(self, same: Tensor) -> None:
-        """Send the answer to the host, which will find it there at some later call."""
-        if self._notice is None:
-            event = torch.cuda.Event()
-            self._notice = torch.ones((), dtype=torch.bool, pin_memory=True), event
-        elif not self._notice[1].query():
-            return
-        answer, event = self._notice
-        answer.copy_(same, non_blocking=True)
-        event.record(torch.cuda.current_stream(same.device))
-
-    def _was_noticed(self) -> bool:
-        if self._notice is None or torch.cuda.is_current_stream_capturing():
-            return False
-        answer, event = self._notice
-        return event.query() and not bool(answer)
+            self._notice = self._notice or Notice()
+            self._notice.send(changed)
+        if base_weight is None:
+            return weight.masked_fill(changed, torch.nan), None
+        return weight, base_weight.masked_fill(changed, torch.nan)  # which is the smaller one
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy looks for itself."""
@@ -147,6 +157,27 @@ class Fact:
     def __getstate__(self) -> dict[str, Any]:
         """A copy asks for itself."""
         return {**self.__dict__, "_known": None}
+
+
+def is_in_order(ids: Tensor) -> bool:
+    """Whether the numbers are 0, 1, 2, ..."""
+    return bool((ids == torch.arange(len(ids), device=ids.device)).all())
+
+
+def any_on(mask: Tensor | None) -> bool:
+    """Whether a mask leaves any edge on."""
+    return mask is None or bool(mask.any())
+
+
+def is_plain(scale: Tensor, bias: Tensor) -> bool:
+    """Whether an affine map changes nothing."""
+    return bool((scale == 1).all() & (bias == 0).all())
+
+
+def are_plain(*scales_and_biases: Tensor) -> bool:
+    """Whether none of several affine maps changes anything: all scales come first."""
+    half = len(scales_and_biases) // 2
+    return all(map(is_plain, scales_and_biases[:half], scales_and_biases[half:]))
 
 
 def _version(tensor: Tensor) -> int:

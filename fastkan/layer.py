@@ -145,13 +145,11 @@ class KANLinear(nn.Module):
         """``[..., in_features]`` to ``[..., out_features]``."""
         knots = self.knots  # which another thread may replace
         basis = self._known.basis(knots)
-        doubt = self._known.doubt(knots, basis)
-        if doubt is not None:
-            x, knots = (x, knots + doubt) if knots.is_cuda else (x + doubt.to(x.dtype), knots)
+        weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
         y = forward(
             x,
-            self.spline_weight,
-            self.base_weight,
+            weight,
+            base_weight,
             self.spline_scale,
             self.mask,
             self.bias,

@@ -25,7 +25,7 @@ from .architecture import Architecture, architecture, for_each_layer, shortest
 from .edges import has_hooks, is_stackable, numeric_spread, stacked
 from .functional import OUTSIDE, rows_of
 from .initial import near, reset
-from .known import Fact
+from .known import Fact, any_on, are_plain, is_in_order, is_plain
 from .layer import KANLinear
 from .pykan.arguments import BaseFunction, check_input, check_same_dtype, check_unused, method
 from .pykan.methods import PykanMethods
@@ -382,25 +382,8 @@ class KAN(PykanMethods, nn.Module):
 
     def know(self) -> None:
         """Facts about values, asked once and again when these change; compiled code takes the general way."""
-        self._in_order = Fact(_is_in_order, otherwise=False)
-        self._any_on = [Fact(_any_on, otherwise=True) for _ in range(self.depth)]
-        self._plain = Fact(_are_plain, otherwise=False)
-        self._plain_subnodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
-        self._plain_nodes = [Fact(_is_plain, otherwise=False) for _ in range(self.depth)]
-
-
-def _is_in_order(ids: Tensor) -> bool:
-    return bool((ids == torch.arange(len(ids), device=ids.device)).all())
-
-
-def _any_on(mask: Tensor | None) -> bool:
-    return mask is None or bool(mask.any())
-
-
-def _is_plain(scale: Tensor, bias: Tensor) -> bool:
-    return bool((scale == 1).all() & (bias == 0).all())
-
-
-def _are_plain(*scales_and_biases: Tensor) -> bool:
-    half = len(scales_and_biases) // 2
-    return all(map(_is_plain, scales_and_biases[:half], scales_and_biases[half:]))
+        self._in_order = Fact(is_in_order, otherwise=False)
+        self._any_on = [Fact(any_on, otherwise=True) for _ in range(self.depth)]
+        self._plain = Fact(are_plain, otherwise=False)
+        self._plain_subnodes = [Fact(is_plain, otherwise=False) for _ in range(self.depth)]
+        self._plain_nodes = [Fact(is_plain, otherwise=False) for _ in range(self.depth)]

@@ -218,6 +218,20 @@ def _held(argument: Any) -> Any:
     return argument.held if isinstance(argument, OnGPU) else argument
 
 
+class Notice:
+    """``fastkan.known.Notice``, whose answers are there at once."""
+
+    def __init__(self) -> None:
+        self.answer = False
+
+    def send(self, answer: OnGPU) -> None:
+        with off():
+            self.answer = bool(answer.held)
+
+    def says_yes(self) -> bool:
+        return not torch.cuda.is_current_stream_capturing() and self.answer
+
+
 class _Devices(TorchFunctionMode):
     """Calls that name the GPU, which PyTorch's own code would look for."""
 
@@ -270,6 +284,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (H100.major, H100.minor))
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: H100.name)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.captured is not None)
+        patch.setattr(fastkan.known, "Notice", Notice)
         stack.callback(_forget)
         _forget()
         for module in (fastkan.known, fastkan.regularization, small):

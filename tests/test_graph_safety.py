@@ -303,7 +303,32 @@ def test_how_many_launches_a_small_networks_step_has(gpu: FakeGPU) -> None:
     assert Counter(done.kernels) <= Counter(most)
     # of each layer the spline scale into the weights, and on the way back to both; the loss, there and back
     loss = {"aten.mse_loss": 1, "aten.ones_like": 1, "aten.mse_loss_backward": 1}
-    assert Counter(done.calls) <= Counter({"aten.mul": 6, "aten.sum": 2, **loss})
+    # whether each layer's knots are those that were read; and, as the host can't look at the values either, which
+    # columns are read, and each layer's affine maps, made into one, there and back
+    checks = {"aten.ne": 2, "aten.any": 2, "aten.masked_fill": 4, "aten.index": 1, "aten.addcmul": 4, "aten.mul": 6}
+    assert Counter(done.calls) <= Counter({"aten.mul": 6, "aten.sum": 2, **loss}) + Counter(checks)
+
+
+@pytest.mark.parametrize("outputs", [3, 8])
+def test_knots_written_behind_its_back_give_nan_once_and_then_the_right_numbers(outputs: int) -> None:
+    """Nothing counts such a write, and the host may not wait to see it."""
+    with fake_gpu(computes=True) as gpu:
+        layer = a_layer(gpu, outputs=outputs)
+        x = data(gpu, 16, 6)
+        layer(x)
+        with off():
+            bent = layer.knots.held + 0.1 * torch.linspace(-1, 1, layer.knots.shape[1]).square()
+        with off():
+            layer.knots.held.data.copy_(bent)
+        waits = len(gpu.waits)
+        lost = layer(x).held
+        assert len(gpu.waits) == waits
+        got = layer(x).held
+    assert lost.isnan().all()
+    with torch.no_grad():
+        own = KANLinear(6, outputs)
+        own.load_state_dict({name: t.held for name, t in (*layer.named_parameters(), *layer.named_buffers())})
+        torch.testing.assert_close(got, own(x.held), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", REG_METRICS)

@@ -134,19 +134,24 @@ def test_compiled_code_never_computes_with_other_knots_silently(uniform_now: boo
     torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
-def test_a_gpu_is_told_of_other_knots_by_nan() -> None:
-    """The part of it that needs no GPU: NaN in the knots makes every output NaN, on every backend."""
-    knots = uniform_knots(3, 5, 3, dtype=torch.float32)
-    basis = basis_of(knots, 3)
-    known = KnownKnots(knots, 3, "silu")
+@pytest.mark.parametrize("base", ["silu", "none"])
+def test_weights_are_nan_where_knots_are_others_and_nobody_may_look(base: str) -> None:
+    knots = uniform_knots(3, 5, 3)
+    basis = basis_of(knots, 3, base)
+    known = KnownKnots(knots, 3, base)
+    weight, base_weight = torch.rand(8, 3, 4), None if base == "none" else torch.rand(3, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert known.doubt(knots, basis) == 0
-        lost = knots + known.doubt(knots * 2, basis)
-    x, weight, base = torch.rand(7, 3), torch.rand(8, 3, 4), torch.rand(3, 4)
+        right = known.checked(knots, basis, weight, base_weight)
+        lost = known.checked(knots * 2, basis, weight, base_weight)
+    assert torch.equal(right[0], weight)
+    assert base_weight is None or torch.equal(right[1], base_weight)
     for backend in ("reference", "cpu"):
         with fastkan_kernels.backend(backend):
-            assert fastkan_kernels.contract_out(x, lost, weight, base, basis=basis).isnan().all()
+            x = torch.cat([torch.rand(7, 3), torch.full((2, 3), 50.0)])
+            y = fastkan_kernels.contract_out(x, knots * 2, *lost, basis=basis)
+            assert y[:7].isnan().all()
+            assert base == "none" or y.isnan().all()
 
 
 def test_threads_with_other_knots_get_their_own_basis() -> None:
