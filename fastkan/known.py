@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.cpu.pieces import Pieces, pieces_of
-from fastkan_kernels.cpu.small import has_values
+from fastkan_kernels.eager import has_values
 
 PLAIN = (Tensor, nn.Parameter)
 MAX_LISTED = 64  # numbers, up to which lists are compared more quickly than tensors

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.cpu.small import has_values
+from fastkan_kernels.eager import has_values
 from fastkan_kernels.stack import column_std
 
 from .attribution import attributed

@@ -15,7 +15,7 @@ import fastkan_kernels
 from fastkan import KANLinear, backend, explain
 from fastkan_kernels import routing
 from fastkan_kernels.backends import BACKENDS
-from fastkan_kernels.cpu import banded, blocks
+from fastkan_kernels.cpu import banded, blocks, small
 from fastkan_kernels.triton import hardware
 
 X = torch.rand(20, 2)
@@ -203,7 +203,11 @@ FILLED = {"closed": "closed form", "scattered": "scatter", "recursive": "recursi
     ],
     ids=["adapted-fine", "adapted-coarse", "equal-fine", "equal-coarse"],
 )
-def test_its_words_for_each_contraction_are_what_runs(layer, rows: int, banded_runs: bool) -> None:
+def test_its_words_for_each_contraction_are_what_runs(
+    layer, rows: int, banded_runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small, "pays", lambda *sizes: False)
+    monkeypatch.setattr(small, "_keeps", lambda *sizes: False)
     layer = layer()
     x = torch.rand(rows, layer.in_features)
     lines = {line[:3]: line for line in explain(layer, x).splitlines()}
@@ -232,6 +236,7 @@ def test_its_words_for_each_contraction_are_what_runs(layer, rows: int, banded_r
 def test_it_counts_the_blocks_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
     monkeypatch.setattr(blocks, "MIN_ROWS", 16)
+    monkeypatch.setattr(small, "pays", lambda *sizes: False)
     layer, x = KANLinear(40, 50, 6), torch.rand(300, 40)
     (line,) = (line for line in explain(layer, x).splitlines() if line.startswith("F_0"))
     count = 0

@@ -286,7 +286,7 @@ def test_float32_is_within_twice_the_references_error(
         return [t.detach().to(D) for t in (*outputs, *gradients)]
 
     errors, references, sizes = [], [], []
-    for seed in range(8):
+    for seed in range(24):  # so many that the luck of a few roundings hardly counts
         torch.manual_seed(seed)
         x = make_inputs(200, layers[0].knots)[:-2].requires_grad_(by_x)
         exact = everything(plain, x.detach().to(D).requires_grad_(by_x), wide)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import cpu, reference
 from .basis import Basis, exact_products
-from .cpu.small import is_batched
+from .eager import is_batched
 from .trilinear import Slots, gradients
 from .triton import backend as triton
 
@@ -120,7 +120,7 @@ def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, comp
         if value is not None:
             return value
     function = (backend.compiling if compiling else None) or backend.contract
-    if not compiling and any(t is not None and is_batched(t) for t in (x, *slots)):
+    if is_batched(x, *slots):
         function = _REFERENCE  # PyTorch can batch neither what writes into given memory nor a kernel
     with exact_products(x):
         return function[name](x, knots, slots, call.basis, call.derivative)

@@ -19,7 +19,7 @@ from .cells import Arena, Array, Room, over
 from .pieces import Pieces
 
 BLOCK_VALUES = 1 << 19  # numbers of a block's largest arrays together
-KEEP_VALUES = 1 << 20  # a pass of no more is kept whole
+KEEP_VALUES = 1 << 21  # a pass of no more is kept whole
 
 
 def blocks(rows: int, inputs: int, outputs: int, cells: int, order: int) -> int:

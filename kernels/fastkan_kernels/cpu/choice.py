@@ -59,6 +59,11 @@ def piecewise_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basi
     return PIECEWISE_CALLS + inputs * (rows * each + terms * cells * each_coefficient)
 
 
-def kept_cost(rows: int, inputs: int, outputs: int, count: int) -> float:
-    """The same from features that are kept."""
-    return KEPT_CALLS + rows * inputs * (count + 1) * outputs * KEPT_PRODUCT
+def kept_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basis, again: bool) -> float:
+    """The same from features that are kept.
+
+    Args:
+        again: whether these rows are known to come again; else making their features counts.
+    """
+    product = KEPT_CALLS + rows * inputs * (count + 1) * outputs * KEPT_PRODUCT
+    return product if again else product + piecewise_cost(rows, inputs, count, count, basis) / 2

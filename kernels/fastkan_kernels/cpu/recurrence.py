@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..eager import has_values
+
 ROOMS = 3  # tensors [M, I, rows] that a block is made in
 
 
@@ -24,7 +26,8 @@ class Recurrence:
         knots: ``[I, M]``, each row non-decreasing.
 
     Attributes:
-        holds: whether the reciprocals stay in the dtype's range; where they don't, only the definition is right.
+        holds: whether the reciprocals stay in the dtype's range, as far as one may look; else only the definition is
+            right.
     """
 
     def __init__(self, knots: Tensor, order: int, derivative: int) -> None:
@@ -33,7 +36,10 @@ class Recurrence:
         widths = [t[degree:] - t[:-degree] for degree in range(1, order + 1)]
         limits = torch.finfo(knots.dtype)
         narrowest = torch.where(widths[0] > 0, widths[0], limits.max).min()
-        self.holds = bool((narrowest > limits.tiny * 16) & ((t[-1] - t[0]).max() < narrowest * limits.max**0.5))
+        tame = (narrowest > limits.tiny * 16) & ((t[-1] - t[0]).max() < narrowest * limits.max**0.5)
+        self.holds = has_values(knots) and bool(tame)
+        if not self.holds:
+            return
         self.rates = [torch.where(width > 0, 1 / width, 0.0) for width in widths]
         # where no cell is empty, hats are continuous, and the search for a row's cell can be left out
         self.hats = derivative < order and bool((widths[0] > 0).all())

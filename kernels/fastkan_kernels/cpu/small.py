@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ..basis import Basis
+from ..eager import has_values
 from ..trilinear import CONTRACTIONS, Slots, gradients
 from . import choice
 from .at_rows import AtRows
 from .by_blocks import ByBlocks, blocks
 from .by_edges import ByEdges
-from .by_features import MAX_FEATURES, SHARED, ByFeatures, KeptFeatures
+from .by_features import SHARED, ByFeatures, KeptFeatures
 from .cells import Array, Room
 from .pieces import Pieces, pieces_of
 
@@ -42,11 +42,11 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
     )
 
 
-def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], max_features: int = MAX_FEATURES) -> bool:
+def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], features: KeptFeatures = SHARED) -> bool:
     """Whether layers one after another, each of knots, weight and basis, are the quicker for it at so many rows.
 
     Args:
-        max_features: as in :func:`run`.
+        features: as in :func:`run`.
     """
     own = general = 0.0
     for place, (knots, weight, basis) in enumerate(layers):
@@ -55,8 +55,9 @@ def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], max_features
             return False
         sizes = rows, inputs, outputs, count
         general += choice.step_cost(*sizes, basis)
-        kept = place == 0 and rows * inputs * (count + 1) <= max_features
-        own += choice.kept_cost(*sizes) if kept else choice.piecewise_cost(*sizes, basis)
+        kept = place == 0 and rows * inputs * (count + 1) <= features.most
+        again = features is not SHARED
+        own += choice.kept_cost(*sizes, basis, again) if kept else choice.piecewise_cost(*sizes, basis)
     return own < general
 
 
@@ -65,25 +66,6 @@ def is_of_kind(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torc
     if knots.numel() > MAX_KNOTS:
         return False
     return rows * knots.numel() * outputs > 0 and basis.product is None and dtype in (torch.float32, torch.float64)
-
-
-# whether autograd.grad(is_grads_batched=True) batches a tensor; torch has no public name for it
-is_batched = torch._C._functorch.is_legacy_batchedtensor
-
-
-def has_values(*tensors: Tensor) -> bool:
-    """Whether they are plain, and nobody transforms or records what is done with them: NumPy would go unseen."""
-    if torch.compiler.is_compiling():
-        return False
-    # torch has no public names for these; tests/test_routes.py and tests/test_stack_routes.py pin them
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    recorded = torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
-    if transformed or recorded:
-        return False
-    for tensor in tensors:  # which costs less than all()
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_batched(tensor):
-            return False
-    return True
 
 
 def run(
