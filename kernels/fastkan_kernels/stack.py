@@ -61,7 +61,11 @@ def serves(x: Tensor, layers: Sequence[StackedLayer], features: small.KeptFeatur
         and routing.chosen_backend() in ("auto", "cpu")
         and autocast_dtype(x) is None
         and all(x.dtype == layer.weight.dtype == layer.knots.dtype for layer in layers)
-        and small.pays(len(x), [(layer.knots, layer.weight, layer.basis) for layer in layers], features)
+        and small.pays(
+            len(x),
+            [(layer.knots, layer.weight, layer.basis) for layer in layers],
+            None if small.needs_graph(x) else features,
+        )
         and not (torch.is_grad_enabled() and any(map(_asks_for_more, layers)))
     )
 

@@ -37,16 +37,21 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
         derivative == 0
         and slots.v is None
         and x.dtype == knots.dtype == slots.weight.dtype
-        and pays(len(x), [(knots, slots.weight, basis)])
+        and pays(len(x), [(knots, slots.weight, basis)], None if needs_graph(x) else SHARED)
         and has_values(x)
     )
 
 
-def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], features: KeptFeatures = SHARED) -> bool:
+def needs_graph(x: Tensor) -> bool:
+    """Whether a gradient by x may be wanted."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
+def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], features: KeptFeatures | None) -> bool:
     """Whether layers one after another, each of knots, weight and basis, are the quicker for it at so many rows.
 
     Args:
-        features: as in :func:`run`.
+        features: as in :func:`run`, or None where a gradient by x may be wanted, to which they don't lead.
     """
     own = general = 0.0
     for place, (knots, weight, basis) in enumerate(layers):
@@ -55,9 +60,10 @@ def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], features: Ke
             return False
         sizes = rows, inputs, outputs, count
         general += choice.step_cost(*sizes, basis)
-        kept = place == 0 and rows * inputs * (count + 1) <= features.most
-        again = features is not SHARED
-        own += choice.kept_cost(*sizes, basis, again) if kept else choice.piecewise_cost(*sizes, basis)
+        if place == 0 and features is not None and rows * inputs * (count + 1) <= features.most:
+            own += choice.kept_cost(*sizes, basis, again=features is not SHARED)
+        else:
+            own += choice.piecewise_cost(*sizes, basis)
     return own < general
 
 
