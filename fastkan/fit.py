@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +31,7 @@ from fastkan_kernels.arguments import (
 
 from . import sparsity
 from .activations import remember
+from .caller import warn
 from .datasets import Data, read_data
 from .objective import Loss, Objective
 from .optimizers import OPTIMIZERS
@@ -241,7 +241,7 @@ def fit(
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
-    warn_of_scale(model, data.train[0], bool(updates), stacklevel=3)
+    warn_of_scale(model, data.train[0], bool(updates))
 
     good = sparsity.state_of(model), 0  # after so many whole steps
     best, best_step = good[0], -1
@@ -263,7 +263,7 @@ def fit(
                         take.restart()
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(good[0])
-                    warnings.warn(f"{_LOST.format(step=step)}", RuntimeWarning, stacklevel=3)
+                    warn(_LOST.format(step=step), RuntimeWarning)
                     break
                 record.measure_metrics()
                 good = sparsity.state_of(model), step + 1

@@ -5,12 +5,12 @@ All in float64 on the tensors' own device; nothing here is a step of training.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
 from fastkan_kernels.features import splines
+
+from .caller import warn
 
 ROWS = 4096  # samples in one piece of a least-squares fit
 ANCHORS_PER_CELL = 4
@@ -83,11 +83,10 @@ def _merge(knots: Tensor, dtype: torch.dtype) -> Tensor:
 def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, dtype: torch.dtype) -> None:
     which = inputs.nonzero().flatten().tolist()
     first = which[0]
-    warnings.warn(
+    warn(
         f"inputs {which[:8]} keep their grids: their samples vary too little for {dtype} (input {first} from "
         f"{low[first].item():.9g} to {high[first].item():.9g}), which has too few numbers there for {grid_size} "
-        "intervals. Subtract the columns' means first, take fewer intervals, or use a float64 layer",
-        stacklevel=6,  # of update_grid's caller, by its two decorators
+        "intervals. Subtract the columns' means first, take fewer intervals, or use a float64 layer"
     )
 
 

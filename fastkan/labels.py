@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from fastkan_kernels.arguments import kind_of
 from fastkan_kernels.checks import check_shape
+
+from .caller import warn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -119,11 +120,9 @@ class Labels:
         if not able:
             assert failure is not None
             raise failure
-        warnings.warn(
+        warn(
             "loss_fn gives the same value whichever row a label belongs to: it may compare all rows with all (as [N] "
-            "and [N, 1] broadcast), and then a fit finds the labels' mean alone",
-            UserWarning,
-            stacklevel=5,
+            "and [N, 1] broadcast), and then a fit finds the labels' mean alone"
         )
         return able[0]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import grid
+from .caller import warn
 
 if TYPE_CHECKING:
     from .network import KAN
@@ -17,7 +17,7 @@ LARGE = 50.0  # what the median of a column's magnitude must exceed: base functi
 MOST_OUTSIDE = 0.5  # of a column's rows
 
 
-def warn_of_scale(model: KAN, x: Tensor, updates: bool, stacklevel: int) -> None:
+def warn_of_scale(model: KAN, x: Tensor, updates: bool) -> None:
     """Name the columns that a fit can hardly use as they are.
 
     Args:
@@ -47,8 +47,4 @@ def warn_of_scale(model: KAN, x: Tensor, updates: bool, stacklevel: int) -> None
     columns = model.input_id[far].tolist()
     if columns:
         shown = f"{columns[:8]}{' and more' if len(columns) > 8 else ''}"
-        warnings.warn(
-            f"the inputs' columns {shown} {what}; normalise them, as by (x - x.mean(0)) / x.std(0){remedy}",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )
+        warn(f"the inputs' columns {shown} {what}; normalise them, as by (x - x.mean(0)) / x.std(0){remedy}")

@@ -242,7 +242,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"save_fig": True, "in_vars": ["a"]}, "in_vars must have 2 names, got 1"),
     ({"save_fig": True, "out_vars": 5}, "out_vars"),
     ({"save_fig": True, "beta": "3"}, "beta must be a number"),
-    ({"save_fig": True, "img_folder": 3}, "img_folder must be a path, got int"),
+    ({"save_fig": True, "img_folder": 3}, "img_folder must be a path, .* got int"),
     ({"update_grid": "no"}, "update_grid must be True or False, got 'no'"),
     ({"y_th": None}, "y_th must be a number"),
     ({"reg_metric": "edges"}, "reg_metric must be one of"),

@@ -318,11 +318,11 @@ def test_pictures_of_a_fit(tmp_path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    folder = tmp_path / "some" / "video"
+    before, folder = plt.get_fignums(), tmp_path / "some" / "video"
     fit(fresh([2, 1]), data(), "Adam", 5, save_fig=True, save_fig_freq=2, img_folder=str(folder), in_vars=["a", "b"])
     assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "2.jpg", "4.jpg"]
     assert plt.imread(folder / "4.jpg").std() > 1
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == before
 
 
 # -- what is refused --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from formula_cases import ROWS, WIDTHS, assert_equal, network, of_formulas, rand
 from spline_cases import shaped
 
 from fastkan import KAN
+from fastkan.symbolic.expressions import named_edge, pieces_of
 
 D = torch.float64
 
@@ -69,6 +70,32 @@ def test_nan_and_infinities_are_the_forwards() -> None:
         x = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [0.3]], dtype=D)
         found = model.formula_numpy()(x)
         np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize("weight", ["drawn", "constant"])  # a constant spline's tangents are flat
+def test_derivatives_at_nan_and_infinities_are_the_forwards(outside: str, base: str, weight: str) -> None:
+    model = KAN(width=[1, 1], base_fun=base, noise_scale=3.0, dtype=D)
+    layer = model.layers[0]
+    layer.outside = outside
+    if weight == "constant":
+        with torch.no_grad():
+            layer.spline_weight.fill_(0.5)
+    x = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [0.3]], dtype=D, requires_grad=True)
+    (formula,), (symbol,) = quiet(model)
+    value = model(x)
+    for power in range(3):
+        if power:
+            (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+            formula = formula.diff(symbol)
+        assert formula == formula.func(symbol)
+        found = formula.func._imp_(x.detach().numpy())
+        np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-9, atol=1e-12)
+        if not power:
+            for row, expected in zip(x[1:].tolist(), value[1:, 0].tolist()):
+                constant = named_edge("phi", layer, pieces_of(layer), 0, 0, sympy.Float(row[0]))
+                assert float(constant) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
 def test_sympy_evaluates_substitutes_and_compiles() -> None:

@@ -33,10 +33,10 @@ class Evaluations:
             self.pulls += 1
             return pull(objective, *arguments)
 
-        def seen(model: KAN, x: Tensor, *arguments: Any) -> Tensor:
+        def seen(model: KAN, x: Tensor, **options: Any) -> Tensor:
             if not torch.is_grad_enabled():
                 self.without.append(x)
-            return forward(model, x, *arguments)
+            return forward(model, x, **options)
 
         monkeypatch.setattr(Objective, "pull", pulled)
         monkeypatch.setattr(KAN, "forward", seen)

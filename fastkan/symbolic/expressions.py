@@ -122,15 +122,15 @@ class EdgeFunction:
 
         z = numpy.asarray(x, dtype=numpy.float64)
         place = numpy.searchsorted([cell.end for cell in self.cells[:-1]], z, side="right")
-        length = max(2, *(len(cell.coefficients) for cell in self.cells))
+        length = max(1, *(len(cell.coefficients) for cell in self.cells))
         padded = numpy.array([[*cell.coefficients, *[0.0] * (length - len(cell.coefficients))] for cell in self.cells])
         with numpy.errstate(all="ignore"):
             step = z - numpy.array([cell.origin for cell in self.cells])[place]
             value = numpy.zeros_like(z)
             for coefficient in numpy.moveaxis(padded[place], -1, 0)[::-1]:
                 value = value * step + coefficient
-            level, slope = padded[place, 0], padded[place, 1]  # of the last cells, which are lines at most
-            value = numpy.where(numpy.isinf(z), numpy.where(slope == 0, level, slope * z), value)
+            at_infinity = numpy.array([_at_infinity(cell) for cell in self.cells])
+            value = numpy.where(numpy.isinf(z), at_infinity[place], value)
             if self.base_weight:
                 base = base_function(torch.as_tensor(z), self.base, self.derivative_order)
                 value = value + self.base_weight * base.numpy()
@@ -194,9 +194,16 @@ def _at(layer: KANLinear, cells: list[_Cell], i: int, j: int, x: float) -> float
     cell = cells[bisect_right([cell.end for cell in cells[:-1]], x)]
     base = _base_weight(layer, i, j)
     spline = sum(c * (x - cell.origin) ** power for power, c in enumerate(cell.coefficients))
+    if math.isinf(x):
+        spline = _at_infinity(cell)
     if not base:
         return spline
     return spline + base * float(base_function(torch.tensor([x], dtype=torch.float64), layer.base))
+
+
+def _at_infinity(cell: _Cell) -> float:
+    """A spline's value at an infinite x: NaN on a tangent, whatever its slope, as in the forward."""
+    return math.nan if len(cell.coefficients) > 1 else sum(cell.coefficients)
 
 
 def _exact(value: float) -> Any:
