@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Int, checked
-from fastkan_kernels.checks import check_knots, check_shape, check_tensor
+from fastkan_kernels.arguments import DEVICE, FLAG, Int, checked
+from fastkan_kernels.checks import check_alike, check_finite, check_knots, check_shape, check_tensor
 from fastkan_kernels.features import splines
 
 ORDER = Int(least=0, most=5)
 
 
-@checked(k=ORDER)
+@checked(k=ORDER, extend=FLAG, device=DEVICE)
 def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
     """B-splines of order k at every row.
 
@@ -42,6 +42,7 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
         raise ValueError(f"grid must have the shape [{x.shape[1]}, at least {k + 2}], got {list(grid.shape)}")
     if k:
         check_knots(grid, k)
+    check_alike(x, grid=grid.to(x.dtype))
     return splines(x, grid.expand(x.shape[1], -1), k).transpose(1, 2)
 
 
@@ -68,7 +69,7 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
     return torch.cat([grid[:, :1] - steps.flip(1), grid, grid[:, -1:] + steps], 1)
 
 
-@checked(k=ORDER)
+@checked(k=ORDER, device=DEVICE)
 def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
     """Splines of given coefficients at every row.
 
@@ -89,6 +90,7 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
     basis = B_batch(x_eval, grid, k)
     check_tensor("coef", coef)
     check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
+    check_alike(basis, coef=coef.to(basis.dtype))
     return torch.einsum("nib,iob->nio", basis, coef.to(basis))
 
 
@@ -112,8 +114,10 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
         True
     """
     basis = B_batch(x_eval, grid, k)
+    check_finite("x_eval", x_eval)
     check_tensor("y_eval", y_eval)
     check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
+    check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
     exact = basis.permute(1, 0, 2).double()  # a rank can be told in float64 where it can't in float32
     solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
     return solution.transpose(1, 2).to(y_eval.dtype)
