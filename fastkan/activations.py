@@ -229,6 +229,8 @@ def get_act(model: KAN, x: Any = None) -> list[LayerTrace]:
     """
     if x is None:
         return trace(model, edges=True)
+    if isinstance(x, Mapping) and "train_input" not in x:
+        raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
     given = {"dataset": x} if isinstance(x, Mapping) else {"x": x}
     rows = rows_for(model, **given, decides=False)
     if not len(rows):

@@ -149,7 +149,7 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
     **{
         name: (getattr(fastkan, name), {"input_variables": SYMBOLS, "expr": FORMULA})
         for name in ("kanpiler", "expr2kan", "sf2kan")
-    },  # fmt: skip
+    },
     "remove_symbolic": (symbolic.remove_symbolic, {"name": "hostile"}),
 }
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.arguments import Choice
+from fastkan_kernels.arguments import FLAG, Choice
 
 from ..caller import warn
 from .versions import Versions
@@ -133,7 +133,7 @@ def check_input(x: Any, update_grid: bool) -> None:
     Raises:
         TypeError: otherwise.
     """
-    if update_grid:
+    if update_grid is not False and FLAG.read("update_grid", update_grid):
         raise TypeError(
             "update_grid is no argument of a forward here: model.update_grid(x) moves the grids, then model(x)"
         )

@@ -138,6 +138,8 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
     """
     check_rows(x)
     inside, others = _split(group, x.shape[1])
+    if not inside:
+        raise ValueError("group must name at least one input, got none")
 
     def direction(rows: Tensor) -> Tensor:
         slope = batch_jacobian(model, rows, create_graph=True)[:, inside]
@@ -299,7 +301,7 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
     """
     variables = list(input_vars)
     taken = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
-    check_rows(x)
+    check_rows(x, least=1)
     if len(variables) != x.shape[1]:
         raise ValueError(f"input_vars must be {x.shape[1]} symbols, one for each column of x, got {len(variables)}")
     if not taken:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels.arguments import DEVICE, Choice, Each, Flag, Int, Real, checked
-from fastkan_kernels.checks import check_alike, check_shape, check_tensor
+from fastkan_kernels.checks import check_alike, check_tensor
 
 from ..datasets import read_data
 from ..regularization import edge_penalty
@@ -93,13 +93,14 @@ class MLP(nn.Module):
         return [linear.weight for linear in self.linears]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, width[0]]`` to ``[N, width[-1]]``.
+        """``[..., width[0]]`` to ``[..., width[-1]]``.
 
         Raises:
             TypeError, ValueError: for x of another kind, dtype or shape.
         """
         check_tensor("x", x)
-        check_shape("x", x, ("N", self.width[0]))
+        if x.ndim == 0 or x.shape[-1] != self.width[0]:
+            raise ValueError(f"x must have the shape [..., {self.width[0]}], got {list(x.shape)}")
         check_alike(x, weight=self.linears[0].weight)
         return self._through(x)[-1]
 

@@ -34,8 +34,13 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
         >>> B_batch(torch.rand(100, 2), grid, k=3).shape
         torch.Size([100, 2, 8])
     """
-    check_tensor("x", x)
-    check_shape("x", x, ("N", "in"))
+    return _basis("x", x, grid, k)
+
+
+def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
+    """:func:`B_batch`, where x has another name."""
+    check_tensor(name, x)
+    check_shape(name, x, ("N", "in"))
     check_tensor("grid", grid)
     check_shape("grid", grid, ("in", "knots"))
     if grid.shape[0] not in (1, x.shape[1]) or grid.shape[1] < k + 2:
@@ -87,7 +92,7 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
         >>> coef2curve(torch.zeros(1, 1), grid, torch.ones(1, 2, 8), k=3).shape
         torch.Size([1, 1, 2])
     """
-    basis = B_batch(x_eval, grid, k)
+    basis = _basis("x_eval", x_eval, grid, k)
     check_tensor("coef", coef)
     check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
     check_alike(basis, coef=coef.to(basis.dtype))
@@ -113,7 +118,7 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
         >>> bool((coef2curve(x, grid, coef, k=3)[:, :, 0] - x**2).abs().max() < 1e-5)
         True
     """
-    basis = B_batch(x_eval, grid, k)
+    basis = _basis("x_eval", x_eval, grid, k)
     check_finite("x_eval", x_eval)
     check_tensor("y_eval", y_eval)
     check_shape("y_eval", y_eval, (*x_eval.shape, "out"))

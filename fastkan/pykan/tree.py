@@ -107,8 +107,8 @@ def get_tree_node(
     check_rows(x, least=2)
     inputs = list(range(x.shape[1]))
     for level in moleculess:
-        if sorted(i for group in level for i in group) != inputs or not all(level):
-            raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {level}")
+        if sorted(i for group in each for i in group) != inputs or not all(each):
+            raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {each}")
     for below, above in itertools.pairwise(moleculess):
         starts = {part[0]: part for part in below}
         if any([i for start in group if start in starts for i in starts[start]] != group for group in above):
