@@ -106,7 +106,7 @@ def get_tree_node(
     """
     check_rows(x, least=2)
     inputs = list(range(x.shape[1]))
-    for level in moleculess:
+    for each in moleculess:
         if sorted(i for group in each for i in group) != inputs or not all(each):
             raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {each}")
     for below, above in itertools.pairwise(moleculess):
