@@ -100,8 +100,11 @@ def test_warnings_point_at_the_line_that_called() -> None:
         lambda: model.fix_symbolic(0, 0, 0, "x", fit_params_bool=False, log_history=True),
         lambda: model.plot(mode="supervised"),
         lambda: fastkan.replace_linear(linear),
+        lambda: model.prune(node_th=0, edge_th=0),  # by decorators of torch's too
+        lambda: model.copy().auto_symbolic(verbose=0),
+        lambda: model.symbolic_formula(),
     ):
-        with pytest.warns(UserWarning, match="meaning here|hooks of") as caught:
+        with pytest.warns(UserWarning, match="meaning here|hooks of|no fit|edges that are splines") as caught:
             call()
         assert [one.filename for one in caught] == [__file__]
     matplotlib.pyplot.close("all")
