@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +13,7 @@ from fastkan_kernels.checks import check_finite
 
 from . import grid as grids
 from .arrays import tensor_of
+from .caller import warn
 from .datasets import inputs_of, read_data
 from .edges import edge_functions
 from .functional import rows_of
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from .network import KAN
 
 
-_PACKAGES = ("fastkan.", "fastkan_kernels.", "torch.")
 MAX_SAMPLES = 10_000  # rows that a network remembers: enough for any fit of an edge, and no copy of a large table
 
 
@@ -109,11 +107,9 @@ def rows_for(model: KAN, x: Any = None, dataset: Any = None, *, least: int = 2, 
         name, rows = "model.sample", model.sample
     else:
         if decides:
-            warnings.warn(
+            warn(
                 "there has been no fit, so points spread evenly over the first grids stand for data: give rows as x=, "
-                "or call get_act(x) before",
-                UserWarning,
-                stacklevel=outside(),
+                "or call get_act(x) before"
             )
         return grid_points(model)
     rows = rows.detach().to(model.device, model.dtype)
@@ -137,14 +133,6 @@ def _read_rows(name: str, value: Any) -> Tensor:
             raise TypeError(f"{name} must be a torch.Tensor, an array or rows of numbers, got {value!r:.60}") from None
     rows = tensor_of(name, value)
     return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
-
-
-def outside() -> int:
-    """How many frames up the caller of this package is."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGES):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _check_different(name: str, rows: Tensor, least: int) -> None:
@@ -241,6 +229,8 @@ def get_act(model: KAN, x: Any = None) -> list[LayerTrace]:
     """
     if x is None:
         return trace(model, edges=True)
+    if isinstance(x, Mapping) and "train_input" not in x:
+        raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
     given = {"dataset": x} if isinstance(x, Mapping) else {"x": x}
     rows = rows_for(model, **given, decides=False)
     if not len(rows):

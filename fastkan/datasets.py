@@ -357,7 +357,8 @@ def inputs_of(dataset: Any) -> Any:
     if not (
         isinstance(dataset, (tuple, list)) and len(dataset) == 2 and (is_array(dataset[0]) or is_table(dataset[0]))
     ):
-        first = next(iter(dataset), None) if isinstance(dataset, Iterable) else None
+        many = isinstance(dataset, Iterable) and getattr(dataset, "ndim", 1) != 0
+        first = next(iter(dataset), None) if many else None
         if not isinstance(first, (tuple, list)) or len(first) != 2:
             raise TypeError(
                 f"dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, got "

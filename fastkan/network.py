@@ -88,6 +88,7 @@ class KAN(PykanMethods, nn.Module):
         scale_base_sigma=REAL, base_fun=BaseFunction(BASES), outside=OUTSIDE, affine_trainable=FLAG,
         grid_eps=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED,
         sparse_init=FLAG, device=kinds.DEVICE, dtype=kinds.DTYPE,
+        auto_save=FLAG,
     )  # fmt: skip
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from fastkan_kernels.arguments import FLAG, Bounds, Int, Optional, checked, kind_of
 from fastkan_kernels.checks import BASE, ORDER, check_dtype
 
+from .caller import warn
 from .conversion.recognise import is_compiled
 from .conversion.references import check_unwrapped, references
 from .edges import has_hooks
@@ -164,7 +164,7 @@ def replace_linear(
         report.append(Replacement(", ".join(names), *sizes, after, reason))
     hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
     if hooked:
-        warnings.warn(f"the hooks of {', '.join(hooked)} go with the linear", UserWarning, stacklevel=4)
+        warn(f"the hooks of {', '.join(hooked)} go with the linear")
     undo = _swap(model, made)
     try:
         if sample is not None:

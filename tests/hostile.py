@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import sympy
 import torch
 from torch import nn
 
@@ -90,6 +91,10 @@ W, BASE_W, G = torch.rand(8, 2, 3), torch.rand(2, 3), torch.rand(20, 3)
 DATA = {"train_input": X, "train_label": Y, "test_input": X, "test_label": Y}
 EDGE = {"l": 0, "i": 1, "j": 0}
 SPLINE = {"l": 0, "i": 0, "j": 1}
+GRID = fastkan.extend_grid(torch.linspace(-1, 1, 6)[None, :], 3)
+SYMBOLS = sympy.symbols("a b")
+FORMULA = SYMBOLS[0] * SYMBOLS[1]
+PRODUCT = {"model": lambda x: x[:, [0]] * x[:, [1]], "x": X}  # a function, and rows to look at it
 SERVES = {"x": X, "knots": KNOTS, "weight": W, "base_weight": BASE_W, "basis": BASIS}
 
 FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
@@ -118,6 +123,33 @@ FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "fit_params": (symbolic.fit_params, {"x": X[:, 0], "y": X[:, 1], "fun": "exp"}),
     "rank": (symbolic.rank, {"fits": symbolic.search(X, X, ["x", "exp"])}),
     "add_symbolic": (fastkan.add_symbolic, {"name": "hostile", "fun": torch.sin, "overwrite": True}),
+    "B_batch": (fastkan.B_batch, {"x": X, "grid": GRID, "k": 3}),
+    "extend_grid": (fastkan.extend_grid, {"grid": GRID}),
+    "coef2curve": (fastkan.coef2curve, {"x_eval": X, "grid": GRID, "coef": torch.rand(2, 3, 8), "k": 3}),
+    "curve2coef": (fastkan.curve2coef, {"x_eval": X, "y_eval": torch.rand(20, 2, 3), "grid": GRID, "k": 3}),
+    "batch_jacobian": (fastkan.batch_jacobian, {"func": PRODUCT["model"], "x": X}),
+    "batch_hessian": (fastkan.batch_hessian, PRODUCT),
+    "get_derivative": (fastkan.get_derivative, {"model": fastkan.MLP([2, 1]), "inputs": X, "labels": Y}),
+    "ex_round": (fastkan.ex_round, {"ex1": 1.5 * FORMULA, "n_digit": 2}),
+    "augment_input": (fastkan.augment_input, {"orig_vars": SYMBOLS, "aux_vars": [FORMULA], "x": X}),
+    "detect_separability": (fastkan.detect_separability, PRODUCT),
+    "batch_grad_normgrad": (fastkan.batch_grad_normgrad, {**PRODUCT, "group": [0]}),
+    "get_dependence": (fastkan.get_dependence, {**PRODUCT, "group": [0]}),
+    "test_symmetry": (fastkan.test_symmetry, {**PRODUCT, "group": [0]}),
+    "test_separability": (fastkan.test_separability, {**PRODUCT, "groups": [[0], [1]]}),
+    "test_general_separability": (fastkan.test_general_separability, {**PRODUCT, "groups": [[0], [1]]}),
+    "test_symmetry_var": (fastkan.test_symmetry_var, {**PRODUCT, "input_vars": SYMBOLS, "symmetry_var": FORMULA}),
+    "get_molecule": (fastkan.get_molecule, PRODUCT),
+    "get_tree_node": (fastkan.get_tree_node, {**PRODUCT, "moleculess": [[[0], [1]], [[0, 1]]]}),
+    "plot_tree": (fastkan.plot_tree, PRODUCT),
+    "get_feynman_dataset": (fastkan.get_feynman_dataset, {"name": "test"}),
+    "LBFGS": (fastkan.LBFGS, {"params": [nn.Parameter(torch.rand(2))]}),
+    "MLP": (fastkan.MLP, {"width": [2, 1]}),
+    "MultKAN": (fastkan.MultKAN, {"width": [2, 1]}),
+    **{
+        name: (getattr(fastkan, name), {"input_variables": SYMBOLS, "expr": FORMULA})
+        for name in ("kanpiler", "expr2kan", "sf2kan")
+    },
     "remove_symbolic": (symbolic.remove_symbolic, {"name": "hostile"}),
 }
 
@@ -157,6 +189,18 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "formula_numpy": {},
         "save": {},
         "load": {},
+        "saveckpt": {},
+        "loadckpt": {},
+        "keep_versions": {},
+        "log_history": {},
+        "rewind": {"model_id": "0.0"},
+        "checkout": {"model_id": "0.0"},
+        "get_reg": {},
+        "reg": {},
+        "feature_interaction": {"l": 1},
+        "auto_swap_l": {"l": 1},
+        "perturb": {},
+        "module": {"start_layer": 0, "chain": "[0]->[0]"},
     },
     "KANLinear": {
         "forward": {"x": X},
@@ -206,7 +250,9 @@ def subject(function: str, folder: Any) -> tuple[Any, Callable, dict[str, Any]]:
         model.prune(-1.0, -1.0)
         if "formula" in name:
             model.auto_symbolic(lib=["x"], verbose=0, r2_threshold=0)
-        if name in ("save", "load"):
+        if name in ("rewind", "checkout"):
+            model.keep_versions()
+        if name in ("save", "load", "saveckpt", "loadckpt"):
             arguments["path"] = str(folder / "model.safetensors")
             model.save(arguments["path"])
         return model, getattr(model, name), arguments

@@ -193,8 +193,7 @@ def test_a_batch_larger_than_the_test_set_crashes(opt: str) -> None:
 
 
 def test_without_auto_save_prune_and_refine_want_a_file() -> None:
-    with pytest.warns(UserWarning, match="auto_save has no meaning here"):
-        model = KAN([2, 3, 1], seed=0, dtype=D, auto_save=False)
+    model = KAN([2, 3, 1], seed=0, dtype=D, auto_save=False)
     x, y = samples()
     model.fit((x, y), steps=3, progress=False)
     same(model.prune(0.0, 0.0).refine(6)(x), model(x), digits=0.05)

@@ -279,3 +279,43 @@ def test_an_auxiliary_input_is_named_by_its_expression() -> None:
     ratio, own = sympy.symbols("ratio own")
     model = kanpiler([ratio, own], 2 * ratio * own)
     assert sympy.simplify(model.symbolic_formula([x / y, y])[0][0] - 2 * x) == 0
+
+
+def test_arguments_that_do_not_fit_together() -> None:
+    f, x = (lambda x: x[:, [0]] * (x[:, [1]] + x[:, [2]])), torch.rand(20, 3)
+    a, b, c = symbols = sympy.symbols("a b c")
+    network, y = fastkan.MLP([3, 1]), torch.rand(20, 1)
+    nan = torch.full_like(x, torch.nan)
+    for call, message in (
+        (lambda: fastkan.get_tree_node(f, x, [[[0], [1]], [[0, 1]]]), "moleculess must have each of 3 inputs once"),
+        (lambda: fastkan.get_tree_node(f, x, [[[0, 1], [2]], [[0], [1, 2]]]), "moleculess must join whole groups"),
+        (lambda: fastkan.detect_separability(f, x, n_clusters=[1, 2, 3]), "n_clusters must be one number, or the"),
+        (lambda: fastkan.detect_separability(f, x, n_clusters=4), "n_clusters must be from 1 to 3"),
+        (lambda: fastkan.detect_separability(f, nan), "x must be finite, got 60 NaN"),
+        (lambda: fastkan.test_separability(f, x, [[0], [0, 1]]), "groups must name inputs from 0 to 2, each once"),
+        (lambda: fastkan.test_symmetry(f, x, [3]), "group must name inputs from 0 to 2"),
+        (lambda: fastkan.get_dependence(f, x, []), "group must name at least one input"),
+        (lambda: fastkan.test_symmetry(f, x[:1], [0]), "x must have at least 2 rows, got 1"),
+        (lambda: fastkan.test_symmetry_var(f, x, [a, b], a), "input_vars must be 3 symbols"),
+        (lambda: fastkan.test_symmetry_var(f, x, symbols, sympy.Symbol("w")), "symmetry_var must have some of the"),
+        (lambda: fastkan.test_symmetry_var(f, x, symbols, a / sympy.Symbol("w")), "symmetry_var: w is none of"),
+        (lambda: fastkan.augment_input(symbols, ["a +"], x), r"aux_vars\[0\] must be an expression of sympy's"),
+        (lambda: fastkan.augment_input([1, b, c], [b], x), r"orig_vars\[0\] must be a symbol, got 1"),
+        (lambda: fastkan.augment_input(symbols, [b], {"test_input": x}), "x must have train_input as a dataset"),
+        (lambda: fastkan.kanpiler([a, b], a / 0), "expr: .* is not a finite real number"),
+        (lambda: fastkan.get_derivative(torch.nn.Linear(3, 1), x, y), "model must be a KAN or an MLP, got Linear"),
+        (lambda: fastkan.get_derivative(network, x, y[:5]), r"labels must have the shape \[20, out\], got \[5, 1\]"),
+        (lambda: fastkan.LBFGS([]), "params must be the parameters to train"),
+        (lambda: network(x[:, :2]), r"x must have the shape \[\.\.\., 3\], got \[20, 2\]"),
+        (lambda: network(x.half()), "weight is torch.float64, but x is torch.float16"),
+    ):  # fmt: skip
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+
+
+def test_texts_are_read_as_sympy_reads_them() -> None:
+    x = torch.rand(20, 2)
+    got = fastkan.augment_input(["a", "b"], ["a / b"], x)
+    torch.testing.assert_close(got, torch.cat([x[:, :1] / x[:, 1:], x], 1))
+    model = fastkan.kanpiler(["a", "b"], "sin(a) + b**2")
+    torch.testing.assert_close(model(x), x[:, :1].sin() + x[:, 1:] ** 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..caller import warn
 from ..edges import has_hooks
 from ..layer import KANLinear
 from ..network import KAN
@@ -97,7 +97,7 @@ def warn_of_hooks(source: nn.Module) -> None:
     for each in source.modules():
         own = each._parameters.values()
         if has_hooks(each) or any(p is not None and p._backward_hooks for p in own):
-            warnings.warn(f"the hooks of a {type(each).__name__} are left behind", UserWarning, stacklevel=6)
+            warn(f"the hooks of a {type(each).__name__} are left behind")
             return
 
 

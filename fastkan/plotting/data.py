@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import activations, grid
+from ..caller import warn
 from ..edges import edge_functions, edge_kinds, numeric_functions
 from ..regularization import edge_sizes
 from ..symbolic.library import Interval, lookup
@@ -68,7 +68,7 @@ def rows_for(model: KAN, x: Tensor | None, layer: int | None = None) -> tuple[Te
         raise ValueError(f"nothing can be drawn at x, its samples: {_culprit(model, asked)}")
     if count < len(rows):
         left_out = f"{len(rows) - count} of {len(rows)} samples make a node NaN or infinite and are left out"
-        warnings.warn(left_out, RuntimeWarning, stacklevel=4)
+        warn(left_out, RuntimeWarning)
     return rows[good], [part[good] for part in nodes]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from fastkan_kernels import arguments as kinds
 from fastkan_kernels.arguments import FLAG, INDEX
 
 from .. import grid
+from ..caller import warn
 from ..edges import edge_kinds
 from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
 from .draw import COLORS, draw
@@ -108,7 +108,7 @@ def plot(
             raise RuntimeError(f"mask=True hides what prune() would drop: call prune() first{again}")
     inputs, outputs = _inputs(model, in_vars), _outputs(model, out_vars)
     if mode is not None:
-        warnings.warn("mode has no meaning here: a score is a spread, or made of spreads", UserWarning, stacklevel=3)
+        warn("mode has no meaning here: a score is a spread, or made of spreads")
     pyplot = open_pyplot()
     check_axes(ax)
 

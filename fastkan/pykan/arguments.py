@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.arguments import Choice
+from fastkan_kernels.arguments import FLAG, Choice
 
+from ..caller import warn
 from .versions import Versions
 
-PACKAGES = ("fastkan", "fastkan_kernels")
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 IN_MEMORY = "KAN(auto_save=True) keeps versions in memory, and model.save(path) writes a file"
@@ -117,7 +115,7 @@ def check_unused(function: str, unused: Mapping[str, Any]) -> None:
             here = f"; it is {OF_OTHERS[name]} here" if name in OF_OTHERS else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{here}")
     for name in unused:
-        _warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}")
+        warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}")
 
 
 class BaseFunction(Choice):
@@ -135,7 +133,7 @@ def check_input(x: Any, update_grid: bool) -> None:
     Raises:
         TypeError: otherwise.
     """
-    if update_grid:
+    if update_grid is not False and FLAG.read("update_grid", update_grid):
         raise TypeError(
             "update_grid is no argument of a forward here: model.update_grid(x) moves the grids, then model(x)"
         )
@@ -194,13 +192,5 @@ def _translated(function: str, old: Old, options: dict[str, Any]) -> dict[str, A
             message = f"{name} is {known.name} here"
         else:
             message = f"{name} has no meaning here: {known}"
-        _warn(message)
+        warn(message)
     return found
-
-
-def _warn(message: str) -> None:
-    """Warn at the line of the caller outside of these packages, whatever checks are on the way."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in PACKAGES:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from fastkan_kernels.arguments import FLAG, Int, OneOrEach, Optional, checked
+from fastkan_kernels.checks import ORDER
+
 from ..symbolic.library import IDENTITY
-from .expressions import in_library, library_name, real_number
+from .expressions import EXPRESSION, VARIABLES, in_library, library_name, naming, real_number
 
 if TYPE_CHECKING:
     from ..network import KAN
@@ -39,6 +42,10 @@ class Plan(NamedTuple):
     bias: float = 0.0
 
 
+@checked(
+    input_variables=VARIABLES, expr=EXPRESSION, grid=OneOrEach(Int(least=1)), k=OneOrEach(ORDER),
+    auto_save=Optional(FLAG),
+)  # fmt: skip
 def kanpiler(
     input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
 ) -> KAN:
@@ -65,20 +72,18 @@ def kanpiler(
         >>> round(model(torch.tensor([[0.5, 1.0]])).item(), 4)
         7.3891
     """
-    import sympy
-
     from ..network import KAN
 
     variables = list(input_variables)
-    expression = sympy.sympify(expr)
-    unknown = sorted(map(str, expression.free_symbols - set(variables)))
+    unknown = sorted(map(str, expr.free_symbols - set(variables)))
     if unknown:
         raise ValueError(f"expr must be of the input_variables {', '.join(map(str, variables))} alone, "
                          f"but has {', '.join(unknown)}")  # fmt: skip
     if not variables or len(set(variables)) < len(variables):
         raise ValueError(f"input_variables must be different symbols, at least one, got {variables}")
     network = _Network(variables)
-    network.output(expression)
+    with naming("expr"):
+        network.output(expr)
     if auto_save is not None:
         options["auto_save"] = auto_save
     model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), **options)

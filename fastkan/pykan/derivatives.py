@@ -8,12 +8,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.arguments import Choice, Flag, Real, checked
+from fastkan_kernels.arguments import Callback, Choice, Flag, Instance, Optional, Real, checked
+from fastkan_kernels.checks import check_alike, check_finite, check_shape, check_tensor
 
+from ..regularization import REG_METRICS
 from ..symbolic.search import fit_params as search_params
+from .mlp import METRICS
 
 
-@checked(create_graph=Flag(), mode=Choice(("scalar", "vector")))
+def check_rows(x: Any, least: int = 0) -> None:
+    """``x`` is ``[N, in]``; if there must be ``least`` rows, with finite values.
+
+    Raises:
+        TypeError, ValueError: otherwise.
+    """
+    check_tensor("x", x)
+    check_shape("x", x, ("N", "in"))
+    if least:
+        check_finite("x", x)
+        if len(x) < least:
+            raise ValueError(f"x must have at least {least} rows, got {len(x)}")
+
+
+@checked(func=Callback(), create_graph=Flag(), mode=Choice(("scalar", "vector")))
 def batch_jacobian(
     func: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False, mode: str = "scalar"
 ) -> Tensor:
@@ -36,6 +53,8 @@ def batch_jacobian(
         tensor([[3., 2.]])
     """
 
+    check_rows(x)
+
     def total(rows: Tensor) -> Tensor:
         y = func(rows)
         y = y.unsqueeze(1) if y.ndim == 1 else y
@@ -45,7 +64,7 @@ def batch_jacobian(
     return found[0] if mode == "scalar" else found.transpose(0, 1)
 
 
-@checked(create_graph=Flag())
+@checked(model=Callback(), create_graph=Flag())
 def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> Tensor:
     """Second derivatives of a function's first output at every row.
 
@@ -77,8 +96,10 @@ def model2param(model: nn.Module) -> Tensor:
 
 
 @checked(
+    model=Instance(nn.Module),
     derivative=Choice(("jacobian", "hessian")),
     loss_mode=Choice(("pred", "reg", "all")),
+    reg_metric=Optional(Choice((*REG_METRICS, *METRICS))),
     lamb=Real(),
     lamb_l1=Real(),
     lamb_entropy=Real(),
@@ -117,6 +138,15 @@ def get_derivative(
         >>> hessian.shape, bool((hessian - hessian.mT).abs().max() < 1e-4)
         (torch.Size([1, 7, 7]), True)
     """
+    if not hasattr(model, "get_reg"):
+        raise TypeError(f"model must be a KAN or an MLP, got {type(model).__name__}")
+    check_tensor("inputs", inputs)
+    check_shape("inputs", inputs, ("N", model.in_features))
+    check_tensor("labels", labels)
+    check_shape("labels", labels, (len(inputs), "out"))
+    outputs = model(inputs).shape[1]
+    check_shape("labels", labels, (len(inputs), outputs))
+    check_alike(inputs, labels=labels.to(inputs.dtype))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     shapes = [model.get_parameter(name).shape for name in names]
     start = model2param(model).detach()

@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastkan_kernels.arguments import Each, Int, Kind, checked, kind_of
+from fastkan_kernels.checks import check_tensor
+
 from ..symbolic.library import SYMBOLIC_LIB
+
+MOST_DIGITS = 1000  # behind the point of any float there are
 
 # sympy's name of a function, and the library's where that is another
 LIBRARY_NAMES = {"Abs": "abs", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atanh": "arctanh"}
 
 
+class Expression(Kind):
+    """An expression of sympy's, or what sympy makes one of: a number, or a text."""
+
+    def read(self, name: str, value: Any) -> Any:
+        import sympy
+
+        try:
+            expression = sympy.sympify(value)
+        except Exception as error:  # a text is read as code, which fails in any way
+            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}: {error}") from None
+        if not isinstance(expression, sympy.Expr):
+            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}")
+        return expression
+
+
+class Variable(Expression):
+    """A symbol, or the expression that stands for a column; no number."""
+
+    def read(self, name: str, value: Any) -> Any:
+        variable = super().read(name, value)
+        if variable.is_number:
+            raise ValueError(f"{name} must be a symbol, got {value!r}")
+        return variable
+
+
+EXPRESSION = Expression()
+VARIABLES = Each(Variable())
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Name the argument in errors about an expression that came as it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
+
+
+@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MOST_DIGITS))
 def ex_round(ex1: Any, n_digit: int) -> Any:
     """The same expression with every decimal number in it rounded to ``n_digit`` digits behind the point.
 
@@ -29,11 +74,11 @@ def ex_round(ex1: Any, n_digit: int) -> Any:
     """
     import sympy
 
-    expression = sympy.sympify(ex1)
     # round() itself keeps as many bits as digits, and its 2.7 would compute as 2.6992
-    return expression.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in expression.atoms(sympy.Float)})
+    return ex1.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in ex1.atoms(sympy.Float)})
 
 
+@checked(orig_vars=VARIABLES, aux_vars=Each(EXPRESSION))
 def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> Any:
     """Put auxiliary variables, as columns of their values, before the columns of x.
 
@@ -56,14 +101,18 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
         tensor([[0.5000, 1.0000, 2.0000]])
     """
     if isinstance(x, Mapping):
+        if "train_input" not in x:
+            raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
         inputs = {name: value for name, value in x.items() if name in ("train_input", "test_input")}
         return {**x, **{name: augment_input(orig_vars, aux_vars, value) for name, value in inputs.items()}}
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a torch.Tensor or a dataset, got {type(x).__name__}")
+    check_tensor("x", x)
     if x.ndim != 2 or x.shape[1] != len(orig_vars):
         raise ValueError(f"x must have the shape [N, {len(orig_vars)}], a column for each of orig_vars; "
                          f"got {list(x.shape)}")  # fmt: skip
-    return torch.cat([*(values_of(variable, orig_vars, x) for variable in aux_vars), x], 1)
+    with naming("aux_vars"):
+        return torch.cat([*(values_of(variable, orig_vars, x) for variable in aux_vars), x], 1)
 
 
 def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Choice, Flag, Real, checked
+from fastkan_kernels.arguments import INDEX, Callback, Choice, Each, Flag, Int, OneOrEach, Optional, Real, checked
 
-from .derivatives import batch_hessian, batch_jacobian
-from .expressions import values_of
+from .derivatives import batch_hessian, batch_jacobian, check_rows
+from .expressions import EXPRESSION, VARIABLES, naming, values_of
 
 MODE = Choice(("add", "mul"))
+MODEL, GROUP, GROUPS = Callback(), Each(INDEX), Each(Each(INDEX))
 TINY = 1e-6  # added to a gradient's length, which may be 0
 ALIKE = 0.9  # of a cosine, and of the rows for which it is that large
 
@@ -30,12 +31,16 @@ Function = Callable[[Tensor], Tensor]
 def interactions(model: Function, x: Tensor, mode: str, bias: float = 0.0) -> Tensor:
     """How much each pair of inputs acts together, ``[in, in]``: the median over the rows of the second derivative's
     size, in units of the inputs' standard deviations; for ``"mul"`` that of the function's logarithm."""
+    check_rows(x, least=2)
     f = model if mode == "add" else lambda rows: (model(rows) + bias).abs().log()
     std = x.std(0)
     return (batch_hessian(f, x) * std * std.unsqueeze(1)).abs().median(0).values
 
 
-@checked(mode=MODE, score_th=Real(least=0), res_th=Real(least=0), bias=Real(), verbose=Flag())
+@checked(
+    model=MODEL, mode=MODE, score_th=Real(least=0), res_th=Real(least=0),
+    n_clusters=Optional(OneOrEach(Int(least=1))), bias=Real(), verbose=Flag(),
+)  # fmt: skip
 def detect_separability(
     model: Function,
     x: Tensor,
@@ -101,13 +106,16 @@ def detect_separability(
 
 
 def _numbers(n_clusters: int | Sequence[int], count: int) -> range:
-    least, most = (n_clusters, n_clusters) if isinstance(n_clusters, int) else n_clusters
+    ends = [n_clusters] * 2 if isinstance(n_clusters, int) else list(n_clusters)
+    if len(ends) != 2:
+        raise ValueError(f"n_clusters must be one number, or the least and the most, got {n_clusters}")
+    least, most = ends
     if not 1 <= least <= most <= count:
         raise ValueError(f"n_clusters must be from 1 to {count}, the number of inputs, got {n_clusters}")
     return range(least, most + 1)
 
 
-@checked(create_graph=Flag())
+@checked(model=MODEL, group=GROUP, create_graph=Flag())
 def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create_graph: bool = False) -> Tensor:
     """How the direction of a function's gradient within a group of inputs changes with the other inputs.
 
@@ -128,7 +136,10 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
         >>> batch_grad_normgrad(lambda x: x[:, [0]] * (x[:, [1]] + x[:, [2]]), x, [1, 2]).shape
         torch.Size([4, 2, 1])
     """
+    check_rows(x)
     inside, others = _split(group, x.shape[1])
+    if not inside:
+        raise ValueError("group must name at least one input, got none")
 
     def direction(rows: Tensor) -> Tensor:
         slope = batch_jacobian(model, rows, create_graph=True)[:, inside]
@@ -137,13 +148,14 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
     return batch_jacobian(direction, x, create_graph=create_graph, mode="vector")[:, :, others]
 
 
-def _split(group: Sequence[int], count: int) -> tuple[list[int], list[int]]:
-    inside = [int(i) for i in group]
+def _split(group: Sequence[int], count: int, name: str = "group") -> tuple[list[int], list[int]]:
+    inside = list(group)
     if len(set(inside)) < len(inside) or not set(inside) <= set(range(count)):
-        raise ValueError(f"group must name inputs from 0 to {count - 1}, each once, got {inside}")
+        raise ValueError(f"{name} must name inputs from 0 to {count - 1}, each once, got {inside}")
     return inside, [i for i in range(count) if i not in inside]
 
 
+@checked(model=MODEL, group=GROUP)
 def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
     """How much what a group of inputs does depends on each other input, ``[inputs of the group, other inputs]``.
 
@@ -155,13 +167,14 @@ def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
         tensor([[0.],
                 [0.]])
     """
+    check_rows(x, least=2)
     inside, others = _split(group, x.shape[1])
     std = x.std(0)
     change = batch_grad_normgrad(model, x, group)
     return (change * std[inside].unsqueeze(1) * std[others]).abs().median(0).values
 
 
-@checked(dependence_th=Real(least=0))
+@checked(model=MODEL, group=GROUP, dependence_th=Real(least=0))
 def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_th: float = 1e-3) -> bool:
     """Whether a group of inputs acts through one quantity: ``f(x) = g(h(x of the group), the other x)``.
 
@@ -180,12 +193,14 @@ def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_t
         >>> test_symmetry(f, x, [1, 2]), test_symmetry(f, x, [0, 2])
         (True, False)
     """
+    check_rows(x, least=2)
+    _split(group, x.shape[1])
     if len(group) in (0, x.shape[1]):
         return True
     return bool(get_dependence(model, x, group).max() < dependence_th)
 
 
-@checked(mode=MODE, threshold=Real(least=0), bias=Real())
+@checked(model=MODEL, groups=GROUPS, mode=MODE, threshold=Real(least=0), bias=Real())
 def test_separability(
     model: Function,
     x: Tensor,
@@ -213,13 +228,14 @@ def test_separability(
         >>> test_separability(f, x, [[0], [1, 2]], mode="mul"), test_separability(f, x, [[0], [1, 2]], mode="add")
         (True, False)
     """
+    check_rows(x, least=2)
+    _, rest = _split([i for group in groups for i in group], x.shape[1], "groups")
     score = interactions(model, x, mode, bias)
-    _, rest = _split([i for group in groups for i in group], x.shape[1])
     parts = [list(group) for group in (*groups, rest) if len(group)]
     return all(bool((score[one][:, other] < threshold).all()) for one, other in itertools.combinations(parts, 2))
 
 
-@checked(threshold=Real(least=0))
+@checked(model=MODEL, groups=GROUPS, threshold=Real(least=0))
 def test_general_separability(
     model: Function, x: Tensor, groups: Sequence[Sequence[int]], threshold: float = 1e-2
 ) -> bool:
@@ -241,7 +257,8 @@ def test_general_separability(
         >>> test_general_separability(f, x, [[0], [1, 2]]), test_general_separability(f, x, [[1], [0, 2]])
         (True, False)
     """
-    _split([i for group in groups for i in group], x.shape[1])
+    check_rows(x, least=2)
+    _split([i for group in groups for i in group], x.shape[1], "groups")
 
     def ratio(i: int, j: int) -> Function:
         def of_slopes(rows: Tensor) -> Tensor:
@@ -258,6 +275,7 @@ def test_general_separability(
     )
 
 
+@checked(model=MODEL, input_vars=VARIABLES, symmetry_var=EXPRESSION)
 def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], symmetry_var: Any) -> Tensor:
     """Whether the inputs in an expression act through that expression; the verdict is printed.
 
@@ -283,8 +301,14 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
     """
     variables = list(input_vars)
     taken = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
+    check_rows(x, least=1)
+    if len(variables) != x.shape[1]:
+        raise ValueError(f"input_vars must be {x.shape[1]} symbols, one for each column of x, got {len(variables)}")
+    if not taken:
+        raise ValueError(f"symmetry_var must have some of the input_vars in it, got {symmetry_var}")
+    with naming("symmetry_var"):
+        other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, taken]
     own = batch_jacobian(model, x)[:, taken]
-    other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, taken]
     cosine = torch.nn.functional.cosine_similarity(own, other, dim=1, eps=0.0).abs()
     share = float((cosine > ALIKE).double().mean())
     verdict = "suggesting" if share > ALIKE else "not suggesting"

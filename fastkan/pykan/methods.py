@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Choice, Int, Real, checked
+from fastkan_kernels.arguments import Choice, Int, Path, Real, Text, checked
 
 from ..attribution import attribute
 from ..edges import edge_kinds, edges_on, mask_of
+from ..functional import rows_of
 from ..prune import remove_edge
 from ..regularization import REG_METRICS, Penalty
 from ..serialization import load
@@ -77,7 +78,7 @@ def get_reg(
         >>> bool(model.get_reg(x=torch.rand(100, 2)) > 0)
         True
     """
-    rows = model.samples() if x is None else x
+    rows = model.samples() if x is None else rows_of(x, model.in_features)
     return Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric)(rows)[1]
 
 
@@ -230,7 +231,7 @@ def perturb(model: KAN, mag: float = 1.0, mode: str = "non-intrusive") -> None:
             layer.base_weight.mul_(factor)
 
 
-@checked(start_layer=Int(least=0))
+@checked(start_layer=Int(least=0), chain=Text())
 def module(model: KAN, start_layer: int, chain: str) -> None:
     """Switch off, in place, all edges between some nodes and others, so that these are a module of their own.
 
@@ -249,8 +250,6 @@ def module(model: KAN, start_layer: int, chain: str) -> None:
         tensor([[1., 0.],
                 [0., 1.]])
     """
-    if not isinstance(chain, str):
-        raise TypeError(f"chain must be a string, got {type(chain).__name__}")
     try:
         groups = [[int(entry) for entry in part.strip()[1:-1].split(",")] for part in chain.split("->")]
     except ValueError:
@@ -315,11 +314,13 @@ def initialize_from_another_model(model: KAN, another_model: KAN, x: Tensor | No
     return model
 
 
+@checked(path=Path())
 def saveckpt(model: KAN, path: str | os.PathLike[str] = "model") -> None:
     """:meth:`KAN.save` by pykan's name: one file."""
     model.save(path)
 
 
+@checked(path=Path())
 def loadckpt(path: str | os.PathLike[str] = "model") -> KAN:
     """:meth:`KAN.load` by pykan's name.
 

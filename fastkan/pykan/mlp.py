@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels.arguments import Choice, Each, Flag, Int, Real, checked
+from fastkan_kernels.arguments import DEVICE, Choice, Each, Flag, Int, Real, checked
+from fastkan_kernels.checks import check_alike, check_tensor
 
 from ..datasets import read_data
 from ..regularization import edge_penalty
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRICS = ("w", "act", "fa", "a")
+SEED = Int(least=0, most=2**64 - 1)
 FLOOR = 1e-4  # added to a node's spread, which may be 0
 
 
@@ -47,7 +49,7 @@ class MLP(nn.Module):
         torch.Size([100, 1])
     """
 
-    @checked(width=Each(Int(least=1)), act=Choice(["silu"]), save_act=Flag())
+    @checked(width=Each(Int(least=1)), act=Choice(["silu"]), save_act=Flag(), seed=SEED, device=DEVICE)
     def __init__(
         self,
         width: Sequence[int],
@@ -76,6 +78,11 @@ class MLP(nn.Module):
         return len(self.linears)
 
     @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self.width[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.linears[0].weight.device
@@ -86,7 +93,15 @@ class MLP(nn.Module):
         return [linear.weight for linear in self.linears]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, width[0]]`` to ``[N, width[-1]]``."""
+        """``[..., width[0]]`` to ``[..., width[-1]]``.
+
+        Raises:
+            TypeError, ValueError: for x of another kind, dtype or shape.
+        """
+        check_tensor("x", x)
+        if x.ndim == 0 or x.shape[-1] != self.width[0]:
+            raise ValueError(f"x must have the shape [..., {self.width[0]}], got {list(x.shape)}")
+        check_alike(x, weight=self.linears[0].weight)
         return self._through(x)[-1]
 
     def _through(self, x: Tensor) -> list[Tensor]:
@@ -184,7 +199,7 @@ class MLP(nn.Module):
         lr=Real(above=0),
         batch=Int(least=-1),
         reg_metric=Choice(METRICS),
-        seed=Int(least=0),
+        seed=SEED,
         progress=Flag(),
     )
     def fit(

@@ -67,7 +67,13 @@ class LBFGS(torch.optim.LBFGS):
         history_size: int = 100,
         line_search_fn: str | None = None,
     ) -> None:
-        super().__init__(params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn)
+        try:
+            super().__init__(
+                params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
+            )
+        except (TypeError, ValueError, KeyError) as error:  # the numbers are good, so it is about the parameters
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"params must be the parameters to train, in one group: {error}") from None
         self.param_groups[0]["tolerance_ys"] = tolerance_ys
 
     @torch.no_grad()

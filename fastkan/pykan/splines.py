@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Int, checked
-from fastkan_kernels.checks import check_knots, check_shape, check_tensor
+from fastkan_kernels.arguments import DEVICE, FLAG, Int, checked
+from fastkan_kernels.checks import check_alike, check_finite, check_knots, check_shape, check_tensor
 from fastkan_kernels.features import splines
 
 ORDER = Int(least=0, most=5)
 
 
-@checked(k=ORDER)
+@checked(k=ORDER, extend=FLAG, device=DEVICE)
 def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
     """B-splines of order k at every row.
 
@@ -34,14 +34,20 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
         >>> B_batch(torch.rand(100, 2), grid, k=3).shape
         torch.Size([100, 2, 8])
     """
-    check_tensor("x", x)
-    check_shape("x", x, ("N", "in"))
+    return _basis("x", x, grid, k)
+
+
+def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
+    """:func:`B_batch`, where x has another name."""
+    check_tensor(name, x)
+    check_shape(name, x, ("N", "in"))
     check_tensor("grid", grid)
     check_shape("grid", grid, ("in", "knots"))
     if grid.shape[0] not in (1, x.shape[1]) or grid.shape[1] < k + 2:
         raise ValueError(f"grid must have the shape [{x.shape[1]}, at least {k + 2}], got {list(grid.shape)}")
     if k:
         check_knots(grid, k)
+    check_alike(x, grid=grid.to(x.dtype))
     return splines(x, grid.expand(x.shape[1], -1), k).transpose(1, 2)
 
 
@@ -68,7 +74,7 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
     return torch.cat([grid[:, :1] - steps.flip(1), grid, grid[:, -1:] + steps], 1)
 
 
-@checked(k=ORDER)
+@checked(k=ORDER, device=DEVICE)
 def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
     """Splines of given coefficients at every row.
 
@@ -86,9 +92,10 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
         >>> coef2curve(torch.zeros(1, 1), grid, torch.ones(1, 2, 8), k=3).shape
         torch.Size([1, 1, 2])
     """
-    basis = B_batch(x_eval, grid, k)
+    basis = _basis("x_eval", x_eval, grid, k)
     check_tensor("coef", coef)
     check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
+    check_alike(basis, coef=coef.to(basis.dtype))
     return torch.einsum("nib,iob->nio", basis, coef.to(basis))
 
 
@@ -111,9 +118,11 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
         >>> bool((coef2curve(x, grid, coef, k=3)[:, :, 0] - x**2).abs().max() < 1e-5)
         True
     """
-    basis = B_batch(x_eval, grid, k)
+    basis = _basis("x_eval", x_eval, grid, k)
+    check_finite("x_eval", x_eval)
     check_tensor("y_eval", y_eval)
     check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
+    check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
     exact = basis.permute(1, 0, 2).double()  # a rank can be told in float64 where it can't in float32
     solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
     return solution.transpose(1, 2).to(y_eval.dtype)

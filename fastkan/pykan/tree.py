@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastkan_kernels.arguments import Choice, Flag, Real, checked
+from fastkan_kernels.arguments import Callback, Choice, Each, Flag, Kind, Optional, Real, checked
 
-from .hypothesis import test_general_separability, test_separability, test_symmetry
+from .derivatives import check_rows
+from .expressions import EXPRESSION
+from .hypothesis import GROUPS, test_general_separability, test_separability, test_symmetry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +22,7 @@ Function = Callable[[Tensor], Tensor]
 Groups = list[list[int]]
 
 
-@checked(sym_th=Real(least=0), verbose=Flag())
+@checked(model=Callback(), sym_th=Real(least=0), verbose=Flag())
 def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool = True) -> list[Groups]:
     """Find level by level which groups of inputs act through one quantity.
 
@@ -38,6 +40,7 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
         >>> get_molecule(lambda x: x[:, [0]] ** 2 * (x[:, [1]] + x[:, [2]]), x, verbose=False)
         [[[0], [1], [2]], [[0], [1, 2]], [[0, 1, 2]]]
     """
+    check_rows(x, least=2)
     count = x.shape[1]
     levels: list[Groups] = [[[i] for i in range(count)]]
     last_apart = False  # the last group of all joins by itself, one level up: of all inputs every test is true
@@ -76,7 +79,7 @@ def _parts(group: Sequence[int], below: Groups) -> Groups:
     return found
 
 
-@checked(sep_th=Real(least=0), skip_test=Flag())
+@checked(model=Callback(), moleculess=Each(GROUPS), sep_th=Real(least=0), skip_test=Flag())
 def get_tree_node(
     model: Function, x: Tensor, moleculess: list[Groups], sep_th: float = 1e-2, skip_test: bool = True
 ) -> tuple[list[list[int]], list[list[str]]]:
@@ -92,12 +95,24 @@ def get_tree_node(
         For each level but the last the numbers; and ``"Id"`` for a group that goes on alone, ``"GS"`` for one that is
         generally separable, at the last level ``"Add"`` or ``"Mul"`` for a sum or a product, and ``""`` else.
 
+    Raises:
+        TypeError, ValueError: for levels that don't follow from one another.
+
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
         >>> f = lambda x: x[:, [0]] ** 2 * (x[:, [1]] + x[:, [2]])
         >>> get_tree_node(f, x, get_molecule(f, x, verbose=False), skip_test=False)
         ([[1, 2], [2]], [['Id', 'GS'], ['Mul']])
     """
+    check_rows(x, least=2)
+    inputs = list(range(x.shape[1]))
+    for each in moleculess:
+        if sorted(i for group in each for i in group) != inputs or not all(each):
+            raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {each}")
+    for below, above in itertools.pairwise(moleculess):
+        starts = {part[0]: part for part in below}
+        if any([i for start in group if start in starts for i in starts[start]] != group for group in above):
+            raise ValueError(f"moleculess must join whole groups from level to level, got {above} after {below}")
     arities: list[list[int]] = []
     properties: list[list[str]] = []
     for level, (below, above) in enumerate(itertools.pairwise(moleculess)):
@@ -120,13 +135,26 @@ def _property(model: Function, x: Tensor, groups: Groups, sep_th: float, skip_te
     return "GS" if test_general_separability(model, x, groups, threshold=sep_th) else ""
 
 
+class Label(Kind):
+    """A text, or a symbol or an expression of sympy's."""
+
+    def read(self, name: str, value: Any) -> Any:
+        return value if isinstance(value, str) else EXPRESSION.read(name, value)
+
+
 STEP = 0.5  # from level to level
 BOX = 0.15  # half the height of a box
 MARGIN = 0.3  # of a box beyond its outer inputs, in their distance
 
 
 @checked(
-    style=Choice(("tree", "box")), sym_th=Real(least=0), sep_th=Real(least=0), skip_sep_test=Flag(), verbose=Flag()
+    model=Callback(),
+    in_var=Optional(Each(Label())),
+    style=Choice(("tree", "box")),
+    sym_th=Real(least=0),
+    sep_th=Real(least=0),
+    skip_sep_test=Flag(),
+    verbose=Flag(),
 )
 def plot_tree(
     model: Function,
@@ -164,6 +192,7 @@ def plot_tree(
     """
     from ..plotting.show import open_pyplot, show_once
 
+    check_rows(x, least=2)
     count = x.shape[1]
     names = [f"x_{{{i + 1}}}" for i in range(count)] if in_var is None else list(map(_latex, in_var))
     if len(names) != count:

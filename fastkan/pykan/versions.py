@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from fastkan_kernels.arguments import FLAG, Text, checked
+
 if TYPE_CHECKING:
     from ..network import KAN
 
@@ -50,7 +52,7 @@ class Versions:
 
     def copied(self, model: KAN) -> KAN:
         """A copy of a network that shares only its samples, which nobody writes into."""
-        sample = model.sample
+        sample = model._sample
         return copy.deepcopy(model, {id(sample): sample})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Versions:
@@ -60,6 +62,7 @@ class Versions:
         return f"Versions: {', '.join(self.models)}"
 
 
+@checked(keep=FLAG)
 def keep_versions(model: KAN, keep: bool = True) -> None:
     """Begin to keep a copy of the network after each step, the first of it as it is now; or keep none any longer.
 
@@ -73,6 +76,7 @@ def keep_versions(model: KAN, keep: bool = True) -> None:
     log_history(model)
 
 
+@checked(model_id=Text())
 def rewind(model: KAN, model_id: str) -> KAN:
     """Go back to a version, and number what follows from the next round on.
 
@@ -97,6 +101,7 @@ def rewind(model: KAN, model_id: str) -> KAN:
     return versions.copied(kept)
 
 
+@checked(model_id=Text())
 def checkout(model: KAN, model_id: str) -> KAN:
     """A copy of a version; numbers go on as they were.
 
@@ -115,6 +120,7 @@ def checkout(model: KAN, model_id: str) -> KAN:
     return versions.copied(kept)
 
 
+@checked(method_name=Text())
 def log_history(model: KAN, method_name: str = "") -> None:
     """Keep the network as it is now as a version, if versions are kept.
 

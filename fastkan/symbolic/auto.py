@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fastkan_kernels.arguments import SHARE, Int, checked
+from fastkan_kernels.arguments import FLAG, SHARE, Int, checked
 
 from ..activations import rows_for
 from ..edges import edge_functions, mask_of
@@ -85,7 +85,7 @@ class SymbolicReport(list[EdgeReport]):
 
 @checked(
     a_range=BOUNDS, b_range=BOUNDS, lib=Library(), verbose=Int(least=0), weight_simple=SHARE, r2_threshold=SHARE,
-    negligible=SHARE,
+    negligible=SHARE, force=FLAG,
 )  # fmt: skip
 @torch.inference_mode(False)
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from fastkan_kernels.arguments import FLAG, INDEX, SHARE, Callback, Choice, checked
 
 from ..activations import rows_for
+from ..caller import warn
 from ..edges import edge_functions, mask_of
 from ..resting import rest
 from ..tables import table
@@ -82,7 +82,7 @@ def fix_symbolic(
     """
     model.check_edge(l, i, j)
     if log_history is not None:
-        warnings.warn("log_history has no meaning here: nothing is logged", UserWarning, stacklevel=5)
+        warn("log_history has no meaning here: nothing is logged")
     affine: Sequence[float] = IDENTITY
     r2 = None
     if fit_params_bool:

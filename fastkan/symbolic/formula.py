@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fastkan_kernels.arguments import FLAG, Choice, checked, is_sequence
 
-from ..activations import outside
+from ..caller import warn
 from ..edges import edge_functions, mask_of
 from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
 from .library import lookup
@@ -77,6 +76,7 @@ def symbolic_formula(
         >>> formulas[0], variables
         (x_2**2 + sin(x_1), [x_1, x_2])
         >>> model.unfix_symbolic(0, 0, 0)
+        >>> import warnings
         >>> with warnings.catch_warnings(action="ignore"):
         ...     model.symbolic_formula()[0]
         [x_2**2 + phi_0_0_0(x_1)]
@@ -297,12 +297,10 @@ def _warn_of_splines(model: KAN) -> None:
         return
     named = [f"phi_{l}_{i}_{j}{_best_fit(model, l, i, j)}" for l, i, j in on[:MAX_NAMED]]
     more = "" if len(on) <= MAX_NAMED else f" and {len(on) - MAX_NAMED} more"
-    warnings.warn(
+    warn(
         f"edges that are splines stand in the formula as functions of these names: {', '.join(named)}{more}. "
         "auto_symbolic(force=True) or fix_symbolic makes formulas of them, remove_edge takes them away, "
-        "numeric='piecewise' writes them out",
-        UserWarning,
-        stacklevel=outside(),
+        "numeric='piecewise' writes them out"
     )
 
 
