@@ -23,7 +23,7 @@ from fastkan import KAN
 SIZE_STEP, TIME_STEP = 1.3, 2.0
 ROUNDS, CALLS = 3, 3
 LONG = 0.02  # seconds of a call after which no other follows in the same round, since its caches are cold anyway
-ATTEMPTS = 4  # measurements of a pair of sizes before it counts as uneven
+ATTEMPTS = 10  # measurements of a pair of sizes before it counts as uneven
 
 
 def sizes(least: int, most: int) -> list[int]:
