@@ -249,7 +249,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"start_grid_update_step": 1.5}, "start_grid_update_step must be an int"),
     ({"train": 5}, "train must be a tuple of names of .* got int"),
     ({"train": [5]}, "train must be a tuple of names"),
-    ({"display_metrics": 5}, "display_metrics must be a tuple of names of"),
+    ({"display_metrics": 5}, "display_metrics must be a sequence, got int"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"progress": None}, "progress must be True or False"),
 ]  # fmt: skip
