@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastkan_kernels.edges import spline_values
 from fastkan_kernels.features import splines
 
 from .caller import warn
@@ -193,8 +194,8 @@ def refitted(
 
 
 def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
-    new = splines(x, new_knots, order)
-    old = continued(x, knots, order) if outside == "linear" else splines(x, knots, order)
+    new = spline_values(x, new_knots, order)
+    old = continued(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 
