@@ -12,9 +12,9 @@ from fastkan_kernels.arguments import FLAG, INDEX, checked, kind_of
 from fastkan_kernels.checks import check_finite
 
 from . import grid as grids
-from .arrays import tensor_of
+from .arrays import inputs_of, tensor_of
 from .caller import warn
-from .datasets import inputs_of, read_data
+from .datasets import read_data
 from .edges import edge_functions
 from .functional import rows_of
 

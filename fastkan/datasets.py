@@ -13,7 +13,7 @@ from torch import Tensor
 from fastkan_kernels import arguments as kinds
 from fastkan_kernels.checks import check_finite, check_int, check_shape
 
-from .arrays import is_array, is_table, tensor_of
+from .arrays import is_array, is_table, joined, tensor_of, whole
 from .labels import Labels
 
 Pair = tuple[Tensor, Tensor]
@@ -210,6 +210,12 @@ class Data:
     test_label: Tensor | None = None
     loader: Callable[[], Iterator[Pair]] | None = None
     labels: Labels | None = None
+    loaded: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The inputs for training, also where a loader brings them in batches."""
+        return self.train_input if self.loaded is None else self.loaded
 
     @property
     def train(self) -> Pair:
@@ -299,7 +305,7 @@ def read_data(
             return Data(*train, labels=labels)
         test = form.read(dataset["test_input"], dataset["test_label"], "test_input", "test_label", least=0)
         return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
-    dataset = _whole(dataset)
+    dataset = whole(dataset)
     if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(is_array(e) or is_table(e) for e in dataset):
         return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
@@ -313,17 +319,22 @@ def read_data(
             f"of such pairs, got {type(dataset).__name__}"
         )
 
+    def epoch() -> Iterator[Pair]:
+        number = -1
+        for number, batch in enumerate(dataset):
+            if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                raise TypeError(f"batch {number} of dataset must be a pair (x, y), got {_described(batch)}")
+            yield form.read(batch[0], batch[1], f"x of batch {number}", f"y of batch {number}")
+        if number == -1:
+            raise ValueError("dataset must have at least one batch, got none")
+
     def loader() -> Iterator[Pair]:
         while True:
-            number = -1
-            for number, batch in enumerate(dataset):
-                if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-                    raise TypeError(f"batch {number} of dataset must be a pair (x, y), got {_described(batch)}")
-                yield form.read(batch[0], batch[1], f"x of batch {number}", f"y of batch {number}")
-            if number == -1:
-                raise ValueError("dataset must have at least one batch, got none")
+            yield from epoch()
 
-    return Data(*next(loader()), loader=loader, labels=labels)
+    batches = epoch()
+    first = next(batches)
+    return Data(*first, loader=loader, labels=labels, loaded=joined(itertools.chain([first], batches)))
 
 
 class _Form(NamedTuple):
@@ -345,37 +356,6 @@ class _Form(NamedTuple):
         moved = x.to(self.device, self.dtype)
         check_finite(x_name if moved.dtype == x.dtype else f"{x_name} in {moved.dtype}", moved)
         return moved, read
-
-
-def inputs_of(dataset: Any) -> Any:
-    """The inputs of a pair ``(x, y)``, of a Dataset of samples, or of a loader's first batch.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    dataset = _whole(dataset)
-    if not (
-        isinstance(dataset, (tuple, list)) and len(dataset) == 2 and (is_array(dataset[0]) or is_table(dataset[0]))
-    ):
-        many = isinstance(dataset, Iterable) and getattr(dataset, "ndim", 1) != 0
-        first = next(iter(dataset), None) if many else None
-        if not isinstance(first, (tuple, list)) or len(first) != 2:
-            raise TypeError(
-                f"dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, got "
-                f"{type(dataset).__name__}"
-            )
-        dataset = first
-    return dataset[0]
-
-
-def _whole(dataset: Any) -> Any:
-    """A pair of all samples, in place of a Dataset of samples."""
-    if not isinstance(dataset, torch.utils.data.Dataset) or not hasattr(dataset, "__len__") or not len(dataset):
-        return dataset
-    first = dataset[0]
-    if not (isinstance(first, (tuple, list)) and len(first) == 2 and getattr(first[0], "ndim", 0) == 1):
-        return dataset
-    return next(iter(torch.utils.data.DataLoader(dataset, len(dataset), generator=torch.Generator())))
 
 
 def _check_rows(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:

@@ -31,7 +31,7 @@ from fastkan_kernels.arguments import (
 )
 
 from . import sparsity
-from .activations import remember
+from .activations import Sample, remember
 from .caller import warn
 from .datasets import Data, read_data
 from .objective import Loss, Objective
@@ -243,7 +243,8 @@ def fit(
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
-    warn_of_scale(model, data.train[0], bool(updates))
+    rows = data.rows if takes_all else Sample(data.rows).rows
+    warn_of_scale(model, data.rows, bool(updates))
 
     good = sparsity.state_of(model), 0  # after so many whole steps
     best, best_step = good[0], -1
@@ -252,7 +253,7 @@ def fit(
             for step in bar:
                 x, y = next(batches)
                 if step in updates:
-                    model.update_grid_from_samples(x)
+                    model.update_grid_from_samples(x if takes_all else rows)  # not where a few of them lie
                     take.restart()
                 evaluated = None
                 if trials is None:
@@ -275,6 +276,9 @@ def fit(
                 answers = [callback(model, step, results) for callback in callbacks]
                 if not is_left_alone:
                     good = sparsity.state_of(model), step + 1
+                if callbacks and not _are_same(parameters, now := _trained(model, train)):
+                    parameters[:] = now  # a callback has given the network others
+                    take = make_step()
                 ends = any(answer is True for answer in answers)
                 if early_stopping is not None:
                     watched = results["test_loss"] or results["train_loss"]
@@ -291,7 +295,7 @@ def fit(
         finally:
             if early_stopping is not None and best_step >= 0:
                 model.load_state_dict(best)
-            remember(model, data.train[0])
+            remember(model, data.rows)
     return results
 
 
@@ -344,6 +348,10 @@ def _trained(model: KAN, train: Collection[str] | None) -> list[nn.Parameter]:
     return trained
 
 
+def _are_same(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> bool:
+    return list(map(id, some)) == list(map(id, others))
+
+
 @contextmanager
 def _course(model: KAN, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
     """The record is in the model's history meanwhile, and stays there if a step was made or nothing broke off; the
@@ -357,6 +365,8 @@ def _course(model: KAN, parameters: list[nn.Parameter], results: dict[str, list[
             model.history.pop()
         raise
     finally:
+        for parameter in parameters:
+            parameter.grad = None
         for parameter, gradient in before:
             parameter.grad = gradient
 

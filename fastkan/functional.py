@@ -106,6 +106,10 @@ def forward(
         if mask.device != x.device:
             raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
         mask = mask.to(weight.dtype)
+    if scale is not None and weight.dtype.itemsize == 2 and x.device.type == "cpu":
+        weight, scale = weight.float(), scale.float()  # rounded once, at the end
+        base_weight = None if base_weight is None else base_weight.float()
+        mask = None if mask is None else mask.float()
     slots = Slots(None, *effective(weight, base_weight, scale, mask))
     compute = _linear_outside if outside == "linear" else _zero_outside
     y = compute(rows, knots, slots, basis)

@@ -338,8 +338,13 @@ class KANLinear(nn.Module):
         sizes = self.in_features, self.grid_size, self.spline_order
         return uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
 
+    @torch.no_grad()
     def replace_knots(self, knots: Tensor) -> None:
-        self.knots = knots.detach().to(self.knots, copy=True).contiguous()
+        own = self.knots
+        if own.shape == knots.shape and not (own.is_meta or own.is_inference()):
+            own.copy_(knots)  # in place, as the weights are written: whoever shares both has one function
+        else:
+            self.knots = knots.detach().to(own, copy=True).contiguous()
         self._known.look(self.knots)
 
     def _apply(self, fn, recurse=True):

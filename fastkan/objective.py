@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,7 @@ class Objective:
         self._features = KeptFeatures(MAX_FEATURES)
         self._rooms = [Arena() for _ in range(model.depth)]
         self._rows: Tensor | None = None
+        self._held: tuple[Tensor, Tensor, list[StackedLayer] | None] | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
@@ -71,7 +73,8 @@ class Objective:
         """Its value times ``unit``; the gradient of that is left in the parameters, if the value is finite."""
         for parameter in parameters:
             parameter.grad = None
-        stack = self._stack(x, y)
+        held = self._held
+        stack = held[2] if held is not None and held[0] is x and held[1] is y else self._stack(x, y)
         if stack is not None:
             return self._pull_numbers(x, y, stack, parameters, unit)
         loss, penalty = self.terms(x, y, self.smooth)
@@ -84,6 +87,15 @@ class Objective:
         if math.isfinite(known):
             value.backward(inputs=list(parameters) if self.is_partial else None)
         return known
+
+    @contextmanager
+    def step(self, x: Tensor, y: Tensor) -> Iterator[None]:
+        """Look at the network once for all evaluations of an optimizer's step, in which nothing else runs."""
+        self._held = x, y, self._stack(x, y)
+        try:
+            yield
+        finally:
+            self._held = None
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
         """The network's layers, where value and gradient can be had as numbers, without a graph."""

@@ -70,7 +70,8 @@ class LBFGS:
                 return value
             return REFUSED * abs(good) + 1  # a wall for the line search to turn at
 
-        self.optimizer.step(closure)
+        with self.objective.step(x, y):
+            self.optimizer.step(closure)
         if first - good > GAIN * abs(first):
             self.idle = 0
         else:

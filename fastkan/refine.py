@@ -115,7 +115,7 @@ def update_grid_from_samples(model: KAN, x: Any = None, *, dataset: Any = None) 
     """
     check_one_process("update_grid_from_samples")
     nodes = model.inputs(rows_for(model, x, dataset, least=1))
-    before = [(layer.spline_weight.clone(), layer.knots) for layer in model.layers]
+    before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
     try:
         for number, layer in enumerate(model.layers):
             if model.has_numeric_edges(number):

@@ -179,3 +179,21 @@ def test_threads_with_other_knots_get_their_own_basis() -> None:
     finally:
         sys.setswitchinterval(before)
     assert not wrong
+
+
+def test_a_fit_computes_with_what_a_callback_has_written() -> None:
+    """The network is looked at once for all evaluations of a step, and anew for the next one."""
+    torch.manual_seed(0)
+    model = KAN([2, 3, 1], seed=0, dtype=D)
+    x = torch.rand(50, 2, dtype=D)
+    y = torch.sin(3 * x[:, :1])
+
+    def write(model: KAN, step: int, record: object) -> None:
+        if step == 0:
+            by_data(model.node_bias[0], torch.full((3,), 0.3, dtype=D))
+            by_data(model.layers[1].knots, bent(model.layers[1].knots))
+
+    results = model.fit((x, y), steps=3, update_grid=False, callbacks=[write], progress=False)
+    error = (model.copy()(x) - y).square().mean().sqrt().item()
+    assert results["train_loss"][-1] == pytest.approx(error, rel=1e-10)
+    assert results["train_loss"][-1] < results["train_loss"][0]

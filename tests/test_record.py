@@ -145,7 +145,7 @@ def test_half_precision_and_one_test_row() -> None:
     assert all(len(results[name]) == 4 for name in ("train_loss", "test_loss", "reg"))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [4, 5])  # others go on by themselves for as many steps
 def test_a_strong_penalty_does_not_stop_lbfgs_far_from_a_minimum(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where edges come to 0 their sizes have kinks, at which every line search fails."""
     x, y = data(100)

@@ -233,6 +233,8 @@ class Each(Kind):
     def read(self, name: str, value: Any) -> list[Any]:
         if not is_sequence(value):
             raise TypeError(f"{name} must be a sequence, got {kind_of(value)}")
+        if isinstance(self.kind, Int) and any(isinstance(plain(entry), bool) for entry in value):
+            raise TypeError(f"{name} must hold ints, got bools: give the places of those that are True")
         found = [self.kind.read(f"{name}[{place}]", entry) for place, entry in enumerate(value)]
         if self.count is not None and len(found) != self.count:
             raise ValueError(f"{name} must have {self.count} entries, got {len(found)}")
