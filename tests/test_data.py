@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from fastkan.arrays import MAX_LOADED
 from fastkan.datasets import Data, read_data
 from fastkan.network import KAN
 
@@ -242,10 +243,14 @@ def test_a_loader_that_has_no_more_ends_with_an_error() -> None:
 
 
 def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
-    batches = read([(X, Y), (X, nan(Y, (2,))), (X, Y)]).batches()
-    next(batches)
-    with pytest.raises(ValueError, match="y of batch 1 must be finite, got 1 NaN or infinite of 20 values"):
+    many = [(X, Y)] * (MAX_LOADED // len(X) + 1)  # of which the first ones are looked at before
+    batches = read([*many, (X, nan(Y, (2,))), (X, Y)]).batches()
+    for _ in many:
         next(batches)
+    with pytest.raises(ValueError, match=f"y of batch {len(many)} must be finite, got 1 NaN or infinite of 20 values"):
+        next(batches)
+    with pytest.raises(ValueError, match="y of batch 1 must be finite, got 1 NaN or infinite of 20 values"):
+        read([(X, Y), (X, nan(Y, (2,))), (X, Y)])
 
 
 # -- inputs far from the grid -----------------------------------------------------------------------

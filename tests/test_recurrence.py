@@ -104,7 +104,7 @@ def test_blocks_of_rows_are_the_pass_of_all(
     assert (tables.local.shape[3] > pieces.MAX_DENSE_CELLS) == (grid == 60)
     x = np.ascontiguousarray((torch.randn(200, 3, dtype=D) * 0.7).numpy().T)
     whole = ByEdges(x, tables, weight, base_weight, layer.basis, sloped=True)
-    blocks = ByBlocks(x, tables, weight, base_weight, layer.basis, True, 7, spread=True)
+    blocks = ByBlocks(x, tables, weight, base_weight, layer.basis, True, 7, 3, spread=True)
     rng = np.random.default_rng(1)
     g, by_edges, by_inputs = rng.normal(size=(2, 200)), rng.normal(size=(3, 2)), rng.normal(size=3)
     np.testing.assert_allclose(blocks.y, whole.y, rtol=1e-12, atol=1e-13)
@@ -118,7 +118,7 @@ def test_blocks_of_rows_are_the_pass_of_all(
     in_torch = blocks.pull_in_torch(torch.from_numpy(g), True, True, True)
     for one, other in zip(in_torch, whole.pull(g, None, None, True, True, True), strict=True):
         assert one is None or torch.allclose(one, torch.from_numpy(other), rtol=1e-10, atol=1e-11)
-    constant = ByBlocks(x * 0 + 0.3, tables, weight, base_weight, layer.basis, True, 7, spread=True)
+    constant = ByBlocks(x * 0 + 0.3, tables, weight, base_weight, layer.basis, True, 7, 3, spread=True)
     assert all((spread == 0).all() for spread in constant.spread())
     # and the whole layer, forward and backward, where it is taken for it
     monkeypatch.setattr(by_blocks, "KEEP_VALUES", 100)

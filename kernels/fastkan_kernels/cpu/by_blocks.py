@@ -15,17 +15,22 @@ from torch import Tensor
 
 from ..basis import Basis
 from .by_edges import ByEdges
-from .cells import Arena, Array, Room, over
-from .pieces import Pieces
+from .cells import MAX_OWN_PRODUCTS, Arena, Array, Room, over
+from .pieces import MAX_DENSE_CELLS, Pieces
 
 BLOCK_VALUES = 1 << 19  # numbers of a block's largest arrays together
-KEEP_VALUES = 1 << 21  # a pass of no more is kept whole
+MIN_ROWS = 256  # of a block
+KEEP_VALUES = 1 << 22  # a pass of no more is kept whole
 
 
-def blocks(rows: int, inputs: int, outputs: int, cells: int, order: int) -> int:
-    """The number of blocks of a pass, 1 if it is kept whole; from sizes alone."""
-    values = rows * inputs * (cells + 2 * outputs * (order + 1))
-    return 1 if values <= KEEP_VALUES else -(-values // BLOCK_VALUES)
+def blocks(rows: int, inputs: int, outputs: int, cells: int, order: int) -> tuple[int, int]:
+    """The number of blocks of a pass, and how many of them are kept for its backward; from sizes alone."""
+    terms = outputs * (order + 1)
+    values = rows * inputs * (cells + 2 * terms)
+    count = 1 if values <= KEEP_VALUES else -(-values // BLOCK_VALUES)
+    if cells <= MAX_DENSE_CELLS:  # so that its products stay NumPy's own, which are the quicker ones
+        count = max(count, min(rows // MIN_ROWS, -(-rows * cells * (terms + 2) // MAX_OWN_PRODUCTS)))
+    return count, count if values <= KEEP_VALUES else max(1, count * KEEP_VALUES // values)
 
 
 class _Arena(threading.local):
@@ -43,6 +48,7 @@ class ByBlocks:
 
     Args:
         count: number of blocks.
+        kept: how many of them are kept for the backward.
         spread: whether :meth:`spread` will be asked for.
     """
 
@@ -55,6 +61,7 @@ class ByBlocks:
         basis: Basis,
         sloped: bool,
         count: int,
+        kept: int,
         spread: bool,
     ) -> None:
         import numpy as np
@@ -63,11 +70,10 @@ class ByBlocks:
         self.parts = [slice(x.shape[1] * n // count, x.shape[1] * (n + 1) // count) for n in range(count)]
         self.y = np.empty((weight.shape[2], x.shape[1]), x.dtype)
         self.edges_moments, self.inputs_moments = Moments(), Moments()
-        share = -(-KEEP_VALUES // BLOCK_VALUES)
         self.kept: list[ByEdges] = []
         for place, part in enumerate(self.parts):
-            block_pass = self._pass(part, sloped, None) if place < share else self._pass(part, False, _arena.room)
-            if place < share:
+            block_pass = self._pass(part, sloped, None) if place < kept else self._pass(part, False, _arena.room)
+            if place < kept:
                 self.kept.append(block_pass)
             self.y[:, part] = block_pass.y
             if spread:

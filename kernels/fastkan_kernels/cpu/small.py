@@ -97,9 +97,9 @@ def run(
     if features is not None and not by_x and x.size * (tables.count + 1) <= features.most:
         return ByFeatures(x, tables, weight, base_weight, basis, features)
     inputs, outputs = weight.shape[1:]
-    count = blocks(x.shape[1], inputs, outputs, tables.count + basis.order, basis.order)
+    count, kept = blocks(x.shape[1], inputs, outputs, tables.count + basis.order, basis.order)
     if count > 1:
-        return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, spread)
+        return ByBlocks(x, tables, weight, base_weight, basis, by_x, count, kept, spread)
     return ByEdges(x, tables, weight, base_weight, basis, by_x, room)
 
 
