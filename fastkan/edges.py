@@ -59,7 +59,7 @@ def stacked(layer: KANLinear) -> StackedLayer:
         mask = mask.to(weight.dtype)
     read = layer._known.read(knots)
     if read is None or not knots.is_cpu:
-        basis = layer._known.basis(knots)
+        basis = layer._known.basis(knots) if read is None else read.basis
         weight, base_weight = layer._known.checked(knots, basis, weight, base_weight)
         return StackedLayer(weight, base_weight, scale, mask, knots, basis)
     return StackedLayer(weight, base_weight, scale, mask, knots, read.basis, read.pieces)

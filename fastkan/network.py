@@ -14,6 +14,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastkan_kernels import arguments as kinds
 from fastkan_kernels.arguments import FLAG, REAL
 from fastkan_kernels.checks import ORDER
+from fastkan_kernels.eager import needs_graph
 from fastkan_kernels.stack import Spread, StackedLayer, column_std, small_stack
 from fastkan_kernels.stack import serves as small_serves
 
@@ -231,8 +232,8 @@ class KAN(PykanMethods, nn.Module):
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
         nodes, spreads = self.inputs(rows), []
-        graph_of_x = nodes.requires_grad and torch.is_grad_enabled() and not spread
-        stack = self.stack() if nodes.is_cpu and not graph_of_x else None
+        # a graph by x may be differentiated again, which the layers' contractions do at less cost
+        stack = self.stack() if nodes.is_cpu and (spread or not needs_graph(nodes)) else None
         if stack is not None and small_serves(nodes, stack):
             return small_stack(nodes, stack, spread)
         for layer in range(self.depth):

@@ -23,6 +23,11 @@ def has_values(*tensors: Tensor) -> bool:
     return True
 
 
+def needs_graph(x: Tensor) -> bool:
+    """Whether a gradient by x may be wanted."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def is_batched(*tensors: Tensor | None) -> bool:
     """Whether ``autograd.grad(is_grads_batched=True)`` batches any of some tensors."""
     if torch.compiler.is_compiling():

@@ -19,6 +19,7 @@ from .basis import Basis, autocast_dtype
 from .cpu import small
 from .cpu.cells import Room
 from .cpu.pieces import Pieces, pieces_of
+from .eager import needs_graph
 from .edges import edge_std, edge_values
 from .trilinear import Slots
 
@@ -64,7 +65,7 @@ def serves(x: Tensor, layers: Sequence[StackedLayer], features: small.KeptFeatur
         and small.pays(
             len(x),
             [(layer.knots, layer.weight, layer.basis) for layer in layers],
-            None if small.needs_graph(x) else features,
+            None if needs_graph(x) else features,
         )
         and not (torch.is_grad_enabled() and any(map(_asks_for_more, layers)))
     )

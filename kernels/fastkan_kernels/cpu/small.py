@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from ..eager import has_values
+from ..eager import has_values, needs_graph
 from ..trilinear import CONTRACTIONS, Slots, gradients
 from . import choice
 from .at_rows import AtRows
@@ -40,11 +40,6 @@ def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
         and pays(len(x), [(knots, slots.weight, basis)], None if needs_graph(x) else SHARED)
         and has_values(x)
     )
-
-
-def needs_graph(x: Tensor) -> bool:
-    """Whether a gradient by x may be wanted."""
-    return x.requires_grad and torch.is_grad_enabled()
 
 
 def pays(rows: int, layers: Sequence[tuple[Tensor, Tensor, Basis]], features: KeptFeatures | None) -> bool:
