@@ -1,4 +1,4 @@
-"""``python -m bench.cpu_costs``: the figures in ``fastkan_kernels.cpu.choice``, measured on this machine.
+"""``python -m bench.cpu_costs``: the figures in ``fastkan_kernels.backends.cpu.selection``, measured on this machine.
 
 First each constant by itself, beside the one in force; then for a sweep of sizes both ways that F and H
 can take, and by how much the chosen one misses the quicker.
@@ -21,9 +21,10 @@ from rich.table import Table
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of, uniform_knots
-from fastkan_kernels.cpu import banded, choice, dense
-from fastkan_kernels.cpu.blocks import DenseFeatures
-from fastkan_kernels.cpu.local import local_features
+from fastkan_kernels.backends.cpu import banded, dense
+from fastkan_kernels.backends.cpu import selection as choice
+from fastkan_kernels.backends.cpu.blocks import DenseFeatures
+from fastkan_kernels.bspline.local import local_features
 
 from .machine import OtherWork, describe
 from .measure import Task, interleaved, ratio, times

@@ -7,15 +7,16 @@
 
 from fastkan_kernels import autotune, backend
 
-from . import functional, pykan
-from .conversion import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
-from .datasets import create_dataset, create_dataset_from_data
-from .explain import explain
-from .layer import KANLinear
-from .network import KAN
-from .pykan import *  # noqa: F403
-from .replace import replace_linear
-from .symbolic.library import SYMBOLIC_LIB, add_symbolic
+from . import functional
+from .interop import pykan
+from .interop.convert import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
+from .interop.pykan import *  # noqa: F403
+from .interop.replace import replace_linear
+from .kan import KAN
+from .layers.explain import explain
+from .layers.function_library import SYMBOLIC_LIB, add_symbolic
+from .layers.linear import KANLinear
+from .training.data import create_dataset, create_dataset_from_data
 from .version import __version__
 
 MultKAN = KAN  # as pykan calls it too

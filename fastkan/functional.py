@@ -5,14 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import Basis, basis_of, uniform_basis
-from fastkan_kernels.arguments import FLAG, Choice, Optional, checked
-from fastkan_kernels.basis import autocast_dtype, exact_products, working_dtype
-from fastkan_kernels.checks import BASE, ORDER, check_alike, check_knots, check_shape, check_tensor, check_weights
-from fastkan_kernels.features import base_function, round_weights
-from fastkan_kernels.routing import contract, needs_composite
-from fastkan_kernels.stack import effective
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels import (
+    BASE,
+    FLAG,
+    ORDER,
+    Basis,
+    Choice,
+    Optional,
+    Slots,
+    autocast_dtype,
+    base_function,
+    basis_of,
+    check_alike,
+    check_knots,
+    check_shape,
+    check_tensor,
+    check_weights,
+    checked,
+    contract,
+    effective,
+    exact_products,
+    needs_composite,
+    round_weights,
+    uniform_basis,
+    working_dtype,
+)
 
 OUTSIDE = Choice(("zero", "linear"))  # what splines do beyond the grid
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 
 # of the extra "bench", which those tests need
 if not all(map(find_spec, ("matplotlib", "rich", "sklearn", "tqdm"))):
-    collect_ignore = ["test_bench.py"]
+    collect_ignore = ["bench"]
 
 # The same examples on every run: a suite that fails once a week teaches nobody anything.
 settings.register_profile(

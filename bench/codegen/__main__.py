@@ -21,7 +21,7 @@ from . import report
 from .judge import Verdict
 from .run import CAPABILITIES, listed, run
 
-MODULE = "fastkan_kernels.triton.builds"
+MODULE = "fastkan_kernels.backends.triton.builds"
 CANDIDATES = "bench.codegen.candidates"
 WIDTH = 190  # of the table, where there is no terminal to fit
 

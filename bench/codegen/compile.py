@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from fastkan_kernels.triton.builds import Build
+    from fastkan_kernels.backends.triton.builds import Build
 
 
 class Compiled(NamedTuple):

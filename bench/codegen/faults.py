@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from fastkan_kernels.triton.builds import Build
+from fastkan_kernels.backends.triton.builds import Build
 
 
 @triton.jit

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastkan_kernels.triton.config import shared_limit
+from fastkan_kernels.backends.triton.tuning.config import shared_limit
 
 from . import hazard, product, ptx, sass
 from .compile import Compiled
 
 if TYPE_CHECKING:
-    from fastkan_kernels.triton.builds import Build
+    from fastkan_kernels.backends.triton.builds import Build
 
 _LOCAL = frozenset({"LDL", "STL"})
 

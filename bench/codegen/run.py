@@ -14,7 +14,7 @@ from .compile import Compiled, compile_build, prepare
 from .judge import Verdict, broken, judge
 
 if TYPE_CHECKING:
-    from fastkan_kernels.triton.builds import Build
+    from fastkan_kernels.backends.triton.builds import Build
 
 CAPABILITIES = (80, 90)
 

@@ -21,7 +21,7 @@ class Launched:
         self._found: dict[tuple, needed.Kept] = {}
 
     def pytest_sessionstart(self) -> None:
-        from fastkan_kernels.triton.launch import Launch
+        from fastkan_kernels.backends.triton.launch import Launch
 
         self._found = self._during.enter_context(needed.launches(Launch.run))
 

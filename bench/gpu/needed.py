@@ -62,7 +62,7 @@ def launches(then: Callable[[Any], None] = lambda launch: None) -> Iterator[dict
     Args:
         then: done with each launch.
     """
-    from fastkan_kernels.triton.launch import Launch
+    from fastkan_kernels.backends.triton.launch import Launch
 
     found: dict[tuple, Kept] = {}
     run = Launch.run
@@ -202,7 +202,7 @@ class _Call(NamedTuple):
         return ways.candidates(self.name, *arguments)
 
     def made(self, setting: str, config: Any = None) -> None:
-        from fastkan_kernels.triton import dispatch
+        from fastkan_kernels.backends.triton import dispatch
 
         contract = {"F": dispatch.contract_out, "G": dispatch.contract_weight, "H": dispatch.contract_in}[self.name]
         with ways.forced({} if config is None else {self.name: config}):

@@ -122,8 +122,8 @@ def launches(part: Part, place: Place, whole_only: bool = False) -> tuple[Any, d
     Raises:
         ways.NoSuchWay: where there is none.
     """
-    from fastkan_kernels.triton import chunked
-    from fastkan_kernels.triton.problem import problem
+    from fastkan_kernels.backends.triton import chunked
+    from fastkan_kernels.backends.triton.problem import problem
 
     o, basis = operands_of(part, place)
     arguments = (part.contraction, o.x, o.knots, o.slots(part.contraction), basis, part.derivative)

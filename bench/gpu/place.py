@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 
 import fastkan
-from fastkan_kernels.backends import BACKENDS
-from fastkan_kernels.routing import BACKEND_NAMES
-from fastkan_kernels.triton.stamp import ptxas_version
+from fastkan_kernels.autograd.dispatch import BACKEND_NAMES
+from fastkan_kernels.backends.registry import BACKENDS
+from fastkan_kernels.backends.triton.tuning.stamp import ptxas_version
 
 from ..machine import describe
 from . import sources

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fastkan_kernels import uniform_knots
-from fastkan_kernels.routing import route
+from fastkan_kernels.autograd.dispatch import route
 
 from ..measure import Samples, Spread, ratio, times
 from ..memory import peak_bytes

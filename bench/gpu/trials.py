@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of
-from fastkan_kernels.triton.config import WAYS
+from fastkan_kernels.backends.triton.tuning.config import WAYS
 
 from ..cases import SEED
 from .rows import CONTRACTIONS

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import fastkan_kernels
 from fastkan_kernels import Basis
-from fastkan_kernels.features import features
+from fastkan_kernels.bspline.cox_de_boor import features
 from fastkan_kernels.trilinear import CONTRACTIONS, Slots
 
 BLOCK_ELEMENTS = 1 << 25  # of float64 features made at a time

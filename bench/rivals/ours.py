@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastkan import KAN, KANLinear
-from fastkan.regularization import Penalty
+from fastkan.training.regularization import Penalty
 
 from ..cases import ENTROPY, L1, Case, Edges
 from .registry import rival

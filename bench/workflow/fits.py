@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastkan import KAN
-from fastkan.objective import Objective
-from fastkan.regularization import Penalty
+from fastkan.training.objective import Objective
+from fastkan.training.regularization import Penalty
 
 from ..plain import KANLinear
 from .points import LEARNING_RATES, LOSSES, Point

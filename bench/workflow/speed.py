@@ -25,8 +25,8 @@ from rich.table import Table
 from torch import nn
 
 from fastkan import KAN, create_dataset
-from fastkan.objective import Objective
-from fastkan.regularization import Penalty
+from fastkan.training.objective import Objective
+from fastkan.training.regularization import Penalty
 
 from ..machine import describe
 from ..measure import Run, Task, interleaved, ratio, times

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import activations, grid
-from ..caller import warn
-from ..edges import edge_functions, edge_kinds, numeric_functions
-from ..regularization import edge_sizes
-from ..symbolic.library import Interval, lookup
+from fastkan_kernels import warn
+
+from ..layers import grid
+from ..layers.edge_functions import edge_functions, numeric_functions
+from ..layers.function_library import Interval, lookup
+from ..network import trace as activations
+from ..network.edges import edge_kinds
+from ..training.regularization import edge_sizes
 
 if TYPE_CHECKING:
-    from ..layer import KANLinear
-    from ..network import KAN
+    from ..layers.linear import KANLinear
+    from ..network.core import Network
 
 METRICS = {"backward": "edge_backward", "forward_n": "edge_forward_sum", "forward_u": "edge_forward_spline_u"}
 POINTS = 101  # of a curve
@@ -43,7 +46,7 @@ class Shown(NamedTuple):
     left_out: int
 
 
-def rows_for(model: KAN, x: Tensor | None, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
+def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
     """Samples with which every node is finite, and what then enters each layer.
 
     Args:
@@ -59,7 +62,7 @@ def rows_for(model: KAN, x: Tensor | None, layer: int | None = None) -> tuple[Te
     if len(rows) < 2:
         raise ValueError(f"x must have at least two samples, got {len(rows)}")
     rows = some_of(rows, max(2, MOST_VALUES // max(1, rows.shape[1])))
-    trace = model.trace(rows)
+    trace = activations.trace(model, rows)
     nodes = [traced.nodes for traced in trace]
     asked = [*nodes, trace[-1].out] if layer is None else nodes[: layer + 1]
     good = torch.stack([part.isfinite().all(1) for part in asked]).all(0)
@@ -80,7 +83,7 @@ def some_of(rows: Tensor, most: int) -> Tensor:
     return rows[chosen.to(rows.device)]
 
 
-def _culprit(model: KAN, nodes: list[Tensor]) -> str:
+def _culprit(model: Network, nodes: list[Tensor]) -> str:
     """The first place where numbers are no longer finite."""
     if int(nodes[0].isfinite().all(1).sum()) < 2:
         return "the samples are NaN or infinite"
@@ -95,7 +98,7 @@ def _culprit(model: KAN, nodes: list[Tensor]) -> str:
     return f"the nodes behind the edges of layer {layer} are NaN or infinite at the samples"
 
 
-def shown_edges(model: KAN, nodes: list[Tensor], metric: str, mask: list[Tensor] | None, most: int) -> list[Shown]:
+def shown_edges(model: Network, nodes: list[Tensor], metric: str, mask: list[Tensor] | None, most: int) -> list[Shown]:
     """The edges of each layer: all that are on or, of more than ``most``, the strongest."""
     sizes = edge_sizes(model, nodes, METRICS[metric])
     found = []
@@ -130,7 +133,7 @@ def evenly(low: Tensor, high: Tensor, count: int = POINTS) -> Tensor:
     return torch.lerp(low, high, torch.linspace(0, 1, count, dtype=low.dtype, device=low.device).unsqueeze(1))
 
 
-def curves(model: KAN, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
+def curves(model: Network, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
     """Values of some edges at ``nodes [N, in]``: of their numeric part and of their formulas, each ``[N, E]``."""
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
     inputs, from_input = i.to(nodes.device).unique(return_inverse=True)
@@ -168,7 +171,7 @@ def within(values: Tensor, seen: Tensor, singular: Tensor) -> tuple[Tensor, Tens
     return middle - half, middle + half
 
 
-def may_have_poles(model: KAN, layer: int, i: Tensor, j: Tensor) -> Tensor:
+def may_have_poles(model: Network, layer: int, i: Tensor, j: Tensor) -> Tensor:
     """Which of some edges are formulas that run off somewhere, ``[E]``."""
     singular = {}
     for edge in model.symbolic[layer].edges:

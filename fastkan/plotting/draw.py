@@ -14,7 +14,7 @@ from .layout import BOX, GAP, RANGES, Boxes, Label, Layout, arrange, extent, lab
 from .picture import Lines, Picture, Words
 
 if TYPE_CHECKING:
-    from ..network import KAN
+    from ..network.core import Network
 
 COLORS = {"numeric": "black", "symbolic": "red", "both": "purple"}
 IDLE = "0.72"  # of nodes that no edge touches that can be seen
@@ -30,7 +30,7 @@ LEAST_SYMBOL = 0.028  # a smaller circle has no cross
 
 
 def draw(
-    model: KAN,
+    model: Network,
     nodes: list[Tensor],
     edges: list[Shown],
     beta: float,
@@ -67,7 +67,7 @@ def draw(
 
 def _draw_edges(
     picture: Picture,
-    model: KAN,
+    model: Network,
     layer: int,
     shown: Shown,
     layout: Layout,
@@ -168,7 +168,7 @@ class Touched(NamedTuple):
     hides: bool  # whether edges are hidden
 
 
-def _touched(model: KAN, edges: list[Shown], beta: float) -> Touched:
+def _touched(model: Network, edges: list[Shown], beta: float) -> Touched:
     shape = model.architecture
     kept, nodes = ([[False] * count for count in shape.nodes] for _ in range(2))
     subnodes = [[False] * count for count in shape.subnodes]
@@ -187,7 +187,7 @@ def _touched(model: KAN, edges: list[Shown], beta: float) -> Touched:
     return Touched(kept, nodes, subnodes, strength, not all(bool(shown.drawn.all()) for shown in edges))
 
 
-def _draw_nodes(picture: Picture, model: KAN, layout: Layout, touched: Touched) -> None:
+def _draw_nodes(picture: Picture, model: Network, layout: Layout, touched: Touched) -> None:
     crosses: list[Any] = []
     cross_colors: list[str] = []
     links: list[Any] = []

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from ..architecture import Architecture
+    from ..network.architecture import Architecture
 
 MOST_WIDTH, LEAST_WIDTH = 14.0, 2.2
 MOST_WIDTH_WITH_RANGES = 20.0

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels import arguments as kinds
-from fastkan_kernels.arguments import FLAG, INDEX
+from fastkan_kernels import FLAG, INDEX, warn
+from fastkan_kernels import validation as kinds
 
-from .. import grid
-from ..caller import warn
-from ..edges import edge_kinds
+from ..layers import grid
+from ..network.edges import edge_kinds
 from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
 from .draw import COLORS, draw
 from .layout import readable
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..network import KAN
+    from ..network.core import Network
 
 USUAL_SCALE = 0.5
 DPI, MOST_PIXELS = 200, 30000
@@ -41,7 +40,7 @@ POSITIVE, TITLE = kinds.Real(above=0), kinds.Optional(kinds.Text())
     tick=FLAG, sample=FLAG, title=TITLE, varscale=POSITIVE, max_edges=kinds.Int(least=1),
 )  # fmt: skip
 def plot(
-    model: KAN,
+    model: Network,
     folder: str | os.PathLike | None = None,
     beta: float = 3.0,
     mask: bool = False,
@@ -133,7 +132,7 @@ def plot(
 
 @kinds.checked(l=INDEX, i=INDEX, j=INDEX, title=TITLE)
 def plot_edge(
-    model: KAN,
+    model: Network,
     l: int,
     i: int,
     j: int,
@@ -224,7 +223,7 @@ def plot_edge(
     return ax
 
 
-def plot_history(model_or_results: KAN | Mapping | Sequence[Mapping]) -> Figure:
+def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Figure:
     """Draw how the losses and the regularisation went, step by step.
 
     Args:
@@ -295,7 +294,7 @@ def plot_history(model_or_results: KAN | Mapping | Sequence[Mapping]) -> Figure:
 # -- arguments ----------------------------------------------------------------------------------------
 
 
-def _inputs(model: KAN, names: Sequence | None) -> list[str]:
+def _inputs(model: Network, names: Sequence | None) -> list[str]:
     """One name for each input that the network reads."""
     ids = model.input_id.tolist()
     if names is None:
@@ -309,7 +308,7 @@ def _inputs(model: KAN, names: Sequence | None) -> list[str]:
     raise ValueError(f"in_vars must have {' or '.join(map(str, counts))} names, got {len(texts)}")
 
 
-def _outputs(model: KAN, names: Sequence | None) -> list[str]:
+def _outputs(model: Network, names: Sequence | None) -> list[str]:
     count = model.width_in[-1]
     if names is None:
         return ["$y$"] if count == 1 else [f"$y_{{{n + 1}}}$" for n in range(count)]
@@ -339,7 +338,7 @@ def _floats(values: Tensor) -> list[float]:
     return values.detach().double().cpu().tolist()
 
 
-def _formula(model: KAN, layer: int, i: int, j: int) -> str:
+def _formula(model: Network, layer: int, i: int, j: int) -> str:
     """c f(a x + b) + d, to three digits."""
     symbolic = model.symbolic[layer]
     place, edge = next((n, edge) for n, edge in enumerate(symbolic.edges) if edge[:2] == (i, j))
@@ -357,7 +356,7 @@ def _linear(factor: float, of: str, more: float) -> str:
     return scaled if more == 0 else f"{scaled} {'+' if more > 0 else '-'} {abs(more):.3g}"
 
 
-def _node_name(model: KAN, layer: int, i: int) -> str:
+def _node_name(model: Network, layer: int, i: int) -> str:
     if layer == 0:
         return f"$x_{{{int(model.input_id[i]) + 1}}}$"
     return f"node {i} of layer {layer}"

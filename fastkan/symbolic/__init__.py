@@ -1,7 +1,15 @@
 """Edges that are formulas: a library of functions, edges fixed to them, and the search for the right one."""
 
-from .edge import Edge, SymbolicEdges
-from .library import SYMBOLIC_LIB, Interval, SymbolicFunction, add_symbolic, lookup, names_of, remove_symbolic
+from ..layers.function_library import (
+    SYMBOLIC_LIB,
+    Interval,
+    SymbolicFunction,
+    add_symbolic,
+    lookup,
+    names_of,
+    remove_symbolic,
+)
+from ..layers.symbolic import Edge, SymbolicEdges
 from .search import Candidate, SymbolicFits, fit_params, rank, search
 
 __all__ = [

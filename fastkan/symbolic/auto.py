@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from fastkan_kernels.arguments import FLAG, SHARE, Int, checked
+from fastkan_kernels import FLAG, SHARE, Int, checked
 
-from ..activations import rows_for
-from ..edges import edge_functions, mask_of
+from ..layers.edge_functions import edge_functions, mask_of
+from ..layers.function_library import BOUNDS, Library, names_of
+from ..network.trace import rows_for
 from .fix import MIN_ROWS, all_or_nothing, set_numeric, table
-from .library import BOUNDS, Library, names_of
 from .search import Range, rank, search
 
 if TYPE_CHECKING:
-    from ..network import KAN
+    from ..network.core import Network
 
 
 class EdgeReport(NamedTuple):
@@ -90,7 +90,7 @@ class SymbolicReport(list[EdgeReport]):
 @torch.inference_mode(False)
 @torch.no_grad()
 def auto_symbolic(
-    model: KAN,
+    model: Network,
     a_range: Range = None,
     b_range: Range = None,
     lib: Iterable[str] | None = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import SymbolicFunction
+from ..layers.function_library import SymbolicFunction
 
 SHORT, LONG = 1e-3, 1e4
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.features import MAX_BASE_DERIVATIVE, base_function, splines
+from fastkan_kernels import MAX_BASE_DERIVATIVE, base_function, splines
 
-from ..edges import edge_weights
-from .library import lookup
+from ..layers.edge_functions import edge_weights
+from ..layers.function_library import lookup
 from .rounding import FOLDED, is_tame, number, times
 
 if TYPE_CHECKING:
-    from ..layer import KANLinear
+    from ..layers.linear import KANLinear
 
 EXACT = 17  # digits that tell any two float64 apart; cells begin where knots are, not near it
 

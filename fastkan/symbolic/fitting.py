@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layers.function_library import INF, SymbolicFunction, lookup
 from .canonical import canonical, derived, solved, unit_factor
-from .library import INF, SymbolicFunction, lookup
 from .polish import Fits, evaluate, polish
 from .starts import NODES, Nodes, best_starts, box_starts, inside, shared_out
 

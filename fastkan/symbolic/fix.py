@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import FLAG, INDEX, SHARE, Callback, Choice, checked
+from fastkan_kernels import FLAG, INDEX, SHARE, Callback, Choice, checked, warn
 
-from ..activations import rows_for
-from ..caller import warn
-from ..edges import edge_functions, mask_of
-from ..resting import rest
-from ..tables import table
-from .library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
+from ..layers.edge_functions import edge_functions, mask_of
+from ..layers.function_library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
+from ..layers.resting import rest
+from ..layers.tables import table
+from ..network.trace import check_edge, rows_for, trace
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 
 if TYPE_CHECKING:
-    from ..network import KAN
+    from ..network.core import Network
 
 POOR = 0.9  # R2 below which a fit deserves a word
 MIN_ROWS = 8  # twice as many as a, b, c and d: through fewer, functions pass that have nothing to do with the edge
@@ -34,7 +33,7 @@ MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True
 @torch.inference_mode(False)
 @torch.no_grad()
 def fix_symbolic(
-    model: KAN,
+    model: Network,
     l: int,
     i: int,
     j: int,
@@ -80,7 +79,7 @@ def fix_symbolic(
         >>> r2 = model.fix_symbolic(0, 1, 0, "tanh", x=torch.linspace(-1, 1, 200).reshape(100, 2))
         edge (0, 1, 0): tanh, R2 0.999996
     """
-    model.check_edge(l, i, j)
+    check_edge(model, l, i, j)
     if log_history is not None:
         warn("log_history has no meaning here: nothing is logged")
     affine: Sequence[float] = IDENTITY
@@ -106,7 +105,7 @@ def fix_symbolic(
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.inference_mode(False)
-def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
+def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
     """Make a formula the spline again that the edge was before, in place.
 
     Raises:
@@ -119,7 +118,7 @@ def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
         >>> model.symbolic[0].edges
         ()
     """
-    model.check_edge(l, i, j)
+    check_edge(model, l, i, j)
     if model.symbolic[l].name(i, j) is None:
         raise ValueError(f"edge {l, i, j} is no formula, so there is nothing to take back")
     with all_or_nothing(model):
@@ -128,7 +127,7 @@ def unfix_symbolic(model: KAN, l: int, i: int, j: int) -> None:
 
 
 @torch.inference_mode(False)
-def unfix_symbolic_all(model: KAN) -> None:
+def unfix_symbolic_all(model: Network) -> None:
     """Make all formulas the splines again that they were, in place.
 
     Example:
@@ -146,7 +145,7 @@ def unfix_symbolic_all(model: KAN) -> None:
 
 @checked(l=INDEX, i=INDEX, j=INDEX, mode=Choice(MODES))
 @torch.inference_mode(False)
-def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
+def set_mode(model: Network, l: int, i: int, j: int, mode: str) -> None:
     """Say what counts on an edge, in place.
 
     Args:
@@ -164,7 +163,7 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
         tensor([[1.],
                 [0.]])
     """
-    model.check_edge(l, i, j)
+    check_edge(model, l, i, j)
     numeric, formula = MODES[mode]
     symbolic = model.symbolic[l]
     if formula and symbolic.name(i, j) is None:
@@ -181,7 +180,7 @@ def set_mode(model: KAN, l: int, i: int, j: int, mode: str) -> None:
 )  # fmt: skip
 @torch.no_grad()
 def suggest_symbolic(
-    model: KAN,
+    model: Network,
     l: int,
     i: int,
     j: int,
@@ -227,7 +226,7 @@ def suggest_symbolic(
         >>> best[0], best[3]
         ('exp', 2)
     """
-    model.check_edge(l, i, j)
+    check_edge(model, l, i, j)
     inputs, outputs = (value.unsqueeze(1) for value in _samples(model, l, i, j, x, dataset))
     fits = search(inputs, outputs, lib, a_range=a_range, b_range=b_range)
     ranked = rank(fits, weight_simple=weight_simple, r2_loss_fun=r2_loss_fun, c_loss_fun=c_loss_fun)
@@ -242,7 +241,7 @@ def suggest_symbolic(
 
 
 @contextmanager
-def all_or_nothing(model: KAN) -> Iterator[None]:
+def all_or_nothing(model: Network) -> Iterator[None]:
     """Formulas and masks stay what they were if what follows raises, or is interrupted."""
     before = [(layer.mask, edges.edges, edges.affine) for layer, edges in zip(model.layers, model.symbolic)]
     try:
@@ -255,7 +254,7 @@ def all_or_nothing(model: KAN) -> Iterator[None]:
         raise
 
 
-def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
+def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
     mask = mask_of(model.layers[layer]).clone()
     for edge in edges:
         mask[edge] = on
@@ -264,11 +263,11 @@ def set_numeric(model: KAN, layer: int, edges: Sequence[tuple[int, int]], on: bo
     rest(model.layers[layer])
 
 
-def _is_on(model: KAN, l: int, i: int, j: int) -> bool:
+def _is_on(model: Network, l: int, i: int, j: int) -> bool:
     return bool(mask_of(model.layers[l])[i, j]) or model.symbolic[l].name(i, j) is not None
 
 
-def _samples(model: KAN, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
+def _samples(model: Network, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     """Inputs and outputs of an edge, ``[N]`` each."""
-    nodes = model.trace(rows_for(model, x, dataset, least=MIN_ROWS))[l].nodes
+    nodes = trace(model, rows_for(model, x, dataset, least=MIN_ROWS))[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]

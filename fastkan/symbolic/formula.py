@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import FLAG, Choice, checked, is_sequence
+from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 
-from ..caller import warn
-from ..edges import edge_functions, mask_of
+from ..layers.edge_functions import edge_functions, mask_of
+from ..layers.function_library import lookup
+from ..network.trace import samples, trace
 from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
-from .library import lookup
 from .rounding import TOLERANCE, Digits, number, product_of, rebuilt, rounded, rounded_to_keep
 
 if TYPE_CHECKING:
-    from ..network import KAN
+    from ..network.core import Network
 
 NUMERIC = Choice(("functions", "piecewise", "raise"))
 MAX_NAMED = 10  # edges that a warning names, with what fits them best
@@ -26,7 +26,7 @@ MAX_NAMED = 10  # edges that a warning names, with what fits them best
 
 @checked(digits=Digits(), numeric=NUMERIC, simplify=FLAG, tolerance=TOLERANCE)
 def symbolic_formula(
-    model: KAN,
+    model: Network,
     var: Sequence[Any] | None = None,
     normalizer: Sequence[Any] | None = None,
     output_normalizer: Sequence[Any] | None = None,
@@ -108,7 +108,7 @@ def symbolic_formula(
     return formulas, variables
 
 
-def formula_latex(model: KAN, var: Sequence[Any] | None = None, *args: Any, **options: Any) -> list[str]:
+def formula_latex(model: Network, var: Sequence[Any] | None = None, *args: Any, **options: Any) -> list[str]:
     """The formulas in LaTeX, one for each output; arguments and errors as in :meth:`symbolic_formula`.
 
     Example:
@@ -125,7 +125,7 @@ def formula_latex(model: KAN, var: Sequence[Any] | None = None, *args: Any, **op
 
 @checked(digits=Digits(), numeric=NUMERIC, tolerance=TOLERANCE)
 def formula_numpy(
-    model: KAN,
+    model: Network,
     normalizer: Sequence[Any] | None = None,
     output_normalizer: Sequence[Any] | None = None,
     *,
@@ -177,7 +177,7 @@ def formula_numpy(
 # -- one layer -----------------------------------------------------------------------------------------
 
 
-def _after(model: KAN, layer: int, nodes: list[Any], written: str) -> list[Any]:
+def _after(model: Network, layer: int, nodes: list[Any], written: str) -> list[Any]:
     """The next layer's nodes, as expressions of this one's."""
     import sympy
 
@@ -275,7 +275,7 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 # -- arguments -----------------------------------------------------------------------------------------
 
 
-def _check_numeric(model: KAN, numeric: str) -> None:
+def _check_numeric(model: Network, numeric: str) -> None:
     if numeric == "raise":
         on = _splines(model)
         if on:
@@ -286,12 +286,12 @@ def _check_numeric(model: KAN, numeric: str) -> None:
             )
 
 
-def _splines(model: KAN) -> list[tuple[int, int, int]]:
+def _splines(model: Network) -> list[tuple[int, int, int]]:
     """The edges ``(layer, i, j)`` that are on as splines."""
     return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
 
 
-def _warn_of_splines(model: KAN) -> None:
+def _warn_of_splines(model: Network) -> None:
     on = _splines(model)
     if not on:
         return
@@ -304,11 +304,11 @@ def _warn_of_splines(model: KAN) -> None:
     )
 
 
-def _best_fit(model: KAN, l: int, i: int, j: int) -> str:
+def _best_fit(model: Network, l: int, i: int, j: int) -> str:
     """The function that fits an edge best, in words; nothing where it has no finite values."""
     from .search import search
 
-    x = model.trace(model.samples()[:1000])[l].nodes[:, i : i + 1]
+    x = trace(model, samples(model)[:1000])[l].nodes[:, i : i + 1]
     y = edge_functions(model.layers[l], model.symbolic[l], x.expand(-1, model.width_in[l]))[:, i, j : j + 1]
     if not bool(x.isfinite().all() & y.isfinite().all()):
         return ""
@@ -317,7 +317,7 @@ def _best_fit(model: KAN, l: int, i: int, j: int) -> str:
     return f" (best is {fits.names[best]}, R2 {fits.r2[best, 0]:.4f})"
 
 
-def _columns(model: KAN) -> list[Any]:
+def _columns(model: Network) -> list[Any]:
     """Symbols for the columns of x while a formula is made, named and so ordered as those it ends up with."""
     import sympy
 
@@ -360,7 +360,7 @@ def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list
     return [mean.expand(count).tolist(), std.expand(count).tolist()]
 
 
-def _normalized_inputs(model: KAN, variables: list[Any], normalizer: list[list[float]]) -> list[Any]:
+def _normalized_inputs(model: Network, variables: list[Any], normalizer: list[list[float]]) -> list[Any]:
     columns = [(x - number(mean)) / number(std) for x, mean, std in zip(variables, *normalizer)]
     return [columns[column] for column in model.input_id.tolist()]
 
@@ -370,12 +370,12 @@ def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[An
 
 
 def _samples(
-    model: KAN, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
+    model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
     """Rows, and labels if there are any, as the formula has them."""
-    x, labels = model.samples(), None
+    x, labels = samples(model), None
     if dataset is not None:
-        from ..datasets import read_data
+        from ..training.data import read_data
 
         data = read_data(
             dataset,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .library import SymbolicFunction
+from ..layers.function_library import SymbolicFunction
 from .starts import inside
 
 LEAST_DAMPING = 1e-12

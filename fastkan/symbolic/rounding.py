@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import Int, Kind, Real
+from fastkan_kernels import Int, Kind, Real
 
 MOST = 17  # significant digits that tell any two float64 apart
 TAME = 80  # parts of an expression

@@ -13,11 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels.arguments import INDEX, REAL, SHARE, Callback, Instance, checked
-from fastkan_kernels.checks import check_finite, check_shape, check_tensor
+from fastkan_kernels import INDEX, REAL, SHARE, Callback, Instance, check_finite, check_shape, check_tensor, checked
 
+from ..layers.function_library import (
+    BOUNDS,
+    SYMBOLIC_LIB,
+    FunctionName,
+    Library,
+    SymbolicFunction,
+    check_function,
+    lookup,
+    names_of,
+)
 from .fitting import Range, Samples, fit
-from .library import BOUNDS, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction, check_function, lookup, names_of
 
 
 class SymbolicFits(NamedTuple):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .library import INF, Interval, SymbolicFunction
+from ..layers.function_library import INF, Interval, SymbolicFunction
 
 NODES = 129
 SMALLEST, LARGEST = 0.1, 40.0  # of half the length of (p, q), for functions on the whole line

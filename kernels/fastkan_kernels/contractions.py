@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import routing
-from .arguments import INDEX, checked
+from .autograd import dispatch as routing
 from .basis import Basis
-from .checks import check_operands
 from .trilinear import CONTRACTIONS, Slots
+from .validation import INDEX, check_operands, checked
 
 
 def _contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import DEVICE, INDEX, Bounds, Dtype, Int, Real, checked
 from .basis import Basis
-from .checks import BASE, ORDER, check_shape, check_tensor
+from .validation import BASE, DEVICE, INDEX, ORDER, Bounds, Dtype, Int, Real, check_shape, check_tensor, checked
 
 SHAPE = ("in_features", "grid_size + 2 * spline_order + 1")
 

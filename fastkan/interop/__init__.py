@@ -1,0 +1,1 @@
+"""Exchange with other packages: conversion, replacement of linear layers, and pykan's names."""

@@ -1,0 +1,294 @@
+"""``kanpiler``: a formula compiled into a network that computes it.
+
+Every subexpression that is no single function of one other becomes a node: a sum adds edges, a product multiplies
+subnodes. Each function of one argument becomes an edge, with the numbers around it in its a, b, c and d. Inputs go up
+to where they are needed along edges that are the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fastkan_kernels import FLAG, ORDER, Int, OneOrEach, Optional, checked
+
+from ...layers.function_library import IDENTITY
+from ...symbolic.variables import EXPRESSION, VARIABLES, in_library, library_name, naming, real_number
+
+if TYPE_CHECKING:
+    from ...kan import KAN
+
+HIGHEST_POWER = 5  # in the library, and its inverse
+ROOTS = {Fraction(1, 2): "sqrt", Fraction(-1, 2): "1/sqrt(x)", Fraction(3, 2): "x^1.5"}
+
+
+class Link(NamedTuple):
+    """An edge ``c f(a x + b) + d`` from the node of an expression."""
+
+    source: Any
+    name: str
+    affine: tuple[float, float, float, float]
+
+
+class Plan(NamedTuple):
+    """A node: the product of its subnodes, each of which is the sum of some links, plus ``bias``."""
+
+    subnodes: list[list[Link]]
+    bias: float = 0.0
+
+
+@checked(
+    input_variables=VARIABLES, expr=EXPRESSION, grid=OneOrEach(Int(least=1)), k=OneOrEach(ORDER),
+    auto_save=Optional(FLAG),
+)  # fmt: skip
+def kanpiler(
+    input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
+) -> KAN:
+    """Compile a formula into a network.
+
+    Its edges are formulas; those that don't occur are off, and have splines to come back with (:meth:`KAN.perturb`).
+
+    Args:
+        input_variables: a symbol for each column of x.
+        expr: a sympy expression of them. Functions must be in the library (``add_symbolic`` adds to it) or, like a
+            power, be made of such functions.
+        grid, k: of the splines.
+        auto_save, options: as :class:`KAN` takes them.
+
+    Raises:
+        TypeError, ValueError: for an expression with other symbols, other functions, or numbers that are not real.
+
+    Example:
+        >>> import sympy
+        >>> x, y = sympy.symbols("x y")
+        >>> model = kanpiler([x, y], sympy.exp(sympy.sin(sympy.pi * x) + y**2))
+        >>> model
+        KAN(width=[2, 1, 1], grid=5, k=3), 3 edges symbolic
+        >>> round(model(torch.tensor([[0.5, 1.0]])).item(), 4)
+        7.3891
+    """
+    from ...kan import KAN
+
+    variables = list(input_variables)
+    unknown = sorted(map(str, expr.free_symbols - set(variables)))
+    if unknown:
+        raise ValueError(f"expr must be of the input_variables {', '.join(map(str, variables))} alone, "
+                         f"but has {', '.join(unknown)}")  # fmt: skip
+    if not variables or len(set(variables)) < len(variables):
+        raise ValueError(f"input_variables must be different symbols, at least one, got {variables}")
+    network = _Network(variables)
+    with naming("expr"):
+        network.output(expr)
+    if auto_save is not None:
+        options["auto_save"] = auto_save
+    model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), **options)
+    network.write(model)
+    return model
+
+
+class _Network:
+    """Nodes of each layer, found from the output down to the inputs."""
+
+    def __init__(self, variables: list[Any]) -> None:
+        self.variables = variables
+        self.plans: dict[Any, Plan] = {}
+        self.heights: dict[Any, int] = dict.fromkeys(variables, 0)
+        self.layers: list[dict[Any, Plan | None]] = []
+
+    def output(self, expression: Any) -> None:
+        """Lay out all nodes that an expression needs."""
+        import sympy
+
+        if expression.is_number:  # no node has a constant alone: an edge with the value d for any input
+            value = real_number(expression)
+            target: Any = sympy.Dummy()
+            self.plans[target] = Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]])
+            self.heights[target] = 1
+        else:
+            target, scale, bias = _without_affine(expression)
+            self._plan(target)
+            plan = self.plans.get(target) or Plan([[Link(target, "x", IDENTITY)]])
+            if len(plan.subnodes) == 1:
+                target, plan = sympy.Dummy(), Plan([_scaled(plan.subnodes[0], scale, bias)])
+            else:
+                first, *others = plan.subnodes
+                target, plan = sympy.Dummy(), Plan([_scaled(first, scale, 0.0), *others], bias)
+            self.plans[target] = plan
+            self.heights[target] = self._height(plan)
+        height = self.heights[target]
+        self.layers = [{} for _ in range(height + 1)]
+        self.layers[0] = dict.fromkeys(self.variables)
+        self.layers[height][target] = self.plans[target]
+        for layer in range(height, 1, -1):
+            needed = [link.source for plan in self.layers[layer].values() if plan for subnode in plan.subnodes
+                      for link in subnode]  # fmt: skip
+            for source in dict.fromkeys(needed):
+                lifted = self.heights[source] < layer - 1
+                self.layers[layer - 1][source] = Plan([[Link(source, "x", IDENTITY)]]) if lifted else self.plans[source]
+
+    def width(self) -> list[list[int]]:
+        """``[sums, multiplications]`` of each layer."""
+        sums, products = zip(*(self._kinds(layer) for layer in range(len(self.layers))))
+        return [[len(one), len(other)] for one, other in zip(sums, products)]
+
+    def arities(self) -> list[list[int]]:
+        """Factors of each layer's multiplications."""
+        found = []
+        for layer, nodes in enumerate(self.layers):
+            plans = [nodes[key] for key in self._kinds(layer)[1]]
+            found.append([len(plan.subnodes) for plan in plans if plan])
+        return found
+
+    def _kinds(self, layer: int) -> tuple[list[Any], list[Any]]:
+        nodes = self.layers[layer]
+        products = [key for key, plan in nodes.items() if plan and len(plan.subnodes) > 1]
+        return [key for key in nodes if key not in products], products
+
+    @torch.no_grad()
+    def write(self, model: KAN) -> None:
+        """Make a network's edges these."""
+        order = [[*sums, *products] for sums, products in map(self._kinds, range(len(self.layers)))]
+        numbers = [{key: number for number, key in enumerate(keys)} for keys in order]
+        for layer in model.layers:
+            layer.set_mask(torch.zeros(layer.in_features, layer.out_features))
+        for layer in range(model.depth):
+            groups = model.architecture.factors(layer + 1)
+            for key, node in numbers[layer + 1].items():
+                plan = self.layers[layer + 1][key]
+                assert plan is not None
+                for subnode, links in zip(groups[node], plan.subnodes):
+                    for link in links:
+                        model.symbolic[layer].fix(numbers[layer][link.source], subnode, link.name, link.affine)
+                model.node_bias[layer][node] = plan.bias
+
+    # -- from an expression to its node ------------------------------------------------------------
+
+    def _plan(self, expression: Any) -> None:
+        """How the node of an expression is made, and how high it is at least."""
+        if expression in self.heights:
+            return
+        if expression.is_Mul:
+            subnodes = [self._sum_of([factor]) if not factor.is_Add else self._sum_of(factor.args)
+                        for factor in expression.args]  # fmt: skip
+        else:
+            subnodes = [self._sum_of(expression.args if expression.is_Add else [expression])]
+        plan = Plan(subnodes)
+        self.plans[expression] = plan
+        self.heights[expression] = self._height(plan)
+
+    def _height(self, plan: Plan) -> int:
+        return 1 + max(self.heights[link.source] for subnode in plan.subnodes for link in subnode)
+
+    def _sum_of(self, terms: Sequence[Any]) -> list[Link]:
+        """Links whose sum the terms are; no two come from the same node."""
+        constant = sum(real_number(term) for term in terms if term.is_number)
+        links: list[Link] = []
+        for term in terms:
+            if term.is_number:
+                continue
+            link = self._link(term)
+            if any(link.source == other.source for other in links):  # one edge can't be two functions
+                inner, scale, bias = _without_affine(term)
+                node = _Own(inner)
+                self.plans[node] = Plan([[self._link(inner)]])
+                self.heights[node] = self._height(self.plans[node])
+                link = Link(node, "x", (1.0, 0.0, scale, bias))
+            links.append(link)
+        if constant:
+            links[0] = _scaled([links[0]], 1.0, constant)[0]
+        return links
+
+    def _link(self, term: Any) -> Link:
+        """The edge of a term, from the node of what is in its outermost function."""
+        import sympy
+
+        inner, scale, bias = _without_affine(term)
+        if inner.is_Symbol or inner.is_Mul or inner.is_Add:
+            argument, name = inner, "x"
+        elif inner.is_Pow:
+            argument, name = self._power(inner)
+        else:
+            known = inner if not inner.is_Function else in_library(inner)
+            if known != inner:
+                return self._link(scale * known + bias)
+            name = "exp" if isinstance(inner, sympy.exp) else library_name(inner)
+            argument = inner.args[0]
+        if name == "x" and argument == inner:
+            source, a, b = inner, 1.0, 0.0
+        else:
+            source, a, b = _without_affine(argument)
+        self._plan(source)
+        return Link(source, name, (a, b, scale, bias))
+
+    def _power(self, power: Any) -> tuple[Any, str]:
+        """The argument and the name of a function that the power is; or a product, or an exponential, that it is."""
+        import sympy
+
+        base, exponent = power.base, power.exp
+        if base.is_number:  # 2^x
+            if not base.is_positive:
+                raise ValueError(f"{power} is not real everywhere: its base must be positive")
+            return sympy.expand_mul(exponent * sympy.Float(math.log(real_number(base)))), "exp"
+        if not exponent.is_number:
+            return sympy.Mul(exponent, sympy.log(base)), "exp"
+        value = Fraction(real_number(exponent))
+        if value.denominator == 1:
+            n = int(value)
+            if abs(n) <= HIGHEST_POWER:
+                return base, f"x^{n}" if n > 1 else "1/x" if n == -1 else f"1/x^{-n}"
+            factors = [sympy.Pow(base, HIGHEST_POWER, evaluate=False)] * (abs(n) // HIGHEST_POWER)
+            rest = abs(n) % HIGHEST_POWER
+            if rest:
+                factors.append(base if rest == 1 else sympy.Pow(base, rest, evaluate=False))
+            return sympy.Mul(*factors, evaluate=False), "x" if n > 0 else "1/x"
+        if value in ROOTS:
+            return base, ROOTS[value]
+        return real_number(exponent) * sympy.log(base), "exp"
+
+
+class _Own:
+    """A node of its own for an expression that is an edge elsewhere."""
+
+    def __init__(self, expression: Any) -> None:
+        self.expression = expression
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Own) and self.expression == other.expression
+
+    def __hash__(self) -> int:
+        return hash((_Own, self.expression))
+
+
+def _without_affine(expression: Any) -> tuple[Any, float, float]:
+    """``expression = scale inner + bias``, with as much in the numbers as there is."""
+    import sympy
+
+    scale, bias = sympy.Integer(1), sympy.Integer(0)
+    while expression.is_Add or expression.is_Mul:
+        numbers = [part for part in expression.args if part.is_number]
+        if not numbers:
+            break
+        rest = [part for part in expression.args if not part.is_number]
+        inner = rest[0] if len(rest) == 1 else expression.func(*rest, evaluate=False)
+        if expression.is_Add:
+            bias = bias + scale * sympy.Add(*numbers)
+        else:
+            scale = scale * sympy.Mul(*numbers)
+        expression = inner
+    return expression, real_number(scale), real_number(bias)
+
+
+def _scaled(links: list[Link], scale: float, bias: float) -> list[Link]:
+    """Links whose sum is ``scale`` times that of the given ones, plus ``bias``."""
+    scaled = []
+    for place, link in enumerate(links):
+        a, b, c, d = link.affine
+        scaled.append(link._replace(affine=(a, b, scale * c, scale * d + (bias if place == 0 else 0.0))))
+    return scaled
+
+
+expr2kan = sf2kan = kanpiler

@@ -1,0 +1,152 @@
+"""L-BFGS for a training loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.optim.lbfgs import _strong_wolfe
+
+from fastkan_kernels import Choice, Int, Optional, Real, checked
+
+TOLERANCE = Real(least=0)
+
+
+class LBFGS(torch.optim.LBFGS):
+    """``torch.optim.LBFGS`` that also learns curvature from very small steps.
+
+    torch forgets each pair of step and change of gradient whose product is below 1e-10. A loss of a PDE or one near
+    machine precision has such pairs only, and then does not come down any further.
+
+    Args:
+        params: parameters.
+        lr: learning rate.
+        max_iter: iterations of each step; max_eval: evaluations of the closure, None is 1.25 times as many.
+        tolerance_grad, tolerance_change: where a step ends: the largest derivative, and the change of the loss or of
+            the parameters.
+        tolerance_ys: below which product of step and change of gradient a pair is forgotten.
+        history_size: how many pairs are kept.
+        line_search_fn: ``"strong_wolfe"`` or None.
+
+    Raises:
+        TypeError, ValueError: for numbers out of range.
+
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([3.0]))
+        >>> optimizer = LBFGS([x], lr=1, line_search_fn="strong_wolfe", tolerance_ys=1e-32)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (x**2).sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> start = optimizer.step(closure)
+        >>> bool(x.abs() < 1e-6)
+        True
+    """
+
+    @checked(
+        lr=Real(least=0),
+        max_iter=Int(least=1),
+        max_eval=Optional(Int(least=1)),
+        tolerance_grad=TOLERANCE,
+        tolerance_change=TOLERANCE,
+        tolerance_ys=TOLERANCE,
+        history_size=Int(least=1),
+        line_search_fn=Optional(Choice(["strong_wolfe"])),
+    )
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1,
+        max_iter: int = 20,
+        max_eval: int | None = None,
+        tolerance_grad: float = 1e-7,
+        tolerance_change: float = 1e-9,
+        tolerance_ys: float = 1e-32,
+        history_size: int = 100,
+        line_search_fn: str | None = None,
+    ) -> None:
+        try:
+            super().__init__(
+                params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
+            )
+        except (TypeError, ValueError, KeyError) as error:  # the numbers are good, so it is about the parameters
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"params must be the parameters to train, in one group: {error}") from None
+        self.param_groups[0]["tolerance_ys"] = tolerance_ys
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        """Up to ``max_iter`` iterations.
+
+        Args:
+            closure: a function that zeroes the gradients, computes the loss, calls its ``backward`` and returns it.
+
+        Returns:
+            The loss at the start.
+        """
+        evaluate = torch.enable_grad()(closure)
+        options, state = self.param_groups[0], self.state[self._params[0]]
+        start = evaluate()
+        loss, calls = float(start), 1
+        gradient = self._gather_flat_grad()
+        if gradient.abs().max() <= options["tolerance_grad"]:
+            return start
+        for iteration in range(1, options["max_iter"] + 1):
+            direction = self._direction(state, gradient)
+            state["prev_flat_grad"] = gradient.clone()
+            if state["n_iter"] == 1:
+                length = min(1.0, 1.0 / float(gradient.abs().sum())) * options["lr"]
+            else:
+                length = options["lr"]
+            slope = gradient.dot(direction)
+            if slope > -options["tolerance_change"]:
+                break
+            before = loss
+            if options["line_search_fn"] is None:
+                self._add_grad(length, direction)
+                if iteration < options["max_iter"]:
+                    loss = float(evaluate())
+                    gradient = self._gather_flat_grad()
+                used = 1
+            else:
+                here = self._clone_param()
+                probe = lambda x, t, d: self._directional_evaluate(evaluate, x, t, d)  # noqa: E731
+                loss, gradient, length, used = _strong_wolfe(probe, here, length, direction, loss, gradient, slope)
+                self._add_grad(length, direction)
+            state.update(d=direction, t=length)
+            calls += used
+            if (
+                calls >= options["max_eval"]
+                or gradient.abs().max() <= options["tolerance_grad"]
+                or (direction * length).abs().max() <= options["tolerance_change"]
+                or abs(loss - before) < options["tolerance_change"]
+            ):
+                break
+        state["func_evals"] = state.get("func_evals", 0) + calls
+        return start
+
+    def _direction(self, state: dict[str, Any], gradient: torch.Tensor) -> torch.Tensor:
+        """Minus the gradient times the inverse Hessian as the kept pairs have it."""
+        state["n_iter"] = state.get("n_iter", 0) + 1
+        if state["n_iter"] == 1:
+            state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
+            return gradient.neg()
+        changes, steps, inverses = state["old_dirs"], state["old_stps"], state["ro"]
+        change, step = gradient - state["prev_flat_grad"], state["d"] * state["t"]
+        product = change.dot(step)
+        if product > self.param_groups[0]["tolerance_ys"]:
+            for kept, new in ((changes, change), (steps, step), (inverses, 1.0 / product)):
+                if len(kept) == self.param_groups[0]["history_size"]:
+                    kept.pop(0)
+                kept.append(new)
+            state["H_diag"] = product / change.dot(change)
+        direction, shares = gradient.neg(), []
+        for change, step, inverse in zip(reversed(changes), reversed(steps), reversed(inverses)):
+            shares.append(step.dot(direction) * inverse)
+            direction.add_(change, alpha=-shares[-1])
+        direction.mul_(state["H_diag"])
+        for change, step, inverse, share in zip(changes, steps, inverses, reversed(shares)):
+            direction.add_(step, alpha=share - change.dot(direction) * inverse)
+        return direction

@@ -1,0 +1,137 @@
+"""B-splines on their own, by pykan's names and in its order of dimensions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import (
+    DEVICE,
+    FLAG,
+    Int,
+    check_alike,
+    check_finite,
+    check_knots,
+    check_shape,
+    check_tensor,
+    checked,
+    splines,
+)
+
+ORDER = Int(least=0, most=5)
+
+
+@checked(k=ORDER, extend=FLAG, device=DEVICE)
+def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
+    """B-splines of order k at every row.
+
+    Args:
+        x: ``[N, in]``.
+        grid: knots ``[in, G + 2k + 1]``, or ``[1, G + 2k + 1]`` for the same in every column; :func:`extend_grid`
+            makes them of the G + 1 knots of a grid.
+        k: order.
+        extend, device: without meaning, here as in pykan 0.2.8.
+
+    Returns:
+        ``[N, in, G + k]``.
+
+    Raises:
+        TypeError, ValueError: for knots that fit neither x nor k, or decrease.
+
+    Example:
+        >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
+        >>> B_batch(torch.rand(100, 2), grid, k=3).shape
+        torch.Size([100, 2, 8])
+    """
+    return _basis("x", x, grid, k)
+
+
+def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
+    """:func:`B_batch`, where x has another name."""
+    check_tensor(name, x)
+    check_shape(name, x, ("N", "in"))
+    check_tensor("grid", grid)
+    check_shape("grid", grid, ("in", "knots"))
+    if grid.shape[0] not in (1, x.shape[1]) or grid.shape[1] < k + 2:
+        raise ValueError(f"grid must have the shape [{x.shape[1]}, at least {k + 2}], got {list(grid.shape)}")
+    if k:
+        check_knots(grid, k)
+    check_alike(x, grid=grid.to(x.dtype))
+    return splines(x, grid.expand(x.shape[1], -1), k).transpose(1, 2)
+
+
+@checked(k_extend=Int(least=0))
+def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
+    """``k_extend`` more knots on either side, as far apart as those of the grid are in the mean.
+
+    Args:
+        grid: ``[in, G + 1]``.
+
+    Returns:
+        ``[in, G + 1 + 2 k_extend]``.
+
+    Example:
+        >>> extend_grid(torch.tensor([[0.0, 1.0]]), k_extend=1)
+        tensor([[-1.,  0.,  1.,  2.]])
+    """
+    check_tensor("grid", grid)
+    check_shape("grid", grid, ("in", "knots"))
+    if grid.shape[1] < 2:
+        raise ValueError(f"grid must have at least two knots in a row, got {grid.shape[1]}")
+    width = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
+    steps = torch.arange(1, k_extend + 1, device=grid.device, dtype=grid.dtype) * width
+    return torch.cat([grid[:, :1] - steps.flip(1), grid, grid[:, -1:] + steps], 1)
+
+
+@checked(k=ORDER, device=DEVICE)
+def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
+    """Splines of given coefficients at every row.
+
+    Args:
+        x_eval: ``[N, in]``.
+        grid, k: knots and order, as in :func:`B_batch`.
+        coef: ``[in, out, G + k]``.
+        device: without meaning.
+
+    Returns:
+        ``[N, in, out]``.
+
+    Example:
+        >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
+        >>> coef2curve(torch.zeros(1, 1), grid, torch.ones(1, 2, 8), k=3).shape
+        torch.Size([1, 1, 2])
+    """
+    basis = _basis("x_eval", x_eval, grid, k)
+    check_tensor("coef", coef)
+    check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
+    check_alike(basis, coef=coef.to(basis.dtype))
+    return torch.einsum("nib,iob->nio", basis, coef.to(basis))
+
+
+@checked(k=ORDER)
+def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
+    """Coefficients of the splines that are nearest to given curves, by least squares.
+
+    Args:
+        x_eval: ``[N, in]``.
+        y_eval: ``[N, in, out]``, the curves there.
+        grid, k: knots and order, as in :func:`B_batch`.
+
+    Returns:
+        ``[in, out, G + k]``: of all that fit equally well, the shortest.
+
+    Example:
+        >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
+        >>> x = torch.linspace(-1, 0.99, 50)[:, None]
+        >>> coef = curve2coef(x, x[:, :, None] ** 2, grid, k=3)
+        >>> bool((coef2curve(x, grid, coef, k=3)[:, :, 0] - x**2).abs().max() < 1e-5)
+        True
+    """
+    basis = _basis("x_eval", x_eval, grid, k)
+    check_finite("x_eval", x_eval)
+    check_tensor("y_eval", y_eval)
+    check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
+    check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
+    exact = basis.permute(1, 0, 2).double()  # a rank can be told in float64 where it can't in float32
+    solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
+    return solution.transpose(1, 2).to(y_eval.dtype)

@@ -1,0 +1,303 @@
+"""``replace_linear``: KAN layers in the place of ``nn.Linear``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastkan_kernels import BASE, FLAG, ORDER, Bounds, Int, Optional, check_dtype, checked, kind_of, warn
+
+from ..functional import OUTSIDE, rows_of
+from ..layers.edge_functions import has_hooks
+from ..layers.linear import KANLinear
+from ..layers.tables import table
+from .convert.recognise import is_compiled
+from .convert.references import check_unwrapped, references
+
+Select = str | type | Callable[[str, nn.Linear], bool]
+
+
+class Replacement(NamedTuple):
+    """What became of a ``nn.Linear``.
+
+    Args:
+        name: its qualified name.
+        in_features, out_features: its sizes.
+        before, after: how many parameters it had, and its KAN layer has.
+        kept_because: why it is still there, or None.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    before: int
+    after: int
+    kept_because: str | None
+
+
+class ReplacementReport(list[Replacement]):
+    """A :class:`Replacement` for each ``nn.Linear`` that was selected. Printed, it is a table."""
+
+    @property
+    def replaced(self) -> list[Replacement]:
+        """Those that are KAN layers now."""
+        return [entry for entry in self if entry.kept_because is None]
+
+    def __str__(self) -> str:
+        rows = [
+            [
+                entry.name,
+                f"{entry.in_features} to {entry.out_features}",
+                f"{entry.before}",
+                f"{entry.after}" if entry.kept_because is None else f"stays: {entry.kept_because}",
+            ]
+            for entry in self
+        ]
+        return "\n".join([table("lrrr", ["linear", "sizes", "parameters", "now"], *rows), repr(self)])
+
+    def __repr__(self) -> str:
+        done = self.replaced
+        before, after = sum(entry.before for entry in done), sum(entry.after for entry in done)
+        kept = f", {len(self) - len(done)} stay" if len(done) < len(self) else ""
+        return f"{len(done)} linears became KAN layers, of {before} parameters {after}{kept}"
+
+
+@checked(
+    grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE, bias=Optional(FLAG),
+    spline_scale=FLAG, outside=OUTSIDE,
+)  # fmt: skip
+@torch.inference_mode(False)
+def replace_linear(
+    model: nn.Module,
+    select: Select | Sequence[Select] | None = None,
+    *,
+    grid_size: int = 5,
+    spline_order: int = 3,
+    grid_range: tuple[float, float] = (-1.0, 1.0),
+    base: str = "silu",
+    bias: bool | None = None,
+    spline_scale: bool = False,
+    outside: str = "zero",
+    sample: Any = None,
+) -> ReplacementReport:
+    """Put fresh KAN layers in the place of ``nn.Linear``\\ s, in place.
+
+    A linear in several places stays one. Those whose weights others look at stay: the projections of
+    ``nn.MultiheadAttention``, and weights that are tied to another module's; and those that something else would go on
+    calling, such as a lambda or a plain list that a module keeps. So do those that no KAN layer can stand for: lazy
+    ones without sizes, weights of integers, and what ``torch.compile`` returned for a linear. What reads a linear's
+    ``.weight`` in code of its own, or calls it by ``input=``, can't be seen: leave those out. An
+    ``nn.TransformerEncoder``'s fused inference, which reads the weights of its linears, is switched off where one was
+    replaced.
+
+    Make the optimizer after, and wrap for distributed training after: the parameters are new ones.
+
+    Args:
+        model: a module with linears in it.
+        select: which: a pattern of qualified names (``"blocks.*.mlp.*"``), a subclass of ``nn.Linear``, a function of
+            name and linear, or a list of such; None is all, subclasses included.
+        grid_size, spline_order, grid_range, base, spline_scale, outside: as :class:`KANLinear` takes them.
+        bias: None for a bias where the linear had one.
+        sample: what to call the model with once, a tensor, or a tuple or mapping of arguments, to move each new
+            layer's grid to where its inputs lie; one that gets none keeps its grid. Without it they should lie in
+            ``grid_range``, as after a norm or tanh.
+
+    Returns:
+        A list of what was done, which prints as a table.
+
+    Raises:
+        TypeError: for a model that is no module, a selection that is none of these, or arguments of another kind.
+        ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample that the
+            model can't be called with or for a model on meta, arguments that a layer can't have, or a wrapper of
+            distributed training around the linears; nothing has changed then.
+
+    Warns:
+        UserWarning: where a linear had hooks, which go with it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        >>> replace_linear(model, "2", grid_size=8)
+        1 linears became KAN layers, of 18 parameters 194
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, nn.Linear):
+        raise ValueError("model must hold the linears, and is one: take a KANLinear of its sizes instead")
+    if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
+        raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
+    places = _linears(model)
+    chosen = {id(linear): linear for names, linear in places if any(_selects(select, name, linear) for name in names)}
+    if not chosen:
+        there = ", ".join(name for names, _ in places for name in names) or "none"
+        raise ValueError(f"select={select!r} finds no nn.Linear; there are: {there}")
+    for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
+        if isinstance(pattern, str) and not any(
+            _selects(pattern, name, each) for names, each in places for name in names
+        ):
+            raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
+    check_unwrapped(model, chosen.values(), "replace the linears of")
+    report, made, users = ReplacementReport(), {}, _Users(model, list(chosen.values()))
+    for names, linear in places:
+        if id(linear) not in chosen:
+            continue
+        reason = _needed_as_it_is(users, linear)
+        after = 0
+        if reason is None:
+            if sample is not None and linear.weight.is_meta:
+                raise ValueError(f"sample needs a model with values, {names[0]} is on meta")
+            layer = KANLinear(
+                linear.in_features, linear.out_features, grid_size, spline_order,
+                grid_range=grid_range, base=base, spline_scale=spline_scale, outside=outside,
+                bias=linear.bias is not None if bias is None else bias,
+                device=linear.weight.device, dtype=linear.weight.dtype,
+            )  # fmt: skip
+            made[id(linear)] = layer.train(linear.training)
+            after = _count(layer)
+        sizes = linear.in_features, linear.out_features, _count(linear)
+        report.append(Replacement(", ".join(names), *sizes, after, reason))
+    hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
+    if hooked:
+        warn(f"the hooks of {', '.join(hooked)} go with the linear")
+    undo = _swap(model, made)
+    try:
+        if sample is not None:
+            _move_grids(model, list(made.values()), sample)
+    except BaseException as error:
+        undo()
+        if not isinstance(error, Exception):
+            raise
+        raise ValueError(f"sample must be what model can be called with; that raised {error!r}") from error
+    return report
+
+
+def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
+    """Each linear once, with all its names."""
+    found: dict[int, tuple[list[str], nn.Linear]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear):
+            found.setdefault(id(module), ([], module))[0].append(name)
+    return list(found.values())
+
+
+def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
+    if select is None:
+        return True
+    if isinstance(select, str):
+        return fnmatchcase(name, select)
+    if isinstance(select, nn.Module):
+        raise TypeError(
+            f"select must be a pattern, a type, a function or a list of these, got a {type(select).__name__}"
+        )
+    if isinstance(select, type):
+        if not issubclass(select, nn.Linear):
+            raise TypeError(f"select must be a subclass of nn.Linear, got {select.__name__}")
+        return isinstance(linear, select)
+    if callable(select):
+        return bool(select(name, linear))
+    if isinstance(select, Sequence):
+        return any(_selects(each, name, linear) for each in select)
+    raise TypeError(f"select must be a pattern, a type, a function or a list of these, got {type(select).__name__}")
+
+
+class _Users:
+    """Who looks into which linears: told once, of a model that may be large."""
+
+    def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
+        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # of each parameter, by its id
+        self.readers: dict[int, str] = {}  # of each linear, by its id
+        tree = dict(model.named_modules())
+        for name, each in tree.items():
+            for parameter in each._parameters.values():
+                self.owners.setdefault(id(parameter), []).append((name or "the model", each))
+            if isinstance(each, nn.MultiheadAttention):
+                self.readers.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
+            if is_compiled(each):
+                self.readers[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled of it"
+        linears = {id(part): each for each in chosen for part in (each, *each._parameters.values())}
+        parts = [part for each in chosen for part in (each, *each._parameters.values()) if part is not None]
+        owners = {name: each for name, each in tree.items() if id(each) not in linears and not is_compiled(each)}
+        for reference in references(owners, tree.values(), parts, copied=False):
+            self.readers.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
+
+
+def _needed_as_it_is(users: _Users, linear: nn.Linear) -> str | None:
+    """Why nobody may take it away, or None."""
+    if id(linear) in users.readers:
+        return users.readers[id(linear)]
+    own = [parameter for parameter in linear._parameters.values() if parameter is not None]
+    for name, each in (pair for parameter in own for pair in users.owners[id(parameter)]):
+        if each is not linear:
+            return f"its weight is also {name}'s"
+    if not own or linear._parameters.get("weight") is None:
+        return "its weight is computed by a parametrization"
+    if any(is_lazy(parameter) for parameter in linear.parameters(recurse=False)):
+        return "it has no sizes yet: call the model once"
+    try:
+        check_dtype(linear.weight.dtype)
+    except TypeError:
+        return f"its weight is of {linear.weight.dtype}"
+    return None
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
+
+
+def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
+    """Put the new layers into their places; returns what takes them out again."""
+    before: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(space: dict[str, Any], name: str, value: Any) -> None:
+        before.append((space, name, space[name]))
+        space[name] = value
+
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in made:
+                put(parent._modules, name, made[id(child)])
+                if isinstance(parent, nn.TransformerEncoderLayer):  # no fused inference, which reads weights
+                    put(parent.__dict__, "activation_relu_or_gelu", 0)
+    for each in model.modules():
+        if isinstance(each, nn.TransformerEncoder) and any(isinstance(m, KANLinear) for m in each.modules()):
+            put(each.__dict__, "use_nested_tensor", False)
+
+    def undo() -> None:
+        for space, name, value in reversed(before):
+            space[name] = value
+
+    return undo
+
+
+@torch.no_grad()
+def _move_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
+    """One pass, in which each layer first moves its grid to all that has come in."""
+    seen: dict[nn.Module, Tensor] = {}
+
+    def move(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, KANLinear)
+        if not inputs or not inputs[0].numel():
+            return
+        rows = rows_of(inputs[0], layer.in_features)
+        seen[layer] = torch.cat([seen[layer], rows]) if layer in seen else rows
+        layer.update_grid(seen[layer])
+
+    hooks = [layer.register_forward_pre_hook(move) for layer in layers]
+    training = {id(each): each.training for each in model.modules()}
+    model.eval()
+    try:
+        if isinstance(sample, Mapping):
+            model(**sample)
+        elif isinstance(sample, (tuple, list)):
+            model(*sample)
+        else:
+            model(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for each in model.modules():
+            each.training = training[id(each)]

@@ -1,0 +1,1 @@
+"""Layers of KAN edges, and edges that are formulas."""

@@ -1,0 +1,71 @@
+"""What would run, in words."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastkan_kernels import BACKENDS, Call, Slots, autocast_dtype, check_alike, is_small, route
+
+from ..functional import rows_of
+from .linear import KANLinear
+
+_STEPS = (
+    ("F", 0, "forward"),
+    ("G", 0, "gradient by the weights"),
+    ("H", 1, "gradient by the input"),
+)
+
+
+def explain(layer: KANLinear, x: Tensor) -> str:
+    """Say which route and backend ``layer(x)`` would take here and now, and why. Runs nothing.
+
+    Args:
+        layer: a :class:`KANLinear`.
+        x: an input for it.
+
+    Returns:
+        A few lines of text.
+
+    Raises:
+        TypeError: for another kind of module.
+        ValueError: for an input of another shape.
+        RuntimeError: if the backend asked for can't serve this call.
+
+    Example:
+        >>> print(explain(KANLinear(64, 64), torch.rand(4096, 64)))  # doctest: +ELLIPSIS
+        64 -> 64, 8 splines of order 3 on knots that are uniform, base silu; x is 4096 rows of float32 on cpu
+        route: functions, because of eager mode
+        backend: cpu (auto: x is on the CPU)
+        F_0 (forward): dense: features made in closed form, ... each met by a matrix product
+        G_0 (gradient by the weights): dense: features made in closed form, ...
+        H_1 (gradient by the input): dense: features made in closed form, ...
+    """
+    if not isinstance(layer, KANLinear):
+        raise TypeError(f"layer must be a KANLinear, got {type(layer).__name__}")
+    flat = rows_of(x, layer.in_features)
+    check_alike(x, knots=layer.knots, spline_weight=layer.spline_weight)
+    basis, product = layer.basis, autocast_dtype(x)
+    rows = flat.shape[0]
+    taken = route(x, layer.knots)
+    slots = Slots(weight=layer.spline_weight, base_weight=layer.base_weight)
+    with_product = basis._replace(product=product)
+    small = is_small(Call(with_product, 0, taken.backend), flat, layer.knots, slots)
+    count = layer.spline_weight.shape[0]
+    knots = "uniform" if basis.uniform else "of any spacing"
+    lines = [
+        f"{layer.in_features} -> {layer.out_features}, {count} splines of order {layer.spline_order} on knots "
+        f"that are {knots}, base {layer.base}; x is {rows} rows of {x.dtype} on {x.device}".replace("torch.", ""),
+        f"route: {taken.way}, because of {taken.way_because}",
+        f"backend: {taken.backend} ({taken.backend_because})",
+    ]
+    if product is not None:
+        lines.append(f"autocast: features and weights are rounded to {product} at their product".replace("torch.", ""))
+    if layer.outside == "linear":
+        lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
+    if taken.way == "functions" and small:
+        lines.append("F_0, small: polynomials of the cells, in few calls, kept for the backward")
+        return "\n".join(lines)
+    for name, derivative, what in _STEPS:
+        how = BACKENDS[taken.backend].describe(name, flat, layer.out_features, count, with_product, derivative)
+        lines.append(f"{name}_{derivative} ({what}): {how}")
+    return "\n".join(lines)

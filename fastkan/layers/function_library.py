@@ -1,0 +1,398 @@
+"""The functions that an edge can be fixed to, by name: pykan's library, and one's own.
+
+A function brings its torch and sympy forms, where it is real and finite, and what a search may take for
+granted: which of a, b in ``c f(a x + b) + d`` other parameters make up for. That is data for speed and
+for formulas that read well; a function without it is searched and fixed all the same.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import FLAG, Bounds, Callback, Kind, Optional, Real, Text, checked, kind_of
+
+from . import guards
+
+INF = math.inf
+IDENTITY = (1.0, 0.0, 1.0, 0.0)
+BOUNDS = Optional(Bounds())
+
+
+class Interval(NamedTuple):
+    """From ``low`` to ``high``, and which of its ends belong to it.
+
+    Example:
+        >>> SYMBOLIC_LIB["sqrt"].domain
+        Interval(low=0.0, high=inf, low_closed=True, high_closed=False)
+    """
+
+    low: float = -INF
+    high: float = INF
+    low_closed: bool = False
+    high_closed: bool = False
+
+    @property
+    def inner(self) -> float:
+        """A place in it."""
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return (self.low + self.high) / 2
+        if math.isfinite(self.low):
+            return self.low + 1
+        return min(0.0, self.high - 1)
+
+    def holds(self, low: float, high: float) -> bool:
+        """Whether all from ``low`` to ``high`` lies in it."""
+        after = low >= self.low if self.low_closed else low > self.low
+        return bool(after and (high <= self.high if self.high_closed else high < self.high))
+
+
+class SymbolicFunction(NamedTuple):
+    """An entry of the library. The first fields are in the order of pykan's.
+
+    Attributes:
+        fun: of a tensor, elementwise, differentiable by torch.
+        sympy_fun: from a sympy expression to one.
+        complexity: what :func:`rank` weighs against R2.
+        guard: ``(z, y_th) -> z'``, the nearest place that is in the domain and not so near a singularity
+            that ``|f| > y_th``; None where nothing is singular.
+        name: in the library.
+        domain: where it is real and finite, but for the poles.
+        poles: inner places where it is not; they repeat with the period.
+        period: of f, or None.
+        antiperiodic: whether half a period turns its sign.
+        symmetry: ``"even"`` or ``"odd"``, so that the sign of (a, b) counts for nothing; or None.
+        scale: ``"c"`` or ``"d"`` if that makes up for a positive factor of (a, b); or None.
+        shift: ``"c"`` or ``"d"`` if that makes up for b; or None.
+        same_as: another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``, or None.
+        fun_singularity: pykan's form of a guard, ``(z, y_th) -> (..., value)``, for one's own functions.
+
+    Example:
+        >>> SYMBOLIC_LIB["exp"].fun(torch.zeros(1)), SYMBOLIC_LIB["exp"].complexity
+        (tensor([1.]), 2)
+    """
+
+    fun: Callable[[Tensor], Tensor]
+    sympy_fun: Callable[[Any], Any]
+    complexity: float
+    guard: guards.Guard | None = None
+    name: str = ""
+    domain: Interval = Interval()
+    poles: tuple[float, ...] = ()
+    period: float | None = None
+    antiperiodic: bool = False
+    symmetry: str | None = None
+    scale: str | None = None
+    shift: str | None = None
+    same_as: tuple[str, tuple[float, float, float, float]] | None = None
+    fun_singularity: Callable[[Tensor, float], Any] | None = None
+
+    @property
+    def alias(self) -> bool:
+        """Whether it is another function by another name."""
+        return self.same_as is not None and self.same_as[1] == IDENTITY
+
+    def guarded(self, z: Tensor, y_th: float) -> Tensor:
+        """f(z), with what is singular held at about ``y_th``."""
+        if self.fun_singularity is not None:
+            value = self.fun_singularity(z, y_th)
+            return value[-1] if isinstance(value, tuple) else value
+        return self.fun(z if self.guard is None else self.guard(z, y_th))
+
+    def branches(self) -> tuple[Interval, ...]:
+        """The domain between poles; of poles that repeat, the one piece around 0."""
+        if not self.poles:
+            return (self.domain,)
+        if self.period is not None:
+            high = min(self.poles) % self.period
+            return (Interval(high - self.period, high),)
+        cuts = sorted(self.poles)
+        low, high, low_closed, high_closed = self.domain
+        ends = [(low, low_closed), *((cut, False) for cut in cuts), (high, high_closed)]
+        return tuple(Interval(a, b, ac, bc) for (a, ac), (b, bc) in pairwise(ends))
+
+    def defined_on(self, low: float, high: float) -> bool:
+        """Whether f is real and finite at every z from ``low`` to ``high``.
+
+        Example:
+            >>> SYMBOLIC_LIB["1/x"].defined_on(0.5, 3), SYMBOLIC_LIB["1/x"].defined_on(-1, 3)
+            (True, False)
+        """
+        if self.poles and self.period is not None:
+            turns = math.floor((low - self.branches()[0].low) / self.period) * self.period
+            low, high = low - turns, high - turns
+        return any(branch.holds(low, high) for branch in self.branches())
+
+
+# -- the functions -------------------------------------------------------------------------------------
+
+
+class _Sympy:
+    """A function of sympy by its name, imported when it is called."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, z: Any) -> Any:
+        import sympy
+
+        return getattr(sympy, self.name)(z)
+
+
+class _Undefined(_Sympy):
+    """A function that sympy knows the name of, and nothing else."""
+
+    def __call__(self, z: Any) -> Any:
+        import sympy
+
+        return sympy.Function(self.name)(z)
+
+
+class _SympyPower:
+    def __init__(self, numerator: int, denominator: int = 1) -> None:
+        self.numerator, self.denominator = numerator, denominator
+
+    def __call__(self, z: Any) -> Any:
+        import sympy
+
+        return z ** sympy.Rational(self.numerator, self.denominator)
+
+
+def _sympy_gaussian(z: Any) -> Any:
+    import sympy
+
+    return sympy.exp(-(z**2))
+
+
+def _sympy_sigmoid(z: Any) -> Any:
+    import sympy
+
+    return 1 / (1 + sympy.exp(-z))
+
+
+_POSITIVE = Interval(0.0, INF)
+_FROM_ZERO = Interval(0.0, INF, True)
+_UNIT = Interval(-1.0, 1.0, True, True)
+_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, guards.positive, domain=_FROM_ZERO, scale="c")
+_INVERSE_ROOT = SymbolicFunction(
+    torch.rsqrt, _SympyPower(-1, 2), 2, guards.inverse_root, domain=_POSITIVE, scale="c"
+)  # fmt: skip
+
+
+def _power(n: int, fun: Callable[[Tensor], Tensor], complexity: int) -> SymbolicFunction:
+    parity = "odd" if n % 2 else "even"
+    return SymbolicFunction(fun, _SympyPower(n), complexity, symmetry=parity, scale="c")
+
+
+def _inverse_power(n: int) -> SymbolicFunction:
+    parity = "odd" if n % 2 else "even"
+    fun = torch.reciprocal if n == 1 else lambda z: z.pow(-n)
+    return SymbolicFunction(
+        fun, _SympyPower(-n), max(n, 2), guards.off_zero(n), poles=(0.0,), symmetry=parity, scale="c"
+    )  # fmt: skip
+
+
+_FUNCTIONS: dict[str, SymbolicFunction] = {
+    "x": SymbolicFunction(lambda z: z, lambda z: z, 1, symmetry="odd", scale="c", shift="d"),
+    "x^2": _power(2, torch.square, 2),
+    "x^3": _power(3, lambda z: z.pow(3), 3),
+    "x^4": _power(4, lambda z: z.square().square(), 3),
+    "x^5": _power(5, lambda z: z.square().square() * z, 3),
+    "1/x": _inverse_power(1),
+    "1/x^2": _inverse_power(2),
+    "1/x^3": _inverse_power(3),
+    "1/x^4": _inverse_power(4),
+    "1/x^5": _inverse_power(5),
+    "sqrt": _ROOT,
+    "x^0.5": _ROOT._replace(same_as=("sqrt", IDENTITY)),
+    "x^1.5": SymbolicFunction(
+        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, guards.positive, domain=_FROM_ZERO, scale="c"
+    ),
+    "1/sqrt(x)": _INVERSE_ROOT,
+    "1/x^0.5": _INVERSE_ROOT._replace(same_as=("1/sqrt(x)", IDENTITY)),
+    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, guards.exp, shift="c"),
+    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, guards.log, domain=_POSITIVE, scale="d"),
+    "abs": SymbolicFunction(torch.abs, _Sympy("Abs"), 3, symmetry="even", scale="c"),
+    "sin": SymbolicFunction(
+        torch.sin, _Sympy("sin"), 2, period=2 * math.pi, antiperiodic=True, symmetry="odd"
+    ),
+    "cos": SymbolicFunction(
+        torch.cos, _Sympy("cos"), 2, period=2 * math.pi, antiperiodic=True, symmetry="even",
+        same_as=("sin", (1.0, math.pi / 2, 1.0, 0.0)),
+    ),
+    "tan": SymbolicFunction(
+        torch.tan, _Sympy("tan"), 3, guards.tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
+    ),
+    "tanh": SymbolicFunction(torch.tanh, _Sympy("tanh"), 3, symmetry="odd"),
+    "sgn": SymbolicFunction(torch.sign, _Sympy("sign"), 3, symmetry="odd", scale="c"),
+    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, guards.unit, domain=_UNIT, symmetry="odd"),
+    "arccos": SymbolicFunction(
+        torch.arccos, _Sympy("acos"), 4, guards.unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
+    ),
+    "arctan": SymbolicFunction(torch.arctan, _Sympy("atan"), 4, symmetry="odd"),
+    "arctanh": SymbolicFunction(
+        torch.arctanh, _Sympy("atanh"), 4, guards.arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
+    ),
+    "0": SymbolicFunction(lambda z: z * 0, lambda z: z * 0, 0, symmetry="even", scale="c", shift="c"),
+    "gaussian": SymbolicFunction(lambda z: torch.exp(-z.square()), _sympy_gaussian, 3, symmetry="even"),
+    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, guards.cosh, symmetry="even"),
+    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, guards.sinh, symmetry="odd"),
+    "sigmoid": SymbolicFunction(
+        torch.sigmoid, _sympy_sigmoid, 4, same_as=("tanh", (0.5, 0.0, 0.5, 0.5))
+    ),
+}  # fmt: skip
+_FUNCTIONS.update({name: entry._replace(name=name) for name, entry in _FUNCTIONS.items()})
+_BUILT_IN = frozenset(_FUNCTIONS)
+
+SYMBOLIC_LIB: Mapping[str, SymbolicFunction] = MappingProxyType(_FUNCTIONS)
+
+
+def lookup(name: str) -> SymbolicFunction:
+    """The entry of that name.
+
+    Raises:
+        TypeError, ValueError: for what is no name of a known function.
+
+    Example:
+        >>> lookup("sin").symmetry
+        'odd'
+    """
+    entry = _FUNCTIONS.get(name) if isinstance(name, str) else None
+    if entry is not None:
+        return entry
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a symbolic function must be a str, got {type(name).__name__}")
+    known = ", ".join(_FUNCTIONS)
+    raise ValueError(f"no symbolic function has the name {name!r}: add it by add_symbolic, or take one of {known}")
+
+
+def names_of(lib: Iterable[str] | None = None) -> list[str]:
+    """The names of ``lib``, each once; for None, of all functions that are not only another's second name.
+
+    Raises:
+        TypeError, ValueError: for a name that no function has, or no names at all.
+
+    Example:
+        >>> names_of(["sin", "exp", "sin"])
+        ['sin', 'exp']
+    """
+    return Library().read("lib", lib)
+
+
+class FunctionName(Kind):
+    """The name of a function in the library."""
+
+    def read(self, name: str, value: Any) -> str:
+        if callable(value):
+            raise TypeError(f"{name} must be a name: give the function one by add_symbolic(name, fun), and pass that")
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {kind_of(value)}")
+        if value not in _FUNCTIONS:
+            near = difflib.get_close_matches(value.lower(), _FUNCTIONS, cutoff=0.5)
+            meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(_FUNCTIONS)}."
+            raise ValueError(f"{name} must be in the library, got {value!r}; {meant} add_symbolic adds one's own")
+        return value
+
+
+class Library(Kind):
+    """Names of functions in the library, each once; None stands for all that are not only another's second name."""
+
+    def read(self, name: str, value: Any) -> list[str]:
+        if value is None:
+            return [each for each, entry in _FUNCTIONS.items() if not entry.alias]
+        if isinstance(value, (str, bytes, Tensor)) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} must be names of functions in a list, got {value!r}")
+        names = list(dict.fromkeys(FunctionName().read(name, each) for each in value))
+        if not names:
+            raise ValueError(f"{name} must name a function, got none")
+        return names
+
+
+@checked(
+    name=Text(), fun=Callback(), c=Real(least=0), fun_singularity=Optional(Callback()), sympy_fun=Optional(Callback()),
+    domain=Bounds(finite=False), overwrite=FLAG,
+)  # fmt: skip
+def add_symbolic(
+    name: str,
+    fun: Callable[[Tensor], Tensor],
+    c: float = 1,
+    fun_singularity: Callable[[Tensor, float], Any] | None = None,
+    *,
+    sympy_fun: Callable[[Any], Any] | None = None,
+    domain: tuple[float, float] = (-INF, INF),
+    overwrite: bool = False,
+) -> None:
+    """Add a function to the library, for this process.
+
+    Args:
+        name: a new one.
+        fun: of a tensor, elementwise, differentiable by torch.
+        c: its complexity.
+        fun_singularity: with ``singularity_avoiding``, ``(z, y_th)`` to the value, or a tuple that ends with it.
+        sympy_fun: from a sympy expression to one. Without it formulas hold an undefined function of this name.
+        domain: where it is real and finite. An end where ``fun`` is finite belongs to it.
+        overwrite: whether to replace a function of one's own that has this name.
+
+    Raises:
+        TypeError, ValueError: for a name that is taken, a domain without width, or a function that isn't
+            one; nothing has changed then.
+
+    Example:
+        >>> add_symbolic("j0", torch.special.bessel_j0, c=4)
+        >>> SYMBOLIC_LIB["j0"].fun(torch.zeros(1))
+        tensor([1.])
+        >>> remove_symbolic("j0")
+    """
+    if not name:
+        raise ValueError("name must not be empty")
+    if name in _BUILT_IN:
+        raise ValueError(f"name must be a new one, got {name!r}, which is built in")
+    if name in _FUNCTIONS and not overwrite:
+        raise ValueError(f"name must be a new one, got {name!r}, which you have added: say overwrite=True")
+    interval = _interval_of(fun, domain)
+    _FUNCTIONS[name] = SymbolicFunction(
+        fun, sympy_fun or _Undefined(name), c, name=name, domain=interval, fun_singularity=fun_singularity
+    )
+
+
+@checked(name=FunctionName())
+def remove_symbolic(name: str) -> None:
+    """Take a function of one's own out of the library again. Edges that are fixed to it don't work then.
+
+    Raises:
+        TypeError, ValueError: for a built-in function or an unknown one.
+
+    Example:
+        >>> add_symbolic("cube", lambda z: z**3)
+        >>> remove_symbolic("cube")
+    """
+    if name in _BUILT_IN:
+        raise ValueError(f"name must be that of a function you have added, got {name!r}, which is built in")
+    del _FUNCTIONS[name]
+
+
+def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -> Interval:
+    low, high = domain
+    interval = Interval(low, high)
+    ends = torch.tensor([end if math.isfinite(end) else interval.inner for end in (low, high)], dtype=torch.float64)
+    low_finite, high_finite = check_function(fun, ends).isfinite().tolist()
+    return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
+
+
+def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The values of ``fun``, which must be as many and of the kind of ``at [2]``, float64."""
+    try:
+        value = fun(at.clone())
+    except Exception as error:
+        raise TypeError(f"fun must map a tensor to one of its shape and kind, but raised {error!r}") from error
+    if not isinstance(value, Tensor) or value.shape != at.shape or not value.is_floating_point():
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"fun must map a tensor to one of its shape and kind, but float64 [2] became {got}")
+    return value

@@ -1,0 +1,384 @@
+"""``SymbolicEdges``: the edges of a layer that are formulas."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels import (
+    DEVICE,
+    DTYPE,
+    FLAG,
+    INDEX,
+    Each,
+    Real,
+    check_alike,
+    check_finite,
+    check_shape,
+    check_tensor,
+    checked,
+)
+
+from .function_library import IDENTITY, lookup
+from .value_cache import Fact
+
+Y_TH = 10.0  # of pykan's
+
+
+def guarded(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
+    """The options of a forward, read.
+
+    Raises:
+        TypeError, ValueError: if they are no flag and no positive number.
+    """
+    if torch.compiler.is_compiling():
+        return singularity_avoiding, y_th
+    return FLAG.read("singularity_avoiding", singularity_avoiding), Real(above=0).read("y_th", y_th)
+
+
+class Edge(NamedTuple):
+    """An edge from input ``i`` to output ``j``, and the name of its function.
+
+    Example:
+        >>> Edge(0, 2, "sin")
+        Edge(i=0, j=2, name='sin')
+    """
+
+    i: int
+    j: int
+    name: str
+
+
+class SymbolicEdges(nn.Module):
+    """The edges of a layer that are formulas.
+
+        y[n, j] = sum over edges (i, j) of  c f(a x[n, i] + b) + d
+
+    Args:
+        in_features, out_features: sizes of input and output.
+        device, dtype: of the parameter.
+
+    Attributes:
+        edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
+        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``: a parameter, but for a buffer of no rows.
+        ends: ``[2, E]``, their inputs and outputs.
+        formulas: ``edges`` in a ``state_dict``, a JSON text ``[[i, j, name], ...]`` as uint8; None while there are
+            none.
+
+    Raises:
+        TypeError, ValueError: for sizes that are none, or a dtype that a layer can't have.
+
+    Example:
+        >>> symbolic = SymbolicEdges(2, 3)
+        >>> symbolic.fix(0, 1, "sin", (3.14, 0, 1, 0))
+        >>> symbolic(torch.rand(8, 2)).shape
+        torch.Size([8, 3])
+    """
+
+    affine: Tensor
+    ends: Tensor
+    formulas: Tensor | None
+    _order: Tensor | None
+    _inputs: Tensor | None
+    _outputs: Tensor | None
+
+    @checked(in_features=INDEX, out_features=INDEX, device=DEVICE, dtype=DTYPE)
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.in_features = in_features
+        self.out_features = out_features
+        self.edges: tuple[Edge, ...] = ()
+        self.register_buffer("affine", torch.empty((0, 4), device=device, dtype=dtype), persistent=False)
+        self.register_buffer("formulas", None)
+        for name in ("ends", "_order", "_inputs", "_outputs"):
+            self.register_buffer(name, None, persistent=False)
+        self._group()
+        self._any_on = Fact(_any_on, otherwise=True)
+
+    # -- values -----------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
+        """``[N, in_features]`` to ``[N, out_features]``.
+
+        Args:
+            singularity_avoiding: whether arguments are kept where ``|f|`` is at most about ``y_th`` near a
+                singularity, and in the domain.
+
+        Raises:
+            TypeError, ValueError: for another shape, dtype or device, or a y_th that is not positive.
+        """
+        self._check(x)
+        if not self.edges:
+            return x.new_zeros(x.shape[0], self.out_features)  # len() would fix the size where others trace
+        values = self._values(x, singularity_avoiding, y_th)
+        if self.out_features == 1:
+            return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
+        if self._outputs is None:
+            return values
+        if x.is_cuda:  # index_add adds there in any order
+            zeros = values.new_zeros(self.out_features, x.shape[0])
+            return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
+        return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
+
+    def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
+        """Of each edge by itself, ``[N, E]`` in the order of ``edges``; arguments and errors as in :meth:`forward`."""
+        self._check(x)
+        if not self.edges:
+            return x.new_zeros(x.shape[0], 0)
+        values = self._values(x, singularity_avoiding, y_th)
+        return values if self._order is None else values[:, self._order.argsort()]
+
+    def has_splines(self, mask: Tensor | None) -> bool:
+        """Whether a mask ``[in, out]`` of the splines leaves any on where formulas are."""
+        return self._any_on(mask, self.ends)
+
+    def _check(self, x: Tensor) -> None:
+        check_tensor("x", x)
+        check_shape("x", x, ("N", self.in_features))
+        check_alike(x, affine=self.affine)
+
+    def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
+        """``[N, E]``, edges of one function side by side."""
+        affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
+        a, b, c, d = affine.unbind(1)
+        if self._inputs is not None:
+            # a gradient that is the same on every run: on CUDA only indexing has one
+            x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
+        z = torch.addcmul(b, x, a)
+        parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
+        functions = [lookup(name) for name in self._names]
+        if singularity_avoiding is not False or y_th is not Y_TH:
+            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
+        if singularity_avoiding:
+            done = [function.guarded(part, y_th) for function, part in zip(functions, parts)]
+        else:
+            done = [function.fun(part) for function, part in zip(functions, parts)]
+        return torch.addcmul(d, done[0] if len(done) == 1 else torch.cat(done, 1), c)
+
+    # -- edges ------------------------------------------------------------------------------------
+
+    @checked(i=INDEX, j=INDEX)
+    def name(self, i: int, j: int) -> str | None:
+        """The function of edge (i, j), or None where that is no formula."""
+        return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
+
+    @checked(i=INDEX, j=INDEX)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
+        """Make edge (i, j) the function of that name, or give it another.
+
+        ``affine`` becomes a new parameter: make the optimizer after.
+
+        Raises:
+            TypeError, ValueError: for an edge or a function that is not there, or an affine that is not
+                four finite numbers; nothing has changed then.
+
+        Example:
+            >>> symbolic = SymbolicEdges(2, 3)
+            >>> symbolic.fix(0, 1, "exp")
+            >>> symbolic.name(0, 1)
+            'exp'
+        """
+        self._check_place(i, j)
+        name = lookup(name).name
+        try:
+            row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # NotImplementedError too, for a tensor on meta
+            raise TypeError(f"affine must be four numbers, got {affine!r}") from None
+        check_shape("affine", row, (4,))
+        check_finite("affine", row.to(self.affine.dtype))
+        kept = [(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)]
+        rows = torch.cat([self.affine, row.to(self.affine).unsqueeze(0)])
+        self._replace([*kept, (Edge(i, j, name), len(self.edges))], rows)
+
+    @checked(i=INDEX, j=INDEX)
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def unfix(self, i: int, j: int) -> None:
+        """Take the function of edge (i, j) away.
+
+        Raises:
+            TypeError, ValueError: for an edge that has none; nothing has changed then.
+
+        Example:
+            >>> symbolic = SymbolicEdges(2, 3)
+            >>> symbolic.fix(0, 1, "exp")
+            >>> symbolic.unfix(0, 1)
+            >>> symbolic.edges
+            ()
+        """
+        self._check_place(i, j)
+        if self.name(i, j) is None:
+            raise ValueError(f"edge ({i}, {j}) has no symbolic function to take away")
+        self._replace([(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)], self.affine)
+
+    @checked(inputs=Each(INDEX), outputs=Each(INDEX))
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
+        """The edges between some inputs and outputs, renumbered: a new module that shares nothing.
+
+        Raises:
+            TypeError, ValueError: for indices that are not there, or there twice.
+
+        Example:
+            >>> symbolic = SymbolicEdges(3, 3)
+            >>> symbolic.fix(2, 1, "exp")
+            >>> symbolic.subset([0, 2], [1]).edges
+            (Edge(i=1, j=0, name='exp'),)
+        """
+        new_i = _numbered("inputs", inputs, self.in_features)
+        new_j = _numbered("outputs", outputs, self.out_features)
+        other = SymbolicEdges(len(new_i), len(new_j), self.affine.device, self.affine.dtype)
+        kept = [
+            (Edge(new_i[i], new_j[j], name), n)
+            for n, (i, j, name) in enumerate(self.edges)
+            if i in new_i and j in new_j
+        ]
+        other._replace(kept, self.affine, self.is_trained)
+        return other.train(self.training)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``affine`` asks for a gradient, as a new one does."""
+        return not self.edges or self.affine.requires_grad
+
+    def _check_place(self, i: int, j: int) -> None:
+        for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
+            INDEX.read(name, index)  # of an edge in a file too
+            if index >= size:
+                raise ValueError(f"{name} must be below {size}, got {index}")
+
+    def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor, trained: bool | None = None) -> None:
+        """``edges`` with their places in ``rows``."""
+        edges = sorted(edges)
+        trained = self.is_trained if trained is None else trained
+        taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
+        self.set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
+
+    def set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
+        """Have these edges and, if there are any, this parameter."""
+        if edges:
+            self.affine = affine
+        else:  # a parameter without entries would ask for a gradient that nothing gives it
+            self._parameters.pop("affine", None)
+            self.register_buffer("affine", affine.detach(), persistent=False)
+        self.edges = edges
+        self._group()
+
+    def _group(self) -> None:
+        """What :meth:`_values` goes by: edges of one function side by side; None where indices change nothing."""
+        edges, count = self.edges, len(self.edges)
+        self._names = list(dict.fromkeys(edge.name for edge in edges))
+        order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
+        names = [edges[n].name for n in order]
+        self._counts = [names.count(name) for name in self._names]
+
+        def index(values: list[int], size: int) -> Tensor | None:
+            return None if values == list(range(size)) else torch.tensor(values, device=device)
+
+        device = self.affine.device
+        ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
+        self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
+        text = list(json.dumps(edges).encode())  # a tensor, as what averages or writes states takes nothing else
+        self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
+        self._order = index(order, count)
+        self._inputs = index([edges[n].i for n in order], self.in_features)
+        self._outputs = index([edges[n].j for n in order], self.out_features)
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._group()  # indices on meta have no values to bring along
+        return self
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        state_dict, names = dict(state_dict), (prefix + "formulas", prefix + "affine")
+        state = state_dict.pop(prefix + "_extra_state", None)  # a list: the form of version 0.1
+        state, affine = state_dict.get(names[0], state), state_dict.get(names[1])
+        if state is None and affine is None and "version" in metadata:
+            state = []  # of a layer that was saved without formulas
+        if state is None and affine is not None and not self.edges:
+            missing.append(names[0])
+            return
+        if state is not None:
+            try:
+                edges = self._edges_of(state)
+                if edges and affine is None:
+                    missing.append(names[1])
+                    return
+                if affine is not None:
+                    check_tensor("affine", affine)
+                    check_shape("affine", affine, (len(edges), 4))
+            except (TypeError, ValueError) as error:
+                errors.append(f"{prefix}affine: {error}")
+                return
+            same = len(edges) == len(self.edges)
+            sized = nn.Parameter(self.affine.new_zeros(len(edges), 4), requires_grad=self.is_trained)
+            self.set_edges(tuple(edges), self.affine if same else sized)
+            state_dict = {name: value for name, value in state_dict.items() if name not in names}
+            if edges:
+                state_dict.update(zip(names, (self.formulas, affine)))
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+    def _edges_of(self, state: Any) -> list[Edge]:
+        if isinstance(state, Tensor):  # of floating point, where states have been averaged
+            try:
+                state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
+            except (ValueError, TypeError, RuntimeError):
+                raise ValueError("formulas must hold a JSON text as uint8, and holds none") from None
+        try:
+            edges = [Edge(*entry) for entry in state]
+        except TypeError:
+            raise TypeError(f"edges must be a list of [i, j, name], got {state!r}") from None
+        for edge in edges:
+            self._check_place(edge.i, edge.j)
+        unknown = [edge.name for edge in edges if not _known(edge.name)]
+        if unknown:
+            raise ValueError(f"no symbolic functions have the names {unknown}: add them by add_symbolic first")
+        places = [edge[:2] for edge in edges]
+        if places != sorted(set(places)):
+            raise ValueError(f"edges must be sorted by (i, j), each once, got {places}")
+        return edges
+
+    def extra_repr(self) -> str:
+        shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in self.edges[:8])
+        more = "" if len(self.edges) <= 8 else f", and {len(self.edges) - 8} more"
+        return f"{self.in_features}, {self.out_features}" + (f": {shown}{more}" if self.edges else "")
+
+
+def _any_on(mask: Tensor | None, ends: Tensor) -> bool:
+    return mask is None or bool(mask[ends[0], ends[1]].any())
+
+
+def _known(name: Any) -> bool:
+    try:
+        return lookup(name) is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
+    """New numbers of the kept indices."""
+    kept = list(indices)
+    for index in kept:
+        if index >= size:
+            raise ValueError(f"{name} must be below {size}, got {index}")
+    if len(set(kept)) < len(kept):
+        raise ValueError(f"{name} must have each index once, got {kept}")
+    return {old: new for new, old in enumerate(kept)}

@@ -1,0 +1,1 @@
+"""Networks of KAN layers: forward, structure and files."""

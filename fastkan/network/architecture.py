@@ -1,0 +1,127 @@
+"""How many nodes a KAN has, and which of them multiply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fastkan_kernels import Int, is_sequence, kind_of
+
+
+class Architecture(NamedTuple):
+    """Nodes of each layer, the inputs first.
+
+    Args:
+        sums: how many nodes of each layer add what comes in.
+        arities: of each layer's multiplication nodes, how many factors each has.
+    """
+
+    sums: tuple[int, ...]
+    arities: tuple[tuple[int, ...], ...]
+
+    @property
+    def depth(self) -> int:
+        """Number of layers of edges."""
+        return len(self.sums) - 1
+
+    @property
+    def width(self) -> list[list[int]]:
+        """``[sums, multiplications]`` of each layer."""
+        return [[added, len(arity)] for added, arity in zip(self.sums, self.arities)]
+
+    @property
+    def nodes(self) -> list[int]:
+        """Nodes of each layer: what goes on into the next layer's edges."""
+        return [added + len(arity) for added, arity in zip(self.sums, self.arities)]
+
+    @property
+    def subnodes(self) -> list[int]:
+        """Subnodes of each layer: where edges end. A multiplication node has one for each factor."""
+        return [added + sum(arity) for added, arity in zip(self.sums, self.arities)]
+
+    def factors(self, layer: int) -> list[list[int]]:
+        """The subnodes of each node of a layer: one of a sum, several of a multiplication."""
+        groups = [[subnode] for subnode in range(self.sums[layer])]
+        first = self.sums[layer]
+        for arity in self.arities[layer]:
+            groups.append(list(range(first, first + arity)))
+            first += arity
+        return groups
+
+    def keep(self, layer: int, nodes: Sequence[int]) -> tuple[Architecture, list[int]]:
+        """With only these nodes of one layer, in their order; and the subnodes that stay."""
+        kept = sorted(nodes)
+        added = self.sums[layer]
+        sums, arities = list(self.sums), list(self.arities)
+        sums[layer] = sum(node < added for node in kept)
+        arities[layer] = tuple(self.arities[layer][node - added] for node in kept if node >= added)
+        groups = self.factors(layer)
+        return Architecture(tuple(sums), tuple(arities)), [subnode for node in kept for subnode in groups[node]]
+
+
+def architecture(width: Any, mult_arity: object = 2) -> Architecture:
+    """Read ``width`` and ``mult_arity`` as :class:`KAN` takes them; neither is changed.
+
+    Args:
+        width: a number of nodes, or ``[sums, multiplications]``, for each layer.
+        mult_arity: one arity for all, or a list for each layer of the arities of its nodes.
+
+    Raises:
+        TypeError, ValueError: if they are something else, or don't fit together.
+
+    Example:
+        >>> architecture([2, [5, 2], 1], 3)
+        Architecture(sums=(2, 5, 1), arities=((), (3, 3), ()))
+    """
+    if not is_sequence(width):
+        raise TypeError(f"width must be a list, one entry for each layer, got {kind_of(width)}")
+    entries = list(width)
+    if len(entries) < 2:
+        raise ValueError(f"width must name at least inputs and outputs, got {entries}")
+    pairs = [_pair(f"width[{layer}]", entry) for layer, entry in enumerate(entries)]
+    if pairs[0][1]:
+        raise ValueError(f"width[0] must be inputs alone, without multiplication nodes; got {entries[0]}")
+    for layer, pair in enumerate(pairs):
+        if sum(pair) == 0:
+            raise ValueError(f"width[{layer}] must have at least one node, got {entries[layer]}")
+    counts = [multiplied for _, multiplied in pairs]
+    factors = Int(least=2)
+    if is_sequence(mult_arity):
+        given: list[Any] = list(mult_arity)  # type: ignore[call-overload]
+        if len(given) != len(pairs):
+            raise ValueError(
+                f"mult_arity must be a number or a list for each of the {len(pairs)} layers of width, got {mult_arity}"
+            )
+        arities = []
+        for layer, (each, count) in enumerate(zip(given, counts)):
+            if not is_sequence(each):
+                raise TypeError(f"mult_arity[{layer}] must be a list of its nodes' arities, got {each!r}")
+            if len(each) != count:
+                raise ValueError(f"mult_arity[{layer}] must have {count} entries, as width[{layer}], got {list(each)}")
+            arities.append(tuple(factors.read(f"mult_arity[{layer}]", value) for value in each))
+    else:
+        arity = factors.read("mult_arity", mult_arity)
+        arities = [(arity,) * count for count in counts]
+    return Architecture(tuple(added for added, _ in pairs), tuple(arities))
+
+
+def _pair(name: str, entry: object) -> tuple[int, int]:
+    pair: Any = entry if is_sequence(entry) else (entry, 0)
+    if len(pair) != 2:
+        raise ValueError(f"{name} must be a number or [sums, multiplications], got {list(pair)}")
+    added, multiplied = (Int(least=0).read(name, count) for count in pair)
+    return added, multiplied
+
+
+def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
+    """One number for each layer of edges, of one for all or a list of them."""
+    if not isinstance(value, list):
+        return [value] * depth
+    if len(value) != depth:
+        raise ValueError(f"{name} must be a number or a list for each of the {depth} layers, got {list(value)}")
+    return list(value)
+
+
+def shortest(values: list[int]) -> int | list[int]:
+    """One number where all are the same."""
+    return values[0] if len(set(values)) == 1 else values

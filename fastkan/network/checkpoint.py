@@ -1,0 +1,263 @@
+"""A network in one file, and back: safetensors' format, in which nothing can run.
+
+The tensors are those of ``state_dict``, and ``prune_mask`` where there is one. All else is one JSON text in the
+file's metadata, with a SHA-256 of the whole file (its own 64 digits counted as zeros), so that any damage is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import DEVICE, Path, check_int, check_shape, checked
+
+from ..layers.function_library import SYMBOLIC_LIB
+from ..layers.linear import KANLinear
+from ..layers.resting import rest
+from ..version import __version__
+from .architecture import architecture
+from .core import Network, NetworkT
+
+FORMAT = 2  # one more whenever a file can no longer be read by what was there before
+KEY = "fastkan.KAN"  # the one entry of the metadata: safetensors writes several in any order
+BLANK = "0" * 64
+MASK = "prune_mask."
+FLOAT = "$float"  # {"$float": "nan"}, as JSON has no such number
+MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
+LAYER = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scale", "outside")
+
+
+@checked(path=Path())
+@torch.inference_mode(False)
+def save(model: Network, path: str | os.PathLike[str]) -> None:
+    """Write the network into one file: parameters, grids, masks, formulas' names, history, and what is trained.
+
+    The file is there whole or not at all; one that was there before is replaced. Parameters that are shared come
+    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the
+    rows of the last fit (``model.sample``) are not kept.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: if it can't be written.
+        TypeError, ValueError: for a model that couldn't be loaded again, as something has been added to it.
+
+    Example:
+        >>> import os, tempfile
+        >>> model, path = KAN(width=[2, 5, 1], seed=0), os.path.join(tempfile.mkdtemp(), "model.safetensors")
+        >>> model.save(path)
+        >>> x = torch.rand(10, 2)
+        >>> torch.equal(KAN.load(path)(x), model(x))
+        True
+    """
+    import safetensors
+    import safetensors.torch
+
+    target = os.path.realpath(os.fsdecode(path))
+    tensors = _tensors(model)
+    text = json.dumps({"sha256": BLANK, **_header(model)}, allow_nan=False)
+    try:
+        _assembled(_decoded(text), tensors, Network)
+    except MISFITS as error:
+        raise ValueError(f"model couldn't be loaded again: {error}") from error
+    try:
+        content = safetensors.torch.save(tensors, {KEY: text})
+    except safetensors.SafetensorError as error:  # a header above 100 MB
+        raise ValueError(f"model and its history, {len(text):,} characters, don't fit into a file: {error}") from None
+    start = content.index(BLANK.encode())
+    digest = hashlib.sha256(content).hexdigest().encode()
+    _replace(target, content[:start] + digest + content[start + len(digest) :])
+
+
+@checked(path=Path(), device=DEVICE)
+@torch.inference_mode(False)
+def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device | str | None = None) -> NetworkT:
+    """The network that :func:`save` has written into a file. Nothing in the file is run.
+
+    Args:
+        path: of the file.
+        device: where the network goes; None is the CPU, wherever it was before.
+
+    Raises:
+        OSError: if it isn't there or can't be read.
+        TypeError, ValueError: for what is no path, or no device here; and for what is no such file, is damaged, comes
+            from a newer version, or names functions that aren't in the library here.
+    """
+    import safetensors
+    import safetensors.torch
+
+    name = os.fsdecode(path)
+    with open(name, "rb") as file:
+        content = file.read()
+    try:
+        header = _checked(content)
+        tensors = {key: value.clone() for key, value in safetensors.torch.load(content).items()}
+        model = _assembled(header, tensors, cls)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{name!r}: its tensors can't be read: {error}") from None
+    except MISFITS as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    return model.to("cpu" if device is None else device)
+
+
+# -- from the model -------------------------------------------------------------------------------
+
+
+def _tensors(model: Network) -> dict[str, Tensor]:
+    """Copies that share no memory, on the CPU."""
+    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # the header has them
+    found = {name: value for name, value in model.state_dict().items() if name not in names}
+    found |= {f"{MASK}{layer}": mask for layer, mask in enumerate(model.prune_mask or ())}
+    empty = [name for name, value in found.items() if value.is_meta]
+    if empty:
+        raise ValueError(f"model must have values, but {empty[0]} is on meta")
+    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in found.items()}
+
+
+def _header(model: Network) -> dict[str, Any]:
+    resting = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer.resting}
+    return {
+        "format": FORMAT,
+        "fastkan": __version__,
+        "sums": model.architecture.sums,
+        "arities": model.architecture.arities,
+        "in_features": model.in_features,
+        "grid_eps": model.grid_eps,
+        "layers": [_described(layer) for layer in model.layers],
+        "symbolic": [[list(edge) for edge in symbolic.edges] for symbolic in model.symbolic],
+        "trained": [
+            name
+            for name, value in model.named_parameters(remove_duplicate=False)
+            if value.requires_grad or name in resting
+        ],
+        "prune_mask": model.prune_mask is not None,
+        "training": model.training,
+        "history": _encoded(model.history),
+    }  # fmt: skip
+
+
+def _described(layer: KANLinear) -> dict[str, Any]:
+    """What :class:`KANLinear` takes."""
+    optional = {name: getattr(layer, name) is not None for name in ("bias", "spline_scale")}
+    values = {"grid_range": layer._grid_range, **optional}
+    return {name: values[name] if name in values else getattr(layer, name) for name in LAYER}
+
+
+def _encoded(value: Any) -> Any:
+    """What a record may hold, as JSON has it."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {FLOAT: str(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _encoded(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_encoded(each) for each in value]
+    if hasattr(value, "tolist"):  # tensors, and what NumPy has
+        return _encoded(value.tolist())
+    raise TypeError(f"model.history must hold numbers, strings, lists and dictionaries, got {type(value).__name__}")
+
+
+def _replace(target: str, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(f"{target!r} is there, and is no file")
+    temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.path.exists(target):
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# -- from the file --------------------------------------------------------------------------------
+
+
+def _checked(content: bytes) -> dict[str, Any]:
+    """The header of an undamaged file."""
+    foreign = "this is no network that KAN.save has written, or it is damaged"
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > len(content) - 8:
+        raise ValueError(foreign)
+    try:
+        header = _decoded(json.loads(content[8 : 8 + length])["__metadata__"][KEY])
+        version, digest = header["format"], header["sha256"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise ValueError(foreign) from None
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"it was written by a newer fastkan: its format is {version}, this one reads up to {FORMAT}")
+    if version not in range(1, FORMAT + 1) or not isinstance(digest, str) or len(digest) != len(BLANK):
+        raise ValueError(foreign)
+    start = content.find(digest.encode(), 8, 8 + length)
+    whole = hashlib.sha256(content[:start] + BLANK.encode() + content[start + len(BLANK) :])
+    if start < 0 or whole.hexdigest() != digest:
+        raise ValueError("it is damaged: its SHA-256 is not the one that was saved in it")
+    return header
+
+
+def _decoded(text: str) -> Any:
+    def floats(entries: dict[str, Any]) -> Any:
+        value = entries.get(FLOAT)
+        return float(value) if isinstance(value, str) and len(entries) == 1 else entries
+
+    return json.loads(text, object_hook=floats)
+
+
+def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[NetworkT]) -> NetworkT:
+    """The network, on the CPU, with these tensors as its own."""
+    names = {edge[2] for edges in header["symbolic"] for edge in edges}
+    unknown = sorted(name for name in names if name not in SYMBOLIC_LIB)
+    if unknown:
+        raise ValueError(f"its edges have functions that aren't in the library, {unknown}: add_symbolic them first")
+    pairs = [[sums, len(arities)] for sums, arities in zip(header["sums"], header["arities"])]
+    sizes = architecture(pairs, header["arities"])
+    ends = list(zip(sizes.nodes, sizes.subnodes[1:]))
+    for index, ((inputs, outputs), said) in enumerate(zip(ends, header["layers"])):  # before memory is taken
+        shape = said["grid_size"] + said["spline_order"], inputs, outputs
+        check_shape(f"layers.{index}.spline_weight", tensors[f"layers.{index}.spline_weight"], shape)
+
+    layers = []
+    for index, (size, said) in enumerate(zip(ends, header["layers"], strict=True)):
+        dtype = tensors[f"layers.{index}.spline_weight"].dtype
+        with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters
+            layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=dtype))
+    model = cls.__new__(cls)
+    Network.__init__(model, sizes, layers, grid_eps=header["grid_eps"])
+    parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
+    edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
+    model.load_state_dict({**parameters, **edges}, assign=True)
+    trained = set(header["trained"])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    for layer in model.layers:
+        layer.resting = frozenset()
+        rest(layer)
+
+    check_int("in_features", header["in_features"], least=1)
+    model.in_features = header["in_features"]
+    ids = model.input_id
+    if ids.dtype != torch.int64 or not bool(((ids >= 0) & (ids < model.in_features)).all()):
+        raise ValueError(f"it reads other columns of x than 0 to {model.in_features - 1}")
+    if header["prune_mask"]:
+        model.prune_mask = [tensors[f"{MASK}{index}"] for index in range(model.depth)]
+    model.history = header["history"]
+    model.train(bool(header["training"]))
+    return model

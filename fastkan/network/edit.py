@@ -1,0 +1,287 @@
+"""Networks cut out of networks, and added to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fastkan_kernels import FLAG, INDEX, SEED, Int, OneOrEach, checked
+
+from ..layers.init import reset
+from ..layers.linear import KANLinear
+from ..layers.resting import rest
+from ..layers.symbolic import SymbolicEdges
+
+if TYPE_CHECKING:
+    from .core import NetworkT
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def with_nodes(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
+    """A new network with only these nodes of each layer, inputs first; nothing is shared with the old one.
+
+    An edge whose two nodes are in it is the same function; the order of nodes may be another one.
+    """
+    new = copy.deepcopy(model)
+    subnodes = []
+    for layer, kept in enumerate(nodes):
+        new.architecture, below = new.architecture.keep(layer, kept)
+        subnodes.append(below)
+    for layer in range(model.depth):
+        ends = list(nodes[layer]), subnodes[layer + 1]
+        new.layers[layer] = _with_edges(model.layers[layer], *ends)
+        new.symbolic[layer] = model.symbolic[layer].subset(*ends)
+        for part, kept in ((new.node_scale, nodes[layer + 1]), (new.node_bias, nodes[layer + 1])):
+            part[layer] = _taken(part[layer], list(kept))
+        for part in (new.subnode_scale, new.subnode_bias):
+            part[layer] = _taken(part[layer], subnodes[layer + 1])
+    new.input_id = model.input_id[list(nodes[0])].clone()
+    new.prune_mask = None
+    for layer in new.layers:
+        rest(layer)
+    return new
+
+
+def _taken(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
+    return nn.Parameter(parameter.detach()[list(kept)].clone(), requires_grad=parameter.requires_grad)
+
+
+def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANLinear:
+    """A layer with only these inputs and outputs."""
+    new = copy.deepcopy(layer)
+    new.in_features, new.out_features = len(inputs), len(outputs)
+    for name in ("spline_weight", "base_weight", "spline_scale"):
+        old = getattr(layer, name)
+        if old is not None:
+            kept = old.detach()[..., inputs, :][..., outputs].clone()
+            setattr(new, name, nn.Parameter(kept, requires_grad=old.requires_grad))
+    mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
+    new.mask = None if mask is None or mask.all() else mask.clone()  # what switches nothing off costs time
+    if layer._outside_count is not None:
+        new._outside_count = layer._outside_count[[*inputs, -1]]
+    new.replace_knots(layer.knots[inputs])
+    return new
+
+
+@checked(
+    layer_id=Int(least=1), n_added_nodes=Int(least=1), sum_bool=FLAG, mult_arity=OneOrEach(Int(least=2)), seed=SEED
+)  # fmt: skip
+@torch.inference_mode(False)
+@torch.no_grad()
+def expand_width(
+    model: NetworkT,
+    layer_id: int,
+    n_added_nodes: int,
+    sum_bool: bool = True,
+    mult_arity: int | Sequence[int] = 2,
+    seed: int | None = 0,
+) -> NetworkT:
+    """Add nodes to a hidden layer, in place; the network computes what it did.
+
+    Edges into a new node are fresh, those out of it are 0 for now and can be trained.
+
+    Args:
+        layer_id: of the layer of nodes, 1 to ``depth - 1``.
+        n_added_nodes: how many.
+        sum_bool: whether they add; else they multiply ``mult_arity`` factors each (a number, or a list of one for
+            each new node).
+        seed: of the fresh edges.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: for a layer that is not there or not hidden, and numbers out of range.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], seed=0)
+        >>> model.expand_width(1, 2).width
+        [[2, 0], [7, 0], [1, 0]]
+    """
+    if layer_id >= model.depth:
+        raise ValueError(f"layer_id must name a hidden layer, from 1 to {model.depth - 1}; got {layer_id}")
+    added = [mult_arity] * n_added_nodes if isinstance(mult_arity, int) else list(mult_arity)
+    if not sum_bool and len(added) != n_added_nodes:
+        raise ValueError(f"mult_arity must have {n_added_nodes} entries, one for each new node; got {added}")
+    old = model.architecture
+    sums, arities = list(old.sums), list(old.arities)
+    if sum_bool:
+        sums[layer_id] += n_added_nodes
+        at_node, at_subnode, subnodes = old.sums[layer_id], old.sums[layer_id], n_added_nodes
+    else:
+        arities[layer_id] = (*arities[layer_id], *added)
+        at_node, at_subnode, subnodes = old.nodes[layer_id], old.subnodes[layer_id], sum(added)
+    before, after = model.layers[layer_id - 1], model.layers[layer_id]
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    model.layers[layer_id - 1] = _widened(before, 1, at_subnode, subnodes, generator)
+    model.layers[layer_id] = _widened(after, 0, at_node, n_added_nodes, generator)
+    for layer, along, at, count in ((layer_id - 1, 1, at_subnode, subnodes), (layer_id, 0, at_node, n_added_nodes)):
+        _shift(model.symbolic, layer, along, at, count)
+    for part, at, count in (
+        (model.node_scale, at_node, n_added_nodes),
+        (model.node_bias, at_node, n_added_nodes),
+        (model.subnode_scale, at_subnode, subnodes),
+        (model.subnode_bias, at_subnode, subnodes),
+    ):
+        parameter = part[layer_id - 1]
+        value = 1.0 if part in (model.node_scale, model.subnode_scale) else 0.0
+        fresh = parameter.new_full((count,), value)
+        joined = torch.cat([parameter[:at], fresh, parameter[at:]])
+        part[layer_id - 1] = nn.Parameter(joined, requires_grad=parameter.requires_grad)
+    model.architecture = old._replace(sums=tuple(sums), arities=tuple(arities))
+    model.prune_mask = None
+    return model
+
+
+def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch.Generator | None) -> KANLinear:
+    """A layer with more outputs (``along`` 1), of fresh edges, or more inputs (0), of edges that are 0."""
+    inputs, outputs = layer.in_features + count * (along == 0), layer.out_features + count * (along == 1)
+    with torch.random.fork_rng(devices=[]):
+        new = KANLinear(
+            inputs, outputs, layer.grid_size, layer.spline_order,
+            base=layer.base, spline_scale=layer.spline_scale is not None, dtype=layer.spline_weight.dtype,
+        ).to(layer.knots.device)  # fmt: skip
+    new.outside = layer.outside
+    new.train(layer.training)
+    knots = layer.knots
+    if along == 0:  # a new input has the first one's grid, and the others keep theirs
+        knots = torch.cat([knots[:at], knots[:1].expand(count, -1), knots[at:]])
+    new.replace_knots(knots)
+    reset(new, 0.3, 0.0, 1.0, generator)
+    kept = [place for place in range(inputs if along == 0 else outputs) if not at <= place < at + count]
+    for name in ("spline_weight", "base_weight", "spline_scale"):
+        old, fresh = getattr(layer, name), getattr(new, name)
+        if old is None:
+            continue
+        fresh.requires_grad_(old.requires_grad or name in layer.resting)
+        if along == 0 and name != "spline_scale":
+            fresh.zero_()
+        if along == 0:
+            fresh[..., kept, :] = old
+        else:
+            fresh[..., kept] = old
+    if layer.mask is not None:
+        mask = torch.ones(inputs, outputs, device=knots.device)
+        if along == 0:
+            mask[kept] = layer.mask.to(mask)
+        else:
+            mask[:, kept] = layer.mask.to(mask)
+        new.set_mask(mask)
+    return new
+
+
+def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int) -> None:
+    """Make room for new nodes among a layer's formulas."""
+    old = symbolic[layer]
+    assert isinstance(old, SymbolicEdges)
+    inputs, outputs = old.in_features + count * (along == 0), old.out_features + count * (along == 1)
+    new = SymbolicEdges(inputs, outputs, device=old.affine.device, dtype=old.affine.dtype)
+    for edge, affine in zip(old.edges, old.affine.detach()):
+        i = edge.i + count * (along == 0 and edge.i >= at)
+        j = edge.j + count * (along == 1 and edge.j >= at)
+        new.fix(i, j, edge.name, affine)
+    new.affine.requires_grad_(old.affine.requires_grad)
+    symbolic[layer] = new.train(old.training)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def expand_depth(model: NetworkT) -> NetworkT:
+    """Add a layer behind the last one, in place, whose edges are the identity; the network computes what it did.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> KAN(width=[2, 5, 1], seed=0).expand_depth().width
+        [[2, 0], [5, 0], [1, 0], [1, 0]]
+    """
+    last, count = model.layers[-1], model.width_in[-1]
+    with torch.random.fork_rng(devices=[]):
+        layer = KANLinear(
+            count, count, last.grid_size, last.spline_order,
+            base=last.base, spline_scale=True, outside=last.outside, dtype=model.dtype,
+        ).to(model.device)  # fmt: skip
+    reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
+    for name in ("spline_weight", "base_weight", "spline_scale"):
+        if getattr(layer, name) is not None:
+            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last.resting)
+    layer.set_mask(torch.zeros(count, count))
+    symbolic = SymbolicEdges(count, count, device=model.device, dtype=model.dtype)
+    for node in range(count):
+        symbolic.fix(node, node, "x")
+    model.layers.append(layer.train(last.training))
+    model.symbolic.append(symbolic.train(last.training))
+    for part, value in (
+        (model.node_scale, 1.0),
+        (model.node_bias, 0.0),
+        (model.subnode_scale, 1.0),
+        (model.subnode_bias, 0.0),
+    ):
+        fresh = torch.full((count,), value, device=model.device, dtype=model.dtype)
+        part.append(nn.Parameter(fresh, requires_grad=part[-1].requires_grad))
+    old = model.architecture
+    model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
+    model.prune_mask = None
+    model.know()
+    rest(model.layers[-1])
+    return model
+
+
+@checked(l=INDEX, i1=INDEX, i2=INDEX)
+@torch.inference_mode(False)
+@torch.no_grad()
+def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
+    """Exchange two nodes of an input or hidden layer, in place; the network computes what it did.
+
+    Args:
+        l: the layer of nodes.
+        i1, i2: nodes that both add, or multiply as many factors.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: for other nodes, or the output layer.
+    """
+    if l >= model.depth:
+        raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
+    for name, node in (("i1", i1), ("i2", i2)):
+        if node >= model.width_in[l]:
+            raise ValueError(f"{name} must be below {model.width_in[l]}, the nodes of layer {l}; got {node}")
+    groups = model.architecture.factors(l)
+    sums = model.architecture.sums[l]
+    if (i1 < sums) != (i2 < sums) or len(groups[i1]) != len(groups[i2]):
+        raise ValueError(f"i1 and i2 must be of one kind, but nodes {i1} and {i2} of layer {l} are of different kinds")
+    nodes = _exchanged(model.width_in[l], [i1], [i2])
+    every = list(range(model.width_out[l + 1]))
+    model.layers[l] = _with_edges(model.layers[l], nodes, every)
+    model.symbolic[l] = model.symbolic[l].subset(nodes, every)
+    if l == 0:
+        model.input_id = model.input_id[nodes].clone()
+    else:
+        subnodes = _exchanged(model.width_out[l], groups[i1], groups[i2])
+        every = list(range(model.width_in[l - 1]))
+        model.layers[l - 1] = _with_edges(model.layers[l - 1], every, subnodes)
+        model.symbolic[l - 1] = model.symbolic[l - 1].subset(every, subnodes)
+        for part, kept in (
+            (model.node_scale, nodes),
+            (model.node_bias, nodes),
+            (model.subnode_scale, subnodes),
+            (model.subnode_bias, subnodes),
+        ):
+            part[l - 1] = _taken(part[l - 1], kept)
+    model.prune_mask = None
+    return model
+
+
+def _exchanged(count: int, these: Sequence[int], those: Sequence[int]) -> list[int]:
+    order = list(range(count))
+    for one, other in zip(these, those):
+        order[one], order[other] = order[other], order[one]
+    return order

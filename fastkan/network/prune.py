@@ -1,0 +1,257 @@
+"""Pruning: what hardly matters for any output is left out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import INDEX, REAL, Choice, Each, Optional, checked
+
+from ..layers.edge_functions import mask_of
+from ..layers.resting import rest
+from .attribution import Scores, attributed
+from .edges import edges_on
+from .edit import with_nodes
+from .trace import check_edge, rows_for, trace
+
+if TYPE_CHECKING:
+    from .core import Network, NetworkT
+
+
+@checked(node_th=REAL, edge_th=REAL)
+def prune(
+    model: NetworkT, node_th: float = 1e-2, edge_th: float = 3e-2, *, x: Any = None, dataset: Any = None
+) -> NetworkT:
+    """A new network without the nodes and edges that hardly matter for any output.
+
+    The model itself stays as it is, but remembers what was left out: ``plot(mask=True)`` hides it. Scores are taken
+    again until nothing more falls below, so pruning twice is pruning once.
+
+    Args:
+        node_th, edge_th: what a hidden node, and an edge, must be worth (see :meth:`KAN.attribute`) for some output.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
+
+    Returns:
+        A network that shares nothing with the model; its nodes and edges compute what they did.
+
+    Raises:
+        TypeError, ValueError: if that would leave a layer without nodes, and for fewer than two different rows.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], seed=0)
+        >>> x = torch.rand(100, 2)
+        >>> _ = model.fit((x, x[:, :1] ** 2), lamb=0.01, steps=10, progress=False)
+        >>> model.prune().width_in[1] < 5
+        True
+    """
+    return _pruned(model, node_th, edge_th, x, dataset)
+
+
+@checked(
+    threshold=REAL, mode=Choice(("auto", "manual")), active_neurons_id=Optional(Each(Each(INDEX)))
+)  # fmt: skip
+def prune_node(
+    model: NetworkT,
+    threshold: float = 1e-2,
+    mode: str = "auto",
+    active_neurons_id: Sequence[Sequence[int]] | None = None,
+    *,
+    x: Any = None,
+    dataset: Any = None,
+) -> NetworkT:
+    """A new network without the hidden nodes that hardly matter for any output.
+
+    Args:
+        threshold: what a node must be worth for some output.
+        mode: ``"auto"``, or ``"manual"`` to keep ``active_neurons_id``.
+        active_neurons_id: for each hidden layer the nodes that are kept.
+        x, dataset: as in :meth:`prune`.
+
+    Raises:
+        TypeError, ValueError: as :meth:`prune`, and for nodes that are not there.
+    """
+    if active_neurons_id is None:
+        if mode == "manual":
+            raise ValueError("mode='manual' needs active_neurons_id")
+        return _pruned(model, threshold, None, x, dataset)
+    if len(active_neurons_id) != model.depth - 1:
+        raise ValueError(
+            f"active_neurons_id must have a list for each of the {model.depth - 1} hidden layers, got "
+            f"{len(active_neurons_id)}"
+        )
+    nodes = [list(range(model.width_in[0]))]
+    for layer, kept in enumerate(active_neurons_id, start=1):
+        _check_nodes(f"active_neurons_id[{layer - 1}]", kept, model.width_in[layer])
+        nodes.append(sorted(set(kept)))
+    nodes.append(list(range(model.width_in[-1])))
+    return with_nodes(model, nodes)
+
+
+@checked(threshold=REAL)
+def prune_edge(model: NetworkT, threshold: float = 3e-2, *, x: Any = None, dataset: Any = None) -> NetworkT:
+    """A new network in which the edges are off that hardly matter for any output.
+
+    Args:
+        threshold: what an edge must be worth for some output.
+        x, dataset: as in :meth:`prune`.
+
+    Raises:
+        TypeError, ValueError: if a layer would lose all its edges, and for fewer than two different rows.
+    """
+    return _pruned(model, None, threshold, x, dataset)
+
+
+@checked(threshold=REAL, active_inputs=Optional(Each(INDEX)))
+def prune_input(
+    model: NetworkT,
+    threshold: float = 1e-2,
+    active_inputs: Sequence[int] | None = None,
+    *,
+    x: Any = None,
+    dataset: Any = None,
+) -> NetworkT:
+    """A new network that does not read the inputs that hardly matter; it still takes the same x.
+
+    Args:
+        threshold: what an input must be worth for some output.
+        active_inputs: instead, the columns of x that are kept.
+        x, dataset: as in :meth:`prune`.
+
+    Raises:
+        TypeError, ValueError: if no input is left, for columns that the network does not read, and for fewer than two
+            different rows.
+    """
+    columns = model.input_id.tolist()
+    if active_inputs is None:
+        worth = _scores(model, rows_for(model, x, dataset)).nodes[0].amax(0)
+        kept = [node for node, score in enumerate(worth.tolist()) if score > threshold]
+        if not kept:
+            raise ValueError(
+                f"threshold={threshold} would leave no input; the most important one is worth {worth.max():.2g}"
+            )
+    else:
+        for column in active_inputs:
+            if column not in columns:
+                raise ValueError(
+                    f"active_inputs must be of the columns that the network reads, {columns}; got {column}"
+                )
+        kept = sorted(columns.index(column) for column in set(active_inputs))
+        if not kept:
+            raise ValueError("active_inputs must keep at least one input")
+    return with_nodes(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
+
+
+@checked(l=INDEX, i=INDEX, j=INDEX)
+@torch.inference_mode(False)
+@torch.no_grad()
+def remove_edge(model: Network, l: int, i: int, j: int) -> None:
+    """Switch an edge off, in place: its spline and its formula.
+
+    Raises:
+        TypeError, ValueError: if it is not there.
+    """
+    check_edge(model, l, i, j)
+    on = mask_of(model.layers[l])
+    on[i, j] = False
+    model.layers[l].set_mask(on.float())
+    if model.symbolic[l].name(i, j) is not None:
+        model.symbolic[l].unfix(i, j)
+    rest(model.layers[l])
+
+
+@checked(l=INDEX, i=INDEX, mode=Choice(("all", "up", "down")))
+@torch.inference_mode(False)
+@torch.no_grad()
+def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
+    """Switch off all edges into a node of layer ``l`` (``mode="down"``), out of it (``"up"``), or both (``"all"``), in
+    place.
+
+    Raises:
+        TypeError, ValueError: if it is not there.
+    """
+    if l > model.depth:
+        raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
+    _check_nodes("i", [i], model.width_in[l])
+    if mode != "down" and l < model.depth:
+        for j in range(model.width_out[l + 1]):
+            remove_edge(model, l, i, j)
+    if mode != "up" and l > 0:
+        for subnode in model.architecture.factors(l)[i]:
+            for node in range(model.width_in[l - 1]):
+                remove_edge(model, l - 1, node, subnode)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> NetworkT:
+    rows = rows_for(model, x, dataset)
+    work = copy.deepcopy(model)
+    hidden = range(1, model.depth)
+    alive = [torch.ones(count, dtype=torch.bool, device="cpu") for count in model.width_in]
+    while True:
+        before = [on.clone() for on in alive], [edges_on(work, layer) for layer in range(model.depth)]
+        scores = _scores(work, rows)
+        if node_th is not None:
+            for layer in hidden:
+                worth = scores.nodes[layer].amax(0).cpu()
+                alive[layer] &= worth > node_th
+                if not alive[layer].any():
+                    raise ValueError(
+                        f"node_th={node_th} would leave no node in layer {layer}; the most important one is worth "
+                        f"{worth.max():.2g} of 1. Choose a lower threshold, or train before pruning"
+                    )
+        for layer in range(model.depth):
+            keep = _between(model, layer, alive)
+            if edge_th is not None:
+                worth = scores.edges[layer].amax(0).cpu()
+                keep &= worth > edge_th
+            on = edges_on(work, layer) & keep
+            if not on.any():
+                raise ValueError(
+                    f"edge_th={edge_th} would leave no edge in layer {layer}. Choose a lower threshold, or train "
+                    "before pruning"
+                )
+            _keep_only(work, layer, on)
+        after = alive, [edges_on(work, layer) for layer in range(model.depth)]
+        if all(torch.equal(a, b) for old, new in zip(before, after) for a, b in zip(old, new)):
+            break
+    model.prune_mask = after[1]
+    if node_th is None:
+        work.prune_mask = None
+        return work
+    return with_nodes(work, [on.nonzero().flatten().tolist() for on in alive])
+
+
+def _scores(model: Network, rows: Tensor) -> Scores:
+    return attributed(model, [each.nodes for each in trace(model, rows)])
+
+
+def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
+    """Edges of a layer between nodes that are alive."""
+    subnodes = torch.zeros(model.width_out[layer + 1], dtype=torch.bool, device="cpu")
+    for node, group in enumerate(model.architecture.factors(layer + 1)):
+        subnodes[group] = alive[layer + 1][node]
+    return alive[layer].unsqueeze(1) & subnodes
+
+
+def _keep_only(model: Network, layer: int, on: Tensor) -> None:
+    numeric = mask_of(model.layers[layer]).cpu() & on
+    if not bool((numeric | ~mask_of(model.layers[layer]).cpu()).all()):
+        model.layers[layer].set_mask(numeric.float())
+    for edge in model.symbolic[layer].edges:
+        if not on[edge.i, edge.j]:
+            model.symbolic[layer].unfix(edge.i, edge.j)
+    rest(model.layers[layer])
+
+
+def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:
+    if not len(nodes):
+        raise ValueError(f"{name} must keep at least one node")
+    for node in nodes:
+        if node >= count:
+            raise ValueError(f"{name} must be below {count}, the nodes of the layer; got {node}")

@@ -1,0 +1,126 @@
+"""Grid extension: finer grids for the same function."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import Int, OneOrEach, Optional, check_finite, check_knots, checked
+
+from ..layers import grid as grids
+from ..layers.distributed import check_one_process
+from ..layers.linear import KANLinear
+from .trace import rows_for, trace
+
+if TYPE_CHECKING:
+    from .core import Network, NetworkT
+
+SIZES = Optional(OneOrEach(Int(least=1)))
+
+
+@checked(new_grid=SIZES, grid=SIZES)
+@torch.inference_mode(False)
+@torch.no_grad()
+def refine(
+    model: NetworkT,
+    new_grid: int | Sequence[int] | None = None,
+    x: Any = None,
+    *,
+    grid: int | Sequence[int] | None = None,
+    dataset: Any = None,
+) -> NetworkT:
+    """A new network with ``new_grid`` intervals in every grid, which computes the same.
+
+    Where a new grid holds the knots of the old one and the samples lie on it, the function stays exactly as it is
+    (knots are inserted). Elsewhere splines are refitted by least squares, and a grid that samples have left becomes
+    wide enough for them.
+
+    Args:
+        new_grid: G, one for all layers or a list of one for each.
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        grid: another name for ``new_grid``.
+        dataset: instead of x, as :meth:`fit` takes it.
+
+    Returns:
+        A network that shares nothing with the model.
+
+    Raises:
+        TypeError, ValueError: for grid sizes below 1, and samples of another shape, none, or not finite.
+        RuntimeError: for samples, where ``torch.distributed`` is initialised with several processes, whose samples
+            would differ.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
+        >>> finer = model.refine(10, x=torch.rand(100, 2))
+        >>> finer.grid
+        [10, 10]
+    """
+    if (new_grid is None) == (grid is None):
+        raise TypeError(f"refine() takes new_grid, or grid in its place; got new_grid={new_grid}, grid={grid}")
+    wanted = grid if new_grid is None else new_grid
+    sizes = [wanted] * model.depth if isinstance(wanted, int) else list(wanted or ())
+    if len(sizes) != model.depth:
+        raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
+    if x is not None or model.sample is not None:
+        check_one_process("refine at samples")
+    new = copy.deepcopy(model)
+    rows = rows_for(model, x, dataset, least=1)
+    for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
+        check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
+        _refine(layer, step.nodes, size)
+    return new
+
+
+def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
+    order, old = layer.spline_order, layer.knots
+    limits = grids.interior(old, order).double()
+    low, high = samples.amin(0).double(), samples.amax(0).double()
+    below, above = low < limits[:, 0], high > limits[:, -1]
+    left = below | above
+    margin = 0.01 * (torch.maximum(high, limits[:, -1]) - torch.minimum(low, limits[:, 0]))
+    wide = limits.clone()
+    wide[:, 0] = torch.where(below, low - margin, limits[:, 0])
+    wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
+    finer = grids.extend(grids.subdivided(wide, size), order).to(old.dtype)
+    check_knots(finer, order)
+    nested = torch.tensor(
+        [not out and grids.nests(old[i : i + 1], finer[i : i + 1], order) for i, out in enumerate(left.tolist())],
+        device=old.device,
+    )
+    weight = grids.inserted(layer.spline_weight, old, finer.double(), order)
+    if not nested.all():
+        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples, layer.outside)
+        weight = torch.where(nested.view(1, -1, 1), weight, refitted)
+    layer.replace_splines(weight, finer)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None) -> None:
+    """Move every layer's knots to where its inputs lie, and refit its splines there, in place.
+
+    Args:
+        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
+        dataset: instead of x, as :meth:`fit` takes it.
+
+    Raises:
+        TypeError, ValueError: for samples of another shape, none, or not finite, or where what enters a layer is not;
+            nothing has changed then.
+        RuntimeError: where ``torch.distributed`` is initialised with several processes, whose samples would differ.
+    """
+    check_one_process("update_grid_from_samples")
+    nodes = model.inputs(rows_for(model, x, dataset, least=1))
+    before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
+    try:
+        for number, layer in enumerate(model.layers):
+            if model.has_numeric_edges(number):
+                layer.update_grid(nodes, grid_eps=model.grid_eps)
+            nodes = model.nodes_of(number, model.subnodes_of(number, nodes))
+    except BaseException:
+        for layer, (weight, knots) in zip(model.layers, before):
+            layer.replace_splines(weight, knots)
+        raise

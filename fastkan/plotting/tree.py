@@ -1,0 +1,243 @@
+"""Which inputs a function combines first, and these with which: a tree, found by tests of symmetry, and its picture."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fastkan_kernels import Callback, Choice, Each, Flag, Kind, Optional, Real, checked
+
+from ..symbolic.derivatives import check_rows
+from ..symbolic.hypothesis import GROUPS, test_general_separability, test_separability, test_symmetry
+from ..symbolic.variables import EXPRESSION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Function = Callable[[Tensor], Tensor]
+Groups = list[list[int]]
+
+
+@checked(model=Callback(), sym_th=Real(least=0), verbose=Flag())
+def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool = True) -> list[Groups]:
+    """Find level by level which groups of inputs act through one quantity.
+
+    Args:
+        model: a function from ``[N, in]`` to ``[N, 1]``.
+        x: ``[N, in]``, the rows to look at.
+        sym_th: threshold of :func:`test_symmetry`.
+        verbose: whether each try is printed.
+
+    Returns:
+        For each level its groups of inputs: at first each input by itself, at last all in one.
+
+    Example:
+        >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
+        >>> get_molecule(lambda x: x[:, [0]] ** 2 * (x[:, [1]] + x[:, [2]]), x, verbose=False)
+        [[[0], [1], [2]], [[0], [1, 2]], [[0, 1, 2]]]
+    """
+    check_rows(x, least=2)
+    count = x.shape[1]
+    levels: list[Groups] = [[[i] for i in range(count)]]
+    last_apart = False  # the last group of all joins by itself, one level up: of all inputs every test is true
+    while len(levels[-1]) > 1:
+        level: Groups = []
+        rest = copy.deepcopy(levels[-1])
+        while rest:
+            group, members = list(rest[0]), [rest[0]]
+            for other in rest[1:]:
+                whole = len(group) + len(other) == count
+                if whole and not last_apart and len(members) > 1 and len(levels) > 1:
+                    last_apart = True
+                    break
+                if verbose:
+                    print(f"{group} with {other}")
+                if test_symmetry(model, x, group + other, dependence_th=sym_th):
+                    group += other
+                    members.append(other)
+            level.append(group)
+            rest = [each for each in rest if each not in members]
+        if len(level) == len(levels[-1]):
+            level = [[i for group in level for i in group]]
+        levels.append(level)
+    for below, above in zip(reversed(levels[:-1]), reversed(levels[1:])):
+        below[:] = [part for group in above for part in _parts(group, below)]
+    return levels
+
+
+def _parts(group: Sequence[int], below: Groups) -> Groups:
+    """The groups of the level below that make up a group, in its order."""
+    starts = {part[0]: part for part in below}
+    found, place = [], 0
+    while place < len(group):
+        found.append(starts[group[place]])
+        place += len(found[-1])
+    return found
+
+
+@checked(model=Callback(), moleculess=Each(GROUPS), sep_th=Real(least=0), skip_test=Flag())
+def get_tree_node(
+    model: Function, x: Tensor, moleculess: list[Groups], sep_th: float = 1e-2, skip_test: bool = True
+) -> tuple[list[list[int]], list[list[str]]]:
+    """How many groups each group of the next level joins, and in which way.
+
+    Args:
+        model, x: as in :func:`get_molecule`.
+        moleculess: what :func:`get_molecule` has found.
+        sep_th: threshold of the tests of separability.
+        skip_test: whether to leave these out, which take most of the time.
+
+    Returns:
+        For each level but the last the numbers; and ``"Id"`` for a group that goes on alone, ``"GS"`` for one that is
+        generally separable, at the last level ``"Add"`` or ``"Mul"`` for a sum or a product, and ``""`` else.
+
+    Raises:
+        TypeError, ValueError: for levels that don't follow from one another.
+
+    Example:
+        >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
+        >>> f = lambda x: x[:, [0]] ** 2 * (x[:, [1]] + x[:, [2]])
+        >>> get_tree_node(f, x, get_molecule(f, x, verbose=False), skip_test=False)
+        ([[1, 2], [2]], [['Id', 'GS'], ['Mul']])
+    """
+    check_rows(x, least=2)
+    inputs = list(range(x.shape[1]))
+    for each in moleculess:
+        if sorted(i for group in each for i in group) != inputs or not all(each):
+            raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {each}")
+    for below, above in itertools.pairwise(moleculess):
+        starts = {part[0]: part for part in below}
+        if any([i for start in group if start in starts for i in starts[start]] != group for group in above):
+            raise ValueError(f"moleculess must join whole groups from level to level, got {above} after {below}")
+    arities: list[list[int]] = []
+    properties: list[list[str]] = []
+    for level, (below, above) in enumerate(itertools.pairwise(moleculess)):
+        parts = [_parts(group, below) for group in above]
+        arities.append([len(groups) for groups in parts])
+        last = level == len(moleculess) - 2
+        properties.append([_property(model, x, groups, sep_th, skip_test, last) for groups in parts])
+    return arities, properties
+
+
+def _property(model: Function, x: Tensor, groups: Groups, sep_th: float, skip_test: bool, last: bool) -> str:
+    if len(groups) == 1:
+        return "Id"
+    if skip_test:
+        return ""
+    if last:
+        for mode, name in (("mul", "Mul"), ("add", "Add")):
+            if test_separability(model, x, groups, mode=mode, threshold=sep_th):
+                return name
+    return "GS" if test_general_separability(model, x, groups, threshold=sep_th) else ""
+
+
+class Label(Kind):
+    """A text, or a symbol or an expression of sympy's."""
+
+    def read(self, name: str, value: Any) -> Any:
+        return value if isinstance(value, str) else EXPRESSION.read(name, value)
+
+
+STEP = 0.5  # from level to level
+BOX = 0.15  # half the height of a box
+MARGIN = 0.3  # of a box beyond its outer inputs, in their distance
+
+
+@checked(
+    model=Callback(),
+    in_var=Optional(Each(Label())),
+    style=Choice(("tree", "box")),
+    sym_th=Real(least=0),
+    sep_th=Real(least=0),
+    skip_sep_test=Flag(),
+    verbose=Flag(),
+)
+def plot_tree(
+    model: Function,
+    x: Tensor,
+    in_var: Sequence[Any] | None = None,
+    style: str = "tree",
+    sym_th: float = 1e-3,
+    sep_th: float = 1e-1,
+    skip_sep_test: bool = False,
+    verbose: bool = False,
+) -> Figure:
+    """Draw which inputs a function combines first, and these with which: inputs below, the output above.
+
+    Args:
+        model, x: as in :func:`get_molecule`.
+        in_var: symbols or texts, one for each input; None is x_1, x_2 and so on.
+        style: ``"tree"`` draws separable joints as lines that meet, with + or × for a sum or a product, and a box for
+            any other; ``"box"`` draws a box with its property in it for each.
+        sym_th, sep_th: thresholds of :func:`get_molecule` and :func:`get_tree_node`.
+        skip_sep_test: whether to leave the tests of separability out.
+        verbose: whether each try is printed.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: for another number of names than of inputs.
+        ImportError: without matplotlib.
+
+    Example:
+        >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
+        >>> figure = plot_tree(lambda x: x[:, [0]] ** 2 * (x[:, [1]] + x[:, [2]]), x)
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['×', '$x_{1}$', '$x_{2}$', '$x_{3}$']
+    """
+    from .show import open_pyplot, show_once
+
+    check_rows(x, least=2)
+    count = x.shape[1]
+    names = [f"x_{{{i + 1}}}" for i in range(count)] if in_var is None else list(map(_latex, in_var))
+    if len(names) != count:
+        raise ValueError(f"in_var must have {count} names, one for each input, got {len(names)}")
+    levels = get_molecule(model, x, sym_th=sym_th, verbose=verbose)
+    _, properties = get_tree_node(model, x, levels, sep_th=sep_th, skip_test=skip_sep_test)
+
+    pyplot = open_pyplot()
+    figure, axes = pyplot.subplots()
+    show_once(figure)
+    order = [i for (i,) in levels[0]]
+    place = {i: (n + 0.5) / count for n, i in enumerate(order)}
+    center = {id(group): place[group[0]] for group in levels[0]}
+    for group in levels[0]:
+        axes.plot([center[id(group)]] * 2, [0, STEP / 2 - BOX], color="black")
+    for level, (below, above) in enumerate(itertools.pairwise(levels)):
+        middle = (level + 0.5) * STEP
+        for group, kind in zip(above, properties[level]):
+            parts = _parts(group, below)
+            ends = [place[i] for i in group]
+            at = (min(ends) + max(ends)) / 2
+            center[id(group)] = at
+            low, high = middle - BOX, middle + BOX
+            if style == "tree" and (kind in ("GS", "Add", "Mul", "Id")):
+                for part in parts:
+                    axes.plot([center[id(part)], at], [low, high], color="black" if kind == "Id" else "blue")
+                if kind in ("Add", "Mul"):
+                    symbol = "+" if kind == "Add" else "×"  # noqa: RUF001
+                    axes.text(at, high, symbol, ha="center", va="center", color="red", fontsize=40)
+            else:
+                half = (max(ends) - min(ends)) / 2 + MARGIN / count
+                axes.plot(
+                    [at - half, at + half, at + half, at - half, at - half], [low, low, high, high, low], color="black"
+                )
+                if style == "box":
+                    axes.text(at, middle, kind, ha="center", va="center", fontsize=15)
+            axes.plot([at, at], [high, middle + STEP - BOX], color="black")
+    for i in order:
+        axes.text(place[i], -0.05 * len(levels), f"${names[i]}$", ha="center", fontsize=20)
+    axes.set_xlim(0, 1)
+    axes.set_axis_off()
+    return figure
+
+
+def _latex(name: Any) -> str:
+    import sympy
+
+    return name.strip("$") if isinstance(name, str) else sympy.latex(name)

@@ -1,0 +1,232 @@
+"""Derivatives row by row, and derivatives of a loss with respect to a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels import (
+    Callback,
+    Choice,
+    Flag,
+    Instance,
+    Optional,
+    Real,
+    check_alike,
+    check_finite,
+    check_shape,
+    check_tensor,
+    checked,
+)
+
+from ..training.regularization import MLP_METRICS, REG_METRICS
+from .search import fit_params as search_params
+
+
+def check_rows(x: Any, least: int = 0) -> None:
+    """``x`` is ``[N, in]``; if there must be ``least`` rows, with finite values.
+
+    Raises:
+        TypeError, ValueError: otherwise.
+    """
+    check_tensor("x", x)
+    check_shape("x", x, ("N", "in"))
+    if least:
+        check_finite("x", x)
+        if len(x) < least:
+            raise ValueError(f"x must have at least {least} rows, got {len(x)}")
+
+
+@checked(func=Callback(), create_graph=Flag(), mode=Choice(("scalar", "vector")))
+def batch_jacobian(
+    func: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False, mode: str = "scalar"
+) -> Tensor:
+    """Derivatives of a function at every row, for a function whose output rows depend on their own input row alone.
+
+    Args:
+        func: from ``[N, in]`` to ``[N, out]`` or ``[N]``.
+        x: ``[N, in]``.
+        create_graph: whether the result can be differentiated again, with respect to x and to func's parameters.
+        mode: ``"scalar"`` for the first output alone, ``"vector"`` for all of them.
+
+    Returns:
+        ``[N, in]``, or for ``"vector"`` ``[N, out, in]``.
+
+    Raises:
+        TypeError, ValueError: for arguments of another kind.
+
+    Example:
+        >>> batch_jacobian(lambda x: x[:, [0]] * x[:, [1]], torch.tensor([[2.0, 3.0]]))
+        tensor([[3., 2.]])
+    """
+
+    check_rows(x)
+
+    def total(rows: Tensor) -> Tensor:
+        y = func(rows)
+        y = y.unsqueeze(1) if y.ndim == 1 else y
+        return (y[:, :1] if mode == "scalar" else y).sum(0)
+
+    found = torch.autograd.functional.jacobian(total, x, create_graph=create_graph)
+    return found[0] if mode == "scalar" else found.transpose(0, 1)
+
+
+@checked(model=Callback(), create_graph=Flag())
+def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> Tensor:
+    """Second derivatives of a function's first output at every row.
+
+    Args:
+        model: from ``[N, in]`` to ``[N, out]``, of whose output rows each depends on its own input row alone.
+        x: ``[N, in]``.
+        create_graph: whether the result can be differentiated again.
+
+    Returns:
+        ``[N, in, in]``.
+
+    Example:
+        >>> batch_hessian(lambda x: x[:, [0]] ** 2 * x[:, [1]], torch.tensor([[2.0, 3.0]]))
+        tensor([[[6., 4.],
+                 [4., 0.]]])
+    """
+    slope = lambda rows: batch_jacobian(model, rows, create_graph=True)  # noqa: E731
+    return batch_jacobian(slope, x, create_graph=create_graph, mode="vector")
+
+
+def model2param(model: nn.Module) -> Tensor:
+    """All parameters that are trained, one after another in one vector, in the order of ``model.parameters()``.
+
+    Example:
+        >>> model2param(MLP([2, 3, 1])).shape
+        torch.Size([13])
+    """
+    return torch.cat([parameter.reshape(-1) for parameter in model.parameters() if parameter.requires_grad])
+
+
+@checked(
+    model=Instance(nn.Module),
+    derivative=Choice(("jacobian", "hessian")),
+    loss_mode=Choice(("pred", "reg", "all")),
+    reg_metric=Optional(Choice((*REG_METRICS, *MLP_METRICS))),
+    lamb=Real(),
+    lamb_l1=Real(),
+    lamb_entropy=Real(),
+)
+def get_derivative(
+    model: Any,
+    inputs: Tensor,
+    labels: Tensor,
+    derivative: str = "hessian",
+    loss_mode: str = "pred",
+    reg_metric: str | None = None,
+    lamb: float = 0.0,
+    lamb_l1: float = 1.0,
+    lamb_entropy: float = 0.0,
+) -> Tensor:
+    """Derivatives of a loss with respect to the P trained parameters, in the order of :func:`model2param`.
+
+    Args:
+        model: a KAN or an MLP.
+        inputs, labels: ``[N, in]`` and ``[N, out]``.
+        derivative: ``"jacobian"`` for the gradient, ``"hessian"`` for the second derivatives.
+        loss_mode: ``"pred"`` is the mean squared error, ``"reg"`` the penalty, ``"all"`` the first plus ``lamb`` times
+            the second.
+        reg_metric: how the penalty measures, as ``fit`` of the model takes it; None is its default.
+        lamb, lamb_l1, lamb_entropy: as in ``fit``.
+
+    Returns:
+        ``[1, P]``, or for the Hessian ``[1, P, P]``.
+
+    Raises:
+        TypeError, ValueError: for arguments of another kind.
+
+    Example:
+        >>> x = torch.rand(20, 1)
+        >>> hessian = get_derivative(MLP([1, 2, 1]), x, x**2)
+        >>> hessian.shape, bool((hessian - hessian.mT).abs().max() < 1e-4)
+        (torch.Size([1, 7, 7]), True)
+    """
+    if not hasattr(model, "get_reg"):
+        raise TypeError(f"model must be a KAN or an MLP, got {type(model).__name__}")
+    check_tensor("inputs", inputs)
+    check_shape("inputs", inputs, ("N", model.in_features))
+    check_tensor("labels", labels)
+    check_shape("labels", labels, (len(inputs), "out"))
+    outputs = model(inputs).shape[1]
+    check_shape("labels", labels, (len(inputs), outputs))
+    check_alike(inputs, labels=labels.to(inputs.dtype))
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    shapes = [model.get_parameter(name).shape for name in names]
+    start = model2param(model).detach()
+
+    def penalty() -> Tensor:
+        options = {} if reg_metric is None else {"reg_metric": reg_metric}
+        return model.get_reg(**options, lamb_l1=lamb_l1, lamb_entropy=lamb_entropy, x=inputs)
+
+    class Loss(nn.Module):
+        """The loss as a forward, of which the parameters can be replaced."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            if loss_mode == "reg":
+                return penalty()
+            error = (model(inputs) - labels).square().mean()
+            return error if loss_mode == "pred" else error + lamb * penalty()
+
+    whole = Loss()
+
+    def loss(vector: Tensor) -> Tensor:
+        parts = vector.split([shape.numel() for shape in shapes])
+        replaced = {f"model.{name}": part.view(shape) for name, part, shape in zip(names, parts, shapes)}
+        return torch.func.functional_call(whole, replaced, ())
+
+    functional = torch.autograd.functional
+    found = functional.jacobian(loss, start) if derivative == "jacobian" else functional.hessian(loss, start)
+    return found.unsqueeze(0)
+
+
+@checked(verbose=Flag())
+def fit_params(
+    x: Tensor,
+    y: Tensor,
+    fun: Any,
+    a_range: Any = None,
+    b_range: Any = None,
+    grid_number: object = None,
+    iteration: object = None,
+    verbose: bool = True,
+    device: object = None,
+) -> tuple[Tensor, Tensor]:
+    """Fit ``c fun(a x + b) + d`` to samples of one function.
+
+    Args:
+        x, y: ``[N]``.
+        fun: a function of a tensor, or a name in the library.
+        a_range, b_range: where a and b are sought; None lets the search choose.
+        grid_number, iteration, device: without meaning here: the search refines until nothing is gained.
+        verbose: whether R2 is printed.
+
+    Returns:
+        ``[4]``, (a, b, c, d), and R2, in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: for samples that don't fit together or are not finite.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 101)
+        >>> params, r2 = fit_params(x, 5 * torch.sin(3 * x + 1) + 1, torch.sin)
+        r2 is 1.000000
+        >>> [round(value, 3) for value in params.tolist()]
+        [3.0, 1.0, 5.0, 1.0]
+    """
+    params, r2 = search_params(x.detach(), y.detach(), fun, a_range, b_range)
+    if verbose:
+        print(f"r2 is {r2:.6f}")
+        if r2 < 0.9:
+            print("r2 is not high: another function may fit better")
+    return params.to(x), torch.as_tensor(r2, dtype=x.dtype, device=x.device)

@@ -1,0 +1,211 @@
+"""Sympy expressions: their numbers rounded, their values as tensors, and which function of the library each is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import Each, Int, Kind, check_tensor, checked, kind_of
+
+from ..layers.function_library import SYMBOLIC_LIB
+
+MOST_DIGITS = 1000  # behind the point of any float there are
+
+# sympy's name of a function, and the library's where that is another
+LIBRARY_NAMES = {"Abs": "abs", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atanh": "arctanh"}
+
+
+class Expression(Kind):
+    """An expression of sympy's, or what sympy makes one of: a number, or a text."""
+
+    def read(self, name: str, value: Any) -> Any:
+        import sympy
+
+        try:
+            expression = sympy.sympify(value)
+        except Exception as error:  # a text is read as code, which fails in any way
+            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}: {error}") from None
+        if not isinstance(expression, sympy.Expr):
+            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}")
+        return expression
+
+
+class Variable(Expression):
+    """A symbol, or the expression that stands for a column; no number."""
+
+    def read(self, name: str, value: Any) -> Any:
+        variable = super().read(name, value)
+        if variable.is_number:
+            raise ValueError(f"{name} must be a symbol, got {value!r}")
+        return variable
+
+
+EXPRESSION = Expression()
+VARIABLES = Each(Variable())
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Name the argument in errors about an expression that came as it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
+
+
+@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MOST_DIGITS))
+def ex_round(ex1: Any, n_digit: int) -> Any:
+    """The same expression with every decimal number in it rounded to ``n_digit`` digits behind the point.
+
+    Args:
+        ex1: a sympy expression. Whole numbers, fractions and constants such as pi stay as they are.
+        n_digit: number of digits.
+
+    Example:
+        >>> import sympy
+        >>> x = sympy.Symbol("x")
+        >>> ex_round(3.14159 * x**2 - 2.71828, 2)
+        3.14*x**2 - 2.72
+    """
+    import sympy
+
+    # round() itself keeps as many bits as digits, and its 2.7 would compute as 2.6992
+    return ex1.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in ex1.atoms(sympy.Float)})
+
+
+@checked(orig_vars=VARIABLES, aux_vars=Each(EXPRESSION))
+def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> Any:
+    """Put auxiliary variables, as columns of their values, before the columns of x.
+
+    Args:
+        orig_vars: a symbol for each column of x.
+        aux_vars: sympy expressions of these symbols.
+        x: ``[N, n_var]``, or a dataset with ``train_input`` and ``test_input``.
+
+    Returns:
+        ``[N, len(aux_vars) + n_var]``, or a new dataset with such inputs; x itself stays as it is.
+
+    Raises:
+        TypeError, ValueError: for x of another number of columns, symbols that are not among ``orig_vars``, and
+            functions that torch doesn't have.
+
+    Example:
+        >>> import sympy
+        >>> v, c = sympy.symbols("v c")
+        >>> augment_input([v, c], [v / c], torch.tensor([[1.0, 2.0]]))
+        tensor([[0.5000, 1.0000, 2.0000]])
+    """
+    if isinstance(x, Mapping):
+        if "train_input" not in x:
+            raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
+        inputs = {name: value for name, value in x.items() if name in ("train_input", "test_input")}
+        return {**x, **{name: augment_input(orig_vars, aux_vars, value) for name, value in inputs.items()}}
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a torch.Tensor or a dataset, got {type(x).__name__}")
+    check_tensor("x", x)
+    if x.ndim != 2 or x.shape[1] != len(orig_vars):
+        raise ValueError(f"x must have the shape [N, {len(orig_vars)}], a column for each of orig_vars; "
+                         f"got {list(x.shape)}")  # fmt: skip
+    with naming("aux_vars"):
+        return torch.cat([*(values_of(variable, orig_vars, x) for variable in aux_vars), x], 1)
+
+
+def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
+    """The values of an expression, ``[N, 1]``, for the variables' values ``x [N, n_var]``; differentiable.
+
+    Raises:
+        ValueError: for symbols that are not among the variables, and for functions that torch doesn't have.
+
+    Example:
+        >>> import sympy
+        >>> a = sympy.Symbol("a")
+        >>> values_of(sympy.exp(2 * a), [a], torch.zeros(1, 1))
+        tensor([[1.]])
+    """
+    import sympy
+
+    expression = sympy.sympify(expression)
+    columns = {variable: x[:, [place]] for place, variable in enumerate(variables)}
+    value = _value(expression, columns)
+    return value if isinstance(value, Tensor) else x.new_full((len(x), 1), value)
+
+
+def library_name(expression: Any) -> str:
+    """The name in the library of an expression's outermost function of one argument.
+
+    Raises:
+        ValueError: for a function that is not in the library.
+    """
+    own = expression.func.__name__
+    name = LIBRARY_NAMES.get(own, own)
+    if name not in SYMBOLIC_LIB or len(expression.args) != 1:
+        raise ValueError(f"{expression} has the function {own}, which is not in the library: add_symbolic({own!r}, "
+                         f"fun) adds one of one argument; known are {', '.join(SYMBOLIC_LIB)}")  # fmt: skip
+    return name
+
+
+def in_library(function: Any) -> Any:
+    """The function itself if the library has it, or else the same in terms of functions that it has.
+
+    Raises:
+        ValueError: if there is no such form.
+    """
+    import sympy
+
+    try:
+        library_name(function)
+    except ValueError:
+        for target in (sympy.cos, sympy.tan, sympy.tanh, sympy.cosh, sympy.atan, sympy.exp, sympy.log):
+            other = function.rewrite(target)
+            if other != function and not other.has(sympy.I) and not other.has(function.func):
+                return other
+        raise
+    return function
+
+
+def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
+    """A tensor, or a float for what has no variable in it."""
+    import sympy
+
+    if expression in columns:
+        return columns[expression]
+    if expression.is_number:
+        return real_number(expression)
+    if expression.is_Symbol:
+        known = ", ".join(map(str, columns))
+        raise ValueError(f"{expression} is none of the variables {known}")
+    parts = [_value(part, columns) for part in expression.args]
+    if expression.is_Add or expression.is_Mul:
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part if expression.is_Add else total * part
+        return total
+    if expression.is_Pow:
+        base, exponent = parts
+        whole = expression.exp.is_Integer
+        return torch.pow(base, int(exponent) if whole else exponent)
+    if isinstance(expression, (sympy.Max, sympy.Min)):
+        chosen = torch.maximum if isinstance(expression, sympy.Max) else torch.minimum
+        like = next(part for part in parts if isinstance(part, Tensor))
+        total = torch.as_tensor(parts[0], dtype=like.dtype, device=like.device)
+        for part in parts[1:]:
+            total = chosen(total, torch.as_tensor(part, dtype=like.dtype, device=like.device))
+        return total
+    known = in_library(expression)
+    return SYMBOLIC_LIB[library_name(known)].fun(parts[0]) if known == expression else _value(known, columns)
+
+
+def real_number(expression: Any) -> float:
+    """A number of sympy's as a float.
+
+    Raises:
+        ValueError: if it is not real and finite.
+    """
+    value = complex(expression)
+    if value.imag or value.real in (float("inf"), float("-inf")) or value.real != value.real:
+        raise ValueError(f"{expression} is not a finite real number")
+    return value.real

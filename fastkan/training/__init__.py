@@ -1,0 +1,1 @@
+"""Training of a network: data, objective, optimizers and the fit."""

@@ -1,0 +1,370 @@
+"""Data to train on: drawn from a function, split from a table, and read by ``fit``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastkan_kernels import check_finite, check_int, check_shape
+from fastkan_kernels import validation as kinds
+
+from ..layers.arrays import is_array, is_table, joined, tensor_of, whole
+from .labels import Labels
+
+Pair = tuple[Tensor, Tensor]
+
+# -- making data ----------------------------------------------------------------------------------
+
+
+@kinds.checked(
+    f=kinds.Callback(), n_var=kinds.Int(least=1), f_mode=kinds.Choice(("col", "row")), train_num=kinds.Int(least=1),
+    test_num=kinds.INDEX, normalize_input=kinds.FLAG, normalize_label=kinds.FLAG, device=kinds.Device(),
+    seed=kinds.SEED, dtype=kinds.DTYPE,
+)  # fmt: skip
+def create_dataset(
+    f: Callable[[Tensor], Tensor],
+    n_var: int = 2,
+    f_mode: str = "col",
+    ranges: Any = (-1.0, 1.0),
+    train_num: int = 1000,
+    test_num: int = 1000,
+    normalize_input: bool = False,
+    normalize_label: bool = False,
+    device: torch.device | str = "cpu",
+    seed: int | None = 0,
+    *,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Random inputs and what a function makes of them, for training and for testing.
+
+    The arguments are pykan's, and so are the numbers that a seed gives. They are drawn, and f is computed, on the
+    CPU: every device gets the same.
+
+    Args:
+        f: of inputs ``[N, n_var]`` to labels ``[N, out]`` or ``[N]``.
+        n_var: number of variables.
+        f_mode: ``"row"`` hands f the inputs' transpose, ``[n_var, N]``; its labels are the same.
+        ranges: ends of the inputs' range; for all ``(2,)``, or for each variable ``(n_var, 2)``.
+        train_num, test_num: how many rows; ``test_num`` may be 0.
+        normalize_input, normalize_label: whether each column of inputs, or of labels, is shifted and scaled so that
+            over the training rows its mean is 0 and its standard deviation 1.
+        device: where the tensors go.
+        seed: None draws from torch's own generator.
+        dtype: of the inputs and of labels that aren't integers; None is torch's default. In half precision f gets
+            float32, and the labels are rounded.
+
+    Returns:
+        ``train_input`` and ``test_input`` ``[N, n_var]``, ``train_label`` and ``test_label`` ``[N, out]``; where they
+        are normalised also what was taken off and divided by, ``input_mean`` and ``input_std`` ``[n_var]``,
+        ``label_mean`` and ``label_std`` ``[out]``.
+
+    Raises:
+        TypeError, ValueError: for arguments out of range or that don't fit together, labels of another shape, or
+            such that are NaN or infinite; and for a column that can't be normalised since it doesn't vary.
+
+    Example:
+        >>> f = lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2)
+        >>> dataset = create_dataset(f, n_var=2, train_num=100)
+        >>> dataset["train_input"].shape, dataset["test_label"].shape
+        (torch.Size([100, 2]), torch.Size([1000, 1]))
+    """
+    limits = _limits(ranges, n_var)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    generator = _generator(seed)
+
+    exact = torch.float32 if dtype.itemsize == 2 else dtype
+    inputs = {"train": torch.empty(train_num, n_var, dtype=exact), "test": torch.empty(test_num, n_var, dtype=exact)}
+    for i, (low, high) in enumerate(limits):
+        for x in inputs.values():  # in pykan's order
+            x[:, i] = torch.rand(len(x), generator=generator, dtype=exact) * (high - low) + low
+    found: dict[str, Tensor] = {}
+    for name, x in inputs.items():
+        rounded = x.to(dtype)
+        check_finite(f"{name}_input in {dtype}", rounded)
+        found[f"{name}_input"] = rounded
+        found[f"{name}_label"] = _labels(f, rounded, exact, f_mode, name)
+    for what, wanted in (("input", normalize_input), ("label", normalize_label)):
+        if wanted:
+            _normalize(found, what, exact, dtype)
+    return {name: value.to(device) for name, value in found.items()}
+
+
+@kinds.checked(train_ratio=kinds.Real(above=0, most=1), device=kinds.Device(), seed=kinds.SEED)
+def create_dataset_from_data(
+    inputs: Any, labels: Any, train_ratio: float = 0.8, device: torch.device | str = "cpu", seed: int | None = 0
+) -> dict[str, Tensor]:
+    """Split a table at random into rows for training and rows for testing.
+
+    Args:
+        inputs: ``[N, n_var]``, a tensor, a NumPy array, a DataFrame, or lists of numbers.
+        labels: ``[N, out]`` or ``[N]``.
+        train_ratio: share of the rows that are for training, rounded down.
+        device: where the tensors go.
+        seed: None draws from torch's own generator.
+
+    Returns:
+        ``train_input``, ``test_input``, ``train_label`` and ``test_label``, copies in the dtypes that came.
+
+    Raises:
+        TypeError, ValueError: for what is no table, for labels of another number of rows, or a share out of range or
+            so small that no row is left for training.
+
+    Example:
+        >>> dataset = create_dataset_from_data(torch.rand(50, 3), torch.rand(50, 1))
+        >>> dataset["train_input"].shape, dataset["test_input"].shape
+        (torch.Size([40, 3]), torch.Size([10, 3]))
+    """
+    x, y = tensor_of("inputs", inputs), tensor_of("labels", labels)
+    check_shape("inputs", x, ("N", "n_var"))
+    _check_rows("inputs", x, "labels", y)
+    count = int(len(x) * train_ratio)
+    if count == 0:
+        raise ValueError(f"train_ratio={train_ratio} of {len(x)} rows leaves none for training")
+    order = torch.randperm(len(x), generator=_generator(seed))
+    found = {}
+    for name, rows in (("train", order[:count]), ("test", order[count:])):
+        found[f"{name}_input"] = x[rows.to(x.device)].to(device)
+        found[f"{name}_label"] = y[rows.to(y.device)].to(device)
+    return found
+
+
+def _limits(ranges: Any, n_var: int) -> list[tuple[float, float]]:
+    entries = list(ranges) if kinds.is_sequence(ranges) else []
+    nested = any(map(kinds.is_sequence, entries))
+    if not nested and len(entries) != 2:
+        raise TypeError(f"ranges must be two numbers, or two for each variable, got {ranges!r}")
+    if not nested:
+        return [kinds.Bounds().read("ranges", entries)] * n_var
+    if len(entries) != n_var:
+        raise ValueError(f"ranges must be two numbers, or two for each of n_var={n_var} variables, got {ranges!r}")
+    return [kinds.Bounds().read(f"ranges[{i}]", entry) for i, entry in enumerate(entries)]
+
+
+def _generator(seed: int | None) -> torch.Generator | None:
+    seed = kinds.SEED.read("seed", seed)
+    return None if seed is None else torch.Generator().manual_seed(seed)
+
+
+def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f_mode: str, name: str) -> Tensor:
+    """``[N, out]``, of a copy of the inputs, as f may write into them."""
+    x = inputs.to(exact, copy=True)
+    labels = f(x if f_mode == "col" else x.t())
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"f must return a torch.Tensor, got {type(labels).__name__}")
+    if labels.is_complex():
+        raise TypeError(f"f must return real numbers, got {labels.dtype}")
+    if labels.ndim not in (1, 2) or len(labels) != len(x) or (labels.ndim == 2 and labels.shape[1] == 0):
+        raise ValueError(f"f must return the shape [{len(x)}, out] or [{len(x)}], got {list(labels.shape)}")
+    labels = labels.detach().to("cpu", inputs.dtype if labels.is_floating_point() else labels.dtype)
+    labels = labels.unsqueeze(1) if labels.ndim == 1 else labels
+    bad = (~labels.isfinite()).any(1).nonzero().flatten()
+    if len(bad):
+        raise ValueError(
+            f"f must be finite everywhere on ranges, but {len(bad)} of {len(x)} rows of {name}_label are NaN or "
+            f"infinite, the first at {[round(value, 6) for value in inputs[bad[0]].tolist()]}"
+        )
+    return labels
+
+
+def _normalize(found: dict[str, Tensor], what: str, exact: torch.dtype, dtype: torch.dtype) -> None:
+    train = found[f"train_{what}"].to(exact)
+    mean = train.mean(0, keepdim=True)
+    std = train.std(0, keepdim=True) if len(train) > 1 else torch.zeros_like(mean)
+    flat = (~((std > 0) & std.isfinite()))[0].nonzero().flatten().tolist()
+    if flat:
+        raise ValueError(f"normalize_{what} needs columns that vary, but those of train_{what} at {flat[:8]} don't")
+    for name in (f"train_{what}", f"test_{what}"):
+        found[name] = ((found[name].to(exact) - mean) / std).to(dtype)
+    found[f"{what}_mean"], found[f"{what}_std"] = mean[0], std[0]
+
+
+# -- reading data ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a network is trained on, checked, in its dtype and on its device; :func:`read_data` makes it.
+
+    Args:
+        train_input: ``[N, in]``; of a loader its first batch.
+        train_label: as many rows.
+        test_input, test_label: the same for testing, or None.
+        loader: makes an endless iterator of a loader's batches; None where all the data are here.
+        labels: the form that the labels have.
+
+    Example:
+        >>> from fastkan.training.data import Data
+        >>> x, y = next(Data(torch.rand(9, 2), torch.rand(9, 1)).batches(4, seed=0))
+        >>> x.shape, y.shape
+        (torch.Size([4, 2]), torch.Size([4, 1]))
+    """
+
+    train_input: Tensor
+    train_label: Tensor
+    test_input: Tensor | None = None
+    test_label: Tensor | None = None
+    loader: Callable[[], Iterator[Pair]] | None = None
+    labels: Labels | None = None
+    loaded: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """The inputs for training, also where a loader brings them in batches."""
+        return self.train_input if self.loaded is None else self.loaded
+
+    @property
+    def train(self) -> Pair:
+        """Inputs and labels for training."""
+        return self.train_input, self.train_label
+
+    @property
+    def test(self) -> Pair | None:
+        """The same for testing, if there are any."""
+        return None if self.test_input is None or self.test_label is None else (self.test_input, self.test_label)
+
+    def batches(self, batch: int = -1, seed: int | None = 0) -> Iterator[Pair]:
+        """An endless iterator of ``(x, y)``.
+
+        Args:
+            batch: rows of each; -1, or at least as many as there are, gives all rows, not copied. Else every row
+                comes once before any comes again, but for those that are too few for one more batch.
+            seed: of the order, which is the same on every device; None draws from torch's own generator.
+
+        Raises:
+            TypeError, ValueError: for a size below 1, or any for a loader, which makes its own batches.
+        """
+        if batch != -1:
+            check_int("batch", batch, least=1)
+        if self.loader is not None:
+            if batch != -1:
+                raise ValueError(f"batch must be -1 where a loader makes the batches, got {batch}")
+            return self.loader()
+        if batch == -1 or batch >= len(self.train_input):
+            return itertools.repeat(self.train)
+        return self._shuffled(batch, _generator(seed))
+
+    def _shuffled(self, batch: int, generator: torch.Generator | None) -> Iterator[Pair]:
+        x, y = self.train
+        while True:
+            order = torch.randperm(len(x), generator=generator).to(x.device)
+            for first in range(0, len(x) - batch + 1, batch):
+                rows = order[first : first + batch]
+                yield x[rows], y[rows]
+
+
+def read_data(
+    dataset: Any,
+    *,
+    in_features: int,
+    out_features: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Data:
+    """Check what a network shall be trained on, and bring it to the network's dtype and device.
+
+    Args:
+        dataset: a dictionary with ``train_input`` and ``train_label`` and, if wanted, ``test_input`` and
+            ``test_label`` (without rows they count as not there; other entries are ignored); a pair ``(x, y)``; or
+            batches of such pairs: a DataLoader, a list, whatever can be iterated over again and again; or a
+            ``torch.utils.data.Dataset`` of samples, of which all are taken. All are tensors, NumPy arrays, DataFrames
+            or lists of numbers.
+        in_features: columns of the inputs.
+        out_features: columns of the output.
+        loss_fn: what the labels are for; None is the mean squared error, whose labels are ``[N, out_features]``, and
+            become floating point. ``[N]`` is taken as ``[N, 1]`` where that is it. With a loss, integers ``[N]`` are
+            classes where there are several outputs, and labels of a shape that can't be broadcast against the
+            output's are left to the loss.
+
+    Raises:
+        TypeError, ValueError: for anything else, for no rows, for NaN or infinities, and for labels that a loss would
+            broadcast against the output; a loader's later batches are checked when they come.
+
+    Example:
+        >>> from fastkan.training.data import read_data
+        >>> data = read_data((torch.rand(9, 2), torch.rand(9)), in_features=2, out_features=1)
+        >>> data.train_label.shape, data.test
+        (torch.Size([9, 1]), None)
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    labels = Labels(loss_fn, out_features, dtype)
+    form = _Form(in_features, torch.device(device), dtype, labels)
+    if isinstance(dataset, Mapping):
+        missing = [name for name in ("train_input", "train_label") if name not in dataset]
+        if missing:
+            raise ValueError(f"dataset must have train_input and train_label, got only {list(dataset)}")
+        if ("test_input" in dataset) != ("test_label" in dataset):
+            raise ValueError(f"dataset must have both of test_input and test_label or neither, got {list(dataset)}")
+        train = form.read(dataset["train_input"], dataset["train_label"], "train_input", "train_label")
+        if "test_input" not in dataset:
+            return Data(*train, labels=labels)
+        test = form.read(dataset["test_input"], dataset["test_label"], "test_input", "test_label", least=0)
+        return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
+    dataset = whole(dataset)
+    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(is_array(e) or is_table(e) for e in dataset):
+        return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
+    if isinstance(dataset, Iterator):
+        raise TypeError(
+            f"dataset must be something that can be iterated over again and again, got {type(dataset).__name__}, "
+            f"which ends: put its batches in a list"
+        )
+    if is_array(dataset) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"dataset must be a dictionary with train_input and train_label, a pair (x, y) of tensors, or a loader "
+            f"of such pairs, got {type(dataset).__name__}"
+        )
+
+    def epoch() -> Iterator[Pair]:
+        number = -1
+        for number, batch in enumerate(dataset):
+            if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+                raise TypeError(f"batch {number} of dataset must be a pair (x, y), got {_described(batch)}")
+            yield form.read(batch[0], batch[1], f"x of batch {number}", f"y of batch {number}")
+        if number == -1:
+            raise ValueError("dataset must have at least one batch, got none")
+
+    def loader() -> Iterator[Pair]:
+        while True:
+            yield from epoch()
+
+    batches = epoch()
+    first = next(batches)
+    return Data(*first, loader=loader, labels=labels, loaded=joined(itertools.chain([first], batches)))
+
+
+class _Form(NamedTuple):
+    """What inputs and labels must look like, and become."""
+
+    in_features: int
+    device: torch.device
+    dtype: torch.dtype
+    labels: Labels
+
+    def read(self, inputs: Any, labels: Any, x_name: str, y_name: str, least: int = 1) -> Pair:
+        x, y = tensor_of(x_name, inputs), tensor_of(y_name, labels)
+        check_shape(x_name, x, ("N", self.in_features))
+        _check_rows(x_name, x, y_name, y)
+        if len(x) < least:
+            raise ValueError(f"{x_name} must have at least one row, got none")
+        read = self.labels.read(y_name, y, len(x)).to(self.device)
+        check_finite(y_name if read.dtype == y.dtype else f"{y_name} in {read.dtype}", read)
+        moved = x.to(self.device, self.dtype)
+        check_finite(x_name if moved.dtype == x.dtype else f"{x_name} in {moved.dtype}", moved)
+        return moved, read
+
+
+def _check_rows(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:
+    if y.ndim == 0 or len(y) != len(x):
+        raise ValueError(
+            f"{y_name} must have as many rows as {x_name}, got the shapes {list(y.shape)} and {list(x.shape)}"
+        )
+
+
+def _described(value: Any) -> str:
+    length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"{type(value).__name__}{length}"

@@ -1,0 +1,160 @@
+"""What a fit makes small: the loss of a batch and its penalty, with their gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels import Arena, KeptFeatures, StackedLayer, Taken, operands_of, serves, small
+
+from .regularization import Penalty
+
+if TYPE_CHECKING:
+    from ..network.core import Network
+
+MAX_FEATURES = 1 << 22  # numbers, 16 MiB of float32, that a fit keeps of rows that come again
+MIN_ROWS = 2000  # from which on its memory is kept from one evaluation to the next
+Loss = Callable[[Tensor, Tensor], Tensor]
+Evaluated = tuple[Any, Any]
+
+
+class Objective:
+    """``loss + strength penalty`` of a batch.
+
+    Args:
+        loss: of prediction and label; None is the mean squared error.
+        penalty: None where there is none.
+        strength: of the penalty.
+        guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
+
+    Attributes:
+        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions; None where only
+            a penalty of other sizes is known.
+        smooth: length within which edges' sizes are rounded off at 0 in :meth:`pull`, see ``regularization.rounded``.
+        is_partial: whether the model has parameters that could have a gradient, and are not trained.
+    """
+
+    evaluated: Evaluated | None = None
+    smooth = 0.0
+    is_partial = False
+
+    def __init__(
+        self, model: Network, loss: Loss | None, penalty: Penalty | None, strength: float, guarded: tuple[bool, float]
+    ) -> None:
+        self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
+        self.squares = loss is None
+        self._features = KeptFeatures(MAX_FEATURES)
+        self._rooms = [Arena() for _ in range(model.depth)]
+        self._rows: Tensor | None = None
+        self._held: tuple[Tensor, Tensor, list[StackedLayer] | None] | None = None
+        self.loss: Loss = nn.functional.mse_loss if loss is None else loss
+
+    def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """Loss and penalty."""
+        if self.penalty is None:
+            return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
+        output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
+        return self.loss(output, y), penalty
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Its value."""
+        loss, penalty = self.terms(x, y)
+        return loss if penalty is None else loss + self.strength * penalty
+
+    def pull(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
+        """Its value times ``unit``; the gradient of that is left in the parameters, if the value is finite."""
+        for parameter in parameters:
+            parameter.grad = None
+        held = self._held
+        stack = held[2] if held is not None and held[0] is x and held[1] is y else self._stack(x, y)
+        if stack is not None:
+            return self._pull_numbers(x, y, stack, parameters, unit)
+        loss, penalty = self.terms(x, y, self.smooth)
+        if penalty is None:
+            self.evaluated = loss.detach(), 0.0
+        else:
+            self.evaluated = None if self.smooth else (loss.detach(), penalty.detach())
+        value = (loss if penalty is None else loss + self.strength * penalty) * unit
+        known = value.item()
+        if math.isfinite(known):
+            value.backward(inputs=list(parameters) if self.is_partial else None)
+        return known
+
+    @contextmanager
+    def step(self, x: Tensor, y: Tensor) -> Iterator[None]:
+        """Look at the network once for all evaluations of an optimizer's step, in which nothing else runs."""
+        self._held = x, y, self._stack(x, y)
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
+        """The network's layers, where value and gradient can be had as numbers, without a graph."""
+        if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
+            return None
+        if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model.is_watched():
+            return None
+        stack = self.model.stack()
+        if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
+            return None
+        if not (serves(x, stack, self._kept_of(x)) and small.has_values(y)):
+            return None
+        return stack if all(t is None or _takes_gradients(t) for t in operands_of(stack)) else None
+
+    def _kept_of(self, x: Tensor) -> KeptFeatures:
+        """Features of its own for rows that come again, as all evaluations of a step on all rows have them."""
+        if self._rows is None:
+            self._rows = x
+        return self._features if x is self._rows else small.SHARED
+
+    def _pull_numbers(
+        self, x: Tensor, y: Tensor, stack: list[StackedLayer], parameters: Sequence[nn.Parameter], unit: float
+    ) -> float:
+        """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
+        of a graph's."""
+        import numpy as np
+
+        with small.quiet():
+            taken = Taken(
+                self.model.inputs(x),
+                stack,
+                False,
+                self.penalty is not None,
+                self._kept_of(x),
+                self._rooms if len(x) >= MIN_ROWS else None,
+            )
+            residual = taken.y - small.array(y).T
+            wide = residual.astype(np.float64)
+            value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
+            by_spreads: list = [(None, None)] * len(stack)
+            self.evaluated = value, 0.0
+            if self.penalty is not None:
+                strength = float(self.strength)
+                exact, penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit, self.smooth)
+                self.evaluated = value, exact
+                value += strength * penalty
+            value *= unit
+            if not math.isfinite(value):
+                return value
+            operands = operands_of(stack)
+            trained = set(map(id, parameters))
+            needed = [id(t) in trained for t in operands]
+            residual *= 2 * unit / residual.size
+            _, found = taken.pull(residual, by_spreads, [False, *needed])
+        for parameter, gradient in zip(operands, found):
+            if gradient is not None:
+                assert parameter is not None
+                gradient = torch.from_numpy(gradient)
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return value
+
+
+def _takes_gradients(operand: Tensor) -> bool:
+    """Whether a gradient ends there, and nobody looks on."""
+    return operand.is_leaf and not (operand._backward_hooks or operand._post_accumulate_grad_hooks)

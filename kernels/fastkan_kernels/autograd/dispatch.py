@@ -1,0 +1,155 @@
+"""Which route a contraction takes through autograd, and which backend computes it.
+
+The routes, asked in this order:
+
+1. composite: differentiable PyTorch, where a functorch transform, a forward-mode level or an export
+   or a trace is under way, or a gradient by the knots is wanted. The Functions would raise there; the registered
+   operators would silently give no tangent.
+2. operators: while ``torch.compile`` traces.
+3. functions: in eager mode.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..backends import registry as backends
+from ..backends.registry import BACKENDS, Call
+from ..basis import Basis, autocast_dtype
+from ..trilinear import Slots
+from ..validation import Choice, checked
+from . import operators as ops
+from .functions import FUNCTIONS, ContractOutSmall
+
+BACKEND_NAMES = ("auto", *BACKENDS)
+
+# what "auto" takes on a device, if it is able to serve it
+_AUTO = {"cpu": "cpu", "cuda": "triton"}
+
+_chosen = threading.local()
+
+
+class Route(NamedTuple):
+    """A decision, with its reasons in words."""
+
+    way: str  # "composite", "operators" or "functions"
+    way_because: str
+    backend: str
+    backend_because: str
+
+
+@checked(name=Choice(BACKEND_NAMES))
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Compute every contraction inside the ``with`` by one backend, in this thread.
+
+    Args:
+        name: ``"auto"`` (the default everywhere: by device), ``"reference"``, ``"cpu"`` or
+            ``"triton"``. A backend that can't serve a call raises there; none is put in its place.
+            A backward uses the backend of its forward.
+
+    Raises:
+        ValueError: for any other name.
+        RuntimeError: for a backend that this version or machine does not have.
+
+    Example:
+        >>> with backend("reference"):
+        ...     y = KANLinear(2, 5)(torch.rand(10, 2))
+    """
+    missing = None if name == "auto" else BACKENDS[name].missing()
+    if missing is not None:
+        raise RuntimeError(f"backend {name!r} can't serve: {missing}")
+    before = chosen_backend()
+    _chosen.name = name
+    try:
+        yield
+    finally:
+        _chosen.name = before
+
+
+def chosen_backend() -> str:
+    """What the innermost :func:`backend` asks for, ``"auto"`` outside of any."""
+    return getattr(_chosen, "name", "auto")
+
+
+def needs_composite(knots: Tensor) -> str | None:
+    """Why this moment needs composite PyTorch, or None."""
+    # torch has no public name for the first two; tests/test_routes.py pins them
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active"
+    if forward_ad._current_level >= 0:
+        return "a forward-mode level is active"
+    if knots.requires_grad and torch.is_grad_enabled():
+        return "a gradient by the knots is wanted"
+    if torch.compiler.is_exporting():
+        return "an export is under way"
+    if torch.jit.is_tracing():  # which records PyTorch's operators alone
+        return "torch.jit is tracing"
+    return None
+
+
+def route(x: Tensor, knots: Tensor) -> Route:
+    """Decide, and say why.
+
+    Raises:
+        RuntimeError: if the backend asked for can't serve this call.
+    """
+    asked = chosen_backend()
+    reason = needs_composite(knots)
+    if reason is not None:
+        if asked not in ("auto", "reference"):
+            raise RuntimeError(
+                f"backend {asked!r} can't serve here: {reason}, and only the reference is "
+                "differentiated by PyTorch itself. Use backend('auto') or backend('reference')"
+            )
+        return Route("composite", reason, "reference", "the only one that PyTorch itself differentiates")
+
+    if asked == "auto":
+        name, because = _automatic(x.device)
+    else:
+        name, because = asked, "asked for by fastkan.backend"
+        unable = BACKENDS[name].unable(x.device)
+        if unable:
+            raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
+    if torch.compiler.is_compiling():
+        return Route("operators", "torch.compile is tracing", name, because)
+    return Route("functions", "eager mode", name, because)
+
+
+def _automatic(device: torch.device) -> tuple[str, str]:
+    """What "auto" takes on a device, and why."""
+    name = _AUTO.get(device.type)
+    if name is None:
+        return "reference", "auto: it serves every device"
+    unable = BACKENDS[name].unable(device)
+    if unable is not None:
+        return "reference", f"auto: backend {name!r} can't serve: {unable}"
+    return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
+
+
+def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:
+    """Whether the backend has a quicker F for a layer of this size."""
+    small = BACKENDS[call.backend].small
+    return small is not None and small.serves(x, knots, slots, call.basis, call.derivative)
+
+
+def contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
+    """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
+    product = autocast_dtype(x)
+    if product is not None:
+        basis = basis._replace(product=product)
+    taken = route(x, knots)
+    call = Call(basis, derivative, taken.backend, {})
+    if taken.way == "functions":
+        function = ContractOutSmall if name == "F" and is_small(call, x, knots, slots) else FUNCTIONS[name]
+        return function.apply(call, x, knots, *slots)
+    if taken.way == "operators":
+        return ops.apply(name, call, x, knots, slots)
+    return backends.contract(name, call, x, knots, slots)

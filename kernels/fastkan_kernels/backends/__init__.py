@@ -1,0 +1,1 @@
+"""Backends: three functions, F, G and H, on the same arguments."""

@@ -1,0 +1,61 @@
+"""F, G and H by definition: products with the features. The oracle of every other backend.
+
+Plain differentiable PyTorch on any dtype and device, so it is also what runs under ``torch.func``,
+forward-mode differentiation and ``torch.export``. It holds an N x K x I tensor.
+In matrix products rather than einsum, which ``autograd.grad(is_grads_batched=True)`` can't batch.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..basis import Basis
+from ..bspline.cox_de_boor import features, round_weights
+from ..trilinear import Slots
+
+
+def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+    """F_d(x, W, v) = y[n,o], summed over b and i."""
+    psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
+    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.product, psi.dtype))
+    if base is not None and slots.base_weight is not None:
+        y = y + base @ round_weights(slots.base_weight, basis.product, psi.dtype)
+    return y.to(x.dtype)
+
+
+def contract_weight(
+    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
+) -> tuple[Tensor, Tensor | None]:
+    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
+    psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
+    g = slots.g.to(psi.dtype)
+    splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])
+    return splines, None if base is None else (base.t() @ g).to(x.dtype)
+
+
+def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    psi, base = features(x, knots, basis, derivative)
+    g = slots.g.to(psi.dtype)
+    weight = round_weights(slots.weight, basis.product, psi.dtype)
+    h = (psi * (g @ _columns(weight).t()).view(psi.shape)).sum(1)
+    if base is not None and slots.base_weight is not None:
+        h = h + base * (g @ round_weights(slots.base_weight, basis.product, psi.dtype).t())
+    return h.to(x.dtype)
+
+
+def _rows(psi: Tensor) -> Tensor:
+    """``[N, K, I]`` as ``[N, K I]``."""
+    return psi.reshape(psi.shape[0], psi.shape[1] * psi.shape[2])
+
+
+def _columns(weight: Tensor) -> Tensor:
+    """``[K, I, O]`` as ``[K I, O]``."""
+    return weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2])
+
+
+def _times_v(psi: Tensor, base: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if v is None:
+        return psi, base
+    v = v.to(psi.dtype)
+    return psi * v.unsqueeze(1), None if base is None else base * v

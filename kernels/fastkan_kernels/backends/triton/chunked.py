@@ -1,0 +1,104 @@
+"""F, G and H from chunks of features in memory, each met by one plain matrix product.
+
+A chunk is small enough to stay in the L2 cache, so memory is bounded whatever N is. The product is
+cuBLAS's; sums over chunks are float32 whatever the product's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .kernels.features import launch_dot, launch_write
+from .problem import Problem
+from .tuning.config import Config
+from .tuning.key import key
+from .tuning.rules import chunking
+
+CHUNK_BYTES = 16 << 20  # of a cache of 40 to 60 MiB, which W and the result use too
+FEWEST_ROWS = 128  # fewer make a slack product
+
+
+def out(p: Problem, config: Config, y: Tensor) -> None:
+    """F into ``y [N, O]``."""
+    assert p.weight is not None
+    weight, unit = p.weight.flatten(0, 1), _unit(p)
+    for rows in chunks(p):
+        total = product(_features(p, config, rows, base=False), weight, p.work)
+        if unit is not None:
+            total = _scaled(total, unit, p.derivative)
+        if p.base_weight is not None:
+            total += product(_features(p, config, rows, base=True), p.base_weight, p.work)
+        y[rows] = total
+
+
+def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
+    """G of the splines, or of the base function, into ``dw [K or 1, I, O]`` of the working dtype."""
+    assert p.g is not None
+    unit = None if base else _unit(p)
+    dw.zero_()
+    for rows in chunks(p):
+        psi = _features(p, config, rows, base)
+        dw.view(psi.shape[1], -1).add_(product(psi.t(), p.g[rows], p.work))
+    if unit is not None:
+        dw.copy_(_scaled(dw, unit, p.derivative))
+
+
+def into(p: Problem, config: Config, h: Tensor) -> None:
+    """H into ``h [N, I]`` of the working dtype."""
+    assert p.weight is not None
+    assert p.g is not None
+    weight = p.weight.flatten(0, 1).t()
+    h.zero_()
+    for rows in chunks(p):
+        launch_dot(p, config, rows, product(p.g[rows], weight, p.work), h, base=False).run()
+        if p.base_weight is not None:
+            launch_dot(p, config, rows, product(p.g[rows], p.base_weight.t(), p.work), h, base=True).run()
+
+
+def features(p: Problem, psi: Tensor) -> Tensor:
+    """The splines into ``psi [N, K, I]``."""
+    launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
+    unit = _unit(p)
+    return psi if unit is None else _scaled(psi, unit, p.derivative)
+
+
+def chunks(p: Problem) -> Iterator[slice]:
+    """Rows that are taken together."""
+    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.product).itemsize
+    step = max(FEWEST_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    for n in range(0, p.rows, step):
+        yield slice(n, min(n + step, p.rows))
+
+
+def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
+    """``[rows, K I]`` or ``[rows, I]``."""
+    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.product)
+    launch_write(p, config, rows, psi, base).run()
+    return psi.flatten(1)
+
+
+def _unit(p: Problem) -> Tensor | None:
+    """The first input's cells per unit length, in whose d-th power the features were made."""
+    if p.derivative == 0:
+        return None
+    first = p.knots[0]
+    return (len(first) - 1) / (first[-1] - first[0])
+
+
+def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
+    """By the unit's power, which alone might overflow."""
+    for _ in range(times):
+        values = values * unit
+    return values
+
+
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b with float32 sums, in ``dtype``."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda:
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # a CPU, where kernels are interpreted

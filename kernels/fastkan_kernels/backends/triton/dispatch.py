@@ -1,0 +1,183 @@
+"""F, G and H by hand-written kernels, each by the way that :mod:`.tuning` chooses.
+
+- fused: psi is made in registers and contracted at once (:mod:`.contract_out`, :mod:`.contract_weight`,
+  :mod:`.contract_in`); nothing but the result goes to memory.
+- chunked: a kernel writes the features of some rows, a plain product contracts them (:mod:`.chunked`).
+- pipelined: fused, with its waits written by hand (:mod:`.hopper`): F and G on Hopper GPUs.
+- gather: the k + 1 active coefficients of each input, no tensor cores (:mod:`.gather`). G has no such way.
+
+Above the splines' order only the base function is left, and it is two products: no kernel.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...basis import Basis, working_dtype
+from ...bspline.cox_de_boor import base_function
+from ...trilinear import Slots
+from . import chunked, hardware
+from .kernels.contract_in import launch_in
+from .kernels.contract_out import launch_out
+from .kernels.contract_weight import launch_weight, parts_of
+from .kernels.gather import launch_gather_in, launch_gather_out
+from .launch import Launch
+from .problem import Problem, form_of, problem
+from .tuning.config import Config
+from .tuning.key import key
+from .tuning.tuning import choose, choose_for
+
+
+def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+    """F_d(x, W, v) = y[n,o], summed over b and i."""
+    outputs = slots.weight.shape[2]
+    if x.numel() * outputs == 0:
+        return x.new_zeros(x.shape[0], outputs)
+    p = problem("F", x, knots, slots, basis, derivative)
+    if p.form == "none":
+        return _base_out(p).to(x.dtype)
+    return _out(p, choose_for(p, _out))
+
+
+def contract_weight(
+    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
+) -> tuple[Tensor, Tensor | None]:
+    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
+    count, inputs, outputs = basis.splines_of(knots), x.shape[1], slots.g.shape[1]
+    based = basis.base != "none"
+    if x.numel() * outputs == 0:
+        return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
+    p = problem("G", x, knots, slots, basis, derivative)
+    return _weights(p, choose_for(p, _weights))
+
+
+def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    if x.numel() * slots.weight.shape[2] == 0:
+        return x.new_zeros(x.shape)
+    p = problem("H", x, knots, slots, basis, derivative)
+    if p.form == "none":
+        return _base_in(p).to(x.dtype)
+    return _in(p, choose_for(p, _in))
+
+
+def _out(p: Problem, config: Config) -> Tensor:
+    y = p.x.new_empty(p.rows, p.outputs)
+    if config.way == "chunked":
+        chunked.out(p, config, y)
+    else:
+        launched_out(p, config, y).run()
+    return y
+
+
+def _in(p: Problem, config: Config) -> Tensor:
+    if config.way == "chunked":
+        h = p.x.new_empty(p.x.shape, dtype=p.work)
+        chunked.into(p, config, h)
+        return h.to(p.x.dtype)
+    h = p.x.new_empty(p.x.shape)
+    (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
+    return h
+
+
+def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
+    if p.form == "none":
+        lost = torch.where(p.x.isnan(), p.x, 0.0).sum(0)
+        splines = lost.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+    else:
+        splines = _weight(p, config, base=False)
+    return splines, _weight(p, config, base=True)[0] if p.base != "none" else None
+
+
+def _weight(p: Problem, config: Config, base: bool) -> Tensor:
+    """``[K, I, O]``, or ``[1, I, O]`` for the base function."""
+    shape = (1 if base else p.spline_count, p.inputs, p.outputs)
+    if config.way == "chunked":
+        dw = p.x.new_empty(shape, dtype=p.work)
+        chunked.weight(p, config, dw, base)
+        return dw.to(p.x.dtype)
+    parts, part_rows = parts_of(p, config)
+    partial = p.x.new_empty((parts, *shape), dtype=p.x.dtype if parts == 1 else p.work)
+    launched_weight(p, config, partial, part_rows, base).run()
+    return partial[0] if parts == 1 else partial.sum(0).to(p.x.dtype)
+
+
+def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype."""
+    count = basis.splines_of(knots)
+    made = x.new_empty(len(x), count, x.shape[1], dtype=working_dtype(x.dtype))
+    if made.numel() == 0 or derivative > basis.order:
+        return made.zero_()
+    p = problem("F", x, knots, Slots(weight=x.new_empty(count, x.shape[1], 1)), basis, derivative)
+    return chunked.features(p, made)
+
+
+def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
+    """F's launch, of every way but the chunked."""
+    if config.way == "pipelined":
+        from .hopper.contract_out import launch_out as launch_pipelined
+
+        return launch_pipelined(p, config, y)
+    return (launch_gather_out if config.way == "gather" else launch_out)(p, config, y)
+
+
+def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
+    """G's, likewise."""
+    if config.way == "pipelined":
+        from .hopper.contract_weight import launch_weight as launch_pipelined
+
+        return launch_pipelined(p, config, out, part_rows, base)
+    return launch_weight(p, config, out, part_rows, base)
+
+
+def _base_out(p: Problem) -> Tensor:
+    """F above the splines' order."""
+    lost = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)
+    if p.base_weight is None:
+        return lost.expand(-1, p.outputs).contiguous()
+    base = base_function(p.x.to(p.work), p.base, p.derivative)
+    base = base if p.v is None else base * p.v
+    return chunked.product(base.to(p.product), p.base_weight, p.work)
+
+
+def _base_in(p: Problem) -> Tensor:
+    """H above the splines' order."""
+    assert p.g is not None
+    if p.base_weight is None:
+        return torch.where(p.x.isnan(), p.x, 0.0)
+    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p.g, p.base_weight.t(), p.work)
+
+
+def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
+    """What would run for a contraction of these sizes, in words."""
+    rows, inputs = x.shape
+    if rows * inputs * outputs == 0:
+        return "nothing: one of the sizes is 0"
+    if form_of(basis, derivative) == "none":
+        return "no splines: their derivative is 0; the base function by plain products"
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=x.dtype, device="meta")
+
+    slots = Slots(g=empty(rows, outputs))
+    if name != "G":
+        base_weight = None if basis.base == "none" else empty(inputs, outputs)
+        slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
+    knots = empty(inputs, count + basis.order + 1)
+    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
+    config = choose(key(p), p.capability, x.device)
+    made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
+    product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
+    tile = f"tiles of {config.rows} x {config.columns}"
+    if config.way == "gather":
+        return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
+    if config.way == "chunked":
+        return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
+    loads = "descriptors" if config.descriptors else "pointers"
+    if config.way == "pipelined":
+        loads += ", waits by hand"
+    return (
+        f"{config.way}: features made in registers {made}, products in {product}, {tile} over {config.inner}, "
+        f"{config.warps} warps, {config.stages} stages, {loads}"
+    )

@@ -1,0 +1,256 @@
+"""F_d(x, W, v) with waits written by hand: the next feature is made while the tensor cores multiply this one.
+
+A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. Its product
+is started; the copy engine is sent for a later tile, into the slot that the product before it has left; the next
+step's feature is made in other registers; and only then the product is waited for.
+"""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+
+from ..kernels.spline import (
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells_per_length,
+    centred,
+    divide,
+    local,
+    middle,
+    pick,
+    scaled,
+)
+from ..kernels.tiles import tile_of
+from ..launch import Launch
+from ..problem import Problem
+from ..tuning.config import Config
+from .pipeline import (
+    await_tile,
+    barrier,
+    copy_tile,
+    descriptor,
+    end_barriers,
+    expect,
+    slots,
+    start_barriers,
+    tile_bytes,
+)
+
+X_SLOTS = gl.constexpr(2)  # the block that features are made of, and the next
+
+
+@gluon.jit
+def fetch_weights(
+    w, base_w, tiles, ready, step, steps, K, column, BASED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
+):
+    """Send for the tile of W that a step multiplies, if there is such a step; it is expected already."""
+    b, i0, slot = step % (K + BASED), step // (K + BASED) * INNER, step % SLOTS
+    if BASED and b == K:
+        copy_tile(base_w, [0, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
+    else:
+        copy_tile(w, [b, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
+
+
+@gluon.jit
+def fetch_inputs(
+    x, v, tiles, v_tiles, ready, block, blocks, row, MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
+):
+    """Send for a block of x, and of v, if there is such a block; it is expected already."""
+    here, slot = block < blocks, block % SLOTS
+    copy_tile(x, [row, block * INNER], ready.index(slot), tiles.index(slot), pred=here)
+    if MULTIPLIED:
+        copy_tile(v, [row, block * INNER], ready.index(slot), v_tiles.index(slot), pred=here)
+
+
+@gluon.jit
+def enter_block(
+    x_tiles, v_tiles, ready, block, knots_ptr, unit, I, M,
+    ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, MULTIPLIED: gl.constexpr,
+    INNER: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """A block's x, what :func:`feature_of` makes splines from, and what they are multiplied by."""
+    await_tile(ready, block, SLOTS)
+    x = x_tiles.index(block % SLOTS).load(LAYOUT).to(gl.float32)
+    i = block * INNER + gl.arange(0, INNER, layout=gl.SliceLayout(0, LAYOUT))
+    factor = x
+    if MULTIPLIED:
+        factor = v_tiles.index(block % SLOTS).load(LAYOUT).to(gl.float32)
+    elif D > 0:
+        factor = gl.full(x.shape, 1.0, gl.float32, LAYOUT)
+    if FORM == "cardinal":
+        first = gl.load(knots_ptr + i * M, mask=i < I, other=0.0)
+        last = gl.load(knots_ptr + i * M + (M - 1), mask=i < I, other=1.0)
+        rate = (M - 1) / (last - first)  # to two roundings, of a product of two bytes' precision
+        if D > 0:
+            factor = scaled(factor, divide(rate, 0.0 * rate + unit)[None, :], D)
+        return x, (centred(x, first[None, :], rate[None, :], ORDER),), factor
+    else:
+        if D > 0:
+            factor = scaled(factor, 1.0 / unit, D)
+        j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+        return x, (j, active), factor
+
+
+@gluon.jit
+def feature_of(
+    made, factor, b,
+    ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
+):  # fmt: skip
+    """psi_b^(d) of a block."""
+    if FORM == "cardinal":
+        feature = cardinal(made[0] - middle(b, ORDER, gl.float32), ORDER, D)
+    else:
+        feature = pick(made[1], made[0], b, ORDER)
+    if MULTIPLIED or D > 0:
+        feature = feature * factor
+    return feature
+
+
+@gluon.jit
+def contract_out_kernel(
+    x,  # descriptor of [N, I] in blocks [ROWS, INNER]
+    v,  # likewise, or x
+    knots_ptr,  # [I, M]
+    w,  # descriptor of [K, I, O] in blocks [1, INNER, COLUMNS]
+    base_w,  # descriptor of [1, I, O] likewise, or w
+    y_ptr,  # [N, O]
+    N,
+    I,
+    O,
+    K,
+    M,
+    ORDER: gl.constexpr,
+    D: gl.constexpr,
+    BASE: gl.constexpr,
+    FORM: gl.constexpr,  # "cardinal" or "local"
+    SEARCH: gl.constexpr,
+    MULTIPLIED: gl.constexpr,  # by v
+    ROWS: gl.constexpr,  # 16 for each warp
+    COLUMNS: gl.constexpr,
+    INNER: gl.constexpr,
+    SLOTS: gl.constexpr,
+    GROUP: gl.constexpr,
+):
+    PRODUCT: gl.constexpr = w.dtype
+    BASED: gl.constexpr = BASE != "none"
+    AHEAD: gl.constexpr = SLOTS - 2  # beside what this step's product reads, and what the slowest warp's last one does
+    X_BYTES: gl.constexpr = x.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
+    SCALE: gl.constexpr = cardinal_scale(ORDER, D) if FORM == "cardinal" else 1.0
+    total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
+    left: gl.constexpr = gl.DotOperandLayout(0, total, 2)
+    tile_row, tile_column = tile_of(gl.program_id(0), gl.cdiv(N, ROWS), gl.cdiv(O, COLUMNS), GROUP)
+    row, column = tile_row * ROWS, tile_column * COLUMNS
+
+    w_tiles = gl.allocate_shared_memory(PRODUCT, [SLOTS, 1, INNER, COLUMNS], w.layout)
+    x_tiles = gl.allocate_shared_memory(x.dtype, [X_SLOTS, ROWS, INNER], x.layout)
+    v_tiles = x_tiles
+    if MULTIPLIED:
+        v_tiles = gl.allocate_shared_memory(v.dtype, [X_SLOTS, ROWS, INNER], v.layout)
+    w_ready, x_ready = start_barriers(SLOTS), start_barriers(X_SLOTS)
+
+    features, blocks = K + BASED, gl.cdiv(I, INNER)
+    steps = blocks * features
+    for block in gl.static_range(X_SLOTS):
+        expect(x_ready, block, X_BYTES, block < blocks, X_SLOTS)
+    for step in gl.static_range(AHEAD):
+        expect(w_ready, step, w.block_type.nbytes, step < steps, SLOTS)
+    barrier()
+    fetch_inputs(x, v, x_tiles, v_tiles, x_ready, 0, blocks, row, MULTIPLIED, INNER, X_SLOTS)
+    for step in gl.static_range(AHEAD):
+        fetch_weights(w, base_w, w_tiles, w_ready, step, steps, K, column, BASED, INNER, SLOTS)
+
+    # sums are in units of the first input's cell and of the splines' scale; what isn't is divided by them
+    unit = 1.0
+    if D > 0:
+        unit = cells_per_length(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
+    here, made, factor = enter_block(
+        x_tiles, v_tiles, x_ready, 0, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER, X_SLOTS, left
+    )
+    missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN where a row has one
+    if not BASED:  # else the base function brings it along
+        missing += gl.sum(gl.where(here == here, 0.0, here), 1)
+    a = feature_of(made, factor, 0, ORDER, D, FORM, MULTIPLIED).to(PRODUCT)
+
+    await_tile(w_ready, 0, SLOTS)
+    barrier()
+    expect(w_ready, AHEAD, w.block_type.nbytes, steps > AHEAD, SLOTS)
+    y = gl.zeros((ROWS, COLUMNS), gl.float32, total)
+    b, block = 0, 0
+    for step in range(steps - 1):
+        running = warpgroup_mma(a, w_tiles.index(step % SLOTS).reshape((INNER, COLUMNS)), y, is_async=True)
+        fetch_weights(w, base_w, w_tiles, w_ready, step + AHEAD, steps, K, column, BASED, INNER, SLOTS)
+        if b == 0:
+            fetch_inputs(x, v, x_tiles, v_tiles, x_ready, block + 1, blocks, row, MULTIPLIED, INNER, X_SLOTS)
+        b += 1
+        if b == features:
+            b, block = 0, block + 1
+            here, made, factor = enter_block(
+                x_tiles, v_tiles, x_ready, block, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER,
+                X_SLOTS, left,
+            )  # fmt: skip
+            if not BASED:
+                missing += gl.sum(gl.where(here == here, 0.0, here), 1)
+        if BASED and b == K:
+            here = x_tiles.index(block % X_SLOTS).load(left).to(gl.float32)
+            feature = scaled(base_function(here, BASE, D) * (1.0 / SCALE), 1.0 / unit, D)
+            if MULTIPLIED:
+                feature = feature * v_tiles.index(block % X_SLOTS).load(left).to(gl.float32)
+        else:
+            feature = feature_of(made, factor, b, ORDER, D, FORM, MULTIPLIED)
+        following = feature.to(PRODUCT)
+        await_tile(w_ready, step + 1, SLOTS)
+        barrier()  # every warp has seen the product before this one end, and has read the last block's x
+        expect(w_ready, step + 1 + AHEAD, w.block_type.nbytes, step + 1 + AHEAD < steps, SLOTS)
+        if b == 0:
+            expect(x_ready, block + 1, X_BYTES, block + 1 < blocks, X_SLOTS)
+        y, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
+    last = w_tiles.index((steps - 1) % SLOTS).reshape((INNER, COLUMNS))
+    running = warpgroup_mma(a, last, y, is_async=True)
+    y, _ = warpgroup_mma_wait(0, deps=[running, a])
+    end_barriers(w_ready, SLOTS)
+    end_barriers(x_ready, X_SLOTS)
+
+    y = scaled(y * SCALE, unit, D)
+    if not BASED:
+        y += gl.convert_layout(missing, gl.SliceLayout(1, total))[:, None]
+    rows = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, total))
+    columns = column + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, total))
+    at = y_ptr + rows[:, None].to(gl.int64) * O + columns[None, :]
+    gl.store(at, y.to(y_ptr.dtype.element_ty), mask=(rows[:, None] < N) & (columns[None, :] < O))
+
+
+def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
+    """F into ``y [N, O]``."""
+    w, base_w = p.weights()
+    tile = [1, config.inner, config.columns]
+    w = descriptor(w, tile)
+    block = [config.rows, config.inner]
+    x = descriptor(p.x, block)
+    v = x if p.v is None else descriptor(p.v, block)
+    beside = X_SLOTS.value * (tile_bytes(x) if p.v is None else tile_bytes(x, v))
+    arguments = {
+        "x": x,
+        "v": v,
+        "knots_ptr": p.knots,
+        **p.sizes(),
+        "O": p.outputs,
+        "w": w,
+        "base_w": w if p.base == "none" else descriptor(base_w.unsqueeze(0), tile),
+        "y_ptr": y,
+    }
+    constants = {
+        **p.constants(),
+        "MULTIPLIED": p.v is not None,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "INNER": config.inner,
+        "SLOTS": slots(config.stages, [w], beside, p.capability),
+        "GROUP": 8,
+    }
+    programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)
+    return Launch(contract_out_kernel, (programs,), arguments, constants, config.warps, config.stages)

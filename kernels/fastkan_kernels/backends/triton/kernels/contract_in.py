@@ -1,0 +1,127 @@
+"""H_d(x, W, g): a plain product g W^T, whose tile the features then weigh and sum over the splines.
+
+Its columns are ordered (b, i), so that the sum over b stays within a thread. The features cost
+nothing beside the product: each is made once for O products.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import DTYPES, Launch, descriptor
+from ..problem import Problem
+from ..tuning.config import Config
+from .spline import base_function, cardinal, cardinal_scale, cells, local, middle, scaled
+from .tiles import load_tile, multiply, store_tile, tile_of
+
+
+@triton.jit
+def contract_in_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    knots_ptr,  # [I, M]
+    w,  # [K, I, O], contiguous: a pointer, or a descriptor of blocks [SPLINES, COLUMNS, INNER]
+    base_w,  # [I, O]: a pointer, or a descriptor of blocks [COLUMNS, INNER]; or w
+    g,  # [N, O], contiguous: a pointer, or a descriptor of blocks [ROWS, INNER]
+    h_ptr,  # [N, I]
+    N,
+    I,
+    O,
+    K,
+    M,
+    stride_x,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal" or "local"
+    SEARCH: tl.constexpr,
+    PRODUCT: tl.constexpr,  # dtype
+    PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,  # inputs
+    INNER: tl.constexpr,  # outputs
+    SPLINES: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
+    tile_row, tile_column = tile_of(tl.program_id(0), tl.cdiv(N, ROWS), tl.cdiv(I, COLUMNS), GROUP)
+    rows = tile_row * ROWS + tl.arange(0, ROWS)
+    i = tile_column * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+
+    h = tl.zeros((ROWS, COLUMNS), WORK)
+    if BASE != "none":
+        for o0 in tl.range(0, O, INNER):
+            o = o0 + tl.arange(0, INNER)
+            if DESCRIPTORS:
+                left, right = g.load([tile_row * ROWS, o0]), base_w.load([tile_column * COLUMNS, o0])
+            else:
+                left, right = load_tile(g, rows, o, N, O, O), load_tile(base_w, i, o, I, O, O)
+            h = multiply(left, right.T, h, PRECISION)
+        h = h * base_function(x, BASE, D)
+
+    if FORM == "cardinal":
+        z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+    else:
+        j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+    total = tl.zeros((ROWS, COLUMNS), WORK)
+    pair = tl.arange(0, SPLINES * COLUMNS)  # (b, i)
+    for b0 in tl.range(0, K, SPLINES, num_stages=1):
+        products = tl.zeros((ROWS, SPLINES * COLUMNS), WORK)
+        for o0 in tl.range(0, O, INNER):
+            o = o0 + tl.arange(0, INNER)
+            if DESCRIPTORS:
+                left = g.load([tile_row * ROWS, o0])
+                right = w.load([b0, tile_column * COLUMNS, o0]).reshape(SPLINES * COLUMNS, INNER)
+            else:
+                left = load_tile(g, rows, o, N, O, O)
+                b, of = b0 + pair // COLUMNS, tile_column * COLUMNS + pair % COLUMNS
+                inside = ((b < K) & (of < I))[:, None] & (o < O)[None, :]
+                at = w + (b.to(tl.int64) * I + of)[:, None] * O + o[None, :]
+                right = tl.load(at, mask=inside, other=0.0)
+            products = multiply(left, right.T, products, PRECISION)
+        numbers = b0 + tl.arange(0, SPLINES)
+        if FORM == "cardinal":
+            psi = cardinal(z[:, None, :] - middle(numbers, ORDER, WORK)[None, :, None], ORDER, D)
+        else:
+            at = numbers[None, :, None] - j[:, None, :] + ORDER
+            at = tl.where(numbers[None, :, None] < K, at, -1)  # what is beyond may be infinite
+            psi = tl.where(at == 0, active[0][:, None, :], 0.0)
+            for q in tl.static_range(1, ORDER + 1):
+                psi = tl.where(at == q, active[q][:, None, :], psi)
+        total += tl.sum(tl.reshape(products, (ROWS, SPLINES, COLUMNS)) * psi, 1)
+
+    if FORM == "cardinal":
+        total = scaled(total * cardinal_scale(ORDER, D), rate[None, :], D)
+    h = tl.where(x == x, h + total, x)
+    store_tile(h_ptr, rows, i, N, I, I, h)
+
+
+def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
+    """H into ``h [N, I]``."""
+    assert p.g is not None
+    (w, base_w), g, described = p.weights(), p.g, config.descriptors
+    arguments = {
+        **p.operands(),
+        **p.sizes(),
+        "O": p.outputs,
+        "w": descriptor(w, [config.splines, config.columns, config.inner]) if described else w,
+        "base_w": descriptor(base_w, [config.columns, config.inner]) if described and p.base != "none" else base_w,
+        "g": descriptor(g, [config.rows, config.inner]) if described else g,
+        "h_ptr": h,
+    }
+    constants = {
+        **p.constants(),
+        "PRODUCT": DTYPES[p.product],
+        "PRECISION": p.precision,
+        "DESCRIPTORS": described,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "INNER": config.inner,
+        "SPLINES": config.splines,
+        "GROUP": 8,
+    }
+    programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.inputs, config.columns)
+    return Launch(contract_in_kernel, (programs,), arguments, constants, config.warps, config.stages)

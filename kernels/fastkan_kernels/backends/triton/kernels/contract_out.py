@@ -1,0 +1,149 @@
+"""F_d(x, W, v): the features are the left operand of the product, made in registers.
+
+A program makes one tile of y. It goes over blocks of inputs and, for each, over the splines: x is
+read once for all of them, W streams through shared memory.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import DTYPES, Launch, descriptor
+from ..problem import Problem
+from ..tuning.config import Config
+from .spline import (
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells,
+    cells_per_length,
+    divide,
+    local,
+    middle,
+    pick,
+    scaled,
+)
+from .tiles import load_tile, multiply, settle, store_tile, tile_of
+
+
+@triton.jit
+def contract_out_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
+    knots_ptr,  # [I, M]
+    w,  # [K, I, O], contiguous: a pointer, or a descriptor of blocks [1, INNER, COLUMNS]
+    base_w,  # [I, O] likewise, or w
+    y_ptr,  # [N, O]
+    N,
+    I,
+    O,
+    K,
+    M,
+    stride_x,
+    stride_v,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal" or "local"
+    SEARCH: tl.constexpr,
+    MULTIPLIED: tl.constexpr,  # by v
+    PRODUCT: tl.constexpr,  # dtype
+    PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    WAIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
+    tile_row, tile_column = tile_of(tl.program_id(0), tl.cdiv(N, ROWS), tl.cdiv(O, COLUMNS), GROUP)
+    rows = tile_row * ROWS + tl.arange(0, ROWS)
+    columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
+    y = tl.zeros((ROWS, COLUMNS), WORK)
+
+    # derivatives are accumulated in units of the first input's cell
+    if D > 0:
+        first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+
+    missing = tl.zeros((ROWS,), WORK)  # NaN where a row has one
+    for i0 in tl.range(0, I, INNER, num_stages=1):
+        i = i0 + tl.arange(0, INNER)
+        x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+        if BASE == "none":  # else the base function has brought it along
+            missing += tl.sum(tl.where(x == x, 0.0, x), 1)
+        factor = tl.full((ROWS, INNER), 1.0, WORK)
+        if MULTIPLIED:
+            factor = load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
+        if FORM == "cardinal":
+            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            if D > 0:
+                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
+        else:
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+            if D > 0:
+                factor = scaled(factor, 1.0 / first_rate, D)
+        for b in tl.range(0, K):
+            if FORM == "cardinal":
+                a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
+            else:
+                a = pick(active, j, b, ORDER)
+            if MULTIPLIED or D > 0:
+                a = a * factor
+            if DESCRIPTORS:
+                part = w.load([b, i0, tile_column * COLUMNS]).reshape(INNER, COLUMNS)
+            else:
+                part = load_tile(w + (tl.zeros((), tl.int64) + b) * I * O, i, columns, I, O, O)
+            y = multiply(a.to(PRODUCT), part, y, PRECISION)
+            y = settle(y, WAIT)
+
+    if FORM == "cardinal":
+        y = y * cardinal_scale(ORDER, D)
+    if D > 0:
+        y = scaled(y, first_rate, D)
+    if BASE != "none":
+        for i0 in tl.range(0, I, INNER):
+            i = i0 + tl.arange(0, INNER)
+            a = base_function(load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK), BASE, D)
+            if MULTIPLIED:
+                a = a * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
+            if DESCRIPTORS:
+                part = base_w.load([i0, tile_column * COLUMNS])
+            else:
+                part = load_tile(base_w, i, columns, I, O, O)
+            y = multiply(a.to(PRODUCT), part, y, PRECISION)
+            y = settle(y, WAIT)
+    else:
+        y = y + missing[:, None]
+    store_tile(y_ptr, rows, columns, N, O, O, y)
+
+
+def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
+    """F into ``y [N, O]``."""
+    w, base_w = p.weights()
+    based = config.descriptors and p.base != "none"
+    arguments = {
+        **p.operands(),
+        **p.multiplier(),
+        **p.sizes(),
+        "O": p.outputs,
+        "w": descriptor(w, [1, config.inner, config.columns]) if config.descriptors else w,
+        "base_w": descriptor(base_w, [config.inner, config.columns]) if based else base_w,
+        "y_ptr": y,
+    }
+    constants = {
+        **p.constants(),
+        "MULTIPLIED": p.v is not None,
+        "PRODUCT": DTYPES[p.product],
+        "PRECISION": p.precision,
+        "DESCRIPTORS": config.descriptors,
+        "WAIT": p.waits,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "INNER": config.inner,
+        "GROUP": 8,
+    }
+    programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)
+    return Launch(contract_out_kernel, (programs,), arguments, constants, config.warps, config.stages)

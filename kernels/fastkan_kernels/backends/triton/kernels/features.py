@@ -1,0 +1,151 @@
+"""The chunked way's kernels: psi of some rows into memory, or met there with a product and summed.
+
+For any knots, any order and d <= k. What is made is small enough to stay in the L2 cache until a
+plain matrix product has read it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import DTYPES, Launch
+from ..problem import Problem
+from ..tuning.config import Config
+from .spline import (
+    base_function,
+    cardinal,
+    cardinal_scale,
+    cells,
+    cells_per_length,
+    divide,
+    local,
+    middle,
+    pick,
+    scaled,
+)
+from .tiles import load_tile
+
+
+@triton.jit
+def write_features_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
+    knots_ptr,  # [I, M]
+    psi_ptr,  # [N, K, I], K = 1 for the base function; splines in units of the first input's cell
+    N,
+    I,
+    K,
+    M,
+    stride_x,
+    stride_v,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    SEARCH: tl.constexpr,
+    MULTIPLIED: tl.constexpr,  # by v
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+    factor = tl.where(x == x, 1.0, x)
+    if MULTIPLIED:
+        factor = factor * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
+    inside = (rows[:, None] < N) & (i[None, :] < I)
+    at = psi_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
+    if FORM == "base":
+        psi = base_function(x, BASE, D) * factor
+        tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
+    else:
+        if D > 0:
+            first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+        if FORM == "cardinal":
+            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            factor = factor * cardinal_scale(ORDER, D)
+            if D > 0:
+                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
+        else:
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+            if D > 0:
+                factor = scaled(factor, 1.0 / first_rate, D)
+        for b in tl.range(0, K):
+            if FORM == "cardinal":
+                psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
+            else:
+                psi = pick(active, j, b, ORDER)
+            tl.store(at + b * I, (psi * factor).to(psi_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def dot_features_kernel(
+    x_ptr,  # [N, I], rows stride_x apart
+    knots_ptr,  # [I, M]
+    products_ptr,  # [N, K, I]
+    h_ptr,  # [N, I]: h += sum over b of psi_b * products_b
+    N,
+    I,
+    K,
+    M,
+    stride_x,
+    ORDER: tl.constexpr,
+    D: tl.constexpr,
+    BASE: tl.constexpr,
+    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    SEARCH: tl.constexpr,
+    WORK: tl.constexpr,  # dtype
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
+    inside = (rows[:, None] < N) & (i[None, :] < I)
+    at = products_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
+    if FORM == "base":
+        h = base_function(x, BASE, D) * tl.load(at, mask=inside, other=0.0).to(WORK)
+    else:
+        h = tl.zeros((ROWS, COLUMNS), WORK)
+        if FORM == "cardinal":
+            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+        else:
+            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+        for b in tl.range(0, K):
+            if FORM == "cardinal":
+                psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
+            else:
+                psi = pick(active, j, b, ORDER)
+            h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
+        if FORM == "cardinal":
+            h = scaled(h * cardinal_scale(ORDER, D), rate[None, :], D)
+        h = tl.where(x == x, h, x)
+    into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
+    tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)
+
+
+def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
+    """Features of some rows into ``psi [rows, K or 1, I]``: the splines' or the base function's."""
+    part = p.part(rows)
+    arguments = {**part.operands(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
+    constants = {**_constants(part, config, base), "MULTIPLIED": part.v is not None}
+    return Launch(write_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
+
+
+def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
+    """``h[rows] += (products [rows, K or 1, I] * psi).sum(1)``."""
+    part = p.part(rows)
+    arguments = {**part.operands(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
+    constants = _constants(part, config, base)
+    return Launch(dot_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
+
+
+def _constants(p: Problem, config: Config, base: bool) -> dict:
+    return {**p.constants_of(base), "WORK": DTYPES[p.work], "ROWS": config.rows, "COLUMNS": config.columns}
+
+
+def _grid(p: Problem, config: Config) -> tuple[int, int]:
+    return triton.cdiv(p.rows, config.rows), triton.cdiv(p.inputs, config.columns)

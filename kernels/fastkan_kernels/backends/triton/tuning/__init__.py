@@ -1,0 +1,1 @@
+"""Choice of tile sizes for the Triton kernels."""

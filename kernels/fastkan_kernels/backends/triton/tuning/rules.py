@@ -1,0 +1,212 @@
+"""Which way and tiles by rule, where nothing was measured; and which are worth measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from .. import hopper
+from ..launch import power_of_two
+from .config import WAYS, Config, shared_limit
+from .key import Key
+
+# from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
+GATHER_FROM = {"half": 192, "single": 32}
+MOST_LOCAL = 3  # order, of pipelined local splines
+CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
+
+
+def ways_of(k: Key, capability: int) -> list[str]:
+    """The ways that there are for a key on a GPU: a way that is made for some capabilities, dtypes or forms only
+    is left out here, and nowhere else."""
+    ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
+    if "pipelined" in ways and not _can_be_pipelined(k, capability):
+        ways.remove("pipelined")
+    return ways
+
+
+def _can_be_pipelined(k: Key, capability: int) -> bool:
+    """On Hopper, of two bytes (an 8 x 16 tile of tf32 must lie the other way round), all by descriptors; the local
+    form while its k + 1 splines stay in registers. Weights of a base function stay in float16's range for d = 0."""
+    kept = k.form == "cardinal" or k.order <= MOST_LOCAL
+    fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
+    return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and hopper.gluon_available()
+
+
+def overlaps(config: Config) -> bool:
+    """Whether its code is made for features and products at once: products that ptxas serialised are a fault there."""
+    return config.way == "pipelined"
+
+
+def default(k: Key, capability: int) -> Config:
+    """By rules, where nothing was measured."""
+    half = k.dtype in ("bfloat16", "float16")
+    gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
+    spills = k.dtype == "float64" and k.form == "local"  # k + 1 splines of two registers each
+    if k.contraction != "G" and (gathers or spills):
+        return _gathering(k, capability)
+    if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
+        return chunking(k, capability)
+    return _fused(k, capability)
+
+
+def by_way(k: Key, capability: int) -> list[Config]:
+    """The rules' configuration of each way that there is."""
+    return [_RULES[way](k, capability) for way in ways_of(k, capability)]
+
+
+def candidates(k: Key, capability: int = 90) -> list[Config]:
+    """What is worth timing, the rules' own choice first, then that of each way, then other tiles."""
+    found = [default(k, capability), *by_way(k, capability)]
+    for way in ways_of(k, capability):
+        found += _MORE[way](k, capability) if way in _MORE else ()
+    return list(dict.fromkeys(found))
+
+
+def _more_fused(k: Key, capability: int) -> Iterator[Config]:
+    base = _fused(k, capability)
+    deep = power_of_two(_depth(k), 16, 64)
+    for rows in (64, 128):
+        for columns in (16, 32) if k.contraction == "H" else (64, 128, 256):
+            for together in (64, 128, 256) if k.contraction == "H" else (columns,):
+                for inner in (16,) if k.form == "local" and k.contraction != "H" else (32, 64):
+                    for warps in (4, 8):
+                        tiles = base._replace(rows=rows, columns=columns, inner=min(inner, deep), warps=warps)
+                        tiles = tiles._replace(splines=together // columns)
+                        if _is_needed(k, tiles) and _may_fit(k, tiles, capability):
+                            yield tiles
+
+
+def _is_needed(k: Key, c: Config) -> bool:
+    """Whether tiles are not larger than what they are of."""
+    wide, high = _width(k), k.inputs if k.contraction == "G" else k.rows
+    splines = power_of_two(k.spline_count, 1, 1 << 20)
+    return c.rows <= 2 * high and c.columns <= power_of_two(wide, 16, 1 << 40) and c.splines <= splines
+
+
+def _may_fit(k: Key, c: Config, capability: int) -> bool:
+    """Whether memory and a thread's registers hold what tiles need, as far as compiling has shown: what is left out
+    mostly spills, what is left in hardly ever does (``python -m bench.codegen --candidates``)."""
+    if _operand_bytes(k, c) > shared_limit(capability):
+        return False
+    hopper = 90 <= capability < 120
+    kind = {"float64": "float64", "float32": "tf32" if k.precision == "tf32" else "tf32x3"}.get(k.dtype, "half")
+    threads = 32 * c.warps // (2 if kind == "float64" else 1)  # it takes two registers
+    sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
+    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold them more than once
+        return False
+    if (k.contraction, kind, hopper) == ("G", "half", False) and c.rows * c.inner < 64 * 64:
+        return False
+    if k.contraction == "H":  # x, its cells and results beside the sums
+        tile = c.rows * c.columns // threads
+        room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
+        return tile <= 16 and sums + 2 * tile + c.inner <= room
+    right = c.inner * c.columns // threads if kind == "tf32x3" else 0  # split in registers, as the left one
+    most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
+    return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
+
+
+# numbers that a thread may hold, of F and G and of H
+_ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
+_OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
+
+
+def _operand_bytes(k: Key, c: Config) -> int:
+    """What a fused product's operands take of shared memory, at most."""
+    stages = c.stages + (k.precision == "tf32x3")
+    return stages * c.inner * (c.rows + c.columns * c.splines) * getattr(torch, k.dtype).itemsize
+
+
+def _depth(k: Key) -> int:
+    return {"F": k.inputs, "G": k.rows, "H": k.outputs}[k.contraction]
+
+
+def _width(k: Key) -> int:
+    return k.inputs if k.contraction == "H" else k.outputs
+
+
+def _fused(k: Key, capability: int) -> Config:
+    """Tiles that compile without a spill (``python -m bench.codegen``): the local form holds k + 1 splines of
+    each input of a block, tf32x3 three products' operands."""
+    size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
+    wide = size > 4 or (size == 4 and k.precision != "tf32")
+    local, older = k.form == "local", not 90 <= capability < 120  # of these only data centre chips share 227 KiB
+    longest = 32 if size > 2 else 64
+    stages, descriptors = 2 if older else 3, k.aligned and not older
+    splines = 1
+    steep = k.derivative > 0  # a factor for each input, and v where this is a double backward's
+    crowded = local and k.order > 4
+    if k.contraction == "F":
+        most = 16 if steep and older else 32  # where crowded and wide
+        rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
+        least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
+        columns = power_of_two(
+            k.outputs, 16, 32 if rows < 64 and steep else 64 if least else 128 if local or older else 256
+        )
+        if size > 2:
+            columns = min(columns, 16 if crowded and wide and steep and older else 128)
+        held = min(longest, 32) if steep or k.order > 4 else longest
+        inner = power_of_two(k.inputs, 16, 16 if local or (steep and (wide or rows < 64)) else held)
+        warps = 8 if rows >= 128 or (wide and older) or (crowded and not wide) else 4
+    elif k.contraction == "G":
+        rows = power_of_two(k.inputs, 16, 32 if wide and local else 64 if wide or local else 128)
+        columns = power_of_two(k.outputs, 16, 32 if size > 4 and steep else 64 if wide or local else 128)
+        inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
+        if older and local and k.order > 3:
+            rows = min(rows, 16)
+        few = older and rows < 128 and not local and size == 2  # where two warps that share rows spill
+        warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
+    else:
+        rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
+        columns = power_of_two(k.inputs, 16, 16 if wide or local else 32)
+        together = 32 if wide and older else 64 if wide or local or not descriptors or rows < 64 else 128
+        if (size > 4 and older) or (steep and k.order > 4 and rows < 64):
+            together = columns
+        splines = min(power_of_two(k.spline_count, 1, 8), max(1, together // columns))
+        inner = power_of_two(k.outputs, 16, 16 if wide and older else longest)
+        warps = 8 if rows >= 128 or (older and rows >= 64) else 4
+    return Config("fused", rows, columns, inner, splines, warps, stages, descriptors)
+
+
+def _pipelined(k: Key, capability: int) -> Config:
+    """Tiles that compile without a spill, of 16 rows for each warp; ``stages`` are slots of shared memory."""
+    local, heavy = k.form == "local", k.derivative > 0 or k.multiplied
+    if k.contraction == "F":
+        rows, inner = power_of_two(k.rows, 64, 128), 16 if local else power_of_two(k.inputs, 16, 64)
+        columns = power_of_two(k.outputs, 16, 128 if heavy or local else 256)
+    else:
+        rows, inner = power_of_two(k.inputs, 64, 128), 32 if local or k.multiplied else power_of_two(k.rows, 16, 64)
+        columns = power_of_two(k.outputs, 16, 128 if local and k.multiplied else 256)
+    return Config("pipelined", rows, columns, inner, 1, rows // 16, 4, True)
+
+
+def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:
+    base = _pipelined(k, capability)
+    for rows in (64, 128):
+        for columns in (64, 128, 256):
+            for inner in (32, 64):
+                if rows <= base.rows and columns <= base.columns and inner <= base.inner:
+                    yield base._replace(rows=rows, columns=columns, inner=inner, warps=rows // 16)
+
+
+def chunking(k: Key, capability: int) -> Config:
+    most = 16 if k.form == "cardinal" else 2 if k.dtype == "float64" else 8
+    return Config("chunked", power_of_two(k.rows, 1, most), power_of_two(k.inputs, 16, 64), warps=4, stages=1)
+
+
+def _gathering(k: Key, capability: int) -> Config:
+    most = 8 if k.dtype == "float64" or k.order > 4 else 16
+    return Config("gather", power_of_two(k.rows, 1, most), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
+
+
+_RULES: dict[str, Callable[[Key, int], Config]] = {
+    "fused": _fused,
+    "chunked": chunking,
+    "gather": _gathering,
+    "pipelined": _pipelined,
+}
+_MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
+    "fused": _more_fused,
+    "pipelined": _more_pipelined,
+}  # tiles beside the rules'

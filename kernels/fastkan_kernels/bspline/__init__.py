@@ -1,0 +1,1 @@
+"""Ways to evaluate B-splines and their derivatives."""

@@ -1,7 +1,0 @@
-"""F, G and H in plain PyTorch, quick on a CPU: see :mod:`.contract` for the two ways it takes."""
-
-from . import lowered, small
-from .blocks import all_features
-from .contract import contract_in, contract_out, contract_weight, describe, unable
-
-__all__ = ["all_features", "contract_in", "contract_out", "contract_weight", "describe", "lowered", "small", "unable"]

@@ -1,0 +1,216 @@
+"""Edge statistics: the size of each edge function over a batch, which T_d has summed away.
+
+With C_i the covariance over n of the features of input i, P x P, the variance of edge (i, o) is
+``W_io^T C_i W_io``. So the spread of all edges costs N I P^2 + I O P^2 operations and no N x I x O
+tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .autograd import dispatch as routing
+from .backends.modes import has_values
+from .backends.registry import BACKENDS
+from .basis import Basis, exact_products, working_dtype
+from .bspline.cox_de_boor import base_function, features, splines
+from .trilinear import Slots
+from .validation import INDEX, check_operands, checked
+
+BLOCK_ELEMENTS = 1 << 20  # of all edges' values
+FEATURE_ELEMENTS = 1 << 18  # of features: 1 MiB of float32, which stays in a core's cache
+
+
+@checked(correction=INDEX)
+def edge_std(
+    x: Tensor,
+    knots: Tensor,
+    weight: Tensor,
+    base_weight: Tensor | None = None,
+    *,
+    basis: Basis,
+    correction: int = 1,
+) -> Tensor:
+    """Standard deviation over the batch of every edge function phi_io(x[n, i]).
+
+    Args:
+        x: ``[N, I]``; the others as in :func:`contract_out`.
+        correction: N - correction is the divisor, as in :func:`torch.std`.
+
+    Returns:
+        ``[I, O]``, differentiable; where an edge does not vary, its gradient is 0.
+
+    Raises:
+        ValueError: if there are no more than ``correction`` rows.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_std(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([2, 5])
+    """
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    covariance = feature_covariance(x, knots, basis=basis, correction=correction)
+    w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
+    with exact_products(x):
+        variance = (w * (covariance @ w)).sum(1)
+    varies = ~(variance <= 0)  # a NaN is not lost
+    return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
+
+
+@checked(correction=INDEX)
+def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: int = 1) -> Tensor:
+    """Covariance over the batch of the features of each input.
+
+    Returns:
+        ``[I, P, P]`` with P = G + k splines and, last, the base function if there is one;
+        differentiable in x.
+
+    Raises:
+        ValueError: if there are no more than ``correction`` rows.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> feature_covariance(torch.rand(10, 2), knots, basis=basis_of(knots, 3)).shape
+        torch.Size([2, 9, 9])
+    """
+    check_operands(x, knots, Slots(), basis)
+    if x.shape[0] <= correction:
+        raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
+    if routing.needs_composite(knots) is not None:
+        psi = _features(x, knots, basis)
+        centred = psi - psi[:1]
+        centred = centred - centred.mean(0)
+        with exact_products(x):
+            return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
+    taken = routing.route(x, knots)
+    with exact_products(x):
+        # a compiler fuses the definition
+        return _Covariance.apply(
+            x, knots, basis, correction, taken.backend if taken.way == "functions" else "reference"
+        )
+
+
+def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
+    """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_values(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([10, 2, 5])
+    """
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    return _edge_values(x, knots, weight, base_weight, basis).to(x.dtype)
+
+
+def edge_mean_abs(
+    x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis
+) -> Tensor:
+    """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]``, in blocks of rows.
+
+    The absolute value allows no shortcut by the covariance: this costs N I O (G + k + 1) operations.
+
+    Raises:
+        ValueError: if there are no rows.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> edge_mean_abs(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
+        torch.Size([2, 5])
+    """
+    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    if x.shape[0] == 0:
+        raise ValueError("x must have rows for a mean, got none")
+    total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
+    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
+    for part in x.split(rows):
+        # checkpointed, so that a backward holds one block's N x I x O at a time
+        sizes = checkpoint(
+            lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
+            part,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing is drawn, and a GPU would have to be waited for
+        )
+        total = total + sizes
+    return (total / x.shape[0]).to(x.dtype)
+
+
+def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
+    """B-splines of every input, as :func:`.features.splines` defines them, by the quickest way; without gradients.
+
+    Args:
+        x: ``[N, I]``, in the dtype of the knots ``[I, M]``.
+
+    Returns:
+        ``[N, M - order - 1, I]``, in some order in memory.
+    """
+    if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
+        return splines(x, knots, order)
+    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()  # of memory that the next call uses again
+
+
+def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
+    return weight if base_weight is None else torch.cat([weight, base_weight.unsqueeze(0)])
+
+
+def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
+    """All features, ``[N, P, I]``, the base function last; valid until the next are made."""
+    plain, quick = basis._replace(product=None), BACKENDS[backend].features
+    if quick is None:
+        psi, base = features(x, knots, plain, derivative)
+    else:
+        psi = quick(x, knots, plain, derivative)
+        base = None if basis.base == "none" else base_function(x.to(psi.dtype), basis.base, derivative)
+    return psi if base is None else torch.cat([psi, base.unsqueeze(1)], 1)
+
+
+def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
+    psi = _features(x, knots, basis)
+    with exact_products(x):
+        return torch.einsum("npi,pio->nio", psi, _joined(weight, base_weight).to(psi.dtype))
+
+
+class _Covariance(torch.autograd.Function):
+    """:func:`feature_covariance` in blocks of rows, each about its own mean, joined as they come (Chan, Golub and
+    LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+
+    Features are taken less those of the first row, so that of an input that does not vary exactly 0 is
+    left, and not the rounding of a mean.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
+        first = _features(x[:1], knots, basis, 0, backend).clone()
+        mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
+        for part in x.split(_rows(knots, basis)):
+            psi = _features(part, knots, basis, 0, backend) - first
+            middle = psi.mean(0)
+            centred = psi.sub_(middle).permute(2, 1, 0).contiguous()  # [I, P, rows]
+            apart, joined = (middle - mean).t(), seen + len(part)
+            products = products + centred @ centred.mT
+            products = products + (seen * len(part) / joined) * (apart.unsqueeze(2) * apart.unsqueeze(1))
+            mean, seen = mean + apart.t() * (len(part) / joined), joined
+        ctx.save_for_backward(x, knots, first + mean)
+        ctx.basis, ctx.divisor, ctx.backend = basis, len(x) - correction, backend
+        return products / ctx.divisor
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        x, knots, mean = ctx.saved_tensors
+        backend = ctx.backend
+        if torch.is_grad_enabled():  # a second derivative will be wanted, and the mean has one too
+            backend = "reference"
+            mean = _features(x, knots, ctx.basis).mean(0)
+        pull = (upstream + upstream.mT) / ctx.divisor
+        parts = []
+        for part in x.split(_rows(knots, ctx.basis)):
+            centred = _features(part, knots, ctx.basis, 0, backend) - mean
+            slope = _features(part, knots, ctx.basis, 1, backend)
+            with exact_products(x):
+                parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
+        return torch.cat(parts).to(x.dtype), None, None, None, None
+
+
+def _rows(knots: Tensor, basis: Basis) -> int:
+    return max(1, FEATURE_ELEMENTS // max(1, knots.shape[0] * (basis.splines_of(knots) + 1)))

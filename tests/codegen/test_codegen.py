@@ -1,0 +1,334 @@
+"""The checks of compiled kernels: each finds what it is for, lets pass what is right, and the kernels pass them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from listing import LOOP, printed, program
+
+from bench.codegen import judge, product, ptx, run
+from bench.codegen.compile import Compiled
+
+ROOT = Path(__file__).resolve().parents[2]
+
+compiles = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not all(map(find_spec, ("triton", "rich"))),
+    reason="needs Linux, triton and rich to compile kernels",
+)
+
+# -- PTX and ptxas's log ----------------------------------------------------------------------------
+
+LOG = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'kernel' for 'sm_90a'
+ptxas info    : Function properties for kernel
+    {stack} bytes stack frame, {stores} bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 242 registers, used 1 barriers
+"""
+SERIALISED = (
+    "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
+    "non wgmma instructions defining accumulator registers in the function 'kernel'\n"
+)
+PLAIN_LOG = LOG.format(stack=0, stores=0)
+
+
+@pytest.mark.parametrize(
+    "operation", ["max.f32", "min.f32", "max.ftz.f32", "max.f64", "min.f16x2", "max.xorsign.abs.f32"]
+)
+def test_a_lost_nan_is_found(operation: str) -> None:
+    assert ptx.lost_nan(f"\t{operation} \t%r1, %r2, %r3;") == [operation]
+    assert ptx.lost_nan("{ .reg .b32 a; " + operation + " $0, $1, $2; }") == [operation]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "max.NaN.f32 %r1, %r2, %r3;",
+        "min.NaN.bf16x2 %r1, %r2, %r3;",
+        "min.s32 %r1, %r2, %r3;",
+        "max.u64 %rd1, %rd2, %rd3;",
+        "atom.global.max.f32 %r1, [%rd1], %r2;",
+        "// max.f32 %r1, %r2, %r3;",
+        "cvt.sat.f32.f32 %r1, %r2;",
+    ],
+)
+def test_a_nan_that_stays_is_not_flagged(line: str) -> None:
+    assert ptx.lost_nan(f"\t{line}\n") == []
+
+
+def test_ptxas_is_read() -> None:
+    assert ptx.assembled(PLAIN_LOG) == (242, 0, 0, None)
+    assert ptx.assembled(LOG.format(stack=40, stores=76))[1:3] == (40, 76)
+    serialised = ptx.assembled(SERIALISED + PLAIN_LOG).serialised
+    assert serialised is not None
+    assert serialised.startswith("C7515: wgmma.mma_async instructions are serialized due to non wgmma")
+    renamed = PLAIN_LOG.replace("ptxas", "ptxas-blackwell")  # as Triton 3.9 has it
+    assert ptx.assembled(renamed).registers == 242
+    with pytest.raises(ValueError, match="did not tell"):
+        ptx.assembled("ptxas fatal : nothing")
+
+
+# -- products ---------------------------------------------------------------------------------------
+
+DOT = (
+    "%acc = tt.dot %a, %w, %y, inputPrecision = {precision} : "
+    "tensor<128x32x{dtype}> * tensor<32x256x{dtype}> -> tensor<128x256xf32> loc(#loc3)\n"
+)
+
+
+def test_products_are_read() -> None:
+    assert product.dots(DOT.format(precision="tf32x3", dtype="f32")) == [(128, 256, 32, "f32", "tf32x3")]
+    without = DOT.format(precision="ieee", dtype="f64").replace(", inputPrecision = ieee", "")
+    assert product.dots(without) == [(128, 256, 32, "f64", "ieee")]
+    with pytest.raises(ValueError, match="unknown form"):
+        product.dots("%acc = tt.dot %a : tensor<2x16x16xf32> * tensor<2x16x16xf32> -> tensor<2x16x16xf32>")
+
+
+def test_the_inner_loop_is_the_deepest_with_products() -> None:
+    """Not one that waits for a barrier, nor one in which more but fewer nested products are; wherever they lie."""
+    text = """
+        .L_x_0:
+        HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8], R24
+        HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8], R24, gsb0
+        HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8], R24, gsb0
+        @P0 BRA `(.L_x_0)
+        .L_x_1:
+        MOV R1, R2
+        .L_x_2:
+        SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR5], R3
+        @!P1 BRA `(.L_x_4)
+        .L_x_3:
+        FMUL R152, R1, R2
+        HGMMA.64x256x16.F32.BF16 R24, R152, gdesc[UR8], R24
+        HGMMA.64x256x16.F32.BF16 R24, R152, gdesc[UR8], R24, gsb0
+        @P0 BRA `(.L_x_2)
+        @P2 BRA `(.L_x_1)
+        EXIT
+        .L_x_4:
+        SYNCS.PHASECHK.TRANS64.TRYWAIT P1, [UR5], R3
+        @!P1 BRA `(.L_x_4)
+        BRA `(.L_x_3)
+    """
+    inner = product.inner_loop(program(text))
+    assert inner is not None
+    assert (inner.wgmma_registers, inner.wgmma_shared, inner.mma) == (2, 0, 0)
+    assert inner.instructions == 6  # without what spins out of line
+    assert product.inner_loop(program("FMUL R1, R2, R3\nEXIT")) is None
+
+
+@pytest.mark.parametrize(("where", "late"), [("while", 0), ("after", 2), ("before", 2)])
+def test_features_that_are_made_when_nothing_runs(where: str, late: int) -> None:
+    """ptxas may put the wait first, though in PTX it comes last."""
+    made = "F2FP.BF16.F32.PACK_AB R152, R1, R2\nF2FP.BF16.F32.PACK_AB R153, R3, R4"
+    text = f"""
+        .L_x_0:
+        {made if where == "before" else ""}
+        HGMMA.64x256x16.F32.BF16 R24, R152, gdesc[UR8], R24
+        HGMMA.64x256x16.F32.BF16 R24, R156, gdesc[UR8], R24, gsb0
+        {made if where == "while" else ""}
+        WARPGROUP.DEPBAR.LE gsb0, 0x0
+        {made if where == "after" else ""}
+        @P0 BRA `(.L_x_0)
+        EXIT
+    """
+    assert product.made_late(program(text)) == (late, 2)
+
+
+def test_instructions_for_each_feature_count_what_was_unrolled() -> None:
+    asked = product.dots(DOT.format(precision="tf32", dtype="bf16"))
+    once = product.Inner(102, 2, 0, 0, 0, 2 * 16 * 256 * 16)  # of 8 warps, 16 rows each, twice 16 deep
+    assert product.unrolled(once, asked, 128 * 32, 8) == 1
+    assert product.per_element(once, asked, 128 * 32, 8) == 100 * 256 / (128 * 32)
+    twice = once._replace(instructions=204, wgmma_registers=4, warp_macs=2 * once.warp_macs)
+    assert product.unrolled(twice, asked, 128 * 32, 8) == 2
+    assert product.per_element(twice, asked, 128 * 32, 8) == 100 * 256 / (128 * 32)
+    assert product.per_element(once, asked, 0, 8) is None
+
+
+# -- verdicts ---------------------------------------------------------------------------------------
+
+WGMMA = """
+    .L_x_0:
+    HGMMA.64x256x16.F32.BF16 R24, gdesc[UR8], R24, gsb0
+    @P0 BRA `(.L_x_0)
+    WARPGROUP.DEPBAR.LE gsb0, 0x0
+    EXIT
+"""
+MMA = """
+    .L_x_0:
+    HMMA.16816.F32.BF16 R4, R8, R12, R4
+    @P0 BRA `(.L_x_0)
+    EXIT
+"""
+HALF, EXACT, DOUBLE = (DOT.format(precision="ieee", dtype=dtype) for dtype in ("bf16", "f32", "f64"))
+
+
+def checks(
+    code: str = WGMMA,
+    ttir: str = HALF,
+    capability: int = 90,
+    ptx: str = "",
+    log: str = PLAIN_LOG,
+    shared: int = 0,
+    **claims: Any,
+) -> set[str]:
+    """The names of those that fail."""
+    kernel = SimpleNamespace(__name__="kernel")
+    build = {"name": "one", "kernel": kernel, "capability": capability, "warps": 8, "elements": 0}
+    build |= {"tensor_cores": False, "overlaps": False, "keeps_nan": False}
+    verdict = judge.judge(SimpleNamespace(**build | claims), Compiled(ttir, ptx, printed(code), log, shared))  # type: ignore[arg-type]
+    assert verdict.passed == (not verdict.failures)
+    return {failure.check for failure in verdict.failures}
+
+
+def test_code_without_fault_passes() -> None:
+    assert checks(tensor_cores=True, overlaps=True, keeps_nan=True, shared=227 * 1024) == set()
+    assert checks(MMA, capability=80, tensor_cores=True, overlaps=True, keeps_nan=True, shared=163 * 1024) == set()
+
+
+def test_each_fault_is_named() -> None:
+    assert checks(LOOP.format(before="FMUL R152, R1, R2", after="")) == {"hazard"}
+    assert checks(log=LOG.format(stack=8, stores=0)) == {"spills"}
+    assert checks(log=LOG.format(stack=0, stores=4)) == {"spills"}
+    assert checks(WGMMA.replace("EXIT", "STL.64 [R1], R4\nEXIT")) == {"spills"}
+    assert checks(shared=227 * 1024 + 1) == {"shared memory"}
+    assert checks(capability=80, shared=163 * 1024 + 1) == {"shared memory"}
+    assert checks(ptx="\tmax.f32 %r1, %r2, %r3;", keeps_nan=True) == {"NaN"}
+    assert checks(ptx="\tmax.f32 %r1, %r2, %r3;") == set()
+    assert checks(log=SERIALISED + PLAIN_LOG, overlaps=True) == {"serialised"}
+    assert checks(log=SERIALISED + PLAIN_LOG) == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "ttir", "capability", "safe"),
+    [
+        (WGMMA, HALF, 90, True),
+        (MMA, HALF, 90, False),
+        (MMA + WGMMA.replace("_0", "_1").replace("EXIT", MMA.replace("_0", "_2")), HALF, 90, False),  # both
+        (MMA, HALF.replace("128x", "16x"), 90, True),  # too few rows for a warp group
+        (MMA, HALF, 80, True),
+        ("FFMA R4, R8, R12, R4\nEXIT", HALF, 80, False),
+        ("FFMA R4, R8, R12, R4\nEXIT", EXACT, 90, False),
+        ("DFMA R4, R8, R12, R4\nEXIT", DOUBLE, 90, True),
+        (WGMMA, "", 90, False),
+    ],
+)
+def test_tensor_cores_are_asked_for_where_they_can_be(code: str, ttir: str, capability: int, safe: bool) -> None:
+    assert checks(code, ttir, capability, tensor_cores=True) == (set() if safe else {"tensor cores"})
+    assert checks(code, ttir, capability) == set()
+
+
+def test_code_that_cannot_be_judged_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "HGMMA.64x64x16.F32.BF16 R24, R152, gdesc[UR8], R24, gsb0\nBRX R4 -0x10\nEXIT"
+    build = SimpleNamespace(name="one", kernel=SimpleNamespace(__name__="kernel"), capability=90, warps=4)
+    monkeypatch.setitem(run._builds, "one", build)
+    monkeypatch.setattr(run, "compile_build", lambda build: Compiled("", "", printed(code), PLAIN_LOG, 0))
+    [failure] = run._work("one").failures
+    assert failure == ("unclear", "the jump BRX R4 -0x10 at 0x10 can't be followed")
+
+
+# -- the command, on kernels ------------------------------------------------------------------------
+
+
+def command(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process that doesn't interpret kernels."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    return subprocess.run(
+        [sys.executable, "-m", "bench.codegen", *options],
+        env={**inherited, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels"))), **environment},
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+
+@compiles
+def test_kernels_that_are_wrong_on_purpose_fail(tmp_path: Path) -> None:
+    process = command(
+        "--builds", "bench.codegen.faults", "--json", f"{tmp_path}/faults.json", "--keep", f"{tmp_path}/keep"
+    )
+    assert process.returncode == 1, process.stderr
+    builds = json.loads((tmp_path / "faults.json").read_text())["builds"]
+    failed = {build["name"]: {failure["check"] for failure in build["failures"]} for build in builds}
+    if tuple(map(int, version("triton").split(".")[:2])) >= (3, 8):
+        failed.pop("hazard")  # there is none any more
+    assert len(failed) >= 8
+    for name, names in failed.items():
+        assert names == (set() if name.startswith("ok") else {name.partition(" sm")[0]}), (name, names)
+    assert "of 9 builds pass every check" in process.stdout
+    assert "max.f32" in (tmp_path / "keep" / "NaN.ptx").read_text()
+
+
+CRASHING = """
+import os
+from bench.codegen import faults
+
+class Kernel:
+    __name__ = "crashing"
+    arg_names = property(lambda self: os._exit(1))
+
+def sample():
+    good = faults.sample()[0]
+    return [good, good._replace(name="crash", kernel=Kernel())]
+"""
+
+
+@compiles
+def test_a_compiler_that_crashes_fails_its_own_build_alone(tmp_path: Path) -> None:
+    (tmp_path / "crashing.py").write_text(CRASHING)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", tmp_path)))
+    options = ("--builds", "crashing", "--sample", "--jobs", "1", "--json", f"{tmp_path}/found.json")
+    process = command(*options, PYTHONPATH=path)
+    assert process.returncode == 1, process.stderr
+    builds = json.loads((tmp_path / "found.json").read_text())["builds"]
+    assert [build["failures"] for build in builds] == [[], [{"check": "compile", "detail": "it crashed"}]]
+
+
+@compiles
+def test_the_kernels_pass_every_check(tmp_path: Path) -> None:
+    process = command("--sample", "--json", f"{tmp_path}/sample.json", "--markdown", f"{tmp_path}/sample.md")
+    found = json.loads((tmp_path / "sample.json").read_text())
+    failures = {build["name"]: build["failures"] for build in found["builds"] if build["failures"]}
+    assert not failures
+    assert process.returncode == 0, process.stderr
+    assert {build["capability"] for build in found["builds"]} == {80, 90}
+    assert 10 < len(found["builds"]) <= 30
+    assert {"triton", "ptxas sm_80", "ptxas sm_90"} <= found["versions"].keys()
+    assert f"{len(found['builds'])} of {len(found['builds'])} builds pass" in (tmp_path / "sample.md").read_text()
+
+
+@compiles
+def test_what_would_be_timed_passes_every_check(tmp_path: Path) -> None:
+    """The candidates of a small key; all of them: python -m bench.codegen --candidates."""
+    process = command("--candidates", "--sample", "--capability", "90", "--json", f"{tmp_path}/found.json")
+    found = json.loads((tmp_path / "found.json").read_text())["builds"]
+    assert process.returncode == 0, [build["failures"] for build in found]
+    assert {build["kernel"] for build in found} >= {"contract_out_kernel", "gather_out_kernel"}
+
+
+@compiles
+def test_nothing_is_compiled_that_cannot_be_or_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from bench.codegen import __main__ as codegen
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert codegen.main([]) == 2
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr(codegen, "listed", lambda *module: [SimpleNamespace(name="F")])
+    for options, said in (
+        (["--only", "G", "H"], "no build is named like 'G' or 'H'"),
+        (["--json", f"{tmp_path}/missing/file.json"], "there is no folder"),
+        (["--jobs", "0"], "--jobs must be at least 1"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            codegen.main(options)
+        assert said in capsys.readouterr().err

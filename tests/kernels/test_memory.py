@@ -1,0 +1,105 @@
+"""The memory of a training step: no tensor of all features, forward or backward."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastkan import KANLinear
+
+ROWS, WIDTH, GRID, ORDER = 65536, 64, 64, 3
+PSI = 4 * ROWS * WIDTH * (GRID + ORDER)  # bytes: 1.1 GB
+BORDER = 4 * ROWS * WIDTH  # x, y, and the gradient of each
+
+
+def peak_of(step) -> int:
+    """Most bytes that PyTorch's allocator held at once during a step, above what it held before.
+
+    The profiler sees every allocation, those inside an operator too.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    held = peak = 0
+    events = [e for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]"]
+    assert events, "the profiler recorded no memory"
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def test_the_measure_sees_what_it_should() -> None:
+    def step() -> None:
+        one = torch.empty(1_000_000)
+        del one
+        two = torch.empty(3_000_000)
+        torch.mm(two[:1000].view(1000, 1), two[:500].view(1, 500))  # and inside an operator
+
+    assert 12_000_000 + 2_000_000 <= peak_of(step) < 12_000_000 + 2_500_000
+
+
+@pytest.mark.parametrize("knots", ["equal", "adapted"])
+def test_a_training_step_stays_under_a_quarter_of_the_features(knots: str) -> None:
+    layer = KANLinear(WIDTH, WIDTH, GRID, ORDER)
+    x = 2 * torch.rand(ROWS, WIDTH) - 1
+    if knots == "adapted":
+        layer.update_grid(x[:2000])
+    x.requires_grad_()
+    layer(x[:100]).sum().backward()  # whatever is made once and kept
+    layer.zero_grad(set_to_none=True)
+    x.grad = None
+    g = torch.ones(ROWS, WIDTH)
+
+    peak = peak_of(lambda: layer(x).backward(g))
+    gradients = sum(p.grad.nbytes for p in layer.parameters())
+    above = peak - gradients - 2 * BORDER  # y, and the gradient of x
+    assert above < PSI / 4, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"
+
+
+STEP = """
+import resource
+import torch
+from fastkan import KANLinear
+
+layer = KANLinear({width}, {width}, {grid}, {order})
+x = (2 * torch.rand({rows}, {width}) - 1).requires_grad_()
+g = torch.ones({rows}, {width})
+layer(x[:100]).backward(g[:100])
+x.grad = torch.zeros_like(x)  # there before the measurement, as are the layer's gradients
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+y = layer(x)
+y.backward(g)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux only")
+def test_the_process_does_not_grow_by_more_either() -> None:
+    """What the allocator keeps for itself included; a new process, since a peak is never forgotten."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", STEP.format(width=WIDTH, grid=GRID, order=ORDER, rows=ROWS)],
+        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    grown = 1024 * int(done.stdout)
+    above = grown - 2 * BORDER  # y, and a gradient of x that is added to the one there is
+    assert above < PSI / 4, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"
+
+
+def test_evaluation_holds_less_than_a_step() -> None:
+    """Blocks of features of some MiB, whatever the rows."""
+    layer = KANLinear(WIDTH, WIDTH, GRID, ORDER)
+    x = torch.rand(ROWS, WIDTH)
+    with torch.no_grad():
+        layer(x[:100])
+        above = peak_of(lambda: layer(x)) - BORDER
+    assert above < PSI / 16, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"

@@ -1,0 +1,293 @@
+"""The Triton kernels against the float64 oracle, by every way they go: in the interpreter, or on a GPU.
+
+The interpreter computes in float64 too, so what is wrong in a kernel can't hide in rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import oracle
+import pytest
+import test_special_values
+import torch
+from cases import DEVICE, KNOTS, TRITON_WAYS, assert_within, check, compute, forced, forced_triton, make_case, no_triton
+from oracle import Operands
+
+import fastkan_kernels
+from fastkan_kernels import Basis
+
+pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+
+# order, derivatives, kinds of knots
+ORDERS = [
+    (1, (0, 1, 2), ("shared", "repeated")), (2, (0, 1, 2), ("uniform", "adapted")), (3, (0, 1, 2, 3, 4), KNOTS),
+    (4, (0, 1, 2), ("shared", "repeated")), (5, (0, 1, 2, 3, 4), ("uniform", "adapted")),
+]  # fmt: skip
+ALL = [(way, kind, k, d) for way in TRITON_WAYS for k, ds, kinds in ORDERS for kind in kinds for d in ds]
+
+
+@pytest.mark.parametrize(("way", "kind", "order", "derivative"), ALL, ids=str)
+def test_all_orders_and_derivatives(way: str, kind: str, order: int, derivative: int) -> None:
+    o, basis = make_case(kind, grid=4, order=order)
+    check(o, basis, derivative, way)
+
+
+@pytest.mark.parametrize("derivative", [0, 1, 2])
+@pytest.mark.parametrize("kind", KNOTS)
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_in_single_precision(way: str, kind: str, derivative: int) -> None:
+    o, basis = make_case(kind, dtype=torch.float32)
+    check(o, basis, derivative, way)
+
+
+# N, I and O: each with each at least once
+SIZES = [
+    (0, 5, 7), (0, 1, 1), (1, 1, 1), (1, 33, 5), (1, 7, 33), (1, 5, 7), (257, 1, 33), (40, 33, 1), (257, 7, 5),
+    (257, 5, 1), (257, 1, 7), (40, 33, 7), (40, 7, 1), (40, 5, 33),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize(("kind", "derivative"), [("shared", 0), ("adapted", 1)])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_all_sizes(way: str, kind: str, derivative: int, sizes: tuple[int, int, int]) -> None:
+    o, basis = make_case(kind, *sizes, dtype=torch.float32)
+    if 0 in sizes:
+        with forced(way):
+            for name in "FGH":
+                for value, exact in zip(compute(name, o, basis), oracle.exact(name, o, basis), strict=True):
+                    assert_within(value, exact, np.zeros(exact.shape), name)
+    else:
+        check(o, basis, derivative, way)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 40])
+@pytest.mark.parametrize("kind", ["uniform", "repeated"])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_all_grids(way: str, kind: str, grid: int) -> None:
+    check(*make_case(kind, grid=grid), 1, way)
+
+
+TILES = [
+    {"rows": 32, "columns": 16, "inner": 16, "splines": 1},
+    {"rows": 16, "columns": 32, "inner": 16, "splines": 4},
+    {"rows": 16, "columns": 16, "inner": 32, "splines": 8},
+]
+
+
+@pytest.mark.parametrize("descriptors", [False, True], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("tiles", TILES, ids=lambda t: "x".join(map(str, t.values())))
+@pytest.mark.parametrize(("kind", "base"), [("shared", "silu"), ("repeated", "none")])
+def test_tiles_and_loads(kind: str, base: str, tiles: dict[str, int], descriptors: bool) -> None:
+    """Tiles that the sizes fill, and don't; bits may differ from tile to tile, numbers not."""
+    o, basis = make_case(kind, rows=50, inputs=21, outputs=20, base=base)
+    for name in "FGH":
+        with forced_triton("fused", descriptors, **tiles):
+            values = compute(name, o, basis, 1)
+        bounds = oracle.budget(name, o, basis, 1, "fused", sums=True)
+        for value, exact, bound in zip(values, oracle.exact(name, o, basis, 1), bounds, strict=True):
+            assert_within(value, exact, bound, name)
+
+
+def test_what_no_descriptor_can_address_goes_by_pointers() -> None:
+    from fastkan_kernels.backends.triton.problem import problem
+    from fastkan_kernels.backends.triton.tuning.key import key
+    from fastkan_kernels.backends.triton.tuning.rules import default
+    from fastkan_kernels.trilinear import Slots
+
+    for outputs, aligned in ((8, True), (7, False)):
+        o, basis = make_case(outputs=outputs, dtype=torch.float32)
+        p = problem("F", o.x, o.knots, Slots(o.v, o.weight, o.base_weight), basis, 0, capability=90)
+        assert key(p).aligned == aligned
+        assert default(key(p), 90).descriptors == aligned
+    shifted = torch.empty(o.weight.numel() + 1)[1:].view_as(o.weight).copy_(o.weight)
+    p = problem("F", o.x, o.knots, Slots(o.v, shifted, o.base_weight), basis, 0, capability=90)
+    assert not key(p).aligned
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_rows_that_are_apart_and_columns_that_are_not_together(way: str) -> None:
+    o, basis = make_case(rows=40, inputs=6)
+    wide = torch.full((40, 17), torch.nan, dtype=o.x.dtype)
+    wide[:, 2:8] = o.x
+    with forced(way):
+        for name in "FGH":
+            plain = compute(name, o, basis)
+            for view in (wide[:, 2:8], o.x.t().contiguous().t()):
+                for value, same in zip(compute(name, o._replace(x=view, v=view * 0 + o.v), basis), plain, strict=True):
+                    assert torch.equal(value, same)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_the_same_bits_each_time(way: str) -> None:
+    o, basis = make_case("adapted", rows=70, inputs=7, outputs=9, dtype=torch.float32)
+    with forced(way):
+        for name in "FGH":
+            for one, other in zip(compute(name, o, basis, 1), compute(name, o, basis, 1), strict=True):
+                assert torch.equal(one, other)
+
+
+# -- NaN and infinities ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("base", "derivative"), [("silu", 0), ("silu", 4), ("identity", 1), ("none", 0), ("none", 1)])
+@pytest.mark.parametrize("kind", test_special_values.KINDS)
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_nan(way: str, kind: str, derivative: int, base: str) -> None:
+    test_special_values.test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(way, kind, derivative, base)
+
+
+@pytest.mark.parametrize("derivative", [0, 2])
+@pytest.mark.parametrize("kind", test_special_values.KINDS)
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_nothing_but_nan(way: str, kind: str, derivative: int) -> None:
+    test_special_values.test_nothing_but_nan_is_nothing_but_nan(way, kind, derivative)
+
+
+@pytest.mark.parametrize(("base", "derivative"), [("silu", 0), ("silu", 4), ("identity", 1), ("none", 0), ("none", 1)])
+@pytest.mark.parametrize("kind", test_special_values.KINDS)
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_infinities(way: str, kind: str, derivative: int, base: str) -> None:
+    test_special_values.test_at_infinities_only_the_base_function_is_left(way, kind, derivative, base)
+
+
+@pytest.mark.parametrize("kind", test_special_values.KINDS)
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_far_outside(way: str, kind: str) -> None:
+    test_special_values.test_far_outside_the_grid_nothing_overflows(way, kind, 1, 3e38)
+
+
+@pytest.mark.parametrize("size", [1e-10, 1e10])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_powers_of_the_cells_width_overflow_only_where_the_result_does(way: str, size: float) -> None:
+    o, basis = make_case(order=5, dtype=torch.float32)
+    o = o._replace(knots=o.knots * size, x=o.x * size)
+    with forced(way):
+        for name in "FGH":
+            truth = oracle.exact(name, o, basis, 4)
+            for value, exact in zip(compute(name, o, basis, 4), truth, strict=True):
+                ordinary = np.abs(exact) < 1e37
+                assert value.numpy()[ordinary].astype(np.float64) == pytest.approx(exact[ordinary], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_a_fifth_derivative_of_silu_is_refused(way: str) -> None:
+    for order in (5, 3):
+        o, basis = make_case(order=order)
+        for name in "FGH":
+            with forced(way), pytest.raises(ValueError, match="derivative of order 5 was asked of base='silu'"):
+                compute(name, o, basis, 5)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_negated_views_are_what_they_say(way: str) -> None:
+    o, basis = make_case(rows=20, inputs=1)
+    with forced(way):
+        for name in "FGH":
+            plain = compute(name, o, basis)
+            negated = Operands(*(t if t is o.knots else torch._neg_view(-t) for t in o))
+            for value, same in zip(compute(name, negated, basis), plain, strict=True):
+                assert torch.equal(value, same)
+
+
+# -- half precision ----------------------------------------------------------------------------------
+
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def assert_rounded(o: Operands, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
+    """Each factor of a product is rounded to ``dtype`` at most once, and the result to its own."""
+    half_ulp = torch.finfo(dtype).eps / 2
+    for name in "FGH":
+        with forced(way):
+            values = compute(name, o, basis, derivative)
+        sizes = test_special_values.absolute_terms(name, o, basis, derivative)
+        rounding = oracle.budget(name, o, basis, derivative, way, sums=True)
+        for value, exact, size, bound in zip(
+            values, oracle.exact(name, o, basis, derivative), sizes, rounding, strict=True
+        ):
+            assert value.dtype == o.x.dtype
+            once = torch.finfo(value.dtype).eps / 2 * np.abs(exact) * 1.01 + torch.finfo(value.dtype).tiny
+            # features (with v), weights, g and, where the product is stored in between, that
+            assert_within(value, exact, bound + 3.1 * half_ulp * size + once, f"{name}_{derivative}")
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+@pytest.mark.parametrize(("kind", "derivative"), [("shared", 0), ("uniform", 2), ("adapted", 0), ("adapted", 1)])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_half_layers(way: str, kind: str, derivative: int, dtype: torch.dtype) -> None:
+    o, basis = make_case(kind, rows=30, grid=20, dtype=torch.float32)
+    assert_rounded(Operands(*(t if t is o.knots else t.to(dtype) for t in o)), basis, derivative, way, dtype)
+
+
+@pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
+@pytest.mark.parametrize(("kind", "derivative"), [("shared", 0), ("shared", 2), ("adapted", 0)])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_autocast_keeps_x(way: str, kind: str, derivative: int, dtype: torch.dtype) -> None:
+    """At 64 cells a rounded x would be off by a tenth of a cell."""
+    o, basis = make_case(kind, rows=30, grid=64, dtype=torch.float32)
+    assert_rounded(o, basis._replace(product=dtype), derivative, way, dtype)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_derivatives_do_not_overflow_float16(way: str) -> None:
+    """The third derivative on 100 cells is above 65504, in units of a cell at most 3."""
+    o, basis = make_case("shared", 10, 1, 2, grid=100, order=4, dtype=torch.float32, base="none")
+    assert np.abs(oracle.splines(o.x.double().numpy(), o.knots.double().numpy(), 4, 3)).max() > 65504
+    o = o._replace(weight=o.weight * 1e-4)
+    with forced(way):
+        for name in "FGH":
+            for value in compute(name, o, basis._replace(product=torch.float16), 3):
+                assert value.isfinite().all()
+
+
+@pytest.mark.parametrize("product", [None, torch.float16], ids=["half", "autocast"])
+@pytest.mark.parametrize("narrow", [0, 1])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_inputs_of_very_different_cells_in_float16(way: str, narrow: int, product: torch.dtype | None) -> None:
+    """No unit fits their second derivatives, which are a million times apart, into float16's range."""
+    ranges = [(-1.0, 1.0), (-1.0, 1.0)]
+    ranges[narrow] = (-1e-3, 1e-3)
+    knots = torch.cat([fastkan_kernels.uniform_knots(1, 6, 3, r) for r in ranges])
+    o, basis = make_case("uniform", rows=20, inputs=2, dtype=torch.float32)
+    o = o._replace(knots=knots, x=torch.rand(20, 2) * torch.tensor([r[1] for r in ranges]))
+    if product is None:
+        o = Operands(*(t if t is knots else t.to(torch.float16) for t in o))
+        o = o._replace(weight=o.weight * 2.0**-10, g=o.g * 2.0**-12)  # the results fit
+    assert_rounded(o, basis._replace(product=product), 2, way, torch.float16)
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
+    """Of 1e-9 float16 knows nothing; nor of a v of a million."""
+    o, basis = make_case(rows=20, dtype=torch.float32)
+    o = o._replace(g=o.g * 1e-9, v=o.v * 1e6)
+    assert_rounded(o, basis._replace(product=torch.float16), 1, way, torch.float16)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no other precision")
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_precision_of_float32_products(setting: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    o, basis = make_case(rows=300, inputs=64, outputs=64, dtype=torch.float32)
+    try:
+        torch.set_float32_matmul_precision(setting)
+        with forced_triton("fused", rows=64, columns=64, inner=32):
+            (value,) = compute("F", o, basis)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact, size = oracle.exact("F", o, basis)[0], test_special_values.absolute_terms("F", o, basis, 0)[0]
+    error = np.abs(value.double().numpy() - exact).max() / np.abs(size).max()
+    assert (error < 1e-6) == (setting == "highest")
+
+
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_derivatives_of_silu_far_out(way: str) -> None:
+    test_special_values.tail_of_silu(way)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="it computes on the CPU")
+@pytest.mark.parametrize("base", ["silu", "identity"])
+@pytest.mark.parametrize("way", TRITON_WAYS)
+def test_what_float16_has_no_range_for_is_infinite(way: str, base: str) -> None:
+    test_special_values.autocast_to_float16(way, base)

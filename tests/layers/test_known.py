@@ -1,0 +1,199 @@
+"""Nothing that is known of a tensor outlives its values, whoever has written them."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+import fastkan_kernels
+from fastkan import KAN, KANLinear
+from fastkan.layers.value_cache import KnownKnots
+from fastkan_kernels import basis_of, uniform_knots
+
+D = torch.float64
+
+
+def by_data(tensor: Tensor, value: Tensor) -> None:
+    tensor.data.copy_(value)
+
+
+def by_other_data(tensor: Tensor, value: Tensor) -> None:
+    tensor.data = value.clone()
+
+
+def by_numpy(tensor: Tensor, value: Tensor) -> None:
+    tensor.detach().numpy()[...] = value.numpy()
+
+
+def by_counted_write(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)
+
+
+WRITES = [by_data, by_other_data, by_numpy, by_counted_write]
+
+
+def bent(knots: Tensor) -> Tensor:
+    return knots + 0.2 * torch.linspace(-1, 1, knots.shape[1], dtype=knots.dtype).square()
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("stretched", [True, False])
+@pytest.mark.parametrize("sizes", [(2, 3, 5, 20), (30, 40, 5, 300), (4, 6, 50, 400)])
+def test_knots_are_those_that_the_layer_holds_now(
+    sizes: tuple[int, int, int, int], stretched: bool, write: Callable[[Tensor, Tensor], None]
+) -> None:
+    inputs, outputs, grid, rows = sizes
+    torch.manual_seed(0)
+    layer = KANLinear(inputs, outputs, grid, dtype=D)
+    x = torch.rand(rows, inputs, dtype=D) * 2.4 - 1.2
+    layer(x)
+    write(layer.knots, layer.knots * 1.5 if stretched else bent(layer.knots))
+    with fastkan_kernels.backend("reference"):
+        want = copy.deepcopy(layer)(x)
+    torch.testing.assert_close(layer(x), want, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(layer(x[:3]), want[:3], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("part", ["node_scale", "node_bias", "subnode_scale", "subnode_bias", "input_id", "knots"])
+def test_networks_compute_with_what_they_hold_now(part: str, write: Callable[[Tensor, Tensor], None]) -> None:
+    model = KAN([2, 3, 1], seed=0, dtype=D)
+    x = torch.rand(50, 2, dtype=D)
+    before = model(x)
+    if part == "input_id":
+        write(model.input_id, torch.tensor([1, 0]))
+    elif part == "knots":
+        write(model.layers[1].knots, bent(model.layers[1].knots))
+    else:
+        write(getattr(model, part)[0], torch.full((3,), 0.7, dtype=D))
+    want = model.copy()(x)
+    assert (want - before).abs().max() > 1e-3
+    torch.testing.assert_close(model(x), want, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_masks_of_layers_that_are_all_formulas(write: Callable[[Tensor, Tensor], None]) -> None:
+    model = KAN([1, 1], seed=0, dtype=D)
+    x = torch.rand(50, 1, dtype=D)
+    model.fix_symbolic(0, 0, 0, "x", fit_params_bool=False, verbose=False)
+    model(x)
+    write(model.layers[0].mask, torch.ones(1, 1, dtype=D))
+    torch.testing.assert_close(model(x), model.copy()(x), rtol=1e-12, atol=1e-14)
+
+
+def test_all_parameters_written_as_one_vector() -> None:
+    """As SciPy, evolution strategies and landscapes of losses do."""
+    model = KAN([2, 3, 1], seed=0, dtype=D)
+    x = torch.rand(5, 2, dtype=D)
+    model(x)
+    vector_to_parameters(parameters_to_vector(model.parameters()) + 0.5, model.parameters())
+    torch.testing.assert_close(model(x), model.copy()(x), rtol=1e-12, atol=1e-14)
+
+
+def test_tables_of_knots_are_bounded() -> None:
+    from fastkan_kernels.bspline import piecewise as pieces
+
+    layer = KANLinear(20, 2, 40)
+    for step in range(60):
+        layer.set_knots(layer.knots * (1 + 0.01 * step))
+        layer(torch.rand(1, 20))
+    assert 0 < pieces._kept.bytes <= pieces.MAX_KEPT_BYTES
+    assert pieces._kept.bytes == sum(map(pieces._bytes, pieces._kept.made.values()))
+
+
+def test_one_row_of_a_wide_layer_with_a_large_grid_needs_little_memory() -> None:
+    """Tables once had the square of the grid for each input: 2.5 GB here."""
+    from bench.memory import peak_bytes
+
+    layer = KANLinear(1000, 16, 100)
+    layer.update_grid(torch.randn(300, 1000))
+    x = torch.randn(1, 1000)
+    with torch.no_grad():
+        assert peak_bytes(lambda: layer(x)) < 64 << 20
+
+
+@pytest.mark.parametrize("uniform_now", [True, False])
+def test_compiled_code_never_computes_with_other_knots_silently(uniform_now: bool) -> None:
+    """Compiled code was made for uniform knots, and can't look: after an uncounted write it says so by NaN, until the
+    knots are set."""
+    layer = KANLinear(3, 2, dtype=D)
+    x = torch.rand(40, 3, dtype=D)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)
+    by_data(layer.knots, layer.knots * 1.5 if uniform_now else bent(layer.knots))
+    assert compiled(x).isnan().all()
+    layer.set_knots(layer.knots)
+    torch.testing.assert_close(compiled(x), layer(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("base", ["silu", "none"])
+def test_weights_are_nan_where_knots_are_others_and_nobody_may_look(base: str) -> None:
+    knots = uniform_knots(3, 5, 3)
+    basis = basis_of(knots, 3, base)
+    known = KnownKnots(knots, 3, base)
+    weight, base_weight = torch.rand(8, 3, 4), None if base == "none" else torch.rand(3, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        right = known.checked(knots, basis, weight, base_weight)
+        lost = known.checked(knots * 2, basis, weight, base_weight)
+    assert torch.equal(right[0], weight)
+    assert base_weight is None or torch.equal(right[1], base_weight)
+    for backend in ("reference", "cpu"):
+        with fastkan_kernels.backend(backend):
+            x = torch.cat([torch.rand(7, 3), torch.full((2, 3), 50.0)])
+            y = fastkan_kernels.contract_out(x, knots * 2, *lost, basis=basis)
+            assert y[:7].isnan().all()
+            assert base == "none" or y.isnan().all()
+
+
+def test_threads_with_other_knots_get_their_own_basis() -> None:
+    layer = KANLinear(2, 2, dtype=D)
+    x = torch.rand(10, 2, dtype=D)
+    other = {"knots": bent(layer.knots)}
+    want = layer(x), torch.func.functional_call(layer, other, (x,))
+    wrong: list[int] = []
+
+    def work(which: int) -> None:
+        for _ in range(300):
+            y = torch.func.functional_call(layer, other, (x,)) if which else layer(x)
+            # functional_call puts its tensors into the module for all threads: either answer may come, no mixture
+            if not any(torch.allclose(y, each, rtol=1e-12, atol=0) for each in want):
+                wrong.append(which)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(n % 2,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong
+
+
+def test_a_fit_computes_with_what_a_callback_has_written() -> None:
+    """The network is looked at once for all evaluations of a step, and anew for the next one."""
+    torch.manual_seed(0)
+    model = KAN([2, 3, 1], seed=0, dtype=D)
+    x = torch.rand(50, 2, dtype=D)
+    y = torch.sin(3 * x[:, :1])
+
+    def write(model: KAN, step: int, record: object) -> None:
+        if step == 0:
+            by_data(model.node_bias[0], torch.full((3,), 0.3, dtype=D))
+            by_data(model.layers[1].knots, bent(model.layers[1].knots))
+
+    results = model.fit((x, y), steps=3, update_grid=False, callbacks=[write], progress=False)
+    error = (model.copy()(x) - y).square().mean().sqrt().item()
+    assert results["train_loss"][-1] == pytest.approx(error, rel=1e-10)
+    assert results["train_loss"][-1] < results["train_loss"][0]

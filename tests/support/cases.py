@@ -1,0 +1,318 @@
+"""Inputs to test on, and the ways to compute them: what several test files share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from oracle import Operands
+from torch import Tensor
+
+import fastkan_kernels
+from fastkan_kernels import Basis
+from fastkan_kernels.backends import cpu as cpu_backend
+from fastkan_kernels.backends.cpu import backend as contract
+from fastkan_kernels.backends.cpu import banded, base, blocks, small
+from fastkan_kernels.backends.cpu import selection as choice
+from fastkan_kernels.backends.registry import BACKENDS
+
+# -- knots and operands -----------------------------------------------------------------------------
+
+KNOTS = ("shared", "uniform", "adapted", "repeated")
+
+
+def make_knots(kind: str, inputs: int, grid: int, order: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Knots ``[inputs, grid + 2 order + 1]``.
+
+    ``shared``: equally spaced, the same for all inputs. ``uniform``: equally spaced, each input its
+    own. ``adapted``: cells of widths that differ by up to 9 times. ``repeated``: as well, with double
+    and triple knots inside and with ends of k + 1 equal knots.
+    """
+    count = grid + 2 * order + 1
+    if kind == "shared":
+        return fastkan_kernels.uniform_knots(inputs, grid, order, (-1.3, 1.1), dtype=dtype)
+    feature = torch.arange(inputs, dtype=torch.float64).unsqueeze(1) % 7
+    if kind == "uniform":
+        steps = torch.arange(-order, grid + order + 1, dtype=torch.float64)
+        return (-1 - feature / 10 + steps * ((2 + feature / 3) / grid)).to(dtype)
+    widths = 0.2 + 1.6 * torch.rand(inputs, count - 1, dtype=torch.float64)
+    if kind == "repeated":
+        widths[:, :order] = 0
+        widths[:, -order:] = 0
+        inner = widths[:, order : grid + order]
+        inner[:, 1:2] = 0  # a double knot
+        inner[:, 4:6] = 0  # a triple one
+    knots = -1.2 - feature / 10 + widths.cumsum(1) * (2.4 / max(grid, 1))
+    return torch.cat([knots[:, :1] - widths[:, :1] * (2.4 / max(grid, 1)), knots], 1).to(dtype)
+
+
+def make_inputs(rows: int, knots: Tensor) -> Tensor:
+    """``[rows, I]`` in, around and on the knots, a few far outside."""
+    inputs, count = knots.shape
+    low, high = knots[:, 0].double(), knots[:, -1].double()
+    margin = 0.2 * (high - low)
+    x = low - margin + (high - low + 2 * margin) * torch.rand(rows, inputs, dtype=torch.float64)
+    x = x.to(knots.dtype)
+    on = min(count, rows // 2)
+    x[:on] = knots.t()[:on]
+    if rows > 4:
+        x[-1], x[-2] = 50.0, -50.0
+    return x
+
+
+def make_case(
+    kind: str = "shared",
+    rows: int = 40,
+    inputs: int = 3,
+    outputs: int = 4,
+    grid: int = 6,
+    order: int = 3,
+    base: str = "silu",
+    dtype: torch.dtype = torch.float64,
+    v: bool = True,
+) -> tuple[Operands, Basis]:
+    """Operands of every contraction and their basis, from a seed of their own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        knots = make_knots(kind, inputs, grid, order, dtype)
+        basis = fastkan_kernels.basis_of(knots, order, base)
+        assert basis.uniform == (kind in ("shared", "uniform") and inputs > 0), "the knots are not what they should be"
+        x = make_inputs(rows, knots)
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, dtype=dtype)
+
+        weight, base_weight = randn(grid + order, inputs, outputs), randn(inputs, outputs)
+        multiplier, g = randn(rows, inputs), randn(rows, outputs)
+    return Operands(x, knots, multiplier if v else None, weight, None if base == "none" else base_weight, g), basis
+
+
+def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
+    """``[rows, I]`` in the grid and away from every knot, where all derivatives are smooth."""
+    grid = knots[:, order : knots.shape[1] - order]
+    wide = grid.diff(dim=1) > 0
+    columns = []
+    for row, usable in zip(grid, wide):
+        cells = usable.nonzero().flatten()
+        cell = cells[torch.arange(rows) % len(cells)]
+        share = 0.25 + 0.5 * torch.rand(rows, dtype=knots.dtype)
+        columns.append(torch.lerp(row[cell], row[cell + 1], share))
+    return torch.stack(columns, 1)
+
+
+# -- ways to compute --------------------------------------------------------------------------------
+
+FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
+CPU_WAYS = (*FILLINGS, "banded", "small")
+WAYS = ("reference", *CPU_WAYS)
+TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
+DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
+
+
+def serves(way: str, kind: str, order: int, derivative: int) -> bool:
+    """Whether a way is made for this: closed forms where cells can be counted, the local ones for
+    splines that are not 0."""
+    if way == "closed":
+        return kind in ("shared", "uniform") and derivative < order
+    if way in TRITON_WAYS:
+        return True
+    return way in ("reference", "recursive", "small") or derivative <= order
+
+
+def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) -> list[tuple[str, str, int]]:
+    """All ways, kinds of knots and derivatives that go together."""
+    return [(w, kind, d) for w in WAYS for kind in kinds for d in derivatives if serves(w, kind, order, d)]
+
+
+@contextmanager
+def forced(way: str) -> Iterator[None]:
+    """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" is as it
+    comes. What the way is not made for, a higher derivative in a backward, goes as it would. Of the
+    Triton backend all three contractions go one way, G fused where that is "gather"."""
+    if way in (*TRITON_WAYS, "pipelined"):
+        with forced_triton(way):
+            yield
+        return
+    choose, filling = contract.choose, blocks.filling
+
+    def forced_choice(name: str, *sizes: Any) -> str:
+        basis = next(size for size in sizes if isinstance(size, Basis))
+        derivative = sizes[sizes.index(basis) + 1]
+        if way == "banded" and derivative <= basis.order and name != "G":  # G has no banded way
+            return way
+        return "dense" if way in FILLINGS else choose(name, *sizes)
+
+    def forced_filling(basis: Basis, count: int, derivative: int, *rest: Any) -> str:
+        able = basis.uniform and derivative < basis.order if way == "closed" else derivative <= basis.order
+        return way if able or way == "recursive" else filling(basis, count, derivative, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if way == "small":
+            patch.setattr(small, "pays", lambda *sizes: True)
+            patch.setattr(small, "_keeps", lambda *sizes: True)
+        elif way in CPU_WAYS:
+            patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
+            patch.setattr(contract, "choose", forced_choice)
+        if way in FILLINGS:
+            for module in (blocks, choice, contract):
+                patch.setattr(module, "filling", forced_filling)
+        with fastkan_kernels.backend("reference" if way == "reference" else "cpu"):
+            yield
+
+
+TILES = {"rows": 32, "columns": 16, "inner": 16, "splines": 4}
+PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 16, "warps": 4, "stages": 4}
+
+
+@contextmanager
+def gluon_by_the_machine(**options: Any) -> Iterator[None]:
+    """Gluon's kernels have no interpreter: they are run by :mod:`gluon_machine`, with these ``options``."""
+    import gluon_machine
+    from triton.experimental.gluon._runtime import GluonJITFunction
+
+    from fastkan_kernels.backends.triton.launch import Launch
+
+    run = Launch.run
+
+    def by_the_machine(self: Launch) -> None:
+        if not isinstance(self.kernel, GluonJITFunction):
+            run(self)
+            return
+        named = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
+        gluon_machine.run(self.kernel, self.grid, **named, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "run", by_the_machine)
+        yield
+
+
+@contextmanager
+def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
+    """One way of the Triton backend, in small tiles, so that a small case has several; with several chunks and
+    parts as well, and results that are NaN until they are written. What a way is not made for goes fused."""
+    from fastkan_kernels.backends.triton import chunked
+    from fastkan_kernels.backends.triton.kernels import contract_weight
+    from fastkan_kernels.backends.triton.tuning import tuning
+    from fastkan_kernels.backends.triton.tuning.config import WAYS
+
+    fused = tuning.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
+    config = fused._replace(way=way)
+    if way == "pipelined":
+        config = tuning.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
+    new_empty = torch.Tensor.new_empty
+
+    def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        made = new_empty(self, *size, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setattr(torch.Tensor, "new_empty", spoiled)
+        patch.setattr(chunked, "CHUNK_BYTES", 1)
+        patch.setattr(chunked, "FEWEST_ROWS", 11)
+        patch.setattr(contract_weight, "FEWEST_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
+        for name in "FGH":
+            stack.enter_context(tuning.override(name, config if name in WAYS[way] else fused))
+        if way == "pipelined" and DEVICE == "cpu":
+            stack.enter_context(gluon_by_the_machine())
+        stack.enter_context(fastkan_kernels.backend("triton"))
+        yield
+
+
+def no_triton() -> str | None:
+    """Why Triton's kernels can't be tested here, or None."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    return BACKENDS["triton"].unable(torch.device(DEVICE))
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Cut even a small case into many blocks, of rows and of splines."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "BLOCK_ELEMENTS", 48)
+        patch.setattr(blocks, "MIN_ROWS", 4)
+        patch.setattr(banded, "BLOCK_LOOKUPS", 48)
+        patch.setattr(base, "BLOCK_ELEMENTS", 12)
+        yield
+
+
+def compute(name: str, o: Operands, basis: Basis, derivative: int = 0) -> tuple[Tensor, ...]:
+    """F, G or H by the public functions, as a tuple: G's two parts, else one."""
+    if fastkan_kernels.autograd.dispatch.chosen_backend() == "triton" and DEVICE != "cpu":
+        moved = Operands(*(None if t is None else t.to(DEVICE) for t in o))
+        return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
+    return _compute(name, o, basis, derivative)
+
+
+def _compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+    if name == "F":
+        return (
+            fastkan_kernels.contract_out(
+                o.x, o.knots, o.weight, o.base_weight, o.v, basis=basis, derivative=derivative
+            ),
+        )
+    if name == "G":
+        parts = fastkan_kernels.contract_weight(o.x, o.knots, o.g, o.v, basis=basis, derivative=derivative)
+        assert (parts[1] is None) == (basis.base == "none")
+        return parts[: 1 if parts[1] is None else 2]
+    return (
+        fastkan_kernels.contract_in(o.x, o.knots, o.weight, o.base_weight, o.g, basis=basis, derivative=derivative),
+    )
+
+
+def described(name: str, o: Operands, basis: Basis, derivative: int = 0) -> str:
+    """What the CPU backend says that it would run."""
+    return cpu_backend.describe(name, o.x, o.g.shape[1], basis.splines_of(o.knots), basis, derivative)
+
+
+# -- verdicts ---------------------------------------------------------------------------------------
+
+
+def assert_within(got: Tensor, exact: np.ndarray, bound: np.ndarray, what: str = "") -> None:
+    """Every number is within its own bound of the exact one, and NaN and infinite where that is."""
+    value = got.detach().double().numpy()
+    assert value.shape == exact.shape, f"{what} has the shape {value.shape}, not {exact.shape}"
+    odd = ~np.isfinite(exact)
+    np.testing.assert_array_equal(value[odd], exact[odd], err_msg=what)
+    assert np.isfinite(value[~odd]).all(), f"{what} is NaN or infinite where it should not be"
+    error = np.abs(np.where(odd, 0.0, value) - np.where(odd, 0.0, exact))
+    excess = np.where(odd, 0.0, error - bound)
+    if excess.size and excess.max() > 0:
+        at = np.unravel_index(excess.argmax(), excess.shape)
+        count = int((excess > 0).sum())
+        pytest.fail(
+            f"{what}: {count} of {excess.size} numbers are too far off; at {at} got {value[at]!r}, exact "
+            f"{exact[at]!r}, error {error[at]:.3g}, allowed {np.broadcast_to(bound, error.shape)[at]:.3g}"
+        )
+
+
+def check(o: Operands, basis: Basis, derivative: int, way: str, names: str = "FGH") -> None:
+    """F, G and H by ``way`` meet the budget of :func:`oracle.budget`.
+
+    The reference has to meet it alone. Any other way may be off by twice what the reference is in
+    the same precision, in units of its budget, and by its own rounding.
+    """
+    for name in names:
+        truth = oracle.exact(name, o, basis, derivative)
+        allowed = oracle.budget(name, o, basis, derivative, "reference", sums=True)
+        with forced("reference"):
+            reference = compute(name, o, basis, derivative)
+        if way == "reference":
+            for value, want, bound in zip(reference, truth, allowed, strict=True):
+                assert_within(value, want, bound, f"{name}_{derivative} by the reference")
+            continue
+        with forced(way):
+            values = compute(name, o, basis, derivative)
+        own = oracle.budget(name, o, basis, derivative, way, sums=False)
+        for value, ref, want, bound, rounding in zip(values, reference, truth, allowed, own, strict=True):
+            with np.errstate(all="ignore"):
+                ratio = np.abs(ref.detach().double().numpy() - want) / bound
+            worst = ratio[np.isfinite(ratio)].max(initial=0.0)
+            assert_within(value, want, 2 * worst * bound + rounding, f"{name}_{derivative}, {way}")
