@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .measure import MOST_OTHERS, Spread
+from .measure import MAX_OTHERS, Spread
 from .modes import MODES
 from .record import Record
 from .report import place, short_name
@@ -79,7 +79,7 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
         if name not in measured:
             found.missing.append(name)
             continue
-        calm = max(result.others or 0.0, measured[name].others or 0.0) <= MOST_OTHERS
+        calm = max(result.others or 0.0, measured[name].others or 0.0) <= MAX_OTHERS
         if not calm:
             found.disturbed.append(name)
         rows = {row.rival: row for row in measured[name].rows}

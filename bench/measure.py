@@ -16,14 +16,14 @@ from typing import NamedTuple
 from .machine import OtherWork
 
 SAMPLE_SECONDS = 10e-3  # quick calls are made back to back for this long, as in training, where caches are warm
-MOST_CALLS = 20
+MAX_CALLS = 20
 WARM_BELOW = 0.1  # seconds; to a longer call it is no matter what the caches hold when it starts
-FEWEST_ROUNDS = 3
-MOST_ROUNDS = 200
+MIN_ROUNDS = 3
+MAX_ROUNDS = 200
 LAP = 0.3  # seconds; the shortest time over which others' work can be told from rounding
 SPARE = 1.0
-MOST_OVER = 3.0  # times the budget, after which rounds end though the machine has become slower
-MOST_OTHERS = 0.15  # of the processor, that others may take from a round that counts
+MAX_OVER = 3.0  # times the budget, after which rounds end though the machine has become slower
+MAX_OTHERS = 0.15  # of the processor, that others may take from a round that counts
 
 
 class Task(NamedTuple):
@@ -94,15 +94,15 @@ def interleaved(
     Args:
         tasks: warm already: compiled, and called at least once.
         budget: about how many seconds it may take. Each task has an equal share; one that is too
-            slow for all rounds sits some out, evenly, but gets at least ``FEWEST_ROUNDS``.
+            slow for all rounds sits some out, evenly, but gets at least ``MIN_ROUNDS``.
         anchors: tasks that take part in every round.
         tick: told what share of the rounds is done.
     """
     names = list(tasks)
     estimate = {name: _estimate(task) for name, task in tasks.items()}
-    calls = {n: max(1, min(MOST_CALLS, int(SAMPLE_SECONDS / estimate[n]))) for n in names}
+    calls = {n: max(1, min(MAX_CALLS, int(SAMPLE_SECONDS / estimate[n]))) for n in names}
     share = budget / max(1, len(names))
-    turns = {n: max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(share / (calls[n] * estimate[n])))) for n in names}
+    turns = {n: max(MIN_ROUNDS, min(MAX_ROUNDS, int(share / (calls[n] * estimate[n])))) for n in names}
     rounds = min(turns[n] for n in anchors) if anchors else max(turns.values())
     turns = {n: min(turns[n], rounds) for n in names}
 
@@ -120,10 +120,10 @@ def interleaved(
     kept: list[dict[str, float | None]] = []
     lap: list[dict[str, float | None]] = []
     spare, disturbed = SPARE * budget, 0.0
-    latest = time.perf_counter() + MOST_OVER * budget
+    latest = time.perf_counter() + MAX_OVER * budget
 
     def enough() -> bool:
-        each = all(sum(found[name] is not None for found in kept) >= FEWEST_ROUNDS for name in names)
+        each = all(sum(found[name] is not None for found in kept) >= MIN_ROUNDS for name in names)
         return len(kept) >= rounds or (each and time.perf_counter() > latest)
 
     with quiet():
@@ -133,7 +133,7 @@ def interleaved(
             if watch.seconds() < LAP and len(kept) + len(lap) < rounds:
                 continue
             others = watch.share()
-            if others is not None and others > MOST_OTHERS and spare > 0:
+            if others is not None and others > MAX_OTHERS and spare > 0:
                 spare -= watch.seconds()
             else:
                 disturbed += (others or 0.0) * len(lap)

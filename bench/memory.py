@@ -34,7 +34,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt, malloc.h
-_MOST_MMAP_THRESHOLD = 32 << 20  # glibc's own limit on 64 bits
+_MAX_MMAP_THRESHOLD = 32 << 20  # glibc's own limit on 64 bits
 _NEVER = 2**31 - 1
 _ROOM = 512 << 20
 _kept: list[torch.Tensor] = []
@@ -54,9 +54,9 @@ def settle_allocator() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    if not (mallopt(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _NEVER)):
+    if not (mallopt(_MMAP_THRESHOLD, _MAX_MMAP_THRESHOLD) and mallopt(_TRIM_THRESHOLD, _NEVER)):
         return False
-    size = _MOST_MMAP_THRESHOLD // 2
+    size = _MAX_MMAP_THRESHOLD // 2
     hole = [torch.zeros(size, dtype=torch.uint8) for _ in range(_ROOM // size)]
     _kept.append(torch.zeros(1))  # above the hole
     hole.clear()

@@ -34,7 +34,7 @@ HATCHES = ("", "////", "....", "xxxx")  # for the variants of a package
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X<>"
 DPI = 120
-FEWEST_POINTS = 2  # of a sweep that is worth drawing
+MIN_POINTS = 2  # of a sweep that is worth drawing
 
 
 class Look(NamedTuple):
@@ -61,7 +61,7 @@ def draw(record: Record, folder: Path) -> list[Path]:
 def _figures(record: Record) -> Iterator[tuple[str, Figure]]:
     looks, where = _looks(record.results), place(record.about)
     swept = {name: _of_sweep(record.results, name) for name in SWEEPS}
-    swept = {name: results for name, results in swept.items() if len(results) >= FEWEST_POINTS}
+    swept = {name: results for name, results in swept.items() if len(results) >= MIN_POINTS}
     in_sweeps = {result.case.name for results in swept.values() for result in results}
     single = [result for result in record.results if result.case.name not in in_sweeps]
     for mode in MODES:

@@ -11,8 +11,8 @@ from fastkan_kernels import (
     ORDER,
     Basis,
     Choice,
+    Operands,
     Optional,
-    Slots,
     autocast_dtype,
     base_function,
     basis_of,
@@ -23,8 +23,8 @@ from fastkan_kernels import (
     check_weights,
     checked,
     contract,
-    effective,
     exact_products,
+    fold_scale_and_mask,
     needs_composite,
     round_weights,
     uniform_basis,
@@ -127,7 +127,7 @@ def forward(
         weight, scale = weight.float(), scale.float()  # rounded once, at the end
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    slots = Slots(None, *effective(weight, base_weight, scale, mask))
+    slots = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
     compute = _linear_outside if outside == "linear" else _zero_outside
     y = compute(rows, knots, slots, basis)
     if bias is not None:
@@ -149,11 +149,11 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
-def _zero_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:
+def _zero_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
     return contract("F", x, knots, slots, basis, 0)
 
 
-def _linear_outside(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> Tensor:
+def _linear_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
     """F_0(near, W) + F_1(end, W, x - end) of the splines: ``near`` is x inside the grid and the nearest end
     outside, and the tangent at ``end`` counts outside alone. The base function needs no continuation."""
     order = basis.order

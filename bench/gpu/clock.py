@@ -19,12 +19,12 @@ from ..measure import Samples, Task, quiet
 from ..measure import seconds as by_the_clock
 from .place import Place, cache_bytes
 
-MOST_ROUNDS = 60
-FEWEST_ROUNDS = 7
+MAX_ROUNDS = 60
+MIN_ROUNDS = 7
 REHEARSED_ROUNDS = 2
 FLUSHES = 4  # times the L2 cache is what a flush writes
 HEAD_START = 1.5  # times what launching was seen to take
-MOST_FLUSHES = 200
+MAX_FLUSHES = 200
 CALLS_IN_A_ROW = 10
 
 
@@ -49,7 +49,7 @@ class Clock:
 
         Args:
             tasks: called before, so that nothing is left to compile.
-            seconds: about how long it may take; there are ``FEWEST_ROUNDS`` however short that is.
+            seconds: about how long it may take; there are ``MIN_ROUNDS`` however short that is.
             warm: let each sample follow a call of the same task, instead of cold caches.
         """
         names = list(tasks)
@@ -57,7 +57,7 @@ class Clock:
         if self._place.is_gpu:
             heads = {name: self._head(cost.launch * (2 if warm else 1)) for name, cost in costs.items()}
             each = sum((1 + warm) * costs[n].whole + heads[n] * self._flush_seconds for n in names)
-            rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / each)))
+            rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / each)))
         else:
             heads, rounds = {}, REHEARSED_ROUNDS
         samples: dict[str, Samples] = {name: [] for name in names}
@@ -119,7 +119,7 @@ class Clock:
         return min(found, key=lambda cost: cost.whole)
 
     def _head(self, launch: float) -> int:
-        return min(MOST_FLUSHES, 1 + math.ceil(HEAD_START * launch / self._flush_seconds))
+        return min(MAX_FLUSHES, 1 + math.ceil(HEAD_START * launch / self._flush_seconds))
 
     def _flush_cost(self) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -23,14 +23,14 @@ from .poison import Poison
 from .record import Record
 from .settings import precision
 from .trials import Trial, operands, trials, whole
-from .truth import Exact, Operands, compute, exact
+from .truth import Exact, Example, compute, exact
 from .warm import in_parallel
 
 REPEATS = 1000
 REHEARSED_REPEATS = 2
-MOST_SECONDS = 4.0  # about, after which a slow trial has had enough repeats
-LEAST_SECONDS = 0.3
-FEWEST_REPEATS = 50
+MAX_SECONDS = 4.0  # about, after which a slow trial has had enough repeats
+MIN_SECONDS = 0.3
+MIN_REPEATS = 50
 WARMING = 0.3  # of the time, at most, to compile side by side
 
 Call = Callable[[], "tuple[Tensor, ...]"]
@@ -70,7 +70,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
         share = record.left() / (len(wanted) - number)  # so that the last ones have a turn too
         try:
             repeats = REPEATS if place.is_gpu else REHEARSED_REPEATS
-            result = attempt(trial, place, repeats, max(LEAST_SECONDS, min(MOST_SECONDS, share)))
+            result = attempt(trial, place, repeats, max(MIN_SECONDS, min(MAX_SECONDS, share)))
         except ways.NoSuchWay as reason:
             record.leave_out(trial.name, str(reason))
             continue
@@ -97,7 +97,7 @@ class _Warm:
                 compute(trial.contraction, o, basis, trial.derivative)
 
 
-def attempt(trial: Trial, place: Place, repeats: int, seconds: float = MOST_SECONDS) -> dict:
+def attempt(trial: Trial, place: Place, repeats: int, seconds: float = MAX_SECONDS) -> dict:
     """Repeat a trial for about so many seconds; ``failure`` says what is wrong, or is None.
 
     Raises:
@@ -157,7 +157,7 @@ def _repeated(
         poison.spread()
         once(counts[done])
         done += 1
-        if done % FEWEST_REPEATS == 0:
+        if done % MIN_REPEATS == 0:
             place.wait()
             if time.perf_counter() - start > seconds:
                 break
@@ -168,7 +168,7 @@ def _repeated(
     return Deviation(counts[:done].tolist(), size, place_of, part, want), done, poison.bytes, seen
 
 
-def _beyond_budget(trial: Trial, o: Operands, got: tuple[Tensor, ...], truth: tuple[Exact, ...]) -> str | None:
+def _beyond_budget(trial: Trial, o: Example, got: tuple[Tensor, ...], truth: tuple[Exact, ...]) -> str | None:
     """Where a result is further from float64 than rounding leads."""
     cells = o.knots.shape[1] - 1
     rate = float(1 / o.knots.diff(dim=1).min())
@@ -202,7 +202,7 @@ def _pipeline_shows(trial: Trial, config: Any, call: Call, first: tuple[Tensor, 
     return None
 
 
-def _config(trial: Trial, place: Place, o: Operands, basis: Basis) -> Any:
+def _config(trial: Trial, place: Place, o: Example, basis: Basis) -> Any:
     """The configuration of the trial's way; None where the backend has but one."""
     if not ways.available(place):
         return None

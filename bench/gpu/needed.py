@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of, uniform_knots
-from fastkan_kernels.trilinear import CONTRACTIONS, Slots
+from fastkan_kernels.trilinear import CONTRACTIONS, Operands
 
 from . import touch, trials, tune, ways
 from .place import Place
@@ -186,7 +186,7 @@ class _Call(NamedTuple):
     rows: int
     inputs: int
     knots: Tensor
-    slots: Slots
+    slots: Operands
     basis: Basis
     derivative: int
 
@@ -209,13 +209,13 @@ class _Call(NamedTuple):
             contract(self.x(setting), self.meta_knots, self.slots, self.basis, self.derivative)
 
 
-def _slots(name: str, rows: int, inputs: int, outputs: int, count: int, setting: str, multiplied: bool) -> Slots:
+def _slots(name: str, rows: int, inputs: int, outputs: int, count: int, setting: str, multiplied: bool) -> Operands:
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=DTYPES[setting], device=META)
 
     v = empty(rows, inputs) if multiplied and name != "H" else None
-    found = Slots(v, empty(count, inputs, outputs), empty(inputs, outputs), empty(rows, outputs))
-    return found.leave(CONTRACTIONS[name].free)
+    found = Operands(v, empty(count, inputs, outputs), empty(inputs, outputs), empty(rows, outputs))
+    return found.without(CONTRACTIONS[name].free)
 
 
 def _rounded(basis: Basis, setting: str) -> Basis:

@@ -23,7 +23,7 @@ from .place import Place
 from .record import Record
 from .rows import CONTRACTIONS, MANY, WIDE, Row
 from .settings import precision
-from .truth import Operands
+from .truth import Example
 from .variants import FOLDERS, FUSED, PIPELINED, STAGES, shipped
 from .variants import chunked as chunked_without
 from .variants import module as variant
@@ -144,12 +144,12 @@ def launches(part: Part, place: Place, whole_only: bool = False) -> tuple[Any, d
     return config, found
 
 
-def operands_of(part: Part, place: Place) -> tuple[Operands, Basis]:
+def operands_of(part: Part, place: Place) -> tuple[Example, Basis]:
     """Random."""
     row = part.row
     material = Material.of(row, place)
     knots = uniform_knots(row.inputs, row.grid, row.case.order, device=place.device)
-    return Operands(material.x, knots, None, *material.edges, material.upstream), basis_of(knots, row.case.order)
+    return Example(material.x, knots, None, *material.edges, material.upstream), basis_of(knots, row.case.order)
 
 
 def _launch(module: Any, contraction: str, p: Any, config: Any) -> Callable[[], Any]:

@@ -51,7 +51,7 @@ def expected(stages: Sequence[str], patterns: list[str] | None, workers: int) ->
             count, builds = len(suite.test_files()), None
             running = 0.0
         elif stage == "hazard":
-            running = count * hazard.LEAST_SECONDS
+            running = count * hazard.MIN_SECONDS
         elif stage == "speed":
             compiling = _compiling(builds or 0, items, workers)
             running = sum(speed.expected_seconds(item) for item in items)
@@ -104,7 +104,7 @@ def _first(workers: int) -> float:
 def _compiling(builds: int, items: Sequence[Any], workers: int) -> float:
     """Of kernels side by side, then of rivals a few at a time."""
     rivals = sum(isinstance(item, Row) and item.rivals for item in items) * len(speed.COMPILED)
-    waves = math.ceil(rivals / min(workers, speed.MOST_COMPILING)) if workers else rivals
+    waves = math.ceil(rivals / min(workers, speed.MAX_COMPILING)) if workers else rivals
     return BUILD_SECONDS * builds / max(1, workers) + RIVAL_SECONDS * waves
 
 

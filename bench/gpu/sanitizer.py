@@ -19,7 +19,7 @@ CLOSING = re.compile(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:errors?|hazards?)
 FINDING = re.compile(r"^=========\s+(?!COMPUTE-SANITIZER)\S", re.MULTILINE)  # before the end there is no other line
 KEPT_LINES = 60
 EXPECTED_SECONDS = 60.0  # of a tool; it is slow
-LEAST_SECONDS = 10.0  # in which a tool may get somewhere
+MIN_SECONDS = 10.0  # in which a tool may get somewhere
 
 
 def run(record: Record, place: Place, patterns: list[str] | None, workers: int) -> None:
@@ -35,7 +35,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     _watched(record, "none", script, record.left() / 3)  # compiles, and is wrong or not by itself
     tools = [tool for tool in TOOLS if tool not in record.before and (not patterns or any(p in tool for p in patterns))]
     for number, tool in enumerate(tools):
-        if record.left() < LEAST_SECONDS:
+        if record.left() < MIN_SECONDS:
             record.leave_out(tool)
             continue
         _watched(record, tool, [found, "--tool", tool, *script], record.left() / (len(tools) - number))

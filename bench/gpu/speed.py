@@ -26,7 +26,7 @@ COLD_SECONDS, SWEEP_SECONDS = 4.0, 1.5  # of timing, for a row
 WARM_SHARE = 0.3  # of that, for warm caches
 COMPILED = (contest.COMPILED, contest.INKAN)
 WARMING = 0.5  # of the time that is left, at most, to compile side by side
-MOST_COMPILING = 4  # processes: the plain layer of the widest row takes 10 GB
+MAX_COMPILING = 4  # processes: the plain layer of the widest row takes 10 GB
 # seconds that something may take, if all is compiled
 RESERVE = {"rivals": 20.0, "row": 8.0, "sweep": 4.0, "graphed": 10.0, "ceilings": 6.0}
 
@@ -96,7 +96,7 @@ def _compile(batch: list[Measured], place: Place, workers: int, record: Record) 
     found = [item for item in batch if isinstance(item, Row)]
     in_parallel(_Warm(place, False), found, workers, WARMING * record.left())
     rivals = [(row, name) for row in found if row.rivals for name in COMPILED]
-    in_parallel(_Warm(place, True), rivals, min(workers, MOST_COMPILING), WARMING * record.left())
+    in_parallel(_Warm(place, True), rivals, min(workers, MAX_COMPILING), WARMING * record.left())
 
 
 def measure(row: Row, place: Place, clock: Clock) -> dict[str, Any]:

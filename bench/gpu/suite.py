@@ -26,7 +26,7 @@ FAILURE_HEAD = re.compile(r"^_{3,} (.+?) _{3,}$")
 NAME = "suite"
 NOTHING_LEFT = 5  # pytest's code where no test was collected, or all were deselected
 KEPT_FAILURES, KEPT_LINES = 40, 15
-MOST_WORKERS = 14
+MAX_WORKERS = 14
 
 
 def run(record: Record, place: Place, patterns: list[str] | None, workers: int) -> None:
@@ -38,7 +38,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     command = [sys.executable, "-m", "pytest", *map(str, files)]
     command += ["-q", "-rfEs", "--tb=short", "--color=no", "-p", "no:cacheprovider", "-p", "bench.gpu.deadline"]
     if importlib.util.find_spec("xdist") and workers > 1:  # a kernel is compiled for almost every test
-        command += ["-n", str(min(workers, MOST_WORKERS))]
+        command += ["-n", str(min(workers, MAX_WORKERS))]
     end = time.time() + record.left() - GRACE
     with tempfile.TemporaryDirectory() as folder:
         before, passed = Path(folder) / "before", Path(folder) / "passed"

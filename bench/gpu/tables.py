@@ -11,7 +11,7 @@ from rich.table import Table
 
 from . import bars, contest
 
-MOST_LINES = 12  # of failures, for each stage
+MAX_LINES = 12  # of failures, for each stage
 SHOWN = (
     contest.GEMM,
     contest.LINEAR,
@@ -48,9 +48,9 @@ def show(console: Console, found: dict[str, dict]) -> None:
             console.print(part, highlight=False)
     for stage, data in found.items():
         console.print(_closing(stage, data), highlight=False, markup=False)
-        for line in data["failures"][:MOST_LINES]:
+        for line in data["failures"][:MAX_LINES]:
             console.print(f"  {line}", highlight=False, markup=False, style="red", overflow="fold")
-        rest = len(data["failures"]) - MOST_LINES
+        rest = len(data["failures"]) - MAX_LINES
         if rest > 0:
             console.print(f"  and {rest} more", style="red", highlight=False)
 

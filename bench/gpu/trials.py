@@ -29,7 +29,7 @@ from fastkan_kernels.backends.triton.tuning.config import WAYS
 from ..cases import SEED
 from .rows import CONTRACTIONS
 from .settings import DTYPES, REHEARSED
-from .truth import Operands
+from .truth import Example
 
 LARGE = (16384, 256, 512)  # rows, inputs, outputs: more tiles than a GPU has multiprocessors
 LARGEST = (8192, 1024, 1024)
@@ -135,7 +135,7 @@ def whole(exact: Tensor) -> Tensor:
 # -- numbers ----------------------------------------------------------------------------------------
 
 
-def operands(trial: Trial, device: torch.device) -> tuple[Operands, Basis]:
+def operands(trial: Trial, device: torch.device) -> tuple[Example, Basis]:
     """The same each time."""
     generator = torch.Generator(device).manual_seed(SEED)
     rows, inputs, outputs = trial.sizes
@@ -150,7 +150,7 @@ def operands(trial: Trial, device: torch.device) -> tuple[Operands, Basis]:
     else:
         x = _quarters(knots, rows, whole=trial.way == "chunked" or trial.grid > 16, generator=generator)
     factor = 3 if trial.numbers == "cubic" else 1
-    found = Operands(
+    found = Example(
         x,
         knots,
         make(rows, inputs, generator=generator) if trial.multiplied else None,

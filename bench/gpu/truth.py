@@ -11,7 +11,7 @@ from torch import Tensor
 import fastkan_kernels
 from fastkan_kernels import Basis
 from fastkan_kernels.bspline.cox_de_boor import features
-from fastkan_kernels.trilinear import CONTRACTIONS, Slots
+from fastkan_kernels.trilinear import CONTRACTIONS, Operands
 
 BLOCK_ELEMENTS = 1 << 25  # of float64 features made at a time
 
@@ -28,7 +28,7 @@ STORED = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float32: 2.0**
 CELL = 2.0**-22  # of float32, by which t is off for each cell that is counted, and psi^(d) in units of a cell
 
 
-class Operands(NamedTuple):
+class Example(NamedTuple):
     """Of every contraction; ``v`` and ``base_weight`` may be None."""
 
     x: Tensor
@@ -38,13 +38,13 @@ class Operands(NamedTuple):
     base_weight: Tensor | None
     g: Tensor
 
-    def slots(self, name: str) -> Slots:
+    def slots(self, name: str) -> Operands:
         """Those that contraction ``name`` fills."""
-        return Slots(self.v, self.weight, self.base_weight, self.g).leave(CONTRACTIONS[name].free)
+        return Operands(self.v, self.weight, self.base_weight, self.g).without(CONTRACTIONS[name].free)
 
-    def map(self, function) -> Operands:
+    def map(self, function) -> Example:
         """``function`` of each tensor."""
-        return Operands(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
+        return Example(*(None if t is None else function(t) for t in self))  # type: ignore[arg-type]
 
 
 class Exact(NamedTuple):
@@ -67,7 +67,7 @@ class Exact(NamedTuple):
         return (UNIT[product] + STORED[stored]) * self.size + psi_error * self.ones
 
 
-def compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+def compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
     """F, G or H by the public functions: G's two parts (one without a base function), else one."""
     if name == "F":
         y = fastkan_kernels.contract_out(o.x, o.knots, o.weight, o.base_weight, o.v, basis=basis, derivative=derivative)
@@ -79,7 +79,7 @@ def compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Tens
     return (h,)
 
 
-def exact(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Exact, ...]:
+def exact(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Exact, ...]:
     """What :func:`compute` must give, on the operands' device, in blocks of rows."""
     wide = o.map(lambda tensor: tensor.double())
     plain = basis._replace(product=None)
@@ -97,7 +97,7 @@ def exact(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Exact,
     return tuple(Exact(*(torch.cat(kind) for kind in zip(*parts, strict=True))) for parts in zip(*blocks))
 
 
-def _parts(name: str, o: Operands, psi: Tensor, base: Tensor | None) -> Iterator[Exact]:
+def _parts(name: str, o: Example, psi: Tensor, base: Tensor | None) -> Iterator[Exact]:
     """Both parts of G, or the whole of F or H."""
     absolute = o.map(lambda tensor: tensor.abs())
     triples = [(o, psi), (absolute, psi.abs()), (absolute, torch.ones_like(psi))]
@@ -115,7 +115,7 @@ def _parts(name: str, o: Operands, psi: Tensor, base: Tensor | None) -> Iterator
         yield Exact(*(s + b for s, b in zip(splines, bases)))
 
 
-def _splines(name: str, o: Operands, psi: Tensor) -> Tensor:
+def _splines(name: str, o: Example, psi: Tensor) -> Tensor:
     n, count, inputs = psi.shape
     if o.v is not None:
         psi = psi * o.v.unsqueeze(1)
@@ -127,7 +127,7 @@ def _splines(name: str, o: Operands, psi: Tensor) -> Tensor:
     return (psi * (o.g @ weight.t()).view(n, count, inputs)).sum(1)
 
 
-def _base(name: str, o: Operands, base: Tensor) -> Tensor:
+def _base(name: str, o: Example, base: Tensor) -> Tensor:
     if o.v is not None:
         base = base * o.v
     if name == "G":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastkan_kernels import Basis, basis_of, uniform_knots
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.trilinear import Operands
 
 from ..measure import Task, ratio, times
 from . import static, ways
@@ -24,7 +24,7 @@ from .place import Place
 from .record import Record
 from .rows import CONTRACTIONS, ROWS, Row
 from .settings import BOUNDS, precision
-from .truth import Operands, compute, exact
+from .truth import Example, compute, exact
 from .warm import in_parallel
 
 TABLE = "tuned.json"
@@ -177,16 +177,16 @@ def tuned(
     return key, config, result
 
 
-def _operands(choice: Choice, place: Place) -> tuple[Operands, Basis, Slots]:
+def _operands(choice: Choice, place: Place) -> tuple[Example, Basis, Operands]:
     """The layer's, random."""
     row = choice.row
     material = Material.of(row, place)
     knots = uniform_knots(row.inputs, row.grid, row.case.order, device=place.device)
-    o = Operands(material.x, knots, None, *material.edges, material.upstream)
+    o = Example(material.x, knots, None, *material.edges, material.upstream)
     return o, basis_of(knots, row.case.order), o.slots(choice.contraction)
 
 
-def _task(choice: Choice, o: Operands, basis: Basis, config: Any, place: Place) -> Task:
+def _task(choice: Choice, o: Example, basis: Basis, config: Any, place: Place) -> Task:
     def call() -> tuple[torch.Tensor, ...]:
         with place.ours(), ways.forced({choice.contraction: config}):
             return compute(choice.contraction, o, basis, choice.derivative)

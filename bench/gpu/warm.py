@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-MOST_WORKERS = 14
+MAX_WORKERS = 14
 PRELOADED = ("bench.gpu.stages",)
 
 
 def workers(asked: int | None = None) -> int:
     """How many processes; each brings its own CUDA context."""
-    return min(MOST_WORKERS, max(1, (os.cpu_count() or 2) - 2)) if asked is None else asked
+    return min(MAX_WORKERS, max(1, (os.cpu_count() or 2) - 2)) if asked is None else asked
 
 
 def context() -> Any:

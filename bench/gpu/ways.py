@@ -11,7 +11,7 @@ from torch import Tensor
 from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton.tuning.config import WAYS
 from fastkan_kernels.basis import autocast_dtype
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.trilinear import Operands
 
 from .place import Place
 
@@ -22,7 +22,7 @@ class NoSuchWay(Exception):
     """A contraction that a way is not made for."""
 
 
-def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+def key_of(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Any:
     """What the backend's choice for these operands depends on, a ``key.Key``; and the GPU's capability."""
     from fastkan_kernels.backends.triton.problem import problem
     from fastkan_kernels.backends.triton.tuning.key import key
@@ -34,7 +34,7 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, deri
     return key(found), found.capability
 
 
-def candidates(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> list[Any]:
+def candidates(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> list[Any]:
     """Configurations worth trying, the one in force first: each a ``config.Config``."""
     from fastkan_kernels.backends.triton.tuning import rules, tuning
 
@@ -43,7 +43,7 @@ def candidates(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, 
     return list(dict.fromkeys([chosen, *rules.candidates(key, capability)]))
 
 
-def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Any:
     """The first candidate of a way.
 
     Raises:
@@ -74,9 +74,9 @@ def of_layer(way: str, layer: Any, x: Tensor, upstream: Tensor, names: Sequence[
     """
     weights = {"weight": layer.spline_weight, "base_weight": layer.base_weight}
     operands = {
-        "F": (Slots(**weights), 0),
-        "G": (Slots(g=upstream), 0),
-        "H": (Slots(**weights, g=upstream), 1),
+        "F": (Operands(**weights), 0),
+        "G": (Operands(g=upstream), 0),
+        "H": (Operands(**weights, g=upstream), 1),
     }
     found = {}
     for name in names:

@@ -24,7 +24,7 @@ from ..report import place
 from .fits import EFFICIENT, FASTKAN, PYKAN, Fits, TooSlow, evaluation
 from .points import Point, chosen
 
-MOST_ROUNDS = 15
+MAX_ROUNDS = 15
 EVALUATIONS = 20
 LEGEND = (
     "Milliseconds of processor time of a training step of a fit, its share of grid updates and test losses included: "
@@ -116,7 +116,7 @@ def _alternate(fits: Fits, names: list[str], budget: float, notes: dict[str, str
     samples: dict[str, Samples] = {name: [] for name in names}
     began, rounds = time.process_time(), 0
     with quiet():
-        while rounds < MOST_ROUNDS and (rounds == 0 or time.process_time() - began < budget):
+        while rounds < MAX_ROUNDS and (rounds == 0 or time.process_time() - began < budget):
             for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
                 seconds = None
                 if name not in notes:

@@ -119,7 +119,7 @@ def evaluation(point: Point) -> Callable[[], float]:
     for affine in (*model.node_scale, *model.node_bias, *model.subnode_scale, *model.subnode_bias):
         affine.requires_grad_(False)
     learned = [each for each in model.parameters() if each.requires_grad and each.numel()]
-    return partial(objective.pull, data["train_input"], data["train_label"], learned)
+    return partial(objective.value_and_grad, data["train_input"], data["train_label"], learned)
 
 
 def _limited(loss: Callable[[Tensor, Tensor], Tensor], limit: float) -> Callable[[Tensor, Tensor], Tensor]:

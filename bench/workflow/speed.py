@@ -91,7 +91,7 @@ def _closures(dataset: dict) -> dict[str, Task]:
             model.update_grid_from_samples(x)
         objective = Objective(model, None, Penalty(model, *SPARSE, METRIC), LAMB, (False, 1000.0))
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        tasks[name] = Task(partial(objective.pull, x, y, learned))
+        tasks[name] = Task(partial(objective.value_and_grad, x, y, learned))
     peer = _pykan(ARTICLE.width)
     peer.symbolic_enabled = False
 

@@ -13,7 +13,7 @@ from fastkan_kernels import (
     column_std,
     edge_std,
     edge_values,
-    effective,
+    fold_scale_and_mask,
     serves,
     small_stack,
 )
@@ -36,7 +36,7 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
         >>> weight.shape
         torch.Size([8, 2, 5])
     """
-    return effective(*stacked(layer)[:4])
+    return fold_scale_and_mask(*stacked(layer)[:4])
 
 
 def is_stackable(layer: KANLinear) -> bool:

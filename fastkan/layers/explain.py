@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastkan_kernels import BACKENDS, Call, Slots, autocast_dtype, check_alike, is_small, route
+from fastkan_kernels import BACKENDS, ContractionSpec, Operands, autocast_dtype, check_alike, is_small, route
 
 from ..functional import rows_of
 from .linear import KANLinear
@@ -47,9 +47,9 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     basis, product = layer.basis, autocast_dtype(x)
     rows = flat.shape[0]
     taken = route(x, layer.knots)
-    slots = Slots(weight=layer.spline_weight, base_weight=layer.base_weight)
+    slots = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
     with_product = basis._replace(product=product)
-    small = is_small(Call(with_product, 0, taken.backend), flat, layer.knots, slots)
+    small = is_small(ContractionSpec(with_product, 0, taken.backend), flat, layer.knots, slots)
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"
     lines = [

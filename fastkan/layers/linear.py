@@ -31,7 +31,7 @@ from ..functional import OUTSIDE, forward, rows_of
 from . import grid
 from .distributed import check_one_process
 from .resting import wake
-from .value_cache import KnownKnots
+from .value_cache import KnotMetadata
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
 
@@ -124,7 +124,7 @@ class KANLinear(nn.Module):
         self.bias = parameter(out_features) if bias else None
         self.register_buffer("knots", knots)
         self.register_buffer("mask", None)
-        self._known = KnownKnots(knots, spline_order, base)
+        self._known = KnotMetadata(knots, spline_order, base)
         self.register_buffer("_outside_count", None, persistent=False)
         self.reset_parameters()
 

@@ -24,7 +24,7 @@ from fastkan_kernels import (
 )
 
 from .function_library import IDENTITY, lookup
-from .value_cache import Fact
+from .value_cache import CachedPredicate
 
 Y_TH = 10.0  # of pykan's
 
@@ -104,7 +104,7 @@ class SymbolicEdges(nn.Module):
         for name in ("ends", "_order", "_inputs", "_outputs"):
             self.register_buffer(name, None, persistent=False)
         self._group()
-        self._any_on = Fact(_any_on, otherwise=True)
+        self._any_on = CachedPredicate(_any_on, default=True)
 
     # -- values -----------------------------------------------------------------------------------
 

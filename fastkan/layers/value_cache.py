@@ -57,7 +57,7 @@ class Notice:
         return not torch.cuda.is_current_stream_capturing() and self.event.query() and bool(self.answer)
 
 
-class KnownKnots:
+class KnotMetadata:
     """The basis of a layer's knots.
 
     On a CPU it is read again when their values are others. To read a GPU's values makes the host wait, so there a
@@ -127,24 +127,24 @@ class KnownKnots:
         return {**self.__dict__, "_known": None, "_notice": None}
 
 
-class Fact:
+class CachedPredicate:
     """An answer about some tensors' values, asked again when they are others.
 
-    Compiled code, functorch, GPUs, tracers and whatever is being trained get ``otherwise``, which must be right for any
+    Compiled code, functorch, GPUs, tracers and whatever is being trained get ``default``, which must be right for any
     values.
     """
 
-    def __init__(self, ask: Callable[..., bool], otherwise: bool) -> None:
-        self._ask, self._otherwise = ask, otherwise
+    def __init__(self, ask: Callable[..., bool], default: bool) -> None:
+        self._ask, self._default = ask, default
         # one attribute, so that threads see all of it or nothing: copies of the tensors, and the answer
         self._known: tuple[list[Any], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
         if not has_values():
-            return self._otherwise
+            return self._default
         for tensor in tensors:
             if tensor is not None and (tensor.requires_grad or not tensor.is_cpu or type(tensor) not in PLAIN):
-                return self._otherwise
+                return self._default
         known = self._known
         if known is not None and all(map(_are_values, known[0], tensors)):
             return known[1]

@@ -19,7 +19,7 @@ from ..layers.edge_functions import has_hooks, is_stackable, numeric_spread, sta
 from ..layers.linear import KANLinear
 from ..layers.resting import rest
 from ..layers.symbolic import Y_TH, SymbolicEdges, guarded
-from ..layers.value_cache import Fact, any_on, are_plain, is_in_order, is_plain
+from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
 from .samples import Sample
 
@@ -77,7 +77,7 @@ class Network(nn.Module):
         self.node_scale, self.node_bias = affine(1.0, self.width_in[1:]), affine(0.0, self.width_in[1:])
         self.subnode_scale, self.subnode_bias = affine(1.0, self.width_out[1:]), affine(0.0, self.width_out[1:])
         self.register_buffer("input_id", torch.arange(self.width_in[0], device=weight.device))
-        self.know()
+        self._reset_caches()
 
     # -- its sizes --------------------------------------------------------------------------------
 
@@ -258,13 +258,13 @@ class Network(nn.Module):
 
     # -- plumbing ---------------------------------------------------------------------------------
 
-    def know(self) -> None:
+    def _reset_caches(self) -> None:
         """Facts about values, asked once and again when these change; compiled code takes the general way."""
-        self._in_order = Fact(is_in_order, otherwise=False)
-        self._any_on = [Fact(any_on, otherwise=True) for _ in range(self.depth)]
-        self._plain = Fact(are_plain, otherwise=False)
-        self._plain_subnodes = [Fact(is_plain, otherwise=False) for _ in range(self.depth)]
-        self._plain_nodes = [Fact(is_plain, otherwise=False) for _ in range(self.depth)]
+        self._in_order = CachedPredicate(is_in_order, default=False)
+        self._any_on = [CachedPredicate(any_on, default=True) for _ in range(self.depth)]
+        self._plain = CachedPredicate(are_plain, default=False)
+        self._plain_subnodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
+        self._plain_nodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
 
 
 def check_input(x: Any, update_grid: bool) -> None:

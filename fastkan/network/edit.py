@@ -228,7 +228,7 @@ def expand_depth(model: NetworkT) -> NetworkT:
     old = model.architecture
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
     model.prune_mask = None
-    model.know()
+    model._reset_caches()
     rest(model.layers[-1])
     return model
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 METRICS = {"backward": "edge_backward", "forward_n": "edge_forward_sum", "forward_u": "edge_forward_spline_u"}
 POINTS = 101  # of a curve
-MOST_VALUES = 1 << 22  # of a batch; of a larger one some rows serve
+MAX_VALUES = 1 << 22  # of a batch; of a larger one some rows serve
 KINDS = ("numeric", "symbolic", "both")
 
 
@@ -61,7 +61,7 @@ def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tupl
         rows = activations.grid_points(model)
     if len(rows) < 2:
         raise ValueError(f"x must have at least two samples, got {len(rows)}")
-    rows = some_of(rows, max(2, MOST_VALUES // max(1, rows.shape[1])))
+    rows = some_of(rows, max(2, MAX_VALUES // max(1, rows.shape[1])))
     trace = activations.trace(model, rows)
     nodes = [traced.nodes for traced in trace]
     asked = [*nodes, trace[-1].out] if layer is None else nodes[: layer + 1]

@@ -26,7 +26,7 @@ MARGIN = 0.16
 TITLE_SIZE, NOTE_SIZE, RANGE_SIZE = 14.0, 8.0, 6.0
 TITLE_GAP = 0.13
 SEEN_ALPHA = 0.03
-LEAST_SYMBOL = 0.028  # a smaller circle has no cross
+MIN_SYMBOL = 0.028  # a smaller circle has no cross
 
 
 def draw(
@@ -194,8 +194,8 @@ def _draw_nodes(picture: Picture, model: Network, layout: Layout, touched: Touch
     link_colors: list[str] = []
 
     def operation(x: float, y: float, radius: float, color: str, multiplies: bool) -> None:
-        picture.circles.append((x, y, radius, color, radius < LEAST_SYMBOL))
-        if radius >= LEAST_SYMBOL:
+        picture.circles.append((x, y, radius, color, radius < MIN_SYMBOL))
+        if radius >= MIN_SYMBOL:
             arm = 0.6 * radius
             a, b = (arm * math.sqrt(0.5),) * 2 if multiplies else (arm, 0.0)
             crosses.extend([[(x - a, y - b), (x + a, y + b)], [(x - b, y + a), (x + b, y - a)]])

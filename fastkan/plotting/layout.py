@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from ..network.architecture import Architecture
 
-MOST_WIDTH, LEAST_WIDTH = 14.0, 2.2
-MOST_WIDTH_WITH_RANGES = 20.0
+MAX_WIDTH, MIN_WIDTH = 14.0, 2.2
+MAX_WIDTH_WITH_RANGES = 20.0
 SLOT = 0.5  # for one box
-SLOT_WITH_RANGES, LEAST_SLOT_WITH_RANGES = 1.1, 0.9
+SLOT_WITH_RANGES, MIN_SLOT_WITH_RANGES = 1.1, 0.9
 RANGES = 0.27  # beside a box with ranges, and under it
 BOX = 0.42
 TALLEST = 2.2  # a narrow box's height for its width
@@ -23,7 +23,7 @@ DOT = 0.045
 CROWDED = 0.38  # radius for the space of a node
 NODE_SPACE = 0.34
 TO_PRODUCTS = 0.42
-MOST_HEIGHT = 30.0
+MAX_HEIGHT = 30.0
 LABEL_SIZES = (13.0, 11.0, 9.5, 8.0)  # points
 UPRIGHT_SIZES = (10.0, 8.0, 6.5)
 MEASURED = 10.0  # points
@@ -83,10 +83,10 @@ def arrange(architecture: Architecture, counts: Sequence[int], tick: bool, least
     slot = SLOT_WITH_RANGES if tick else SLOT
     places = [nodes * max((1, *arities)) for nodes, arities in zip(architecture.nodes, architecture.arities)]
     wanted = max([slot * count for count in counts] + [NODE_SPACE * count for count in places])
-    width = min(MOST_WIDTH_WITH_RANGES if tick else MOST_WIDTH, max(wanted, LEAST_WIDTH, least_width))
+    width = min(MAX_WIDTH_WITH_RANGES if tick else MAX_WIDTH, max(wanted, MIN_WIDTH, least_width))
     depth = architecture.depth
     gap = min(1.2, max(0.5, 0.1 * width))
-    gap = max(0.35, min(gap, MOST_HEIGHT / (2 * depth) - BOX))
+    gap = max(0.35, min(gap, MAX_HEIGHT / (2 * depth) - BOX))
 
     inputs = _spread(architecture.nodes[0], width)
     levels = [Level(inputs, 0.0, inputs, 0.0, min(DOT, CROWDED * width / len(inputs)))]
@@ -112,7 +112,7 @@ def _spread(count: int, width: float) -> list[float]:
 
 def _boxes(count: int, width: float, y: float, tick: bool) -> Boxes:
     slot = width / max(1, count)
-    ranges = tick and slot >= LEAST_SLOT_WITH_RANGES
+    ranges = tick and slot >= MIN_SLOT_WITH_RANGES
     size = slot - 2 * RANGES if ranges else min(BOX, 0.76 * slot)
     size = min(size, SLOT_WITH_RANGES - 2 * RANGES)
     height = max(size, min(0.75 * BOX, TALLEST * size))
@@ -164,7 +164,7 @@ def labels_of(texts: Sequence[str], places: Sequence[float], first: Iterable[int
     """
     if not texts:
         return []
-    space = min((b - a for a, b in pairwise(places)), default=MOST_WIDTH)
+    space = min((b - a for a, b in pairwise(places)), default=MAX_WIDTH)
     shortest = 0.5 * LABEL_SIZES[-1] * times / 72
     if shortest <= space:
         tries = [(size * times, False) for size in LABEL_SIZES] + [(size * times, True) for size in UPRIGHT_SIZES]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..network.core import Network
 
 USUAL_SCALE = 0.5
-DPI, MOST_PIXELS = 200, 30000
+DPI, MAX_PIXELS = 200, 30000
 POINTS, RUG = 401, 500  # of an edge's curve, and samples under it
 FILE = "kan.png"
 POSITIVE, TITLE = kinds.Real(above=0), kinds.Optional(kinds.Text())
@@ -125,7 +125,7 @@ def plot(
     picture.onto(ax)
     figure = ax.figure.figure  # of a subfigure the whole
     if folder is not None:
-        dpi = min(DPI, MOST_PIXELS / max(figure.get_size_inches()))
+        dpi = min(DPI, MAX_PIXELS / max(figure.get_size_inches()))
         figure.savefig(Path(folder) / FILE, dpi=dpi, pil_kwargs={"compress_level": 3})
     return figure
 

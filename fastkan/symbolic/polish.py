@@ -15,7 +15,7 @@ from torch import Tensor
 from ..layers.function_library import SymbolicFunction
 from .starts import inside
 
-LEAST_DAMPING = 1e-12
+MIN_DAMPING = 1e-12
 ENOUGH = 1e-28  # of the variance unexplained
 SLOW = 1e-4  # of that, promised by a step that is hardly damped: the end
 LARGEST = 1e25  # values of f, and c in spreads of y: float32 has to hold them
@@ -93,7 +93,7 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
         trial = evaluate(functions, fits._replace(theta=new))
         better = trial.loss < now.loss
         fits = fits._replace(theta=torch.where(better.unsqueeze(1), new, fits.theta))
-        damping = torch.where(better, (damping / 10).clamp(min=LEAST_DAMPING), damping.clamp(min=1e-4) * 10)
+        damping = torch.where(better, (damping / 10).clamp(min=MIN_DAMPING), damping.clamp(min=1e-4) * 10)
         now = State(*(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, now)))
         theta[rows], loss[rows] = fits.theta, now.loss
     return theta, loss

@@ -13,7 +13,7 @@ from fastkan_kernels import Each, Int, Kind, check_tensor, checked, kind_of
 
 from ..layers.function_library import SYMBOLIC_LIB
 
-MOST_DIGITS = 1000  # behind the point of any float there are
+MAX_DIGITS = 1000  # behind the point of any float there are
 
 # sympy's name of a function, and the library's where that is another
 LIBRARY_NAMES = {"Abs": "abs", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atanh": "arctanh"}
@@ -57,7 +57,7 @@ def naming(argument: str) -> Iterator[None]:
         raise type(error)(f"{argument}: {error}") from None
 
 
-@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MOST_DIGITS))
+@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MAX_DIGITS))
 def ex_round(ex1: Any, n_digit: int) -> Any:
     """The same expression with every decimal number in it rounded to ``n_digit`` digits behind the point.
 

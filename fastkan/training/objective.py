@@ -33,9 +33,9 @@ class Objective:
         guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
 
     Attributes:
-        evaluated: loss and penalty of the last :meth:`pull`, as numbers or tensors without dimensions; None where only
+        evaluated: loss and penalty of the last :meth:`value_and_grad`, as numbers or 0-d tensors; None where only
             a penalty of other sizes is known.
-        smooth: length within which edges' sizes are rounded off at 0 in :meth:`pull`, see ``regularization.rounded``.
+        smooth: length within which edges' sizes are rounded off at 0; see ``regularization.rounded``.
         is_partial: whether the model has parameters that could have a gradient, and are not trained.
     """
 
@@ -66,14 +66,14 @@ class Objective:
         loss, penalty = self.terms(x, y)
         return loss if penalty is None else loss + self.strength * penalty
 
-    def pull(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
+    def value_and_grad(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
         """Its value times ``unit``; the gradient of that is left in the parameters, if the value is finite."""
         for parameter in parameters:
             parameter.grad = None
         held = self._held
         stack = held[2] if held is not None and held[0] is x and held[1] is y else self._stack(x, y)
         if stack is not None:
-            return self._pull_numbers(x, y, stack, parameters, unit)
+            return self._value_and_grad_arrays(x, y, stack, parameters, unit)
         loss, penalty = self.terms(x, y, self.smooth)
         if penalty is None:
             self.evaluated = loss.detach(), 0.0
@@ -113,11 +113,11 @@ class Objective:
             self._rows = x
         return self._features if x is self._rows else small.SHARED
 
-    def _pull_numbers(
+    def _value_and_grad_arrays(
         self, x: Tensor, y: Tensor, stack: list[StackedLayer], parameters: Sequence[nn.Parameter], unit: float
     ) -> float:
-        """:meth:`pull` of a small stack and the mean squared error: calls are what costs there, and these are a third
-        of a graph's."""
+        """:meth:`value_and_grad` of a small stack and the mean squared error, on arrays: a third of the calls of an
+        autograd graph, and calls dominate the time of a small network."""
         import numpy as np
 
         with small.quiet():
@@ -136,7 +136,7 @@ class Objective:
             self.evaluated = value, 0.0
             if self.penalty is not None:
                 strength = float(self.strength)
-                exact, penalty, by_spreads = self.penalty.pull(taken.spreads(), strength * unit, self.smooth)
+                exact, penalty, by_spreads = self.penalty.vjp(taken.spreads(), strength * unit, self.smooth)
                 self.evaluated = value, exact
                 value += strength * penalty
             value *= unit
@@ -146,7 +146,7 @@ class Objective:
             trained = set(map(id, parameters))
             needed = [id(t) in trained for t in operands]
             residual *= 2 * unit / residual.size
-            _, found = taken.pull(residual, by_spreads, [False, *needed])
+            _, found = taken.vjp(residual, by_spreads, [False, *needed])
         for parameter, gradient in zip(operands, found):
             if gradient is not None:
                 assert parameter is not None

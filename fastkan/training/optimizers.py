@@ -59,7 +59,7 @@ class LBFGS:
 
         def closure() -> float:
             nonlocal first, good, evaluated, lowest
-            value = self.objective.pull(x, y, self.parameters, unit)
+            value = self.objective.value_and_grad(x, y, self.parameters, unit)
             if math.isfinite(value):
                 first = value if math.isinf(first) else first
                 if value <= good:  # a line search ends at the lowest, as a rule
@@ -82,7 +82,7 @@ class LBFGS:
 
     def _unit(self, x: Tensor, y: Tensor) -> float:
         """A power of two, which costs no bit."""
-        self.objective.pull(x, y, self.parameters)
+        self.objective.value_and_grad(x, y, self.parameters)
         slopes = [parameter.grad for parameter in self.parameters]
         steepest = max((slope.abs().max().item() for slope in slopes if slope is not None), default=0.0)
         if not 0 < steepest < math.inf:
@@ -111,11 +111,11 @@ class Adam:
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
         """One step on a batch; loss and penalty after it, if they have been computed."""
         if not self.pulled:
-            self.objective.pull(x, y, self.parameters)
+            self.objective.value_and_grad(x, y, self.parameters)
         self.optimizer.step()
         if not self.ahead:
             return None
-        self.objective.pull(x, y, self.parameters)
+        self.objective.value_and_grad(x, y, self.parameters)
         self.pulled = True
         return self.objective.evaluated
 

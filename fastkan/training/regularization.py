@@ -88,10 +88,10 @@ class Penalty:
         return output, total
 
     def is_of_spreads(self, x: Tensor) -> bool:
-        """Whether the penalty comes from :class:`Spread` alone, as :meth:`pull` has it."""
+        """Whether the penalty comes from :class:`Spread` alone, as :meth:`vjp` has it."""
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
-    def pull(
+    def vjp(
         self, spreads: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
     ) -> tuple[float, float, list[tuple[Any, Any]]]:
         """The penalty, the same of sizes that are :func:`rounded` and, times ``unit``, the gradients of this by the

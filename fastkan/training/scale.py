@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..network.core import Network
 
 LARGE = 50.0  # what the median of a column's magnitude must exceed: base functions change around 0, over a few units
-MOST_OUTSIDE = 0.5  # of a column's rows
+MAX_OUTSIDE = 0.5  # of a column's rows
 
 
 def warn_of_scale(model: Network, x: Tensor, updates: bool) -> None:
@@ -40,7 +40,7 @@ def warn_of_scale(model: Network, x: Tensor, updates: bool) -> None:
     else:
         limits = grid.interior(layer.knots, layer.spline_order)
         outside = (rows < limits[:, 0]) | (rows > limits[:, -1])
-        far = outside.to(torch.float32).mean(0) > MOST_OUTSIDE
+        far = outside.to(torch.float32).mean(0) > MAX_OUTSIDE
         what, remedy = (
             "lie outside of the grid for the most part, where splines are 0",
             ", or fit with update_grid=True",

@@ -10,7 +10,7 @@ from .autograd.stack import (
     StackedLayer,
     Taken,
     column_std,
-    effective,
+    fold_scale_and_mask,
     operands_of,
     serves,
     small_stack,
@@ -19,7 +19,7 @@ from .backends.cpu import small
 from .backends.cpu.by_features import KeptFeatures
 from .backends.cpu.cells import Arena
 from .backends.modes import has_values, needs_graph
-from .backends.registry import BACKENDS, Call
+from .backends.registry import BACKENDS, ContractionSpec
 from .backends.triton.tuning.autotune import autotune
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype, exact_products, working_dtype
 from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weights, splines
@@ -27,7 +27,7 @@ from .bspline.piecewise import Pieces, pieces_of
 from .contractions import contract_in, contract_out, contract_weight
 from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
 from .statistics import edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
-from .trilinear import Slots
+from .trilinear import Operands
 from .validation import (
     BASE,
     DEVICE,
@@ -83,9 +83,9 @@ __all__ = [
     "Arena",
     "Basis",
     "Bounds",
-    "Call",
     "Callback",
     "Choice",
+    "ContractionSpec",
     "Each",
     "Flag",
     "Instance",
@@ -93,11 +93,11 @@ __all__ = [
     "KeptFeatures",
     "Kind",
     "OneOrEach",
+    "Operands",
     "Optional",
     "Path",
     "Pieces",
     "Real",
-    "Slots",
     "Spread",
     "StackedLayer",
     "Taken",
@@ -124,9 +124,9 @@ __all__ = [
     "edge_mean_abs",
     "edge_std",
     "edge_values",
-    "effective",
     "exact_products",
     "feature_covariance",
+    "fold_scale_and_mask",
     "has_values",
     "is_sequence",
     "is_small",

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from .autograd import dispatch as routing
 from .basis import Basis
-from .trilinear import CONTRACTIONS, Slots
+from .trilinear import CONTRACTIONS, Operands
 from .validation import INDEX, check_operands, checked
 
 
-def _contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
+def _contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
     check_operands(x, knots, slots, basis, CONTRACTIONS[name].filled)
     return routing.contract(name, x, knots, slots, basis, derivative)
 
@@ -50,7 +50,7 @@ def contract_out(
         >>> contract_out(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
         torch.Size([10, 4])
     """
-    return _contract("F", x, knots, Slots(v, weight, base_weight), basis, derivative)
+    return _contract("F", x, knots, Operands(v, weight, base_weight), basis, derivative)
 
 
 @checked(derivative=INDEX)
@@ -80,7 +80,7 @@ def contract_weight(
         >>> splines.shape, base.shape
         (torch.Size([8, 2, 4]), torch.Size([2, 4]))
     """
-    return _contract("G", x, knots, Slots(v, g=g), basis, derivative)
+    return _contract("G", x, knots, Operands(v, g=g), basis, derivative)
 
 
 @checked(derivative=INDEX)
@@ -111,4 +111,4 @@ def contract_in(
         >>> contract_in(torch.rand(10, 2), knots, weight, None, torch.randn(10, 4), basis=basis, derivative=1).shape
         torch.Size([10, 2])
     """
-    return _contract("H", x, knots, Slots(None, weight, base_weight, g), basis, derivative)
+    return _contract("H", x, knots, Operands(None, weight, base_weight, g), basis, derivative)

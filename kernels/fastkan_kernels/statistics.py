@@ -16,7 +16,7 @@ from .backends.modes import has_values
 from .backends.registry import BACKENDS
 from .basis import Basis, exact_products, working_dtype
 from .bspline.cox_de_boor import base_function, features, splines
-from .trilinear import Slots
+from .trilinear import Operands
 from .validation import INDEX, check_operands, checked
 
 BLOCK_ELEMENTS = 1 << 20  # of all edges' values
@@ -50,7 +50,7 @@ def edge_std(
         >>> edge_std(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
         torch.Size([2, 5])
     """
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    check_operands(x, knots, Operands(weight=weight, base_weight=base_weight), basis, "W")
     covariance = feature_covariance(x, knots, basis=basis, correction=correction)
     w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
     with exact_products(x):
@@ -75,7 +75,7 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         >>> feature_covariance(torch.rand(10, 2), knots, basis=basis_of(knots, 3)).shape
         torch.Size([2, 9, 9])
     """
-    check_operands(x, knots, Slots(), basis)
+    check_operands(x, knots, Operands(), basis)
     if x.shape[0] <= correction:
         raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:
@@ -100,7 +100,7 @@ def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | 
         >>> edge_values(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
         torch.Size([10, 2, 5])
     """
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    check_operands(x, knots, Operands(weight=weight, base_weight=base_weight), basis, "W")
     return _edge_values(x, knots, weight, base_weight, basis).to(x.dtype)
 
 
@@ -119,7 +119,7 @@ def edge_mean_abs(
         >>> edge_mean_abs(torch.rand(10, 2), knots, weight, basis=basis_of(knots, 3, "none")).shape
         torch.Size([2, 5])
     """
-    check_operands(x, knots, Slots(weight=weight, base_weight=base_weight), basis, "W")
+    check_operands(x, knots, Operands(weight=weight, base_weight=base_weight), basis, "W")
     if x.shape[0] == 0:
         raise ValueError("x must have rows for a mean, got none")
     total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
@@ -202,13 +202,13 @@ class _Covariance(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative will be wanted, and the mean has one too
             backend = "reference"
             mean = _features(x, knots, ctx.basis).mean(0)
-        pull = (upstream + upstream.mT) / ctx.divisor
+        vjp = (upstream + upstream.mT) / ctx.divisor
         parts = []
         for part in x.split(_rows(knots, ctx.basis)):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
-                parts.append((slope * torch.einsum("ipq,nqi->npi", pull, centred)).sum(1))
+                parts.append((slope * torch.einsum("ipq,nqi->npi", vjp, centred)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None, None
 
 

@@ -53,7 +53,7 @@ DERIVATIVES = {
 }
 
 
-class Slots(NamedTuple):
+class Operands(NamedTuple):
     """Operands of a contraction. ``W`` has two parts, the splines' and the base function's.
 
     Shapes: ``v [N, I]`` (None is all ones), ``weight [K, I, O]``, ``base_weight [I, O]`` (None
@@ -65,12 +65,12 @@ class Slots(NamedTuple):
     base_weight: Tensor | None = None
     g: Tensor = None  # type: ignore[assignment]
 
-    def fill(self, slot: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Slots:
+    def with_operand(self, slot: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
         """These operands with ``slot`` replaced."""
         values = {"weight": value[0], "base_weight": value[1]} if slot == "W" else {slot: value}
         return self._replace(**values)
 
-    def leave(self, slot: str) -> Slots:
+    def without(self, slot: str) -> Operands:
         """These operands with ``slot`` left free."""
         parts = ("weight", "base_weight") if slot == "W" else (slot,)
         return self._replace(**dict.fromkeys(parts))  # type: ignore[arg-type]
@@ -78,11 +78,11 @@ class Slots(NamedTuple):
 
 def gradients(
     name: str,
-    slots: Slots,
+    slots: Operands,
     upstream,
     wanted: Collection[str],
     derivative: int,
-    contract: Callable[[str, Slots, int], Tensor],
+    contract: Callable[[str, Operands, int], Tensor],
 ) -> dict:
     """Gradients of contraction ``name``, read off :data:`DERIVATIVES`.
 
@@ -97,11 +97,11 @@ def gradients(
     Returns:
         A gradient (for W a pair) for each name in ``wanted``.
     """
-    full = slots.fill(CONTRACTIONS[name].free, upstream)
+    full = slots.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}
     for by in wanted:
         rule = DERIVATIVES[name, by]
-        operands = full.leave(CONTRACTIONS[rule.contraction].free)
+        operands = full.without(CONTRACTIONS[rule.contraction].free)
         value = contract(rule.contraction, operands, derivative + rule.raises)
         times = getattr(full, rule.times) if rule.times else None
         found[by] = value if times is None else times * value

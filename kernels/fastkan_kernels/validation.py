@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype
-from .trilinear import Slots
+from .trilinear import Operands
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_INT = 2**31 - 1  # more of anything neither fits into memory nor ends
@@ -426,7 +426,7 @@ def check_weights(
         check_shape("base_weight", base_weight, tuple(weight.shape[1:]))
 
 
-def check_operands(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, filled: Collection[str] = ()) -> None:
+def check_operands(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
     """Types, shapes, dtypes and devices of a contraction's tensors agree.
 
     Args:

@@ -73,7 +73,7 @@ def test_tasks_take_turns_and_each_round_starts_with_another() -> None:
     samples, _ = interleaved({name: task(name) for name in "abc"}, budget=0.5, anchors=["a"])
     rounds = len(samples["a"])
     taken = order[9:]  # after three calls of each, to see how long they take
-    assert rounds >= measure.FEWEST_ROUNDS
+    assert rounds >= measure.MIN_ROUNDS
     rounds_taken = [taken[6 * n : 6 * n + 6] for n in range(3)]  # each is called once before it is timed
     assert rounds_taken == [list("aabbcc"), list("bbccaa"), list("ccaabb")]
     assert all(len(s) == rounds for s in samples.values())

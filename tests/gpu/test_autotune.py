@@ -13,7 +13,7 @@ from cases import make_case, no_triton
 from torch import Tensor
 
 import fastkan
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.trilinear import Operands
 
 pytestmark = pytest.mark.skipif(
     no_triton() is not None or os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
@@ -69,9 +69,9 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 def problem_of(name: str = "F", **changes) -> Problem:
     o, basis = make_case(**{"rows": 9, "dtype": torch.float32, "v": False, **changes})
     slots = {
-        "F": Slots(None, o.weight, o.base_weight),
-        "G": Slots(g=o.g),
-        "H": Slots(None, o.weight, o.base_weight, o.g),
+        "F": Operands(None, o.weight, o.base_weight),
+        "G": Operands(g=o.g),
+        "H": Operands(None, o.weight, o.base_weight, o.g),
     }
     return problem(name, o.x, o.knots, slots[name], basis, int(name == "H"))
 
@@ -237,7 +237,7 @@ def test_threads_may_leave_in_any_order() -> None:
     assert autotune.is_on()
     assert autotune.seconds_each() == 2
     second.__exit__(None, None, None)
-    assert autotune.is_on() == autotune.asked_for()
+    assert autotune.is_on() == autotune.required_grads()
 
 
 def test_a_decorated_function_may_call_itself() -> None:
@@ -248,13 +248,13 @@ def test_a_decorated_function_may_call_itself() -> None:
             deep(calls - 1)
 
     deep(2)
-    assert autotune.is_on() == autotune.asked_for()
+    assert autotune.is_on() == autotune.required_grads()
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
 def test_the_environment_turns_it_on(value: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTKAN_AUTOTUNE", value)
-    assert autotune.asked_for() == on
+    assert autotune.required_grads() == on
 
 
 # -- what is dropped ---------------------------------------------------------------------------------
@@ -311,9 +311,9 @@ def test_zeros_for_ever_are_not_tried_for_ever() -> None:
         return dispatch._out(p, config)
 
     with fastkan.autotune():
-        for _ in range(2 * tuning._MOST_SILENT):
+        for _ in range(2 * tuning._MAX_SILENT):
             tuning.choose_for(zero, run)
-    assert runs == tuning._MOST_SILENT
+    assert runs == tuning._MAX_SILENT
 
 
 def test_one_that_gives_other_bits_each_time_is_dropped(clock: Clock) -> None:

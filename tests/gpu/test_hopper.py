@@ -13,12 +13,12 @@ import oracle
 import pytest
 import torch
 from cases import DEVICE, compute, forced, forced_triton, gluon_by_the_machine, make_case, no_triton
-from oracle import Operands
+from oracle import Example
 from test_triton import assert_rounded
 
 from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton import hardware, hopper
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.trilinear import Operands
 
 SERVED = no_triton() is None and hopper.gluon_available() and hardware.capability(torch.device(DEVICE)) // 10 == 9
 pytestmark = pytest.mark.skipif(not SERVED, reason="there is neither a Hopper GPU nor Triton's interpreter")
@@ -43,10 +43,10 @@ def make_half_case(
     outputs: int = 40,
     dtype: torch.dtype = torch.bfloat16,
     **more,
-) -> tuple[Operands, Basis]:
+) -> tuple[Example, Basis]:
     """Sizes whose rows descriptors can address, and which no tile divides."""
     o, basis = make_case(kind, rows, inputs, outputs, dtype=torch.float32, **more)
-    return Operands(*(t if t is o.knots or t is None else t.to(dtype) for t in o)), basis
+    return Example(*(t if t is o.knots or t is None else t.to(dtype) for t in o)), basis
 
 
 # order, kind and derivative: of the cardinal form below the order, else of the local one, to the third order
@@ -247,8 +247,8 @@ def test_the_machine_tells_a_wrong_pipeline(
 # -- where it is a way at all ------------------------------------------------------------------------
 
 
-def ways(name: str, o: Operands, basis: Basis, derivative: int = 0, capability: int = 90) -> list[str]:
-    slots = Slots(o.v, None, None, o.g) if name == "G" else Slots(o.v, o.weight, o.base_weight)
+def ways(name: str, o: Example, basis: Basis, derivative: int = 0, capability: int = 90) -> list[str]:
+    slots = Operands(o.v, None, None, o.g) if name == "G" else Operands(o.v, o.weight, o.base_weight)
     p = problem(name, o.x, o.knots, slots, basis, derivative, capability)
     return ways_of(key(p), capability)
 
@@ -277,13 +277,13 @@ def test_the_slots_fit_into_shared_memory() -> None:
         basis = basis._replace(product=torch.bfloat16)
         config = Config("pipelined", rows, columns, inner, 1, rows // 16, 4, True)
         out = torch.empty(1, 9, 256, 256)
-        slots = Slots(o.v, o.weight, o.base_weight)
+        slots = Operands(o.v, o.weight, o.base_weight)
         launch = dispatch.launched_out(problem("F", o.x, o.knots, slots, basis, 0, 90), config, out[0, 0])
         inputs = 2 * rows * inner * o.x.element_size() * (1 + v)
-        assert launch.constants["SLOTS"] >= pipeline.FEWEST_SLOTS
+        assert launch.constants["SLOTS"] >= pipeline.MIN_SLOTS
         assert launch.constants["SLOTS"] * inner * columns * 2 + inputs < shared_limit(90)
-        p = problem("G", o.x, o.knots, Slots(o.v, None, None, o.g), basis, 0, 90)
+        p = problem("G", o.x, o.knots, Operands(o.v, None, None, o.g), basis, 0, 90)
         launch = dispatch.launched_weight(p, config, out, 75, False)
-        assert launch.constants["SLOTS"] >= pipeline.FEWEST_SLOTS
+        assert launch.constants["SLOTS"] >= pipeline.MIN_SLOTS
         tile = inner * (columns * 2 + rows * o.x.element_size() * (1 + v))
         assert launch.constants["SLOTS"] * tile < shared_limit(90)

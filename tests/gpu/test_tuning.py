@@ -20,7 +20,7 @@ if no_triton() is None:
     from fastkan_kernels.backends.triton.tuning import cache, rules, stamp, tables, tuning
     from fastkan_kernels.backends.triton.tuning.key import key
     from fastkan_kernels.backends.triton.tuning.tuning import Config, Key
-    from fastkan_kernels.trilinear import Slots
+    from fastkan_kernels.trilinear import Operands
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def no_table() -> Iterator[None]:
 
 def key_of_case(rows: int, inputs: int = 3, outputs: int = 4) -> Key:
     o, basis = make_case(rows=rows, inputs=inputs, outputs=outputs, dtype=torch.float32)
-    return key(problem("F", o.x, o.knots, Slots(o.v, o.weight, o.base_weight), basis, 0))
+    return key(problem("F", o.x, o.knots, Operands(o.v, o.weight, o.base_weight), basis, 0))
 
 
 def key_of(contraction: str = "F", **changes) -> Key:

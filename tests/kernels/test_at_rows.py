@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Operands, compute, forced, make_case
+from cases import Example, compute, forced, make_case
 from torch import Tensor
 
 import fastkan_kernels
 from fastkan_kernels import Basis, contract_in, contract_out
 from fastkan_kernels.backends.cpu import small
 from fastkan_kernels.bspline import piecewise as pieces
-from fastkan_kernels.trilinear import CONTRACTIONS, Slots
+from fastkan_kernels.trilinear import CONTRACTIONS, Operands
 
 D = torch.float64
 ASKED = list(itertools.product("FGH", range(6)))
 
 
-def by(name: str, kept: dict, o: Operands, basis: Basis, derivative: int) -> list[Tensor]:
-    slots = Slots(o.v, o.weight, o.base_weight, o.g).leave(CONTRACTIONS[name].free)
+def by(name: str, kept: dict, o: Example, basis: Basis, derivative: int) -> list[Tensor]:
+    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
     value = small.contract(name, kept, o.x, o.knots, slots, basis, derivative)
     assert value is not None
     return [part for part in (value if name == "G" else [value]) if part is not None]
@@ -45,7 +45,7 @@ def test_kept_or_fresh_the_bits_are_the_same(kind: str, outputs: int, dtype: tor
             assert one.data_ptr() != two.data_ptr()
 
 
-def pinn_step(o: Operands, basis: Basis, x: Tensor, retain: bool = False) -> list[Tensor]:
+def pinn_step(o: Example, basis: Basis, x: Tensor, retain: bool = False) -> list[Tensor]:
     weight = o.weight.clone().requires_grad_()
     u = contract_out(x, o.knots, weight, o.base_weight, basis=basis)
     (u_x,) = torch.autograd.grad(u.sum(), x, create_graph=True)
@@ -126,7 +126,7 @@ def test_cells_whose_derivatives_the_dtype_can_not_hold_go_another_way() -> None
     basis = fastkan_kernels.basis_of(knots, order, "none")
     x, weight, g = 1e-14 * torch.rand(9, 2), torch.randn(8, 2, 3), torch.randn(9, 3)
     for derivative, served in ((0, True), (2, True), (3, False), (4, True)):
-        value = small.contract("H", {}, x, knots, Slots(weight=weight, g=g), basis, derivative)
+        value = small.contract("H", {}, x, knots, Operands(weight=weight, g=g), basis, derivative)
         assert (value is not None) == served
     with forced("recursive"):
         expected = contract_in(x, knots, weight, None, g, basis=basis, derivative=3)
@@ -137,8 +137,8 @@ def test_cells_whose_derivatives_the_dtype_can_not_hold_go_another_way() -> None
 def test_it_is_for_small_layers_and_plain_numbers() -> None:
     o, basis = make_case("shared")
 
-    def serves(o: Operands, basis: Basis = basis, derivative: int = 1) -> bool:
-        slots = Slots(None, o.weight, o.base_weight, o.g)
+    def serves(o: Example, basis: Basis = basis, derivative: int = 1) -> bool:
+        slots = Operands(None, o.weight, o.base_weight, o.g)
         return small.contract("H", {}, o.x, o.knots, slots, basis, derivative) is not None
 
     assert serves(o)
@@ -154,7 +154,7 @@ def test_it_is_for_small_layers_and_plain_numbers() -> None:
     assert not serves(o._replace(x=o.x[:1].repeat(many, 1), g=o.g[:1].repeat(many, 1)))
     assert not serves(o._replace(g=o.g.float()))
     assert not serves(o._replace(x=o.x[:0], g=o.g[:0]))
-    assert not serves(Operands(*(None if t is None else t.half() for t in o)))
+    assert not serves(Example(*(None if t is None else t.half() for t in o)))
     assert not serves(o, basis._replace(product=torch.bfloat16))
     with pytest.raises(ValueError, match=r"order 5 .*silu"):
         compute("H", o, basis, 5)

@@ -9,20 +9,20 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, Operands, compute, forced, inside_cells, make_case, serves
+from cases import CPU_WAYS, Example, compute, forced, inside_cells, make_case, serves
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from fastkan_kernels import Basis, trilinear
-from fastkan_kernels.autograd.functions import asked_for
-from fastkan_kernels.trilinear import CONTRACTIONS, DERIVATIVES, Slots, gradients
+from fastkan_kernels.autograd.functions import required_grads
+from fastkan_kernels.trilinear import CONTRACTIONS, DERIVATIVES, Operands, gradients
 
 OPERANDS = {"F": ("x", "v", "weight", "base_weight"), "G": ("x", "v", "g"), "H": ("x", "weight", "base_weight", "g")}
 PARTS = {"v": ("v",), "W": ("weight", "base_weight"), "g": ("g",), "x": ("x",)}
 
 
-def smooth_case(order: int = 3, base: str = "silu", kind: str = "adapted", **sizes: int) -> tuple[Operands, Basis]:
+def smooth_case(order: int = 3, base: str = "silu", kind: str = "adapted", **sizes: int) -> tuple[Example, Basis]:
     """A small case with no input near a knot: at one, derivatives of order k and more jump."""
     sizes = {"rows": 3, "inputs": 2, "outputs": 2, "grid": 3, **sizes}
     o, basis = make_case(kind, order=order, base=base, **sizes)
@@ -67,13 +67,13 @@ def test_each_rule_is_the_slope_of_the_float64_oracle(name: str, by: str, deriva
     # five points: off by the fourth power of the step, though within a cell splines are polynomials anyway
     slope = (8 * (number(step) - number(-step)) - (number(2 * step) - number(-2 * step))) / (12 * step)
 
-    def contract(name: str, slots: Slots, derivative: int):
-        values = oracle.exact(name, Operands(o.x, o.knots, slots.v, slots.weight, slots.base_weight, slots.g), basis,
+    def contract(name: str, slots: Operands, derivative: int):
+        values = oracle.exact(name, Example(o.x, o.knots, slots.v, slots.weight, slots.base_weight, slots.g), basis,
                               derivative)  # fmt: skip
         tensors = tuple(map(torch.from_numpy, values))
         return tensors if name == "G" else tensors[0]
 
-    slots = Slots(o.v, o.weight, o.base_weight, o.g).leave(CONTRACTIONS[name].free)
+    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
     found = gradients(name, slots, tuple(upstream) if name == "G" else upstream[0], [by], derivative, contract)
     assert list(found) == [by]
     parts = found[by] if by == "W" else (found[by],)
@@ -85,7 +85,7 @@ def test_each_rule_is_the_slope_of_the_float64_oracle(name: str, by: str, deriva
 # -- gradients of the functions ---------------------------------------------------------------------
 
 
-def function(name: str, o: Operands, basis: Basis, derivative: int, wanted: tuple[str, ...]):
+def function(name: str, o: Example, basis: Basis, derivative: int, wanted: tuple[str, ...]):
     """F, G or H as a function of some operands, and those operands."""
 
     def call(*values: torch.Tensor):
@@ -211,7 +211,7 @@ def test_only_what_is_asked_for_is_computed(
 
 
 def test_torch_says_which_gradients_a_backward_wants_under_this_private_name() -> None:
-    """If it fails, look at autograd.asked_for."""
+    """If it fails, look at autograd.required_grads."""
     found = []
 
     class Product(torch.autograd.Function):
@@ -223,7 +223,7 @@ def test_torch_says_which_gradients_a_backward_wants_under_this_private_name() -
         @staticmethod
         def backward(ctx, g):
             x, nothing, w = ctx.saved_tensors
-            found.append(asked_for(ctx, (x, nothing, w)))
+            found.append(required_grads(ctx, (x, nothing, w)))
             return None, g * w, None, g * x
 
     x, w = torch.rand(3, requires_grad=True), torch.rand(3, requires_grad=True)

@@ -12,7 +12,7 @@ from cases import (
     FILLINGS,
     KNOTS,
     WAYS,
-    Operands,
+    Example,
     assert_within,
     check,
     compute,
@@ -206,7 +206,7 @@ def strided(t: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1))
 def test_inputs_need_not_be_contiguous(way: str, kind: str, derivative: int, layout) -> None:
     o, basis = make_case(kind, rows=37, inputs=5, outputs=7)
-    odd = Operands(*map(layout, o))
+    odd = Example(*map(layout, o))
     assert not any(t.is_contiguous() for t in odd)
     check(odd, basis, derivative, way)
 

@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 from cases import assert_within, make_knots
-from oracle import Operands
+from oracle import Example
 
 from fastkan import KANLinear
 from fastkan_kernels import Basis
@@ -15,10 +15,10 @@ from fastkan_kernels import Basis
 HALVES = [torch.float16, torch.bfloat16]
 
 
-def operands(layer: KANLinear, x: torch.Tensor, g: torch.Tensor | None = None) -> tuple[Operands, Basis]:
+def operands(layer: KANLinear, x: torch.Tensor, g: torch.Tensor | None = None) -> tuple[Example, Basis]:
     """Of a layer without scale, mask and bias."""
     g = torch.zeros(len(x), layer.out_features) if g is None else g
-    o = Operands(x, layer.knots, None, layer.spline_weight, layer.base_weight, g)
+    o = Example(x, layer.knots, None, layer.spline_weight, layer.base_weight, g)
     return o, Basis(layer.spline_order, layer.base, "adapted" not in repr(layer))
 
 
@@ -107,7 +107,7 @@ def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
     o, basis = operands(layer, x, g)
     for name, derivative in (("F", 0), ("G", 0), ("H", 1)):
         truth = oracle.exact(name, o, basis, derivative)
-        a = Operands(*(None if t is None else np.abs(t) for t in o.array()))
+        a = Example(*(None if t is None else np.abs(t) for t in o.array()))
         psi, base = oracle._features(o.array(), basis, derivative)
         sizes = oracle.contract(name, a, np.abs(psi), np.abs(base))
         rounding = oracle.budget(name, o, basis, derivative, "any", sums=True)

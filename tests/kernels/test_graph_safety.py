@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from cases import compute, make_case, make_knots
-from oracle import Operands
+from oracle import Example
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -130,7 +130,7 @@ HOW = ("fused", "descriptors", "chunked", "gather")
 PIPELINED = [("pipelined", "bf16")] if hopper.gluon_available() else []
 
 
-def with_gradients(name: str, o: Operands, basis: Basis, derivative: int) -> None:
+def with_gradients(name: str, o: Example, basis: Basis, derivative: int) -> None:
     out = compute(name, o, basis, derivative)
     leaves = [t for t in o if t is not None and t.requires_grad]
     torch.autograd.grad(out, leaves, out, allow_unused=True)
@@ -147,7 +147,7 @@ def test_a_contraction_and_its_gradients(name: str, how: str, dtype: str, kind: 
         with off():
             host, basis = make_case(kind, 40, 8, 8, order=ORDER, base=base)
         moved = [t if t is None else gpu.put(t.to(narrow)).requires_grad_() for t in host]
-        o = Operands(*moved)._replace(knots=gpu.put(host.knots.to(torch.promote_types(narrow, torch.float32))))
+        o = Example(*moved)._replace(knots=gpu.put(host.knots.to(torch.promote_types(narrow, torch.float32))))
         for derivative in range(ORDER + 2):
             o.x.requires_grad_(base != "silu" or derivative < 4)  # it has four derivatives
             for each in (o,) if name == "H" else (o, o._replace(v=None)):

@@ -9,8 +9,8 @@ import torch
 from cases import make_case
 
 from fastkan_kernels.autograd import operators as ops
-from fastkan_kernels.backends.registry import BACKENDS, Call
-from fastkan_kernels.trilinear import Slots
+from fastkan_kernels.backends.registry import BACKENDS, ContractionSpec
+from fastkan_kernels.trilinear import Operands
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_registered_operators_are_sound(name: str, backend: str, base: str, v: b
     o, basis = make_case("shared", *sizes, base=base, v=v)
     operands = {"F": (o.v, o.weight, o.base_weight), "G": (o.v, o.g), "H": (o.weight, o.base_weight, o.g)}[name]
     tensors = [t if t is None else t.clone().requires_grad_() for t in (o.x, *operands)]
-    fixed = ops._flat(Call(basis, 0, backend))
+    fixed = ops._flat(ContractionSpec(basis, 0, backend))
     torch.library.opcheck(ops.OPERATORS[name], (tensors[0], o.knots, *tensors[1:], *fixed))
 
 
@@ -33,8 +33,8 @@ def test_registered_operators_are_sound(name: str, backend: str, base: str, v: b
 def test_registered_operators_compute_the_same(name: str) -> None:
     o, basis = make_case("adapted")
     free = {"F": "g", "G": "W", "H": "v"}[name]
-    slots = Slots(o.v, o.weight, o.base_weight, o.g).leave(free)
-    value = ops.apply(name, Call(basis, 1, "cpu"), o.x, o.knots, slots)
+    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(free)
+    value = ops.apply(name, ContractionSpec(basis, 1, "cpu"), o.x, o.knots, slots)
     for part, expected in zip(value if name == "G" else (value,), oracle.exact(name, o, basis, 1)):
         np.testing.assert_allclose(part.numpy(), expected, rtol=1e-11, atol=1e-11 * np.abs(expected).max())
 
@@ -44,8 +44,8 @@ def test_other_source_is_another_operator_to_the_cache() -> None:
     _, basis = make_case("shared")
     lowered = BACKENDS["cpu"].lowered
     assert lowered is not None
-    before = ops._flat(Call(basis, 0, "cpu"))
+    before = ops._flat(ContractionSpec(basis, 0, "cpu"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(lowered=lowered._replace(source="other")))
-        assert ops._flat(Call(basis, 0, "cpu")) != before
-    assert ops._call(before) == Call(basis, 0, "cpu")
+        assert ops._flat(ContractionSpec(basis, 0, "cpu")) != before
+    assert ops._call(before) == ContractionSpec(basis, 0, "cpu")

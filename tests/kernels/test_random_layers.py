@@ -17,7 +17,7 @@ import torch
 from cases import CPU_WAYS, forced, no_triton
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from oracle import Operands
+from oracle import Example
 from torch import Tensor
 
 from fastkan.functional import forward
@@ -33,7 +33,7 @@ ODD = [[], [np.nan], [np.inf], [-np.inf], [1e30, -1e30], [np.nan, np.inf, -np.in
 
 
 class Draw(NamedTuple):
-    o: Operands  # whose v is what the gradient by x is multiplied by in the second order
+    o: Example  # whose v is what the gradient by x is multiplied by in the second order
     basis: Basis
     outside: str
 
@@ -78,7 +78,7 @@ def draws(
         x[int(rand(1) * rows), int(rand(1) * inputs)] = value
     weight, g, v = randn(grid + order, inputs, outputs), randn(rows, outputs), randn(rows, inputs)
     base_weight = None if base == "none" else randn(inputs, outputs)
-    return Draw(Operands(x, knots, v, weight, base_weight, g), basis_of(knots, order, base), outside)
+    return Draw(Example(x, knots, v, weight, base_weight, g), basis_of(knots, order, base), outside)
 
 
 def knots_of(kind: str, inputs: int, grid: int, order: int, low: float, high: float, rand: Any) -> Tensor:
@@ -166,7 +166,7 @@ def features(draw: Draw, derivative: int, sizes: bool) -> tuple[np.ndarray, np.n
 def expected(draw: Draw, sizes: bool) -> dict[str, np.ndarray]:
     a = draw.o.array()
     if sizes:
-        a = Operands(*(None if t is None else np.abs(t) for t in a))
+        a = Example(*(None if t is None else np.abs(t) for t in a))
     plain = a._replace(v=None)
     psi = {d: features(draw, d, sizes) for d in range(3)}
     with np.errstate(all="ignore"):

@@ -112,12 +112,12 @@ def test_blocks_of_rows_are_the_pass_of_all(
     for one, other in zip(blocks.spread(), whole.spread(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=0)
     asked = (g, by_edges, by_inputs, True, True, True)
-    for one, other in zip(blocks.pull(*asked), whole.pull(*asked), strict=True):
+    for one, other in zip(blocks.vjp(*asked), whole.vjp(*asked), strict=True):
         assert (one is None) == (other is None)
         if one is not None:
             np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
-    in_torch = blocks.pull_in_torch(torch.from_numpy(g), True, True, True)
-    for one, other in zip(in_torch, whole.pull(g, None, None, True, True, True), strict=True):
+    in_torch = blocks.vjp_in_torch(torch.from_numpy(g), True, True, True)
+    for one, other in zip(in_torch, whole.vjp(g, None, None, True, True, True), strict=True):
         assert one is None or torch.allclose(one, torch.from_numpy(other), rtol=1e-10, atol=1e-11)
     constant = ByBlocks(x * 0 + 0.3, tables, weight, base_weight, layer.basis, True, 7, 3, spread=True)
     assert all((spread == 0).all() for spread in constant.spread())

@@ -8,7 +8,7 @@ import oracle
 import pytest
 import torch
 from cases import compute, make_case
-from oracle import Operands
+from oracle import Example
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -24,7 +24,7 @@ WITH_COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "cla
 COMPILERS = ["aot_eager", pytest.param("inductor", marks=WITH_COMPILER)]
 
 
-def layer_and_case(kind: str, outputs: int = 3, rows: int = 6) -> tuple[KANLinear, Operands, Basis]:
+def layer_and_case(kind: str, outputs: int = 3, rows: int = 6) -> tuple[KANLinear, Example, Basis]:
     """A float64 layer of two inputs, and its operands."""
     o, basis = make_case(kind, rows=rows, inputs=2, outputs=outputs, grid=5)
     layer = KANLinear(2, outputs, dtype=torch.float64)
@@ -35,7 +35,7 @@ def layer_and_case(kind: str, outputs: int = 3, rows: int = 6) -> tuple[KANLinea
     return layer, o, basis
 
 
-def exact(name: str, o: Operands, basis: Basis, derivative: int = 0, **operands: torch.Tensor) -> torch.Tensor:
+def exact(name: str, o: Example, basis: Basis, derivative: int = 0, **operands: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(oracle.exact(name, o._replace(**operands), basis, derivative)[0])
 
 
@@ -119,9 +119,9 @@ def test_gradients_by_parameters_of_each_sample(kind: str) -> None:
 def test_forward_mode_levels(name: str, kind: str, derivative: int) -> None:
     """The tangent of each contraction by each operand, against the table in forward mode: a sum."""
     _, o, basis = layer_and_case(kind)
-    t = Operands(*map(torch.randn_like, o))._replace(knots=None)
+    t = Example(*map(torch.randn_like, o))._replace(knots=None)
     with forward_ad.dual_level():
-        dual = Operands(*(v if d is None else forward_ad.make_dual(v, d) for v, d in zip(o, t)))
+        dual = Example(*(v if d is None else forward_ad.make_dual(v, d) for v, d in zip(o, t)))
         tangent = forward_ad.unpack_dual(compute(name, dual, basis, derivative)[0]).tangent
     if name == "F":
         by_x = exact("F", o, basis, derivative + 1, v=o.v * t.x)
@@ -146,7 +146,7 @@ def test_forward_mode_levels(name: str, kind: str, derivative: int) -> None:
 def test_compiled_forward_and_backward(kind: str, seen: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small operators are laid open to the compiler, large ones are called by what it makes."""
     if seen == "whole":
-        monkeypatch.setattr(lowered, "MOST_FEATURES", 0)
+        monkeypatch.setattr(lowered, "MAX_FEATURES", 0)
     layer, o, basis = layer_and_case(kind)
     x = o.x.clone().requires_grad_()
     y = compiled(layer, backend)(x)
@@ -187,7 +187,7 @@ def test_the_compiled_function_follows_the_backend_asked_for() -> None:
 
     ran = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowered, "MOST_FEATURES", 0)  # an operator that is laid open calls nobody
+        patch.setattr(lowered, "MAX_FEATURES", 0)  # an operator that is laid open calls nobody
         for name in ("reference", "cpu"):
             for table in filter(None, (BACKENDS[name].contract, getattr(BACKENDS[name], "compiling", None))):
                 plain = table["F"]

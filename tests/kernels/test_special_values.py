@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, WAYS, Operands, assert_within, check, compute, forced, make_case, places, small_blocks
+from cases import CPU_WAYS, WAYS, Example, assert_within, check, compute, forced, make_case, places, small_blocks
 
 from fastkan import KANLinear
 from fastkan.functional import predecessor
@@ -18,7 +18,7 @@ BASES = ["silu", "identity", "none"]
 KINDS = ("shared", "adapted")
 
 
-def case(kind: str, base: str = "silu") -> tuple[Operands, Basis]:
+def case(kind: str, base: str = "silu") -> tuple[Example, Basis]:
     return make_case(kind, rows=23, inputs=4, outputs=3, grid=7, base=base)
 
 
@@ -105,7 +105,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(
     way: str, kind: str, dtype: torch.dtype, derivative: int
 ) -> None:
     o, basis = make_case(kind, rows=30, inputs=3, outputs=4, dtype=torch.float32)
-    o = Operands(*(t if t is o.knots else t.to(dtype) for t in o))  # knots stay float32
+    o = Example(*(t if t is o.knots else t.to(dtype) for t in o))  # knots stay float32
     with forced(way):
         for name in "FGH":
             values = compute(name, o, basis, derivative)
@@ -142,10 +142,10 @@ def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
     assert torch.equal(values[0], unrounded[0]) == kept
 
 
-def absolute_terms(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
+def absolute_terms(name: str, o: Example, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
     """The sums of the sizes of all terms, each |v psi W g|; and what is below float16's normal numbers."""
     a = o.array()
-    sizes = Operands(*(None if t is None else np.abs(t) for t in a))
+    sizes = Example(*(None if t is None else np.abs(t) for t in a))
     h = float(o.knots[0].diff().mean())
     psi = np.abs(oracle.splines(a.x, a.knots, basis.order, derivative))
     floor = 2.0**-13  # a subnormal of float16 is off by 2^-25, that is 2^-13 half ulps of 1
@@ -179,7 +179,7 @@ def test_on_the_last_knot_of_all_splines_are_exactly_0(way: str, dtype: torch.dt
             basis = basis_of(own, order, "none")
             assert basis.uniform
             weight, g = torch.randn(grid + order, 2, 3, dtype=dtype), torch.randn(1, 3, dtype=dtype)
-            o = Operands(own[:, -1:].t(), own, None, weight, None, g)
+            o = Example(own[:, -1:].t(), own, None, weight, None, g)
             for derivative in range(order + 1):
                 with forced(way):
                     assert not any(value.any() for name in "FGH" for value in compute(name, o, basis, derivative))
@@ -195,7 +195,7 @@ def tail_of_silu(way: str) -> None:
     o, basis = make_case(rows=6, inputs=1, outputs=1)
     x = torch.tensor([[-60.0], [-40.0], [-20.0], [20.0], [40.0], [60.0]], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
-    o = Operands(x, o.knots, None, torch.zeros_like(o.weight), one, one.expand(6, 1).contiguous())
+    o = Example(x, o.knots, None, torch.zeros_like(o.weight), one, one.expand(6, 1).contiguous())
     for derivative in (2, 3, 4):
         with forced(way):
             (tail,) = compute("H", o, basis, derivative)

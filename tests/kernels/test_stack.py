@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import Operands, inside_cells, make_inputs, make_knots
+from cases import Example, inside_cells, make_inputs, make_knots
 from networks import D, same
 from torch import Tensor
 
@@ -310,7 +310,7 @@ def test_nan_and_infinities_spoil_what_the_table_says(order: int, base: str, by_
     x[2, 0], x[4, 1], x[5, 1], x[7, 2] = torch.nan, torch.inf, -torch.inf, 1e30
     x.requires_grad_(by_x)
     g = torch.randn(9, 2, dtype=D)
-    o = Operands(x, layer.knots, None, layer.weight, layer.base_weight, g)
+    o = Example(x, layer.knots, None, layer.weight, layer.base_weight, g)
     basis = layer.basis
     y, _ = small_stack(x, [layer])
     expected = torch.from_numpy(oracle.exact("F", o, basis)[0])

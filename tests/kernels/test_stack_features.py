@@ -30,7 +30,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(by_features.SHARED, "kept", [])
     monkeypatch.setattr(by_features, "Features", Counted)
     yield rows
-    assert len(by_features.SHARED.kept) <= by_features.MOST_KEPT
+    assert len(by_features.SHARED.kept) <= by_features.MAX_KEPT
 
 
 def right(x: Tensor, layers: Sequence[StackedLayer], spread: bool = True) -> None:
@@ -223,14 +223,14 @@ def test_other_bases_and_orders_have_features_of_their_own() -> None:
                 right(torch.linspace(-1, 1, 20, dtype=D).view(10, 2), layers)
 
 
-@pytest.mark.parametrize("batches", [by_features.MOST_KEPT, by_features.MOST_KEPT + 2])
+@pytest.mark.parametrize("batches", [by_features.MAX_KEPT, by_features.MAX_KEPT + 2])
 def test_batches_in_turn(batches: int, made: list[int]) -> None:
     layers = layers_of()
     rows = [all_inputs("adapted", layers, rows=20 + n) for n in range(batches)]
     for _ in range(3):
         for x in rows:
             right(x, layers)
-    assert len(made) == (batches if batches == by_features.MOST_KEPT else 3 * batches)
+    assert len(made) == (batches if batches == by_features.MAX_KEPT else 3 * batches)
 
 
 def test_the_batch_that_was_used_last_stays(made: list[int]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import test_special_values
 import torch
 from cases import DEVICE, KNOTS, TRITON_WAYS, assert_within, check, compute, forced, forced_triton, make_case, no_triton
-from oracle import Operands
+from oracle import Example
 
 import fastkan_kernels
 from fastkan_kernels import Basis
@@ -93,15 +93,15 @@ def test_what_no_descriptor_can_address_goes_by_pointers() -> None:
     from fastkan_kernels.backends.triton.problem import problem
     from fastkan_kernels.backends.triton.tuning.key import key
     from fastkan_kernels.backends.triton.tuning.rules import default
-    from fastkan_kernels.trilinear import Slots
+    from fastkan_kernels.trilinear import Operands
 
     for outputs, aligned in ((8, True), (7, False)):
         o, basis = make_case(outputs=outputs, dtype=torch.float32)
-        p = problem("F", o.x, o.knots, Slots(o.v, o.weight, o.base_weight), basis, 0, capability=90)
+        p = problem("F", o.x, o.knots, Operands(o.v, o.weight, o.base_weight), basis, 0, capability=90)
         assert key(p).aligned == aligned
         assert default(key(p), 90).descriptors == aligned
     shifted = torch.empty(o.weight.numel() + 1)[1:].view_as(o.weight).copy_(o.weight)
-    p = problem("F", o.x, o.knots, Slots(o.v, shifted, o.base_weight), basis, 0, capability=90)
+    p = problem("F", o.x, o.knots, Operands(o.v, shifted, o.base_weight), basis, 0, capability=90)
     assert not key(p).aligned
 
 
@@ -185,7 +185,7 @@ def test_negated_views_are_what_they_say(way: str) -> None:
     with forced(way):
         for name in "FGH":
             plain = compute(name, o, basis)
-            negated = Operands(*(t if t is o.knots else torch._neg_view(-t) for t in o))
+            negated = Example(*(t if t is o.knots else torch._neg_view(-t) for t in o))
             for value, same in zip(compute(name, negated, basis), plain, strict=True):
                 assert torch.equal(value, same)
 
@@ -195,7 +195,7 @@ def test_negated_views_are_what_they_say(way: str) -> None:
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def assert_rounded(o: Operands, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
+def assert_rounded(o: Example, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
     """Each factor of a product is rounded to ``dtype`` at most once, and the result to its own."""
     half_ulp = torch.finfo(dtype).eps / 2
     for name in "FGH":
@@ -217,7 +217,7 @@ def assert_rounded(o: Operands, basis: Basis, derivative: int, way: str, dtype: 
 @pytest.mark.parametrize("way", TRITON_WAYS)
 def test_half_layers(way: str, kind: str, derivative: int, dtype: torch.dtype) -> None:
     o, basis = make_case(kind, rows=30, grid=20, dtype=torch.float32)
-    assert_rounded(Operands(*(t if t is o.knots else t.to(dtype) for t in o)), basis, derivative, way, dtype)
+    assert_rounded(Example(*(t if t is o.knots else t.to(dtype) for t in o)), basis, derivative, way, dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
@@ -252,7 +252,7 @@ def test_inputs_of_very_different_cells_in_float16(way: str, narrow: int, produc
     o, basis = make_case("uniform", rows=20, inputs=2, dtype=torch.float32)
     o = o._replace(knots=knots, x=torch.rand(20, 2) * torch.tensor([r[1] for r in ranges]))
     if product is None:
-        o = Operands(*(t if t is knots else t.to(torch.float16) for t in o))
+        o = Example(*(t if t is knots else t.to(torch.float16) for t in o))
         o = o._replace(weight=o.weight * 2.0**-10, g=o.g * 2.0**-12)  # the results fit
     assert_rounded(o, basis._replace(product=product), 2, way, torch.float16)
 

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import fastkan_kernels
 from fastkan import KAN, KANLinear
-from fastkan.layers.value_cache import KnownKnots
+from fastkan.layers.value_cache import KnotMetadata
 from fastkan_kernels import basis_of, uniform_knots
 
 D = torch.float64
@@ -138,7 +138,7 @@ def test_compiled_code_never_computes_with_other_knots_silently(uniform_now: boo
 def test_weights_are_nan_where_knots_are_others_and_nobody_may_look(base: str) -> None:
     knots = uniform_knots(3, 5, 3)
     basis = basis_of(knots, 3, base)
-    known = KnownKnots(knots, 3, base)
+    known = KnotMetadata(knots, 3, base)
     weight, base_weight = torch.rand(8, 3, 4), None if base == "none" else torch.rand(3, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)

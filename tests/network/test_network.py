@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import fastkan
 from fastkan.kan.model import KAN
-from fastkan.layers.value_cache import Fact
+from fastkan.layers.value_cache import CachedPredicate
 
 # -- values -----------------------------------------------------------------------------------------
 
@@ -152,7 +152,7 @@ def test_knots_written_into_are_seen_by_copies_of_copies() -> None:
 
 def test_a_fact_is_asked_once_and_again_by_a_copy() -> None:
     asked = []
-    fact = Fact(lambda t: bool(asked.append(1)) or True, otherwise=False)
+    fact = CachedPredicate(lambda t: bool(asked.append(1)) or True, default=False)
     t = torch.zeros(2)
     assert fact(t)
     assert fact(t)

@@ -12,7 +12,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from oracle import Operands
+from oracle import Example
 from torch import Tensor
 
 import fastkan_kernels
@@ -77,8 +77,8 @@ def make_case(
     base: str = "silu",
     dtype: torch.dtype = torch.float64,
     v: bool = True,
-) -> tuple[Operands, Basis]:
-    """Operands of every contraction and their basis, from a seed of their own."""
+) -> tuple[Example, Basis]:
+    """Example of every contraction and their basis, from a seed of their own."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         knots = make_knots(kind, inputs, grid, order, dtype)
@@ -91,7 +91,7 @@ def make_case(
 
         weight, base_weight = randn(grid + order, inputs, outputs), randn(inputs, outputs)
         multiplier, g = randn(rows, inputs), randn(rows, outputs)
-    return Operands(x, knots, multiplier if v else None, weight, None if base == "none" else base_weight, g), basis
+    return Example(x, knots, multiplier if v else None, weight, None if base == "none" else base_weight, g), basis
 
 
 def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
@@ -215,8 +215,8 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr(torch.Tensor, "new_empty", spoiled)
         patch.setattr(chunked, "CHUNK_BYTES", 1)
-        patch.setattr(chunked, "FEWEST_ROWS", 11)
-        patch.setattr(contract_weight, "FEWEST_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
+        patch.setattr(chunked, "MIN_ROWS", 11)
+        patch.setattr(contract_weight, "MIN_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
         for name in "FGH":
             stack.enter_context(tuning.override(name, config if name in WAYS[way] else fused))
         if way == "pipelined" and DEVICE == "cpu":
@@ -243,15 +243,15 @@ def small_blocks() -> Iterator[None]:
         yield
 
 
-def compute(name: str, o: Operands, basis: Basis, derivative: int = 0) -> tuple[Tensor, ...]:
+def compute(name: str, o: Example, basis: Basis, derivative: int = 0) -> tuple[Tensor, ...]:
     """F, G or H by the public functions, as a tuple: G's two parts, else one."""
     if fastkan_kernels.autograd.dispatch.chosen_backend() == "triton" and DEVICE != "cpu":
-        moved = Operands(*(None if t is None else t.to(DEVICE) for t in o))
+        moved = Example(*(None if t is None else t.to(DEVICE) for t in o))
         return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
     return _compute(name, o, basis, derivative)
 
 
-def _compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+def _compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
     if name == "F":
         return (
             fastkan_kernels.contract_out(
@@ -267,7 +267,7 @@ def _compute(name: str, o: Operands, basis: Basis, derivative: int) -> tuple[Ten
     )
 
 
-def described(name: str, o: Operands, basis: Basis, derivative: int = 0) -> str:
+def described(name: str, o: Example, basis: Basis, derivative: int = 0) -> str:
     """What the CPU backend says that it would run."""
     return cpu_backend.describe(name, o.x, o.g.shape[1], basis.splines_of(o.knots), basis, derivative)
 
@@ -293,7 +293,7 @@ def assert_within(got: Tensor, exact: np.ndarray, bound: np.ndarray, what: str =
         )
 
 
-def check(o: Operands, basis: Basis, derivative: int, way: str, names: str = "FGH") -> None:
+def check(o: Example, basis: Basis, derivative: int, way: str, names: str = "FGH") -> None:
     """F, G and H by ``way`` meet the budget of :func:`oracle.budget`.
 
     The reference has to meet it alone. Any other way may be off by twice what the reference is in

@@ -71,7 +71,7 @@ def base_function(x: Array, name: str, derivative: int = 0) -> Array:
 # -- contractions -----------------------------------------------------------------------------------
 
 
-class Operands(NamedTuple):
+class Example(NamedTuple):
     """Everything that F, G and H are made of; ``v`` and ``base_weight`` may be None."""
 
     x: Any
@@ -81,12 +81,12 @@ class Operands(NamedTuple):
     base_weight: Any
     g: Any
 
-    def array(self) -> Operands:
+    def array(self) -> Example:
         """In float64 NumPy, exactly the values that the tensors hold."""
-        return Operands(*(None if t is None else t.detach().double().numpy() for t in self))
+        return Example(*(None if t is None else t.detach().double().numpy() for t in self))
 
 
-def contract(name: str, o: Operands, psi: Array, base: Array | None) -> tuple[Array, ...]:
+def contract(name: str, o: Example, psi: Array, base: Array | None) -> tuple[Array, ...]:
     """F, G or H of NumPy operands on given features, as a tuple: G's two parts, else one."""
     inputs = o.x.shape[1]
     v = np.ones(o.x.shape) if o.v is None else o.v
@@ -100,14 +100,14 @@ def contract(name: str, o: Operands, psi: Array, base: Array | None) -> tuple[Ar
     return (h if base is None else h + base * (o.g @ o.base_weight.T),)
 
 
-def exact(name: str, o: Operands, basis: Any, derivative: int = 0) -> tuple[Array, ...]:
+def exact(name: str, o: Example, basis: Any, derivative: int = 0) -> tuple[Array, ...]:
     """F, G or H of these tensors, in float64."""
     a = o.array()
     with np.errstate(invalid="ignore"):  # inf - inf where the test is about infinities
         return contract(name, a, *_features(a, basis, derivative))
 
 
-def _features(a: Operands, basis: Any, derivative: int) -> tuple[Array, Array | None]:
+def _features(a: Example, basis: Any, derivative: int) -> tuple[Array, Array | None]:
     psi = splines(a.x, a.knots, basis.order, derivative)
     return psi, None if basis.base == "none" else base_function(a.x, basis.base, derivative)
 
@@ -115,7 +115,7 @@ def _features(a: Operands, basis: Any, derivative: int) -> tuple[Array, Array | 
 # -- the error budget -------------------------------------------------------------------------------
 
 
-def budget(name: str, o: Operands, basis: Any, derivative: int, way: str, sums: bool) -> tuple[Array, ...]:
+def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: bool) -> tuple[Array, ...]:
     """How far rounding may take each number of F, G or H from its exact value.
 
     1. Each feature costs about 5 roundings a degree, each of them of the size of what it is a sum or
@@ -131,7 +131,7 @@ def budget(name: str, o: Operands, basis: Any, derivative: int, way: str, sums: 
     """
     a = o.array()
     eps = torch.finfo(torch.float64 if o.x.dtype == torch.float64 else torch.float32).eps
-    sizes = Operands(*(None if t is None else np.abs(t) for t in a))
+    sizes = Example(*(None if t is None else np.abs(t) for t in a))
     finite = np.where(np.isfinite(a.x), a.x, 0.0)
     psi = magnitudes(finite, a.knots, basis.order, derivative)
     base = None if basis.base == "none" else _base_magnitude(finite, basis.base, derivative)

@@ -33,14 +33,14 @@ class Interrupted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> None:
         self.count, self.trying, self.tried = 0, False, []
-        pull, trial = Objective.pull, sparsity.NodeTrials.__call__
+        vjp, trial = Objective.value_and_grad, sparsity.NodeTrials.__call__
 
         def counted(objective: Objective, *arguments: Any) -> float:
             if self.count == at:
                 raise KeyboardInterrupt
             self.tried.append(self.trying)
             self.count += 1
-            return pull(objective, *arguments)
+            return vjp(objective, *arguments)
 
         def noted(trials: sparsity.NodeTrials, *arguments: Any) -> bool:
             self.trying = True
@@ -49,7 +49,7 @@ class Interrupted:
             finally:
                 self.trying = False
 
-        monkeypatch.setattr(Objective, "pull", counted)
+        monkeypatch.setattr(Objective, "value_and_grad", counted)
         monkeypatch.setattr(sparsity.NodeTrials, "__call__", noted)
 
 

@@ -278,9 +278,9 @@ def test_a_penalty_that_is_nan_is_no_silent_end(opt: str, monkeypatch: pytest.Mo
         *values, pulled = real_numbers(self, *arguments)
         return (*(value * (torch.nan if bad else 1) for value in values), pulled)
 
-    real_numbers = Penalty.pull
+    real_numbers = Penalty.vjp
     monkeypatch.setattr(Penalty, "__call__", penalty)
-    monkeypatch.setattr(Penalty, "pull", numbers)
+    monkeypatch.setattr(Penalty, "vjp", numbers)
     states = []
 
     def watch(m: KAN, step: int, record: dict) -> None:

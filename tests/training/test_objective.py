@@ -1,4 +1,4 @@
-"""``Objective.pull``: value and gradient as numbers, where the network is a small stack, and by autograd elsewhere."""
+"""``Objective.value_and_grad``: on arrays where the network is a small stack, and by autograd elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def learned(model: KAN) -> list[nn.Parameter]:
 def pulled(case: Case, unit: float = 1.0) -> tuple[float, list[Tensor | None]]:
     parameters = learned(case.model)
     with case.context():
-        value = case.objective().pull(case.x, case.y, parameters, unit)
+        value = case.objective().value_and_grad(case.x, case.y, parameters, unit)
     return value, [p.grad for p in parameters]
 
 
@@ -173,7 +173,7 @@ def test_strengths_may_be_numbers_of_numpy_or_torch(number: Callable, dtype: tor
 
 
 def test_gradients_are_the_parameters_own() -> None:
-    """Neither views of each other, nor of what the next pull needs."""
+    """Neither views of each other, nor of what the next vjp needs."""
     made = case(network([1, 1]))
     _, gradients = pulled(made)
     exact = [g.clone() for g in gradients]

@@ -27,18 +27,18 @@ class Evaluations:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pulls, self.without = 0, []
-        pull, forward = Objective.pull, KAN.forward
+        vjp, forward = Objective.value_and_grad, KAN.forward
 
         def pulled(objective: Objective, *arguments: Any) -> float:
             self.pulls += 1
-            return pull(objective, *arguments)
+            return vjp(objective, *arguments)
 
         def seen(model: KAN, x: Tensor, **options: Any) -> Tensor:
             if not torch.is_grad_enabled():
                 self.without.append(x)
             return forward(model, x, **options)
 
-        monkeypatch.setattr(Objective, "pull", pulled)
+        monkeypatch.setattr(Objective, "value_and_grad", pulled)
         monkeypatch.setattr(KAN, "forward", seen)
 
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..backends import registry as backends
-from ..backends.registry import BACKENDS, Call
+from ..backends.registry import BACKENDS, ContractionSpec
 from ..basis import Basis, autocast_dtype
-from ..trilinear import Slots
+from ..trilinear import Operands
 from ..validation import Choice, checked
 from . import operators as ops
 from .functions import FUNCTIONS, ContractOutSmall
@@ -134,19 +134,19 @@ def _automatic(device: torch.device) -> tuple[str, str]:
     return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
 
 
-def is_small(call: Call, x: Tensor, knots: Tensor, slots: Slots) -> bool:
+def is_small(call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands) -> bool:
     """Whether the backend has a quicker F for a layer of this size."""
     small = BACKENDS[call.backend].small
     return small is not None and small.serves(x, knots, slots, call.basis, call.derivative)
 
 
-def contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
+def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
     """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
     product = autocast_dtype(x)
     if product is not None:
         basis = basis._replace(product=product)
     taken = route(x, knots)
-    call = Call(basis, derivative, taken.backend, {})
+    call = ContractionSpec(basis, derivative, taken.backend, {})
     if taken.way == "functions":
         function = ContractOutSmall if name == "F" and is_small(call, x, knots, slots) else FUNCTIONS[name]
         return function.apply(call, x, knots, *slots)

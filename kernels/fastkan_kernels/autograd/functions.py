@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends.registry import Call, contract, pull, small_of
-from ..trilinear import Slots, gradients
+from ..backends.registry import ContractionSpec, contract, small_of, vjp
+from ..trilinear import Operands, gradients
 
 
-def asked_for(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
+def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
     """Which gradients are wanted of a backward that is under way.
 
     ``needs_input_grad`` alone says which could be: of ``autograd.grad(u, x)`` also those by the weights.
@@ -27,11 +27,11 @@ def asked_for(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
     nodes = iter(ctx.next_functions)  # one for each tensor
     for place, operand in enumerate(operands):
         node = None if operand is None else next(nodes)[0]
-        needed[place] = needed[place] and _runs(node)
+        needed[place] = needed[place] and _will_execute(node)
     return needed
 
 
-def _runs(node) -> bool:
+def _will_execute(node) -> bool:
     try:
         # torch has no public name for it; tests/test_autograd.py pins it
         return torch._C._will_engine_execute_node(node)
@@ -45,26 +45,26 @@ class _Contraction(torch.autograd.Function):
     name: str
 
     @classmethod
-    def run(cls, ctx, call: Call, x: Tensor, knots: Tensor, *slots):
+    def run(cls, ctx, call: ContractionSpec, x: Tensor, knots: Tensor, *slots):
         ctx.call = call
         ctx.save_for_backward(x, knots, *slots)
-        return contract(cls.name, call, x, knots, Slots(*slots))
+        return contract(cls.name, call, x, knots, Operands(*slots))
 
     @classmethod
     def differentiate(cls, ctx, upstream) -> tuple[Tensor | None, ...]:
         x, knots, *saved = operands = ctx.saved_tensors
-        by_x, _, by_v, by_weight, by_base, by_g = asked_for(ctx, operands)
+        by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, operands)
         asked = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
         wanted = [name for name, needed in asked.items() if needed]
 
-        def again(name: str, slots: Slots, derivative: int):
+        def again(name: str, slots: Operands, derivative: int):
             call = ctx.call._replace(derivative=derivative)
             return FUNCTIONS[name].apply(call, x, knots, *slots)
 
         if torch.is_grad_enabled():
-            found = gradients(cls.name, Slots(*saved), upstream, wanted, ctx.call.derivative, again)
+            found = gradients(cls.name, Operands(*saved), upstream, wanted, ctx.call.derivative, again)
         else:
-            found = pull(cls.name, ctx.call, x, knots, Slots(*saved), upstream, wanted)
+            found = vjp(cls.name, ctx.call, x, knots, Operands(*saved), upstream, wanted)
         weight, base_weight = found.get("W", (None, None))
         return None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")
 
@@ -92,7 +92,7 @@ class ContractOutSmall(_Contraction):
     @staticmethod
     def forward(ctx, call, x, knots, *slots):
         by_x = ctx.needs_input_grad[1]
-        y, ctx.kept = small_of(call).forward(call.kept, x, knots, Slots(*slots), call.basis, by_x)
+        y, ctx.kept = small_of(call).forward(call.kept, x, knots, Operands(*slots), call.basis, by_x)
         ctx.call = call
         ctx.save_for_backward(x, knots, *slots)
         return y
@@ -102,7 +102,7 @@ class ContractOutSmall(_Contraction):
         if torch.is_grad_enabled():
             return ContractOut.differentiate(ctx, upstream)
         # the saved tensors say so if somebody has written into them
-        by_x, _, _, by_weight, by_base, _ = asked_for(ctx, ctx.saved_tensors)
+        by_x, _, _, by_weight, by_base, _ = required_grads(ctx, ctx.saved_tensors)
         dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
         return None, dx, None, None, dw, db, None
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
 
-from ..backends.registry import BACKENDS, Call, contract
+from ..backends.registry import BACKENDS, ContractionSpec, contract
 from ..basis import Basis
-from ..trilinear import Slots, gradients
+from ..trilinear import Operands, gradients
 
 _FIXED = (
     "int order, str base, bool uniform, float[]? cells, ScalarType? product, int derivative, str backend, str source"
@@ -32,20 +32,20 @@ _OPERANDS = {
 }
 
 
-def _flat(call: Call) -> tuple:
+def _flat(call: ContractionSpec) -> tuple:
     lowered = BACKENDS[call.backend].lowered
     # PyTorch's cache on disk knows a compiled graph by its operators' names and arguments
     source = lowered.source if lowered else ""
     return (*call.basis, call.derivative, call.backend, source)
 
 
-def _call(flat: tuple) -> Call:
+def _call(flat: tuple) -> ContractionSpec:
     order, base, uniform, cells, product, derivative, backend, _ = flat
-    return Call(Basis(order, base, uniform, cells and tuple(cells), product), derivative, backend)
+    return ContractionSpec(Basis(order, base, uniform, cells and tuple(cells), product), derivative, backend)
 
 
-def apply(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots):
-    """Call the registered operator of contraction ``name``."""
+def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands):
+    """ContractionSpec the registered operator of contraction ``name``."""
     operands = (getattr(slots, slot) for slot in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *operands, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -56,7 +56,7 @@ def apply(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots):
 def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
         operands = _OPERANDS[name]
-        slots = Slots(**dict(zip(operands, rest)))
+        slots = Operands(**dict(zip(operands, rest)))
         out = contract(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
@@ -67,7 +67,7 @@ def _compute(name: str) -> Callable:
 
 def _fake(name: str) -> Callable:
     def fake(x: Tensor, knots: Tensor, *rest):
-        slots = Slots(**dict(zip(_OPERANDS[name], rest)))
+        slots = Operands(**dict(zip(_OPERANDS[name], rest)))
         basis = _call(rest[len(_OPERANDS[name]) :]).basis
         if name == "F":
             return x.new_empty(x.shape[0], slots.weight.shape[2])
@@ -99,14 +99,14 @@ def _register(name: str, operator_name: str):
         if needed.get("weight") or needed.get("base_weight"):
             wanted.append("W")
 
-        def again(name: str, slots: Slots, derivative: int):
+        def again(name: str, slots: Operands, derivative: int):
             return apply(name, ctx.call._replace(derivative=derivative), x, knots, slots)
 
         if name == "G":
             full = (upstream[0], None if ctx.call.basis.base == "none" else upstream[1])
         else:
             (full,) = upstream
-        slots = Slots(**dict(zip(operands, saved)))
+        slots = Operands(**dict(zip(operands, saved)))
         found = gradients(name, slots, full, wanted, ctx.call.derivative, again)
         found["weight"], found["base_weight"] = found.pop("W", (None, None))
         by_operand = (found.get(operand) for operand in operands)
@@ -128,7 +128,7 @@ def _lay_open(name: str) -> Callable:
         if lowered is None or not lowered.serves(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
-            slots = Slots(**dict(zip(operands, rest)))
+            slots = Operands(**dict(zip(operands, rest)))
             out = lowered.contract(name, x, knots, slots, call.basis, call.derivative)
             return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
 

@@ -19,9 +19,9 @@ from ..backends.modes import needs_graph
 from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces, pieces_of
 from ..statistics import edge_std, edge_values
-from ..trilinear import Slots
+from ..trilinear import Operands
 from . import dispatch as routing
-from .functions import asked_for
+from .functions import required_grads
 
 
 class StackedLayer(NamedTuple):
@@ -128,7 +128,7 @@ class Taken:
             kept = None if place else features
             room = None if rooms is None else rooms[place]
             tables = pieces_of(knots, basis) if pieces is None else pieces()
-            taken = small.run(h, tables, *effective(*arrays), basis, by_x or place > 0, kept, spread, room)
+            taken = small.run(h, tables, *fold_scale_and_mask(*arrays), basis, by_x or place > 0, kept, spread, room)
             self.passes.append(taken)
             self.operands.append(arrays)
             h = taken.y
@@ -138,7 +138,7 @@ class Taken:
         """Of each layer's edges and inputs."""
         return [taken.spread() for taken in self.passes]
 
-    def pull(self, g: Any, by_spreads: Sequence[Sequence[Any]], needed: Sequence[bool]) -> tuple[Any, list[Any]]:
+    def vjp(self, g: Any, by_spreads: Sequence[Sequence[Any]], needed: Sequence[bool]) -> tuple[Any, list[Any]]:
         """Gradients by x ``[I, N]`` and by each layer's weight, base_weight, scale and mask, where they are wanted.
 
         Args:
@@ -152,7 +152,7 @@ class Taken:
             by_weight, by_base, by_scale = needed[1 + 4 * place : 4 + 4 * place]
             by_x = place > 0 or needed[0]
             by_edges, by_inputs = by_spreads[place]
-            g, dw, db = self.passes[place].pull(g, by_edges, by_inputs, by_x, by_weight or by_scale, by_base)
+            g, dw, db = self.passes[place].vjp(g, by_edges, by_inputs, by_x, by_weight or by_scale, by_base)
             if by_scale:
                 found[4 * place + 2] = _times((dw * weight).sum(0), mask)
             if by_weight:
@@ -176,7 +176,7 @@ class _SmallStack(torch.autograd.Function):
     @staticmethod
     def backward(ctx, by_y, *by_deviations):
         x, *operands = ctx.saved_tensors
-        asked = asked_for(ctx, (x, None, None, *operands))
+        asked = required_grads(ctx, (x, None, None, *operands))
         # each is asked: of a batch of gradients some may be zeros that have no batch
         if torch.is_grad_enabled() or not all(map(small.has_values, (by_y, *by_deviations))):
             return _differentiable(ctx, x, operands, (by_y, *by_deviations), asked)
@@ -184,7 +184,7 @@ class _SmallStack(torch.autograd.Function):
         by_spreads = [None if t is None else small.array(t) for t in by_deviations] or [None] * (2 * len(ctx.fixed))
         with small.quiet():
             pairs = list(zip(by_spreads[::2], by_spreads[1::2]))
-            g, found = ctx.taken.pull(small.array(by_y).T, pairs, (by_x, *needed))
+            g, found = ctx.taken.vjp(small.array(by_y).T, pairs, (by_x, *needed))
         by_operands = (None if each is None else torch.from_numpy(each) for each in found)
         return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
 
@@ -196,7 +196,7 @@ def _times(one: Any, other: Any) -> Any:
     return one * other
 
 
-def effective(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
+def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
     """The weights of splines and base function, tensors or arrays, with scale and mask in them."""
     return _times(weight, _times(scale, mask)), None if base_weight is None else _times(base_weight, mask)
 
@@ -214,7 +214,7 @@ def _differentiable(
         h, operands = given[0], given[3:]
         outputs: list[Tensor] = []
         for layer, (knots, basis, _) in enumerate(ctx.fixed):
-            slots = Slots(None, *effective(*operands[4 * layer : 4 * layer + 4]))
+            slots = Operands(None, *fold_scale_and_mask(*operands[4 * layer : 4 * layer + 4]))
             if create_graph:
                 if ctx.spread:
                     outputs += [edge_std(h, knots, slots.weight, slots.base_weight, basis=basis), column_std(h)]

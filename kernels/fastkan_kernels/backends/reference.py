@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..basis import Basis
 from ..bspline.cox_de_boor import features, round_weights
-from ..trilinear import Slots
+from ..trilinear import Operands
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
     y = _rows(psi) @ _columns(round_weights(slots.weight, basis.product, psi.dtype))
@@ -24,7 +24,7 @@ def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivativ
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
@@ -33,7 +33,7 @@ def contract_weight(
     return splines, None if base is None else (base.t() @ g).to(x.dtype)
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     psi, base = features(x, knots, basis, derivative)
     g = slots.g.to(psi.dtype)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis, exact_products
-from ..trilinear import Slots, gradients
+from ..trilinear import Operands, gradients
 from . import cpu, reference
 from .modes import is_batched
 from .triton import backend as triton
 
 
-class Call(NamedTuple):
+class ContractionSpec(NamedTuple):
     """The fixed part of a contraction: which features, which derivative, computed by whom."""
 
     basis: Basis
@@ -33,15 +33,15 @@ class Small(NamedTuple):
     ``backward(taken, g, by_x, by_weight, by_base)``.
 
     Any contraction is ``contract(name, kept, x, knots, slots, basis, derivative)``, and all gradients of one, without a
-    graph, are ``pull(name, kept, x, knots, slots, upstream, wanted, basis, derivative)``. These return None where they
-    are not for a layer like that. ``kept`` is a :class:`Call`'s.
+    graph, are ``vjp(name, kept, x, knots, slots, upstream, wanted, basis, derivative)``. These return None where they
+    are not for a layer like that. ``kept`` is a :class:`ContractionSpec`'s.
     """
 
     serves: Callable[..., bool]
     forward: Callable[..., tuple]
     backward: Callable[..., tuple]
     contract: Callable
-    pull: Callable[..., dict | None]
+    vjp: Callable[..., dict | None]
 
 
 class Lowered(NamedTuple):
@@ -90,7 +90,7 @@ BACKENDS: dict[str, Backend] = {
         _CPU,
         unable=cpu.unable,
         describe=cpu.describe,
-        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.pull),
+        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
         features=cpu.all_features,
@@ -105,7 +105,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, compiling: bool = False):
+def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, compiling: bool = False):
     """Compute contraction ``name`` of ``slots`` by the backend of ``call``.
 
     Autocast is held off inside: what it asks for is in ``call.basis.product`` already.
@@ -126,22 +126,24 @@ def contract(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, comp
         return function[name](x, knots, slots, call.basis, call.derivative)
 
 
-def pull(name: str, call: Call, x: Tensor, knots: Tensor, slots: Slots, upstream, wanted: Collection[str]) -> dict:
+def vjp(
+    name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, upstream, wanted: Collection[str]
+) -> dict:
     """Gradients of contraction ``name``, as :func:`.trilinear.gradients`, without a graph."""
     small = BACKENDS[call.backend].small
     if small is not None:
         kept = {} if call.kept is None else call.kept
-        found = small.pull(name, kept, x, knots, slots, upstream, wanted, call.basis, call.derivative)
+        found = small.vjp(name, kept, x, knots, slots, upstream, wanted, call.basis, call.derivative)
         if found is not None:
             return found
 
-    def contracted(name: str, slots: Slots, derivative: int):
+    def contracted(name: str, slots: Operands, derivative: int):
         return contract(name, call._replace(derivative=derivative), x, knots, slots)
 
     return gradients(name, slots, upstream, wanted, call.derivative, contracted)
 
 
-def small_of(call: Call) -> Small:
+def small_of(call: ContractionSpec) -> Small:
     """What the backend of ``call`` has for small layers, where it is known to have something."""
     small = BACKENDS[call.backend].small
     assert small is not None

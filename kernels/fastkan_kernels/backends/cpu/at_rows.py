@@ -20,7 +20,7 @@ import torch
 from ...basis import Basis
 from ...bspline.cox_de_boor import base_function, check_base_derivative, silu_derivative
 from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces
-from ...trilinear import Slots
+from ...trilinear import Operands
 from .cells import Array, Rows, base_at, look_up, meet, product, terms_at, values_at
 
 FEATURES = 2  # powers of all outputs for each spline, above which splines are made for G after all
@@ -46,7 +46,7 @@ class AtRows:
         self._met: tuple[bytes, Rows, dict[Any, Array]] | None
         self._met = None if weight is None else (weight, self.rows, {})
 
-    def contract(self, name: str, slots: Slots, derivative: int) -> Any:
+    def contract(self, name: str, slots: Operands, derivative: int) -> Any:
         """F_d ``[O, N]``, G_d in two parts ``[K, I, O]`` and ``[I, O]``, or H_d ``[I, N]``.
 
         Args:

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import round_weights
-from ...trilinear import Slots
+from ...trilinear import Operands
 from . import banded, base, dense
 from .blocks import block_shape, filling
 from .selection import choose
 
 
 def contract_out(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     wide, knots, v, weight, base_weight, _ = _widened(x, knots, slots, basis)
@@ -40,7 +40,7 @@ def contract_out(
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     wide, knots, v, _, _, g = _widened(x, knots, slots, basis)
@@ -55,7 +55,7 @@ def contract_weight(
 
 
 def contract_in(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     wide, knots, _, weight, base_weight, g = _widened(x, knots, slots, basis)
@@ -94,7 +94,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     )
 
 
-def _widened(x: Tensor, knots: Tensor, slots: Slots, basis: Basis) -> tuple:
+def _widened(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> tuple:
     """x, knots, v, weight, base_weight and g in the working dtype, weights rounded if asked."""
     dtype = working_dtype(x.dtype)
     if x.dtype == dtype == knots.dtype and basis.product is None:

@@ -93,7 +93,7 @@ class ByBlocks:
         """Standard deviations over the rows, of the edges ``[I, O]`` and of the inputs ``[I]``."""
         return self.edges_moments.std(), self.inputs_moments.std()
 
-    def pull(
+    def vjp(
         self,
         g: Array,
         by_edges: Array | None,
@@ -102,7 +102,7 @@ class ByBlocks:
         by_weight: bool,
         by_base: bool,
     ) -> tuple[Array | None, Array | None, Array | None]:
-        """As :meth:`.by_edges.ByEdges.pull`."""
+        """As :meth:`.by_edges.ByEdges.vjp`."""
         import numpy as np
 
         rows = self.x.shape[1]
@@ -116,19 +116,19 @@ class ByBlocks:
                 block_pass.centred_edges = self.edges_moments.centred(block_pass.values)
             if inputs_share is not None:
                 block_pass.centred_inputs = self.inputs_moments.centred(block_pass.x)
-            slope, *found = block_pass.pull_shares(g[:, part], edges_share, inputs_share, by_x, by_weight, by_base)
+            slope, *found = block_pass.vjp_shares(g[:, part], edges_share, inputs_share, by_x, by_weight, by_base)
             if dx is not None:
                 dx[:, part] = slope
             dw, db = (_sum(total, each) for total, each in zip((dw, db), found))
         return dx, dw, db
 
-    def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
-        """:meth:`pull` of y's gradient in PyTorch operations, for callers that batch or transform it."""
+    def vjp_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
+        """:meth:`vjp` of y's gradient in PyTorch operations, for callers that batch or transform it."""
         slopes: list[Tensor] = []
         dw: Tensor | None = None
         db: Tensor | None = None
         for part, block_pass in self._blocks():
-            slope, *found = block_pass.pull_in_torch(g[:, part], by_x, by_weight, by_base)
+            slope, *found = block_pass.vjp_in_torch(g[:, part], by_x, by_weight, by_base)
             if slope is not None:
                 slopes.append(slope)
             dw, db = (_sum(total, each) for total, each in zip((dw, db), found))

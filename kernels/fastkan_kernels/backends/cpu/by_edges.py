@@ -56,7 +56,7 @@ class ByEdges:
         self.inputs, self.centred_inputs = deviation(self.x.copy())
         return self.edges, self.inputs
 
-    def pull(
+    def vjp(
         self,
         g: Array,
         by_edges: Array | None,
@@ -74,9 +74,9 @@ class ByEdges:
         freedom = self.x.shape[1] - 1
         edges_share = None if by_edges is None else over(by_edges / freedom, self.edges)
         inputs_share = None if by_inputs is None else over(by_inputs / freedom, self.inputs)
-        return self.pull_shares(g, edges_share, inputs_share, by_x, by_weight, by_base)
+        return self.vjp_shares(g, edges_share, inputs_share, by_x, by_weight, by_base)
 
-    def pull_shares(
+    def vjp_shares(
         self,
         g: Array,
         edges_share: Array | None,
@@ -85,7 +85,7 @@ class ByEdges:
         by_weight: bool,
         by_base: bool,
     ) -> tuple[Array | None, Array | None, Array | None]:
-        """:meth:`pull` with what the spreads' gradients come to for each centred value, ``[I, O]`` and ``[I]``."""
+        """:meth:`vjp` with what the spreads' gradients come to for each centred value, ``[I, O]`` and ``[I]``."""
         import numpy as np
 
         inside, _, powers, own = self.rows[:4]
@@ -112,8 +112,8 @@ class ByEdges:
                 dx += self.centred_inputs * inputs_share[:, None]
         return dx, dw, db
 
-    def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
-        """:meth:`pull` of y's gradient, for those who look on."""
+    def vjp_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
+        """:meth:`vjp` of y's gradient, for those who look on."""
         inside, rate, powers, own = (torch.from_numpy(each) for each in self.rows[:4])
         inputs, outputs, _, rows = own.shape
         g = g.unsqueeze(0)

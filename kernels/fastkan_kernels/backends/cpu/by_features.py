@@ -17,7 +17,7 @@ from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces
 from .cells import Array, Rows, base_at, deviation, look_up, over, product, values_at
 
 MAX_FEATURES = 1 << 19  # numbers, of rows that nobody says will come again
-MOST_KEPT = 4  # batches: of training and test, for two models
+MAX_KEPT = 4  # batches: of training and test, for two models
 
 
 class Features:
@@ -95,7 +95,7 @@ class KeptFeatures:
                     self.kept = [kept[place], *kept[:place], *kept[place + 1 :]]
                 return found
         found = Features(x, tables, basis)
-        self.kept = [(tables, basis.base, own, found), *kept[: MOST_KEPT - 1]]
+        self.kept = [(tables, basis.base, own, found), *kept[: MAX_KEPT - 1]]
         return found
 
 
@@ -129,10 +129,10 @@ class ByFeatures:
         self.edges = np.sqrt(np.maximum(variance, 0))
         return self.edges.astype(self.joined.dtype), self.features.inputs
 
-    def pull(
+    def vjp(
         self, g: Array, by_edges: Array | None, by_inputs: object, by_x: bool, by_weight: bool, by_base: bool
     ) -> tuple[None, Array | None, Array | None]:
-        """As :meth:`.by_edges.ByEdges.pull`, but by x: who wants that goes the other way."""
+        """As :meth:`.by_edges.ByEdges.vjp`, but by x: who wants that goes the other way."""
         if not (by_weight or by_base):
             return None, None, None
         inputs, count, _ = self.features.values.shape
@@ -143,8 +143,8 @@ class ByFeatures:
         db = both[self.splines].copy() if by_base and count > self.splines else None
         return None, both[: self.splines].copy() if by_weight else None, db
 
-    def pull_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
-        """:meth:`pull` of y's gradient, for those who look on."""
+    def vjp_in_torch(self, g: Tensor, by_x: bool, by_weight: bool, by_base: bool) -> tuple[Tensor | None, ...]:
+        """:meth:`vjp` of y's gradient, for those who look on."""
         both = torch.einsum("ipn,on->pio", torch.from_numpy(self.features.values), g)
         splines, base = both[: self.splines], both[self.splines :]
         return None, splines if by_weight else None, base[0] if by_base and len(base) else None

@@ -15,10 +15,10 @@ from torch import Tensor
 from ...basis import Basis
 from ...bspline import cardinal
 from ...bspline import cox_de_boor as features
-from ...trilinear import Slots
+from ...trilinear import Operands
 from .. import reference
 
-MOST_FEATURES = 1 << 17
+MAX_FEATURES = 1 << 17
 
 # of all code that is traced here
 SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
@@ -27,10 +27,10 @@ SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
 
 def serves(x: Tensor, knots: Tensor, basis: Basis) -> bool:
     """Whether a contraction is small enough; a large one is better left whole."""
-    return x.device.type == "cpu" and basis.product is None and x.shape[0] * knots.numel() <= MOST_FEATURES
+    return x.device.type == "cpu" and basis.product is None and x.shape[0] * knots.numel() <= MAX_FEATURES
 
 
-def contract(name: str, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int):
+def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
     """Contraction F, G or H; contiguous, as the operators' results are."""
     closed = basis.cells is not None and derivative < basis.order
     if not closed or x.dtype not in (torch.float32, torch.float64):
@@ -63,7 +63,7 @@ def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor
     return torch.cat([psi, features.base_function(x, basis.base, derivative).t().unsqueeze(0)])
 
 
-def _joined(slots: Slots) -> Tensor:
+def _joined(slots: Operands) -> Tensor:
     """Both parts of W as ``[(K + 1) * I, O]``."""
     if slots.base_weight is None:
         return slots.weight.flatten(0, 1)

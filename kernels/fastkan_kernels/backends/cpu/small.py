@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...basis import Basis
 from ...bspline.piecewise import Pieces, pieces_of
-from ...trilinear import CONTRACTIONS, Slots, gradients
+from ...trilinear import CONTRACTIONS, Operands, gradients
 from ..modes import has_values, needs_graph
 from . import selection as choice
 from .at_rows import AtRows
@@ -31,7 +31,7 @@ MAX_KEPT_AT_ROWS = 1 << 21  # numbers that a graph of derivatives keeps for each
 Pass = ByEdges | ByFeatures | ByBlocks
 
 
-def serves(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> bool:
+def serves(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> bool:
     """Whether this is for a forward like that."""
     return (
         derivative == 0
@@ -105,7 +105,7 @@ def quiet() -> Any:
     return np.errstate(all="ignore")
 
 
-def forward(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by_x: bool) -> tuple[Tensor, Pass]:
+def forward(kept: dict, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, by_x: bool) -> tuple[Tensor, Pass]:
     """F_0(x, W), and what its backward needs.
 
     Args:
@@ -122,15 +122,15 @@ def forward(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, by
 def backward(kept: Pass, g: Tensor, by_x: bool, by_weight: bool, by_base: bool):
     """Gradients by x, weight and base_weight where they are wanted, else None."""
     if not has_values(g):  # of a batch of gradients, or with tangents
-        dx, dw, db = kept.pull_in_torch(g.t(), by_x, by_weight, by_base)
+        dx, dw, db = kept.vjp_in_torch(g.t(), by_x, by_weight, by_base)
         return None if dx is None else dx.t(), dw, db
     with quiet():
-        dx, dw, db = kept.pull(array(g).T, None, None, by_x, by_weight, by_base)
+        dx, dw, db = kept.vjp(array(g).T, None, None, by_x, by_weight, by_base)
     dx = None if dx is None else dx.T.copy()
     return tuple(None if each is None else torch.from_numpy(each) for each in (dx, dw, db))
 
 
-def contract(name: str, kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Any:
+def contract(name: str, kept: dict, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Any:
     """F, G or H; None where this is not for a layer like that.
 
     Args:
@@ -144,12 +144,12 @@ def contract(name: str, kept: dict, x: Tensor, knots: Tensor, slots: Slots, basi
     return _tensors(value)
 
 
-def pull(
+def vjp(
     name: str,
     kept: dict,
     x: Tensor,
     knots: Tensor,
-    slots: Slots,
+    slots: Operands,
     upstream: Any,
     wanted: Collection[str],
     basis: Basis,
@@ -157,7 +157,7 @@ def pull(
 ) -> dict[str, Any] | None:
     """:func:`..trilinear.gradients` of a contraction as numbers, without a graph; else as :func:`contract`."""
     free = CONTRACTIONS[name].free
-    full = slots.fill(free, upstream)
+    full = slots.with_operand(free, upstream)
     at = _at_rows(kept, x, knots, full, basis, derivative, derivative + 1)
     if at is None:
         return None
@@ -168,7 +168,7 @@ def pull(
     return {by: _tensors(value) for by, value in found.items()}
 
 
-def _at_rows(kept: dict, x: Tensor, knots: Tensor, slots: Slots, basis: Basis, *derivatives: int) -> AtRows | None:
+def _at_rows(kept: dict, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, *derivatives: int) -> AtRows | None:
     """What was kept of these rows, or is now; None where it can't serve."""
     given = [x, *(each for each in slots if each is not None)]
     if not (all(each.dtype == knots.dtype for each in given) and has_values(*given)):
@@ -199,10 +199,10 @@ def _keeps(rows: int, knots: Tensor, outputs: int, basis: Basis, derivatives: Se
     return own < choice.step_cost(rows, inputs, outputs, count, basis)
 
 
-def _arrays(slots: Slots) -> Any:
+def _arrays(slots: Operands) -> Any:
     """As :class:`.at_rows.AtRows` takes them."""
     v, weight, base_weight, g = slots
-    return Slots(
+    return Operands(
         None if v is None else columns(v),
         None if weight is None else array(weight),
         None if base_weight is None else array(base_weight),

@@ -6,13 +6,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...basis import Basis
-from ...trilinear import Slots
+from ...trilinear import Operands
 from .hardware import missing, unable
 
 __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     from . import dispatch
 
@@ -20,7 +20,7 @@ def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivativ
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     from . import dispatch
@@ -28,7 +28,7 @@ def contract_weight(
     return dispatch.contract_weight(x, knots, slots, basis, derivative)
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     from . import dispatch
 

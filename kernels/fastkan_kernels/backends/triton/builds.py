@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...basis import Basis
-from ...trilinear import CONTRACTIONS, Slots
+from ...trilinear import CONTRACTIONS, Operands
 from .dispatch import launched_out, launched_weight
 from .kernels.contract_in import launch_in
 from .kernels.contract_weight import parts_of
@@ -177,7 +177,7 @@ def problem_of(s: Setting, capability: int) -> Problem:
     knots = empty(s.inputs, s.grid + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
-    slots = Slots(v, weight, None if s.base == "none" else base_weight, g).leave(CONTRACTIONS[s.name].free)
+    slots = Operands(v, weight, None if s.base == "none" else base_weight, g).without(CONTRACTIONS[s.name].free)
     basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.product)
     precision = s.precision if s.dtype == torch.float32 else None
     return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)

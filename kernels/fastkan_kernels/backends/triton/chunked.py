@@ -18,7 +18,7 @@ from .tuning.key import key
 from .tuning.rules import chunking
 
 CHUNK_BYTES = 16 << 20  # of a cache of 40 to 60 MiB, which W and the result use too
-FEWEST_ROWS = 128  # fewer make a slack product
+MIN_ROWS = 128  # fewer make a slack product
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
@@ -68,7 +68,7 @@ def features(p: Problem, psi: Tensor) -> Tensor:
 def chunks(p: Problem) -> Iterator[slice]:
     """Rows that are taken together."""
     row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.product).itemsize
-    step = max(FEWEST_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    step = max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
 

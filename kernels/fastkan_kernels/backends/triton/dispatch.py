@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import base_function
-from ...trilinear import Slots
+from ...trilinear import Operands
 from . import chunked, hardware
 from .kernels.contract_in import launch_in
 from .kernels.contract_out import launch_out
@@ -29,7 +29,7 @@ from .tuning.key import key
 from .tuning.tuning import choose, choose_for
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     outputs = slots.weight.shape[2]
     if x.numel() * outputs == 0:
@@ -41,7 +41,7 @@ def contract_out(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivativ
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     count, inputs, outputs = basis.splines_of(knots), x.shape[1], slots.g.shape[1]
@@ -52,7 +52,7 @@ def contract_weight(
     return _weights(p, choose_for(p, _weights))
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Slots, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     if x.numel() * slots.weight.shape[2] == 0:
         return x.new_zeros(x.shape)
@@ -109,7 +109,7 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     made = x.new_empty(len(x), count, x.shape[1], dtype=working_dtype(x.dtype))
     if made.numel() == 0 or derivative > basis.order:
         return made.zero_()
-    p = problem("F", x, knots, Slots(weight=x.new_empty(count, x.shape[1], 1)), basis, derivative)
+    p = problem("F", x, knots, Operands(weight=x.new_empty(count, x.shape[1], 1)), basis, derivative)
     return chunked.features(p, made)
 
 
@@ -160,7 +160,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=x.dtype, device="meta")
 
-    slots = Slots(g=empty(rows, outputs))
+    slots = Operands(g=empty(rows, outputs))
     if name != "G":
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
         slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import check_base_derivative
-from ...trilinear import Slots
+from ...trilinear import Operands
 from . import hardware
 
 
@@ -125,7 +125,7 @@ def problem(
     name: str,
     x: Tensor,
     knots: Tensor,
-    slots: Slots,
+    slots: Operands,
     basis: Basis,
     derivative: int,
     capability: int | None = None,

@@ -58,7 +58,7 @@ def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
-FEWEST_SLOTS = 3  # two products' operands, and one that is on its way
+MIN_SLOTS = 3  # two products' operands, and one that is on its way
 _BARRIER_BYTES = 512  # of all slots, and what lies between
 
 
@@ -74,4 +74,4 @@ def slots(most: int, tiles: list[TensorDescriptor], beside: int, capability: int
         beside: bytes of what else is in shared memory.
     """
     room = shared_limit(capability) - beside - _BARRIER_BYTES
-    return max(FEWEST_SLOTS, min(most, room // tile_bytes(*tiles)))
+    return max(MIN_SLOTS, min(most, room // tile_bytes(*tiles)))

@@ -98,7 +98,7 @@ def contract_weight_kernel(
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
 
-FEWEST_STEPS = 8  # of INNER rows that are worth a program of their own
+MIN_STEPS = 8  # of INNER rows that are worth a program of their own
 
 
 def parts_of(p: Problem, config: Config) -> tuple[int, int]:
@@ -107,7 +107,7 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
     device = p.x.device
     wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
     steps = triton.cdiv(p.rows, config.inner)
-    parts = max(1, min(wanted, steps // FEWEST_STEPS))
+    parts = max(1, min(wanted, steps // MIN_STEPS))
     rows = triton.cdiv(steps, parts) * config.inner
     return triton.cdiv(p.rows, rows), rows
 

@@ -20,12 +20,12 @@ class _State:
     seconds: float
 
 
-def asked_for() -> bool:
+def required_grads() -> bool:
     """Whether the environment asks for it."""
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_states = [_State(asked_for(), SECONDS)]  # the last one counts; threads may leave theirs in any order
+_states = [_State(required_grads(), SECONDS)]  # the last one counts; threads may leave theirs in any order
 
 
 @checked(enabled=FLAG, seconds=Real(above=0))

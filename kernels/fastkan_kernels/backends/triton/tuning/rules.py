@@ -13,7 +13,7 @@ from .key import Key
 
 # from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
 GATHER_FROM = {"half": 192, "single": 32}
-MOST_LOCAL = 3  # order, of pipelined local splines
+MAX_LOCAL = 3  # order, of pipelined local splines
 CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
 
 
@@ -29,7 +29,7 @@ def ways_of(k: Key, capability: int) -> list[str]:
 def _can_be_pipelined(k: Key, capability: int) -> bool:
     """On Hopper, of two bytes (an 8 x 16 tile of tf32 must lie the other way round), all by descriptors; the local
     form while its k + 1 splines stay in registers. Weights of a base function stay in float16's range for d = 0."""
-    kept = k.form == "cardinal" or k.order <= MOST_LOCAL
+    kept = k.form == "cardinal" or k.order <= MAX_LOCAL
     fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
     return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and hopper.gluon_available()
 

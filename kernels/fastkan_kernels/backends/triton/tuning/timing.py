@@ -10,8 +10,8 @@ from typing import TypeVar
 import torch
 
 FLUSHES = 4  # times the L2 cache is what a flush writes
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
-MOST_HEADS = 50
+MIN_ROUNDS, MAX_ROUNDS = 5, 50
+MAX_HEADS = 50
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -24,14 +24,14 @@ def seconds_on_gpu(tasks: Mapping[Name, Callable[[], object]], seconds: float) -
 
     Args:
         tasks: called before, so that nothing is left to compile.
-        seconds: about how long it may take; there are ``FEWEST_ROUNDS`` however short that is.
+        seconds: about how long it may take; there are ``MIN_ROUNDS`` however short that is.
     """
     lines = _lines()
     flush = _wall(lines.zero_)[1]
     costs = {name: _wall(task) for name, task in tasks.items()}
-    heads = {name: min(MOST_HEADS, 1 + int(1.5 * launch / flush)) for name, (launch, _) in costs.items()}
+    heads = {name: min(MAX_HEADS, 1 + int(1.5 * launch / flush)) for name, (launch, _) in costs.items()}
     each = sum(whole + heads[name] * flush for name, (_, whole) in costs.items())
-    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / each)))
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / each)))
     samples: dict[Name, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     for number in range(rounds):

@@ -30,7 +30,7 @@ _loaded: dict[str, Table] = {}
 _tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
 _settled: set[tuple[Key, str | None]] = set()  # keys that need no more tuning, or could not be tuned
 _silent: Counter[tuple[Key, str | None]] = Counter()  # how often operands said nothing of what is right
-_MOST_SILENT = 10  # times, after which it is not tried again
+_MAX_SILENT = 10  # times, after which it is not tried again
 _remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # asked at each launch
 _tuning = threading.Lock()  # of one contraction at a time, or they would spoil each other's timing
 _means = Means()
@@ -119,7 +119,7 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
         else:
             if found is None:
                 _silent[place] += 1
-                if _silent[place] >= _MOST_SILENT:
+                if _silent[place] >= _MAX_SILENT:
                     _settled.add(place)
                 return
             _log.info("%s: %d of %d candidates timed for %s", found.config, len(found.seconds), len(configs), k)
