@@ -1,0 +1,19 @@
+"""The command line that the examples share."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Call an example's ``main(steps, folder)`` with the options of the command line."""
+    steps = inspect.signature(main).parameters["steps"].default
+    parser = argparse.ArgumentParser(description=inspect.getdoc(main))
+    parser.add_argument("--steps", type=int, default=steps, help=f"training steps ({steps})")
+    parser.add_argument("--folder", type=Path, default=Path(), help="where the picture goes (the current folder)")
+    options = parser.parse_args()
+    main(options.steps, options.folder)
