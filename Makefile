@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint docs bench clean
 
 demo: $(VENV)/.bench
 	$(BIN)/python -m bench.demo
@@ -23,6 +23,9 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --output-directory build/docs fastkan fastkan_kernels
 
 bench: $(VENV)/.bench $(VENV)/.peers
 	$(BIN)/python -m bench
@@ -38,7 +41,7 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 # one stamp for each extra of pyproject.toml
-$(VENV)/.bench $(VENV)/.test $(VENV)/.peers: $(VENV)/.%: $(VENV)/.torch pyproject.toml
+$(VENV)/.bench $(VENV)/.test $(VENV)/.peers $(VENV)/.docs: $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[$*]'
 	touch $@
 

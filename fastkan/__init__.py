@@ -1,8 +1,58 @@
-"""fastkan: Kolmogorov-Arnold networks in PyTorch, as quick as the matrix product they are.
+"""Kolmogorov-Arnold networks in PyTorch, with layers that run on hand-written Triton kernels.
 
 >>> from fastkan import KAN, KANLinear
 >>> layer = KANLinear(64, 64)
 >>> model = KAN(width=[2, 5, 1], grid=5, k=3, seed=0)
+
+# The layer
+
+`KANLinear` takes the place of `nn.Linear`; `fastkan.functional.kan_linear` is the same without a module. Its methods
+move the knots to where samples lie (`update_grid`), refine the grid without changing the functions (`refine`), switch
+edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `outside_share`).
+
+# The workflow
+
+| step | methods of `KAN` |
+|---|---|
+| construct | `KAN(width, grid, k, ...)`; `width=[2, [5, 2], 1]` has two multiplication nodes |
+| train | `fit`: L-BFGS or Adam, sparsity by `lamb`, tensors, dictionaries or loaders; `train=("spline",)` for new regions |
+| look | `plot`, `plot_edge`, `plot_history`, `get_act`, `get_range` |
+| simplify | `attribute`, `prune`, `prune_node`, `prune_edge`, `prune_input`, `remove_edge`, `remove_node` |
+| refine | `refine` for finer grids, `update_grid_from_samples` for knots where the data are |
+| enlarge | `expand_width`, `expand_depth`, `swap` |
+| symbolic | `suggest_symbolic`, `fix_symbolic`, `auto_symbolic`, `unfix_symbolic`; `add_symbolic` extends the library |
+| formula | `symbolic_formula` (sympy, equal to the forward), `formula_latex`, `formula_numpy` |
+| keep | `save`, `KAN.load`: one file with masks, formulas, grids and history; loading runs no code |
+
+Pruning, attribution and formulas use the rows of the last fit; after a training loop of your own give them as `x=`, or
+call `model.get_act(x)` first. A fit by L-BFGS with `lamb > 0` also searches: the penalty rises slowly, and from time to
+time a step is tried without one hidden node and goes on if it comes out better (`try_without=False` turns this off).
+`train` with a dataset is `fit`; `train(True)` is PyTorch's.
+
+# What differs from pykan
+
+The names are pykan's, those of its helper functions too (`kanpiler`, `get_feynman_dataset`, `MLP`, `ex_round`, ...).
+No global generator is seeded and no argument is changed; models can be copied and pickled; `prune` and `refine` return
+networks that share nothing with the original; pruning never severs a layer; `suggest_symbolic` leaves the model as it
+is; a fit that meets an infinite or NaN loss returns to the last good parameters and says so. Arguments of older
+versions are accepted with a warning that says what to write.
+
+# Other packages
+
+`convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
+`to_efficient_kan_state_dict` go back; `replace_linear` puts KAN layers in the place of linear ones.
+
+# What runs where
+
+| | CPU | NVIDIA GPU, compute capability 8.0 or newer |
+|---|---|---|
+| forward, backward, higher derivatives, autocast | `cpu`: PyTorch in blocks, NumPy for narrow layers | `triton`: hand-written kernels |
+| `torch.func`, forward mode, `torch.export` | `reference`: PyTorch, stores all features | `reference` |
+| `torch.compile` | `cpu`, as registered operators | `triton`, as registered operators |
+
+`explain(layer, x)` says what would run and why; `with backend("reference"):` chooses. A backend that cannot serve a
+call raises an error, and no other takes its place. Products of float32 follow PyTorch's own precision settings. The
+same shapes on the same machine and versions give the same bits.
 """
 
 from fastkan_kernels import autotune, backend

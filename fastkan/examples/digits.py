@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import nn
 from tqdm.auto import trange
 
@@ -18,6 +16,9 @@ from ._command import run
 
 def main(steps: int = 300, folder: Path = Path()) -> float:
     """Replace the linear layers of an MLP by KAN layers, train it on scikit-learn's digits, and show some errors."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     torch.manual_seed(0)
     x, y = load_digits(return_X_y=True)
     x, x_test, y, y_test = map(torch.as_tensor, train_test_split(x / 8 - 1, y, random_state=0, stratify=y))
@@ -43,7 +44,7 @@ def main(steps: int = 300, folder: Path = Path()) -> float:
     for axes in figure.subplots(1, 8):
         axes.set_axis_off()
     for axes, row in zip(figure.axes, wrong):
-        axes.imshow(x_test[row].view(8, 8), cmap="gray_r")
+        axes.imshow(x_test[row].view(8, 8).numpy(), cmap="gray_r")
         axes.set_title(f"{y_test[row]} as {predicted[row]}")
     figure.savefig(folder / "digits.png")
     print(f"test accuracy {accuracy:.1%}; see {folder / 'digits.png'} for digits that were misread")

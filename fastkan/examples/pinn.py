@@ -45,7 +45,7 @@ def main(steps: int = 100, folder: Path = Path()) -> float:
         solution, error = u(x), u(x) - exact(x)
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, values, title in zip(figure.subplots(1, 2), (solution, error), ("solution", "error")):
-        picture = axes.imshow(values.view(32, 32).T, origin="lower", extent=(-1, 1, -1, 1))
+        picture = axes.imshow(values.view(32, 32).T.numpy(), origin="lower", extent=(-1, 1, -1, 1))
         figure.colorbar(picture, ax=axes, shrink=0.7)
         axes.set_title(title)
     figure.savefig(folder / "pinn.png")

@@ -39,7 +39,7 @@ def main(steps: int = 500, folder: Path = Path()) -> float:
         surfaces = {"function": target(points), "fit": model(points)}
     figure = Figure(figsize=(8, 4), layout="constrained")
     for axes, (title, values) in zip(figure.subplots(1, 2), surfaces.items()):
-        axes.imshow(values.view(101, 101).T, origin="lower", extent=(-1, 1, -1, 1), vmin=-1, vmax=1)
+        axes.imshow(values.view(101, 101).T.numpy(), origin="lower", extent=(-1, 1, -1, 1), vmin=-1, vmax=1)
         axes.set_title(title)
     figure.savefig(folder / "quickstart.png")
     error = (surfaces["fit"] - surfaces["function"]).square().mean().sqrt().item()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kan import KAN as PykanKAN
 from matplotlib.figure import Figure
 from tqdm.auto import trange
 
@@ -18,7 +17,9 @@ from ._command import run
 
 def main(steps: int = 50, folder: Path = Path()) -> float:
     """Convert a pykan model, compare the outputs, and train both in turns with Adam from the same parameters."""
-    theirs = PykanKAN(width=[2, 5, 1], grid=5, k=3, seed=0, auto_save=False)
+    import kan
+
+    theirs = kan.KAN(width=[2, 5, 1], grid=5, k=3, seed=0, auto_save=False)
     ours = convert(theirs)
     x = 2 * torch.rand(1000, 2) - 1
     y = torch.exp(torch.sin(torch.pi * x[:, :1]) + x[:, 1:] ** 2)
@@ -41,7 +42,7 @@ def main(steps: int = 50, folder: Path = Path()) -> float:
 
     axes = (figure := Figure(layout="constrained")).subplots()
     for name in models:
-        axes.semilogy(torch.tensor(seconds[name]).cumsum(0), losses[name], label=name)
+        axes.semilogy(torch.tensor(seconds[name]).cumsum(0).numpy(), losses[name], label=name)
     axes.set(xlabel="seconds", ylabel="loss")
     axes.legend()
     figure.savefig(folder / "swap.png")
