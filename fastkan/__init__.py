@@ -15,7 +15,7 @@ edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `o
 | step | methods of `KAN` |
 |---|---|
 | construct | `KAN(width, grid, k, ...)`; `width=[2, [5, 2], 1]` has two multiplication nodes |
-| train | `fit`: L-BFGS or Adam, sparsity by `lamb`, tensors, dictionaries or loaders; `train=("spline",)` for new regions |
+| train | `fit`: L-BFGS or Adam, sparsity by `lamb`; `train=("spline",)` learns new regions without forgetting |
 | look | `plot`, `plot_edge`, `plot_history`, `get_act`, `get_range` |
 | simplify | `attribute`, `prune`, `prune_node`, `prune_edge`, `prune_input`, `remove_edge`, `remove_node` |
 | refine | `refine` for finer grids, `update_grid_from_samples` for knots where the data are |
@@ -44,9 +44,9 @@ versions are accepted with a warning that says what to write.
 
 # What runs where
 
-| | CPU | NVIDIA GPU, compute capability 8.0 or newer |
+| | CPU | NVIDIA GPU (compute capability 8.0) |
 |---|---|---|
-| forward, backward, higher derivatives, autocast | `cpu`: PyTorch in blocks, NumPy for narrow layers | `triton`: hand-written kernels |
+| forward, backward, derivatives, autocast | `cpu`: PyTorch in blocks, NumPy for narrow layers | `triton`: kernels |
 | `torch.func`, forward mode, `torch.export` | `reference`: PyTorch, stores all features | `reference` |
 | `torch.compile` | `cpu`, as registered operators | `triton`, as registered operators |
 

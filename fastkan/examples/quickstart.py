@@ -17,7 +17,8 @@ from ._command import run
 def main(steps: int = 500, folder: Path = Path()) -> float:
     """Fit a function of two variables with two KAN layers and Adam, and plot the fit beside the function."""
     torch.manual_seed(0)
-    model = nn.Sequential(KANLinear(2, 16, grid_size=8), KANLinear(16, 1, grid_size=8))
+    first = KANLinear(2, 16, grid_size=8)
+    model = nn.Sequential(first, KANLinear(16, 1, grid_size=8))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
 
     def target(x: torch.Tensor) -> torch.Tensor:
@@ -31,7 +32,7 @@ def main(steps: int = 500, folder: Path = Path()) -> float:
         loss.backward()
         optimizer.step()
         progress.set_postfix_str(f"loss {loss.item():.1e}")
-    print(explain(model[0], x))  # which backend computes the layer, and how
+    print(explain(first, x))  # which backend computes the layer, and how
 
     line = torch.linspace(-1, 1, 101)
     points = torch.cartesian_prod(line, line)
