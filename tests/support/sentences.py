@@ -24,7 +24,8 @@ def texts(source: str) -> Iterator[tuple[int, str]]:
         if isinstance(node, DOCUMENTED):
             text = ast.get_docstring(node)
             if text:
-                yield node.body[0].lineno, re.sub(r"^.*>>>(.*\n)*?(?=\n|\Z)", "", text, flags=re.MULTILINE)
+                prose = re.split(r"^\s*Examples?:\s*$|^\s*>>>", text, maxsplit=1, flags=re.MULTILINE)[0]
+                yield node.body[0].lineno, prose
     last, block, first = -2, [], 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and not DIRECTIVE.match(token.string):
