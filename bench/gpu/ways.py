@@ -29,7 +29,7 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, d
 
     product = autocast_dtype(x)
     if product is not None:
-        basis = basis._replace(product=product)
+        basis = basis._replace(matmul_dtype=product)
     found = problem(name, x, knots, slots, basis, derivative)
     return key(found), found.capability
 

@@ -20,9 +20,9 @@ class Basis(NamedTuple):
         base: ``"silu"``, ``"identity"`` or ``"none"`` (then there is no base weight).
         uniform: whether each row of the knots is equally spaced; a uniform basis needs no search for
             the cell of an input. :func:`basis_of` looks.
-        cells: ``(first knot, cells per unit length)`` where all inputs share one uniform row of
+        uniform_grid: ``(first knot, cells per unit length)`` where all inputs share one uniform row of
             knots, which makes them numbers instead of tensors; else None.
-        product: the dtype to which features and weights are rounded where they are multiplied
+        matmul_dtype: the dtype to which features and weights are rounded where they are multiplied
             (set under autocast), or None to round neither.
 
     Example:
@@ -33,8 +33,8 @@ class Basis(NamedTuple):
     order: int
     base: str = "silu"
     uniform: bool = False
-    cells: tuple[float, float] | None = None
-    product: torch.dtype | None = None
+    uniform_grid: tuple[float, float] | None = None
+    matmul_dtype: torch.dtype | None = None
 
     def features(self, grid_size: int) -> int:
         """Number of splines on ``grid_size`` intervals, G + k."""

@@ -10,9 +10,9 @@ from .trilinear import CONTRACTIONS, Operands
 from .validation import INDEX, check_operands, checked
 
 
-def _contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
-    check_operands(x, knots, slots, basis, CONTRACTIONS[name].filled)
-    return routing.contract(name, x, knots, slots, basis, derivative)
+def _contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int):
+    check_operands(x, knots, operands, basis, CONTRACTIONS[name].filled)
+    return routing.contract(name, x, knots, operands, basis, derivative)
 
 
 @checked(derivative=INDEX)

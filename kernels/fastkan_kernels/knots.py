@@ -88,9 +88,9 @@ def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
 
     Example:
         >>> basis_of(uniform_knots(2, grid_size=4, order=1), order=1)
-        Basis(order=1, base='silu', uniform=True, cells=(-1.5, 2.0), product=None)
+        Basis(order=1, base='silu', uniform=True, uniform_grid=(-1.5, 2.0), matmul_dtype=None)
     """
-    return Basis(order, base, True, _shared_cells(knots)) if knots_are_uniform(knots) else Basis(order, base)
+    return Basis(order, base, True, _shared_grid(knots)) if knots_are_uniform(knots) else Basis(order, base)
 
 
 @checked(order=ORDER, base=BASE)
@@ -103,33 +103,33 @@ def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
         TypeError, ValueError: for what are no knots, or an order or a base that there is not.
 
     Example:
-        >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).cells
+        >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).uniform_grid
         (-1.5, 2.0)
     """
     check_tensor("knots", knots)
     check_shape("knots", knots, SHAPE)
     readable = knots.device.type == "cpu" and not torch.compiler.is_compiling()
-    return Basis(order, base, True, _shared_cells(knots) if readable else None)
+    return Basis(order, base, True, _shared_grid(knots) if readable else None)
 
 
-def _shared_cells(knots: Tensor) -> tuple[float, float] | None:
+def _shared_grid(knots: Tensor) -> tuple[float, float] | None:
     if knots.shape[0] == 0 or not bool((knots == knots[:1]).all()):
         return None
-    first, rate = _cells(knots[:1])
-    return first.item(), rate.item()
+    first, inv_spacing = _grid_of(knots[:1])
+    return first.item(), inv_spacing.item()
 
 
-def uniform_cells(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:
+def uniform_grid(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:
     """First knot and cells per unit length of a uniform basis, numbers or ``([I], [I])``;
-    t = (x - first) * rate counts cells."""
-    return basis.cells or _cells(knots)
+    t = (x - first) * inv_spacing counts cells."""
+    return basis.uniform_grid or _grid_of(knots)
 
 
-def _cells(knots: Tensor) -> tuple[Tensor, Tensor]:
-    """The rate is rounded once, and up where else the last knot would be counted as inside of the last cell: there
-    splines are exactly 0."""
+def _grid_of(knots: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounded once, and upwards where the last knot, at which all splines are exactly 0, would otherwise fall inside
+    the last cell."""
     knots = knots.to(torch.promote_types(knots.dtype, torch.float32))
     cells, first, width = knots.shape[1] - 1, knots[:, 0], knots[:, -1] - knots[:, 0]
-    rate = (cells / (knots[:, -1].double() - first.double())).to(knots.dtype)
-    short = width.double() * rate.double() < cells
-    return first, torch.where(short, torch.nextafter(rate, torch.full_like(rate, torch.inf)), rate)
+    inv_spacing = (cells / (knots[:, -1].double() - first.double())).to(knots.dtype)
+    short = width.double() * inv_spacing.double() < cells
+    return first, torch.where(short, torch.nextafter(inv_spacing, torch.full_like(inv_spacing, torch.inf)), inv_spacing)

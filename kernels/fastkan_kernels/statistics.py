@@ -156,7 +156,7 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
     """All features, ``[N, P, I]``, the base function last; valid until the next are made."""
-    plain, quick = basis._replace(product=None), BACKENDS[backend].features
+    plain, quick = basis._replace(matmul_dtype=None), BACKENDS[backend].features
     if quick is None:
         psi, base = features(x, knots, plain, derivative)
     else:

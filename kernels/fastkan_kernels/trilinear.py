@@ -78,7 +78,7 @@ class Operands(NamedTuple):
 
 def gradients(
     name: str,
-    slots: Operands,
+    operands: Operands,
     upstream,
     wanted: Collection[str],
     derivative: int,
@@ -88,21 +88,21 @@ def gradients(
 
     Args:
         name: ``"F"``, ``"G"`` or ``"H"``.
-        slots: its operands.
+        operands: its operands.
         upstream: gradient of what it returned; for G the pair of both parts of W.
         wanted: which of ``"x"``, ``"v"``, ``"W"``, ``"g"`` are asked for.
         derivative: its order d.
-        contract: computes a contraction, ``contract(name, slots, d)``.
+        contract: computes a contraction, ``contract(name, operands, d)``.
 
     Returns:
         A gradient (for W a pair) for each name in ``wanted``.
     """
-    full = slots.with_operand(CONTRACTIONS[name].free, upstream)
+    full = operands.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}
     for by in wanted:
         rule = DERIVATIVES[name, by]
-        operands = full.without(CONTRACTIONS[rule.contraction].free)
-        value = contract(rule.contraction, operands, derivative + rule.raises)
+        given = full.without(CONTRACTIONS[rule.contraction].free)
+        value = contract(rule.contraction, given, derivative + rule.raises)
         times = getattr(full, rule.times) if rule.times else None
         found[by] = value if times is None else times * value
     return found

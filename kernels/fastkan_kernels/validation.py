@@ -349,8 +349,8 @@ def check_basis(basis: object) -> None:
         raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
     ORDER.read("spline_order", basis.order)
     BASE.read("base", basis.base)
-    if basis.product is not None:
-        check_dtype(basis.product)
+    if basis.matmul_dtype is not None:
+        check_dtype(basis.matmul_dtype)
 
 
 def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
@@ -426,7 +426,7 @@ def check_weights(
         check_shape("base_weight", base_weight, tuple(weight.shape[1:]))
 
 
-def check_operands(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
+def check_operands(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
     """Types, shapes, dtypes and devices of a contraction's tensors agree.
 
     Args:
@@ -444,15 +444,15 @@ def check_operands(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, fill
     check_shape("x", x, ("N", knots.shape[0]))
     outputs: int | str = "out_features"
     if "W" in filled:
-        check_weights(knots, slots.weight, slots.base_weight, basis)
-        outputs = slots.weight.shape[2]
+        check_weights(knots, operands.weight, operands.base_weight, basis)
+        outputs = operands.weight.shape[2]
     if "g" in filled:
-        check_tensor("g", slots.g)
-        check_shape("g", slots.g, (x.shape[0], outputs))
-    if slots.v is not None:
-        check_tensor("v", slots.v)
-        check_shape("v", slots.v, tuple(x.shape))
-    check_alike(x, knots=knots, **slots._asdict())
+        check_tensor("g", operands.g)
+        check_shape("g", operands.g, (x.shape[0], outputs))
+    if operands.v is not None:
+        check_tensor("v", operands.v)
+        check_shape("v", operands.v, tuple(x.shape))
+    check_alike(x, knots=knots, **operands._asdict())
 
 
 def check_alike(x: Tensor, **others: Tensor | None) -> None:

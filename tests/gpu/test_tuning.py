@@ -17,7 +17,7 @@ from cases import make_case, no_triton
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 if no_triton() is None:
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning import cache, rules, stamp, tables, tuning
+    from fastkan_kernels.backends.triton.tuning import cache, environment, rules, tables, tuning
     from fastkan_kernels.backends.triton.tuning.key import key
     from fastkan_kernels.backends.triton.tuning.tuning import Config, Key
     from fastkan_kernels.trilinear import Operands
@@ -80,8 +80,8 @@ def test_large_grids_are_gathered_and_wide_outputs_chunked() -> None:
 def test_a_table_takes_the_place_of_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuned = Config("chunked", 32, 64)
     path = tmp_path / "tuned.json"
-    tables.write(path, {key_of(): tuned}, stamp.about())
-    assert tables.read(path) == ({key_of(): tuned}, stamp.about())
+    tables.write(path, {key_of(): tuned}, environment.metadata())
+    assert tables.read(path) == ({key_of(): tuned}, environment.metadata())
     before = tuning.choose(key_of("H"), 90)
     tuning.use_table(path)
     assert tuning.choose(key_of(), 90) == tuned
@@ -100,9 +100,9 @@ def test_a_table_takes_the_place_of_the_rules(tmp_path: Path, monkeypatch: pytes
 def test_a_users_table_is_for_its_gpu_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two GPUs here the other one may lack what the table takes."""
     path, tuned, gpu = tmp_path / "tuned.json", Config("chunked", 32, 64), {"gpu": "one", "capability": "90"}
-    here = {**stamp.about(), **gpu}
+    here = {**environment.metadata(), **gpu}
     tables.write(path, {key_of(): tuned}, here)
-    monkeypatch.setattr(tuning, "about", lambda: here)
+    monkeypatch.setattr(tuning, "metadata", lambda: here)
     monkeypatch.setattr(tuning, "gpu_name", lambda device: ("one", "other")[device.index])
     tuning.use_table(path)
     assert tuning.choose(key_of(), 90, torch.device("cuda", 0)) == tuned
@@ -119,14 +119,14 @@ def test_the_environments_table_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_table_of_another_machine_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    tables.write(path, {}, {**stamp.about(), "triton": "0.0"})
+    tables.write(path, {}, {**environment.metadata(), "triton": "0.0"})
     with pytest.raises(ValueError, match=r"holds for triton '0.0', and here it is"):
         tuning.use_table(path)
 
 
 def test_where_sums_must_not_change_no_table_is_asked(tmp_path: Path) -> None:
     path, tuned = tmp_path / "tuned.json", Config("chunked", 32, 64)
-    tables.write(path, {key_of(): tuned}, stamp.about())
+    tables.write(path, {key_of(): tuned}, environment.metadata())
     tuning.use_table(path)
     assert tuning.choose(key_of(), 90) == tuned
     asked = key_of(deterministic=True)
@@ -137,16 +137,16 @@ def test_where_sums_must_not_change_no_table_is_asked(tmp_path: Path) -> None:
         assert key_of_case(5).deterministic
     finally:
         torch.use_deterministic_algorithms(False)
-    tables.write(path, {asked: tuned}, stamp.about())
+    tables.write(path, {asked: tuned}, environment.metadata())
     with pytest.raises(ValueError, match="for deterministic algorithms is the rules'"):
         tuning.use_table(path)
 
 
 def test_a_refused_table_leaves_the_one_before(tmp_path: Path) -> None:
     path, bad, tuned = tmp_path / "tuned.json", tmp_path / "bad.json", Config("chunked", 32, 64)
-    tables.write(path, {key_of(): tuned}, stamp.about())
+    tables.write(path, {key_of(): tuned}, environment.metadata())
     tuning.use_table(path)
-    tables.write(bad, {key_of("G"): Config("gather")}, stamp.about())
+    tables.write(bad, {key_of("G"): Config("gather")}, environment.metadata())
     with pytest.raises(ValueError, match="a way that G has"):
         tuning.use_table(bad)
     assert tuning.choose(key_of(), 90) == tuned
@@ -154,15 +154,15 @@ def test_a_refused_table_leaves_the_one_before(tmp_path: Path) -> None:
 
 def test_descriptors_of_what_they_cannot_address_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    tables.write(path, {key_of(aligned=False): Config("fused", descriptors=True)}, stamp.about())
+    tables.write(path, {key_of(aligned=False): Config("fused", descriptors=True)}, environment.metadata())
     with pytest.raises(ValueError, match="descriptors can't address what is not aligned"):
         tuning.use_table(path)
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"schema": 1, "about": {}, "entries": []}))
-    with pytest.raises(ValueError, match=r"of schema 1, and this version reads 2: .* Tune again"):
+    path.write_text(json.dumps({"schema": 1, "metadata": {}, "entries": []}))
+    with pytest.raises(ValueError, match=r"of schema 1, and this version reads 3: .* Tune again"):
         tuning.use_table(path)
 
 
@@ -175,9 +175,9 @@ BAD_KEY = {**key_of()._asdict(), "rows": "8192"} if no_triton() is None else {}
         "{}",
         "[]",
         "no json",
-        json.dumps({"schema": 2, "about": {}, "entries": [{"key": {}}]}),
-        json.dumps({"schema": 2, "about": [], "entries": []}),
-        json.dumps({"schema": 2, "about": {}, "entries": [{"key": BAD_KEY, "config": {"way": "fused"}}]}),
+        json.dumps({"schema": 3, "metadata": {}, "entries": [{"key": {}}]}),
+        json.dumps({"schema": 3, "metadata": [], "entries": []}),
+        json.dumps({"schema": 3, "metadata": {}, "entries": [{"key": BAD_KEY, "config": {"way": "fused"}}]}),
     ],
 )
 def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
@@ -242,7 +242,7 @@ def test_a_shipped_table_of_this_gpu_goes_before_one_of_another(shipped: Path) -
 def test_a_users_table_goes_before_shipped_ones(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables.write(shipped / "sm_90-h100.json", {key_of(): Config("chunked", 32)}, H100)
     tables.write(tmp_path / "own.json", {key_of(): Config("gather")}, H100)
-    monkeypatch.setattr(tuning, "about", lambda: H100)
+    monkeypatch.setattr(tuning, "metadata", lambda: H100)
     tuning.use_table(tmp_path / "own.json")
     assert tuning.choose(key_of(), 90, CUDA) == Config("gather")
 
@@ -260,7 +260,7 @@ def test_a_way_that_this_triton_lacks_is_left_out(
     assert tuning.choose(key_of(), 90, CUDA) == rules.default(key_of(), 90)
     assert tuning.choose(key_of("G"), 90, CUDA) == Config("chunked")
     tables.write(tmp_path / "own.json", {key_of(): Config("chunked")}, H100)
-    monkeypatch.setattr(tuning, "about", lambda: H100)
+    monkeypatch.setattr(tuning, "metadata", lambda: H100)
     with pytest.raises(ValueError, match="takes a way that there is not here, 'chunked'"):
         tuning.use_table(tmp_path / "own.json")
 
@@ -278,8 +278,8 @@ def test_every_table_that_is_shipped_can_be_read_and_was_measured() -> None:
     for path in tables.SHIPPED.glob("*.json"):
         table = tables.read(path)
         assert table.entries
-        assert path.stem == stamp.slug(f"sm_{table.about['capability']}", table.about["gpu"])
-        assert {"triton", "ptxas"} <= table.about.keys()
+        assert path.stem == environment.slug(f"sm_{table.metadata['capability']}", table.metadata["gpu"])
+        assert {"triton", "ptxas"} <= table.metadata.keys()
 
 
 def test_what_was_tuned_becomes_a_shipped_table(
@@ -287,8 +287,8 @@ def test_what_was_tuned_becomes_a_shipped_table(
 ) -> None:
     from bench.gpu import ship
 
-    def run(entries: dict[Key, Config], about: dict[str, str]) -> int:
-        tables.write(tmp_path / "tuned.json", entries, about)
+    def run(entries: dict[Key, Config], metadata: dict[str, str]) -> int:
+        tables.write(tmp_path / "tuned.json", entries, metadata)
         return ship.main([str(tmp_path)])
 
     tuned, other = {key_of(): Config("chunked", 32)}, {key_of("G"): Config("chunked", 64)}
@@ -325,10 +325,10 @@ def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
 
 
 def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    about = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
-    name = cache.path_of(about).name
+    metadata = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
+    name = cache.path_of(metadata).name
     assert name == f"sm_90-h100-80gb-hbm3-triton-3.7.1-ptxas-12.8.93-{cache.kernels()}.json"
-    others = [{**about, field: "0.0"} for field in about]
+    others = [{**metadata, field: "0.0"} for field in metadata]
     assert len({name, *(cache.path_of(other).name for other in others)}) == 5
     monkeypatch.delenv("FASTKAN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/some/where")

@@ -144,7 +144,7 @@ def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis,
     """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
     product = autocast_dtype(x)
     if product is not None:
-        basis = basis._replace(product=product)
+        basis = basis._replace(matmul_dtype=product)
     taken = route(x, knots)
     call = ContractionSpec(basis, derivative, taken.backend, {})
     if taken.way == "functions":

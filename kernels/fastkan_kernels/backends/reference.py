@@ -17,9 +17,9 @@ from ..trilinear import Operands
 def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
-    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.product, psi.dtype))
+    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.matmul_dtype, psi.dtype))
     if base is not None and slots.base_weight is not None:
-        y = y + base @ round_weights(slots.base_weight, basis.product, psi.dtype)
+        y = y + base @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype)
     return y.to(x.dtype)
 
 
@@ -37,10 +37,10 @@ def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivat
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     psi, base = features(x, knots, basis, derivative)
     g = slots.g.to(psi.dtype)
-    weight = round_weights(slots.weight, basis.product, psi.dtype)
+    weight = round_weights(slots.weight, basis.matmul_dtype, psi.dtype)
     h = (psi * (g @ _columns(weight).t()).view(psi.shape)).sum(1)
     if base is not None and slots.base_weight is not None:
-        h = h + base * (g @ round_weights(slots.base_weight, basis.product, psi.dtype).t())
+        h = h + base * (g @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype).t())
     return h.to(x.dtype)
 
 

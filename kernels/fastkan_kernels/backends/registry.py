@@ -44,7 +44,7 @@ class Small(NamedTuple):
     vjp: Callable[..., dict | None]
 
 
-class Lowered(NamedTuple):
+class Decomposition(NamedTuple):
     """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays.
 
     ``serves(x, knots, basis)`` says for which; ``contract(name, x, knots, slots, basis, derivative)`` is
@@ -72,7 +72,7 @@ class Backend(NamedTuple):
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
-    lowered: Lowered | None = None
+    decomposition: Decomposition | None = None
     features: Callable[..., Tensor] | None = None
     missing: Callable[[], str | None] = lambda: None
 
@@ -92,7 +92,7 @@ BACKENDS: dict[str, Backend] = {
         describe=cpu.describe,
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
-        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+        decomposition=Decomposition(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
         features=cpu.all_features,
     ),
     "triton": Backend(
@@ -108,7 +108,7 @@ BACKENDS: dict[str, Backend] = {
 def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, compiling: bool = False):
     """Compute contraction ``name`` of ``slots`` by the backend of ``call``.
 
-    Autocast is held off inside: what it asks for is in ``call.basis.product`` already.
+    Autocast is held off inside: what it asks for is in ``call.basis.matmul_dtype`` already.
 
     Args:
         compiling: whether the caller is compiled, and the backend may compile too.

@@ -13,7 +13,7 @@ The meaning of x that is no ordinary number, for every backend, every d and ever
   as in :class:`torch.nn.Linear`.
 - On a knot: the cell to its right counts, [t_j, t_{j+1}). On the last knot of all, and beyond both ends,
   splines are exactly 0, of every d. Cells of no width hold nothing (0/0 counts as 0).
-- Products rounded to float16 (``Basis.product``) lose what is beyond 65504 to an infinity, which only a
+- Products rounded to float16 (``Basis.matmul_dtype``) lose what is beyond 65504 to an infinity, which only a
   base function can reach. Splines and their derivatives are rounded in units of a cell and can't.
 """
 
@@ -134,12 +134,12 @@ def cell_width(knots: Tensor) -> Tensor:
 
 
 def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """Features rounded to ``basis.product`` in units of a cell, where no derivative overflows, and back.
+    """Features rounded to ``basis.matmul_dtype`` in units of a cell, where no derivative overflows, and back.
 
     Where cells differ in width, no unit fits derivatives in all of them into float16's range, and they
     are left as they are.
     """
-    product = basis.product
+    product = basis.matmul_dtype
     if product is None or product == psi.dtype:
         return psi
     if derivative > 0 and product == torch.float16 and not basis.uniform:
@@ -164,4 +164,4 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> tup
     if basis.base == "none":
         return psi, None
     base = base_function(x, basis.base, derivative)
-    return psi, round_weights(base, basis.product, dtype)
+    return psi, round_weights(base, basis.matmul_dtype, dtype)

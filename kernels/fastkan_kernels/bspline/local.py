@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..basis import Basis
-from ..knots import uniform_cells
+from ..knots import uniform_grid
 from . import cardinal
 
 
@@ -31,15 +31,15 @@ def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> t
 
 def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
     order = basis.order
-    first, rate = uniform_cells(knots, basis)
-    t = torch.sub(x, first).mul_(rate).clamp_(-1.0, knots.shape[1] - 1.0)
+    first, inv_spacing = uniform_grid(knots, basis)
+    t = torch.sub(x, first).mul_(inv_spacing).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
     # splines cell-k .. cell have their middles at these places before the input's
     ahead = cardinal.middles(-order, order + 1, order, x).unsqueeze(1)
     z = t.sub_(cell).unsqueeze(1) - ahead
     scratch = [torch.empty_like(z) for _ in range(cardinal.scratch_needed(order, derivative))]
     values = cardinal.spline_(z, order, derivative, scratch)
-    values.mul_(cardinal.scale(order, derivative) * rate**derivative)
+    values.mul_(cardinal.scale(order, derivative) * inv_spacing**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
 
 

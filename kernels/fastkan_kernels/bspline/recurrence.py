@@ -40,12 +40,12 @@ class Recurrence:
         self.holds = has_values(knots) and bool(tame)
         if not self.holds:
             return
-        self.rates = [torch.where(width > 0, 1 / width, 0.0) for width in widths]
+        self.inv_widths = [torch.where(width > 0, 1 / width, 0.0) for width in widths]
         # where no cell is empty, hats are continuous, and the search for a row's cell can be left out
         self.hats = derivative < order and bool((widths[0] > 0).all())
         if self.hats:
-            norm = self.rates[1] if order > 1 else torch.ones_like(self.rates[0][1:])
-            self.rising, self.falling = self.rates[0][:-1] * norm, self.rates[0][1:] * -norm
+            norm = self.inv_widths[1] if order > 1 else torch.ones_like(self.inv_widths[0][1:])
+            self.rising, self.falling = self.inv_widths[0][:-1] * norm, self.inv_widths[0][1:] * -norm
 
     def __call__(self, x: Tensor, rooms: Tensor) -> Tensor:
         """The splines at ``x [n, I]`` as a view ``[n, K, I]`` of memory ``[K, I, n]``.
@@ -69,7 +69,7 @@ class Recurrence:
             beyond = rows >= t
             torch.ne(beyond[:-1], beyond[1:], out=here[:count])
             here[:count].addcmul_(within, torch.zeros_like(within))  # a NaN lies in no cell, and stays NaN
-            here[:count].mul_(self.rates[0])
+            here[:count].mul_(self.inv_widths[0])
             degrees = range(1, self.order + 1)
         for degree in degrees:
             count -= 1
@@ -80,6 +80,6 @@ class Recurrence:
                 torch.mul(ahead[:count], before[:-1], out=made)
                 made.addcmul_(ahead[degree + 1 :], before[1:], value=-1)
             if degree < self.order:
-                made.mul_(self.rates[degree])
+                made.mul_(self.inv_widths[degree])
             here, there = there, here
         return here[:count].permute(2, 0, 1)

@@ -12,27 +12,27 @@ from .hardware import missing, unable
 __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     from . import dispatch
 
-    return dispatch.contract_out(x, knots, slots, basis, derivative)
+    return dispatch.contract_out(x, knots, operands, basis, derivative)
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
     from . import dispatch
 
-    return dispatch.contract_weight(x, knots, slots, basis, derivative)
+    return dispatch.contract_weight(x, knots, operands, basis, derivative)
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     from . import dispatch
 
-    return dispatch.contract_in(x, knots, slots, basis, derivative)
+    return dispatch.contract_in(x, knots, operands, basis, derivative)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:

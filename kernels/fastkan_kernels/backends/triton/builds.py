@@ -63,7 +63,7 @@ class Setting(NamedTuple):
     way: str = "fused"
     descriptors: bool = True
     grid: int = GRID
-    product: torch.dtype | None = None  # where it isn't dtype
+    matmul_dtype: torch.dtype | None = None  # where it isn't dtype
 
 
 def builds(capability: int) -> list[Build]:
@@ -147,7 +147,7 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
                 for multiplied in (False, True):
                     some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
                     yield some
-                    yield some._replace(product=torch.bfloat16, dtype=torch.float32)  # as autocast has it
+                    yield some._replace(matmul_dtype=torch.bfloat16, dtype=torch.float32)  # as autocast has it
     for base in ("identity", "none"):
         yield plain._replace(base=base)
         yield plain._replace(base=base, uniform=False)
@@ -177,10 +177,10 @@ def problem_of(s: Setting, capability: int) -> Problem:
     knots = empty(s.inputs, s.grid + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
-    slots = Operands(v, weight, None if s.base == "none" else base_weight, g).without(CONTRACTIONS[s.name].free)
-    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.product)
+    operands = Operands(v, weight, None if s.base == "none" else base_weight, g).without(CONTRACTIONS[s.name].free)
+    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.matmul_dtype)
     precision = s.precision if s.dtype == torch.float32 else None
-    return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)
+    return problem(s.name, empty(s.rows, s.inputs), knots, operands, basis, s.derivative, capability, precision)
 
 
 def _config(s: Setting, p: Problem) -> Config:
@@ -191,7 +191,7 @@ def _config(s: Setting, p: Problem) -> Config:
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
     if config.way == "chunked":
-        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.product)
+        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.matmul_dtype)
         rows = slice(0, p.rows)
         for base in (False, True):
             if p.name == "F":
@@ -234,17 +234,17 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         launch.warps,
         launch.stages,
         # of a single row G has no loop, and the check looks in loops
-        tensor_cores=fused and p.product != torch.float64 and not (p.name == "G" and p.rows == 1),
+        tensor_cores=fused and p.matmul_dtype != torch.float64 and not (p.name == "G" and p.rows == 1),
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
-        keeps_nan=p.product != torch.float64,  # where saturation, which means to lose it, is a maximum
+        keeps_nan=p.matmul_dtype != torch.float64,  # where saturation, which means to lose it, is a maximum
     )
 
 
 def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     knots = p.form if config.way != "gather" else "local"
-    precision = f" {p.precision}" if p.product == torch.float32 else ""
-    dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.product]}" if p.product != s.dtype else "")
+    precision = f" {p.precision}" if p.matmul_dtype == torch.float32 else ""
+    dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.matmul_dtype]}" if p.matmul_dtype != s.dtype else "")
     tiles = [config.rows, config.columns]
     if config.way in ("fused", "pipelined"):
         tiles.append(config.inner)

@@ -67,7 +67,7 @@ def features(p: Problem, psi: Tensor) -> Tensor:
 
 def chunks(p: Problem) -> Iterator[slice]:
     """Rows that are taken together."""
-    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.product).itemsize
+    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.matmul_dtype).itemsize
     step = max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
@@ -75,7 +75,7 @@ def chunks(p: Problem) -> Iterator[slice]:
 
 def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
     """``[rows, K I]`` or ``[rows, I]``."""
-    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.product)
+    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.matmul_dtype)
     launch_write(p, config, rows, psi, base).run()
     return psi.flatten(1)
 

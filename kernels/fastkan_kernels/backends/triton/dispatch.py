@@ -29,34 +29,34 @@ from .tuning.key import key
 from .tuning.tuning import choose, choose_for
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
-    outputs = slots.weight.shape[2]
+    outputs = operands.weight.shape[2]
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape[0], outputs)
-    p = problem("F", x, knots, slots, basis, derivative)
+    p = problem("F", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
     return _out(p, choose_for(p, _out))
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
-    count, inputs, outputs = basis.splines_of(knots), x.shape[1], slots.g.shape[1]
+    count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
     based = basis.base != "none"
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
-    p = problem("G", x, knots, slots, basis, derivative)
+    p = problem("G", x, knots, operands, basis, derivative)
     return _weights(p, choose_for(p, _weights))
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
-    if x.numel() * slots.weight.shape[2] == 0:
+    if x.numel() * operands.weight.shape[2] == 0:
         return x.new_zeros(x.shape)
-    p = problem("H", x, knots, slots, basis, derivative)
+    p = problem("H", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
     return _in(p, choose_for(p, _in))
@@ -138,7 +138,7 @@ def _base_out(p: Problem) -> Tensor:
         return lost.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
-    return chunked.product(base.to(p.product), p.base_weight, p.work)
+    return chunked.product(base.to(p.matmul_dtype), p.base_weight, p.work)
 
 
 def _base_in(p: Problem) -> Tensor:
@@ -160,15 +160,16 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=x.dtype, device="meta")
 
-    slots = Operands(g=empty(rows, outputs))
+    operands = Operands(g=empty(rows, outputs))
     if name != "G":
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
-        slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
+        operands = operands._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
-    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
+    p = problem(name, empty(rows, inputs), knots, operands, basis, derivative, hardware.capability(x.device))
     config = choose(key(p), p.capability, x.device)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
-    product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
+    precision = f" ({p.precision})" if p.matmul_dtype == torch.float32 else ""
+    product = str(p.matmul_dtype).removeprefix("torch.") + precision
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"

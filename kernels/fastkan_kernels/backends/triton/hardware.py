@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 
 SMALLEST_CAPABILITY = 80  # tensor cores with bfloat16 and tf32
-SETTLED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.settle
+WGMMA_WAIT_UNNEEDED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.settle
 
 
 # found out once: torch.compile can't trace how
@@ -66,13 +66,13 @@ def processors(index: int | None) -> int:
 
 
 @functools.cache  # asked at each launch
-def settles(capability: int) -> bool:
+def needs_wgmma_wait(capability: int) -> bool:
     """Whether products must be made to end within their iteration."""
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))  # it takes both, and this one may be older
-    return capability >= 90 and (foreign or version < SETTLED_SINCE)
+    return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
 
 def precision(product: torch.dtype) -> str:

@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     g: Tensor | None
     basis: Basis
     derivative: int
-    product: torch.dtype  # of what is multiplied; sums are float32, or float64 if it is that
+    matmul_dtype: torch.dtype  # of what is multiplied; sums are float32, or float64 if it is that
     precision: str  # of float32 products, as tl.dot names it
     form: str  # how splines are made: "cardinal" or "local"; "none" above the order
     capability: int  # of the GPU: 80, 90, ...
@@ -58,14 +58,14 @@ class Problem(NamedTuple):
         """:attr:`base` as kernels take it: with "16" behind it where float16 is what autocast asks for, but its values
         are multiplied in a wider dtype. Beyond 65504 they are infinite then, as by every other way.
         """
-        asked = self.basis.product == torch.float16 and self.derivative == 0 and self.base != "none"
-        wider = self.product != torch.float16 or way == "gather"
+        asked = self.basis.matmul_dtype == torch.float16 and self.derivative == 0 and self.base != "none"
+        wider = self.matmul_dtype != torch.float16 or way == "gather"
         return self.base + "16" if asked and wider else self.base
 
     @property
     def work(self) -> torch.dtype:
         """In which features are made and sums are held."""
-        return torch.float64 if self.product == torch.float64 else torch.float32
+        return torch.float64 if self.matmul_dtype == torch.float64 else torch.float32
 
     @property
     def knot_count(self) -> int:
@@ -78,9 +78,9 @@ class Problem(NamedTuple):
     @property
     def waits(self) -> bool:
         """Whether a product on features in registers must end within its iteration; see tiles.settle."""
-        return self.work != torch.float64 and hardware.settles(self.capability)
+        return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
-    def operands(self) -> dict[str, Any]:
+    def x_and_knots(self) -> dict[str, Any]:
         """Arguments of every kernel."""
         return {"x_ptr": self.x, "knots_ptr": self.knots, "stride_x": self.x.stride(0)}
 
@@ -125,14 +125,14 @@ def problem(
     name: str,
     x: Tensor,
     knots: Tensor,
-    slots: Operands,
+    operands: Operands,
     basis: Basis,
     derivative: int,
     capability: int | None = None,
     precision: str | None = None,
 ) -> Problem:
     """Prepare a contraction; ``capability`` and ``precision`` are the machine's and PyTorch's if not given."""
-    v, weight, base_weight, g = slots
+    v, weight, base_weight, g = operands
     if name == "G" or base_weight is not None:
         check_base_derivative(basis.base, derivative)
     product, narrow = product_dtype(name, x, basis, derivative, v is not None)
@@ -172,10 +172,10 @@ def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplie
     whatever meets a gradient or v, which are not float16, and derivatives where inputs' cells differ in
     width, so that no unit fits them all.
     """
-    dtype = x.dtype if basis.product is None or x.dtype == torch.float64 else basis.product
+    dtype = x.dtype if basis.matmul_dtype is None or x.dtype == torch.float64 else basis.matmul_dtype
     if dtype == torch.float16:
         wide = x.dtype != torch.float16 and (name != "F" or multiplied or derivative > 0)
-        if wide or (0 < derivative <= basis.order and basis.cells is None):
+        if wide or (0 < derivative <= basis.order and basis.uniform_grid is None):
             return torch.float32, True
     return dtype, False
 

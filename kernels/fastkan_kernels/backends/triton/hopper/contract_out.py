@@ -17,9 +17,9 @@ from ..kernels.spline import (
     base_function,
     cardinal,
     cardinal_scale,
-    cells_per_length,
     centred,
     divide,
+    inv_spacing_of,
     local,
     middle,
     pick,
@@ -36,7 +36,7 @@ from .pipeline import (
     descriptor,
     end_barriers,
     expect,
-    slots,
+    slot_count,
     start_barriers,
     tile_bytes,
 )
@@ -85,10 +85,10 @@ def enter_block(
     if FORM == "cardinal":
         first = gl.load(knots_ptr + i * M, mask=i < I, other=0.0)
         last = gl.load(knots_ptr + i * M + (M - 1), mask=i < I, other=1.0)
-        rate = (M - 1) / (last - first)  # to two roundings, of a product of two bytes' precision
+        inv_spacing = (M - 1) / (last - first)  # to two roundings, of a product of two bytes' precision
         if D > 0:
-            factor = scaled(factor, divide(rate, 0.0 * rate + unit)[None, :], D)
-        return x, (centred(x, first[None, :], rate[None, :], ORDER),), factor
+            factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
+        return x, (centred(x, first[None, :], inv_spacing[None, :], ORDER),), factor
     else:
         if D > 0:
             factor = scaled(factor, 1.0 / unit, D)
@@ -167,7 +167,7 @@ def contract_out_kernel(
     # sums are in units of the first input's cell and of the splines' scale; what isn't is divided by them
     unit = 1.0
     if D > 0:
-        unit = cells_per_length(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
+        unit = inv_spacing_of(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
     here, made, factor = enter_block(
         x_tiles, v_tiles, x_ready, 0, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER, X_SLOTS, left
     )
@@ -249,7 +249,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,
-        "SLOTS": slots(config.stages, [w], beside, p.capability),
+        "SLOTS": slot_count(config.stages, [w], beside, p.capability),
         "GROUP": 8,
     }
     programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)

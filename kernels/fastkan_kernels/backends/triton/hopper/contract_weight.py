@@ -16,8 +16,8 @@ from ..kernels.spline import (
     base_function,
     cardinal,
     cardinal_scale,
-    cells_per_length,
     half_width,
+    inv_spacing_of,
     middle,
     one_spline,
     scaled,
@@ -25,7 +25,7 @@ from ..kernels.spline import (
 from ..launch import Launch
 from ..problem import Problem
 from ..tuning.config import Config
-from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slots, start_barriers
+from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slot_count, start_barriers
 
 
 @gluon.jit
@@ -43,7 +43,7 @@ def fetch_rows(
 
 @gluon.jit
 def features_of(
-    x_tile, v_tile, made, rate, b,
+    x_tile, v_tile, made, inv_spacing, b,
     ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):  # fmt: skip
@@ -60,7 +60,7 @@ def features_of(
     else:
         feature = one_spline(x, made, ORDER, D) + gl.where(x == x, 0.0, x)
         if D > 0:  # in units of a cell
-            feature = scaled(feature, 1.0 / rate[:, None], D)
+            feature = scaled(feature, 1.0 / inv_spacing[:, None], D)
     if MULTIPLIED:
         feature = feature * v_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
     return feature
@@ -118,17 +118,17 @@ def contract_weight_kernel(
     i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left))
     own = knots_ptr + gl.where(i < I, i, 0) * M
     first = gl.load(own)
-    rate = cells_per_length(first, gl.load(own + M - 1), M)
-    made = (first[:, None], (rate * (1.0 / half_width(ORDER)))[:, None])
+    inv_spacing = inv_spacing_of(first, gl.load(own + M - 1), M)
+    made = (first[:, None], (inv_spacing * (1.0 / half_width(ORDER)))[:, None])
     if FORM == "local":
         made = ()
         for m in gl.static_range(ORDER + 2):
             made = made + (gl.load(own + b + m)[:, None],)
 
     await_tile(ready, 0, SLOTS)
-    a = features_of(x_tiles.index(0), v_tiles.index(0), made, rate, b, ORDER, D, BASE, FORM, MULTIPLIED, left).to(
-        PRODUCT
-    )
+    a = features_of(
+        x_tiles.index(0), v_tiles.index(0), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
+    ).to(PRODUCT)
     dw = gl.zeros((ROWS, COLUMNS), gl.float32, total)
     for step in range(steps - 1):
         running = warpgroup_mma(a, g_tiles.index(step % SLOTS), dw, is_async=True)
@@ -139,7 +139,7 @@ def contract_weight_kernel(
         await_tile(ready, step + 1, SLOTS)
         slot = (step + 1) % SLOTS
         following = features_of(
-            x_tiles.index(slot), v_tiles.index(slot), made, rate, b, ORDER, D, BASE, FORM, MULTIPLIED, left
+            x_tiles.index(slot), v_tiles.index(slot), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
         ).to(PRODUCT)
         await_tile(ready, step + 1, SLOTS)  # it is there; but over a loop ptxas moves no features past what follows
         barrier()  # every warp has seen the product before this one end
@@ -152,7 +152,7 @@ def contract_weight_kernel(
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, gl.convert_layout(rate, gl.SliceLayout(1, total))[:, None], D)
+        dw = scaled(dw, gl.convert_layout(inv_spacing, gl.SliceLayout(1, total))[:, None], D)
     i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, total))
     o = column_g + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, total))
     at = out_ptr + ((part * K + b).to(gl.int64) * I + i[:, None]) * O + o[None, :]
@@ -183,7 +183,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,
-        "SLOTS": slots(config.stages, tiles, 0, p.capability),
+        "SLOTS": slot_count(config.stages, tiles, 0, p.capability),
     }
     del constants["SEARCH"]  # it looks for no cell
     programs = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)

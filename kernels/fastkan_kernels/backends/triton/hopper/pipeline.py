@@ -67,7 +67,7 @@ def tile_bytes(*tiles: TensorDescriptor) -> int:
     return sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
 
 
-def slots(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
+def slot_count(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
     """How many slots of one tile of each there is room for, at most ``most``.
 
     Args:

@@ -63,7 +63,7 @@ def contract_in_kernel(
         h = h * base_function(x, BASE, D)
 
     if FORM == "cardinal":
-        z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+        z, inv_spacing = cells(x, knots_ptr, i, I, M, ORDER)
     else:
         j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
     total = tl.zeros((ROWS, COLUMNS), WORK)
@@ -94,7 +94,7 @@ def contract_in_kernel(
         total += tl.sum(tl.reshape(products, (ROWS, SPLINES, COLUMNS)) * psi, 1)
 
     if FORM == "cardinal":
-        total = scaled(total * cardinal_scale(ORDER, D), rate[None, :], D)
+        total = scaled(total * cardinal_scale(ORDER, D), inv_spacing[None, :], D)
     h = tl.where(x == x, h + total, x)
     store_tile(h_ptr, rows, i, N, I, I, h)
 
@@ -104,7 +104,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     assert p.g is not None
     (w, base_w), g, described = p.weights(), p.g, config.descriptors
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.sizes(),
         "O": p.outputs,
         "w": descriptor(w, [config.splines, config.columns, config.inner]) if described else w,
@@ -114,7 +114,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     }
     constants = {
         **p.constants(),
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": described,
         "ROWS": config.rows,

@@ -18,8 +18,8 @@ from .spline import (
     cardinal,
     cardinal_scale,
     cells,
-    cells_per_length,
     divide,
+    inv_spacing_of,
     local,
     middle,
     pick,
@@ -66,7 +66,7 @@ def contract_out_kernel(
 
     # derivatives are accumulated in units of the first input's cell
     if D > 0:
-        first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+        first_inv_spacing = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
 
     missing = tl.zeros((ROWS,), WORK)  # NaN where a row has one
     for i0 in tl.range(0, I, INNER, num_stages=1):
@@ -78,13 +78,13 @@ def contract_out_kernel(
         if MULTIPLIED:
             factor = load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
         if FORM == "cardinal":
-            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            z, inv_spacing = cells(x, knots_ptr, i, I, M, ORDER)
             if D > 0:
-                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
+                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + first_inv_spacing)[None, :], D)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
-                factor = scaled(factor, 1.0 / first_rate, D)
+                factor = scaled(factor, 1.0 / first_inv_spacing, D)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -102,7 +102,7 @@ def contract_out_kernel(
     if FORM == "cardinal":
         y = y * cardinal_scale(ORDER, D)
     if D > 0:
-        y = scaled(y, first_rate, D)
+        y = scaled(y, first_inv_spacing, D)
     if BASE != "none":
         for i0 in tl.range(0, I, INNER):
             i = i0 + tl.arange(0, INNER)
@@ -125,7 +125,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     w, base_w = p.weights()
     based = config.descriptors and p.base != "none"
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.multiplier(),
         **p.sizes(),
         "O": p.outputs,
@@ -136,7 +136,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     constants = {
         **p.constants(),
         "MULTIPLIED": p.v is not None,
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
         "WAIT": p.waits,

@@ -14,7 +14,7 @@ from .. import hardware
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
-from .spline import base_function, cardinal, cardinal_scale, cells_per_length, centred, middle, one_spline, scaled
+from .spline import base_function, cardinal, cardinal_scale, centred, inv_spacing_of, middle, one_spline, scaled
 from .tiles import load_tile, multiply, settle
 
 
@@ -55,7 +55,7 @@ def contract_weight_kernel(
     own = knots_ptr + tl.where(i < I, i, 0) * M
     if FORM != "base":
         first = tl.load(own)
-        rate = cells_per_length(first, tl.load(own + M - 1), M)
+        inv_spacing = inv_spacing_of(first, tl.load(own + M - 1), M)
     if FORM == "local":
         knots = ()
         for m in tl.static_range(ORDER + 2):
@@ -74,12 +74,12 @@ def contract_weight_kernel(
         else:
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
             if FORM == "cardinal":
-                z = centred(x, first[:, None], rate[:, None], ORDER)
+                z = centred(x, first[:, None], inv_spacing[:, None], ORDER)
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
                 if D > 0:  # in units of a cell
-                    a = scaled(a, (1.0 / rate)[:, None], D)
+                    a = scaled(a, (1.0 / inv_spacing)[:, None], D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)
             a = a * v.to(WORK)
@@ -93,7 +93,7 @@ def contract_weight_kernel(
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, rate[:, None], D) + missing[:, None]
+        dw = scaled(dw, inv_spacing[:, None], D) + missing[:, None]
     at = out_ptr + ((part * K + b).to(tl.int64) * I + i[:, None]) * O + o[None, :]
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
@@ -116,7 +116,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
     """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.multiplier(),
         **p.sizes(base),
         "O": p.outputs,
@@ -127,7 +127,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
     constants = {
         **p.constants_of(base),
         "MULTIPLIED": p.v is not None,
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
         "WAIT": p.waits,

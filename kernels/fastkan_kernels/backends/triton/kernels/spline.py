@@ -66,16 +66,16 @@ def divide(a, b):
 
 
 @triton.jit
-def cells_per_length(first, last, M):
+def inv_spacing_of(first, last, M):
     """Of M uniform knots."""
     return divide(0.0 * first + (M - 1), last - first)
 
 
 @triton.jit
-def scaled(x, rate, D: tl.constexpr):
-    """x rate^d, where rate^d alone might overflow."""
+def scaled(x, inv_spacing, D: tl.constexpr):
+    """x inv_spacing^d, where inv_spacing^d alone might overflow."""
     for _ in tl.static_range(D):
-        x = x * rate
+        x = x * inv_spacing
     return x
 
 
@@ -132,9 +132,9 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = 
 
 
 @triton.jit
-def centred(x, first, rate, ORDER: tl.constexpr):
+def centred(x, first, inv_spacing, ORDER: tl.constexpr):
     """x as :func:`cardinal` takes it for spline 0, from the first knot and cells per unit length."""
-    return ((x - first) * rate - half_width(ORDER)) * (1.0 / half_width(ORDER))
+    return ((x - first) * inv_spacing - half_width(ORDER)) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
@@ -143,8 +143,8 @@ def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
     ``2 b / (k + 1)`` less), and cells per unit length. ``i`` lies along x's second dimension."""
     first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
     last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
-    rate = cells_per_length(first, last, M)
-    return centred(x, first[None, :], rate[None, :], ORDER), rate
+    inv_spacing = inv_spacing_of(first, last, M)
+    return centred(x, first[None, :], inv_spacing[None, :], ORDER), inv_spacing
 
 
 @triton.jit

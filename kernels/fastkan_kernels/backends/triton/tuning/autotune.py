@@ -20,12 +20,12 @@ class _State:
     seconds: float
 
 
-def required_grads() -> bool:
-    """Whether the environment asks for it."""
+def on_by_environment() -> bool:
+    """Whether FASTKAN_AUTOTUNE turns tuning on for the whole process."""
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_states = [_State(required_grads(), SECONDS)]  # the last one counts; threads may leave theirs in any order
+_states = [_State(on_by_environment(), SECONDS)]  # the last one counts; threads may leave theirs in any order
 
 
 @checked(enabled=FLAG, seconds=Real(above=0))

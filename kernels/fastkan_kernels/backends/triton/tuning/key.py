@@ -15,7 +15,7 @@ EXACT_BELOW = 256  # sizes up to here are told apart, above only their powers of
 
 class Key(NamedTuple):
     """What a choice depends on; never the number of rows itself, or another batch would change the order of a sum.
-    The GPU and the versions of the compilers are a table's, see :mod:`.stamp`."""
+    The GPU and the versions of the compilers are a table's, see :mod:`.environment`."""
 
     contraction: str  # "F", "G" or "H"
     dtype: str  # of the product
@@ -41,9 +41,9 @@ def key(p: Problem) -> Key:
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
     rows_aligned = describable_rows(p.x) and describable_rows(p.v)
     return Key(
-        p.name, _DTYPES[p.product], p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None, aligned,
-        rows_aligned, power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs), p.inputs % 16 == 0,
-        p.outputs % 16 == 0, p.spline_count, torch.are_deterministic_algorithms_enabled(),
+        p.name, _DTYPES[p.matmul_dtype], p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None,
+        aligned, rows_aligned, power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs),
+        p.inputs % 16 == 0, p.outputs % 16 == 0, p.spline_count, torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
 
 

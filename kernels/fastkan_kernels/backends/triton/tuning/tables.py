@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from .config import Config, check
+from .environment import triton_minor
 from .key import Key
 from .rules import ways_of
-from .stamp import triton_minor
 
-SCHEMA = 2  # to be raised when a key or a configuration changes
+SCHEMA = 3  # to be raised when a key or a configuration changes
 SHIPPED = Path(__file__).parent / "tables"
 _TYPES = get_type_hints(Key)
 
 
 class Table(NamedTuple):
-    """Choices, and the machine and versions they were measured on, see :func:`.stamp.about`."""
+    """Choices, and the machine and versions they were measured on, see :func:`.environment.metadata`."""
 
     entries: dict[Key, Config]
-    about: dict[str, str]
+    metadata: dict[str, str]
 
 
-def write(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, str]) -> None:
+def write(path: str | Path, entries: Mapping[Key, Config], metadata: Mapping[str, str]) -> None:
     """Write measured choices as JSON, whole or not at all."""
     rows = [{"key": k._asdict(), "config": c._asdict()} for k, c in entries.items()]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    head = json.dumps({"schema": SCHEMA, "about": dict(about)}, indent=1)[:-2]
+    head = json.dumps({"schema": SCHEMA, "metadata": dict(metadata)}, indent=1)[:-2]
     path = Path(path)
     half_written = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -51,8 +51,8 @@ def read(path: str | Path) -> Table:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         schema = data["schema"]
         if schema == SCHEMA:
-            about = {str(name): str(value) for name, value in data["about"].items()}
-            return Table(dict(_entry(row) for row in data["entries"]), about)
+            metadata = {str(name): str(value) for name, value in data["metadata"].items()}
+            return Table(dict(_entry(row) for row in data["entries"]), metadata)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
     except ValueError as error:
@@ -63,11 +63,11 @@ def read(path: str | Path) -> Table:
     )
 
 
-def differs(about: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+def differs(metadata: Mapping[str, str], here: Mapping[str, str]) -> str | None:
     """In what a table's machine or versions are not those here, in words; None if they are the same."""
     for name in ("gpu", "capability", "triton", "ptxas"):
-        if about.get(name) != here.get(name):
-            return f"holds for {name} {about.get(name)!r}, and here it is {here.get(name)!r}"
+        if metadata.get(name) != here.get(name):
+            return f"holds for {name} {metadata.get(name)!r}, and here it is {here.get(name)!r}"
     return None
 
 
@@ -93,8 +93,8 @@ def _shipped(capability: int, gpu: str | None) -> tuple[dict[Key, Config], dict[
     others: dict[Key, Config] = {}
     for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # of two others the first one's counts
         table = read(path)
-        if triton_minor(table.about["triton"]) == triton_minor(triton.__version__):
-            (exact if table.about["gpu"] == gpu else others).update(that_exist(table.entries, capability))
+        if triton_minor(table.metadata["triton"]) == triton_minor(triton.__version__):
+            (exact if table.metadata["gpu"] == gpu else others).update(that_exist(table.entries, capability))
     return exact, others
 
 

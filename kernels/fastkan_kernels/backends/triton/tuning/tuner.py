@@ -22,7 +22,7 @@ Run = Callable[[Problem, Config], "Tensor | tuple[Tensor | None, ...]"]
 Timer = Callable[[Mapping[Config, Callable[[], object]], float], dict[Config, float]]
 
 COMPILERS = 8  # threads, most of whose work is done without Python's lock
-COMPILING, HEATS, FINAL = 0.6, 0.15, 0.15  # of the time, at most; the rest is for checks
+COMPILING, SCREENING, FINAL = 0.6, 0.15, 0.15  # of the time, at most; the rest is for checks
 FINALISTS = 4  # beside the choice without tuning
 WORTH = 0.98  # of its time, from which another is taken
 REPEATS = 3  # that must give the same bits
@@ -31,7 +31,7 @@ BUDGETS = {"bfloat16": 2**-6, "float16": 2**-9, "tf32": 2**-9, "tf32x3": 1e-4, "
 MOST = 4  # times the budget of the norm is that of the largest deviation, over the largest number
 
 
-class Means(NamedTuple):
+class TuningEnv(NamedTuple):
     """By what it is timed, and where; tests bring a clock of their own."""
 
     timer: Timer = timing.seconds_on_gpu
@@ -48,18 +48,18 @@ class Outcome(NamedTuple):
 
 
 def tune(
-    k: Key, p: Problem, run: Run, configs: Sequence[Config], means: Means, seconds: float, inforce: Config
+    k: Key, p: Problem, run: Run, configs: Sequence[Config], env: TuningEnv, seconds: float, incumbent: Config
 ) -> Outcome | None:
     """Try configurations, the first of which says what is right; None if it says nothing, by zeros or NaN alone.
 
     Args:
         run: computes the contraction by a configuration.
         seconds: about how long it may take.
-        inforce: the choice without tuning, one of ``configs``; taken unless another is clearly quicker.
+        incumbent: the choice without tuning, one of ``configs``; taken unless another is clearly quicker.
     """
     device = p.x.device
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        end = means.now() + seconds
+        end = env.now() + seconds
         expected = _parts(run(p, configs[0]))
         if not all(map(_tells, expected)):
             return None
@@ -68,26 +68,26 @@ def tune(
         fit: list[Config] = []
         dropped: dict[Config, str] = {}
         budget = BUDGETS[k.precision if k.dtype == "float32" else k.dtype]
-        for config in dict.fromkeys([configs[0], inforce, *configs]):
-            late = means.now() > end - (HEATS + FINAL) * seconds and config not in (configs[0], inforce)
+        for config in dict.fromkeys([configs[0], incumbent, *configs]):
+            late = env.now() > end - (SCREENING + FINAL) * seconds and config not in (configs[0], incumbent)
             why = "out of time" if late else why_not(p, run, config, expected, budget)
             if why is None:
                 fit.append(config)
             else:
                 dropped[config] = why
         if not fit:
-            return Outcome(inforce, {}, dropped)
+            return Outcome(incumbent, {}, dropped)
 
         def task(config: Config) -> Callable[[], object]:
             return lambda: run(p, config)
 
-        heats = means.timer({config: task(config) for config in fit}, HEATS * seconds)
-        best = sorted(fit, key=heats.__getitem__)[:FINALISTS]
-        last = dict.fromkeys([inforce if inforce in fit else best[0], *best])
-        final = means.timer({config: task(config) for config in last}, FINAL * seconds)
+        screening = env.timer({config: task(config) for config in fit}, SCREENING * seconds)
+        best = sorted(fit, key=screening.__getitem__)[:FINALISTS]
+        last = dict.fromkeys([incumbent if incumbent in fit else best[0], *best])
+        final = env.timer({config: task(config) for config in last}, FINAL * seconds)
     usual = next(iter(last))
     winner = min(final, key=final.__getitem__)
-    return Outcome(winner if final[winner] <= WORTH * final[usual] else usual, {**heats, **final}, dropped)
+    return Outcome(winner if final[winner] <= WORTH * final[usual] else usual, {**screening, **final}, dropped)
 
 
 def compile_side_by_side(p: Problem, run: Run, configs: Sequence[Config], seconds: float) -> None:

@@ -17,11 +17,11 @@ from ..problem import Problem
 from . import cache, tables
 from .autotune import autotune, is_on, seconds_each
 from .config import Config, check
+from .environment import gpu_name, metadata
 from .key import Key, key
 from .rules import candidates, default
-from .stamp import about, gpu_name
 from .tables import Table
-from .tuner import Means, Run, tune
+from .tuner import Run, TuningEnv, tune
 
 __all__ = ["Config", "Key", "autotune", "choose", "choose_for", "override", "use_table"]
 
@@ -33,7 +33,7 @@ _silent: Counter[tuple[Key, str | None]] = Counter()  # how often operands said 
 _MAX_SILENT = 10  # times, after which it is not tried again
 _remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # asked at each launch
 _tuning = threading.Lock()  # of one contraction at a time, or they would spoil each other's timing
-_means = Means()
+_env = TuningEnv()
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +79,7 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Con
     if k.deterministic:
         return None, False
     table = _table()
-    of_it = device is None or table.about.get("gpu") == gpu_name(device)  # the other GPU here may be older
+    of_it = device is None or table.metadata.get("gpu") == gpu_name(device)  # the other GPU here may be older
     found = table.entries.get(k) if of_it else None
     if found is None and device is not None and is_on():
         found = _tuned_on(device).get(k)
@@ -93,13 +93,13 @@ def _tuned_on(device: torch.device) -> dict[Key, Config]:
     """By this process, and by others before it."""
     gpu = gpu_name(device)
     if gpu not in _tuned:
-        _tuned[gpu] = cache.load(about(device))
+        _tuned[gpu] = cache.load(metadata(device))
     return _tuned[gpu]
 
 
 def _may_tune(k: Key, device: torch.device) -> bool:
     """Whether this is a moment for it."""
-    if device.type != _means.device_type or k.deterministic or k.contraction in _forced:
+    if device.type != _env.device_type or k.deterministic or k.contraction in _forced:
         return False
     if torch.compiler.is_compiling():
         return False
@@ -110,10 +110,10 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
     device, gpu = p.x.device, gpu_name(p.x.device)
     place = k, gpu
     if not _measured(k, p.capability, device)[1]:
-        inforce = choose(k, p.capability, device)
-        configs = list(dict.fromkeys([default(k, p.capability), inforce, *candidates(k, p.capability)]))
+        incumbent = choose(k, p.capability, device)
+        configs = list(dict.fromkeys([default(k, p.capability), incumbent, *candidates(k, p.capability)]))
         try:
-            found = tune(k, p, run, configs, _means, seconds_each(), inforce)
+            found = tune(k, p, run, configs, _env, seconds_each(), incumbent)
         except torch.OutOfMemoryError as error:
             warnings.warn(f"{k.contraction} is not tuned: {error}", RuntimeWarning, stacklevel=2)
         else:
@@ -123,7 +123,7 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
                     _settled.add(place)
                 return
             _log.info("%s: %d of %d candidates timed for %s", found.config, len(found.seconds), len(configs), k)
-            _tuned[gpu] = {**_tuned_on(device), **cache.store(about(device), {k: found.config})}
+            _tuned[gpu] = {**_tuned_on(device), **cache.store(metadata(device), {k: found.config})}
             _forget()
     _settled.add(place)
 
@@ -163,10 +163,10 @@ def use_table(path: str | Path | None) -> None:
     table = Table({}, {})
     if path is not None:
         table = tables.read(path)
-        other = tables.differs(table.about, about())
+        other = tables.differs(table.metadata, metadata())
         if other is not None:
             raise ValueError(f"{path} {other}")
-        lost = table.entries.keys() - tables.that_exist(table.entries, int(table.about.get("capability", 90))).keys()
+        lost = table.entries.keys() - tables.that_exist(table.entries, int(table.metadata.get("capability", 90))).keys()
         if lost:
             k = lost.pop()
             raise ValueError(f"{path} takes a way that there is not here, {table.entries[k].way!r} for {k}")

@@ -11,7 +11,7 @@ import torch
 from .. import hardware
 
 
-def about(device: torch.device | None = None) -> dict[str, str]:
+def metadata(device: torch.device | None = None) -> dict[str, str]:
     """GPU, capability and versions; without a GPU the versions alone.
 
     Args:
