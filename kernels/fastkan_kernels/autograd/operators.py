@@ -1,8 +1,9 @@
-"""The three contractions as registered operators: the route under ``torch.compile``.
+"""The three contractions as registered operators, which are used under ``torch.compile``.
 
-The compiler sees them whole. Their backward calls them again by the same table as the Functions'.
-Small layers' operators it sees laid open (:func:`_lay_open`), and fuses.
-An operator can't return "no tensor", so G without a base function returns an empty second part.
+The compiler does not look inside an operator, except where the backend has a decomposition
+(:func:`_decompose`), which it fuses with the code around it. The backward of an operator calls the operators
+again, by the same table as the autograd Functions. An operator cannot return None in place of a tensor, so G without a
+base function returns an empty tensor as its second result.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # private, but torch.library.triton_op uses it too
 
 from ..backends.registry import BACKENDS, ContractionSpec, contract
 from ..basis import Basis
@@ -35,7 +36,8 @@ _OPERANDS = {
 
 def _flat(call: ContractionSpec) -> tuple:
     decomposition = BACKENDS[call.backend].decomposition
-    # PyTorch's cache on disk knows a compiled graph by its operators' names and arguments
+    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. A change of the
+    # decomposition's code changes this argument, so that graphs compiled with the old code are not reused.
     source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
@@ -47,7 +49,7 @@ def _call(flat: tuple) -> ContractionSpec:
 
 
 def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands):
-    """ContractionSpec the registered operator of contraction ``name``."""
+    """Call the registered operator of contraction ``name``."""
     given = (getattr(operands, field) for field in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *given, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -115,12 +117,12 @@ def _register(name: str, operator_name: str):
         return found.get("x"), None, *by_field, *(None,) * len(_flat(ctx.call))
 
     operator.register_autograd(backward, setup_context=setup_context)
-    operator.register_torch_dispatch(FunctionalTensorMode, _lay_open(name))
+    operator.register_torch_dispatch(FunctionalTensorMode, _decompose(name))
     return operator
 
 
-def _lay_open(name: str) -> Callable:
-    """What the compiler sees of an operator whose backend lays its sizes open; else the operator."""
+def _decompose(name: str) -> Callable:
+    """The operator's rule for functionalization: its decomposition, if the backend has one for these sizes."""
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
