@@ -1,4 +1,4 @@
-"""Spline contractions on tensors, on which the layers of fastkan are built. This package has no modules and no training.
+"""Spline contractions on tensors, on which the layers of fastkan are built; no modules and no training.
 
 All that fastkan uses is imported from here:
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backends.modes import has_values
 
-SCRATCH_TENSORS = 3  # number of scratch tensors [M, I, rows] that a block of rows needs
+SCRATCH = 3  # number of scratch tensors [M, I, rows] that a block of rows needs
 
 
 class Recurrence:

@@ -20,7 +20,7 @@ from ...basis import Basis, working_dtype
 from ...bspline import cardinal
 from ...bspline.cox_de_boor import round_features, splines
 from ...bspline.local import local_features
-from ...bspline.recurrence import SCRATCH_TENSORS, Recurrence
+from ...bspline.recurrence import SCRATCH, Recurrence
 from ...knots import uniform_grid
 from . import compiled
 from .workspace import scratch
@@ -205,11 +205,9 @@ class DenseFeatures:
         if made is None or not made.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)
         inputs, count = self.knots.shape
-        memory = scratch(self.x, SCRATCH_TENSORS * count * inputs * self.shape[0], "features")
+        memory = scratch(self.x, SCRATCH * count * inputs * self.shape[0], "features")
 
         def fill(x: Tensor, _: slice) -> Tensor:
-            return made(
-                x, memory[: SCRATCH_TENSORS * count * inputs * len(x)].view(SCRATCH_TENSORS, count, inputs, len(x))
-            )
+            return made(x, memory[: SCRATCH * count * inputs * len(x)].view(SCRATCH, count, inputs, len(x)))
 
         return fill
