@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(
 if no_triton() is None:
     from fastkan_kernels.backends.triton import dispatch
     from fastkan_kernels.backends.triton.problem import Problem, problem
-    from fastkan_kernels.backends.triton.tuning import autotune, cache, environment, rules, tables, tuner, tuning
+    from fastkan_kernels.backends.triton.tuning import autotune, cache, environment, rules, selection, tables, tuner
     from fastkan_kernels.backends.triton.tuning.key import Key, key
+    from fastkan_kernels.backends.triton.tuning.selection import Config
     from fastkan_kernels.backends.triton.tuning.tuner import TuningEnv
-    from fastkan_kernels.backends.triton.tuning.tuning import Config
 
 SLOW, QUICK = "fused", "chunked"  # ways, by the clock below
 
@@ -50,8 +50,8 @@ class Clock:
 
 def forgotten() -> None:
     """As in a new process."""
-    tuning.use_table(None)
-    tuning._tuned.clear()
+    selection.use_table(None)
+    selection._tuned.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +59,8 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """A cache of the test's own, and the rules' configuration of each way as candidates."""
     clock = Clock()
     monkeypatch.setenv("FASTKAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "_env", TuningEnv(clock.timer, clock.now, "cpu"))
-    monkeypatch.setattr(tuning, "candidates", lambda k, capability: rules.by_way(k, capability))
+    monkeypatch.setattr(selection, "_env", TuningEnv(clock.timer, clock.now, "cpu"))
+    monkeypatch.setattr(selection, "candidates", lambda k, capability: rules.by_way(k, capability))
     forgotten()
     yield clock
     forgotten()
@@ -77,7 +77,7 @@ def problem_of(name: str = "F", **changes) -> Problem:
 
 
 def choose(p: Problem) -> Config:
-    return tuning.choose_for(p, {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name])
+    return selection.choose_for(p, {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name])
 
 
 def kept() -> dict[Key, Config]:
@@ -110,7 +110,7 @@ def test_the_next_process_reads_it_if_it_tunes(clock: Clock) -> None:
     forgotten()
     assert choose(p).way == SLOW
     with fastkan.autotune():
-        assert tuning.choose(key(p), p.capability, p.x.device).way == QUICK  # before anything is run
+        assert selection.choose(key(p), p.capability, p.x.device).way == QUICK  # before anything is run
         assert choose(p).way == QUICK
     assert clock.timed == 2
 
@@ -140,7 +140,9 @@ def test_what_is_hardly_quicker_is_not_taken(clock: Clock) -> None:
 def test_without_time_nothing_else_is_tried(clock: Clock) -> None:
     clock.step = 11.0
     p = problem_of()
-    found = tuner.tune(key(p), p, dispatch._out, rules.by_way(key(p), 90), tuning._env, 10.0, rules.default(key(p), 90))
+    found = tuner.tune(
+        key(p), p, dispatch._out, rules.by_way(key(p), 90), selection._env, 10.0, rules.default(key(p), 90)
+    )
     assert found is not None
     assert found.config.way == SLOW
     assert set(found.dropped.values()) == {"out of time"}
@@ -149,7 +151,7 @@ def test_without_time_nothing_else_is_tried(clock: Clock) -> None:
 def test_a_users_table_goes_before(tmp_path: Path, clock: Clock) -> None:
     p, path = problem_of(), tmp_path / "tuned.json"
     tables.write(path, {key(p): Config("gather")}, environment.metadata())
-    tuning.use_table(path)
+    selection.use_table(path)
     with fastkan.autotune():
         assert choose(p) == Config("gather")
     assert clock.timed == 0
@@ -160,7 +162,7 @@ def test_too_little_memory_leaves_the_rules(monkeypatch: pytest.MonkeyPatch, clo
         clock.timed += 1
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(tuning, "_env", TuningEnv(timer, clock.now, "cpu"))  # type: ignore[arg-type]
+    monkeypatch.setattr(selection, "_env", TuningEnv(timer, clock.now, "cpu"))  # type: ignore[arg-type]
     with fastkan.autotune():
         with pytest.warns(RuntimeWarning, match="F is not tuned: no room"):
             assert choose(problem_of()).way == SLOW
@@ -177,7 +179,7 @@ def test_only_where_it_is_asked_for_and_can_be(monkeypatch: pytest.MonkeyPatch, 
     with fastkan.autotune(), fastkan.autotune(False):
         choose(p)
     with fastkan.autotune():
-        with tuning.override("F", Config("gather")):
+        with selection.override("F", Config("gather")):
             assert choose(p) == Config("gather")
         torch.use_deterministic_algorithms(True)
         try:
@@ -188,13 +190,13 @@ def test_only_where_it_is_asked_for_and_can_be(monkeypatch: pytest.MonkeyPatch, 
             patched.setattr(torch.compiler, "is_compiling", lambda: True)
             assert choose(p).way == SLOW
         with monkeypatch.context() as patched:
-            patched.setattr(tuning, "_env", TuningEnv(clock.timer, clock.now, "cuda"))
+            patched.setattr(selection, "_env", TuningEnv(clock.timer, clock.now, "cuda"))
             assert choose(p).way == SLOW  # on a CPU
             patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            assert not tuning._may_tune(key(p), torch.device("cuda"))
+            assert not selection._may_tune(key(p), torch.device("cuda"))
             patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-            assert tuning._may_tune(key(p), torch.device("cuda"))
-        with tuning._tuning:  # another thread
+            assert selection._may_tune(key(p), torch.device("cuda"))
+        with selection._tuning:  # another thread
             assert choose(p).way == SLOW
         assert clock.timed == 0
         assert choose(p).way == QUICK
@@ -269,7 +271,7 @@ def dropped(spoil: Callable[[Tensor, int], Tensor], clock: Clock) -> dict[str, s
         return spoil(y, calls) if config.way == QUICK else y
 
     configs = rules.by_way(key(p), 90)
-    found = tuner.tune(key(p), p, run, configs, tuning._env, 10.0, configs[0])
+    found = tuner.tune(key(p), p, run, configs, selection._env, 10.0, configs[0])
     assert found is not None
     assert found.config.way == SLOW
     return {config.way: why for config, why in found.dropped.items()}
@@ -309,9 +311,9 @@ def test_zeros_for_ever_are_not_tried_for_ever() -> None:
         return dispatch._out(p, config)
 
     with fastkan.autotune():
-        for _ in range(2 * tuning._MAX_SILENT):
-            tuning.choose_for(zero, run)
-    assert runs == tuning._MAX_SILENT
+        for _ in range(2 * selection._MAX_SILENT):
+            selection.choose_for(zero, run)
+    assert runs == selection._MAX_SILENT
 
 
 def test_one_that_gives_other_bits_each_time_is_dropped(clock: Clock) -> None:
@@ -350,7 +352,7 @@ def test_another_process_choices_are_taken_along(clock: Clock) -> None:
         choose(problem_of())
         store(5)
         choose(problem_of("H"))
-        assert tuning.choose(some_key(5), 90, torch.device("cpu")) == Config("chunked")
+        assert selection.choose(some_key(5), 90, torch.device("cpu")) == Config("chunked")
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema": 1}', ""])

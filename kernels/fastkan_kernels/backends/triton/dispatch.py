@@ -26,7 +26,7 @@ from .launch import Launch
 from .problem import Problem, form_of, problem
 from .tuning.config import Config
 from .tuning.key import key
-from .tuning.tuning import choose, choose_for
+from .tuning.selection import choose, choose_for
 
 
 def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import torch
 
 SMALLEST_CAPABILITY = 80  # tensor cores with bfloat16 and tf32
-WGMMA_WAIT_UNNEEDED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.settle
+WGMMA_WAIT_UNNEEDED_SINCE = (3, 9)  # Triton, with its own ptxas; see tiles.await_product
 
 
 # found out once: torch.compile can't trace how

@@ -77,7 +77,7 @@ class Problem(NamedTuple):
 
     @property
     def waits(self) -> bool:
-        """Whether a product on features in registers must end within its iteration; see tiles.settle."""
+        """Whether a product on features in registers must end within its iteration; see tiles.await_product."""
         return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
     def x_and_knots(self) -> dict[str, Any]:

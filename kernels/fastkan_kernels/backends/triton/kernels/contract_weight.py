@@ -1,7 +1,7 @@
-"""G_d(x, g, v): the features, transposed, are the left operand of a product over the rows.
+"""G_d(x, g, v): a matrix product that sums over the rows, with the transposed features as its left operand.
 
-A program makes one tile of one spline's dW, or of the base function's, from one part of the rows.
-The parts are summed afterwards in their order: no atomics, the same bits each time.
+A program computes one tile of dW for one spline, or for the base function, from one part of the rows. The parts are
+summed afterwards in a fixed order instead of by atomics, so that results are the same bits each time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from .. import hardware
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
-from .spline import base_function, cardinal, cardinal_scale, centred, inv_spacing_of, middle, one_spline, scaled
-from .tiles import load_tile, multiply, settle
+from .spline import (
+    base_function,
+    cardinal,
+    cardinal_coordinate,
+    cardinal_scale,
+    inv_spacing_of,
+    middle,
+    one_spline,
+    scaled,
+)
+from .tiles import await_product, load_tile, multiply
 
 
 @triton.jit
@@ -44,7 +53,7 @@ def contract_weight_kernel(
     WAIT: tl.constexpr,
     ROWS: tl.constexpr,  # inputs
     COLUMNS: tl.constexpr,  # outputs
-    INNER: tl.constexpr,  # of the N
+    INNER: tl.constexpr,  # rows of x, which are summed over
 ):
     WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     program, part = tl.program_id(0), tl.program_id(1)
@@ -62,7 +71,7 @@ def contract_weight_kernel(
             knots = knots + (tl.load(own + b + m)[:, None],)
 
     dw = tl.zeros((ROWS, COLUMNS), WORK)
-    missing = tl.zeros((ROWS,), WORK)  # NaN where an input has one
+    missing = tl.zeros((ROWS,), WORK)  # NaN for inputs that have a NaN
     start = part * part_rows
     end = tl.minimum(N, start + part_rows)
     for n0 in tl.range(start, end, INNER):
@@ -74,7 +83,7 @@ def contract_weight_kernel(
         else:
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
             if FORM == "cardinal":
-                z = centred(x, first[:, None], inv_spacing[:, None], ORDER)
+                z = cardinal_coordinate(x, first[:, None], inv_spacing[:, None], ORDER)
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
@@ -88,7 +97,7 @@ def contract_weight_kernel(
         else:
             right = load_tile(g, n, o, end, O, O)
         dw = multiply(a.to(PRODUCT), right, dw, PRECISION)
-        dw = settle(dw, WAIT)
+        dw = await_product(dw, WAIT)
 
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
@@ -98,11 +107,11 @@ def contract_weight_kernel(
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
 
-MIN_STEPS = 8  # of INNER rows that are worth a program of their own
+MIN_STEPS = 8  # of INNER rows each that a part has at least
 
 
 def parts_of(p: Problem, config: Config) -> tuple[int, int]:
-    """Into how many parts the rows go so that there is work for the whole GPU, and rows in each."""
+    """Number of parts into which the rows are split, so that the whole GPU has work, and number of rows in each."""
     tiles = p.spline_count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     device = p.x.device
     wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
@@ -113,7 +122,7 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
+    """The launch that writes G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
     arguments = {
         **p.x_and_knots(),
@@ -135,7 +144,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "COLUMNS": config.columns,
         "INNER": config.inner,
     }
-    del constants["SEARCH"]  # it looks for no cell
+    del constants["SEARCH"]  # this kernel does not search for cells
     tiles = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     grid = (arguments["K"] * tiles, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)
