@@ -16,6 +16,7 @@ from cases import make_case, no_triton
 
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 if no_triton() is None:
+    from fastkan_kernels.backends.triton import hardware
     from fastkan_kernels.backends.triton.problem import problem
     from fastkan_kernels.backends.triton.tuning import cache, environment, rules, selection, tables
     from fastkan_kernels.backends.triton.tuning.key import key
@@ -261,7 +262,7 @@ def test_a_way_that_this_triton_lacks_is_left_out(
     assert selection.choose(key_of("G"), 90, CUDA) == Config("chunked")
     tables.write(tmp_path / "own.json", {key_of(): Config("chunked")}, H100)
     monkeypatch.setattr(selection, "metadata", lambda: H100)
-    with pytest.raises(ValueError, match="takes a way that there is not here, 'chunked'"):
+    with pytest.raises(ValueError, match="takes a way that is not supported here, 'chunked'"):
         selection.use_table(tmp_path / "own.json")
 
 
@@ -327,7 +328,7 @@ def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
 def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "ptxas": "12.8.93"}
     name = cache.path_of(metadata).name
-    assert name == f"sm_90-h100-80gb-hbm3-triton-3.7.1-ptxas-12.8.93-{cache.kernels()}.json"
+    assert name == f"sm_90-h100-80gb-hbm3-triton-3.7.1-ptxas-12.8.93-{cache.source_digest()}.json"
     others = [{**metadata, field: "0.0"} for field in metadata]
     assert len({name, *(cache.path_of(other).name for other in others)}) == 5
     monkeypatch.delenv("FASTKAN_CACHE", raising=False)
@@ -336,6 +337,16 @@ def test_a_file_for_each_gpu_versions_and_state_of_the_kernels(monkeypatch: pyte
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/some")
     assert cache.folder() == Path("/home/some/.cache/fastkan")
+
+
+def test_the_digest_is_of_the_kernels_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(Path(hardware.__file__).parent, tmp_path / "triton"))
+    monkeypatch.setattr(hardware, "__file__", str(copy / "hardware.py"))
+    digest = cache.source_digest.__wrapped__
+    before = digest()
+    with (copy / "kernels" / "spline.py").open("a") as source:
+        source.write("# changed\n")
+    assert digest() != before
 
 
 def test_the_home_folder_in_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
