@@ -156,7 +156,7 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
 
 
 def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
-    """What a setting compiles, by the rules' configuration of its way if none is given."""
+    """The builds of a setting, in a given configuration or by default in that which the rules choose for its way."""
     p = problem_of(setting, capability)
     if p.form == "none":  # no kernel is launched for a derivative above the order
         return
@@ -260,9 +260,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
 
 
 def _type_of(argument: Any) -> str:
-    if hasattr(argument, "layout") and hasattr(
-        argument, "block_shape"
-    ):  # a descriptor of Gluon, which has a layout in shared memory
+    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # a descriptor of Gluon
         block = ",".join(map(str, argument.block_shape))
         return f"tensordesc<{_SHORT[argument.base.dtype]}[{block}],{argument.layout!r}>"
     if isinstance(argument, TensorDescriptor):

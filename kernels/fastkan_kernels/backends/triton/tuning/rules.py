@@ -111,9 +111,8 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
         tile = c.rows * c.columns // threads
         room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
         return tile <= 16 and sums + 2 * tile + c.inner <= room
-    right = (
-        c.inner * c.columns // threads if kind == "tf32x3" else 0
-    )  # it is split in registers, as the left operand is
+    # tf32x3 splits the right operand in registers, as it does the left one.
+    right = c.inner * c.columns // threads if kind == "tf32x3" else 0
     most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
     return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
 
@@ -142,10 +141,7 @@ def _fused(k: Key, capability: int) -> Config:
     block, and in tf32x3 the operands of three products."""
     size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
     wide = size > 4 or (size == 4 and k.precision != "tf32")
-    local, older = (
-        k.form == "local",
-        not 90 <= capability < 120,
-    )  # only data centre GPUs among these have 227 KiB of shared memory
+    local, older = k.form == "local", not 90 <= capability < 120  # other GPUs have less than 227 KiB of shared memory
     longest = 32 if size > 2 else 64
     stages, descriptors = 2 if older else 3, k.aligned and not older
     splines = 1
@@ -221,7 +217,8 @@ _RULES: dict[str, Callable[[Key, int], Config]] = {
     "gather": _gathering,
     "pipelined": _pipelined,
 }
+# Further candidates of a way, beside the choice by rule.
 _MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
     "fused": _more_fused,
     "pipelined": _more_pipelined,
-}  # further tiles for candidates
+}

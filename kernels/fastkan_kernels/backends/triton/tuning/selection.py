@@ -29,10 +29,9 @@ _forced: dict[str, Config] = {}  # of the process, since a backward on a GPU run
 _loaded: dict[str, Table] = {}
 _tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
 _settled: set[tuple[Key, str | None]] = set()  # keys on GPUs that need no tuning any more, or could not be tuned
-_silent: Counter[tuple[Key, str | None]] = (
-    Counter()
-)  # number of attempts whose operands could not tell right from wrong
-_MAX_SILENT = 10  # number of such attempts after which a key is not tuned again
+# Number of attempts in which the operands could not tell right results from wrong ones, and its limit.
+_silent: Counter[tuple[Key, str | None]] = Counter()
+_MAX_SILENT = 10
 _remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # read for each launch
 _tuning = threading.Lock()  # one contraction is tuned at a time, so that timings are not disturbed
 _env = TuningEnv()
@@ -88,10 +87,9 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Con
     if k.deterministic:
         return None, False
     table = _table()
-    of_it = device is None or table.metadata.get("gpu") == gpu_name(
-        device
-    )  # a machine may have other GPUs than the table's
-    found = table.entries.get(k) if of_it else None
+    # A machine may have other GPUs than the one of the table.
+    applies = device is None or table.metadata.get("gpu") == gpu_name(device)
+    found = table.entries.get(k) if applies else None
     if found is None and device is not None and is_on():
         found = _tuned_on(device).get(k)
     if found is not None:
