@@ -157,9 +157,8 @@ def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
-    return _features(
-        x, knots, Basis(order, "none"), 0, "cpu"
-    ).clone()  # the next call overwrites what _features returns
+    # The next call may overwrite the result of _features.
+    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
