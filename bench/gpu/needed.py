@@ -219,7 +219,7 @@ def _slots(name: str, rows: int, inputs: int, outputs: int, count: int, setting:
 
 
 def _rounded(basis: Basis, setting: str) -> Basis:
-    return basis._replace(product=torch.bfloat16) if setting == "autocast" else basis
+    return basis._replace(matmul_dtype=torch.bfloat16) if setting == "autocast" else basis
 
 
 def _without_memory(value: Any) -> Any:

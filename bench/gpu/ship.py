@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastkan_kernels.backends.triton.tuning import stamp
+from fastkan_kernels.backends.triton.tuning import environment
 
 from .tune import TABLE
 
@@ -36,14 +36,14 @@ def enter(path: Path) -> str:
     from fastkan_kernels.backends.triton.tuning import tables
 
     table = tables.read(path)
-    if "gpu" not in table.about:
+    if "gpu" not in table.metadata:
         raise ValueError(f"{path} was made without a GPU: it is a rehearsal's, and nothing in it was measured")
     if not table.entries:
         raise ValueError(f"{path} holds no choice")
-    target = tables.SHIPPED / f"{stamp.slug('sm_' + table.about['capability'], table.about['gpu'])}.json"
+    target = tables.SHIPPED / f"{environment.slug('sm_' + table.metadata['capability'], table.metadata['gpu'])}.json"
     before = tables.read(target) if target.exists() else tables.Table({}, {})
-    kept = before.entries if tables.differs(before.about, table.about) is None else {}
-    tables.write(target, {**kept, **table.entries}, table.about)
+    kept = before.entries if tables.differs(before.metadata, table.metadata) is None else {}
+    tables.write(target, {**kept, **table.entries}, table.metadata)
     added = len(table.entries.keys() - kept.keys())
     replaced = f", {len(before.entries)} of other versions replaced" if before.entries and not kept else ""
     return f"{target}: {len(table.entries)} choices, {added} of them new{replaced}"

@@ -82,7 +82,7 @@ def compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tenso
 def exact(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Exact, ...]:
     """What :func:`compute` must give, on the operands' device, in blocks of rows."""
     wide = o.map(lambda tensor: tensor.double())
-    plain = basis._replace(product=None)
+    plain = basis._replace(matmul_dtype=None)
     count = plain.splines_of(o.knots)
     step = max(1, BLOCK_ELEMENTS // max(1, count * o.x.shape[1]))
     blocks = []

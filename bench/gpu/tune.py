@@ -76,14 +76,14 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     if not ways.available(place):
         record.note(f"nothing to tune: backend {place.backend!r} has no choices")
         return
-    from fastkan_kernels.backends.triton.tuning import stamp, tables
+    from fastkan_kernels.backends.triton.tuning import environment, tables
 
     wanted = record.wanted(c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns))
     judged: Judged = {}
     parts = [(c, n) for c in wanted for n in range(PARTS)]
     in_parallel(_Warm(place), parts, workers, WARMING * record.left(), lambda found: judged.update(found or {}))
     clock = Clock(place)
-    path, about = record.path.parent / TABLE, stamp.about(place.device)
+    path, about = record.path.parent / TABLE, environment.metadata(place.device)
     table: dict[Any, Any] = _before(path, about)
     for choice in wanted:
         if record.left() < (RESERVE if place.is_gpu else 0):
@@ -107,7 +107,7 @@ def _before(path: Path, about: dict[str, str]) -> dict[Any, Any]:
     if not path.exists():
         return {}
     table = tables.read(path)
-    return dict(table.entries) if tables.differs(table.about, about) is None else {}
+    return dict(table.entries) if tables.differs(table.metadata, about) is None else {}
 
 
 def tuned(

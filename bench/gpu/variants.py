@@ -18,10 +18,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-PACKAGE = "fastkan_kernels.triton"
+PACKAGE = "fastkan_kernels.backends.triton"
 KERNELS = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
 FUSED, PIPELINED, CHUNKED = "fused", "pipelined", "chunked"
-FOLDERS = {FUSED: "", PIPELINED: "hopper."}  # of their modules
+FOLDERS = {FUSED: "kernels.", PIPELINED: "hopper."}  # of their modules
 # which can be left out: a pipelined kernel's loads and products wait for each other
 STAGES = {FUSED: ("features", "product", "loads"), PIPELINED: ("features",), CHUNKED: ("features", "product")}
 SPLINE, PRODUCT = "cardinal", "multiply"  # the functions that make features on uniform knots, and that multiply

@@ -29,17 +29,17 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, d
 
     product = autocast_dtype(x)
     if product is not None:
-        basis = basis._replace(product=product)
+        basis = basis._replace(matmul_dtype=product)
     found = problem(name, x, knots, slots, basis, derivative)
     return key(found), found.capability
 
 
 def candidates(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> list[Any]:
     """Configurations worth trying, the one in force first: each a ``config.Config``."""
-    from fastkan_kernels.backends.triton.tuning import rules, tuning
+    from fastkan_kernels.backends.triton.tuning import rules, selection
 
     key, capability = key_of(name, x, knots, slots, basis, derivative)
-    chosen = tuning.choose(key, capability, x.device)
+    chosen = selection.choose(key, capability, x.device)
     return list(dict.fromkeys([chosen, *rules.candidates(key, capability)]))
 
 
@@ -58,11 +58,11 @@ def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Operands, basis
 @contextmanager
 def forced(configs: dict[str, Any]) -> Iterator[None]:
     """Take these configurations, by contraction; in a backward too."""
-    from fastkan_kernels.backends.triton.tuning import tuning
+    from fastkan_kernels.backends.triton.tuning import selection
 
     with ExitStack() as stack:
         for name, config in configs.items():
-            stack.enter_context(tuning.override(name, config))
+            stack.enter_context(selection.override(name, config))
         yield
 
 

@@ -48,7 +48,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     rows = flat.shape[0]
     taken = route(x, layer.knots)
     slots = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
-    with_product = basis._replace(product=product)
+    with_product = basis._replace(matmul_dtype=product)
     small = is_small(ContractionSpec(with_product, 0, taken.backend), flat, layer.knots, slots)
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"

@@ -1,6 +1,17 @@
-"""The tensor half of fastkan: one trilinear form, its three contractions, and their backends.
+"""Spline contractions on tensors, on which the layers of fastkan are built; no modules and no training.
 
-It knows tensors only, no modules and no training. The idea is on one page in this folder's README.
+All that fastkan uses is imported from here:
+
+- contractions: ``contract_out`` (F, the forward of a layer), ``contract_weight`` (G) and ``contract_in`` (H), or
+  ``contract`` on an ``Operands``, with ``backend`` and ``route`` for the choice of a backend and ``autotune`` for
+  tuning the Triton kernels;
+- features: ``Basis``, the knots (``uniform_knots``, ``knots_are_uniform``, ``basis_of``, ``uniform_basis``), and their
+  values (``splines``, ``base_function``, ``pieces_of``);
+- statistics of edges: ``edge_std``, ``edge_mean_abs``, ``edge_values`` and ``feature_covariance``;
+- several small layers as one differentiable function: the names from :mod:`.autograd.stack`;
+- validation of arguments: the decorator ``checked``, its kinds of arguments such as ``Int``, and functions ``check_*``.
+
+The README in this folder explains the idea on one page.
 """
 
 from . import validation

@@ -1,4 +1,4 @@
-"""What the features of a layer are: the part of T_d that is fixed when a kernel is compiled."""
+"""The basis of a layer, which says what its features are, and the dtypes that features are computed in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 BASE_FUNCTIONS = ("silu", "identity", "none")
 MAX_SPLINE_ORDER = 5
-MAX_BASE_DERIVATIVE = 4  # of silu, in closed form; the other bases have every derivative
+MAX_BASE_DERIVATIVE = 4  # of silu, whose derivatives are written out; the other base functions have every derivative
 
 
 class Basis(NamedTuple):
@@ -18,12 +18,12 @@ class Basis(NamedTuple):
     Args:
         order: degree k of the splines, 1 to 5 (k=3 is cubic).
         base: ``"silu"``, ``"identity"`` or ``"none"`` (then there is no base weight).
-        uniform: whether each row of the knots is equally spaced; a uniform basis needs no search for
-            the cell of an input. :func:`basis_of` looks.
-        cells: ``(first knot, cells per unit length)`` where all inputs share one uniform row of
-            knots, which makes them numbers instead of tensors; else None.
-        product: the dtype to which features and weights are rounded where they are multiplied
-            (set under autocast), or None to round neither.
+        uniform: whether each row of the knots is equally spaced, so that the cell of an input is found without
+            a search. :func:`basis_of` finds it out from the knots.
+        uniform_grid: ``(first knot, 1 / spacing)`` as two numbers if all inputs share one equally spaced row of
+            knots; else None.
+        matmul_dtype: dtype to which features and weights are rounded before they are multiplied, as autocast
+            does; None if neither is rounded.
 
     Example:
         >>> Basis(order=3).features(grid_size=5)
@@ -33,8 +33,8 @@ class Basis(NamedTuple):
     order: int
     base: str = "silu"
     uniform: bool = False
-    cells: tuple[float, float] | None = None
-    product: torch.dtype | None = None
+    uniform_grid: tuple[float, float] | None = None
+    matmul_dtype: torch.dtype | None = None
 
     def features(self, grid_size: int) -> int:
         """Number of splines on ``grid_size`` intervals, G + k."""
@@ -45,14 +45,14 @@ class Basis(NamedTuple):
         return knots.shape[-1] - self.order - 1
 
 
-# asked once: PyTorch 2.11's compiler can't trace the question
+# Computed at import, since the compiler of PyTorch 2.11 cannot trace is_autocast_available.
 _AUTOCASTING = frozenset(
     name for name in ("cpu", "cuda", "hpu", "mps", "mtia", "xpu") if torch.amp.is_autocast_available(name)
 )
 
 
 def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    """Under autocast, the dtype of its products; else None."""
+    """The dtype of matrix products under autocast on x's device, or None if autocast is off there."""
     device_type = x.device.type
     if device_type in _AUTOCASTING and torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -60,12 +60,12 @@ def autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
 
 
 def exact_products(x: torch.Tensor) -> AbstractContextManager[None]:
-    """Hold autocast off: here it is known where to round."""
+    """A context without autocast, for code that rounds to ``Basis.matmul_dtype`` itself."""
     if autocast_dtype(x) is None:
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which psi is made: float64 stays, everything narrower becomes float32."""
+    """The dtype in which the features of an x of ``dtype`` are computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32

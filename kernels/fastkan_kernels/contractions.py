@@ -1,4 +1,4 @@
-"""F, G and H on tensors: the public face of this package. Validated once, then routed."""
+"""F, G and H as public functions: the arguments are validated, then the contraction is dispatched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .trilinear import CONTRACTIONS, Operands
 from .validation import INDEX, check_operands, checked
 
 
-def _contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
-    check_operands(x, knots, slots, basis, CONTRACTIONS[name].filled)
-    return routing.contract(name, x, knots, slots, basis, derivative)
+def _contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int):
+    check_operands(x, knots, operands, basis, CONTRACTIONS[name].filled)
+    return routing.contract(name, x, knots, operands, basis, derivative)
 
 
 @checked(derivative=INDEX)
@@ -30,19 +30,21 @@ def contract_out(
 
     Args:
         x: ``[N, I]``.
-        knots: ``[I, G + 2k + 1]``, non-decreasing; in x's units.
+        knots: ``[I, G + 2k + 1]``, each row non-decreasing, in the units of x.
         weight: ``[G + k, I, O]``, the spline coefficients.
-        base_weight: ``[I, O]``, the base function's; None for ``base="none"``.
-        v: ``[N, I]``, a multiplier for each input; None is all ones.
-        basis: which features; see :class:`Basis`.
-        derivative: d, 0 or more. Above the spline order the splines' part is 0.
+        base_weight: ``[I, O]``, the weights of the base function; None for ``base="none"``.
+        v: ``[N, I]``, a factor for each input value; None stands for all ones.
+        basis: the spline order and base function; see :class:`Basis`.
+        derivative: order d of the derivative of the features, 0 or more. Above the spline order all splines
+            contribute 0.
 
     Returns:
-        ``[N, O]`` in x's dtype, differentiable by x, v, weight and base_weight to any order (by the
-        knots too, on the composite route).
+        ``[N, O]`` in x's dtype, differentiable with respect to x, v, weight and base_weight to any order. If
+        ``knots.requires_grad``, it is computed by the reference backend and differentiable with respect to
+        the knots too.
 
     Raises:
-        TypeError, ValueError: for operands that don't fit together, before any work is done.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments do not fit together.
         ValueError: for a derivative of silu above 4.
 
     Example:
@@ -63,13 +65,13 @@ def contract_weight(
     basis: Basis,
     derivative: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d: ``dW[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``, the gradient by the weights.
+    """G_d: ``dW[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``, the gradient with respect to the weights.
 
     Args:
-        g: ``[N, O]``. The others are as in :func:`contract_out`.
+        g: ``[N, O]``, usually the gradient of the layer's output. The others are as in :func:`contract_out`.
 
     Returns:
-        ``[G + k, I, O]`` for the splines, and ``[I, O]`` for the base function or None without one.
+        ``[G + k, I, O]`` for the splines, and ``[I, O]`` for the base function, or None for ``base="none"``.
 
     Raises:
         TypeError, ValueError: as in :func:`contract_out`.
@@ -94,13 +96,13 @@ def contract_in(
     basis: Basis,
     derivative: int = 0,
 ) -> Tensor:
-    """H_d: ``h[n,i] = sum_{b,o} psi_b^(d)(x[n,i]) W[b,i,o] g[n,o]``; H_1 is the gradient by the input.
+    """H_d: ``h[n,i] = sum_{b,o} psi_b^(d)(x[n,i]) W[b,i,o] g[n,o]``; H_1 is the gradient with respect to x.
 
     Args:
-        g: ``[N, O]``. The others are as in :func:`contract_out`.
+        g: ``[N, O]``, usually the gradient of the layer's output. The others are as in :func:`contract_out`.
 
     Returns:
-        ``[N, I]``.
+        ``[N, I]`` in x's dtype.
 
     Raises:
         TypeError, ValueError: as in :func:`contract_out`.

@@ -1,8 +1,8 @@
-"""Edge statistics: the size of each edge function over a batch, which T_d has summed away.
+"""Statistics of each edge function over a batch. The contractions cannot give them, since they sum over edges.
 
-With C_i the covariance over n of the features of input i, P x P, the variance of edge (i, o) is
-``W_io^T C_i W_io``. So the spread of all edges costs N I P^2 + I O P^2 operations and no N x I x O
-tensor.
+With C_i the P x P covariance over n of the features of input i, the variance of edge (i, o) is
+``W_io^T C_i W_io``. So the standard deviations of all edges cost N I P^2 + I O P^2 operations and need no
+N x I x O tensor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .bspline.cox_de_boor import base_function, features, splines
 from .trilinear import Operands
 from .validation import INDEX, check_operands, checked
 
-BLOCK_ELEMENTS = 1 << 20  # of all edges' values
-FEATURE_ELEMENTS = 1 << 18  # of features: 1 MiB of float32, which stays in a core's cache
+BLOCK_ELEMENTS = 1 << 20  # numbers of edge values and features that a block of rows may have
+FEATURE_ELEMENTS = 1 << 18  # features that a block of rows may have: 1 MiB of float32 stays in a core's cache
 
 
 @checked(correction=INDEX)
@@ -33,17 +33,18 @@ def edge_std(
     basis: Basis,
     correction: int = 1,
 ) -> Tensor:
-    """Standard deviation over the batch of every edge function phi_io(x[n, i]).
+    """Standard deviation over the batch of each edge function phi_io(x[n, i]).
 
     Args:
-        x: ``[N, I]``; the others as in :func:`contract_out`.
-        correction: N - correction is the divisor, as in :func:`torch.std`.
+        x: ``[N, I]``; the others are as in :func:`contract_out`.
+        correction: the divisor is N - correction, as in :func:`torch.std`.
 
     Returns:
-        ``[I, O]``, differentiable; where an edge does not vary, its gradient is 0.
+        ``[I, O]`` in x's dtype, differentiable. The gradient of an edge that does not vary is 0.
 
     Raises:
-        ValueError: if there are no more than ``correction`` rows.
+        TypeError, ValueError: if the arguments do not fit together.
+        ValueError: if x has no more than ``correction`` rows.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -55,7 +56,7 @@ def edge_std(
     w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
     with exact_products(x):
         variance = (w * (covariance @ w)).sum(1)
-    varies = ~(variance <= 0)  # a NaN is not lost
+    varies = ~(variance <= 0)  # true for NaN too, so that it stays
     return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
 
 
@@ -64,11 +65,12 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
     """Covariance over the batch of the features of each input.
 
     Returns:
-        ``[I, P, P]`` with P = G + k splines and, last, the base function if there is one;
-        differentiable in x.
+        ``[I, P, P]``, where the P features are the G + k splines and, last, the base function if the basis has
+        one; differentiable with respect to x.
 
     Raises:
-        ValueError: if there are no more than ``correction`` rows.
+        TypeError, ValueError: if the arguments do not fit together.
+        ValueError: if x has no more than ``correction`` rows.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -77,7 +79,7 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
     """
     check_operands(x, knots, Operands(), basis)
     if x.shape[0] <= correction:
-        raise ValueError(f"x must have more than {correction} rows for a spread, got {x.shape[0]}")
+        raise ValueError(f"x must have more than {correction} rows for a standard deviation, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:
         psi = _features(x, knots, basis)
         centred = psi - psi[:1]
@@ -86,14 +88,19 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
             return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
     taken = routing.route(x, knots)
     with exact_products(x):
-        # a compiler fuses the definition
+        # Under torch.compile the reference is taken, whose operations the compiler fuses.
         return _Covariance.apply(
             x, knots, basis, correction, taken.backend if taken.way == "functions" else "reference"
         )
 
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
-    """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps.
+    """Values of all edge functions at all rows, ``phi_io(x[n, i])`` as ``[N, I, O]``.
+
+    The result is large; it is meant for plots and not for training steps.
+
+    Raises:
+        TypeError, ValueError: if the arguments do not fit together.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -107,12 +114,13 @@ def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | 
 def edge_mean_abs(
     x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis
 ) -> Tensor:
-    """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]``, in blocks of rows.
+    """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]`` in x's dtype.
 
-    The absolute value allows no shortcut by the covariance: this costs N I O (G + k + 1) operations.
+    Unlike :func:`edge_std` it cannot be computed from the covariance: it costs N I O (G + k + 1) operations.
 
     Raises:
-        ValueError: if there are no rows.
+        TypeError, ValueError: if the arguments do not fit together.
+        ValueError: if x has no rows.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -125,29 +133,32 @@ def edge_mean_abs(
     total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
     rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
     for part in x.split(rows):
-        # checkpointed, so that a backward holds one block's N x I x O at a time
-        sizes = checkpoint(
+        # Checkpointed, so that a backward holds the edge values of one block at a time.
+        part_sum = checkpoint(
             lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
             part,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing is drawn, and a GPU would have to be waited for
+            preserve_rng_state=False,  # no random numbers are drawn, and saving the state would wait for a GPU
         )
-        total = total + sizes
+        total = total + part_sum
     return (total / x.shape[0]).to(x.dtype)
 
 
 def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
-    """B-splines of every input, as :func:`.features.splines` defines them, by the quickest way; without gradients.
+    """All B-splines at x, the same as :func:`splines` by the quickest code for the device, without gradients.
 
     Args:
-        x: ``[N, I]``, in the dtype of the knots ``[I, M]``.
+        x: ``[N, I]``, in the dtype of the knots.
+        knots: ``[I, M]``, each row non-decreasing.
+        order: degree k.
 
     Returns:
-        ``[N, M - order - 1, I]``, in some order in memory.
+        ``[N, M - k - 1, I]``, not necessarily contiguous.
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
-    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()  # of memory that the next call uses again
+    # The next call may overwrite the result of _features.
+    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
@@ -155,8 +166,8 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
-    """All features, ``[N, P, I]``, the base function last; valid until the next are made."""
-    plain, quick = basis._replace(product=None), BACKENDS[backend].features
+    """All features, ``[N, P, I]``, the base function last. The next call may overwrite the result."""
+    plain, quick = basis._replace(matmul_dtype=None), BACKENDS[backend].features
     if quick is None:
         psi, base = features(x, knots, plain, derivative)
     else:
@@ -172,11 +183,11 @@ def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """:func:`feature_covariance` in blocks of rows, each about its own mean, joined as they come (Chan, Golub and
-    LeVeque, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+    """:func:`feature_covariance` in blocks of rows.
 
-    Features are taken less those of the first row, so that of an input that does not vary exactly 0 is
-    left, and not the rounding of a mean.
+    Each block is centred on its own mean and merged into the total (Chan, Golub and LeVeque, Updating Formulae and a
+    Pairwise Algorithm for Computing Sample Variances, 1979). The features of the first row are subtracted first, so
+    that the covariance of an input that does not vary is exactly 0 instead of a rounding error.
     """
 
     @staticmethod
@@ -199,16 +210,16 @@ class _Covariance(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         x, knots, mean = ctx.saved_tensors
         backend = ctx.backend
-        if torch.is_grad_enabled():  # a second derivative will be wanted, and the mean has one too
+        if torch.is_grad_enabled():  # a graph of second derivatives is built, which includes those of the mean
             backend = "reference"
             mean = _features(x, knots, ctx.basis).mean(0)
-        vjp = (upstream + upstream.mT) / ctx.divisor
+        weights = (upstream + upstream.mT) / ctx.divisor
         parts = []
         for part in x.split(_rows(knots, ctx.basis)):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
-                parts.append((slope * torch.einsum("ipq,nqi->npi", vjp, centred)).sum(1))
+                parts.append((slope * torch.einsum("ipq,nqi->npi", weights, centred)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None, None
 
 

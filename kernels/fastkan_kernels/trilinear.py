@@ -2,11 +2,11 @@
 
     T_d = sum over n, i, b, o of  v[n,i] * psi_b^(d)(x[n,i]) * W[b,i,o] * g[n,o]
 
-The form has three slots, ``v``, ``W`` and ``g``. A contraction fills two of them and sums over every
-index but those of the third, which it leaves free and so computes. To differentiate it, put the
-upstream gradient into the free slot: all three are then full, the result is the number T_d, and its
-gradient by a slot is the contraction that leaves *that* slot free, its gradient by x is ``v`` times
-the next derivative's H. Nine rules, and no tenth kernel.
+The form has three operands besides x: ``v``, ``W`` and ``g``. A contraction takes two of them, sums over
+every index that the third does not have, and returns a tensor of the third one's shape. To differentiate a
+contraction, take the upstream gradient as its missing operand. With all three operands given, the form is the
+number T_d. Its gradient with respect to an operand is the contraction that computes that operand, and its
+gradient with respect to x is ``v`` times H of the next derivative. These are nine rules on the same three kernels.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch import Tensor
 
 
 class Contraction(NamedTuple):
-    """One of F, G and H: what it computes, from which slots."""
+    """One of F, G and H, by the operands that it takes and the one whose shape its result has."""
 
-    name: str  # says which index survives
-    free: str  # the slot that it computes
-    filled: tuple[str, str]  # the slots that it is given
+    name: str
+    free: str  # the operand whose place the result takes
+    filled: tuple[str, str]  # the operands that are given
 
 
 class Rule(NamedTuple):
-    """A gradient: ``times * contraction_{d + raises}`` of the full slots."""
+    """The formula of a gradient: ``times * contraction_{d + raises}``, of the operands with the upstream gradient."""
 
     contraction: str
     raises: int = 0
@@ -39,7 +39,7 @@ CONTRACTIONS = {
     "H": Contraction("contract_in", free="v", filled=("W", "g")),
 }
 
-# (contraction, by what) -> the contraction that is its gradient
+# (contraction, the argument that it is differentiated with respect to) -> the contraction that is its gradient
 DERIVATIVES = {
     ("F", "x"): Rule("H", raises=1, times="v"),
     ("F", "W"): Rule("G"),
@@ -54,55 +54,55 @@ DERIVATIVES = {
 
 
 class Operands(NamedTuple):
-    """Operands of a contraction. ``W`` has two parts, the splines' and the base function's.
+    """Operands of a contraction. ``W`` has two parts, the weights of the splines and those of the base function.
 
-    Shapes: ``v [N, I]`` (None is all ones), ``weight [K, I, O]``, ``base_weight [I, O]`` (None
-    without a base), ``g [N, O]``. The slot that a contraction leaves free is None.
+    Shapes: ``v [N, I]`` (None stands for all ones), ``weight [K, I, O]``, ``base_weight [I, O]`` (None
+    without a base function), ``g [N, O]``. The operand that a contraction computes is None.
     """
 
     v: Tensor | None = None
-    weight: Tensor = None  # type: ignore[assignment]  # a contraction reads only what is filled
+    weight: Tensor = None  # type: ignore[assignment]  # a contraction reads only the operands that it takes
     base_weight: Tensor | None = None
     g: Tensor = None  # type: ignore[assignment]
 
-    def with_operand(self, slot: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
-        """These operands with ``slot`` replaced."""
-        values = {"weight": value[0], "base_weight": value[1]} if slot == "W" else {slot: value}
+    def with_operand(self, name: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
+        """A copy with the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` replaced."""
+        values = {"weight": value[0], "base_weight": value[1]} if name == "W" else {name: value}
         return self._replace(**values)
 
-    def without(self, slot: str) -> Operands:
-        """These operands with ``slot`` left free."""
-        parts = ("weight", "base_weight") if slot == "W" else (slot,)
+    def without(self, name: str) -> Operands:
+        """A copy with the operand ``"v"``, ``"W"`` or ``"g"`` set to None."""
+        parts = ("weight", "base_weight") if name == "W" else (name,)
         return self._replace(**dict.fromkeys(parts))  # type: ignore[arg-type]
 
 
 def gradients(
     name: str,
-    slots: Operands,
+    operands: Operands,
     upstream,
     wanted: Collection[str],
     derivative: int,
     contract: Callable[[str, Operands, int], Tensor],
 ) -> dict:
-    """Gradients of contraction ``name``, read off :data:`DERIVATIVES`.
+    """Gradients of a contraction, by the rules in :data:`DERIVATIVES`.
 
     Args:
-        name: ``"F"``, ``"G"`` or ``"H"``.
-        slots: its operands.
-        upstream: gradient of what it returned; for G the pair of both parts of W.
-        wanted: which of ``"x"``, ``"v"``, ``"W"``, ``"g"`` are asked for.
-        derivative: its order d.
-        contract: computes a contraction, ``contract(name, slots, d)``.
+        name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
+        operands: the operands that it was computed from.
+        upstream: gradient of its result; for G a pair, one for each part of W.
+        wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
+        derivative: the order d of the contraction.
+        contract: function that computes a contraction, ``contract(name, operands, d)``.
 
     Returns:
-        A gradient (for W a pair) for each name in ``wanted``.
+        The gradient for each name in ``wanted``; for W a pair.
     """
-    full = slots.with_operand(CONTRACTIONS[name].free, upstream)
+    full = operands.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}
     for by in wanted:
         rule = DERIVATIVES[name, by]
-        operands = full.without(CONTRACTIONS[rule.contraction].free)
-        value = contract(rule.contraction, operands, derivative + rule.raises)
+        given = full.without(CONTRACTIONS[rule.contraction].free)
+        value = contract(rule.contraction, given, derivative + rule.raises)
         times = getattr(full, rule.times) if rule.times else None
         found[by] = value if times is None else times * value
     return found

@@ -1,12 +1,12 @@
-"""Validation at the Python edge: once for each call, before any work, naming what came.
+"""Validation of the arguments of public functions, before any work is done.
 
-A table says what a public function's arguments may be; it is written once, above the function, and read before its
-first line runs:
+The decorator :func:`checked` declares what the arguments may be:
 
     @checked(steps=Int(least=0), lr=Real(above=0), progress=Flag())
     def fit(model, steps=100, lr=1.0, progress=True): ...
 
-Numbers come as people have them (NumPy's, tensors without dimensions, bools) and reach the function as Python's own.
+NumPy scalars and tensors or arrays without dimensions are accepted as numbers and reach the function as Python's own.
+Every error names the argument, what was expected and what was given.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype
 from .trilinear import Operands
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_INT = 2**31 - 1  # more of anything neither fits into memory nor ends
+MAX_INT = 2**31 - 1  # default limit of counts: more rows, steps or nodes neither fit into memory nor ever finish
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class Kind:
-    """One kind of argument."""
+    """What an argument may be. Subclasses check one argument and convert it."""
 
     def read(self, name: str, value: Any) -> Any:
-        """The value as the function takes it.
+        """The value converted to the type that the function takes.
 
         Raises:
-            TypeError, ValueError: naming the argument, what was expected and what came.
+            TypeError, ValueError: naming the argument, what was expected and what was given.
         """
         raise NotImplementedError
 
 
 def plain(value: Any) -> Any:
-    """Python's own number for NumPy's, or for a tensor or array without dimensions; anything else as it is."""
+    """A Python number for a NumPy scalar, or for a tensor or array without dimensions; any other value unchanged."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         try:
             return value.item()
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # without values: meta, fake, traced
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # a meta, fake or traced tensor has no value
             return value
     return value
 
 
 def kind_of(value: object) -> str:
-    """The type of a value in words, with the shape of a tensor or array."""
+    """Name of a value's type, with the shape of a tensor or array; for error messages."""
     shape = getattr(value, "shape", None)
     name = type(value).__name__
     return f"{name} of shape {list(shape)}" if isinstance(shape, tuple) and shape else name
@@ -82,7 +82,8 @@ class Int(Kind):
 
 
 class Real(Kind):
-    """A finite number within bounds; ``above`` and ``below`` exclude their ends."""
+    """A number within bounds, as a float. ``least`` and ``most`` are allowed values, ``above`` and ``below`` are not.
+    NaN is refused, and infinities too unless ``finite`` is False."""
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Real(Kind):
         two_ends = self.least is not None and self.most is not None
         if not two_ends and (math.isnan(number) or (self.finite and math.isinf(number))):
             raise ValueError(f"{name} must be finite, got {number}")
-        below_least = self.least is not None and not number >= self.least  # as NaN is
+        below_least = self.least is not None and not number >= self.least  # written so that NaN is refused too
         above_most = self.most is not None and number > self.most
         not_above = self.above is not None and number <= self.above
         not_below = self.below is not None and number >= self.below
@@ -121,7 +122,7 @@ class Real(Kind):
 
 
 class Flag(Kind):
-    """True or False; 0 and 1 are taken for them."""
+    """True or False, or 0 or 1, as a bool."""
 
     def read(self, name: str, value: Any) -> bool:
         answer = plain(value)
@@ -132,7 +133,7 @@ class Flag(Kind):
 
 
 class Choice(Kind):
-    """One of some names."""
+    """One of the given names."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
@@ -145,7 +146,7 @@ class Choice(Kind):
 
 
 class Bounds(Kind):
-    """Two increasing numbers, as a tuple of floats; infinite ones where they may be."""
+    """Two increasing numbers, as a tuple of floats; infinite ones only with ``finite=False``."""
 
     def __init__(self, finite: bool = True) -> None:
         self.finite = finite
@@ -173,7 +174,7 @@ class Text(Kind):
 
 
 class Path(Kind):
-    """A path of the file system, as a str."""
+    """A path in the file system, given as str, bytes or os.PathLike, as a str."""
 
     def read(self, name: str, value: Any) -> str:
         if not isinstance(value, (str, bytes, os.PathLike)):
@@ -185,7 +186,7 @@ class Path(Kind):
 
 
 class Callback(Kind):
-    """A function, or whatever else can be called."""
+    """A function or another callable."""
 
     def read(self, name: str, value: Any) -> Any:
         if not callable(value):
@@ -203,7 +204,7 @@ class Dtype(Kind):
 
 
 class Device(Kind):
-    """A device that is there."""
+    """A device on which a tensor can be made, given as a torch.device, its name or its index."""
 
     def read(self, name: str, value: Any) -> torch.device:
         if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
@@ -218,7 +219,7 @@ class Device(Kind):
 
 
 class Instance(Kind):
-    """An instance of some classes."""
+    """An instance of one of the given classes."""
 
     def __init__(self, *classes: type) -> None:
         self.classes = classes
@@ -231,7 +232,7 @@ class Instance(Kind):
 
 
 class Each(Kind):
-    """A sequence of arguments of one kind, as a list; a set has no order and is none."""
+    """A sequence of arguments of one kind, as a list. A set is refused, since it has no order."""
 
     def __init__(self, kind: Kind, count: int | None = None) -> None:
         self.kind, self.count = kind, count
@@ -248,7 +249,7 @@ class Each(Kind):
 
 
 class OneOrEach(Kind):
-    """One argument, or a sequence of such arguments."""
+    """One argument of a kind, or a sequence of them."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.each = kind, Each(kind)
@@ -258,7 +259,7 @@ class OneOrEach(Kind):
 
 
 class Optional(Kind):
-    """An argument of a kind, or None."""
+    """None, or an argument of a kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -268,7 +269,7 @@ class Optional(Kind):
 
 
 def is_sequence(value: object) -> bool:
-    """Whether a value has entries in an order, as lists and arrays with dimensions have; text counts as one value."""
+    """Whether a value is a sequence, such as a list, or an array or tensor with dimensions. Text is not."""
     if isinstance(value, Tensor):
         return value.ndim > 0 and not value.is_meta and value.layout == torch.strided
     if isinstance(value, Sequence):
@@ -279,18 +280,21 @@ def is_sequence(value: object) -> bool:
 FLAG = Flag()
 REAL = Real()
 INDEX = Int(least=0)
-DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None is the default one
+DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None stands for PyTorch's default
 SEED = Optional(Int(least=0, most=2**64 - 1))
 SHARE = Real(least=0, most=1)
 
 
 def checked(**table: Kind) -> Callable[[Fn], Fn]:
-    """Check a function's arguments by a table of their kinds before it runs; defaults are taken as they are.
+    """Decorator that checks and converts the named arguments of a function before it runs.
 
-    While ``torch.compile`` traces, arguments are taken as they are: it can't read values.
+    Default values are not checked. While ``torch.compile`` traces, nothing is checked, since it cannot read values.
+
+    Args:
+        table: the kind of each argument, by its name.
 
     Raises:
-        TypeError, ValueError: from the function, for an argument of another kind, before anything has been done.
+        TypeError, ValueError: by the decorated function, for an argument of another kind.
 
     Example:
         >>> @checked(count=Int(least=1))
@@ -322,7 +326,7 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
                     options[name] = table[name].read(name, value)
             return function(*given, **options)
 
-        call.argument_table = table  # type: ignore[attr-defined]  # for the tests that try bad arguments
+        call.argument_table = table  # type: ignore[attr-defined]  # read by the tests that try bad arguments
         return cast(Fn, call)
 
     return decorate
@@ -330,31 +334,31 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
 
 ORDER = Int(least=1, most=MAX_SPLINE_ORDER)
 BASE = Choice(BASE_FUNCTIONS)
-PACKAGES = ("fastkan", "fastkan_kernels", "torch")  # torch has decorators too, and calls modules
+PACKAGES = ("fastkan", "fastkan_kernels", "torch")  # modules and decorated functions are called by torch's code
 
 
 def check_int(name: str, value: object, least: int) -> int:
-    """``value`` as an int, ``least`` or more."""
+    """Return ``value`` as an int, or raise unless it is an int of at least ``least``."""
     return Int(least).read(name, value)
 
 
 def check_dtype(dtype: object) -> None:
-    """``dtype`` is one that a layer can have."""
+    """Raise unless ``dtype`` is one that a layer can have."""
     Dtype().read("dtype", dtype)
 
 
 def check_basis(basis: object) -> None:
-    """``basis`` is a :class:`Basis` that there are features for."""
+    """Raise unless ``basis`` is a :class:`Basis` with a supported order, base function and dtype."""
     if not isinstance(basis, Basis):
         raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
     ORDER.read("spline_order", basis.order)
     BASE.read("base", basis.base)
-    if basis.product is not None:
-        check_dtype(basis.product)
+    if basis.matmul_dtype is not None:
+        check_dtype(basis.matmul_dtype)
 
 
 def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
-    """``value`` is a floating-point tensor."""
+    """Raise unless ``value`` is a dense tensor, of a floating-point dtype unless ``any_dtype``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -364,7 +368,7 @@ def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
-    """``value`` has a shape; a str in ``expected`` names a free dimension."""
+    """Raise unless ``value`` has the shape ``expected``, in which a str stands for a dimension of any size."""
     if value.ndim == len(expected) and all(
         isinstance(want, str) or want == got for want, got in zip(expected, value.shape)
     ):
@@ -374,9 +378,9 @@ def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> No
 
 
 def check_knots(knots: Tensor, order: int) -> None:
-    """``knots`` are finite, non-decreasing, and have a width where the splines live.
+    """Raise unless ``knots`` are finite, non-decreasing, and their grid (without the extension) has a width.
 
-    Reads the values, so it is for the moment when knots are made, not for each call.
+    The values are read, so this is called when knots are set and not in each forward.
     """
     check_tensor("knots", knots)
     least = 2 * order + 2  # one interval, extended by k on both sides
@@ -394,7 +398,7 @@ def check_knots(knots: Tensor, order: int) -> None:
     if bool(falls.any()):
         rows = falls.nonzero().flatten().tolist()
         raise ValueError(f"knots must be non-decreasing in each row; those of features {rows[:8]} are not")
-    # counting cells divides by their mean width, in the knots' own precision
+    # The inverse spacing is computed in the knots' own dtype, in which the mean width must not underflow.
     finite = torch.finfo(knots.dtype)
     width = (wide[:, -order - 1] - wide[:, order]) / (knots.shape[1] - 2 * order - 1)
     flat = width < finite.tiny
@@ -411,10 +415,10 @@ def check_knots(knots: Tensor, order: int) -> None:
 def check_weights(
     knots: Tensor, weight: Tensor, base_weight: Tensor | None, basis: Basis, name: str = "weight"
 ) -> None:
-    """Knots and both parts of W fit together, and the base function has its part or none.
+    """Raise unless both parts of W fit the knots and each other, and ``base_weight`` is None only for ``base="none"``.
 
     Args:
-        name: what the caller calls the splines' part.
+        name: name of ``weight`` in error messages.
     """
     check_tensor(name, weight)
     check_shape(name, weight, (basis.splines_of(knots), knots.shape[0], "out_features"))
@@ -426,11 +430,11 @@ def check_weights(
         check_shape("base_weight", base_weight, tuple(weight.shape[1:]))
 
 
-def check_operands(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
-    """Types, shapes, dtypes and devices of a contraction's tensors agree.
+def check_operands(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
+    """Raise unless the types, shapes, dtypes and devices of a contraction's tensors fit together.
 
     Args:
-        filled: which of W and g must be there.
+        filled: which of ``"W"`` and ``"g"`` the contraction takes; the other may be None.
     """
     check_basis(basis)
     check_tensor("x", x)
@@ -444,19 +448,22 @@ def check_operands(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, fill
     check_shape("x", x, ("N", knots.shape[0]))
     outputs: int | str = "out_features"
     if "W" in filled:
-        check_weights(knots, slots.weight, slots.base_weight, basis)
-        outputs = slots.weight.shape[2]
+        check_weights(knots, operands.weight, operands.base_weight, basis)
+        outputs = operands.weight.shape[2]
     if "g" in filled:
-        check_tensor("g", slots.g)
-        check_shape("g", slots.g, (x.shape[0], outputs))
-    if slots.v is not None:
-        check_tensor("v", slots.v)
-        check_shape("v", slots.v, tuple(x.shape))
-    check_alike(x, knots=knots, **slots._asdict())
+        check_tensor("g", operands.g)
+        check_shape("g", operands.g, (x.shape[0], outputs))
+    if operands.v is not None:
+        check_tensor("v", operands.v)
+        check_shape("v", operands.v, tuple(x.shape))
+    check_alike(x, knots=knots, **operands._asdict())
 
 
 def check_alike(x: Tensor, **others: Tensor | None) -> None:
-    """All on x's device; dtypes equal, but for autocast and for knots kept in float32."""
+    """Raise unless all tensors are on x's device and have its dtype.
+
+    Under autocast dtypes may differ, and knots may be float32 beside an x of a narrower dtype.
+    """
     device, dtype = x.device, x.dtype
     for name, value in others.items():
         if value is None:
@@ -473,7 +480,7 @@ def check_alike(x: Tensor, **others: Tensor | None) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """No NaN and no infinity: for data that something is fitted to."""
+    """Raise if ``value`` has a NaN or an infinity, or no values at all; for data that a model is fitted to."""
     if value.is_meta:
         raise ValueError(f"{name} must have values, got a tensor on meta")
     bad = int((~value.detach().isfinite()).sum())
@@ -482,7 +489,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line that called into these packages."""
+    """Issue a warning whose location is the user's line that called into these packages."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in PACKAGES:
         frame, level = frame.f_back, level + 1

@@ -21,10 +21,10 @@ pytestmark = pytest.mark.skipif(
 if no_triton() is None:
     from fastkan_kernels.backends.triton import dispatch
     from fastkan_kernels.backends.triton.problem import Problem, problem
-    from fastkan_kernels.backends.triton.tuning import autotune, cache, rules, stamp, tables, tuner, tuning
+    from fastkan_kernels.backends.triton.tuning import autotune, cache, environment, rules, selection, tables, tuner
     from fastkan_kernels.backends.triton.tuning.key import Key, key
-    from fastkan_kernels.backends.triton.tuning.tuner import Means
-    from fastkan_kernels.backends.triton.tuning.tuning import Config
+    from fastkan_kernels.backends.triton.tuning.selection import Config
+    from fastkan_kernels.backends.triton.tuning.tuner import TuningEnv
 
 SLOW, QUICK = "fused", "chunked"  # ways, by the clock below
 
@@ -50,8 +50,8 @@ class Clock:
 
 def forgotten() -> None:
     """As in a new process."""
-    tuning.use_table(None)
-    tuning._tuned.clear()
+    selection.use_table(None)
+    selection._tuned.clear()
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +59,8 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """A cache of the test's own, and the rules' configuration of each way as candidates."""
     clock = Clock()
     monkeypatch.setenv("FASTKAN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tuning, "_means", Means(clock.timer, clock.now, "cpu"))
-    monkeypatch.setattr(tuning, "candidates", lambda k, capability: rules.by_way(k, capability))
+    monkeypatch.setattr(selection, "_env", TuningEnv(clock.timer, clock.now, "cpu"))
+    monkeypatch.setattr(selection, "candidates", lambda k, capability: rules.by_way(k, capability))
     forgotten()
     yield clock
     forgotten()
@@ -68,20 +68,20 @@ def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 
 def problem_of(name: str = "F", **changes) -> Problem:
     o, basis = make_case(**{"rows": 9, "dtype": torch.float32, "v": False, **changes})
-    slots = {
+    operands = {
         "F": Operands(None, o.weight, o.base_weight),
         "G": Operands(g=o.g),
         "H": Operands(None, o.weight, o.base_weight, o.g),
     }
-    return problem(name, o.x, o.knots, slots[name], basis, int(name == "H"))
+    return problem(name, o.x, o.knots, operands[name], basis, int(name == "H"))
 
 
 def choose(p: Problem) -> Config:
-    return tuning.choose_for(p, {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name])
+    return selection.choose_for(p, {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name])
 
 
 def kept() -> dict[Key, Config]:
-    return cache.load(stamp.about(torch.device("cpu")))
+    return cache.load(environment.metadata(torch.device("cpu")))
 
 
 # -- what is taken -----------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_the_next_process_reads_it_if_it_tunes(clock: Clock) -> None:
     forgotten()
     assert choose(p).way == SLOW
     with fastkan.autotune():
-        assert tuning.choose(key(p), p.capability, p.x.device).way == QUICK  # before anything is run
+        assert selection.choose(key(p), p.capability, p.x.device).way == QUICK  # before anything is run
         assert choose(p).way == QUICK
     assert clock.timed == 2
 
@@ -141,7 +141,7 @@ def test_without_time_nothing_else_is_tried(clock: Clock) -> None:
     clock.step = 11.0
     p = problem_of()
     found = tuner.tune(
-        key(p), p, dispatch._out, rules.by_way(key(p), 90), tuning._means, 10.0, rules.default(key(p), 90)
+        key(p), p, dispatch._out, rules.by_way(key(p), 90), selection._env, 10.0, rules.default(key(p), 90)
     )
     assert found is not None
     assert found.config.way == SLOW
@@ -150,8 +150,8 @@ def test_without_time_nothing_else_is_tried(clock: Clock) -> None:
 
 def test_a_users_table_goes_before(tmp_path: Path, clock: Clock) -> None:
     p, path = problem_of(), tmp_path / "tuned.json"
-    tables.write(path, {key(p): Config("gather")}, stamp.about())
-    tuning.use_table(path)
+    tables.write(path, {key(p): Config("gather")}, environment.metadata())
+    selection.use_table(path)
     with fastkan.autotune():
         assert choose(p) == Config("gather")
     assert clock.timed == 0
@@ -162,7 +162,7 @@ def test_too_little_memory_leaves_the_rules(monkeypatch: pytest.MonkeyPatch, clo
         clock.timed += 1
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(tuning, "_means", Means(timer, clock.now, "cpu"))  # type: ignore[arg-type]
+    monkeypatch.setattr(selection, "_env", TuningEnv(timer, clock.now, "cpu"))  # type: ignore[arg-type]
     with fastkan.autotune():
         with pytest.warns(RuntimeWarning, match="F is not tuned: no room"):
             assert choose(problem_of()).way == SLOW
@@ -179,7 +179,7 @@ def test_only_where_it_is_asked_for_and_can_be(monkeypatch: pytest.MonkeyPatch, 
     with fastkan.autotune(), fastkan.autotune(False):
         choose(p)
     with fastkan.autotune():
-        with tuning.override("F", Config("gather")):
+        with selection.override("F", Config("gather")):
             assert choose(p) == Config("gather")
         torch.use_deterministic_algorithms(True)
         try:
@@ -190,13 +190,13 @@ def test_only_where_it_is_asked_for_and_can_be(monkeypatch: pytest.MonkeyPatch, 
             patched.setattr(torch.compiler, "is_compiling", lambda: True)
             assert choose(p).way == SLOW
         with monkeypatch.context() as patched:
-            patched.setattr(tuning, "_means", Means(clock.timer, clock.now, "cuda"))
+            patched.setattr(selection, "_env", TuningEnv(clock.timer, clock.now, "cuda"))
             assert choose(p).way == SLOW  # on a CPU
             patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            assert not tuning._may_tune(key(p), torch.device("cuda"))
+            assert not selection._may_tune(key(p), torch.device("cuda"))
             patched.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-            assert tuning._may_tune(key(p), torch.device("cuda"))
-        with tuning._tuning:  # another thread
+            assert selection._may_tune(key(p), torch.device("cuda"))
+        with selection._tuning:  # another thread
             assert choose(p).way == SLOW
         assert clock.timed == 0
         assert choose(p).way == QUICK
@@ -237,7 +237,7 @@ def test_threads_may_leave_in_any_order() -> None:
     assert autotune.is_on()
     assert autotune.seconds_each() == 2
     second.__exit__(None, None, None)
-    assert autotune.is_on() == autotune.required_grads()
+    assert autotune.is_on() == autotune.on_by_environment()
 
 
 def test_a_decorated_function_may_call_itself() -> None:
@@ -248,13 +248,13 @@ def test_a_decorated_function_may_call_itself() -> None:
             deep(calls - 1)
 
     deep(2)
-    assert autotune.is_on() == autotune.required_grads()
+    assert autotune.is_on() == autotune.on_by_environment()
 
 
 @pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
 def test_the_environment_turns_it_on(value: str, on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTKAN_AUTOTUNE", value)
-    assert autotune.required_grads() == on
+    assert autotune.on_by_environment() == on
 
 
 # -- what is dropped ---------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def dropped(spoil: Callable[[Tensor, int], Tensor], clock: Clock) -> dict[str, s
         return spoil(y, calls) if config.way == QUICK else y
 
     configs = rules.by_way(key(p), 90)
-    found = tuner.tune(key(p), p, run, configs, tuning._means, 10.0, configs[0])
+    found = tuner.tune(key(p), p, run, configs, selection._env, 10.0, configs[0])
     assert found is not None
     assert found.config.way == SLOW
     return {config.way: why for config, why in found.dropped.items()}
@@ -311,9 +311,9 @@ def test_zeros_for_ever_are_not_tried_for_ever() -> None:
         return dispatch._out(p, config)
 
     with fastkan.autotune():
-        for _ in range(2 * tuning._MAX_SILENT):
-            tuning.choose_for(zero, run)
-    assert runs == tuning._MAX_SILENT
+        for _ in range(2 * selection._MAX_SILENT):
+            selection.choose_for(zero, run)
+    assert runs == selection._MAX_SILENT
 
 
 def test_one_that_gives_other_bits_each_time_is_dropped(clock: Clock) -> None:
@@ -338,7 +338,7 @@ def some_key(count: int) -> Key:
 
 
 def store(count: int) -> None:
-    cache.store(stamp.about(torch.device("cpu")), {some_key(count): Config("chunked")})
+    cache.store(environment.metadata(torch.device("cpu")), {some_key(count): Config("chunked")})
 
 
 def test_processes_add_to_each_others_choices() -> None:
@@ -352,12 +352,12 @@ def test_another_process_choices_are_taken_along(clock: Clock) -> None:
         choose(problem_of())
         store(5)
         choose(problem_of("H"))
-        assert tuning.choose(some_key(5), 90, torch.device("cpu")) == Config("chunked")
+        assert selection.choose(some_key(5), 90, torch.device("cpu")) == Config("chunked")
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema": 1}', ""])
 def test_a_damaged_file_is_ignored_and_replaced(text: str) -> None:
-    path = cache.path_of(stamp.about(torch.device("cpu")))
+    path = cache.path_of(environment.metadata(torch.device("cpu")))
     path.parent.mkdir()
     path.write_text(text)
     with fastkan.autotune(), pytest.warns(RuntimeWarning, match="the cache of tuned choices is ignored"):
@@ -375,7 +375,7 @@ def test_what_cannot_be_written_stays_in_memory(tmp_path: Path, clock: Clock) ->
 
 
 def test_a_write_that_fails_leaves_nothing_behind() -> None:
-    path = cache.path_of(stamp.about(torch.device("cpu")))
+    path = cache.path_of(environment.metadata(torch.device("cpu")))
     path.mkdir(parents=True)
     with fastkan.autotune(), pytest.warns(RuntimeWarning, match="tuned choices are not kept"):
         choose(problem_of())

@@ -85,7 +85,7 @@ def test_all_sizes(kind: str, v: bool, sizes: tuple[int, int, int]) -> None:
 def test_autocast_keeps_x(kind: str) -> None:
     """At 20 cells a rounded x would be off by a tenth of one."""
     o, basis = make_half_case(kind, grid=20, dtype=torch.float32)
-    assert_rounded(o, basis._replace(product=torch.bfloat16), 0, "pipelined", torch.bfloat16)
+    assert_rounded(o, basis._replace(matmul_dtype=torch.bfloat16), 0, "pipelined", torch.bfloat16)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
@@ -183,8 +183,8 @@ def test_nothing_depends_on_when_copies_and_products_end(kind: str, policy: str)
 MUTANTS = {
     "F": [
         ("        await_tile(w_ready, step + 1, SLOTS)\n", ""),
-        ("        barrier()  # every warp", "        # every warp"),
-        ("        barrier()  # every warp", "        pass  # every warp"),
+        ("        barrier()  # now all warps", "        # now all warps"),
+        ("        barrier()  # now all warps", "        pass  # now all warps"),
         ("AHEAD: gl.constexpr = SLOTS - 2", "AHEAD: gl.constexpr = SLOTS - 1"),
         ("AHEAD: gl.constexpr = SLOTS - 2", "AHEAD: gl.constexpr = SLOTS"),
         ("warpgroup_mma_wait(0, deps=[running, a, following])", "warpgroup_mma_wait(1, deps=[running, a, following])"),
@@ -197,7 +197,7 @@ MUTANTS = {
     ],
     "G": [
         ("        await_tile(ready, step + 1, SLOTS)\n", ""),
-        ("        barrier()  # every warp", "        pass  # every warp"),
+        ("        barrier()  # now all warps", "        pass  # now all warps"),
         ("AHEAD: gl.constexpr = SLOTS - 2", "AHEAD: gl.constexpr = SLOTS - 1"),
         ("warpgroup_mma_wait(0, deps=[running, a, following])", "warpgroup_mma_wait(1, deps=[running, a, following])"),
         ("slot = (step + 1) % SLOTS", "slot = step % SLOTS"),
@@ -248,8 +248,8 @@ def test_the_machine_tells_a_wrong_pipeline(
 
 
 def ways(name: str, o: Example, basis: Basis, derivative: int = 0, capability: int = 90) -> list[str]:
-    slots = Operands(o.v, None, None, o.g) if name == "G" else Operands(o.v, o.weight, o.base_weight)
-    p = problem(name, o.x, o.knots, slots, basis, derivative, capability)
+    operands = Operands(o.v, None, None, o.g) if name == "G" else Operands(o.v, o.weight, o.base_weight)
+    p = problem(name, o.x, o.knots, operands, basis, derivative, capability)
     return ways_of(key(p), capability)
 
 
@@ -274,11 +274,11 @@ def test_the_slots_fit_into_shared_memory() -> None:
         (64, 128), (64, 128, 256), (16, 32), (torch.bfloat16, torch.float32), (False, True)
     ):
         o, basis = make_half_case(inputs=256, outputs=256, dtype=dtype, v=v)
-        basis = basis._replace(product=torch.bfloat16)
+        basis = basis._replace(matmul_dtype=torch.bfloat16)
         config = Config("pipelined", rows, columns, inner, 1, rows // 16, 4, True)
         out = torch.empty(1, 9, 256, 256)
-        slots = Operands(o.v, o.weight, o.base_weight)
-        launch = dispatch.launched_out(problem("F", o.x, o.knots, slots, basis, 0, 90), config, out[0, 0])
+        operands = Operands(o.v, o.weight, o.base_weight)
+        launch = dispatch.launched_out(problem("F", o.x, o.knots, operands, basis, 0, 90), config, out[0, 0])
         inputs = 2 * rows * inner * o.x.element_size() * (1 + v)
         assert launch.constants["SLOTS"] >= pipeline.MIN_SLOTS
         assert launch.constants["SLOTS"] * inner * columns * 2 + inputs < shared_limit(90)

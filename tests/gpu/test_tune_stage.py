@@ -78,19 +78,19 @@ def test_a_candidate_with_a_fault_is_not_timed() -> None:
 
 @interpreted
 def test_a_later_run_keeps_what_an_earlier_one_has_tuned(tmp_path: Path) -> None:
-    from fastkan_kernels.backends.triton.tuning import stamp, tables
+    from fastkan_kernels.backends.triton.tuning import environment, tables
     from fastkan_kernels.backends.triton.tuning.config import Config
     from fastkan_kernels.backends.triton.tuning.key import key
 
-    path, about = tmp_path / tune.TABLE, stamp.about(PLACE.device)
-    assert tune._before(path, about) == {}
-    o, basis, slots = tune._operands(tune.choices(rehearsal=True)[0], PLACE)
+    path, metadata = tmp_path / tune.TABLE, environment.metadata(PLACE.device)
+    assert tune._before(path, metadata) == {}
+    o, basis, operands = tune._operands(tune.choices(rehearsal=True)[0], PLACE)
     from fastkan_kernels.backends.triton.problem import problem
 
-    entries = {key(problem("F", o.x, o.knots, slots, basis, 0)): Config("chunked")}
-    tables.write(path, entries, about)
-    assert tune._before(path, about) == entries
-    assert tune._before(path, {**about, "ptxas": "0"}) == {}
+    entries = {key(problem("F", o.x, o.knots, operands, basis, 0)): Config("chunked")}
+    tables.write(path, entries, metadata)
+    assert tune._before(path, metadata) == entries
+    assert tune._before(path, {**metadata, "ptxas": "0"}) == {}
 
 
 COMPILED = """

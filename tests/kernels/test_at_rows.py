@@ -155,6 +155,6 @@ def test_it_is_for_small_layers_and_plain_numbers() -> None:
     assert not serves(o._replace(g=o.g.float()))
     assert not serves(o._replace(x=o.x[:0], g=o.g[:0]))
     assert not serves(Example(*(None if t is None else t.half() for t in o)))
-    assert not serves(o, basis._replace(product=torch.bfloat16))
+    assert not serves(o, basis._replace(matmul_dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"order 5 .*silu"):
         compute("H", o, basis, 5)

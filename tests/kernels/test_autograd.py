@@ -67,14 +67,13 @@ def test_each_rule_is_the_slope_of_the_float64_oracle(name: str, by: str, deriva
     # five points: off by the fourth power of the step, though within a cell splines are polynomials anyway
     slope = (8 * (number(step) - number(-step)) - (number(2 * step) - number(-2 * step))) / (12 * step)
 
-    def contract(name: str, slots: Operands, derivative: int):
-        values = oracle.exact(name, Example(o.x, o.knots, slots.v, slots.weight, slots.base_weight, slots.g), basis,
-                              derivative)  # fmt: skip
+    def contract(name: str, operands: Operands, derivative: int):
+        values = oracle.exact(name, Example(o.x, o.knots, *operands), basis, derivative)
         tensors = tuple(map(torch.from_numpy, values))
         return tensors if name == "G" else tensors[0]
 
-    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
-    found = gradients(name, slots, tuple(upstream) if name == "G" else upstream[0], [by], derivative, contract)
+    operands = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
+    found = gradients(name, operands, tuple(upstream) if name == "G" else upstream[0], [by], derivative, contract)
     assert list(found) == [by]
     parts = found[by] if by == "W" else (found[by],)
     ruled = sum(float((part * move).sum()) for part, move in zip(parts, moves.values(), strict=True))
@@ -175,9 +174,9 @@ def test_only_what_is_asked_for_is_computed(
             ran.append((kind, call.derivative))
         return contract(kind, call, *rest)
 
-    def small_spy(self, kind, slots, derivative):
+    def small_spy(self, kind, operands, derivative):
         ran.append((kind, derivative))
-        return at_rows(self, kind, slots, derivative)
+        return at_rows(self, kind, operands, derivative)
 
     monkeypatch.setattr(backends, "contract", spy)
     monkeypatch.setattr("fastkan_kernels.autograd.functions.contract", spy)

@@ -225,7 +225,7 @@ def test_features_are_rounded_in_units_of_a_cell(grid: int, derivative: int) -> 
     """h^-d is applied after the rounding: psi''' of a fine grid would overflow float16."""
     knots = make_knots("shared", inputs=1, grid=grid, order=3, dtype=torch.float32)
     x = make_inputs(200, knots)
-    psi, _ = features(x, knots, Basis(3, "none", True, product=torch.float16), derivative)
+    psi, _ = features(x, knots, Basis(3, "none", True, matmul_dtype=torch.float16), derivative)
     unrounded, _ = features(x, knots, Basis(3, "none"), derivative)
     assert psi.isfinite().all()
     h = float(knots[0, 1] - knots[0, 0])

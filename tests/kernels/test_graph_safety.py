@@ -29,7 +29,7 @@ from fastkan.kan.model import KAN
 from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton import hardware, hopper
-from fastkan_kernels.backends.triton.tuning import tuning
+from fastkan_kernels.backends.triton.tuning import selection
 from fastkan_kernels.backends.triton.tuning.config import WAYS, Config
 
 ORDER = 3
@@ -51,7 +51,7 @@ def way(name: str, descriptors: bool = False) -> Iterator[None]:
     with ExitStack() as stack:
         for contraction in "FGH":
             taken = config if contraction in WAYS[name] else config._replace(way="fused")
-            stack.enter_context(tuning.override(contraction, taken))
+            stack.enter_context(selection.override(contraction, taken))
         yield
 
 

@@ -33,8 +33,8 @@ def test_registered_operators_are_sound(name: str, backend: str, base: str, v: b
 def test_registered_operators_compute_the_same(name: str) -> None:
     o, basis = make_case("adapted")
     free = {"F": "g", "G": "W", "H": "v"}[name]
-    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(free)
-    value = ops.apply(name, ContractionSpec(basis, 1, "cpu"), o.x, o.knots, slots)
+    operands = Operands(o.v, o.weight, o.base_weight, o.g).without(free)
+    value = ops.apply(name, ContractionSpec(basis, 1, "cpu"), o.x, o.knots, operands)
     for part, expected in zip(value if name == "G" else (value,), oracle.exact(name, o, basis, 1)):
         np.testing.assert_allclose(part.numpy(), expected, rtol=1e-11, atol=1e-11 * np.abs(expected).max())
 
@@ -42,10 +42,10 @@ def test_registered_operators_compute_the_same(name: str) -> None:
 def test_other_source_is_another_operator_to_the_cache() -> None:
     """PyTorch keeps compiled graphs on disk by the operators' arguments, whatever they are laid open to."""
     _, basis = make_case("shared")
-    lowered = BACKENDS["cpu"].lowered
-    assert lowered is not None
+    decomposition = BACKENDS["cpu"].decomposition
+    assert decomposition is not None
     before = ops._flat(ContractionSpec(basis, 0, "cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(lowered=lowered._replace(source="other")))
+        patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(decomposition=decomposition._replace(source="other")))
         assert ops._flat(ContractionSpec(basis, 0, "cpu")) != before
     assert ops._call(before) == ContractionSpec(basis, 0, "cpu")

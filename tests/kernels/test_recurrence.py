@@ -18,7 +18,7 @@ from fastkan_kernels.backends.cpu.by_edges import ByEdges
 from fastkan_kernels.backends.cpu.by_features import Features
 from fastkan_kernels.bspline import piecewise as pieces
 from fastkan_kernels.bspline.cox_de_boor import splines
-from fastkan_kernels.bspline.recurrence import ROOMS, Recurrence
+from fastkan_kernels.bspline.recurrence import SCRATCH, Recurrence
 
 D = torch.float64
 
@@ -49,8 +49,8 @@ def test_the_recursion_is_the_definition(order: int, derivative: int, kind: str)
     x = places(knots)
     made = Recurrence(knots, order, derivative)
     assert made.holds
-    rooms = torch.full((ROOMS, knots.shape[1], 3, len(x)), torch.nan, dtype=D)
-    got, want = made(x, rooms), splines(x, knots, order, derivative)
+    scratch = torch.full((SCRATCH, knots.shape[1], 3, len(x)), torch.nan, dtype=D)
+    got, want = made(x, scratch), splines(x, knots, order, derivative)
     assert torch.equal(got.isnan(), want.isnan())
     scale = want.nan_to_num().abs().max()
     assert ((got - want).nan_to_num().abs() <= 1e-13 * scale).all()
@@ -60,7 +60,7 @@ def test_the_recursion_is_the_definition(order: int, derivative: int, kind: str)
 def test_the_recursion_is_scipys() -> None:
     knots = knots_of("distinct", 1, 13, 3)
     x = torch.linspace(knots.min().item(), knots.max().item() - 1e-9, 200, dtype=D).unsqueeze(1)
-    made = Recurrence(knots, 3, 1)(x, torch.empty(ROOMS, 13, 1, 200, dtype=D))
+    made = Recurrence(knots, 3, 1)(x, torch.empty(SCRATCH, 13, 1, 200, dtype=D))
     padded = torch.cat([knots[0, :1].expand(3), knots[0], knots[0, -1:].expand(3)]).numpy()
     for b in range(9):
         weights = [0.0] * 15

@@ -127,7 +127,7 @@ def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
 ) -> None:
     """Each of them by half an ulp; x, v, g and the sums stay float32. (The small way has no rounding.)"""
     o, basis = make_case(kind, rows=30, inputs=3, outputs=4, grid=64, dtype=torch.float32)
-    rounded = basis._replace(product=product)
+    rounded = basis._replace(matmul_dtype=product)
     half_ulp = torch.finfo(product).eps / 2
     with forced(way):
         values, unrounded = compute(name, o, rounded, derivative), compute(name, o, basis, derivative)

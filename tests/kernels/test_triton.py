@@ -226,7 +226,7 @@ def test_half_layers(way: str, kind: str, derivative: int, dtype: torch.dtype) -
 def test_autocast_keeps_x(way: str, kind: str, derivative: int, dtype: torch.dtype) -> None:
     """At 64 cells a rounded x would be off by a tenth of a cell."""
     o, basis = make_case(kind, rows=30, grid=64, dtype=torch.float32)
-    assert_rounded(o, basis._replace(product=dtype), derivative, way, dtype)
+    assert_rounded(o, basis._replace(matmul_dtype=dtype), derivative, way, dtype)
 
 
 @pytest.mark.parametrize("way", TRITON_WAYS)
@@ -237,7 +237,7 @@ def test_derivatives_do_not_overflow_float16(way: str) -> None:
     o = o._replace(weight=o.weight * 1e-4)
     with forced(way):
         for name in "FGH":
-            for value in compute(name, o, basis._replace(product=torch.float16), 3):
+            for value in compute(name, o, basis._replace(matmul_dtype=torch.float16), 3):
                 assert value.isfinite().all()
 
 
@@ -254,7 +254,7 @@ def test_inputs_of_very_different_cells_in_float16(way: str, narrow: int, produc
     if product is None:
         o = Example(*(t if t is knots else t.to(torch.float16) for t in o))
         o = o._replace(weight=o.weight * 2.0**-10, g=o.g * 2.0**-12)  # the results fit
-    assert_rounded(o, basis._replace(product=product), 2, way, torch.float16)
+    assert_rounded(o, basis._replace(matmul_dtype=product), 2, way, torch.float16)
 
 
 @pytest.mark.parametrize("way", TRITON_WAYS)
@@ -262,7 +262,7 @@ def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
     """Of 1e-9 float16 knows nothing; nor of a v of a million."""
     o, basis = make_case(rows=20, dtype=torch.float32)
     o = o._replace(g=o.g * 1e-9, v=o.v * 1e6)
-    assert_rounded(o, basis._replace(product=torch.float16), 1, way, torch.float16)
+    assert_rounded(o, basis._replace(matmul_dtype=torch.float16), 1, way, torch.float16)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no other precision")

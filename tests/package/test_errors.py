@@ -87,7 +87,7 @@ CONTRACTIONS = {
     "order float": (out(basis=Basis(3.0)), TypeError, r"spline_order must be an int, got float"),
     "base unknown": (out(basis=Basis(3, "gelu")), ValueError, r"base must be one of .*none'; got 'gelu'"),
     "x sparse": (out((0, X.to_sparse())), TypeError, r"x must be a dense tensor, got torch.sparse_coo"),
-    "product word": (out(basis=CUBIC._replace(product="half")), TypeError, r"dtype must .*'half'"),
+    "product word": (out(basis=CUBIC._replace(matmul_dtype="half")), TypeError, r"dtype must .*'half'"),
     "basis int": (out(basis=3), TypeError, r"basis .*Basis.*int"),
     "derivative -1": (out(derivative=-1), ValueError, r"derivative must be at least 0, got -1"),
     "derivative float": (out(derivative=1.0), TypeError, r"derivative must be an int, got float"),

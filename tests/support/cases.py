@@ -199,13 +199,13 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
     parts as well, and results that are NaN until they are written. What a way is not made for goes fused."""
     from fastkan_kernels.backends.triton import chunked
     from fastkan_kernels.backends.triton.kernels import contract_weight
-    from fastkan_kernels.backends.triton.tuning import tuning
+    from fastkan_kernels.backends.triton.tuning import selection
     from fastkan_kernels.backends.triton.tuning.config import WAYS
 
-    fused = tuning.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
+    fused = selection.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
     config = fused._replace(way=way)
     if way == "pipelined":
-        config = tuning.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
+        config = selection.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
@@ -218,7 +218,7 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
         patch.setattr(chunked, "MIN_ROWS", 11)
         patch.setattr(contract_weight, "MIN_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
         for name in "FGH":
-            stack.enter_context(tuning.override(name, config if name in WAYS[way] else fused))
+            stack.enter_context(selection.override(name, config if name in WAYS[way] else fused))
         if way == "pipelined" and DEVICE == "cpu":
             stack.enter_context(gluon_by_the_machine())
         stack.enter_context(fastkan_kernels.backend("triton"))

@@ -269,7 +269,7 @@ def _has_values(*tensors: Tensor) -> bool:
 def _forget() -> None:
     """What was found out about GPUs."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("fastkan_kernels.triton"):
+        if name.startswith("fastkan_kernels.backends.triton"):
             for function in vars(module).values():
                 getattr(function, "cache_clear", lambda: None)()
 

@@ -1,1 +1,1 @@
-"""Derivatives of the contractions for each of PyTorch's modes, and the choice of a route and a backend."""
+"""Differentiation of the contractions in each of PyTorch's modes, and the choice of a backend for a call."""

@@ -1,12 +1,12 @@
-"""Which route a contraction takes through autograd, and which backend computes it.
+"""The choice of a contraction's route through autograd and of the backend that computes it.
 
-The routes, asked in this order:
+The first of these routes that applies is taken:
 
-1. composite: differentiable PyTorch, where a functorch transform, a forward-mode level or an export
-   or a trace is under way, or a gradient by the knots is wanted. The Functions would raise there; the registered
-   operators would silently give no tangent.
-2. operators: while ``torch.compile`` traces.
-3. functions: in eager mode.
+1. composite: the reference backend, differentiated by autograd itself. It is needed under a functorch transform,
+   forward-mode differentiation, ``torch.export`` and ``torch.jit.trace``, and for a gradient with respect to the knots.
+   The Functions would raise there; the registered operators would silently lose the tangent.
+2. operators: registered operators, while ``torch.compile`` traces.
+3. functions: autograd Functions, in eager mode.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .functions import FUNCTIONS, ContractOutSmall
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
-# what "auto" takes on a device, if it is able to serve it
+# The backend that "auto" takes for a type of device, unless it is unable to run there.
 _AUTO = {"cpu": "cpu", "cuda": "triton"}
 
 _chosen = threading.local()
 
 
 class Route(NamedTuple):
-    """A decision, with its reasons in words."""
+    """A route and a backend, each with the reason for it in words."""
 
     way: str  # "composite", "operators" or "functions"
     way_because: str
@@ -51,13 +51,13 @@ def backend(name: str) -> Iterator[None]:
     """Compute every contraction inside the ``with`` by one backend, in this thread.
 
     Args:
-        name: ``"auto"`` (the default everywhere: by device), ``"reference"``, ``"cpu"`` or
-            ``"triton"``. A backend that can't serve a call raises there; none is put in its place.
-            A backward uses the backend of its forward.
+        name: ``"auto"`` (the default, which chooses by the device), ``"reference"``, ``"cpu"`` or
+            ``"triton"``. A call that the backend cannot compute raises instead of falling back to another.
+            A backward pass uses the backend of its forward.
 
     Raises:
         ValueError: for any other name.
-        RuntimeError: for a backend that this version or machine does not have.
+        RuntimeError: for a backend whose packages are not installed.
 
     Example:
         >>> with backend("reference"):
@@ -75,13 +75,13 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """What the innermost :func:`backend` asks for, ``"auto"`` outside of any."""
+    """Name given to the innermost active :func:`backend` of this thread, or ``"auto"``."""
     return getattr(_chosen, "name", "auto")
 
 
 def needs_composite(knots: Tensor) -> str | None:
-    """Why this moment needs composite PyTorch, or None."""
-    # torch has no public name for the first two; tests/test_routes.py pins them
+    """The reason why the composite route is needed now, in words, or None."""
+    # PyTorch has no public names for the first two; tests/kernels/test_routes.py fails if they change.
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if forward_ad._current_level >= 0:
@@ -90,16 +90,16 @@ def needs_composite(knots: Tensor) -> str | None:
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
-    if torch.jit.is_tracing():  # which records PyTorch's operators alone
+    if torch.jit.is_tracing():  # it records PyTorch's own operators only
         return "torch.jit is tracing"
     return None
 
 
 def route(x: Tensor, knots: Tensor) -> Route:
-    """Decide, and say why.
+    """The route and backend that a contraction of x takes now.
 
     Raises:
-        RuntimeError: if the backend asked for can't serve this call.
+        RuntimeError: if the backend chosen by :func:`backend` cannot compute this call.
     """
     asked = chosen_backend()
     reason = needs_composite(knots)
@@ -124,7 +124,7 @@ def route(x: Tensor, knots: Tensor) -> Route:
 
 
 def _automatic(device: torch.device) -> tuple[str, str]:
-    """What "auto" takes on a device, and why."""
+    """The backend that "auto" takes on a device, and the reason for it."""
     name = _AUTO.get(device.type)
     if name is None:
         return "reference", "auto: it serves every device"
@@ -135,16 +135,16 @@ def _automatic(device: torch.device) -> tuple[str, str]:
 
 
 def is_small(call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands) -> bool:
-    """Whether the backend has a quicker F for a layer of this size."""
+    """Whether the backend has an F of its own for a layer as small as this."""
     small = BACKENDS[call.backend].small
     return small is not None and small.serves(x, knots, slots, call.basis, call.derivative)
 
 
 def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
-    """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
+    """Contraction ``name``, differentiable, by the current route and backend."""
     product = autocast_dtype(x)
     if product is not None:
-        basis = basis._replace(product=product)
+        basis = basis._replace(matmul_dtype=product)
     taken = route(x, knots)
     call = ContractionSpec(basis, derivative, taken.backend, {})
     if taken.way == "functions":

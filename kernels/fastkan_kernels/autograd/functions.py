@@ -1,7 +1,7 @@
-"""The three contractions as autograd Functions: the route of eager mode.
+"""The three contractions as autograd Functions, which are used in eager mode.
 
-They save x, W, v and g, never psi (but what a backend keeps of x for the smallest layers), and their backward is the
-table in :mod:`.trilinear` on the same Functions again, so every mixed derivative of every order is right.
+They save x, W, v and g but not psi, except what a backend caches of x for the smallest layers. Their backward calls the
+same Functions again by the table in :mod:`.trilinear`, so mixed derivatives of every order are right.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ..trilinear import Operands, gradients
 
 
 def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
-    """Which gradients are wanted of a backward that is under way.
+    """Which gradients the backward pass in progress needs, one bool for each operand.
 
-    ``needs_input_grad`` alone says which could be: of ``autograd.grad(u, x)`` also those by the weights.
+    ``ctx.needs_input_grad`` alone would include the weights in ``autograd.grad(u, x)``, since they require a gradient.
 
     Args:
-        operands: the last that ``forward`` was given, each a tensor or None.
+        operands: the last arguments of ``forward``, each a tensor or None.
     """
     needed = list(ctx.needs_input_grad[-len(operands) :])
-    nodes = iter(ctx.next_functions)  # one for each tensor
+    nodes = iter(ctx.next_functions)  # one for each operand that is a tensor
     for place, operand in enumerate(operands):
         node = None if operand is None else next(nodes)[0]
         needed[place] = needed[place] and _will_execute(node)
@@ -33,14 +33,14 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
 
 def _will_execute(node) -> bool:
     try:
-        # torch has no public name for it; tests/test_autograd.py pins it
+        # PyTorch has no public name for this; tests/kernels/test_autograd.py fails if it changes.
         return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # of a leaf that autograd.grad was asked about, and where no engine runs
+    except RuntimeError:  # raised for a leaf among the inputs of autograd.grad, and outside of a backward pass
         return True
 
 
 class _Contraction(torch.autograd.Function):
-    """What the three share; the slot that ``name`` leaves free comes as None."""
+    """Code that the three Functions share. The operand that contraction ``name`` computes is passed as None."""
 
     name: str
 
@@ -84,8 +84,8 @@ class ContractOut(_Contraction):
 
 
 class ContractOutSmall(_Contraction):
-    """F_0(x, W) of a backend that keeps features of small layers; a graph of its backward is the
-    table's again."""
+    """F_0(x, W) of a small layer, by a backend whose backward reuses what its forward has cached. A backward that
+    builds a graph follows the table instead."""
 
     name = "F"
 
@@ -101,14 +101,14 @@ class ContractOutSmall(_Contraction):
     def backward(ctx, upstream):
         if torch.is_grad_enabled():
             return ContractOut.differentiate(ctx, upstream)
-        # the saved tensors say so if somebody has written into them
+        # Reading ctx.saved_tensors raises if one of them was modified in place.
         by_x, _, _, by_weight, by_base, _ = required_grads(ctx, ctx.saved_tensors)
         dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
         return None, dx, None, None, dw, db, None
 
 
 class ContractWeight(_Contraction):
-    """G_d(x, g, v), in two parts: the splines' and the base function's (None without one)."""
+    """G_d(x, g, v): the part of the splines, and that of the base function or None without one."""
 
     name = "G"
 

@@ -1,8 +1,9 @@
-"""The three contractions as registered operators: the route under ``torch.compile``.
+"""The three contractions as registered operators, which are used under ``torch.compile``.
 
-The compiler sees them whole. Their backward calls them again by the same table as the Functions'.
-Small layers' operators it sees laid open (:func:`_lay_open`), and fuses.
-An operator can't return "no tensor", so G without a base function returns an empty second part.
+The compiler does not look inside an operator, except where the backend has a decomposition
+(:func:`_decompose`), which it fuses with the code around it. The backward of an operator calls the operators
+again, by the same table as the autograd Functions. An operator cannot return None in place of a tensor, so G without a
+base function returns an empty tensor as its second result.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # private, but torch.library.triton_op uses it too
 
 from ..backends.registry import BACKENDS, ContractionSpec, contract
 from ..basis import Basis
 from ..trilinear import Operands, gradients
 
 _FIXED = (
-    "int order, str base, bool uniform, float[]? cells, ScalarType? product, int derivative, str backend, str source"
+    "int order, str base, bool uniform, float[]? uniform_grid, ScalarType? matmul_dtype, "
+    "int derivative, str backend, str source"
 )
 _SCHEMAS = {
     "F": f"(Tensor x, Tensor knots, Tensor? v, Tensor weight, Tensor? base_weight, {_FIXED}) -> Tensor",
@@ -33,21 +35,23 @@ _OPERANDS = {
 
 
 def _flat(call: ContractionSpec) -> tuple:
-    lowered = BACKENDS[call.backend].lowered
-    # PyTorch's cache on disk knows a compiled graph by its operators' names and arguments
-    source = lowered.source if lowered else ""
+    decomposition = BACKENDS[call.backend].decomposition
+    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. A change of the
+    # decomposition's code changes this argument, so that graphs compiled with the old code are not reused.
+    source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
 
 def _call(flat: tuple) -> ContractionSpec:
-    order, base, uniform, cells, product, derivative, backend, _ = flat
-    return ContractionSpec(Basis(order, base, uniform, cells and tuple(cells), product), derivative, backend)
+    order, base, uniform, uniform_grid, matmul_dtype, derivative, backend, _ = flat
+    basis = Basis(order, base, uniform, uniform_grid and tuple(uniform_grid), matmul_dtype)
+    return ContractionSpec(basis, derivative, backend)
 
 
-def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands):
-    """ContractionSpec the registered operator of contraction ``name``."""
-    operands = (getattr(slots, slot) for slot in _OPERANDS[name])
-    out = OPERATORS[name](x, knots, *operands, *_flat(call))
+def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands):
+    """Call the registered operator of contraction ``name``."""
+    given = (getattr(operands, field) for field in _OPERANDS[name])
+    out = OPERATORS[name](x, knots, *given, *_flat(call))
     if name == "G" and call.basis.base == "none":
         return out[0], None
     return out
@@ -55,9 +59,9 @@ def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Ope
 
 def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
-        operands = _OPERANDS[name]
-        slots = Operands(**dict(zip(operands, rest)))
-        out = contract(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)
+        fields = _OPERANDS[name]
+        operands = Operands(**dict(zip(fields, rest)))
+        out = contract(name, _call(rest[len(fields) :]), x, knots, operands, compiling=True)
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
         return out.contiguous()
@@ -67,13 +71,13 @@ def _compute(name: str) -> Callable:
 
 def _fake(name: str) -> Callable:
     def fake(x: Tensor, knots: Tensor, *rest):
-        slots = Operands(**dict(zip(_OPERANDS[name], rest)))
+        operands = Operands(**dict(zip(_OPERANDS[name], rest)))
         basis = _call(rest[len(_OPERANDS[name]) :]).basis
         if name == "F":
-            return x.new_empty(x.shape[0], slots.weight.shape[2])
+            return x.new_empty(x.shape[0], operands.weight.shape[2])
         if name == "H":
             return x.new_empty(x.shape)
-        inputs, outputs = x.shape[1], slots.g.shape[1]
+        inputs, outputs = x.shape[1], operands.g.shape[1]
         base = x.new_empty(0) if basis.base == "none" else x.new_empty(inputs, outputs)
         return x.new_empty(basis.splines_of(knots), inputs, outputs), base
 
@@ -81,7 +85,7 @@ def _fake(name: str) -> Callable:
 
 
 def _register(name: str, operator_name: str):
-    operands = _OPERANDS[name]
+    fields = _OPERANDS[name]
     operator = torch.library.custom_op(
         f"fastkan::{operator_name}", _compute(name), mutates_args=(), schema=_SCHEMAS[name]
     )
@@ -89,47 +93,47 @@ def _register(name: str, operator_name: str):
 
     def setup_context(ctx, inputs, output):
         x, knots, *rest = inputs
-        ctx.call = _call(tuple(rest[len(operands) :]))
-        ctx.save_for_backward(x, knots, *rest[: len(operands)])
+        ctx.call = _call(tuple(rest[len(fields) :]))
+        ctx.save_for_backward(x, knots, *rest[: len(fields)])
 
     def backward(ctx, *upstream):
         x, knots, *saved = ctx.saved_tensors
-        needed = dict(zip(("x", "knots", *operands), ctx.needs_input_grad))
+        needed = dict(zip(("x", "knots", *fields), ctx.needs_input_grad))
         wanted = [by for by in ("x", "v", "g") if needed.get(by)]
         if needed.get("weight") or needed.get("base_weight"):
             wanted.append("W")
 
-        def again(name: str, slots: Operands, derivative: int):
-            return apply(name, ctx.call._replace(derivative=derivative), x, knots, slots)
+        def again(name: str, operands: Operands, derivative: int):
+            return apply(name, ctx.call._replace(derivative=derivative), x, knots, operands)
 
         if name == "G":
             full = (upstream[0], None if ctx.call.basis.base == "none" else upstream[1])
         else:
             (full,) = upstream
-        slots = Operands(**dict(zip(operands, saved)))
-        found = gradients(name, slots, full, wanted, ctx.call.derivative, again)
+        saved_operands = Operands(**dict(zip(fields, saved)))
+        found = gradients(name, saved_operands, full, wanted, ctx.call.derivative, again)
         found["weight"], found["base_weight"] = found.pop("W", (None, None))
-        by_operand = (found.get(operand) for operand in operands)
-        return found.get("x"), None, *by_operand, *(None,) * len(_flat(ctx.call))
+        by_field = (found.get(field) for field in fields)
+        return found.get("x"), None, *by_field, *(None,) * len(_flat(ctx.call))
 
     operator.register_autograd(backward, setup_context=setup_context)
-    operator.register_torch_dispatch(FunctionalTensorMode, _lay_open(name))
+    operator.register_torch_dispatch(FunctionalTensorMode, _decompose(name))
     return operator
 
 
-def _lay_open(name: str) -> Callable:
-    """What the compiler sees of an operator whose backend lays its sizes open; else the operator."""
+def _decompose(name: str) -> Callable:
+    """The operator's rule for functionalization: its decomposition, if the backend has one for these sizes."""
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
-        operands = _OPERANDS[name]
-        call = _call(tuple(rest[len(operands) :]))
-        lowered = BACKENDS[call.backend].lowered
-        if lowered is None or not lowered.serves(x, knots, call.basis):
+        fields = _OPERANDS[name]
+        call = _call(tuple(rest[len(fields) :]))
+        decomposition = BACKENDS[call.backend].decomposition
+        if decomposition is None or not decomposition.serves(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
-            slots = Operands(**dict(zip(operands, rest)))
-            out = lowered.contract(name, x, knots, slots, call.basis, call.derivative)
+            operands = Operands(**dict(zip(fields, rest)))
+            out = decomposition.contract(name, x, knots, operands, call.basis, call.derivative)
             return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
 
     return functionalize

@@ -1,1 +1,1 @@
-"""Backends: three functions, F, G and H, on the same arguments."""
+"""Implementations of the contractions F, G and H, with the same arguments."""

@@ -1,8 +1,8 @@
-"""F, G and H by definition: products with the features. The oracle of every other backend.
+"""F, G and H as their definition says, by matrix products with all features. The other backends are tested against it.
 
-Plain differentiable PyTorch on any dtype and device, so it is also what runs under ``torch.func``,
-forward-mode differentiation and ``torch.export``. It holds an N x K x I tensor.
-In matrix products rather than einsum, which ``autograd.grad(is_grads_batched=True)`` can't batch.
+It is plain differentiable PyTorch for any dtype and device, so it also runs under ``torch.func``, forward-mode
+differentiation and ``torch.export``. It needs memory for all features, N x K x I numbers. It has matrix products
+instead of einsum, which ``autograd.grad(is_grads_batched=True)`` cannot batch.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ..trilinear import Operands
 def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
-    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.product, psi.dtype))
+    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.matmul_dtype, psi.dtype))
     if base is not None and slots.base_weight is not None:
-        y = y + base @ round_weights(slots.base_weight, basis.product, psi.dtype)
+        y = y + base @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype)
     return y.to(x.dtype)
 
 
 def contract_weight(
     x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
+    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
     psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
     g = slots.g.to(psi.dtype)
     splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])
@@ -37,10 +37,10 @@ def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivat
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     psi, base = features(x, knots, basis, derivative)
     g = slots.g.to(psi.dtype)
-    weight = round_weights(slots.weight, basis.product, psi.dtype)
+    weight = round_weights(slots.weight, basis.matmul_dtype, psi.dtype)
     h = (psi * (g @ _columns(weight).t()).view(psi.shape)).sum(1)
     if base is not None and slots.base_weight is not None:
-        h = h + base * (g @ round_weights(slots.base_weight, basis.product, psi.dtype).t())
+        h = h + base * (g @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype).t())
     return h.to(x.dtype)
 
 

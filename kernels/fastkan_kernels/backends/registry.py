@@ -1,4 +1,4 @@
-"""The table of backends. A backend is three functions, F, G and H, on the same arguments."""
+"""The table of backends. A backend has at least three functions, F, G and H, of the same arguments."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .triton import backend as triton
 
 
 class ContractionSpec(NamedTuple):
-    """The fixed part of a contraction: which features, which derivative, computed by whom."""
+    """The arguments of a contraction that are not tensors: basis, order of the derivative and name of the backend."""
 
     basis: Basis
     derivative: int
     backend: str
-    kept: dict | None = None  # what a backend keeps of x with a graph, for contractions of the same x
+    kept: dict | None = None  # a backend's cache for further contractions of the same x, owned by the graph
 
 
 class Small(NamedTuple):
-    """A backend's ways for layers so small that calls are what costs.
+    """A backend's functions for layers so small that the number of calls decides the time.
 
-    The backward of F_0 uses what its forward has kept. ``serves(x, knots, slots, basis, derivative)`` says for which;
-    the other two are ``forward(kept, x, knots, slots, basis, by_x)``, which returns y and what it needs, and
-    ``backward(taken, g, by_x, by_weight, by_base)``.
+    For F_0, ``forward(kept, x, knots, slots, basis, by_x)`` returns y and a cache for
+    ``backward(taken, g, by_x, by_weight, by_base)``. ``serves(x, knots, slots, basis, derivative)`` says whether a
+    layer is supported by these two.
 
-    Any contraction is ``contract(name, kept, x, knots, slots, basis, derivative)``, and all gradients of one, without a
-    graph, are ``vjp(name, kept, x, knots, slots, upstream, wanted, basis, derivative)``. These return None where they
-    are not for a layer like that. ``kept`` is a :class:`ContractionSpec`'s.
+    ``contract(name, kept, x, knots, slots, basis, derivative)`` computes any contraction, and
+    ``vjp(name, kept, x, knots, slots, upstream, wanted, basis, derivative)`` all gradients of one without building a
+    graph. They return None for a layer that they do not support. ``kept`` is that of :class:`ContractionSpec`.
     """
 
     serves: Callable[..., bool]
@@ -44,11 +44,11 @@ class Small(NamedTuple):
     vjp: Callable[..., dict | None]
 
 
-class Lowered(NamedTuple):
-    """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays.
+class Decomposition(NamedTuple):
+    """A backend's contractions in PyTorch operations that a compiler traces and fuses, for sizes where that is quicker.
 
-    ``serves(x, knots, basis)`` says for which; ``contract(name, x, knots, slots, basis, derivative)`` is
-    traced after all derivatives have been taken. ``source`` is another one for each version of its code.
+    ``serves(x, knots, basis)`` says whether the sizes are such; ``contract(name, x, knots, slots, basis, derivative)``
+    is traced after autograd has run. ``source`` is a digest of its code, different for each version of it.
     """
 
     serves: Callable[..., bool]
@@ -57,14 +57,18 @@ class Lowered(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """One way to compute F, G and H, each ``f(x, knots, slots, basis, derivative)``.
+    """One implementation of F, G and H.
 
-    Every result has the dtype of x. ``unable(device)`` says why it can't serve a device, or
-    None; ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run;
-    ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
-    again for callers that torch.compile has compiled, where that makes a difference; ``features(x, knots,
-    basis, derivative)`` makes psi^(d) of all splines, ``[N, K, I]`` in the working dtype, in memory that its
-    next call may use again.
+    Attributes:
+        contract: F, G and H by name, each ``f(x, knots, slots, basis, derivative)`` with a result in x's dtype.
+        unable: ``unable(device)`` says why the backend cannot run on a device, or returns None.
+        describe: ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run.
+        small: functions for small layers.
+        compiling: replaces ``contract`` in code that torch.compile has compiled.
+        decomposition: what the compiler traces instead of calling the operator.
+        features: ``features(x, knots, basis, derivative)`` returns psi^(d) of all splines, ``[N, K, I]`` in the
+            working dtype. The next call may overwrite it.
+        missing: ``missing()`` says which package the backend needs and lacks, or returns None.
     """
 
     contract: dict[str, Callable]
@@ -72,7 +76,7 @@ class Backend(NamedTuple):
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
-    lowered: Lowered | None = None
+    decomposition: Decomposition | None = None
     features: Callable[..., Tensor] | None = None
     missing: Callable[[], str | None] = lambda: None
 
@@ -92,7 +96,7 @@ BACKENDS: dict[str, Backend] = {
         describe=cpu.describe,
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
-        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+        decomposition=Decomposition(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
         features=cpu.all_features,
     ),
     "triton": Backend(
@@ -106,12 +110,12 @@ BACKENDS: dict[str, Backend] = {
 
 
 def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, compiling: bool = False):
-    """Compute contraction ``name`` of ``slots`` by the backend of ``call``.
+    """Compute contraction ``name`` by the backend of ``call``.
 
-    Autocast is held off inside: what it asks for is in ``call.basis.product`` already.
+    Autocast is off inside, since its dtype is in ``call.basis.matmul_dtype`` already.
 
     Args:
-        compiling: whether the caller is compiled, and the backend may compile too.
+        compiling: whether the caller is compiled by torch.compile, so that the backend may compile too.
     """
     backend = BACKENDS[call.backend]
     if backend.small is not None and not compiling:
@@ -121,7 +125,7 @@ def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: 
             return value
     function = (backend.compiling if compiling else None) or backend.contract
     if is_batched(x, *slots):
-        function = _REFERENCE  # PyTorch can batch neither what writes into given memory nor a kernel
+        function = _REFERENCE  # neither functions with out= arguments nor kernels can be batched
     with exact_products(x):
         return function[name](x, knots, slots, call.basis, call.derivative)
 
@@ -129,7 +133,7 @@ def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: 
 def vjp(
     name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, upstream, wanted: Collection[str]
 ) -> dict:
-    """Gradients of contraction ``name``, as :func:`.trilinear.gradients`, without a graph."""
+    """Gradients of contraction ``name``, as :func:`.trilinear.gradients` returns them, without building a graph."""
     small = BACKENDS[call.backend].small
     if small is not None:
         kept = {} if call.kept is None else call.kept
@@ -144,7 +148,7 @@ def vjp(
 
 
 def small_of(call: ContractionSpec) -> Small:
-    """What the backend of ``call`` has for small layers, where it is known to have something."""
+    """The functions for small layers of the backend of ``call``, which must have some."""
     small = BACKENDS[call.backend].small
     assert small is not None
     return small

@@ -1,1 +1,1 @@
-"""Ways to evaluate B-splines and their derivatives."""
+"""Evaluation of B-splines and their derivatives: by definition, and in faster forms for special cases."""

@@ -1,4 +1,4 @@
-"""The k + 1 splines that are not zero at an input, and which they are."""
+"""The active splines of each input: the k + 1 that can be non-zero in its cell."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..basis import Basis
-from ..knots import uniform_cells
+from ..knots import uniform_grid
 from . import cardinal
 
 
 def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
-    """The active splines of each input.
+    """Values of the active splines, or of their derivatives.
 
     Args:
-        x: ``[N, I]``, ``knots [I, G + 2k + 1]``, both of the working dtype.
+        x: ``[N, I]``, in the working dtype.
+        knots: ``[I, G + 2k + 1]``, in the same dtype.
         derivative: d <= k.
 
     Returns:
         ``(first [N, I], values [N, k + 1, I])``: spline ``first + r`` has the value ``values[:, r]``.
-        ``first`` is an int64 from -k-1 to G+2k: near the ends of the knots, and outside them, some
-        or all of the k+1 numbers name no spline and their values mean nothing. For a NaN it is 0,
-        and the values are NaN.
+        ``first`` is an int64 from -k-1 to G+2k. Near the ends of the knots, and outside them, some or all of
+        the k+1 splines do not exist, and their values are arbitrary. For a NaN ``first`` is 0 and the values
+        are NaN.
     """
     if basis.uniform and derivative < basis.order:
         return _uniform(x, knots, basis, derivative)
@@ -31,20 +32,21 @@ def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> t
 
 def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
     order = basis.order
-    first, rate = uniform_cells(knots, basis)
-    t = torch.sub(x, first).mul_(rate).clamp_(-1.0, knots.shape[1] - 1.0)
+    first, inv_spacing = uniform_grid(knots, basis)
+    t = torch.sub(x, first).mul_(inv_spacing).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
-    # splines cell-k .. cell have their middles at these places before the input's
+    # Centres of the splines cell-k, ..., cell, relative to the left end of the cell.
     ahead = cardinal.middles(-order, order + 1, order, x).unsqueeze(1)
     z = t.sub_(cell).unsqueeze(1) - ahead
     scratch = [torch.empty_like(z) for _ in range(cardinal.scratch_needed(order, derivative))]
     values = cardinal.spline_(z, order, derivative, scratch)
-    values.mul_(cardinal.scale(order, derivative) * rate**derivative)
+    values.mul_(cardinal.scale(order, derivative) * inv_spacing**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
 
 
 def _de_boor(x: Tensor, knots: Tensor, order: int, derivative: int) -> tuple[Tensor, Tensor]:
-    """De Boor's triangle on the cell's own 2k knots, found by search: exact on every knot."""
+    """The Cox-de Boor recursion on the 2k knots around the cell of each x. The cell is found by a search, so that
+    x on a knot is always counted to its right."""
     inputs, count = knots.shape
     cell = torch.searchsorted(knots.contiguous(), x.t().contiguous(), right=True).t().sub_(1)
     inside = (cell >= 0) & (cell < count - 1)

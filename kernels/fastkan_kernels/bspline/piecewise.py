@@ -188,7 +188,7 @@ _kept = _Kept()
 
 def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
     """The same, made once for the same values: nobody is asked who may have written into the knots."""
-    own = (knots if basis.cells is None else knots[:1]).detach()  # which all inputs share
+    own = (knots if basis.uniform_grid is None else knots[:1]).detach()  # which all inputs share
     key = basis.order, own.dtype, own.shape, own.numpy().tobytes()
     found = _kept.find(key)
     if found is None:

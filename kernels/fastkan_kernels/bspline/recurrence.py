@@ -1,12 +1,13 @@
-"""Cox-de Boor's recursion on any knots, without divisions and along the rows.
+"""The Cox-de Boor recursion on any knots, arranged so that it needs no division for each row.
 
-With every spline divided by the width of its support, ``N_j = B_j / (t_{j+d+1} - t_j)``, one degree more is
+With each spline of degree d divided by the width of its support, ``N_{j,d} = B_{j,d} / (t_{j+d+1} - t_j)``, the
+recursion for the next degree is
 
     B_{j,d} = (x - t_j) N_{j,d-1} - (x - t_{j+d+1}) N_{j+1,d-1},       B'_{j,d} = d (N_{j,d-1} - N_{j+1,d-1})
 
-(de Boor, A Practical Guide to Splines, IX (14) and X (16)), so the differences ``x - t_j`` are made once and serve all
-degrees, and reciprocals of the widths depend on the knots alone. The rows are the innermost dimension: every pass runs
-over contiguous memory, whatever the number of inputs.
+(de Boor, A Practical Guide to Splines, IX (14) and X (16)). The differences ``x - t_j`` are computed once for all
+degrees, and the reciprocals of the widths once for the knots. Rows are the innermost dimension, so that every operation
+runs over contiguous memory, however few inputs there are.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from torch import Tensor
 
 from ..backends.modes import has_values
 
-ROOMS = 3  # tensors [M, I, rows] that a block is made in
+SCRATCH = 3  # number of scratch tensors [M, I, rows] that a block of rows needs
 
 
 class Recurrence:
-    """psi^(d) of one layer's knots, for d <= k.
+    """Function that computes psi^(d), d <= k, of all splines on one layer's knots.
 
     Args:
         knots: ``[I, M]``, each row non-decreasing.
 
     Attributes:
-        holds: whether the reciprocals stay in the dtype's range, as far as one may look; else only the definition is
-            right.
+        holds: whether the reciprocals are known to stay in the range of the dtype. If not, as while a compiler traces,
+            the instance must not be called, and :func:`.cox_de_boor.splines` has to be used instead.
     """
 
     def __init__(self, knots: Tensor, order: int, derivative: int) -> None:
@@ -40,23 +41,24 @@ class Recurrence:
         self.holds = has_values(knots) and bool(tame)
         if not self.holds:
             return
-        self.rates = [torch.where(width > 0, 1 / width, 0.0) for width in widths]
-        # where no cell is empty, hats are continuous, and the search for a row's cell can be left out
+        self.inv_widths = [torch.where(width > 0, 1 / width, 0.0) for width in widths]
+        # If no cell is empty, the splines of degree 1 (hats) are continuous, so they can be computed as a minimum of
+        # two lines without finding the cell of x.
         self.hats = derivative < order and bool((widths[0] > 0).all())
         if self.hats:
-            norm = self.rates[1] if order > 1 else torch.ones_like(self.rates[0][1:])
-            self.rising, self.falling = self.rates[0][:-1] * norm, self.rates[0][1:] * -norm
+            norm = self.inv_widths[1] if order > 1 else torch.ones_like(self.inv_widths[0][1:])
+            self.rising, self.falling = self.inv_widths[0][:-1] * norm, self.inv_widths[0][1:] * -norm
 
-    def __call__(self, x: Tensor, rooms: Tensor) -> Tensor:
-        """The splines at ``x [n, I]`` as a view ``[n, K, I]`` of memory ``[K, I, n]``.
+    def __call__(self, x: Tensor, scratch: Tensor) -> Tensor:
+        """Splines at ``x [n, I]``, as a view ``[n, K, I]`` into ``scratch``.
 
         Args:
-            rooms: ``[3, M, I, n]``, overwritten.
+            scratch: scratch memory ``[3, M, I, n]``, overwritten.
         """
         t, count = self.knots, len(self.knots)
         rows = x.t().contiguous()
-        within = torch.minimum(torch.maximum(rows, t[0, :, :]), t[-1, :, :])  # an infinity times 0 would be NaN
-        ahead, here, there = rooms
+        within = torch.minimum(torch.maximum(rows, t[0, :, :]), t[-1, :, :])  # inf * 0 would be NaN
+        ahead, here, there = scratch
         torch.sub(within, t, out=ahead)
         if self.hats:
             count -= 2
@@ -68,8 +70,8 @@ class Recurrence:
             count -= 1
             beyond = rows >= t
             torch.ne(beyond[:-1], beyond[1:], out=here[:count])
-            here[:count].addcmul_(within, torch.zeros_like(within))  # a NaN lies in no cell, and stays NaN
-            here[:count].mul_(self.rates[0])
+            here[:count].addcmul_(within, torch.zeros_like(within))  # adds NaN for a NaN, which lies in no cell
+            here[:count].mul_(self.inv_widths[0])
             degrees = range(1, self.order + 1)
         for degree in degrees:
             count -= 1
@@ -80,6 +82,6 @@ class Recurrence:
                 torch.mul(ahead[:count], before[:-1], out=made)
                 made.addcmul_(ahead[degree + 1 :], before[1:], value=-1)
             if degree < self.order:
-                made.mul_(self.rates[degree])
+                made.mul_(self.inv_widths[degree])
             here, there = there, here
         return here[:count].permute(2, 0, 1)

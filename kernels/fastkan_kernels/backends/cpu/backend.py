@@ -97,13 +97,13 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
 def _widened(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> tuple:
     """x, knots, v, weight, base_weight and g in the working dtype, weights rounded if asked."""
     dtype = working_dtype(x.dtype)
-    if x.dtype == dtype == knots.dtype and basis.product is None:
+    if x.dtype == dtype == knots.dtype and basis.matmul_dtype is None:
         tensors = (x, knots, *slots)
         if all(t is None or t.dtype == dtype for t in tensors):
             return tensors
     v, g = (None if t is None else t.to(dtype) for t in (slots.v, slots.g))
     weight, base_weight = (
-        None if w is None else round_weights(w, basis.product, dtype) for w in (slots.weight, slots.base_weight)
+        None if w is None else round_weights(w, basis.matmul_dtype, dtype) for w in (slots.weight, slots.base_weight)
     )
     return x.to(dtype), knots.to(dtype), v, weight, base_weight, g
 

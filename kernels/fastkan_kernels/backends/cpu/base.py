@@ -30,7 +30,7 @@ def weight_part(x: Tensor, v: Tensor | None, g: Tensor, basis: Basis, derivative
 
 def add_in(h: Tensor, x: Tensor, base_weight: Tensor, g: Tensor, basis: Basis, derivative: int) -> None:
     """Add the base function's part of H to ``h [N, I]``."""
-    if basis.base == "silu" and derivative == 1 and basis.product is None:
+    if basis.base == "silu" and derivative == 1 and basis.matmul_dtype is None:
         finite = torch.finfo(x.dtype)  # silu'(inf) would be NaN
         for rows in _rows(x):
             pulled = torch.mm(g[rows], base_weight.t())
@@ -48,7 +48,7 @@ def _rows(x: Tensor) -> Iterator[slice]:
 
 def _blocks(x: Tensor, v: Tensor | None, basis: Basis, derivative: int) -> Iterator[tuple[slice, Tensor]]:
     for rows in _rows(x):
-        base = round_weights(_base(x[rows], basis.base, derivative), basis.product, x.dtype)
+        base = round_weights(_base(x[rows], basis.base, derivative), basis.matmul_dtype, x.dtype)
         yield rows, base if v is None else base * v[rows]
 
 

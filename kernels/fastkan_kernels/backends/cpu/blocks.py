@@ -20,8 +20,8 @@ from ...basis import Basis, working_dtype
 from ...bspline import cardinal
 from ...bspline.cox_de_boor import round_features, splines
 from ...bspline.local import local_features
-from ...bspline.recurrence import ROOMS, Recurrence
-from ...knots import uniform_cells
+from ...bspline.recurrence import SCRATCH, Recurrence
+from ...knots import uniform_grid
 from . import compiled
 from .workspace import scratch
 
@@ -45,7 +45,7 @@ def filling(basis: Basis, count: int, derivative: int, compiling: bool = False) 
         compiling: whether features may be compiled.
     """
     closed = basis.uniform and derivative < basis.order
-    if closed and compiling and basis.product is None and compiled.works():
+    if closed and compiling and basis.matmul_dtype is None and compiled.works():
         return "compiled"
     if derivative <= basis.order and count >= SCATTER_FROM:
         return "scattered"
@@ -102,10 +102,10 @@ class DenseFeatures:
         self.filling = filling(basis, self.count, derivative, compiling)
         self.shape = block_shape(len(x), self.count, x.shape[1], self.filling)
         self.scale = 1.0
-        if self.filling == "closed" and basis.product is None:
+        if self.filling == "closed" and basis.matmul_dtype is None:
             self.scale = cardinal.scale(basis.order, derivative)
-            if basis.cells is not None:
-                self.scale *= basis.cells[1] ** derivative
+            if basis.uniform_grid is not None:
+                self.scale *= basis.uniform_grid[1] ** derivative
 
     def blocks(self) -> Iterator[Block]:
         """All blocks, rows within splines; each reuses the memory of the one before."""
@@ -171,7 +171,7 @@ class DenseFeatures:
 
     def _closed(self) -> Callable[[Tensor, slice], Tensor]:
         order, derivative = self.basis.order, self.derivative
-        first, rate = uniform_cells(self.knots, self.basis)
+        first, rate = uniform_grid(self.knots, self.basis)
         factor = rate**derivative * cardinal.scale(order, derivative) / self.scale
         rooms = self._rooms(1 + cardinal.scratch_needed(order, derivative))
 
@@ -205,9 +205,9 @@ class DenseFeatures:
         if made is None or not made.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)
         inputs, count = self.knots.shape
-        memory = scratch(self.x, ROOMS * count * inputs * self.shape[0], "features")
+        memory = scratch(self.x, SCRATCH * count * inputs * self.shape[0], "features")
 
         def fill(x: Tensor, _: slice) -> Tensor:
-            return made(x, memory[: ROOMS * count * inputs * len(x)].view(ROOMS, count, inputs, len(x)))
+            return made(x, memory[: SCRATCH * count * inputs * len(x)].view(SCRATCH, count, inputs, len(x)))
 
         return fill

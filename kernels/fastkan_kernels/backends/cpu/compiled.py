@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...basis import Basis
 from ...bspline import cardinal
-from ...knots import uniform_cells
+from ...knots import uniform_grid
 
 
 class ClosedForm:
@@ -25,7 +25,7 @@ class ClosedForm:
     """
 
     def __init__(self, like: Tensor, knots: Tensor, basis: Basis, derivative: int):
-        first, rate = uniform_cells(knots, basis)
+        first, rate = uniform_grid(knots, basis)
         scale = rate**derivative * cardinal.scale(basis.order, derivative)
         self._constants = [
             torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()

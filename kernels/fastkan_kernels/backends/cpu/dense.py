@@ -47,7 +47,7 @@ def splines_in(
 ) -> Tensor:
     """The splines' part of H, ``[N, I]``."""
     psi = DenseFeatures(x, knots, basis, derivative, None, compiling)
-    cells = basis.cells if psi.filling != "recursive" and basis.product is None else None
+    cells = basis.uniform_grid if psi.filling != "recursive" and basis.matmul_dtype is None else None
     if cells is not None and derivative > 0 and len(x) > weight.shape[2]:
         # a spline's derivative is the spline of one order less on the differences of its coefficients
         steps = functional.pad(weight, (0, 0, 0, 0, 1, 1)).diff(dim=0).mul_(cells[1])

@@ -27,12 +27,12 @@ SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
 
 def serves(x: Tensor, knots: Tensor, basis: Basis) -> bool:
     """Whether a contraction is small enough; a large one is better left whole."""
-    return x.device.type == "cpu" and basis.product is None and x.shape[0] * knots.numel() <= MAX_FEATURES
+    return x.device.type == "cpu" and basis.matmul_dtype is None and x.shape[0] * knots.numel() <= MAX_FEATURES
 
 
 def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
     """Contraction F, G or H; contiguous, as the operators' results are."""
-    closed = basis.cells is not None and derivative < basis.order
+    closed = basis.uniform_grid is not None and derivative < basis.order
     if not closed or x.dtype not in (torch.float32, torch.float64):
         return getattr(reference, _REFERENCE[name])(x, knots, slots, basis, derivative)
     psi = _features(x, knots, basis, derivative)
@@ -53,8 +53,8 @@ _REFERENCE = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     """psi^(d), the base function last, as ``[K + 1, I, N]``, whose loops run along the rows."""
-    assert basis.cells is not None
-    first, rate = basis.cells
+    assert basis.uniform_grid is not None
+    first, rate = basis.uniform_grid
     middles = cardinal.middles(0, basis.splines_of(knots), basis.order, x).view(-1, 1, 1)
     psi = cardinal.spline((x.t() - first) * rate - middles, basis.order, derivative)
     psi = psi * (cardinal.scale(basis.order, derivative) * rate**derivative)

@@ -66,7 +66,7 @@ def is_of_kind(rows: int, knots: Tensor, outputs: int, basis: Basis, dtype: torc
     """Whether there is something to compute, in a dtype that NumPy has, with tables of a moderate size."""
     if knots.numel() > MAX_KNOTS:
         return False
-    return rows * knots.numel() * outputs > 0 and basis.product is None and dtype in (torch.float32, torch.float64)
+    return rows * knots.numel() * outputs > 0 and basis.matmul_dtype is None and dtype in (torch.float32, torch.float64)
 
 
 def run(

@@ -1,4 +1,5 @@
 """The Triton backend: hand-written kernels for F, G and H.
 
-:mod:`.backend` is the way in; :mod:`.dispatch` takes one of the ways that :mod:`.tuning` chooses.
+:mod:`.backend` has the functions of the table of backends, :mod:`.dispatch` runs the kernels, and :mod:`.tuning`
+chooses which one, with which tiles.
 """

@@ -1,5 +1,5 @@
-"""The backend as the table of backends takes it. It imports without Triton: kernels are loaded when
-they are first asked for, and :func:`unable` says what is missing."""
+"""The functions of this backend for the table of backends. They can be imported without Triton: the kernels are
+imported in the first call, and :func:`missing` says whether Triton is installed."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from .hardware import missing, unable
 __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
     from . import dispatch
 
-    return dispatch.contract_out(x, knots, slots, basis, derivative)
+    return dispatch.contract_out(x, knots, operands, basis, derivative)
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
+    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
     from . import dispatch
 
-    return dispatch.contract_weight(x, knots, slots, basis, derivative)
+    return dispatch.contract_weight(x, knots, operands, basis, derivative)
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     from . import dispatch
 
-    return dispatch.contract_in(x, knots, slots, basis, derivative)
+    return dispatch.contract_in(x, knots, operands, basis, derivative)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -43,7 +43,7 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """What would run for a contraction of these sizes, in words."""
+    """Description in words of what runs for a contraction of these sizes."""
     from . import dispatch
 
     return dispatch.describe(name, x, outputs, count, basis, derivative)

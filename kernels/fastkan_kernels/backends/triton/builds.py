@@ -1,6 +1,6 @@
-"""What is compiled, as data: the configurations that a static check goes over, without a GPU.
+"""The kernels and configurations that static checks compile without a GPU, as data.
 
-They come from the same launches as a run's, on tensors that have sizes but no memory.
+They come from the same launches as in a run, on meta tensors.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 
 
 class Build(NamedTuple):
-    """One compilation of a kernel, and what must be true of it."""
+    """One compilation of a kernel, and what its machine code must satisfy."""
 
     name: str
     kernel: Any  # triton's JITFunction
-    signature: dict[str, str]  # argument -> Triton's name of its type
+    signature: dict[str, str]  # Triton's name for the type of each argument
     constants: dict[str, Any]
-    divisible: tuple[str, ...]  # arguments that 16 divides
+    divisible: tuple[str, ...]  # arguments that are divisible by 16
     capability: int
     warps: int
     stages: int
-    tensor_cores: bool  # its product must be made by them
-    overlaps: bool  # it claims to make features while products run
-    elements: int  # features made by a program between two products; 0 if none are
-    keeps_nan: bool  # no minimum or maximum of data may lose a NaN
+    tensor_cores: bool  # whether its products must run on tensor cores
+    overlaps: bool  # whether features must be computed while products run
+    elements: int  # number of features that a program computes between two products, or 0
+    keeps_nan: bool  # whether no minimum or maximum of data may lose a NaN
 
 
 class Setting(NamedTuple):
-    """What tells builds of one kernel apart."""
+    """The sizes and options that a build is made for."""
 
     name: str = "F"
     dtype: torch.dtype = torch.bfloat16
@@ -63,17 +63,17 @@ class Setting(NamedTuple):
     way: str = "fused"
     descriptors: bool = True
     grid: int = GRID
-    product: torch.dtype | None = None  # where it isn't dtype
+    matmul_dtype: torch.dtype | None = None  # if it is not dtype
 
 
 def builds(capability: int) -> list[Build]:
-    """The whole shipped matrix for a capability: 80 or 90."""
+    """All builds that are checked for a compute capability, 80 or 90."""
     found = (build for setting in _settings() for build in builds_of(setting, capability))
     return list({build.name: build for build in found}.values())
 
 
 def sample() -> list[Build]:
-    """Some builds of both capabilities: every kernel, dtype and form."""
+    """A selection of builds of both capabilities, with every kernel, dtype and form."""
     half = Setting()
     single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
     chosen = [
@@ -120,7 +120,7 @@ def _settings() -> Iterator[Setting]:
             yield bfloat16._replace(base=base)
         for order in (1, 3, 5):
             yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
-        for uniform in (True, False):  # sizes of 1 are constants to the compiler
+        for uniform in (True, False):  # the compiler takes sizes of 1 for constants
             yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
             yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
     for name in "FH":
@@ -136,7 +136,7 @@ def _settings() -> Iterator[Setting]:
 
 
 def _pipelined(plain: Setting) -> Iterator[Setting]:
-    """Of what there is of that way, on one capability and in two bytes."""
+    """Settings of the pipelined way, which supports 16-bit dtypes on Hopper GPUs."""
     for dtype in (torch.bfloat16, torch.float16):
         for outputs in (16, 64, 128, 256):
             for uniform in (True, False):
@@ -147,7 +147,7 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
                 for multiplied in (False, True):
                     some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
                     yield some
-                    yield some._replace(product=torch.bfloat16, dtype=torch.float32)  # as autocast has it
+                    yield some._replace(matmul_dtype=torch.bfloat16, dtype=torch.float32)  # as under autocast
     for base in ("identity", "none"):
         yield plain._replace(base=base)
         yield plain._replace(base=base, uniform=False)
@@ -156,9 +156,9 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
 
 
 def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
-    """What a setting compiles, by the rules' configuration of its way if none is given."""
+    """The builds of a setting, in a given configuration or by default in that which the rules choose for its way."""
     p = problem_of(setting, capability)
-    if p.form == "none":  # of no splines nothing is launched
+    if p.form == "none":  # no kernel is launched for a derivative above the order
         return
     if setting.way not in ways_of(key(p), capability):
         return
@@ -168,7 +168,7 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
 
 
 def problem_of(s: Setting, capability: int) -> Problem:
-    """Of a setting, on tensors without memory."""
+    """The problem of a setting, on meta tensors."""
 
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -177,10 +177,10 @@ def problem_of(s: Setting, capability: int) -> Problem:
     knots = empty(s.inputs, s.grid + 2 * s.order + 1, dtype=torch.promote_types(s.dtype, torch.float32))
     weight, base_weight = empty(count, s.inputs, s.outputs), empty(s.inputs, s.outputs)
     g, v = empty(s.rows, s.outputs), empty(s.rows, s.inputs) if s.multiplied else None
-    slots = Operands(v, weight, None if s.base == "none" else base_weight, g).without(CONTRACTIONS[s.name].free)
-    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.product)
+    operands = Operands(v, weight, None if s.base == "none" else base_weight, g).without(CONTRACTIONS[s.name].free)
+    basis = Basis(s.order, s.base, s.uniform, (-1.0, 2.5) if s.uniform else None, s.matmul_dtype)
     precision = s.precision if s.dtype == torch.float32 else None
-    return problem(s.name, empty(s.rows, s.inputs), knots, slots, basis, s.derivative, capability, precision)
+    return problem(s.name, empty(s.rows, s.inputs), knots, operands, basis, s.derivative, capability, precision)
 
 
 def _config(s: Setting, p: Problem) -> Config:
@@ -191,7 +191,7 @@ def _config(s: Setting, p: Problem) -> Config:
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
     if config.way == "chunked":
-        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.product)
+        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.matmul_dtype)
         rows = slice(0, p.rows)
         for base in (False, True):
             if p.name == "F":
@@ -204,7 +204,7 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
         yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
     else:
         for base in (False, True):
-            if base and (p.base == "none" or p.basis.order != 3):  # whose order is no matter
+            if base and (p.base == "none" or p.basis.order != 3):  # its build is the same for every order
                 continue
             parts, part_rows = parts_of(p, config)
             shape = (parts, 1 if base else p.spline_count, p.inputs, p.outputs)
@@ -219,7 +219,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
     }
     signature = {name: signature[name] for name in launch.kernel.arg_names}
     constants = dict(launch.constants)
-    for name, argument in launch.arguments.items():  # as Triton itself does
+    for name, argument in launch.arguments.items():  # as Triton's own launcher does
         if isinstance(argument, int) and argument == 1:
             signature[name], constants[name] = "constexpr", 1
     fused = config.way in ("fused", "pipelined")
@@ -233,18 +233,18 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         p.capability,
         launch.warps,
         launch.stages,
-        # of a single row G has no loop, and the check looks in loops
-        tensor_cores=fused and p.product != torch.float64 and not (p.name == "G" and p.rows == 1),
+        # G of a single row has no loop, and the check looks for products in loops.
+        tensor_cores=fused and p.matmul_dtype != torch.float64 and not (p.name == "G" and p.rows == 1),
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
-        keeps_nan=p.product != torch.float64,  # where saturation, which means to lose it, is a maximum
+        keeps_nan=p.matmul_dtype != torch.float64,  # in float64 saturation is a maximum, which loses NaN on purpose
     )
 
 
 def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
     knots = p.form if config.way != "gather" else "local"
-    precision = f" {p.precision}" if p.product == torch.float32 else ""
-    dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.product]}" if p.product != s.dtype else "")
+    precision = f" {p.precision}" if p.matmul_dtype == torch.float32 else ""
+    dtype = _SHORT[s.dtype] + (f" in {_SHORT[p.matmul_dtype]}" if p.matmul_dtype != s.dtype else "")
     tiles = [config.rows, config.columns]
     if config.way in ("fused", "pipelined"):
         tiles.append(config.inner)
@@ -260,7 +260,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
 
 
 def _type_of(argument: Any) -> str:
-    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # Gluon's, of one layout in shared memory
+    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # a descriptor of Gluon
         block = ",".join(map(str, argument.block_shape))
         return f"tensordesc<{_SHORT[argument.base.dtype]}[{block}],{argument.layout!r}>"
     if isinstance(argument, TensorDescriptor):

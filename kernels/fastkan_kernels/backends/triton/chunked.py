@@ -1,7 +1,7 @@
-"""F, G and H from chunks of features in memory, each met by one plain matrix product.
+"""F, G and H in the chunked way: the features of a chunk of rows are written to memory and multiplied by cuBLAS.
 
-A chunk is small enough to stay in the L2 cache, so memory is bounded whatever N is. The product is
-cuBLAS's; sums over chunks are float32 whatever the product's dtype.
+A chunk is small enough to stay in the L2 cache, so memory is bounded for any number of rows. Sums over chunks are
+float32 for every dtype of the products (float64 for float64).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .tuning.config import Config
 from .tuning.key import key
 from .tuning.rules import chunking
 
-CHUNK_BYTES = 16 << 20  # of a cache of 40 to 60 MiB, which W and the result use too
-MIN_ROWS = 128  # fewer make a slack product
+CHUNK_BYTES = 16 << 20  # an L2 cache has 40 to 60 MiB, of which W and the result need some
+MIN_ROWS = 128  # of a chunk; the matrix product of fewer rows is slow
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
-    """F into ``y [N, O]``."""
+    """Write F into ``y [N, O]``."""
     assert p.weight is not None
     weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
@@ -35,7 +35,7 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
 
 
 def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
-    """G of the splines, or of the base function, into ``dw [K or 1, I, O]`` of the working dtype."""
+    """Write G of the splines, or of the base function, into ``dw [K or 1, I, O]`` of the working dtype."""
     assert p.g is not None
     unit = None if base else _unit(p)
     dw.zero_()
@@ -47,7 +47,7 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
 
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
-    """H into ``h [N, I]`` of the working dtype."""
+    """Write H into ``h [N, I]`` of the working dtype."""
     assert p.weight is not None
     assert p.g is not None
     weight = p.weight.flatten(0, 1).t()
@@ -59,29 +59,29 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:
-    """The splines into ``psi [N, K, I]``."""
+    """Write the splines into ``psi [N, K, I]``, and return them."""
     launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
     unit = _unit(p)
     return psi if unit is None else _scaled(psi, unit, p.derivative)
 
 
 def chunks(p: Problem) -> Iterator[slice]:
-    """Rows that are taken together."""
-    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.product).itemsize
+    """The slices of rows that are computed one after another."""
+    row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.matmul_dtype).itemsize
     step = max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
 
 
 def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
-    """``[rows, K I]`` or ``[rows, I]``."""
-    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.product)
+    """The splines ``[rows, K I]``, or the base function ``[rows, I]``, of some rows."""
+    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.matmul_dtype)
     launch_write(p, config, rows, psi, base).run()
     return psi.flatten(1)
 
 
 def _unit(p: Problem) -> Tensor | None:
-    """The first input's cells per unit length, in whose d-th power the features were made."""
+    """Inverse spacing of the first input, by whose d-th power the kernel divides derivatives; None for d = 0."""
     if p.derivative == 0:
         return None
     first = p.knots[0]
@@ -89,16 +89,16 @@ def _unit(p: Problem) -> Tensor | None:
 
 
 def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
-    """By the unit's power, which alone might overflow."""
+    """``values * unit^times``, by repeated multiplication, since the power alone might overflow."""
     for _ in range(times):
         values = values * unit
     return values
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b with float32 sums, in ``dtype``."""
+    """a @ b in ``dtype``, the working dtype, in which it is also summed."""
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
-    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # a CPU, where kernels are interpreted
+    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # for kernels in Triton's interpreter

@@ -1,12 +1,14 @@
-"""F, G and H by hand-written kernels, each by the way that :mod:`.tuning` chooses.
+"""F, G and H by hand-written kernels, each in the way that :mod:`.tuning.selection` chooses.
 
-- fused: psi is made in registers and contracted at once (:mod:`.contract_out`, :mod:`.contract_weight`,
-  :mod:`.contract_in`); nothing but the result goes to memory.
-- chunked: a kernel writes the features of some rows, a plain product contracts them (:mod:`.chunked`).
-- pipelined: fused, with its waits written by hand (:mod:`.hopper`): F and G on Hopper GPUs.
-- gather: the k + 1 active coefficients of each input, no tensor cores (:mod:`.gather`). G has no such way.
+- fused: features are computed in registers and multiplied at once (:mod:`.kernels.contract_out`,
+  :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`); only the result is written to memory.
+- chunked: a kernel writes the features of some rows to memory, and a matrix product reads them (:mod:`.chunked`).
+- pipelined: fused, with hand-written waits so that features and products overlap (:mod:`.hopper`); for F and G on
+  Hopper GPUs.
+- gather: only the weights of the k + 1 active splines of each input are read, without tensor cores
+  (:mod:`.kernels.gather`); for F and H.
 
-Above the splines' order only the base function is left, and it is two products: no kernel.
+For a derivative above the spline order only the base function is left, which takes matrix products and no kernel.
 """
 
 from __future__ import annotations
@@ -26,37 +28,37 @@ from .launch import Launch
 from .problem import Problem, form_of, problem
 from .tuning.config import Config
 from .tuning.key import key
-from .tuning.tuning import choose, choose_for
+from .tuning.selection import choose, choose_for
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
-    outputs = slots.weight.shape[2]
+    outputs = operands.weight.shape[2]
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape[0], outputs)
-    p = problem("F", x, knots, slots, basis, derivative)
+    p = problem("F", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
     return _out(p, choose_for(p, _out))
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
-    count, inputs, outputs = basis.splines_of(knots), x.shape[1], slots.g.shape[1]
+    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
+    count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
     based = basis.base != "none"
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
-    p = problem("G", x, knots, slots, basis, derivative)
+    p = problem("G", x, knots, operands, basis, derivative)
     return _weights(p, choose_for(p, _weights))
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
-    if x.numel() * slots.weight.shape[2] == 0:
+    if x.numel() * operands.weight.shape[2] == 0:
         return x.new_zeros(x.shape)
-    p = problem("H", x, knots, slots, basis, derivative)
+    p = problem("H", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
     return _in(p, choose_for(p, _in))
@@ -83,8 +85,8 @@ def _in(p: Problem, config: Config) -> Tensor:
 
 def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
     if p.form == "none":
-        lost = torch.where(p.x.isnan(), p.x, 0.0).sum(0)
-        splines = lost.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for inputs that have a NaN
+        splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
     else:
         splines = _weight(p, config, base=False)
     return splines, _weight(p, config, base=True)[0] if p.base != "none" else None
@@ -114,7 +116,7 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
 
 
 def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """F's launch, of every way but the chunked."""
+    """The launch of F in any way but the chunked one, which has several."""
     if config.way == "pipelined":
         from .hopper.contract_out import launch_out as launch_pipelined
 
@@ -123,7 +125,7 @@ def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """G's, likewise."""
+    """The launch of G in any way but the chunked one, for the splines or the base function."""
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 
@@ -132,17 +134,17 @@ def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, bas
 
 
 def _base_out(p: Problem) -> Tensor:
-    """F above the splines' order."""
-    lost = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)
+    """F for a derivative above the spline order."""
     if p.base_weight is None:
-        return lost.expand(-1, p.outputs).contiguous()
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)  # NaN for rows that have a NaN
+        return nan.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
-    return chunked.product(base.to(p.product), p.base_weight, p.work)
+    return chunked.product(base.to(p.matmul_dtype), p.base_weight, p.work)
 
 
 def _base_in(p: Problem) -> Tensor:
-    """H above the splines' order."""
+    """H for a derivative above the spline order."""
     assert p.g is not None
     if p.base_weight is None:
         return torch.where(p.x.isnan(), p.x, 0.0)
@@ -150,7 +152,7 @@ def _base_in(p: Problem) -> Tensor:
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """What would run for a contraction of these sizes, in words."""
+    """Description in words of what runs for a contraction of these sizes."""
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
@@ -160,15 +162,16 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     def empty(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=x.dtype, device="meta")
 
-    slots = Operands(g=empty(rows, outputs))
+    operands = Operands(g=empty(rows, outputs))
     if name != "G":
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
-        slots = slots._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
+        operands = operands._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
-    p = problem(name, empty(rows, inputs), knots, slots, basis, derivative, hardware.capability(x.device))
+    p = problem(name, empty(rows, inputs), knots, operands, basis, derivative, hardware.capability(x.device))
     config = choose(key(p), p.capability, x.device)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
-    product = str(p.product).removeprefix("torch.") + (f" ({p.precision})" if p.product == torch.float32 else "")
+    precision = f" ({p.precision})" if p.matmul_dtype == torch.float32 else ""
+    product = str(p.matmul_dtype).removeprefix("torch.") + precision
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"

@@ -1,4 +1,4 @@
-"""A kernel's launch as data: what runs it and what only compiles it read the same."""
+"""A kernel launch as data, so that runs and static checks take the same arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Launch(NamedTuple):
     stages: int = 3
 
     def run(self) -> None:
-        """On the GPU that the first tensor is on."""
+        """Launch the kernel on the GPU of its first tensor."""
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
         watch = getattr(_of_thread, "watch", None)
         given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
@@ -54,10 +54,10 @@ _of_thread = threading.local()
 
 @contextmanager
 def watched(compile_only: bool = False) -> Iterator[list[Any]]:
-    """The compiled kernels of all launches in this thread meanwhile, None for each that is interpreted.
+    """Collect the compiled kernels of all launches of this thread inside the ``with``; None for an interpreted one.
 
     Args:
-        compile_only: compile and don't launch; results are then what memory held.
+        compile_only: compile the kernels without launching them, so that results are uninitialised memory.
     """
     before = getattr(_of_thread, "watch", None)
     _of_thread.watch = _Watch([], compile_only)
@@ -68,14 +68,14 @@ def watched(compile_only: bool = False) -> Iterator[list[Any]]:
 
 
 def describable(tensor: Tensor | None) -> bool:
-    """Whether the hardware's tensor descriptors can address a contiguous tensor: rows of whole 16 bytes."""
+    """Whether a hardware tensor descriptor can address a contiguous tensor: rows must be multiples of 16 bytes."""
     if tensor is None:
         return True
     return tensor.data_ptr() % 16 == 0 and tensor.shape[-1] * tensor.element_size() % 16 == 0
 
 
 def describable_rows(tensor: Tensor | None) -> bool:
-    """Whether they can address one whose rows needn't be side by side, but do have places of their own."""
+    """Whether a hardware tensor descriptor can address a tensor with any distance between rows, but an expanded one."""
     if tensor is None:
         return True
     apart = tensor.stride(0) * tensor.element_size()
@@ -83,12 +83,12 @@ def describable_rows(tensor: Tensor | None) -> bool:
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    """Of a contiguous tensor, for loads of ``block``; beyond its edges they give 0."""
+    """Descriptor of a contiguous tensor, for loads of tiles of the shape ``block``, with 0 beyond its edges."""
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block)
 
 
 def strides(tensor: Tensor) -> list[int]:
-    """A tensor's, as a descriptor takes them: PyTorch's may be any number where a size is 1."""
+    """Strides of a tensor that a descriptor accepts: PyTorch's may be arbitrary for a dimension of size 1."""
     found, whole = list(tensor.stride()), 16 // tensor.element_size()
     for place in reversed(range(len(found))):
         if tensor.shape[place] == 1:
@@ -98,5 +98,5 @@ def strides(tensor: Tensor) -> list[int]:
 
 
 def power_of_two(number: int, least: int, most: int) -> int:
-    """The least power of two that is not below ``number``, within bounds."""
+    """The smallest power of two that is at least ``number``, clamped to ``least`` and ``most``."""
     return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))

@@ -1,4 +1,4 @@
-"""One contraction as the kernels take it: operands in their dtypes and layouts, and what is fixed at compile time."""
+"""One contraction as the kernels take it: operands in their dtypes and layouts, and compile-time constants."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from . import hardware
 
 
 class Problem(NamedTuple):
-    """A contraction's operands, contiguous and converted, with its constants.
+    """Operands of a contraction, converted and contiguous, with its constants.
 
-    ``x [N, I]`` and ``v`` have unit stride along I and keep their dtype: kernels widen them. ``knots`` have the
-    working dtype, ``weight``, ``base_weight`` and ``g`` the product's.
+    ``x [N, I]`` and ``v`` have unit stride along I and keep their dtype, which the kernels convert to the working
+    dtype. ``knots`` have the working dtype, and ``weight``, ``base_weight`` and ``g`` have ``matmul_dtype``.
     """
 
     name: str  # "F", "G" or "H"
@@ -29,9 +29,9 @@ class Problem(NamedTuple):
     g: Tensor | None
     basis: Basis
     derivative: int
-    product: torch.dtype  # of what is multiplied; sums are float32, or float64 if it is that
-    precision: str  # of float32 products, as tl.dot names it
-    form: str  # how splines are made: "cardinal" or "local"; "none" above the order
+    matmul_dtype: torch.dtype  # of the factors of products; sums are in ``work``
+    precision: str  # of float32 products, as tl.dot calls it
+    form: str  # of the splines, see kernels/spline.py: "cardinal" or "local", or "none" above the order
     capability: int  # of the GPU: 80, 90, ...
     spline_count: int  # K
 
@@ -51,61 +51,62 @@ class Problem(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The base function of this contraction; "none" where no weight asks for it."""
+        """The base function that is computed; "none" for F and H without a base weight."""
         return self.basis.base if self.name == "G" or self.base_weight is not None else "none"
 
     def base_rounded(self, way: str = "") -> str:
-        """:attr:`base` as kernels take it: with "16" behind it where float16 is what autocast asks for, but its values
-        are multiplied in a wider dtype. Beyond 65504 they are infinite then, as by every other way.
+        """Name of the base function for kernels. A "16" is appended if autocast asks for float16 but the products of
+        this way are in a wider dtype: values are then rounded to float16, so that those beyond 65504 are infinite in
+        every way.
         """
-        asked = self.basis.product == torch.float16 and self.derivative == 0 and self.base != "none"
-        wider = self.product != torch.float16 or way == "gather"
+        asked = self.basis.matmul_dtype == torch.float16 and self.derivative == 0 and self.base != "none"
+        wider = self.matmul_dtype != torch.float16 or way == "gather"
         return self.base + "16" if asked and wider else self.base
 
     @property
     def work(self) -> torch.dtype:
-        """In which features are made and sums are held."""
-        return torch.float64 if self.product == torch.float64 else torch.float32
+        """The working dtype, of features and sums."""
+        return torch.float64 if self.matmul_dtype == torch.float64 else torch.float32
 
     @property
     def knot_count(self) -> int:
         return self.knots.shape[1]
 
     def part(self, rows: slice) -> Problem:
-        """The same on some rows."""
+        """The same problem on some rows."""
         return self._replace(x=self.x[rows], v=None if self.v is None else self.v[rows])
 
     @property
     def waits(self) -> bool:
-        """Whether a product on features in registers must end within its iteration; see tiles.settle."""
-        return self.work != torch.float64 and hardware.settles(self.capability)
+        """Whether a product with features in registers must end within its iteration; see tiles.await_product."""
+        return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
-    def operands(self) -> dict[str, Any]:
-        """Arguments of every kernel."""
+    def x_and_knots(self) -> dict[str, Any]:
+        """The arguments x and knots of every kernel."""
         return {"x_ptr": self.x, "knots_ptr": self.knots, "stride_x": self.x.stride(0)}
 
     def multiplier(self) -> dict[str, Any]:
-        """Arguments of kernels that take a v; without one x stands there, and isn't read."""
+        """The argument v of kernels that have one. If v is None, x is passed in its place and not read."""
         if self.v is None:
             return {"v_ptr": self.x, "stride_v": 0}
         return {"v_ptr": self.v, "stride_v": self.v.stride(0)}
 
     def sizes(self, base: bool = False) -> dict[str, int]:
-        """N, I, K and M; ``base`` is of the base function alone, one feature."""
+        """The arguments N, I, K and M; with ``base`` K is 1, for the base function alone."""
         return {"N": self.rows, "I": self.inputs, "K": 1 if base else self.spline_count, "M": self.knot_count}
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """W's two parts; without a base function the splines' stands for it, and isn't read."""
+        """Both parts of W. Without a base weight, ``weight`` is passed in its place and not read."""
         assert self.weight is not None
         return self.weight, self.weight if self.base_weight is None else self.base_weight
 
     @property
     def search(self) -> int:
-        """Steps of a bisection over the knots."""
+        """Number of steps of a bisection over the knots."""
         return self.knot_count.bit_length()
 
     def constants(self) -> dict[str, Any]:
-        """Of kernels that contract splines and base function together."""
+        """Constants of kernels that compute splines and base function together."""
         search = self.search if self.form == "local" else 0
         return {
             "ORDER": self.basis.order,
@@ -116,7 +117,7 @@ class Problem(NamedTuple):
         }
 
     def constants_of(self, base: bool) -> dict[str, Any]:
-        """Of kernels that make the base function, or else the splines."""
+        """Constants of kernels that compute either the base function or the splines."""
         alone = {"FORM": "base", "SEARCH": 0} if base else {"BASE": "none"}
         return {**self.constants(), **alone}
 
@@ -125,20 +126,20 @@ def problem(
     name: str,
     x: Tensor,
     knots: Tensor,
-    slots: Operands,
+    operands: Operands,
     basis: Basis,
     derivative: int,
     capability: int | None = None,
     precision: str | None = None,
 ) -> Problem:
-    """Prepare a contraction; ``capability`` and ``precision`` are the machine's and PyTorch's if not given."""
-    v, weight, base_weight, g = slots
+    """Prepare a contraction. By default, ``capability`` is that of x's device, and ``precision`` is set by PyTorch."""
+    v, weight, base_weight, g = operands
     if name == "G" or base_weight is not None:
         check_base_derivative(basis.base, derivative)
-    product, narrow = product_dtype(name, x, basis, derivative, v is not None)
+    matmul_dtype, is_tf32 = product_dtype(name, x, basis, derivative, v is not None)
 
     def converted(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.resolve_neg().to(product).contiguous()
+        return None if tensor is None else tensor.resolve_neg().to(matmul_dtype).contiguous()
 
     return Problem(
         name,
@@ -150,8 +151,8 @@ def problem(
         converted(g),
         basis,
         derivative,
-        product,
-        precision or ("tf32" if narrow else hardware.precision(product)),
+        matmul_dtype,
+        precision or ("tf32" if is_tf32 else hardware.precision(matmul_dtype)),
         form_of(basis, derivative),
         hardware.capability(x.device) if capability is None else capability,
         basis.splines_of(knots),
@@ -159,23 +160,24 @@ def problem(
 
 
 def form_of(basis: Basis, derivative: int) -> str:
-    """How splines are made in registers; see :mod:`.spline`."""
+    """The form in which kernels compute splines; see :mod:`.kernels.spline`."""
     if derivative > basis.order:
         return "none"
     return "cardinal" if basis.uniform and derivative < basis.order else "local"
 
 
 def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplied: bool) -> tuple[torch.dtype, bool]:
-    """In which features and weights are multiplied, autocast's or x's own; and whether float32 stands for float16.
+    """The dtype in which features and weights are multiplied, and whether tf32 replaces float16.
 
-    float16 has the digits of tf32 and not its range. What may leave it is multiplied in tf32: under autocast
-    whatever meets a gradient or v, which are not float16, and derivatives where inputs' cells differ in
-    width, so that no unit fits them all.
+    The dtype is that of autocast, or else of x. tf32 has as many digits as float16, but the range of float32. It
+    replaces float16 where a factor may leave the range of float16: for gradients and v under autocast, where they are
+    not float16 themselves, and for derivatives where the cells of the inputs differ in width, so that no unit fits all
+    of them.
     """
-    dtype = x.dtype if basis.product is None or x.dtype == torch.float64 else basis.product
+    dtype = x.dtype if basis.matmul_dtype is None or x.dtype == torch.float64 else basis.matmul_dtype
     if dtype == torch.float16:
         wide = x.dtype != torch.float16 and (name != "F" or multiplied or derivative > 0)
-        if wide or (0 < derivative <= basis.order and basis.cells is None):
+        if wide or (0 < derivative <= basis.order and basis.uniform_grid is None):
             return torch.float32, True
     return dtype, False
 

@@ -1,7 +1,8 @@
-"""Kernels for Hopper GPUs with waits written by hand, in Gluon: F and G, whose features are a product's left operand.
+"""Kernels of F and G for Hopper GPUs in Gluon, which compute the next features while a product runs.
 
-Triton's own pipeline ends each such product before it makes the next features, where it must not let it
-overwrite what that product reads; see :func:`..tiles.settle`.
+Gluon is Triton's lower level, where a kernel says itself when it waits for an asynchronous product. Triton's compiler
+ends each product before the next features overwrite the registers that it reads; see
+:func:`..kernels.tiles.await_product`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import functools
 
 @functools.cache
 def gluon_available() -> bool:
-    """Whether Triton has the parts of Gluon that the kernels of this package are written in; it is experimental
-    there, and names change."""
+    """Whether the installed Triton has the parts of Gluon that these kernels need. Gluon is experimental, and its names
+    change between versions."""
     try:
         from . import contract_out, contract_weight  # noqa: F401
     except (ImportError, AttributeError):

@@ -1,8 +1,11 @@
-"""F_d(x, W, v) with waits written by hand: the next feature is made while the tensor cores multiply this one.
+"""F_d(x, W, v) for Hopper GPUs: the next feature is computed while the tensor cores multiply the current one.
 
-A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. Its product
-is started; the copy engine is sent for a later tile, into the slot that the product before it has left; the next
-step's feature is made in other registers; and only then the product is waited for.
+A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. It
+
+1. starts the product;
+2. starts the copy of a later tile of W into the slot of shared memory that the product before has read;
+3. computes the feature of the next step in other registers;
+4. waits for the product.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warp
 from ..kernels.spline import (
     base_function,
     cardinal,
+    cardinal_coordinate,
     cardinal_scale,
-    cells_per_length,
-    centred,
     divide,
+    inv_spacing_of,
     local,
     middle,
     pick,
@@ -36,19 +39,20 @@ from .pipeline import (
     descriptor,
     end_barriers,
     expect,
-    slots,
+    slot_count,
     start_barriers,
     tile_bytes,
 )
 
-X_SLOTS = gl.constexpr(2)  # the block that features are made of, and the next
+X_SLOTS = gl.constexpr(2)  # of the current block of inputs and of the next
 
 
 @gluon.jit
 def fetch_weights(
     w, base_w, tiles, ready, step, steps, K, column, BASED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
 ):
-    """Send for the tile of W that a step multiplies, if there is such a step; it is expected already."""
+    """Start the copy of the tile of W of a step, unless the step is beyond the last one. :func:`expect` must have been
+    called for it before."""
     b, i0, slot = step % (K + BASED), step // (K + BASED) * INNER, step % SLOTS
     if BASED and b == K:
         copy_tile(base_w, [0, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
@@ -60,7 +64,8 @@ def fetch_weights(
 def fetch_inputs(
     x, v, tiles, v_tiles, ready, block, blocks, row, MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
 ):
-    """Send for a block of x, and of v, if there is such a block; it is expected already."""
+    """Start the copy of a block of x, and of v, unless it is beyond the last one. :func:`expect` must have been called
+    for it before."""
     here, slot = block < blocks, block % SLOTS
     copy_tile(x, [row, block * INNER], ready.index(slot), tiles.index(slot), pred=here)
     if MULTIPLIED:
@@ -73,7 +78,7 @@ def enter_block(
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, MULTIPLIED: gl.constexpr,
     INNER: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """A block's x, what :func:`feature_of` makes splines from, and what they are multiplied by."""
+    """A block's x, the arguments of :func:`feature_of`, and the factor by which its splines are multiplied."""
     await_tile(ready, block, SLOTS)
     x = x_tiles.index(block % SLOTS).load(LAYOUT).to(gl.float32)
     i = block * INNER + gl.arange(0, INNER, layout=gl.SliceLayout(0, LAYOUT))
@@ -85,10 +90,10 @@ def enter_block(
     if FORM == "cardinal":
         first = gl.load(knots_ptr + i * M, mask=i < I, other=0.0)
         last = gl.load(knots_ptr + i * M + (M - 1), mask=i < I, other=1.0)
-        rate = (M - 1) / (last - first)  # to two roundings, of a product of two bytes' precision
+        inv_spacing = (M - 1) / (last - first)  # two roundings of float32, which matter little to a 16-bit product
         if D > 0:
-            factor = scaled(factor, divide(rate, 0.0 * rate + unit)[None, :], D)
-        return x, (centred(x, first[None, :], rate[None, :], ORDER),), factor
+            factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
+        return x, (cardinal_coordinate(x, first[None, :], inv_spacing[None, :], ORDER),), factor
     else:
         if D > 0:
             factor = scaled(factor, 1.0 / unit, D)
@@ -101,7 +106,7 @@ def feature_of(
     made, factor, b,
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
 ):  # fmt: skip
-    """psi_b^(d) of a block."""
+    """psi_b^(d) of a block, times its factor."""
     if FORM == "cardinal":
         feature = cardinal(made[0] - middle(b, ORDER, gl.float32), ORDER, D)
     else:
@@ -138,7 +143,8 @@ def contract_out_kernel(
 ):
     PRODUCT: gl.constexpr = w.dtype
     BASED: gl.constexpr = BASE != "none"
-    AHEAD: gl.constexpr = SLOTS - 2  # beside what this step's product reads, and what the slowest warp's last one does
+    # One slot is read by this step's product, and one may still be read by the last product of a slower warp.
+    AHEAD: gl.constexpr = SLOTS - 2
     X_BYTES: gl.constexpr = x.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     SCALE: gl.constexpr = cardinal_scale(ORDER, D) if FORM == "cardinal" else 1.0
     total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
@@ -164,15 +170,15 @@ def contract_out_kernel(
     for step in gl.static_range(AHEAD):
         fetch_weights(w, base_w, w_tiles, w_ready, step, steps, K, column, BASED, INNER, SLOTS)
 
-    # sums are in units of the first input's cell and of the splines' scale; what isn't is divided by them
+    # Sums are in units of the first input's cell and of the splines' scale. The base function is divided by them.
     unit = 1.0
     if D > 0:
-        unit = cells_per_length(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
+        unit = inv_spacing_of(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
     here, made, factor = enter_block(
         x_tiles, v_tiles, x_ready, 0, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER, X_SLOTS, left
     )
-    missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN where a row has one
-    if not BASED:  # else the base function brings it along
+    missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN for rows that have a NaN
+    if not BASED:  # otherwise the base function passes NaN on
         missing += gl.sum(gl.where(here == here, 0.0, here), 1)
     a = feature_of(made, factor, 0, ORDER, D, FORM, MULTIPLIED).to(PRODUCT)
 
@@ -204,7 +210,7 @@ def contract_out_kernel(
             feature = feature_of(made, factor, b, ORDER, D, FORM, MULTIPLIED)
         following = feature.to(PRODUCT)
         await_tile(w_ready, step + 1, SLOTS)
-        barrier()  # every warp has seen the product before this one end, and has read the last block's x
+        barrier()  # now all warps are past the product before this one, and have read the last block of x
         expect(w_ready, step + 1 + AHEAD, w.block_type.nbytes, step + 1 + AHEAD < steps, SLOTS)
         if b == 0:
             expect(x_ready, block + 1, X_BYTES, block + 1 < blocks, X_SLOTS)
@@ -225,7 +231,7 @@ def contract_out_kernel(
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """F into ``y [N, O]``."""
+    """The launch that writes F into ``y [N, O]``."""
     w, base_w = p.weights()
     tile = [1, config.inner, config.columns]
     w = descriptor(w, tile)
@@ -249,7 +255,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,
-        "SLOTS": slots(config.stages, [w], beside, p.capability),
+        "SLOTS": slot_count(config.stages, [w], beside, p.capability),
         "GROUP": 8,
     }
     programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)

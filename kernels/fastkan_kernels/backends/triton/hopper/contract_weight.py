@@ -1,7 +1,7 @@
-"""G_d(x, g, v) with waits written by hand: the next features are made while the tensor cores multiply these.
+"""G_d(x, g, v) for Hopper GPUs: the next features are computed while the tensor cores multiply the current ones.
 
-A step is one block of rows: psi_b of x transposed, [ROWS, INNER] in registers, times its tile of g; in the order
-of :mod:`.contract_out`.
+A step is one block of rows: psi_b of x transposed, [ROWS, INNER] in registers, times its tile of g. It has the same
+order as a step of :mod:`.contract_out`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ..kernels.spline import (
     base_function,
     cardinal,
     cardinal_scale,
-    cells_per_length,
     half_width,
+    inv_spacing_of,
     middle,
     one_spline,
     scaled,
@@ -25,7 +25,7 @@ from ..kernels.spline import (
 from ..launch import Launch
 from ..problem import Problem
 from ..tuning.config import Config
-from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slots, start_barriers
+from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slot_count, start_barriers
 
 
 @gluon.jit
@@ -33,7 +33,8 @@ def fetch_rows(
     x, v, g, x_tiles, v_tiles, g_tiles, ready, step, steps, start, column_x, column_g,
     MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Send for the rows of a step, if there is such a step; they are expected already."""
+    """Start the copies of the rows of a step, unless it is beyond the last one. :func:`expect` must have been called
+    for them before."""
     here, slot, row = step < steps, step % SLOTS, start + step * INNER
     copy_tile(x, [row, column_x], ready.index(slot), x_tiles.index(slot), pred=here)
     if MULTIPLIED:
@@ -43,13 +44,14 @@ def fetch_rows(
 
 @gluon.jit
 def features_of(
-    x_tile, v_tile, made, rate, b,
+    x_tile, v_tile, made, inv_spacing, b,
     ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """psi_b^(d), or the base function's, of a tile's numbers, transposed; a NaN stays.
+    """psi_b^(d), or the derivative of the base function, of a transposed tile of x. A NaN stays.
 
-    ``made`` of the inputs: the first knot and halves of a support per unit length; or the spline's own knots.
+    ``made`` holds, for each input, the first knot and 1 / (half a support) in the cardinal form, or the spline's own
+    knots in the local form.
     """
     x = x_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
     if FORM == "base":
@@ -60,7 +62,7 @@ def features_of(
     else:
         feature = one_spline(x, made, ORDER, D) + gl.where(x == x, 0.0, x)
         if D > 0:  # in units of a cell
-            feature = scaled(feature, 1.0 / rate[:, None], D)
+            feature = scaled(feature, 1.0 / inv_spacing[:, None], D)
     if MULTIPLIED:
         feature = feature * v_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
     return feature
@@ -86,11 +88,12 @@ def contract_weight_kernel(
     MULTIPLIED: gl.constexpr,  # by v
     ROWS: gl.constexpr,  # inputs, 16 for each warp
     COLUMNS: gl.constexpr,  # outputs
-    INNER: gl.constexpr,  # of the N
+    INNER: gl.constexpr,  # rows of x, which are summed over
     SLOTS: gl.constexpr,
 ):
     PRODUCT: gl.constexpr = g.dtype
-    AHEAD: gl.constexpr = SLOTS - 2  # beside what this step's product reads, and what the slowest warp's last one does
+    # One slot is read by this step's product, and one may still be read by the last product of a slower warp.
+    AHEAD: gl.constexpr = SLOTS - 2
     BYTES: gl.constexpr = x.block_type.nbytes + g.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
     left: gl.constexpr = gl.DotOperandLayout(0, total, 2)
@@ -118,17 +121,17 @@ def contract_weight_kernel(
     i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left))
     own = knots_ptr + gl.where(i < I, i, 0) * M
     first = gl.load(own)
-    rate = cells_per_length(first, gl.load(own + M - 1), M)
-    made = (first[:, None], (rate * (1.0 / half_width(ORDER)))[:, None])
+    inv_spacing = inv_spacing_of(first, gl.load(own + M - 1), M)
+    made = (first[:, None], (inv_spacing * (1.0 / half_width(ORDER)))[:, None])
     if FORM == "local":
         made = ()
         for m in gl.static_range(ORDER + 2):
             made = made + (gl.load(own + b + m)[:, None],)
 
     await_tile(ready, 0, SLOTS)
-    a = features_of(x_tiles.index(0), v_tiles.index(0), made, rate, b, ORDER, D, BASE, FORM, MULTIPLIED, left).to(
-        PRODUCT
-    )
+    a = features_of(
+        x_tiles.index(0), v_tiles.index(0), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
+    ).to(PRODUCT)
     dw = gl.zeros((ROWS, COLUMNS), gl.float32, total)
     for step in range(steps - 1):
         running = warpgroup_mma(a, g_tiles.index(step % SLOTS), dw, is_async=True)
@@ -139,10 +142,12 @@ def contract_weight_kernel(
         await_tile(ready, step + 1, SLOTS)
         slot = (step + 1) % SLOTS
         following = features_of(
-            x_tiles.index(slot), v_tiles.index(slot), made, rate, b, ORDER, D, BASE, FORM, MULTIPLIED, left
+            x_tiles.index(slot), v_tiles.index(slot), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
         ).to(PRODUCT)
-        await_tile(ready, step + 1, SLOTS)  # it is there; but over a loop ptxas moves no features past what follows
-        barrier()  # every warp has seen the product before this one end
+        # The tile is there already, but ptxas does not move the computation of features across the loop of this wait,
+        # as it would across the barrier.
+        await_tile(ready, step + 1, SLOTS)
+        barrier()  # now all warps are past the product before this one
         expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
         dw, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
     running = warpgroup_mma(a, g_tiles.index((steps - 1) % SLOTS), dw, is_async=True)
@@ -152,7 +157,7 @@ def contract_weight_kernel(
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, gl.convert_layout(rate, gl.SliceLayout(1, total))[:, None], D)
+        dw = scaled(dw, gl.convert_layout(inv_spacing, gl.SliceLayout(1, total))[:, None], D)
     i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, total))
     o = column_g + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, total))
     at = out_ptr + ((part * K + b).to(gl.int64) * I + i[:, None]) * O + o[None, :]
@@ -160,7 +165,7 @@ def contract_weight_kernel(
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
+    """The launch that writes G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
     block = [config.inner, config.rows]
     x = descriptor(p.x, block)
@@ -183,9 +188,9 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "ROWS": config.rows,
         "COLUMNS": config.columns,
         "INNER": config.inner,
-        "SLOTS": slots(config.stages, tiles, 0, p.capability),
+        "SLOTS": slot_count(config.stages, tiles, 0, p.capability),
     }
-    del constants["SEARCH"]  # it looks for no cell
+    del constants["SEARCH"]  # this kernel does not search for cells
     programs = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     grid = (arguments["K"] * programs, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

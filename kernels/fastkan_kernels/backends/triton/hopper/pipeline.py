@@ -1,7 +1,7 @@
-"""What both kernels share: tiles that the copy engine brings into slots of shared memory, by turns.
+"""Asynchronous copies of tiles into slots of shared memory, which both Hopper kernels use in turn.
 
-A slot's barrier counts the bytes that have come. Names that differ between Triton's versions are
-settled here.
+Each slot has a barrier that counts the bytes that have arrived. This module also hides the names that differ between
+versions of Triton.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..launch import DTYPES, strides
 from ..tuning.config import shared_limit
 
 copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # of all warps of a program
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # waits for all warps of a program
 
 
 @gluon.jit
 def start_barriers(COUNT: gl.constexpr):
-    """One barrier for each of COUNT slots."""
+    """Make one barrier for each of COUNT slots."""
     ready = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(COUNT):
         mbarrier.init(ready.index(slot), count=1)
@@ -34,7 +34,7 @@ def start_barriers(COUNT: gl.constexpr):
 
 @gluon.jit
 def end_barriers(ready, COUNT: gl.constexpr):
-    """Nobody may wait for them any more."""
+    """Invalidate the barriers, for which no warp may wait any more."""
     barrier()
     for slot in gl.static_range(COUNT):
         mbarrier.invalidate(ready.index(slot))
@@ -42,36 +42,38 @@ def end_barriers(ready, COUNT: gl.constexpr):
 
 @gluon.jit
 def expect(ready, turn, BYTES: gl.constexpr, happens, COUNT: gl.constexpr):
-    """Say how many bytes a turn will bring, if it ``happens``."""
+    """Announce the number of bytes that the tile with index ``turn`` has, if ``happens``."""
     mbarrier.expect(ready.index(turn % COUNT), BYTES, pred=happens)
 
 
 @gluon.jit
 def await_tile(ready, turn, COUNT: gl.constexpr):
-    """Until the tile of a turn is there: it is in slot ``turn % COUNT``."""
+    """Wait until the tile with index ``turn`` has arrived, in slot ``turn % COUNT``."""
     mbarrier.wait(ready.index(turn % COUNT), (turn // COUNT) & 1)
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    """Of a tensor whose rows lie whole 16 bytes apart, for copies of ``block``; beyond its edges they give 0."""
+    """Descriptor of a tensor for copies of tiles of the shape ``block``, which have 0 beyond the edges of the tensor.
+    Its rows must start a multiple of 16 bytes apart."""
     layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[tensor.dtype])
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
-MIN_SLOTS = 3  # two products' operands, and one that is on its way
-_BARRIER_BYTES = 512  # of all slots, and what lies between
+MIN_SLOTS = 3  # the operands of two products, and a tile that is being copied
+_BARRIER_BYTES = 512  # upper bound of the barriers of all slots and the alignment between
 
 
 def tile_bytes(*tiles: TensorDescriptor) -> int:
-    """Of shared memory that one tile of each takes."""
+    """Bytes of shared memory that one tile of each descriptor takes."""
     return sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
 
 
-def slots(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
-    """How many slots of one tile of each there is room for, at most ``most``.
+def slot_count(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
+    """Number of slots for which shared memory has room, at most ``most`` and at least ``MIN_SLOTS``.
 
     Args:
-        beside: bytes of what else is in shared memory.
+        tiles: descriptors of the tiles that each slot holds.
+        beside: bytes of shared memory that are used otherwise.
     """
     room = shared_limit(capability) - beside - _BARRIER_BYTES
     return max(MIN_SLOTS, min(most, room // tile_bytes(*tiles)))

@@ -1,1 +1,1 @@
-"""Triton kernels of the contractions."""
+"""Triton kernels of the contractions, and the functions that prepare their launches."""

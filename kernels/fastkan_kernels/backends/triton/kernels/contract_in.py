@@ -1,7 +1,7 @@
-"""H_d(x, W, g): a plain product g W^T, whose tile the features then weigh and sum over the splines.
+"""H_d(x, W, g): a matrix product g W^T, whose tiles are multiplied by the features and summed over the splines.
 
-Its columns are ordered (b, i), so that the sum over b stays within a thread. The features cost
-nothing beside the product: each is made once for O products.
+Its columns are ordered (b, i), so that each thread sums over b within its registers. The features take little time
+beside the product: each of them is computed once for O multiplications.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
-from .spline import base_function, cardinal, cardinal_scale, cells, local, middle, scaled
+from .spline import base_function, cardinal, cardinal_scale, load_cardinal_coordinate, local, middle, scaled
 from .tiles import load_tile, multiply, store_tile, tile_of
 
 
@@ -63,7 +63,7 @@ def contract_in_kernel(
         h = h * base_function(x, BASE, D)
 
     if FORM == "cardinal":
-        z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+        z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
     else:
         j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
     total = tl.zeros((ROWS, COLUMNS), WORK)
@@ -87,24 +87,24 @@ def contract_in_kernel(
             psi = cardinal(z[:, None, :] - middle(numbers, ORDER, WORK)[None, :, None], ORDER, D)
         else:
             at = numbers[None, :, None] - j[:, None, :] + ORDER
-            at = tl.where(numbers[None, :, None] < K, at, -1)  # what is beyond may be infinite
+            at = tl.where(numbers[None, :, None] < K, at, -1)  # a spline that does not exist may be infinite
             psi = tl.where(at == 0, active[0][:, None, :], 0.0)
             for q in tl.static_range(1, ORDER + 1):
                 psi = tl.where(at == q, active[q][:, None, :], psi)
         total += tl.sum(tl.reshape(products, (ROWS, SPLINES, COLUMNS)) * psi, 1)
 
     if FORM == "cardinal":
-        total = scaled(total * cardinal_scale(ORDER, D), rate[None, :], D)
+        total = scaled(total * cardinal_scale(ORDER, D), inv_spacing[None, :], D)
     h = tl.where(x == x, h + total, x)
     store_tile(h_ptr, rows, i, N, I, I, h)
 
 
 def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """H into ``h [N, I]``."""
+    """The launch that writes H into ``h [N, I]``."""
     assert p.g is not None
     (w, base_w), g, described = p.weights(), p.g, config.descriptors
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.sizes(),
         "O": p.outputs,
         "w": descriptor(w, [config.splines, config.columns, config.inner]) if described else w,
@@ -114,7 +114,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     }
     constants = {
         **p.constants(),
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": described,
         "ROWS": config.rows,

@@ -1,7 +1,7 @@
-"""F_d(x, W, v): the features are the left operand of the product, made in registers.
+"""F_d(x, W, v): a matrix product whose left operand, the features, is computed in registers.
 
-A program makes one tile of y. It goes over blocks of inputs and, for each, over the splines: x is
-read once for all of them, W streams through shared memory.
+A program computes one tile of y, in a loop over blocks of inputs and, within it, over the splines. So x is
+read once for all splines, while the tiles of W are loaded through shared memory.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .spline import (
     base_function,
     cardinal,
     cardinal_scale,
-    cells,
-    cells_per_length,
     divide,
+    inv_spacing_of,
+    load_cardinal_coordinate,
     local,
     middle,
     pick,
     scaled,
 )
-from .tiles import load_tile, multiply, settle, store_tile, tile_of
+from .tiles import await_product, load_tile, multiply, store_tile, tile_of
 
 
 @triton.jit
@@ -64,27 +64,27 @@ def contract_out_kernel(
     columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     y = tl.zeros((ROWS, COLUMNS), WORK)
 
-    # derivatives are accumulated in units of the first input's cell
+    # Derivatives are summed in units of the first input's cell, in which they cannot overflow.
     if D > 0:
-        first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+        unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
 
-    missing = tl.zeros((ROWS,), WORK)  # NaN where a row has one
+    missing = tl.zeros((ROWS,), WORK)  # NaN for rows that have a NaN
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-        if BASE == "none":  # else the base function has brought it along
+        if BASE == "none":  # otherwise the base function passes NaN on
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
         factor = tl.full((ROWS, INNER), 1.0, WORK)
         if MULTIPLIED:
             factor = load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
         if FORM == "cardinal":
-            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
             if D > 0:
-                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
+                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
-                factor = scaled(factor, 1.0 / first_rate, D)
+                factor = scaled(factor, 1.0 / unit, D)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -97,12 +97,12 @@ def contract_out_kernel(
             else:
                 part = load_tile(w + (tl.zeros((), tl.int64) + b) * I * O, i, columns, I, O, O)
             y = multiply(a.to(PRODUCT), part, y, PRECISION)
-            y = settle(y, WAIT)
+            y = await_product(y, WAIT)
 
     if FORM == "cardinal":
         y = y * cardinal_scale(ORDER, D)
     if D > 0:
-        y = scaled(y, first_rate, D)
+        y = scaled(y, unit, D)
     if BASE != "none":
         for i0 in tl.range(0, I, INNER):
             i = i0 + tl.arange(0, INNER)
@@ -114,18 +114,18 @@ def contract_out_kernel(
             else:
                 part = load_tile(base_w, i, columns, I, O, O)
             y = multiply(a.to(PRODUCT), part, y, PRECISION)
-            y = settle(y, WAIT)
+            y = await_product(y, WAIT)
     else:
         y = y + missing[:, None]
     store_tile(y_ptr, rows, columns, N, O, O, y)
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """F into ``y [N, O]``."""
+    """The launch that writes F into ``y [N, O]``."""
     w, base_w = p.weights()
     based = config.descriptors and p.base != "none"
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.multiplier(),
         **p.sizes(),
         "O": p.outputs,
@@ -136,7 +136,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     constants = {
         **p.constants(),
         "MULTIPLIED": p.v is not None,
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
         "WAIT": p.waits,

@@ -1,7 +1,7 @@
-"""G_d(x, g, v): the features, transposed, are the left operand of a product over the rows.
+"""G_d(x, g, v): a matrix product that sums over the rows, with the transposed features as its left operand.
 
-A program makes one tile of one spline's dW, or of the base function's, from one part of the rows.
-The parts are summed afterwards in their order: no atomics, the same bits each time.
+A program computes one tile of dW for one spline, or for the base function, from one part of the rows. The parts are
+summed afterwards in a fixed order instead of by atomics, so that results are the same bits each time.
 """
 
 from __future__ import annotations
@@ -14,8 +14,17 @@ from .. import hardware
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
-from .spline import base_function, cardinal, cardinal_scale, cells_per_length, centred, middle, one_spline, scaled
-from .tiles import load_tile, multiply, settle
+from .spline import (
+    base_function,
+    cardinal,
+    cardinal_coordinate,
+    cardinal_scale,
+    inv_spacing_of,
+    middle,
+    one_spline,
+    scaled,
+)
+from .tiles import await_product, load_tile, multiply
 
 
 @triton.jit
@@ -44,7 +53,7 @@ def contract_weight_kernel(
     WAIT: tl.constexpr,
     ROWS: tl.constexpr,  # inputs
     COLUMNS: tl.constexpr,  # outputs
-    INNER: tl.constexpr,  # of the N
+    INNER: tl.constexpr,  # rows of x, which are summed over
 ):
     WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     program, part = tl.program_id(0), tl.program_id(1)
@@ -55,14 +64,14 @@ def contract_weight_kernel(
     own = knots_ptr + tl.where(i < I, i, 0) * M
     if FORM != "base":
         first = tl.load(own)
-        rate = cells_per_length(first, tl.load(own + M - 1), M)
+        inv_spacing = inv_spacing_of(first, tl.load(own + M - 1), M)
     if FORM == "local":
         knots = ()
         for m in tl.static_range(ORDER + 2):
             knots = knots + (tl.load(own + b + m)[:, None],)
 
     dw = tl.zeros((ROWS, COLUMNS), WORK)
-    missing = tl.zeros((ROWS,), WORK)  # NaN where an input has one
+    missing = tl.zeros((ROWS,), WORK)  # NaN for inputs that have a NaN
     start = part * part_rows
     end = tl.minimum(N, start + part_rows)
     for n0 in tl.range(start, end, INNER):
@@ -74,12 +83,12 @@ def contract_weight_kernel(
         else:
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
             if FORM == "cardinal":
-                z = centred(x, first[:, None], rate[:, None], ORDER)
+                z = cardinal_coordinate(x, first[:, None], inv_spacing[:, None], ORDER)
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
                 if D > 0:  # in units of a cell
-                    a = scaled(a, (1.0 / rate)[:, None], D)
+                    a = scaled(a, (1.0 / inv_spacing)[:, None], D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)
             a = a * v.to(WORK)
@@ -88,21 +97,21 @@ def contract_weight_kernel(
         else:
             right = load_tile(g, n, o, end, O, O)
         dw = multiply(a.to(PRODUCT), right, dw, PRECISION)
-        dw = settle(dw, WAIT)
+        dw = await_product(dw, WAIT)
 
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, rate[:, None], D) + missing[:, None]
+        dw = scaled(dw, inv_spacing[:, None], D) + missing[:, None]
     at = out_ptr + ((part * K + b).to(tl.int64) * I + i[:, None]) * O + o[None, :]
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
 
-MIN_STEPS = 8  # of INNER rows that are worth a program of their own
+MIN_STEPS = 8  # of INNER rows each that a part has at least
 
 
 def parts_of(p: Problem, config: Config) -> tuple[int, int]:
-    """Into how many parts the rows go so that there is work for the whole GPU, and rows in each."""
+    """Number of parts into which the rows are split, so that the whole GPU has work, and number of rows in each."""
     tiles = p.spline_count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     device = p.x.device
     wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
@@ -113,10 +122,10 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
+    """The launch that writes G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
     assert p.g is not None
     arguments = {
-        **p.operands(),
+        **p.x_and_knots(),
         **p.multiplier(),
         **p.sizes(base),
         "O": p.outputs,
@@ -127,7 +136,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
     constants = {
         **p.constants_of(base),
         "MULTIPLIED": p.v is not None,
-        "PRODUCT": DTYPES[p.product],
+        "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": config.descriptors,
         "WAIT": p.waits,
@@ -135,7 +144,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "COLUMNS": config.columns,
         "INNER": config.inner,
     }
-    del constants["SEARCH"]  # it looks for no cell
+    del constants["SEARCH"]  # this kernel does not search for cells
     tiles = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     grid = (arguments["K"] * tiles, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

@@ -1,7 +1,8 @@
-"""The chunked way's kernels: psi of some rows into memory, or met there with a product and summed.
+"""Kernels of the chunked way: one writes the features of some rows to memory, the other multiplies the features of
+some rows by a product in memory and sums over the splines.
 
-For any knots, any order and d <= k. What is made is small enough to stay in the L2 cache until a
-plain matrix product has read it.
+They support all knots, all orders and d <= k. The rows are few enough for the features to stay in the L2 cache between
+the kernel and the matrix product.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from .spline import (
     base_function,
     cardinal,
     cardinal_scale,
-    cells,
-    cells_per_length,
     divide,
+    inv_spacing_of,
+    load_cardinal_coordinate,
     local,
     middle,
     pick,
@@ -63,16 +64,16 @@ def write_features_kernel(
         tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
     else:
         if D > 0:
-            first_rate = cells_per_length(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+            unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
         if FORM == "cardinal":
-            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
             factor = factor * cardinal_scale(ORDER, D)
             if D > 0:
-                factor = scaled(factor, divide(rate, 0.0 * rate + first_rate)[None, :], D)
+                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
-                factor = scaled(factor, 1.0 / first_rate, D)
+                factor = scaled(factor, 1.0 / unit, D)
         for b in tl.range(0, K):
             if FORM == "cardinal":
                 psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
@@ -111,7 +112,7 @@ def dot_features_kernel(
     else:
         h = tl.zeros((ROWS, COLUMNS), WORK)
         if FORM == "cardinal":
-            z, rate = cells(x, knots_ptr, i, I, M, ORDER)
+            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         for b in tl.range(0, K):
@@ -121,24 +122,24 @@ def dot_features_kernel(
                 psi = pick(active, j, b, ORDER)
             h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
         if FORM == "cardinal":
-            h = scaled(h * cardinal_scale(ORDER, D), rate[None, :], D)
+            h = scaled(h * cardinal_scale(ORDER, D), inv_spacing[None, :], D)
         h = tl.where(x == x, h, x)
     into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
     tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)
 
 
 def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
-    """Features of some rows into ``psi [rows, K or 1, I]``: the splines' or the base function's."""
+    """The launch that writes the splines, or the base function, of some rows into ``psi [rows, K or 1, I]``."""
     part = p.part(rows)
-    arguments = {**part.operands(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
+    arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
     constants = {**_constants(part, config, base), "MULTIPLIED": part.v is not None}
     return Launch(write_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
 def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
-    """``h[rows] += (products [rows, K or 1, I] * psi).sum(1)``."""
+    """The launch of ``h[rows] += (products * psi).sum(1)`` with ``products [rows, K or 1, I]``."""
     part = p.part(rows)
-    arguments = {**part.operands(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
+    arguments = {**part.x_and_knots(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
     constants = _constants(part, config, base)
     return Launch(dot_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 

@@ -1,5 +1,8 @@
-"""F and H from the k + 1 active coefficients of each input: no tensor cores, but K/(k + 1) times fewer
-products, which wins on large grids. Float32 sums, whatever W's dtype."""
+"""F and H from the weights of the k + 1 active splines of each input alone.
+
+They use no tensor cores, but have K / (k + 1) times fewer multiplications, which is faster on large grids. Sums are
+float32 (float64 for float64).
+"""
 
 from __future__ import annotations
 
@@ -85,19 +88,19 @@ def gather_in_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    i = tl.program_id(0) % I  # fastest, so that programs side by side read the same g
+    i = tl.program_id(0) % I  # i changes fastest, so that neighbouring programs read the same g
     rows = (tl.program_id(0) // I) * ROWS + tl.arange(0, ROWS)
     x = tl.load(x_ptr + rows.to(tl.int64) * stride_x + i, mask=rows < N, other=0.0).to(WORK)
     own = knots_ptr + i * M + tl.zeros((ROWS,), tl.int32)
     j = find_cell(x, own, M, SEARCH)
     active = active_splines(x, j, own, M, ORDER, D)
     h = tl.zeros((ROWS,), WORK)
-    pulled = tl.zeros((ROWS,), WORK)  # what the base function is multiplied by
+    base_product = tl.zeros((ROWS,), WORK)  # sum over o of base_w[i, o] g[n, o]
     for o0 in tl.range(0, O, COLUMNS):
         columns = o0 + tl.arange(0, COLUMNS)
         inside = columns < O
         g = load_tile(g_ptr, rows, columns, N, O, O).to(WORK)
-        edge = tl.zeros((ROWS, COLUMNS), WORK)  # the splines' part of phi_io^(d)(x)
+        edge = tl.zeros((ROWS, COLUMNS), WORK)  # phi_io^(d)(x) without the base function
         for q in tl.static_range(ORDER + 1):
             b = j + (q - ORDER)
             exists = (b >= 0) & (b < K)
@@ -106,16 +109,16 @@ def gather_in_kernel(
             edge += tl.where(exists, active[q], 0.0)[:, None] * part
         if BASE != "none":
             part = tl.load(base_w_ptr + (tl.zeros((), tl.int64) + i) * O + columns, mask=inside, other=0.0).to(WORK)
-            pulled += tl.sum(g * part[None, :], 1)
+            base_product += tl.sum(g * part[None, :], 1)
         h += tl.sum(edge * g, 1)
     if BASE != "none":
-        h += base_function(x, BASE, D) * pulled
+        h += base_function(x, BASE, D) * base_product
     h = tl.where(x == x, h, x)
     tl.store(h_ptr + rows.to(tl.int64) * I + i, h.to(h_ptr.dtype.element_ty), mask=rows < N)
 
 
 def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """F into ``y [N, O]``."""
+    """The launch that writes F into ``y [N, O]``."""
     arguments = {**_arguments(p), **p.multiplier(), "y_ptr": y}
     constants = {**_constants(p, config), "MULTIPLIED": p.v is not None}
     grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, config.columns))
@@ -123,7 +126,7 @@ def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """H into ``h [N, I]``."""
+    """The launch that writes H into ``h [N, I]``."""
     arguments = {**_arguments(p), "g_ptr": p.g, "h_ptr": h}
     grid = (p.inputs * triton.cdiv(p.rows, config.rows),)
     return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)
@@ -131,11 +134,11 @@ def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
 
 def _arguments(p: Problem) -> dict:
     w, base_w = p.weights()
-    return {**p.operands(), **p.sizes(), "O": p.outputs, "w_ptr": w, "base_w_ptr": base_w}
+    return {**p.x_and_knots(), **p.sizes(), "O": p.outputs, "w_ptr": w, "base_w_ptr": base_w}
 
 
 def _constants(p: Problem, config: Config) -> dict:
-    """It looks for the cell whatever the form."""
+    """Constants of both kernels, which find the cell of x by a search even on uniform knots."""
     return {
         "ORDER": p.basis.order,
         "D": p.derivative,

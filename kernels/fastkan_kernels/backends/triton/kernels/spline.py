@@ -1,14 +1,15 @@
-"""psi^(d) in registers: the device functions that every kernel makes its features with.
+"""Device functions that compute the features psi^(d) in registers, for all kernels.
 
-Two forms, each in units of a cell, so that no derivative leaves a narrow dtype's range:
+Splines are computed in one of two forms:
 
-- cardinal, on uniform knots and for d < k: truncated powers of the distance from the spline's
-  middle (:mod:`..cpu.cardinal` has the formula). About two operations for each power.
-- local, on any knots and for d <= k: the k + 1 splines that are not zero in x's cell, by Cox-de Boor
+- cardinal, on uniform knots and for d < k: a sum of truncated powers of the distance from the spline's centre, with
+  about two operations for each power (:mod:`fastkan_kernels.bspline.cardinal` has the formula);
+- local, on any knots and for d <= k: the k + 1 active splines in the cell of x by the Cox-de Boor recursion
   (de Boor, A Practical Guide to Splines, X (16)), or one spline alone from its own k + 2 knots.
 
-A NaN makes no spline (saturation and comparisons eat it): each kernel puts it back, once for each
-input instead of once for each feature.
+The kernels multiply derivatives in units of a cell, in which they stay in the range of a narrow dtype. The splines of a
+NaN are 0, since saturation and comparisons lose it. Each kernel adds the NaN afterwards, once for each input instead of
+once for each feature.
 """
 
 from __future__ import annotations
@@ -29,27 +30,29 @@ def half_width(order):
 
 @triton.constexpr_function
 def cardinal_scale(order, derivative):
-    """What :func:`cardinal` must be multiplied by, beside (cells per unit length)^d."""
+    """The factor that :func:`cardinal` leaves out, besides the d-th power of the inverse spacing."""
     power = order - derivative
     return half_width(order) ** power / math.factorial(power)
 
 
 @triton.constexpr_function
 def truncated_size(order, derivative, j):
-    """Factor of the j-th truncated power, of which :func:`truncated_factor` may have taken all but the sign."""
+    """Factor of the j-th truncated power; for d = 0 only its sign, with :func:`truncated_factor` for the rest."""
     sign = -1.0 if j % 2 else 1.0
     return sign * (1.0 if derivative == 0 else math.comb(order + 1, j))
 
 
 @triton.constexpr_function
 def truncated_factor(order, derivative, j):
-    """What goes into the j-th power; only for d = 0 does it leave it at 1 or less, which saturation needs."""
+    """Factor inside the j-th truncated power. For d = 0 the binomial coefficient is moved into the power, whose base
+    then stays at most 1 as saturation needs; for d > 0 it could exceed 1."""
     return math.comb(order + 1, j) ** (1 / order) if derivative == 0 else 1.0
 
 
 @triton.jit
 def saturate(x):
-    """x, at most 1, or 0 if it is below; a NaN becomes 0. One modifier of an addition on the hardware."""
+    """x clamped to [0, 1] (in float64 and in the interpreter only from below); a NaN becomes 0. On the GPU it is a
+    modifier of the addition before it and takes no instruction of its own."""
     if INTERPRETED or x.dtype == tl.float64:
         return tl.where(x > 0.0, x, 0.0)
     else:
@@ -58,7 +61,7 @@ def saturate(x):
 
 @triton.jit
 def divide(a, b):
-    """a / b rounded once; Triton's own division of float32 is off by two roundings."""
+    """a / b, correctly rounded; Triton's own division of float32 has an error of two roundings."""
     if INTERPRETED or a.dtype == tl.float64:
         return a / b
     else:
@@ -66,22 +69,22 @@ def divide(a, b):
 
 
 @triton.jit
-def cells_per_length(first, last, M):
-    """Of M uniform knots."""
+def inv_spacing_of(first, last, M):
+    """Inverse spacing of M uniform knots."""
     return divide(0.0 * first + (M - 1), last - first)
 
 
 @triton.jit
-def scaled(x, rate, D: tl.constexpr):
-    """x rate^d, where rate^d alone might overflow."""
+def scaled(x, inv_spacing, D: tl.constexpr):
+    """x * inv_spacing^d, by d multiplications, since inv_spacing^d alone might overflow."""
     for _ in tl.static_range(D):
-        x = x * rate
+        x = x * inv_spacing
     return x
 
 
 @triton.jit
 def power(x, EXPONENT: tl.constexpr):
-    """x to a static power of 0 to 5."""
+    """x to a constant power from 0 to 5."""
     if EXPONENT == 0:
         return x * 0.0 + 1.0
     elif EXPONENT == 1:
@@ -98,11 +101,11 @@ def power(x, EXPONENT: tl.constexpr):
 
 @triton.jit
 def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
-    """The total with the J-th truncated power."""
+    """The total plus the J-th truncated power."""
     SIZE: tl.constexpr = truncated_size(ORDER, D, J)
     FACTOR: tl.constexpr = truncated_factor(ORDER, D, J)
     END: tl.constexpr = FACTOR * J / half_width(ORDER)
-    if edge.dtype == tl.float64:  # of which a number alone would be a float32
+    if edge.dtype == tl.float64:  # a Python number would become a float32 here
         inner = tl.fma(edge, tl.full((), FACTOR, edge.dtype), tl.full((), -END, edge.dtype))
     else:
         inner = tl.fma(edge, FACTOR, -END)
@@ -114,8 +117,8 @@ def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.const
 def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = False):
     """B_k^(d) on integer knots divided by :func:`cardinal_scale`, for d < k.
 
-    ``z`` is the distance from the spline's middle, in halves of its support. A NaN becomes 0, unless one more
-    operation is spent on it.
+    ``z`` is the distance from the spline's centre, in units of half its support. A NaN becomes 0; with ``KEEPS_NAN``,
+    which takes one more operation, it stays.
     """
     EXPONENT: tl.constexpr = ORDER - D
     edge = 1.0 - tl.abs(z)
@@ -132,35 +135,35 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = 
 
 
 @triton.jit
-def centred(x, first, rate, ORDER: tl.constexpr):
-    """x as :func:`cardinal` takes it for spline 0, from the first knot and cells per unit length."""
-    return ((x - first) * rate - half_width(ORDER)) * (1.0 / half_width(ORDER))
+def cardinal_coordinate(x, first, inv_spacing, ORDER: tl.constexpr):
+    """The argument of :func:`cardinal` for spline 0, from the first knot and the inverse spacing."""
+    return ((x - first) * inv_spacing - half_width(ORDER)) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
-def cells(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
-    """On uniform knots, x of the inputs ``i`` as :func:`cardinal` takes it, for spline 0 (spline b's is
-    ``2 b / (k + 1)`` less), and cells per unit length. ``i`` lies along x's second dimension."""
+def load_cardinal_coordinate(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
+    """:func:`cardinal_coordinate` of a tile x, and the inverse spacing of its inputs ``i``, which lie along its second
+    dimension. For spline b, :func:`middle` is to be subtracted from the coordinate."""
     first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
     last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
-    rate = cells_per_length(first, last, M)
-    return centred(x, first[None, :], rate[None, :], ORDER), rate
+    inv_spacing = inv_spacing_of(first, last, M)
+    return cardinal_coordinate(x, first[None, :], inv_spacing[None, :], ORDER), inv_spacing
 
 
 @triton.jit
 def middle(b, ORDER: tl.constexpr, DTYPE: tl.constexpr):
-    """Of spline b beside spline 0's, in halves of a support. A number of its own dtype: of float32 it would
-    spoil float64."""
+    """Distance of the centre of spline b from that of spline 0, in units of half a support. It has the dtype ``DTYPE``,
+    since a float32 would lose precision in a float64 computation."""
     return tl.cast(b, DTYPE) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
 def find_cell(x, rows, M, SEARCH: tl.constexpr):
-    """The last knot that is not above x: -1 below all of them, M - 1 above, -1 for a NaN.
+    """Index of the last knot that is not above x, by bisection: -1 if all are above it or x is NaN, M - 1 if none is.
 
-    ``rows`` points to each x's own row of M knots; ``2^SEARCH`` is above M.
+    ``rows`` holds a pointer to the row of M knots of each x; ``2^SEARCH`` must exceed M.
     """
-    j = tl.where(x == x, -1, -1)  # of x's layout, too
+    j = tl.where(x == x, -1, -1)  # a constant in the layout of x
     for s in tl.static_range(SEARCH):
         probe = j + (1 << (SEARCH - 1 - s))
         knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))
@@ -170,13 +173,13 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
 
 @triton.jit
 def width(low, high):
-    """Of a spline's support; infinite for one of none, since 0/0 counts as 0."""
+    """high - low, or infinity where it is 0, so that a division by it gives 0."""
     return tl.where(high > low, high - low, float("inf"))
 
 
 @triton.jit
 def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
-    """psi^(d) of splines j - k, ..., j, a tuple; what is beyond the first or last spline is arbitrary."""
+    """psi^(d) of the splines j - k, ..., j, as a tuple; values of splines that do not exist are arbitrary."""
     knots = ()
     for m in tl.static_range(2 * ORDER):
         at = tl.minimum(tl.maximum(j + (m + 1 - ORDER), 0), M - 1)
@@ -200,8 +203,8 @@ def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def local(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr, D: tl.constexpr, SEARCH: tl.constexpr):
-    """The cell of each x of the inputs ``i``, which lie along x's second dimension, and psi^(d) of its active
-    splines."""
+    """The cell of each element of a tile x, and psi^(d) of its active splines. The inputs ``i`` lie along the second
+    dimension of x."""
     rows = tl.broadcast_to(knots_ptr + tl.where(i < inputs, i, 0)[None, :] * M, x.shape)
     j = find_cell(x, rows, M, SEARCH)
     return j, active_splines(x, j, rows, M, ORDER, D)
@@ -209,7 +212,7 @@ def local(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr, D: tl.constexpr, SEAR
 
 @triton.jit
 def pick(values, j, b, ORDER: tl.constexpr):
-    """Of :func:`active_splines`' values in cell ``j``, spline ``b``'s; 0 if it is none of them."""
+    """The value of spline ``b`` among those of :func:`active_splines` in cell ``j``; 0 if it is not active."""
     at = b - j + ORDER
     picked = tl.where(at == 0, values[0], 0.0)
     for q in tl.static_range(1, ORDER + 1):
@@ -219,9 +222,9 @@ def pick(values, j, b, ORDER: tl.constexpr):
 
 @triton.jit
 def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
-    """psi_b^(d) from the spline's own k + 2 knots, a tuple of tensors that go with x's shape."""
+    """psi_b^(d) from the spline's own k + 2 knots, a tuple of tensors that broadcast with x."""
     inside = (x >= knots[0]) & (x < knots[ORDER + 1])
-    x = tl.where(inside, x, knots[0])  # an infinity times 0 would be NaN
+    x = tl.where(inside, x, knots[0])  # inf * 0 would be NaN
     values = ()
     for m in tl.static_range(ORDER + 1):
         values = values + (tl.where(inside & (x >= knots[m]) & (x < knots[m + 1]), 1.0, 0.0).to(x.dtype),)
@@ -230,7 +233,7 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
         for r in tl.static_range(ORDER + 1 - degree):
             low, next_low = knots[r], knots[r + 1]
             high, next_high = knots[r + degree], knots[r + degree + 1]
-            # widths don't depend on x: they are divided by once
+            # The widths do not depend on the rows of x: there is one division for each input, not for each element.
             here = values[r] * divide(1.0 + 0.0 * low, width(low, high))
             there = values[r + 1] * divide(1.0 + 0.0 * low, width(next_low, next_high))
             if degree > ORDER - D:
@@ -243,7 +246,7 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
-    """The base function's derivative of order d <= 4; NaN stays, at infinities it takes its limit. Of a ``BASE``
+    """The d-th derivative of the base function, d <= 4. A NaN stays, and an infinity gives the limit. With a ``BASE``
     that ends in "16" the values are rounded to float16; see :meth:`.problem.Problem.base_rounded`."""
     if BASE == "identity16" or BASE == "silu16":
         return unrounded_base(x, "identity" if BASE == "identity16" else "silu", D).to(tl.float16).to(x.dtype)
@@ -253,7 +256,7 @@ def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
-    """:func:`base_function` as it comes."""
+    """:func:`base_function` without rounding."""
     if BASE == "identity":
         if D == 0:
             return x
@@ -268,7 +271,7 @@ def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
                 return s * (1.0 + bounded * (1.0 - s))
         else:
             bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
-            # of the logistic s at -|x| and at |x|, neither of which is lost beside 1
+            # s(-|x|) and s(|x|) with the logistic function s. Both are computed, since 1 - s would lose digits.
             small = tl.exp(-tl.abs(x))
             large = 1.0 / (1.0 + small)
             small = small * large

@@ -1,4 +1,4 @@
-"""What the kernels share besides splines: which tile a program has, and loads at its edges."""
+"""Device functions for the tiles of a matrix: their order, loads, stores and products."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .spline import INTERPRETED
 
 @triton.jit
 def tile_of(program, across, down, GROUP: tl.constexpr):
-    """Row and column of a program's tile, GROUP rows of tiles at a time, so that they share what they read."""
+    """Row and column of a program's tile. GROUP rows of tiles are taken at a time, so that programs that run at the
+    same time read the same data. ``across`` and ``down`` are the numbers of rows and of columns of tiles."""
     width = GROUP * down
     group = program // width
     height = tl.minimum(across - group * GROUP, GROUP)
@@ -19,14 +20,14 @@ def tile_of(program, across, down, GROUP: tl.constexpr):
 
 @triton.jit
 def load_tile(ptr, rows, columns, height, width, stride):
-    """A tile of a matrix; 0 beyond its edges."""
+    """A tile of a matrix, with 0 beyond the edges of the matrix."""
     inside = (rows[:, None] < height) & (columns[None, :] < width)
     return tl.load(ptr + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def store_tile(ptr, rows, columns, height, width, stride, values):
-    """A tile into a matrix, in its dtype."""
+    """Store a tile of a matrix, converted to its dtype."""
     inside = (rows[:, None] < height) & (columns[None, :] < width)
     at = ptr + rows[:, None].to(tl.int64) * stride + columns[None, :]
     tl.store(at, values.to(ptr.dtype.element_ty), mask=inside)
@@ -35,17 +36,17 @@ def store_tile(ptr, rows, columns, height, width, stride, values):
 @triton.jit
 def multiply(a, b, total, PRECISION: tl.constexpr):
     """total + a @ b."""
-    if INTERPRETED:  # which takes the bits of a bfloat16 for an integer
+    if INTERPRETED:  # the interpreter treats the bits of a bfloat16 as an integer
         a, b = a.to(total.dtype), b.to(total.dtype)
     return tl.dot(a, b, total, input_precision=PRECISION, out_dtype=total.dtype)
 
 
 @triton.jit
-def settle(accumulator, WAIT: tl.constexpr):
-    """Where ``WAIT``, make the product end here.
+def await_product(accumulator, WAIT: tl.constexpr):
+    """Return the accumulator; if ``WAIT``, the product that writes it ends here.
 
-    Triton before 3.9 lets a wgmma run on while the next iteration overwrites the registers that it
-    reads (Triton's issue 9433); what uses its result has to wait for it.
+    Triton before 3.9 may let an asynchronous product (wgmma) run on while the next iteration overwrites the registers
+    that it reads (issue 9433 of Triton). An instruction that reads the accumulator makes it wait for the product.
     """
     if WAIT and not INTERPRETED:
         accumulator = tl.inline_asm_elementwise(

@@ -1,4 +1,4 @@
-"""Whether configurations are tuned when they are first needed. Imports without Triton; :mod:`.tuning` does it."""
+"""The public switch that turns tuning on. It can be imported without Triton; :mod:`.selection` reads it."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Of the process: a backward on a GPU runs in a thread of its own."""
+    """A setting of the whole process, since a backward on a GPU runs in another thread than its forward."""
 
     on: bool
     seconds: float
 
 
-def required_grads() -> bool:
-    """Whether the environment asks for it."""
+def on_by_environment() -> bool:
+    """Whether FASTKAN_AUTOTUNE turns tuning on for the whole process."""
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_states = [_State(required_grads(), SECONDS)]  # the last one counts; threads may leave theirs in any order
+_states = [_State(on_by_environment(), SECONDS)]  # the last one holds; threads may end theirs in any order
 
 
 @checked(enabled=FLAG, seconds=Real(above=0))
 def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorContextManager[None]:
-    """Tune the Triton kernels inside the ``with``, or the function that this decorates: in this process, on a GPU.
+    """Tune the Triton kernels for a GPU inside the ``with``, or in the function that this decorates.
 
-    The first time that a contraction of some kind meets sizes without a measured choice, its candidates are compiled,
-    checked against the choice by rule and timed on the operands at hand; the best is taken from then on, and kept in a
-    file for the next process (in the folder FASTKAN_CACHE, by default ``~/.cache/fastkan``). That file is read only
-    while this is on: without it results don't depend on what an earlier run left on disk. Another choice adds in
-    another order, so the last bits may differ from those without tuning; what is once chosen stays.
+    When a contraction is first computed with sizes for which no choice was measured, its candidates are compiled,
+    checked against the choice by rule and timed on the given operands. The fastest is used from then on, and saved in
+    a file for later processes (in the folder FASTKAN_CACHE, by default ``~/.cache/fastkan``). The file is only read
+    while tuning is on, so that otherwise results do not depend on earlier runs. Different choices sum in different
+    orders, so the last bits of results may differ from those without tuning; a choice does not change once it is made.
 
     Nothing is tuned while a CUDA graph is captured, while ``torch.compile`` traces, on a CPU, or under
-    ``torch.use_deterministic_algorithms``. FASTKAN_AUTOTUNE=1 in the environment turns it on for the whole process.
+    ``torch.use_deterministic_algorithms``. FASTKAN_AUTOTUNE=1 in the environment turns tuning on for the whole process.
 
     Args:
-        enabled: False turns it off, where the environment turned it on.
-        seconds: about how long one contraction may take.
+        enabled: False turns tuning off where the environment has turned it on.
+        seconds: approximate limit on the time for tuning one contraction.
 
     Raises:
         TypeError: if ``enabled`` is no bool, or ``seconds`` no number.
@@ -67,10 +67,10 @@ def _within(enabled: bool, seconds: float) -> Iterator[None]:
 
 
 def is_on() -> bool:
-    """Whether the moment is inside of one, or the environment asks for it."""
+    """Whether tuning is on, by :func:`autotune` or the environment."""
     return _states[-1].on
 
 
 def seconds_each() -> float:
-    """About how long one contraction may take."""
+    """Approximate limit on the time for tuning one contraction."""
     return _states[-1].seconds

@@ -1,4 +1,4 @@
-"""What was tuned here before, kept on disk: a file for each GPU, versions and state of the kernels."""
+"""Tuned choices on disk, in one file for each GPU, version of the compilers and version of the kernels' code."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from .. import hardware
 from . import tables
 from .config import Config
+from .environment import slug
 from .key import Key
-from .stamp import slug
 
-PATIENCE = 10.0  # seconds to wait for another process that writes
+LOCK_TIMEOUT = 10.0  # seconds to wait for another process that writes the file
 
 
 def folder() -> Path:
-    """FASTKAN_CACHE, else ``fastkan`` in the user's folder of caches."""
+    """The folder of the files: FASTKAN_CACHE, or ``fastkan`` in the user's cache folder."""
     own = os.environ.get("FASTKAN_CACHE")
     if own:
         return Path(own).expanduser()
@@ -28,53 +29,53 @@ def folder() -> Path:
 
 
 @functools.cache
-def kernels() -> str:
-    """A digest of the kernels' sources, which says more than a version: a choice is right and quick for the code
-    that it was tried with."""
+def source_digest() -> str:
+    """A digest of the sources of this backend, since a choice is right and fast for the code that it was measured
+    with."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in sorted(Path(hardware.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def path_of(about: Mapping[str, str]) -> Path:
-    """The file for a GPU and versions, see :func:`.stamp.about`."""
-    versions = [f"{name}-{about[name]}" for name in ("triton", "ptxas") if name in about]
-    where = [f"sm_{about['capability']}", about["gpu"]] if "gpu" in about else ["cpu"]
-    return folder() / f"{slug(*where, *versions, kernels())}.json"
+def path_of(metadata: Mapping[str, str]) -> Path:
+    """The file for a GPU and versions, given as :func:`.environment.metadata` returns them."""
+    versions = [f"{name}-{metadata[name]}" for name in ("triton", "ptxas") if name in metadata]
+    where = [f"sm_{metadata['capability']}", metadata["gpu"]] if "gpu" in metadata else ["cpu"]
+    return folder() / f"{slug(*where, *versions, source_digest())}.json"
 
 
-def load(about: Mapping[str, str]) -> dict[Key, Config]:
-    """What the file for a GPU and versions holds, nothing if there is none.
+def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
+    """The choices in the file for a GPU and versions; none if the file does not exist.
 
-    A damaged one is ignored, with a warning.
+    A damaged file is ignored with a warning.
     """
     try:
-        path = path_of(about)
+        path = path_of(metadata)
         table = tables.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a user without a home, too
+    except (OSError, RuntimeError, ValueError) as error:  # a user without a home directory gives a RuntimeError
         warnings.warn(f"the cache of tuned choices is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
-    other = tables.differs(table.about, about)
+    other = tables.differs(table.metadata, metadata)
     if other is not None:
         warnings.warn(f"the cache of tuned choices is ignored: {path} {other}", RuntimeWarning, stacklevel=2)
         return {}
-    return tables.that_exist(table.entries, int(about.get("capability", 90)))
+    return tables.supported_entries(table.entries, int(metadata.get("capability", 90)))
 
 
-def store(about: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, Config]:
-    """Add choices to the file, and give all that it holds then: other processes may have added theirs.
+def store(metadata: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, Config]:
+    """Add choices to the file, and return all that it holds then, among them those of other processes.
 
-    What can't be written is kept in memory alone, with a warning.
+    If the file cannot be written, a warning is issued and ``entries`` are returned.
     """
     try:
-        path = path_of(about)
+        path = path_of(metadata)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock"), timeout=PATIENCE):
-            merged = {**load(about), **entries}
-            tables.write(path, merged, about)
+        with FileLock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT):
+            merged = {**load(metadata), **entries}
+            tables.write(path, merged, metadata)
     except (OSError, RuntimeError, Timeout) as error:
         warnings.warn(f"tuned choices are not kept: {error}", RuntimeWarning, stacklevel=2)
         return dict(entries)

@@ -1,4 +1,4 @@
-"""A configuration: which way a contraction takes, and in what tiles. Imports without Triton."""
+"""A configuration: the way in which a contraction is computed, and its tile sizes. Does not import Triton."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from ....validation import check_int
 
-# each way, and the contractions that it is made for; rules.ways_of says on which GPUs and dtypes
+# The contractions that each way supports; rules.ways_of says on which GPUs and for which dtypes.
 WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FG"}
 
 
 class Config(NamedTuple):
-    """A way and its tiles. ``rows`` and ``columns`` are those of the result, ``inner`` is summed over;
-    ``splines``, of H alone, are taken at once; for the gather way ``inner`` means nothing."""
+    """A way and its tile sizes. ``rows`` and ``columns`` are the tile of the result, and ``inner`` is the size that is
+    summed over, which the gather way does not use. ``splines`` is the number of splines that a tile of H has at
+    once."""
 
     way: str
     rows: int = 16
@@ -25,12 +26,12 @@ class Config(NamedTuple):
 
 
 def check(contraction: str, config: Config) -> None:
-    """That some kernel could run it.
+    """Raise unless a kernel for the contraction can have this configuration.
 
     Raises:
-        ValueError: for what is no contraction or none of its ways, and for tiles that are no powers of two or that its
-            way can't have.
-        TypeError: for tiles that are no integers.
+        ValueError: for an unknown contraction, a way that it does not support, a tile size that is no power of two, or
+            a tile that the way does not support.
+        TypeError: for a tile size that is no integer.
     """
     if contraction not in ("F", "G", "H"):
         raise ValueError(f"contraction must be 'F', 'G' or 'H', got {contraction!r}")
@@ -48,7 +49,7 @@ def check(contraction: str, config: Config) -> None:
 
 
 def _check_pipelined(config: Config) -> None:
-    """That a Hopper product can be of such tiles: of groups of four warps, each with 16 rows; at most 256 columns."""
+    """Raise unless a Hopper product supports the tiles: groups of four warps with 16 rows each, at most 256 columns."""
     if config.warps % 4 or config.rows != 16 * config.warps:
         raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")
     if not 8 <= config.columns <= 256:
@@ -58,7 +59,7 @@ def _check_pipelined(config: Config) -> None:
 
 
 def shared_limit(capability: int) -> int:
-    """Bytes of shared memory that a program may ask for on a GPU."""
+    """Bytes of shared memory that a program may use on a GPU of a compute capability."""
     if capability in (80, 87):
         return 163 << 10
     return (227 if 90 <= capability < 120 else 99) << 10

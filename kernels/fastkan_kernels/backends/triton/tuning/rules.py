@@ -1,4 +1,8 @@
-"""Which way and tiles by rule, where nothing was measured; and which are worth measuring."""
+"""Rules for the configuration of a contraction where nothing was measured, and the candidates for measuring.
+
+The tile sizes were chosen so that the kernels compile without spilling registers, as ``python -m bench.codegen``
+checks.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,15 @@ from ..launch import power_of_two
 from .config import WAYS, Config, shared_limit
 from .key import Key
 
-# from this many splines the k + 1 active ones are gathered: counted from floors, to be measured
+# Number of splines from which only the active ones are gathered: estimated from operation counts, not yet measured.
 GATHER_FROM = {"half": 192, "single": 32}
-MAX_LOCAL = 3  # order, of pipelined local splines
-CHUNK_FROM = 512  # outputs, above which a plain product of features in memory is expected to win
+MAX_LOCAL = 3  # highest order of local splines in the pipelined way
+CHUNK_FROM = 512  # outputs above which a matrix product of features in memory is expected to be faster
 
 
 def ways_of(k: Key, capability: int) -> list[str]:
-    """The ways that there are for a key on a GPU: a way that is made for some capabilities, dtypes or forms only
-    is left out here, and nowhere else."""
+    """The ways that support a key on a GPU. This is the only place where a way is left out because of the compute
+    capability, the dtype or the form of splines."""
     ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
     if "pipelined" in ways and not _can_be_pipelined(k, capability):
         ways.remove("pipelined")
@@ -27,23 +31,27 @@ def ways_of(k: Key, capability: int) -> list[str]:
 
 
 def _can_be_pipelined(k: Key, capability: int) -> bool:
-    """On Hopper, of two bytes (an 8 x 16 tile of tf32 must lie the other way round), all by descriptors; the local
-    form while its k + 1 splines stay in registers. Weights of a base function stay in float16's range for d = 0."""
+    """Whether the pipelined way supports a key.
+
+    It needs a Hopper GPU, 16-bit products (tf32 would need another layout of tiles) and operands that descriptors can
+    address. In the local form, the k + 1 active splines must fit into registers. In float16, d must be 0, since for
+    d > 0 the base function is divided by the d-th power of an inverse spacing, which may leave the range of float16.
+    """
     kept = k.form == "cardinal" or k.order <= MAX_LOCAL
     fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
     return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and hopper.gluon_available()
 
 
 def overlaps(config: Config) -> bool:
-    """Whether its code is made for features and products at once: products that ptxas serialised are a fault there."""
+    """Whether features must be computed while products run, so that serialised products are an error."""
     return config.way == "pipelined"
 
 
 def default(k: Key, capability: int) -> Config:
-    """By rules, where nothing was measured."""
+    """The configuration by rule, where nothing was measured."""
     half = k.dtype in ("bfloat16", "float16")
     gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
-    spills = k.dtype == "float64" and k.form == "local"  # k + 1 splines of two registers each
+    spills = k.dtype == "float64" and k.form == "local"  # each of the k + 1 splines takes two registers
     if k.contraction != "G" and (gathers or spills):
         return _gathering(k, capability)
     if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
@@ -52,12 +60,13 @@ def default(k: Key, capability: int) -> Config:
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
-    """The rules' configuration of each way that there is."""
+    """The configuration by rule for each way that supports a key."""
     return [_RULES[way](k, capability) for way in ways_of(k, capability)]
 
 
 def candidates(k: Key, capability: int = 90) -> list[Config]:
-    """What is worth timing, the rules' own choice first, then that of each way, then other tiles."""
+    """Configurations that are worth timing: the choice by rule, then the choice by rule for each way, then other
+    tiles."""
     found = [default(k, capability), *by_way(k, capability)]
     for way in ways_of(k, capability):
         found += _MORE[way](k, capability) if way in _MORE else ()
@@ -79,41 +88,42 @@ def _more_fused(k: Key, capability: int) -> Iterator[Config]:
 
 
 def _is_needed(k: Key, c: Config) -> bool:
-    """Whether tiles are not larger than what they are of."""
+    """Whether tiles are not much larger than the matrices."""
     wide, high = _width(k), k.inputs if k.contraction == "G" else k.rows
     splines = power_of_two(k.spline_count, 1, 1 << 20)
     return c.rows <= 2 * high and c.columns <= power_of_two(wide, 16, 1 << 40) and c.splines <= splines
 
 
 def _may_fit(k: Key, c: Config, capability: int) -> bool:
-    """Whether memory and a thread's registers hold what tiles need, as far as compiling has shown: what is left out
-    mostly spills, what is left in hardly ever does (``python -m bench.codegen --candidates``)."""
+    """Whether shared memory and registers are expected to hold what tiles need. The bounds come from compiling: most
+    configurations outside of them spill registers, and hardly any inside (``python -m bench.codegen --candidates``)."""
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
     hopper = 90 <= capability < 120
     kind = {"float64": "float64", "float32": "tf32" if k.precision == "tf32" else "tf32x3"}.get(k.dtype, "half")
-    threads = 32 * c.warps // (2 if kind == "float64" else 1)  # it takes two registers
+    threads = 32 * c.warps // (2 if kind == "float64" else 1)  # a float64 takes two registers
     sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
-    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold them more than once
+    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold copies of them
         return False
     if (k.contraction, kind, hopper) == ("G", "half", False) and c.rows * c.inner < 64 * 64:
         return False
-    if k.contraction == "H":  # x, its cells and results beside the sums
+    if k.contraction == "H":  # besides the sums, registers hold x, its cells and the result
         tile = c.rows * c.columns // threads
         room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
         return tile <= 16 and sums + 2 * tile + c.inner <= room
-    right = c.inner * c.columns // threads if kind == "tf32x3" else 0  # split in registers, as the left one
+    # tf32x3 splits the right operand in registers, as it does the left one.
+    right = c.inner * c.columns // threads if kind == "tf32x3" else 0
     most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
     return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
 
 
-# numbers that a thread may hold, of F and G and of H
+# Numbers that a thread may hold: of F and G, and of H.
 _ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
 _OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
 
 def _operand_bytes(k: Key, c: Config) -> int:
-    """What a fused product's operands take of shared memory, at most."""
+    """Upper bound of the shared memory that the operands of a fused product take."""
     stages = c.stages + (k.precision == "tf32x3")
     return stages * c.inner * (c.rows + c.columns * c.splines) * getattr(torch, k.dtype).itemsize
 
@@ -127,18 +137,18 @@ def _width(k: Key) -> int:
 
 
 def _fused(k: Key, capability: int) -> Config:
-    """Tiles that compile without a spill (``python -m bench.codegen``): the local form holds k + 1 splines of
-    each input of a block, tf32x3 three products' operands."""
+    """Tiles that compile without spilling registers. In the local form, registers hold k + 1 splines of each input of a
+    block, and in tf32x3 the operands of three products."""
     size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
     wide = size > 4 or (size == 4 and k.precision != "tf32")
-    local, older = k.form == "local", not 90 <= capability < 120  # of these only data centre chips share 227 KiB
+    local, older = k.form == "local", not 90 <= capability < 120  # other GPUs have less than 227 KiB of shared memory
     longest = 32 if size > 2 else 64
     stages, descriptors = 2 if older else 3, k.aligned and not older
     splines = 1
-    steep = k.derivative > 0  # a factor for each input, and v where this is a double backward's
+    steep = k.derivative > 0  # registers hold a factor for each input, and v in a double backward
     crowded = local and k.order > 4
     if k.contraction == "F":
-        most = 16 if steep and older else 32  # where crowded and wide
+        most = 16 if steep and older else 32  # applies if crowded and wide
         rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
         least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
         columns = power_of_two(
@@ -155,7 +165,7 @@ def _fused(k: Key, capability: int) -> Config:
         inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
         if older and local and k.order > 3:
             rows = min(rows, 16)
-        few = older and rows < 128 and not local and size == 2  # where two warps that share rows spill
+        few = older and rows < 128 and not local and size == 2  # in this case two warps that share rows spill
         warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
     else:
         rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
@@ -170,7 +180,8 @@ def _fused(k: Key, capability: int) -> Config:
 
 
 def _pipelined(k: Key, capability: int) -> Config:
-    """Tiles that compile without a spill, of 16 rows for each warp; ``stages`` are slots of shared memory."""
+    """Tiles that compile without spilling registers, with 16 rows for each warp. ``stages`` is the number of slots in
+    shared memory."""
     local, heavy = k.form == "local", k.derivative > 0 or k.multiplied
     if k.contraction == "F":
         rows, inner = power_of_two(k.rows, 64, 128), 16 if local else power_of_two(k.inputs, 16, 64)
@@ -206,7 +217,8 @@ _RULES: dict[str, Callable[[Key, int], Config]] = {
     "gather": _gathering,
     "pipelined": _pipelined,
 }
+# Further candidates of a way, beside the choice by rule.
 _MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
     "fused": _more_fused,
     "pipelined": _more_pipelined,
-}  # tiles beside the rules'
+}

@@ -1,4 +1,4 @@
-"""Tables of measured choices: as files, and those that are shipped in ``tables/``."""
+"""Files of measured choices, and the choices in those that are installed with the package in ``tables/``."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 from .config import Config, check
+from .environment import triton_minor
 from .key import Key
 from .rules import ways_of
-from .stamp import triton_minor
 
-SCHEMA = 2  # to be raised when a key or a configuration changes
+SCHEMA = 3  # to be increased whenever a key or a configuration changes
 SHIPPED = Path(__file__).parent / "tables"
 _TYPES = get_type_hints(Key)
 
 
 class Table(NamedTuple):
-    """Choices, and the machine and versions they were measured on, see :func:`.stamp.about`."""
+    """Choices, and the machine and versions with which they were measured, see :func:`.environment.metadata`."""
 
     entries: dict[Key, Config]
-    about: dict[str, str]
+    metadata: dict[str, str]
 
 
-def write(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, str]) -> None:
-    """Write measured choices as JSON, whole or not at all."""
+def write(path: str | Path, entries: Mapping[Key, Config], metadata: Mapping[str, str]) -> None:
+    """Write measured choices as JSON, atomically."""
     rows = [{"key": k._asdict(), "config": c._asdict()} for k, c in entries.items()]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    head = json.dumps({"schema": SCHEMA, "about": dict(about)}, indent=1)[:-2]
+    head = json.dumps({"schema": SCHEMA, "metadata": dict(metadata)}, indent=1)[:-2]
     path = Path(path)
     half_written = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -41,18 +41,18 @@ def write(path: str | Path, entries: Mapping[Key, Config], about: Mapping[str, s
 
 
 def read(path: str | Path) -> Table:
-    """A table's file.
+    """Read a file of measured choices.
 
     Raises:
-        ValueError: if it is not such a table, or one of another schema, or has a choice that no kernel can run.
-        OSError: if there is no such file.
+        ValueError: if the file has another format or schema, or a choice that no kernel can run.
+        OSError: if the file cannot be read.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         schema = data["schema"]
         if schema == SCHEMA:
-            about = {str(name): str(value) for name, value in data["about"].items()}
-            return Table(dict(_entry(row) for row in data["entries"]), about)
+            metadata = {str(name): str(value) for name, value in data["metadata"].items()}
+            return Table(dict(_entry(row) for row in data["entries"]), metadata)
     except (AttributeError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a table of tuned choices: {error!r}") from error
     except ValueError as error:
@@ -63,23 +63,23 @@ def read(path: str | Path) -> Table:
     )
 
 
-def differs(about: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """In what a table's machine or versions are not those here, in words; None if they are the same."""
+def differs(metadata: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """The first difference between a table's machine or versions and those here, in words, or None."""
     for name in ("gpu", "capability", "triton", "ptxas"):
-        if about.get(name) != here.get(name):
-            return f"holds for {name} {about.get(name)!r}, and here it is {here.get(name)!r}"
+        if metadata.get(name) != here.get(name):
+            return f"holds for {name} {metadata.get(name)!r}, and here it is {here.get(name)!r}"
     return None
 
 
-def that_exist(entries: Mapping[Key, Config], capability: int) -> dict[Key, Config]:
-    """Choices whose way there is here: a Triton may lack what one is written in."""
+def supported_entries(entries: Mapping[Key, Config], capability: int) -> dict[Key, Config]:
+    """The choices whose way is supported here; an older Triton may lack what a way needs."""
     return {k: config for k, config in entries.items() if config.way in ways_of(k, capability)}
 
 
 def shipped(k: Key, capability: int, gpu: str | None) -> tuple[Config | None, bool]:
-    """A shipped choice, and whether it was measured on this very GPU.
+    """A choice of the installed tables, and whether it was measured on a GPU of the same name.
 
-    One for another GPU of the same capability is a better guess than a rule.
+    A choice for another GPU of the same compute capability is returned too, as a better guess than a rule.
     """
     exact, others = _shipped(capability, gpu)
     return (exact[k], True) if k in exact else (others.get(k), False)
@@ -91,10 +91,10 @@ def _shipped(capability: int, gpu: str | None) -> tuple[dict[Key, Config], dict[
 
     exact: dict[Key, Config] = {}
     others: dict[Key, Config] = {}
-    for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # of two others the first one's counts
+    for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # among other GPUs the first name wins
         table = read(path)
-        if triton_minor(table.about["triton"]) == triton_minor(triton.__version__):
-            (exact if table.about["gpu"] == gpu else others).update(that_exist(table.entries, capability))
+        if triton_minor(table.metadata["triton"]) == triton_minor(triton.__version__):
+            (exact if table.metadata["gpu"] == gpu else others).update(supported_entries(table.entries, capability))
     return exact, others
 
 

@@ -1,4 +1,4 @@
-"""Seconds on a GPU, by its own events, from a cold L2 cache, side by side."""
+"""Timing of functions on a GPU by CUDA events, in turn and with a cold L2 cache."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TypeVar
 
 import torch
 
-FLUSHES = 4  # times the L2 cache is what a flush writes
+FLUSHES = 4  # size of the buffer that is overwritten before a sample, in L2 caches
 MIN_ROUNDS, MAX_ROUNDS = 5, 50
-MAX_HEADS = 50
+MAX_HEADS = 50  # number of times that the buffer is overwritten before a sample, at most
 Name = TypeVar("Name", bound=Hashable)
 
 
 def seconds_on_gpu(tasks: Mapping[Name, Callable[[], object]], seconds: float) -> dict[Name, float]:
-    """The median of each task, on the current GPU and stream.
+    """Median time of each task in seconds, on the current GPU and stream.
 
-    Tasks take turns, each round begins with another one, and before each sample a buffer larger than the L2 cache is
-    overwritten, as often as it takes the processor to launch the task: the GPU finds neither its operands in the
-    cache nor itself waiting for a launch.
+    Tasks take turns, and each round begins with another one. Before each sample a buffer larger than the L2 cache is
+    overwritten, so that the operands are not in the cache. This is repeated for as long as the CPU takes to launch the
+    task, so that the GPU does not wait for the launch.
 
     Args:
-        tasks: called before, so that nothing is left to compile.
-        seconds: about how long it may take; there are ``MIN_ROUNDS`` however short that is.
+        tasks: functions without arguments, each of which is called twice before it is timed.
+        seconds: approximate limit on the total time; at least ``MIN_ROUNDS`` are run.
     """
     lines = _lines()
     flush = _wall(lines.zero_)[1]
@@ -57,7 +57,7 @@ def _lines() -> torch.Tensor:
 
 
 def _wall(task: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of a warm call: until it was launched, and until it was done."""
+    """Seconds until a warm call has returned, and until the GPU has finished it."""
     task()
     torch.cuda.current_stream().synchronize()
     start = time.perf_counter()

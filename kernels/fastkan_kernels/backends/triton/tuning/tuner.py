@@ -1,4 +1,4 @@
-"""The candidates for one contraction tried on its operands: compiled, checked, timed."""
+"""Tuning of one contraction: its candidates are compiled, checked and timed on the given operands."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from .key import Key
 Run = Callable[[Problem, Config], "Tensor | tuple[Tensor | None, ...]"]
 Timer = Callable[[Mapping[Config, Callable[[], object]], float], dict[Config, float]]
 
-COMPILERS = 8  # threads, most of whose work is done without Python's lock
-COMPILING, HEATS, FINAL = 0.6, 0.15, 0.15  # of the time, at most; the rest is for checks
-FINALISTS = 4  # beside the choice without tuning
-WORTH = 0.98  # of its time, from which another is taken
-REPEATS = 3  # that must give the same bits
-# relative, of the norm: four roundings of the product's dtype, or what sums of a million numbers do to float32
+COMPILERS = 8  # threads that compile; most of their work does not hold Python's lock
+COMPILING, SCREENING, FINAL = 0.6, 0.15, 0.15  # largest shares of the time; the rest is for checks
+FINALISTS = 4  # number of candidates that are timed again, beside the choice without tuning
+WORTH = 0.98  # another configuration replaces the choice without tuning below this share of its time
+REPEATS = 3  # number of runs that must give the same bits
+# Largest relative error, in the norm: four roundings of the dtype of the products, or the error of a sum of a million
+# float32 numbers.
 BUDGETS = {"bfloat16": 2**-6, "float16": 2**-9, "tf32": 2**-9, "tf32x3": 1e-4, "float64": 1e-12}
-MOST = 4  # times the budget of the norm is that of the largest deviation, over the largest number
+MAX_ERROR_FACTOR = 4  # limit on largest error over largest number, in units of the budget
 
 
-class Means(NamedTuple):
-    """By what it is timed, and where; tests bring a clock of their own."""
+class TuningEnv(NamedTuple):
+    """The timer, clock and type of device for tuning; tests replace them by a simulated clock on the CPU."""
 
     timer: Timer = timing.seconds_on_gpu
     now: Callable[[], float] = time.monotonic
@@ -40,7 +41,7 @@ class Means(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The best, the seconds of what was timed and the reasons of what was not."""
+    """The best configuration, the seconds of those that were timed, and the reasons why others were not."""
 
     config: Config
     seconds: dict[Config, float]
@@ -48,51 +49,58 @@ class Outcome(NamedTuple):
 
 
 def tune(
-    k: Key, p: Problem, run: Run, configs: Sequence[Config], means: Means, seconds: float, inforce: Config
+    k: Key, p: Problem, run: Run, configs: Sequence[Config], env: TuningEnv, seconds: float, incumbent: Config
 ) -> Outcome | None:
-    """Try configurations, the first of which says what is right; None if it says nothing, by zeros or NaN alone.
+    """Find the fastest of some configurations. The result of the first one is taken as right.
 
     Args:
-        run: computes the contraction by a configuration.
-        seconds: about how long it may take.
-        inforce: the choice without tuning, one of ``configs``; taken unless another is clearly quicker.
+        k: the key of the contraction.
+        p: the contraction with its operands.
+        run: function that computes the contraction by a configuration.
+        configs: the configurations to try.
+        env: the timer and clock.
+        seconds: approximate limit on the time.
+        incumbent: the choice without tuning, one of ``configs``, which is kept unless another is clearly faster.
+
+    Returns:
+        The outcome, or None if the result has only zeros and NaN, by which no configuration can be checked.
     """
     device = p.x.device
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        end = means.now() + seconds
+        end = env.now() + seconds
         expected = _parts(run(p, configs[0]))
-        if not all(map(_tells, expected)):
+        if not all(map(_is_informative, expected)):
             return None
         if device.type == "cuda":
             compile_side_by_side(p, run, configs[1:], COMPILING * seconds)
         fit: list[Config] = []
         dropped: dict[Config, str] = {}
         budget = BUDGETS[k.precision if k.dtype == "float32" else k.dtype]
-        for config in dict.fromkeys([configs[0], inforce, *configs]):
-            late = means.now() > end - (HEATS + FINAL) * seconds and config not in (configs[0], inforce)
+        for config in dict.fromkeys([configs[0], incumbent, *configs]):
+            late = env.now() > end - (SCREENING + FINAL) * seconds and config not in (configs[0], incumbent)
             why = "out of time" if late else why_not(p, run, config, expected, budget)
             if why is None:
                 fit.append(config)
             else:
                 dropped[config] = why
         if not fit:
-            return Outcome(inforce, {}, dropped)
+            return Outcome(incumbent, {}, dropped)
 
         def task(config: Config) -> Callable[[], object]:
             return lambda: run(p, config)
 
-        heats = means.timer({config: task(config) for config in fit}, HEATS * seconds)
-        best = sorted(fit, key=heats.__getitem__)[:FINALISTS]
-        last = dict.fromkeys([inforce if inforce in fit else best[0], *best])
-        final = means.timer({config: task(config) for config in last}, FINAL * seconds)
+        screening = env.timer({config: task(config) for config in fit}, SCREENING * seconds)
+        best = sorted(fit, key=screening.__getitem__)[:FINALISTS]
+        last = dict.fromkeys([incumbent if incumbent in fit else best[0], *best])
+        final = env.timer({config: task(config) for config in last}, FINAL * seconds)
     usual = next(iter(last))
     winner = min(final, key=final.__getitem__)
-    return Outcome(winner if final[winner] <= WORTH * final[usual] else usual, {**heats, **final}, dropped)
+    return Outcome(winner if final[winner] <= WORTH * final[usual] else usual, {**screening, **final}, dropped)
 
 
 def compile_side_by_side(p: Problem, run: Run, configs: Sequence[Config], seconds: float) -> None:
-    """Compile in threads, so that they are ready when they are launched; what is not done in time, or fails, is met
-    again there."""
+    """Compile configurations in threads before they are launched. One that fails, or is not finished in time, is
+    compiled again, and its error raised, when it is launched."""
 
     def build(config: Config) -> None:
         with torch.no_grad(), torch.cuda.device(p.x.device), watched(compile_only=True):
@@ -106,7 +114,7 @@ def compile_side_by_side(p: Problem, run: Run, configs: Sequence[Config], second
 
 
 def why_not(p: Problem, run: Run, config: Config, expected: tuple[Tensor, ...], budget: float) -> str | None:
-    """Why a configuration is not timed: it doesn't run, needs memory that it must not, or its result is wrong."""
+    """The reason why a configuration is not timed, or None: it does not run, spills registers, or is wrong."""
     try:
         with watched() as kernels:
             first = _parts(run(p, config))
@@ -120,20 +128,20 @@ def why_not(p: Problem, run: Run, config: Config, expected: tuple[Tensor, ...], 
             again = _parts(run(p, config))
             if not all(map(_same_bits, first, again)):
                 return "not the same bits each time"
-    except Exception as failure:  # whatever Triton or the driver raises: too much shared memory, too many threads
+    except Exception as failure:  # Triton and the driver raise many types, such as for too much shared memory
         return f"does not run: {type(failure).__name__}: {str(failure).strip()}"[:200]
     return None
 
 
 def unfit(kernels: Sequence[Any], capability: int) -> str | None:
-    """What is wrong with compiled kernels that have been loaded, or None: shared memory, spilled registers, a stack."""
+    """What is wrong with compiled and loaded kernels, or None: too much shared memory, spilled registers or a stack."""
     for kernel in kernels:
-        if kernel is None:  # an interpreted one
+        if kernel is None:  # it was interpreted
             continue
         limit = shared_limit(capability)
         if kernel.metadata.shared > limit:
             return f"{kernel.metadata.shared} bytes of shared memory, and a block may have {limit}"
-        if kernel.n_spills:  # the driver tells a thread's local memory: spills and stack
+        if kernel.n_spills:  # the driver reports the local memory of a thread, of spills and stack together
             return f"{4 * kernel.n_spills} bytes of stack"
     return None
 
@@ -142,8 +150,8 @@ def _parts(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else tuple(part for part in result if part is not None)
 
 
-def _tells(right: Tensor) -> bool:
-    """Whether a wrong result would differ from it: not if weights or what comes from above are still zeros."""
+def _is_informative(right: Tensor) -> bool:
+    """Whether a wrong result could be told from this one; it cannot if weights or upstream gradients are all zeros."""
     return bool((right.isfinite() & (right != 0)).any())
 
 
@@ -152,9 +160,11 @@ def _close(value: Tensor, right: Tensor, budget: float) -> bool:
     value, right = value.to(wide), right.to(wide)
     finite = right.isfinite()
     if not bool((finite | (value == right) | (value.isnan() & right.isnan())).all()):
-        return False  # no NaN, or not that infinity, where there should be
+        return False  # a NaN or an infinity is missing
     off, right = torch.where(finite, value - right, 0), torch.where(finite, right, 0)
-    return bool((off.norm() <= budget * right.norm()) & (off.abs().max() <= MOST * budget * right.abs().max()))
+    return bool(
+        (off.norm() <= budget * right.norm()) & (off.abs().max() <= MAX_ERROR_FACTOR * budget * right.abs().max())
+    )
 
 
 def _same_bits(value: Tensor, other: Tensor) -> bool:

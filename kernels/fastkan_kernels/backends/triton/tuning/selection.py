@@ -1,4 +1,4 @@
-"""The choice of a configuration: what is forced, else what was measured, else the rules'."""
+"""The choice of a configuration: the one that is forced, else one that was measured, else the one by rule."""
 
 from __future__ import annotations
 
@@ -17,36 +17,43 @@ from ..problem import Problem
 from . import cache, tables
 from .autotune import autotune, is_on, seconds_each
 from .config import Config, check
+from .environment import gpu_name, metadata
 from .key import Key, key
 from .rules import candidates, default
-from .stamp import about, gpu_name
 from .tables import Table
-from .tuner import Means, Run, tune
+from .tuner import Run, TuningEnv, tune
 
 __all__ = ["Config", "Key", "autotune", "choose", "choose_for", "override", "use_table"]
 
-_forced: dict[str, Config] = {}  # of the process: a backward on a GPU runs in a thread of its own
+_forced: dict[str, Config] = {}  # of the process, since a backward on a GPU runs in another thread
 _loaded: dict[str, Table] = {}
 _tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
-_settled: set[tuple[Key, str | None]] = set()  # keys that need no more tuning, or could not be tuned
-_silent: Counter[tuple[Key, str | None]] = Counter()  # how often operands said nothing of what is right
-_MAX_SILENT = 10  # times, after which it is not tried again
-_remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # asked at each launch
-_tuning = threading.Lock()  # of one contraction at a time, or they would spoil each other's timing
-_means = Means()
+_settled: set[tuple[Key, str | None]] = set()  # keys on GPUs that need no tuning any more, or could not be tuned
+# Number of attempts in which the operands could not tell right results from wrong ones, and its limit.
+_silent: Counter[tuple[Key, str | None]] = Counter()
+_MAX_SILENT = 10
+_remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # read for each launch
+_tuning = threading.Lock()  # one contraction is tuned at a time, so that timings are not disturbed
+_env = TuningEnv()
 _log = logging.getLogger(__name__)
 
 
 def choose(k: Key, capability: int, device: torch.device | None = None) -> Config:
-    """The configuration of a contraction, the first that there is: the one forced by :func:`override`; that of the
-    table of :func:`use_table`; where :func:`autotune` is on, what was tuned here; a shipped one for this GPU; a
-    shipped one for another GPU of this capability; the rules'.
+    """The configuration of a contraction. The first of these that exists is taken:
 
-    Under PyTorch's deterministic algorithms it is the rules', so that nothing measured changes the order of a sum.
+    1. the one forced by :func:`override`;
+    2. that in the table of :func:`use_table`;
+    3. one that was tuned on this machine, while :func:`autotune` is on;
+    4. one in an installed table for this GPU, or else for another GPU of this compute capability;
+    5. the one by rule.
+
+    Under PyTorch's deterministic algorithms only the first and the last are used, so that no measurement changes the
+    order of a sum.
 
     Args:
-        capability: of the GPU, 90 for 9.0.
-        device: the GPU; without one nothing is asked that was tuned here or shipped.
+        k: the key of the contraction.
+        capability: compute capability of the GPU, 90 for 9.0.
+        device: the GPU; if None, choices that were tuned or installed for a GPU are not used.
     """
     forced = _forced.get(k.contraction)
     if forced is not None:
@@ -60,10 +67,11 @@ def choose(k: Key, capability: int, device: torch.device | None = None) -> Confi
 
 
 def choose_for(p: Problem, run: Run) -> Config:
-    """:func:`choose` for a problem, tuned before if :func:`autotune` is on and it can be.
+    """:func:`choose` for a problem, which is tuned first if :func:`autotune` is on and tuning is possible now.
 
     Args:
-        run: computes the problem by a configuration.
+        p: the contraction with its operands.
+        run: function that computes the problem by a configuration.
     """
     k, device = key(p), p.x.device
     if is_on() and (k, gpu_name(device)) not in _settled and _may_tune(k, device) and _tuning.acquire(blocking=False):
@@ -75,12 +83,13 @@ def choose_for(p: Problem, run: Run) -> Config:
 
 
 def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Config | None, bool]:
-    """What was measured, and whether that was on this very GPU."""
+    """The measured configuration, or None, and whether it was measured on a GPU of this name."""
     if k.deterministic:
         return None, False
     table = _table()
-    of_it = device is None or table.about.get("gpu") == gpu_name(device)  # the other GPU here may be older
-    found = table.entries.get(k) if of_it else None
+    # A machine may have other GPUs than the one of the table.
+    applies = device is None or table.metadata.get("gpu") == gpu_name(device)
+    found = table.entries.get(k) if applies else None
     if found is None and device is not None and is_on():
         found = _tuned_on(device).get(k)
     if found is not None:
@@ -90,16 +99,16 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Con
 
 
 def _tuned_on(device: torch.device) -> dict[Key, Config]:
-    """By this process, and by others before it."""
+    """The choices tuned on a device, by this process and by those before it."""
     gpu = gpu_name(device)
     if gpu not in _tuned:
-        _tuned[gpu] = cache.load(about(device))
+        _tuned[gpu] = cache.load(metadata(device))
     return _tuned[gpu]
 
 
 def _may_tune(k: Key, device: torch.device) -> bool:
-    """Whether this is a moment for it."""
-    if device.type != _means.device_type or k.deterministic or k.contraction in _forced:
+    """Whether tuning is possible now."""
+    if device.type != _env.device_type or k.deterministic or k.contraction in _forced:
         return False
     if torch.compiler.is_compiling():
         return False
@@ -110,10 +119,10 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
     device, gpu = p.x.device, gpu_name(p.x.device)
     place = k, gpu
     if not _measured(k, p.capability, device)[1]:
-        inforce = choose(k, p.capability, device)
-        configs = list(dict.fromkeys([default(k, p.capability), inforce, *candidates(k, p.capability)]))
+        incumbent = choose(k, p.capability, device)
+        configs = list(dict.fromkeys([default(k, p.capability), incumbent, *candidates(k, p.capability)]))
         try:
-            found = tune(k, p, run, configs, _means, seconds_each(), inforce)
+            found = tune(k, p, run, configs, _env, seconds_each(), incumbent)
         except torch.OutOfMemoryError as error:
             warnings.warn(f"{k.contraction} is not tuned: {error}", RuntimeWarning, stacklevel=2)
         else:
@@ -123,23 +132,24 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
                     _settled.add(place)
                 return
             _log.info("%s: %d of %d candidates timed for %s", found.config, len(found.seconds), len(configs), k)
-            _tuned[gpu] = {**_tuned_on(device), **cache.store(about(device), {k: found.config})}
+            _tuned[gpu] = {**_tuned_on(device), **cache.store(metadata(device), {k: found.config})}
             _forget()
     _settled.add(place)
 
 
 def _forget() -> None:
-    """The choices that were asked for; another thread that is about to remember one does it in the old place."""
+    """Forget the choices of :func:`choose`. The dict is replaced instead of cleared, so that a choice that another
+    thread is making from outdated tables goes into the old dict."""
     global _remembered
     _remembered = {}
 
 
 @contextmanager
 def override(contraction: str, config: Config) -> Iterator[None]:
-    """Take one configuration for a contraction whatever the sizes, in this process: for tuning and tests.
+    """Use one configuration for a contraction of any sizes inside the ``with``, in all threads; for tests and timing.
 
     Raises:
-        ValueError: for what is no contraction or no way.
+        ValueError: if the contraction does not exist or does not support the configuration.
     """
     check(contraction, config)
     global _forced
@@ -152,24 +162,27 @@ def override(contraction: str, config: Config) -> Iterator[None]:
 
 
 def use_table(path: str | Path | None) -> None:
-    """Take the choices of a table from now on, in this process; None forgets it.
+    """Use the choices of a table from now on in this process, or none for None.
 
-    The environment variable FASTKAN_TUNING names one to begin with.
+    By default it is the one that the environment variable FASTKAN_TUNING names.
 
     Raises:
-        ValueError: if it is not such a table, or was made on another GPU, Triton or ptxas.
-        OSError: if there is no such file.
+        ValueError: if the file is no table of choices, or was made with another GPU, Triton or ptxas.
+        OSError: if the file cannot be read.
     """
     table = Table({}, {})
     if path is not None:
         table = tables.read(path)
-        other = tables.differs(table.about, about())
+        other = tables.differs(table.metadata, metadata())
         if other is not None:
             raise ValueError(f"{path} {other}")
-        lost = table.entries.keys() - tables.that_exist(table.entries, int(table.about.get("capability", 90))).keys()
+        lost = (
+            table.entries.keys()
+            - tables.supported_entries(table.entries, int(table.metadata.get("capability", 90))).keys()
+        )
         if lost:
             k = lost.pop()
-            raise ValueError(f"{path} takes a way that there is not here, {table.entries[k].way!r} for {k}")
+            raise ValueError(f"{path} takes a way that is not supported here, {table.entries[k].way!r} for {k}")
     _loaded["table"] = table
     _settled.clear()
     _silent.clear()

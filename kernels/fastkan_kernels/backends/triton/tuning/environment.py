@@ -1,4 +1,4 @@
-"""What a measured choice holds for: the GPU, and the versions of the compilers that made its machine code."""
+"""The environment for which a measured choice holds: the GPU, and the versions of Triton and ptxas."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from .. import hardware
 
 
-def about(device: torch.device | None = None) -> dict[str, str]:
-    """GPU, capability and versions; without a GPU the versions alone.
+def metadata(device: torch.device | None = None) -> dict[str, str]:
+    """Name and compute capability of a GPU and versions of the compilers; without a GPU only the versions.
 
     Args:
-        device: a GPU; PyTorch's current one if not given.
+        device: a device; by default PyTorch's current GPU if there is one.
     """
     import triton
 
@@ -34,20 +34,20 @@ def about(device: torch.device | None = None) -> dict[str, str]:
 
 
 def gpu_name(device: torch.device) -> str | None:
-    """Such as ``NVIDIA H100 80GB HBM3``; None of what is no GPU."""
+    """Name of a GPU, such as ``NVIDIA H100 80GB HBM3``; None for another device."""
     if device.type != "cuda":
         return None
     return _gpu_name(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache  # asked at each launch
+@functools.cache  # called for each launch
 def _gpu_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
 @functools.cache
 def ptxas_version(capability: int = 90) -> str:
-    """Of the assembler that Triton takes for a capability, such as ``12.8.93``; ``none`` where there is none."""
+    """Version of the assembler that Triton uses for a compute capability, such as ``12.8.93``, or ``none``."""
     try:
         from triton.backends.nvidia.compiler import get_ptxas
 
@@ -59,11 +59,11 @@ def ptxas_version(capability: int = 90) -> str:
 
 
 def triton_minor(version: str) -> str:
-    """``3.7`` of ``3.7.1``."""
+    """The first two numbers of a version, ``3.7`` for ``3.7.1``."""
     return ".".join(version.split(".")[:2])
 
 
 def slug(*words: str) -> str:
-    """Words as a part of a file's name: ``sm_90-h100-80gb-hbm3``."""
+    """Words joined to a part of a file name, such as ``sm_90-h100-80gb-hbm3``."""
     plain = re.sub(r"[^a-z0-9._]+", "-", " ".join(words).lower().replace("nvidia", " "))
     return re.sub(r"-{2,}", "-", plain).strip("-")
