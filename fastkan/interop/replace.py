@@ -16,8 +16,7 @@ from ..functional import OUTSIDE, rows_of
 from ..layers.edge_functions import has_hooks
 from ..layers.linear import KANLinear
 from ..layers.tables import table
-from .convert.recognise import is_compiled
-from .convert.references import check_unwrapped, references
+from .references import check_unwrapped, is_compiled, references
 
 Select = str | type | Callable[[str, nn.Linear], bool]
 

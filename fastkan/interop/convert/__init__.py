@@ -7,7 +7,7 @@
 - ``back``: :func:`to_efficient_kan_state_dict`, :func:`to_pykan`
 """
 
-from .back import to_efficient_kan_state_dict, to_pykan
+from .export import to_efficient_kan_state_dict, to_pykan
 from .modules import convert
 from .state_dicts import convert_state_dict
 

@@ -201,3 +201,8 @@ def _is_wrapper(module: nn.Module) -> bool:
     return any(
         cls.__name__ in _WRAPPERS or (cls.__module__, cls.__name__) == _COMPOSABLE for cls in type(module).__mro__
     )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what ``torch.compile`` returns, which keeps calling the module that it was given."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
