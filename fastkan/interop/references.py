@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "ShardedDataParallel", "FSDPModule",
              "DeepSpeedEngine")  # fmt: skip
-_COMPOSABLE = ("torch.distributed._composable.replicate", "DDP")
-_REGISTERED = ("_modules", "_parameters", "_buffers")
+_REPLICATE = ("torch.distributed._composable.replicate", "DDP")
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
 _LIBRARIES = ("builtins", "collections", "functools", "torch", "numpy", "fastkan")
-_CACHED = type(functools.lru_cache(len))
-_ATOMS = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float, complex, type(None))
+_CACHED_FUNCTION = type(functools.lru_cache(len))
+_LEAF_TYPES = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float, complex, type(None))
 
 
 class Reference(NamedTuple):
@@ -55,17 +55,17 @@ def references(
     inside = {id(module) for module in tree}
     seen: dict[tuple[int, bool], Any] = {}  # holds what it knows, so that no id is used again
     for name, owner in owners.items():
-        state = _state_of(owner) if copied else owner.__dict__
+        state = _copied_state(owner) if copied else owner.__dict__
         for key, value in state.items():
-            if key not in _REGISTERED:
+            if key not in _REGISTRIES:
                 place = owner.__dict__, key
-                yield from _walk(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
-        for function in _methods(type(owner)):
+                yield from _search(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
+        for function in _own_methods(type(owner)):
             attribute = f"{name}.{function.__name__}".lstrip(".")
-            yield from _walk(function, True, attribute, None, wanted_ids, inside, seen, copied)
+            yield from _search(function, True, attribute, None, wanted_ids, inside, seen, copied)
 
 
-def _walk(
+def _search(
     first: Any,
     first_shared: bool,
     attribute: str,
@@ -80,7 +80,7 @@ def _walk(
         value, shared, method, place_of = waiting.popleft()
         if id(value) in wanted and (shared or not isinstance(value, Tensor)):
             yield Reference(attribute, value, shared, method, place_of)
-        if isinstance(value, _ATOMS) or id(value) in inside or (id(value), shared) in seen:
+        if isinstance(value, _LEAF_TYPES) or id(value) in inside or (id(value), shared) in seen:
             continue
         seen[id(value), shared] = value
         settable = place_of is not None
@@ -96,17 +96,17 @@ def _walk(
             waiting.append((value.__self__, shared, True, None))
             waiting.append((value.__func__, shared, False, None))
         elif isinstance(value, types.FunctionType):
-            waiting.extend((v, True, False, None) for v in _held_by(value))
+            waiting.extend((v, True, False, None) for v in _reachable_from(value))
         elif isinstance(value, weakref.ref):
             waiting.append((value(), True, False, None))
-        elif isinstance(value, _CACHED):
+        elif isinstance(value, _CACHED_FUNCTION):
             waiting.append((value.__wrapped__, True, False, None))
         else:
             waiting.extend((v, shared, False, None) for v in _attributes(value, copied))
-            waiting.extend((v, True, False, None) for v in _methods(type(value)))
+            waiting.extend((v, True, False, None) for v in _own_methods(type(value)))
 
 
-def _held_by(function: types.FunctionType) -> list[Any]:
+def _reachable_from(function: types.FunctionType) -> list[Any]:
     """What a function's code can reach: its closure, defaults, attributes, and the globals that it names."""
     found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
     for cell in function.__closure__ or ():
@@ -133,7 +133,7 @@ def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
     return [*found.values(), *(value for const in inner for value in _global_values(const, space))]
 
 
-def _methods(cls: type) -> list[types.FunctionType]:
+def _own_methods(cls: type) -> list[types.FunctionType]:
     """The functions that an instance and its copies share, but for the constructor and those of libraries."""
     found = []
     for each in cls.__mro__:
@@ -148,9 +148,9 @@ def _methods(cls: type) -> list[types.FunctionType]:
 def _attributes(value: Any, copied: bool) -> list[Any]:
     """The values in an object's attributes, or, of an object that is copied by its own method, those in its state."""
     cls = type(value)
-    if copied and (hasattr(cls, "__deepcopy__") or _is_own(cls, "__reduce_ex__") or _is_own(cls, "__reduce__")):
+    if copied and (hasattr(cls, "__deepcopy__") or _overrides(cls, "__reduce_ex__") or _overrides(cls, "__reduce__")):
         return []
-    state = _state_of(value) if copied else getattr(value, "__dict__", None)
+    state = _copied_state(value) if copied else getattr(value, "__dict__", None)
     slots = [name for each in cls.__mro__ for name in _slots(each)]
     found = [getattr(value, name, None) for name in slots if not name.startswith("__")]
     return found + (list(state.values()) if isinstance(state, dict) else [state])
@@ -161,9 +161,9 @@ def _slots(cls: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _state_of(value: Any) -> Any:
+def _copied_state(value: Any) -> Any:
     """What a deep copy takes of an object that has attributes."""
-    if _is_own(type(value), "__getstate__"):
+    if _overrides(type(value), "__getstate__"):
         try:
             return value.__getstate__()
         except Exception:  # which is what a copy will raise, with its own words
@@ -171,7 +171,7 @@ def _state_of(value: Any) -> Any:
     return getattr(value, "__dict__", {})
 
 
-def _is_own(cls: type, name: str) -> bool:
+def _overrides(cls: type, name: str) -> bool:
     """Whether a class has a method that ``object`` has not, or has another one."""
     return getattr(cls, name, None) is not getattr(object, name, None)
 
@@ -199,7 +199,7 @@ def check_unwrapped(module: nn.Module, changed: Iterable[nn.Module], doing: str)
 
 def _is_wrapper(module: nn.Module) -> bool:
     return any(
-        cls.__name__ in _WRAPPERS or (cls.__module__, cls.__name__) == _COMPOSABLE for cls in type(module).__mro__
+        cls.__name__ in _WRAPPERS or (cls.__module__, cls.__name__) == _REPLICATE for cls in type(module).__mro__
     )
 
 

@@ -130,21 +130,21 @@ def replace_linear(
     if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
         raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
     places = _linears(model)
-    chosen = {id(linear): linear for names, linear in places if any(_selects(select, name, linear) for name in names)}
+    chosen = {id(linear): linear for names, linear in places if any(_matches(select, name, linear) for name in names)}
     if not chosen:
         there = ", ".join(name for names, _ in places for name in names) or "none"
         raise ValueError(f"select={select!r} finds no nn.Linear; there are: {there}")
     for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
         if isinstance(pattern, str) and not any(
-            _selects(pattern, name, each) for names, each in places for name in names
+            _matches(pattern, name, each) for names, each in places for name in names
         ):
             raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
     check_unwrapped(model, chosen.values(), "replace the linears of")
-    report, made, users = ReplacementReport(), {}, _Users(model, list(chosen.values()))
+    report, layers, readers = ReplacementReport(), {}, _Readers(model, list(chosen.values()))
     for names, linear in places:
         if id(linear) not in chosen:
             continue
-        reason = _needed_as_it_is(users, linear)
+        reason = _reason_to_keep(readers, linear)
         after = 0
         if reason is None:
             if sample is not None and linear.weight.is_meta:
@@ -155,17 +155,17 @@ def replace_linear(
                 bias=linear.bias is not None if bias is None else bias,
                 device=linear.weight.device, dtype=linear.weight.dtype,
             )  # fmt: skip
-            made[id(linear)] = layer.train(linear.training)
+            layers[id(linear)] = layer.train(linear.training)
             after = _count(layer)
         sizes = linear.in_features, linear.out_features, _count(linear)
         report.append(Replacement(", ".join(names), *sizes, after, reason))
-    hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
+    hooked = [names[0] for names, linear in places if id(linear) in layers and has_hooks(linear)]
     if hooked:
         warn(f"the hooks of {', '.join(hooked)} go with the linear")
-    undo = _swap(model, made)
+    undo = _put_in_place(model, layers)
     try:
         if sample is not None:
-            _move_grids(model, list(made.values()), sample)
+            _update_grids(model, list(layers.values()), sample)
     except BaseException as error:
         undo()
         if not isinstance(error, Exception):
@@ -183,7 +183,7 @@ def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
     return list(found.values())
 
 
-def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
+def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
     if select is None:
         return True
     if isinstance(select, str):
@@ -199,11 +199,11 @@ def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
     if callable(select):
         return bool(select(name, linear))
     if isinstance(select, Sequence):
-        return any(_selects(each, name, linear) for each in select)
+        return any(_matches(each, name, linear) for each in select)
     raise TypeError(f"select must be a pattern, a type, a function or a list of these, got {type(select).__name__}")
 
 
-class _Users:
+class _Readers:
     """Who looks into which linears: told once, of a model that may be large."""
 
     def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
@@ -224,12 +224,12 @@ class _Users:
             self.readers.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
 
 
-def _needed_as_it_is(users: _Users, linear: nn.Linear) -> str | None:
+def _reason_to_keep(readers: _Readers, linear: nn.Linear) -> str | None:
     """Why nobody may take it away, or None."""
-    if id(linear) in users.readers:
-        return users.readers[id(linear)]
+    if id(linear) in readers.readers:
+        return readers.readers[id(linear)]
     own = [parameter for parameter in linear._parameters.values() if parameter is not None]
-    for name, each in (pair for parameter in own for pair in users.owners[id(parameter)]):
+    for name, each in (pair for parameter in own for pair in readers.owners[id(parameter)]):
         if each is not linear:
             return f"its weight is also {name}'s"
     if not own or linear._parameters.get("weight") is None:
@@ -247,7 +247,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
-def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
+def _put_in_place(model: nn.Module, layers: dict[int, KANLinear]) -> Callable[[], None]:
     """Put the new layers into their places; returns what takes them out again."""
     before: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -257,8 +257,8 @@ def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
 
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if id(child) in made:
-                put(parent._modules, name, made[id(child)])
+            if id(child) in layers:
+                put(parent._modules, name, layers[id(child)])
                 if isinstance(parent, nn.TransformerEncoderLayer):  # no fused inference, which reads weights
                     put(parent.__dict__, "activation_relu_or_gelu", 0)
     for each in model.modules():
@@ -273,7 +273,7 @@ def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _move_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
+def _update_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
     """One pass, in which each layer first moves its grid to all that has come in."""
     seen: dict[nn.Module, Tensor] = {}
 

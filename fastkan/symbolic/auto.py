@@ -152,18 +152,18 @@ def auto_symbolic(
                 own = values[:, i, j]
                 fits = search(nodes[:, i], own, names, a_range=a_range, b_range=b_range)
                 fixed = []
-                hardly = own.std(0, correction=0) < negligible * values.sum(1)[:, j].std(0, correction=0)
+                is_negligible = own.std(0, correction=0) < negligible * values.sum(1)[:, j].std(0, correction=0)
                 for place, edge in enumerate(zip(i.tolist(), j.tolist())):
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
                     best = chosen or max(ranked, key=lambda c: c.r2)
-                    if force and not hardly[place]:
+                    if force and not is_negligible[place]:
                         chosen = best
                     entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
                     if chosen is not None:
                         model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
                         fixed.append(edge)
-                    elif hardly[place]:
+                    elif is_negligible[place]:
                         model.symbolic[layer].fix(*edge, "0", (1.0, 0.0, 0.0, own[:, place].mean().item()))
                         fixed.append(edge)
                         entry = entry._replace(name="0", r2=0.0, complexity=0.0)

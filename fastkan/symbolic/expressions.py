@@ -14,7 +14,7 @@ from fastkan_kernels import MAX_BASE_DERIVATIVE, base_function, splines
 
 from ..layers.edge_functions import edge_weights
 from ..layers.function_library import lookup
-from .rounding import FOLDED, is_tame, number, times
+from .rounding import MAX_EXPONENT, can_simplify, number, scale_term
 
 if TYPE_CHECKING:
     from ..layers.linear import KANLinear
@@ -26,7 +26,7 @@ def scaled(scale: float, value: Any, bias: float) -> Any:
     """scale * value + bias, multiplied out."""
     import sympy
 
-    return sympy.Add(*(times(number(scale), term) for term in sympy.Add.make_args(value)), number(bias))
+    return sympy.Add(*(scale_term(number(scale), term) for term in sympy.Add.make_args(value)), number(bias))
 
 
 def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
@@ -38,7 +38,7 @@ def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
     argument = scaled(a, node, b)
     if argument.is_number:  # sympy would go on in complex numbers where the forward is NaN
         return number(c * float(entry.fun(torch.tensor([float(argument)], dtype=torch.float64))) + d)
-    with sympy.evaluate(is_tame(argument) and abs(argument.as_coeff_Add()[0]) < FOLDED):
+    with sympy.evaluate(can_simplify(argument) and abs(argument.as_coeff_Add()[0]) < MAX_EXPONENT):
         value = entry.sympy_fun(argument)
     return scaled(c, value, d)
 
@@ -50,7 +50,7 @@ class Pieces(NamedTuple):
     coefficients: Tensor  # [k + 1, M, in, out], of the powers of x - t_m
 
 
-def pieces_of(layer: KANLinear) -> Pieces:
+def taylor_pieces(layer: KANLinear) -> Pieces:
     """By Taylor's formula at each knot, where the recursion is as stable as anywhere."""
     knots = layer.knots.detach().cpu().double()
     weight = edge_weights(layer)[0].detach().cpu().double()
@@ -91,10 +91,10 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
 
     cells = _cells(layer, pieces, i, j)
     if node.is_number:
-        return number(_at(layer, cells, i, j, float(node)))
+        return number(_value_at(layer, cells, i, j, float(node)))
     parts = []
     for cell in cells:
-        here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _exact(cell.end), evaluate=False)
+        here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _all_digits(cell.end), evaluate=False)
         parts.append((_polynomial(cell, node), here))
     # Piecewise() itself would rewrite conditions that hold a Piecewise, and take minutes over it
     pairs = [sympy.Basic.__new__(ExprCondPair, *part) for part in parts]
@@ -129,7 +129,7 @@ class EdgeFunction:
             value = numpy.zeros_like(z)
             for coefficient in numpy.moveaxis(padded[place], -1, 0)[::-1]:
                 value = value * step + coefficient
-            at_infinity = numpy.array([_at_infinity(cell) for cell in self.cells])
+            at_infinity = numpy.array([_value_at_infinity(cell) for cell in self.cells])
             value = numpy.where(numpy.isinf(z), at_infinity[place], value)
             if self.base_weight:
                 base = base_function(torch.as_tensor(z), self.base, self.derivative_order)
@@ -181,32 +181,32 @@ def _polynomial(cell: _Cell, node: Any) -> Any:
     """By Horner's scheme in x - origin; multiplied out it would lose digits far from 0."""
     import sympy
 
-    step, total = node - _exact(cell.origin), sympy.Integer(0)
+    step, total = node - _all_digits(cell.origin), sympy.Integer(0)
     for coefficient in reversed(cell.coefficients):
         total = sympy.Mul(total, step, evaluate=False) if total != 0 else total
-        total = total + _exact(coefficient)
+        total = total + _all_digits(coefficient)
     return total
 
 
-def _at(layer: KANLinear, cells: list[_Cell], i: int, j: int, x: float) -> float:
+def _value_at(layer: KANLinear, cells: list[_Cell], i: int, j: int, x: float) -> float:
     if math.isnan(x):
         return x
     cell = cells[bisect_right([cell.end for cell in cells[:-1]], x)]
     base = _base_weight(layer, i, j)
     spline = sum(c * (x - cell.origin) ** power for power, c in enumerate(cell.coefficients))
     if math.isinf(x):
-        spline = _at_infinity(cell)
+        spline = _value_at_infinity(cell)
     if not base:
         return spline
     return spline + base * float(base_function(torch.tensor([x], dtype=torch.float64), layer.base))
 
 
-def _at_infinity(cell: _Cell) -> float:
+def _value_at_infinity(cell: _Cell) -> float:
     """A spline's value at an infinite x: NaN on a tangent, whatever its slope, as in the forward."""
     return math.nan if len(cell.coefficients) > 1 else sum(cell.coefficients)
 
 
-def _exact(value: float) -> Any:
+def _all_digits(value: float) -> Any:
     return number(value, EXACT)
 
 

@@ -21,7 +21,7 @@ from .search import Range, c_loss, fit_params, r2_loss, rank, search
 if TYPE_CHECKING:
     from ..network.core import Network
 
-POOR = 0.9  # R2 below which a fit deserves a word
+LOW_R2 = 0.9  # R2 below which a fit deserves a word
 MIN_ROWS = 8  # twice as many as a, b, c and d: through fewer, functions pass that have nothing to do with the edge
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
 
@@ -98,7 +98,7 @@ def fix_symbolic(
         model.symbolic[l].fix(i, j, fun_name, affine)
         set_numeric(model, l, [(i, j)], False)
         if verbose and r2 is not None:
-            word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and fun_name != "0" else ""
+            word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < LOW_R2 and fun_name != "0" else ""
             print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{word}")
     return r2
 

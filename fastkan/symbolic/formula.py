@@ -14,8 +14,8 @@ from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import lookup
 from ..network.trace import samples, trace
-from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
-from .rounding import TOLERANCE, Digits, number, product_of, rebuilt, rounded, rounded_to_keep
+from .expressions import named_edge, numeric_edge, scaled, symbolic_edge, taylor_pieces
+from .rounding import TOLERANCE, Digits, number, product_of, rounded, rounded_within, transform
 
 if TYPE_CHECKING:
     from ..network.core import Network
@@ -48,7 +48,7 @@ def symbolic_formula(
         normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
         output_normalizer: ``[mean, std]`` of the outputs, to the same end.
         digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
-        numeric: how edges that are splines are written: ``"functions"``, by functions with the names phi_l_i_j of
+        numeric: how edges that are splines are numeric_as: ``"functions"``, by functions with the names phi_l_i_j of
             their layer, input and output, which sympy evaluates, compiles (``sympy.lambdify``) and differentiates;
             ``"piecewise"``, as exact polynomials on their cells, which grows with the product of the layers' widths and
             grids; or ``"raise"``, not at all.
@@ -66,7 +66,7 @@ def symbolic_formula(
             splines.
 
     Warns:
-        UserWarning: where edges are written as functions phi_l_i_j; it says what fits each best.
+        UserWarning: where edges are numeric_as as functions phi_l_i_j; it says what fits each best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -87,7 +87,7 @@ def symbolic_formula(
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
     formulas = _normalized_inputs(model, columns, inputs)
     for layer in range(model.depth):
-        formulas = _after(model, layer, formulas, numeric)
+        formulas = _next_nodes(model, layer, formulas, numeric)
     formulas = _denormalized(formulas, outputs)
     if simplify:
         import sympy
@@ -98,13 +98,15 @@ def symbolic_formula(
             raise ValueError("simplify must be False for formulas that are so large") from None
     if digits == "auto":
         x, labels = _samples(model, dataset, inputs, outputs)
-        formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
+        formulas = rounded_within(
+            formulas, lambda more, made: compile_numpy([*more, columns], made), x, labels, tolerance
+        )
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
     named = dict(zip(columns, variables))  # only now, as sympy tidies up what it knows to be real
-    formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    formulas = [transform(formula, lambda part: named.get(part, part), {}) for formula in formulas]
     if numeric == "functions":
-        _warn_of_splines(model)
+        _warn_of_spline_edges(model)
     return formulas, variables
 
 
@@ -161,7 +163,7 @@ def formula_numpy(
     if digits is not None:
         options = {"digits": digits, "numeric": numeric, "tolerance": tolerance, "dataset": dataset}
         formulas, variables = symbolic_formula(model, None, normalizer, output_normalizer, **options)
-        return _of_rows([numpy_of([variables], formulas)], model.in_features)
+        return _on_rows([compile_numpy([variables], formulas)], model.in_features)
     _check_numeric(model, numeric)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
@@ -169,23 +171,23 @@ def formula_numpy(
     steps = []
     for layer in range(model.depth):
         nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
-        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
-        steps.append(numpy_of([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
-    return _of_rows(steps, model.in_features)
+        made = _next_nodes(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
+        steps.append(compile_numpy([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
+    return _on_rows(steps, model.in_features)
 
 
 # -- one layer -----------------------------------------------------------------------------------------
 
 
-def _after(model: Network, layer: int, nodes: list[Any], written: str) -> list[Any]:
+def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -> list[Any]:
     """The next layer's nodes, as expressions of this one's."""
     import sympy
 
     terms: list[list[Any]] = [[] for _ in range(model.width_out[layer + 1])]
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
-    pieces = pieces_of(numeric)
+    pieces = taylor_pieces(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
-        if written == "functions":
+        if numeric_as == "functions":
             terms[j].append(named_edge(f"phi_{layer}_{i}_{j}", numeric, pieces, i, j, nodes[i]))
         else:
             terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
@@ -206,7 +208,7 @@ def _after(model: Network, layer: int, nodes: list[Any], written: str) -> list[A
 # -- NumPy ---------------------------------------------------------------------------------------------
 
 
-def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
+def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
     """A function of lists of arrays, one for each list of symbols in ``arguments``, to a list of values.
 
     Raises:
@@ -230,7 +232,7 @@ def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
         return sympy.Function(names[function])(*expression.args)
 
     memo: dict[Any, Any] = {}
-    formulas = [rebuilt(formula, safe, memo) for formula in formulas]
+    formulas = [transform(formula, safe, memo) for formula in formulas]
     modules = [ours, "scipy", "numpy"] if find_spec("scipy") else [ours, "numpy"]
     options: dict[str, Any] = {}
     if any(formula.has(sympy.Piecewise) for formula in formulas):
@@ -251,7 +253,7 @@ def _through_torch(fun: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
     return called
 
 
-def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any], Any]:
+def _on_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any], Any]:
     """What takes arrays of rows, of what take lists of columns."""
 
     def formula(x: Any) -> Any:
@@ -277,7 +279,7 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 
 def _check_numeric(model: Network, numeric: str) -> None:
     if numeric == "raise":
-        on = _splines(model)
+        on = _spline_edges(model)
         if on:
             raise ValueError(
                 f"numeric edges have no formula, and there are some as (layer, i, j): {', '.join(map(str, on))}. Make "
@@ -286,13 +288,13 @@ def _check_numeric(model: Network, numeric: str) -> None:
             )
 
 
-def _splines(model: Network) -> list[tuple[int, int, int]]:
+def _spline_edges(model: Network) -> list[tuple[int, int, int]]:
     """The edges ``(layer, i, j)`` that are on as splines."""
     return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
 
 
-def _warn_of_splines(model: Network) -> None:
-    on = _splines(model)
+def _warn_of_spline_edges(model: Network) -> None:
+    on = _spline_edges(model)
     if not on:
         return
     named = [f"phi_{l}_{i}_{j}{_best_fit(model, l, i, j)}" for l, i, j in on[:MAX_NAMED]]
@@ -386,11 +388,11 @@ def _samples(
         )
         pairs = [data.train] if data.test is None else [data.train, data.test]
         x, labels = (torch.cat(part) for part in zip(*pairs))
-        labels = _rescaled(labels, output_normalizer)
-    return _rescaled(x, normalizer), labels
+        labels = _denormalized_values(labels, output_normalizer)
+    return _denormalized_values(x, normalizer), labels
 
 
-def _rescaled(values: Tensor, normalizer: list[list[float]]) -> Tensor:
+def _denormalized_values(values: Tensor, normalizer: list[list[float]]) -> Tensor:
     mean, std = torch.tensor(normalizer, dtype=torch.float64)
     return values.detach().cpu().double() * std + mean
 

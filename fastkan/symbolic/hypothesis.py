@@ -22,8 +22,8 @@ from .variables import EXPRESSION, VARIABLES, naming, values_of
 
 MODE = Choice(("add", "mul"))
 MODEL, GROUP, GROUPS = Callback(), Each(INDEX), Each(Each(INDEX))
-TINY = 1e-6  # added to a gradient's length, which may be 0
-ALIKE = 0.9  # of a cosine, and of the rows for which it is that large
+MIN_NORM = 1e-6  # added to a gradient's length, which may be 0
+MIN_COSINE = 0.9  # of a cosine, and of the rows for which it is that large
 
 Function = Callable[[Tensor], Tensor]
 
@@ -81,7 +81,7 @@ def detect_separability(
     """
     score = interactions(model, x, mode, bias)
     count = len(score)
-    tried = range(1, count + 1) if n_clusters is None else _numbers(n_clusters, count)
+    tried = range(1, count + 1) if n_clusters is None else _group_counts(n_clusters, count)
     groups, best = [[i] for i in range(count)], [list(range(count))]
     joined = torch.where(score < score_th, 0.0, score)
     whole = score.sum()
@@ -105,7 +105,7 @@ def detect_separability(
     return {"hessian": score, "n_groups": len(best), "labels": labels, "groups": best}
 
 
-def _numbers(n_clusters: int | Sequence[int], count: int) -> range:
+def _group_counts(n_clusters: int | Sequence[int], count: int) -> range:
     ends = [n_clusters] * 2 if isinstance(n_clusters, int) else list(n_clusters)
     if len(ends) != 2:
         raise ValueError(f"n_clusters must be one number, or the least and the most, got {n_clusters}")
@@ -143,7 +143,7 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
 
     def direction(rows: Tensor) -> Tensor:
         slope = batch_jacobian(model, rows, create_graph=True)[:, inside]
-        return slope / (slope.norm(dim=1, keepdim=True) + TINY)
+        return slope / (slope.norm(dim=1, keepdim=True) + MIN_NORM)
 
     return batch_jacobian(direction, x, create_graph=create_graph, mode="vector")[:, :, others]
 
@@ -310,9 +310,9 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
         other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, taken]
     own = batch_jacobian(model, x)[:, taken]
     cosine = torch.nn.functional.cosine_similarity(own, other, dim=1, eps=0.0).abs()
-    share = float((cosine > ALIKE).double().mean())
-    verdict = "suggesting" if share > ALIKE else "not suggesting"
-    print(f"{100 * share:.1f}% of the data have a cosine similarity above {ALIKE}, {verdict} symmetry")
+    share = float((cosine > MIN_COSINE).double().mean())
+    verdict = "suggesting" if share > MIN_COSINE else "not suggesting"
+    print(f"{100 * share:.1f}% of the data have a cosine similarity above {MIN_COSINE}, {verdict} symmetry")
     return cosine
 
 

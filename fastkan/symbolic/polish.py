@@ -1,6 +1,6 @@
 """Least squares for many fits at once: variable projection and Levenberg-Marquardt steps.
 
-A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solved exactly for each
+A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solve_outer exactly for each
 theta, so that steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian).
 All functions take their steps together: each is called once a step, the rest is done for all.
 """
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..layers.function_library import SymbolicFunction
-from .starts import inside
+from .starts import enclosing_branch
 
 MIN_DAMPING = 1e-12
-ENOUGH = 1e-28  # of the variance unexplained
-SLOW = 1e-4  # of that, promised by a step that is hardly damped: the end
+MIN_LOSS = 1e-28  # of the variance unexplained
+MIN_PROGRESS = 1e-4  # of that, promised by a step that is hardly damped: the end
 LARGEST = 1e25  # values of f, and c in spreads of y: float32 has to hold them
 
 
@@ -32,7 +32,7 @@ class Fits(NamedTuple):
         y: ``[R, N]``, of mean 0 by the weights.
         weight: ``[R, N]``, each row adds up to 1; None for equal ones.
         low, high: ``[R, 2]``, where theta may be.
-        keep: what share of its way to a bound theta has to keep in a step; 0 lets it reach that.
+        margin: what share of its way to a bound theta has to margin in a step; 0 lets it reach that.
         most: ``[R]``, how many times as large as the spread of y ``c f`` may become: beyond,
             rounding eats the fit.
     """
@@ -45,7 +45,7 @@ class Fits(NamedTuple):
     weight: Tensor | None
     low: Tensor
     high: Tensor
-    keep: float
+    margin: float
     most: Tensor
 
     def take(self, rows: Tensor) -> Fits:
@@ -81,15 +81,19 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     loss.copy_(now.loss)
     damping = torch.full_like(loss, 1e-3)
     for _ in range(steps):
-        step = _step(fits, now, damping)
+        step = _marquardt_step(fits, now, damping)
         promised = (step * now.gradient).sum(1) / now.loss  # relative, and half of it at least
-        going = now.loss.isfinite() & (now.loss > ENOUGH) & (promised > torch.where(damping < 0.1, SLOW, SLOW / 100))
+        going = (
+            now.loss.isfinite()
+            & (now.loss > MIN_LOSS)
+            & (promised > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100))
+        )
         if not bool(going.all()):
             if not bool(going.any()):
                 break
             rows, fits, damping, step = rows[going], fits.take(going), damping[going], step[going]
             now = State(*(value[going] for value in now))
-        new = _moved(fits, step)
+        new = _apply_step(fits, step)
         trial = evaluate(functions, fits._replace(theta=new))
         better = trial.loss < now.loss
         fits = fits._replace(theta=torch.where(better.unsqueeze(1), new, fits.theta))
@@ -99,7 +103,7 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     return theta, loss
 
 
-def _step(fits: Fits, now: State, damping: Tensor) -> Tensor:
+def _marquardt_step(fits: Fits, now: State, damping: Tensor) -> Tensor:
     """Marquardt's, in units in which the Hessian's diagonal is 1."""
     h11, h12, h22 = now.hessian.unbind(1)
     g1, g2 = now.gradient.unbind(1)
@@ -116,11 +120,11 @@ def _step(fits: Fits, now: State, damping: Tensor) -> Tensor:
     return torch.stack([torch.where(s1 > 0, d1 / s1, 0.0), torch.where(s2 > 0, d2 / s2, 0.0)], 1)
 
 
-def _moved(fits: Fits, step: Tensor) -> Tensor:
+def _apply_step(fits: Fits, step: Tensor) -> Tensor:
     theta = fits.theta + step
     # times 0 an infinite bound is NaN, and no bound
-    least = torch.where(fits.low.isfinite(), fits.low + fits.keep * (fits.theta - fits.low), -torch.inf)
-    most = torch.where(fits.high.isfinite(), fits.high - fits.keep * (fits.high - fits.theta), torch.inf)
+    least = torch.where(fits.low.isfinite(), fits.low + fits.margin * (fits.theta - fits.low), -torch.inf)
+    most = torch.where(fits.high.isfinite(), fits.high - fits.margin * (fits.high - fits.theta), torch.inf)
     return theta.clamp(least, most)
 
 
@@ -148,7 +152,9 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
     hessian = torch.cat([_mean(j1.square(), weight), _mean(j1 * j2, weight), _mean(j2.square(), weight)], 1) / variance
     gradient = torch.cat([_mean(j1 * residual, weight), _mean(j2 * residual, weight)], 1) / variance
     spread = variance.sqrt()
-    small = (c.abs() * size <= fits.most.unsqueeze(1) * spread) & (size <= LARGEST) & (c.abs() <= LARGEST * spread)
+    small = (
+        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * spread) & (size <= LARGEST) & (c.abs() <= LARGEST * spread)
+    )
     usable = (varies & small).squeeze(1) & _in_domain(functions, fits)
     usable &= loss.squeeze(1).isfinite() & hessian.isfinite().all(1) & gradient.isfinite().all(1)
     return State(torch.where(usable, loss.squeeze(1), torch.inf), hessian, gradient)
@@ -156,11 +162,11 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
 
 def _in_domain(functions: list[SymbolicFunction], fits: Fits) -> Tensor:
     """``[R]``: whether all between the ends is in one branch of the domain."""
-    if fits.keep:  # theta is what the ends are, and never passes a bound
+    if fits.margin:  # theta is what the ends are, and never passes a bound
         return ~fits.low.isnan().any(1)
     ends = (fits.theta.unsqueeze(2) * fits.ends).sum(1)  # [R, 2]
     parts = [
-        inside(function, part.amin(1), part.amax(1))[0]
+        enclosing_branch(function, part.amin(1), part.amax(1))[0]
         for function, part in _groups(functions, fits.function, ends)
     ]  # fmt: skip
     return ~torch.cat(parts).isnan()

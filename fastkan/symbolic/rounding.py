@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fastkan_kernels import Int, Kind, Real
 
-MOST = 17  # significant digits that tell any two float64 apart
-TAME = 80  # parts of an expression
-FOLDED = 200.0  # exp(x + b) becomes e^b exp(x) in sympy, and for such a b leaves the range of floats
-FLOOR = 1e-12  # of an output's spread: rounding of float64 itself
+MAX_DIGITS = 17  # significant digits that tell any two float64 apart
+MAX_PARTS = 80  # parts of an expression
+MAX_EXPONENT = 200.0  # exp(x + b) becomes e^b exp(x) in sympy, and for such a b leaves the range of floats
+ROUNDING_ERROR = 1e-12  # of an output's spread: rounding of float64 itself
 
 
 def number(value: float, digits: int = 15) -> Any:
@@ -49,11 +49,11 @@ def rounded(expression: Any, digits: int) -> Any:
         3.14*x + 0.00123
     """
     for _ in range(2):  # a constant that became 1 lets others meet
-        expression = rebuilt(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
+        expression = transform(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
     return expression
 
 
-def rounded_to_keep(
+def rounded_within(
     formulas: list[Any],
     function_of: Callable[[list[Any], list[Any]], Callable[..., Any]],
     x: Tensor,
@@ -77,7 +77,7 @@ def rounded_to_keep(
         return found.setdefault(value, sympy.Dummy(real=True)) if value.is_Float else value
 
     memo: dict[Any, Any] = {}
-    general = [rebuilt(formula, parameter, memo) for formula in formulas]
+    general = [transform(formula, parameter, memo) for formula in formulas]
     constants = list(found)
     if not constants:
         return formulas
@@ -95,51 +95,55 @@ def rounded_to_keep(
         return formulas
     exact = exact[rows]
     spread, size = exact.std(0, correction=0), exact.abs().amax(0)
-    spread = torch.where(spread > FLOOR * size, spread, size)
+    spread = torch.where(spread > ROUNDING_ERROR * size, spread, size)
     target = exact if labels is None else labels.double().cpu()[rows]
     loss = (exact - target).square().mean(0)
 
-    def kept(numbers: Sequence[Any]) -> bool:
+    def is_close_enough(numbers: Sequence[Any]) -> bool:
         now = (values(numbers)[rows] - target).square().mean(0)
         if labels is None:
             return bool((now.sqrt() <= tolerance * spread).all())
-        most = (1 + tolerance) * loss.sum().sqrt() + FLOOR * spread.square().sum().sqrt()
+        most = (1 + tolerance) * loss.sum().sqrt() + ROUNDING_ERROR * spread.square().sum().sqrt()
         return bool(now.sum().sqrt() <= most)
 
-    digits = next(n for n in range(1, MOST + 1) if n == MOST or kept([_significant(each, n) for each in constants]))
+    digits = next(
+        n
+        for n in range(1, MAX_DIGITS + 1)
+        if n == MAX_DIGITS or is_close_enough([_significant(each, n) for each in constants])
+    )
     chosen = [_significant(each, digits) for each in constants]
     for place in sorted(range(len(chosen)), key=lambda place: abs(chosen[place])):
         without = [*chosen[:place], sympy.Integer(0), *chosen[place + 1 :]]
-        if kept(without):
+        if is_close_enough(without):
             chosen = without
     mapped = dict(zip(constants, chosen))
     memo = {}
-    return [rebuilt(formula, lambda value: mapped.get(value, value), memo) for formula in formulas]
+    return [transform(formula, lambda value: mapped.get(value, value), memo) for formula in formulas]
 
 
-def rebuilt(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
+def transform(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
     """The expression with ``change`` made to each of its parts, the innermost first; parts in common are met once."""
     if expression in memo:
         return memo[expression]
-    parts = [rebuilt(part, change, memo) for part in expression.args]
+    parts = [transform(part, change, memo) for part in expression.args]
     made = expression
     if any(new is not old and new != old for new, old in zip(parts, expression.args)):
-        made = _of_parts(expression, parts)
+        made = _with_parts(expression, parts)
     memo[expression] = change(made)
     return memo[expression]
 
 
-def _of_parts(expression: Any, parts: list[Any]) -> Any:
+def _with_parts(expression: Any, parts: list[Any]) -> Any:
     import sympy
     from sympy.functions.elementary.piecewise import ExprCondPair
 
     if isinstance(expression, (sympy.Piecewise, ExprCondPair)):
         return sympy.Basic.__new__(expression.func, *parts)  # theirs would rewrite conditions that hold a Piecewise
-    folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > FOLDED
-    if expression.is_Add or (is_tame(*parts) and not folds):
+    folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > MAX_EXPONENT
+    if expression.is_Add or (can_simplify(*parts) and not folds):
         return expression.func(*parts)
     if expression.is_Mul:
-        return times(sympy.Integer(1), expression.func(*parts, evaluate=False))
+        return scale_term(sympy.Integer(1), expression.func(*parts, evaluate=False))
     return expression.func(*parts, evaluate=False)
 
 
@@ -149,11 +153,11 @@ def product_of(factors: list[Any]) -> Any:
 
     if any(factor is sympy.nan for factor in factors):
         return sympy.nan
-    return sympy.Mul(*factors, evaluate=is_tame(*factors))
+    return sympy.Mul(*factors, evaluate=can_simplify(*factors))
 
 
-def times(factor: Any, term: Any) -> Any:
-    """A number times a term that is no sum."""
+def scale_term(factor: Any, term: Any) -> Any:
+    """A number scale_term a term that is no sum."""
     import sympy
 
     numbers = [part for part in sympy.Mul.make_args(term) if part.is_number]
@@ -165,7 +169,7 @@ def times(factor: Any, term: Any) -> Any:
     return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
 
 
-def is_tame(*expressions: Any) -> bool:
+def can_simplify(*expressions: Any) -> bool:
     """Whether sympy may tidy up what is made of them: short, and real for sure.
 
     Where sympy can't know that, it takes parts to pieces in search of what is complex, and minutes over it.
@@ -173,19 +177,19 @@ def is_tame(*expressions: Any) -> bool:
     from sympy import preorder_traversal
 
     return all(
-        place < TAME and _is_real(part)
+        place < MAX_PARTS and _is_surely_real(part)
         for expression in expressions
-        for place, part in enumerate(islice(preorder_traversal(expression), TAME + 1))
+        for place, part in enumerate(islice(preorder_traversal(expression), MAX_PARTS + 1))
     )
 
 
-def _is_real(part: Any) -> bool:
+def _is_surely_real(part: Any) -> bool:
     """If its parts are."""
     if part.is_Pow:
         return bool(part.exp.is_Integer and part.exp > 0)
     if part.is_Function:
         if part.func.__name__ == "exp":
-            return not part.args[0].is_number and abs(part.args[0].as_coeff_Add()[0]) < FOLDED
+            return not part.args[0].is_number and abs(part.args[0].as_coeff_Add()[0]) < MAX_EXPONENT
         return part.func.__name__ in ("sin", "cos", "tanh", "sinh", "cosh", "atan", "Abs", "sign")
     return bool(part.is_Add or part.is_Mul or ((part.is_Symbol or part.is_number) and part.is_real))
 
@@ -206,6 +210,6 @@ TOLERANCE = Real(least=0)
 
 def _significant(value: Any, digits: int) -> Any:
     number_ = float(value)
-    if digits >= MOST or not math.isfinite(number_):
+    if digits >= MAX_DIGITS or not math.isfinite(number_):
         return value
     return number(float(f"{number_:.{digits - 1}e}"))

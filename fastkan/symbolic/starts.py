@@ -4,7 +4,7 @@ z runs from p to q while x runs over the range of its samples, so a grid over (p
 other parameters make up for is left out of it: powers, logarithms and exponentials have one line of
 places, sines a table of frequencies and phases.
 
-All samples take part: each is shared out to the two nearest of ``NODES`` places on the range. A score is
+All samples take part: each is shared out to the two nearest of ``NODES`` places on the range. A r2_at is
 then three products with weights for each node, and the values of f are the same for all edges.
 """
 
@@ -20,8 +20,8 @@ from ..layers.function_library import INF, Interval, SymbolicFunction
 
 NODES = 129
 SMALLEST, LARGEST = 0.1, 40.0  # of half the length of (p, q), for functions on the whole line
-FURTHEST = 50.0  # where the middle may lie, in half ranges: beyond, all functions are lines
-TILT = 1e-6
+MAX_CENTRE = 50.0  # where the middle may lie, in half ranges: beyond, all functions are lines
+CENTRE_BONUS = 1e-6
 BLOCK_ELEMENTS = 1 << 21
 
 
@@ -41,7 +41,7 @@ class Nodes(NamedTuple):
     variance: Tensor
 
 
-def shared_out(t: Tensor, y: Tensor) -> Nodes:
+def bin_to_nodes(t: Tensor, y: Tensor) -> Nodes:
     """``t, y [E, N]`` with t from 0 to 1, and rows of y of mean 0."""
     edges, samples = t.shape
     place = t * (NODES - 1)
@@ -66,13 +66,13 @@ def best_starts(function: SymbolicFunction, nodes: Nodes, count: int) -> tuple[T
         ``[E, count, 2]`` places (p, q), NaN where there are no more, and ``[E, count]`` their R2.
     """
     places, scores, centred = [], [], []
-    for p, q in sheets(function):
+    for p, q in start_grids(function):
         flat = torch.stack([p, q], -1).view(-1, 2)
         middle = (flat.sum(1) / flat.diff(dim=1).squeeze(1)).abs()
         # far out a function looks like a line or an exponential everywhere: one such place is enough
-        r2 = score(function, flat, nodes) - (TILT * middle).nan_to_num(0.0)  # [E, P]
+        r2 = r2_at(function, flat, nodes) - (CENTRE_BONUS * middle).nan_to_num(0.0)  # [E, P]
         places.append(flat)
-        scores.append(peaks(r2.view(-1, *p.shape)).flatten(1))
+        scores.append(local_maxima(r2.view(-1, *p.shape)).flatten(1))
         centred.append(torch.where(middle <= 1, r2, -INF))
     place, r2, inner = torch.cat(places), torch.cat(scores, 1), torch.cat(centred, 1)
     top, index = r2.topk(min(count - 1, r2.shape[1]), 1)
@@ -95,19 +95,19 @@ def box_starts(
     for edge, (x_low, x_high) in enumerate(zip(low.tolist(), high.tolist())):
         half, middle = (x_high - x_low) / 2, (x_high + x_low) / 2
         if a_range is None:
-            sizes = _geometric(SMALLEST, LARGEST, 24) / half
+            sizes = _log_spaced(SMALLEST, LARGEST, 24) / half
             a = torch.cat([-sizes.flip(0), sizes]).unsqueeze(1)
         else:
             turns = math.ceil((a_range[1] - a_range[0]) * half / 0.35)
             a = torch.linspace(*a_range, min(max(41, turns), 301), dtype=torch.float64).unsqueeze(1)
         if b_range is None:
-            b = -a * (middle + half * _middles(1 / 16))
+            b = -a * (middle + half * _centres(1 / 16))
         else:
             b = torch.linspace(*b_range, 41, dtype=torch.float64).unsqueeze(0)
         place = torch.stack(torch.broadcast_tensors(a, b), -1)
         ends = torch.stack([place[..., 0] * x_low + place[..., 1], place[..., 0] * x_high + place[..., 1]], -1)
         one = Nodes(nodes.share, *(value[edge : edge + 1] for value in nodes[1:]))
-        r2 = peaks(score(function, ends.view(-1, 2), one).view(1, *place.shape[:2])).flatten(1)
+        r2 = local_maxima(r2_at(function, ends.view(-1, 2), one).view(1, *place.shape[:2])).flatten(1)
         top, index = r2.topk(count, 1)
         places.append(place.view(-1, 2)[index])
         scores.append(top)
@@ -115,15 +115,15 @@ def box_starts(
     return torch.where(best.isfinite().unsqueeze(2), torch.cat(places), math.nan), best
 
 
-def peaks(r2: Tensor) -> Tensor:
+def local_maxima(r2: Tensor) -> Tensor:
     """``[E, g1, g2]`` with -inf where a neighbour is higher."""
     around = torch.nn.functional.max_pool2d(r2.unsqueeze(1), 3, 1, 1).squeeze(1)
     return torch.where(r2 >= around, r2, -INF)
 
 
-def score(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
+def r2_at(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
     """R2 of the best c and d at ``places [P, 2]``, for each edge: ``[E, P]``; -inf outside the domain."""
-    low, high = inside(function, places.amin(1), places.amax(1))
+    low, high = enclosing_branch(function, places.amin(1), places.amax(1))
     parts = []
     for part in places.split(max(1, BLOCK_ELEMENTS // NODES)):
         parts.append(function.fun(torch.lerp(part[:, :1], part[:, 1:], nodes.share)))
@@ -139,7 +139,7 @@ def score(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
     return torch.where(usable & (variance > 1e-12), r2, -INF)
 
 
-def inside(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[Tensor, Tensor]:
+def enclosing_branch(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[Tensor, Tensor]:
     """The branch that holds all from ``z_low`` to ``z_high``: its ends, NaN where there is none."""
     low, high = torch.full_like(z_low, math.nan), torch.full_like(z_low, math.nan)
     for branch in function.branches():
@@ -156,7 +156,7 @@ def inside(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[T
 # -- grids -------------------------------------------------------------------------------------------
 
 
-def sheets(function: SymbolicFunction) -> list[tuple[Tensor, Tensor]]:
+def start_grids(function: SymbolicFunction) -> list[tuple[Tensor, Tensor]]:
     """Tables of p and of q, each ``[g1, g2]``, neighbours side by side."""
     tables = []
     branches = function.branches()
@@ -164,54 +164,54 @@ def sheets(function: SymbolicFunction) -> list[tuple[Tensor, Tensor]]:
         mirrored = branches[len(branches) - 1 - number]
         if function.symmetry and number < len(branches) // 2 and mirrored.low == -branch.high:
             continue  # z < 0 has nothing that z > 0 has not
-        tables += _branch_sheets(function, branch)
+        tables += _branch_grids(function, branch)
     return tables
 
 
-def _branch_sheets(function: SymbolicFunction, branch: Interval) -> list[tuple[Tensor, Tensor]]:
+def _branch_grids(function: SymbolicFunction, branch: Interval) -> list[tuple[Tensor, Tensor]]:
     if math.isfinite(branch.low) and math.isfinite(branch.high):
-        return [_bounded(branch, both_ways=function.symmetry is None)]
+        return [_bounded_grid(branch, both_ways=function.symmetry is None)]
     if math.isfinite(branch.low) or math.isfinite(branch.high):
-        p, q = _half_line(homogeneous=function.scale is not None)
+        p, q = _half_line_grid(homogeneous=function.scale is not None)
         if math.isfinite(branch.low):
             p, q = branch.low + p, branch.low + q
         else:
             p, q = branch.high - q, branch.high - p
         return [(p, q), (q, p)]
     if function.shift is not None:
-        half = _geometric(0.02, 60.0, 30).unsqueeze(0)
+        half = _log_spaced(0.02, 60.0, 30).unsqueeze(0)
         p, q = -2 * half, torch.zeros_like(half)  # no exponential overflows
         return [(p, q), (q, p)]
     if function.scale is not None:
-        middle, half = _middles(1 / 32).unsqueeze(0), torch.ones(1, dtype=torch.float64)
+        middle, half = _centres(1 / 32).unsqueeze(0), torch.ones(1, dtype=torch.float64)
     elif function.period is not None:
-        return _both(function, *_periodic(function))
+        return _both_directions(function, *_periodic_grid(function))
     else:
         ratio = 1.6 if function.symmetry else 1.3
         count = round(math.log(LARGEST / SMALLEST) / math.log(ratio)) + 1
-        half = _geometric(SMALLEST, LARGEST, count).unsqueeze(1)
-        middle = _middles(1 / 16).unsqueeze(0)
-    return _both(function, half, -half * middle)
+        half = _log_spaced(SMALLEST, LARGEST, count).unsqueeze(1)
+        middle = _centres(1 / 16).unsqueeze(0)
+    return _both_directions(function, half, -half * middle)
 
 
-def _both(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _both_directions(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
     """From half the length of (p, q) and its middle; both ways round, unless symmetry spares one."""
     p, q = torch.broadcast_tensors(centre - half, centre + half)
     return [(p, q)] if function.symmetry else [(p, q), (q, p)]
 
 
-def _geometric(low: float, high: float, count: int) -> Tensor:
+def _log_spaced(low: float, high: float, count: int) -> Tensor:
     return torch.logspace(math.log10(low), math.log10(high), count, dtype=torch.float64)
 
 
-def _middles(step: float) -> Tensor:
+def _centres(step: float) -> Tensor:
     """Where z = 0 may lie, in half ranges from the middle: evenly in and around the range, then ever wider."""
     inner = torch.arange(-1.25, 1.25 + step / 2, step, dtype=torch.float64)
-    outer = _geometric(1.25, FURTHEST, 11)[1:]
+    outer = _log_spaced(1.25, MAX_CENTRE, 11)[1:]
     return torch.cat([-outer.flip(0), inner, outer])
 
 
-def _bounded(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
+def _bounded_grid(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
     """Ends closer together near the ends of the branch, as those of Chebyshev."""
     count = 28
     angle = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
@@ -221,16 +221,16 @@ def _bounded(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
     return torch.where(usable, p, math.nan), torch.where(usable, q, math.nan)
 
 
-def _half_line(homogeneous: bool) -> tuple[Tensor, Tensor]:
+def _half_line_grid(homogeneous: bool) -> tuple[Tensor, Tensor]:
     """From 0 on. Where scale counts for nothing q is 1 and p / q is all there is."""
     if homogeneous:
         p = torch.sigmoid(torch.linspace(-9, 4.5, 40, dtype=torch.float64)).unsqueeze(0)
         return p, torch.ones_like(p)
-    p = _geometric(1e-3, 1e2, 16).unsqueeze(1)
-    return torch.broadcast_tensors(p, p + _geometric(1e-2, 1e2, 20).unsqueeze(0))
+    p = _log_spaced(1e-3, 1e2, 16).unsqueeze(1)
+    return torch.broadcast_tensors(p, p + _log_spaced(1e-2, 1e2, 20).unsqueeze(0))
 
 
-def _periodic(function: SymbolicFunction) -> tuple[Tensor, Tensor]:
+def _periodic_grid(function: SymbolicFunction) -> tuple[Tensor, Tensor]:
     """Frequencies about a quarter period over the range apart, and phases."""
     assert function.period is not None
     unit = function.period / (2 * math.pi)

@@ -308,7 +308,7 @@ def test_converting_again_copies() -> None:
 def test_hooks_are_left_behind_with_a_word() -> None:
     source = inkan(3, 4)
     source.register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind"):
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted"):
         convert(source)
 
 
@@ -368,10 +368,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.GELU), "base_activation=GELU is none of"),
     "pykan, another base": (lambda: pykan(base_fun=torch.nn.GELU()), "act_fun.0: base_fun=GELU is none of"),
     "surface": (lambda: inkan(2, 1, dim=2), "dim=2 makes it a surface"),
-    "half a mask": (half_masked, "act_fun.1: mask must hold 0 and 1 only"),
+    "half a mask": (half_masked, "act_fun.1: mask must hold only 0 and 1"),
     "a function of one's own": (of_anonymous_functions, r"edge \(0, 0, 0\) is 'my own'.*fastkan.add_symbolic"),
     "a changed copy": (changed_copy, "module, a KANLinear: .*computes something else"),
-    "another's KANLinear": (lambda: type("KANLinear", (nn.Linear,), {})(2, 3), "doesn't hold what efficient-kan's"),
+    "another's KANLinear": (lambda: type("KANLinear", (nn.Linear,), {})(2, 3), "lacks tensors of efficient-kan's"),
     "tied parameters": (tied, "0 and 1 share a parameter"),
 }
 

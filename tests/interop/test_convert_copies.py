@@ -55,7 +55,7 @@ def doubled_in_evaluation(self: Any, x: Tensor) -> Tensor:
 
 
 CHANGED: dict[str, tuple[Callable[[], Any], str]] = {
-    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as for dropout"),
+    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as dropout does"),
     "a dropout layer": (lambda: layer(with_a_dropout_layer, give_a_dropout_layer), "it draws random numbers"),
     "noise": (lambda: layer(with_noise), "it draws random numbers"),
     "another in training": (lambda: layer(doubled_in_training), "computes something else in training mode"),
@@ -137,7 +137,7 @@ def grouped() -> Any:
 
 
 def test_weights_of_groups_are_refused_by_name() -> None:
-    message = r"spline_weight must have 3 dimensions, as efficient-kan's has; it has the shape \[2, 4, 3, 8\]"
+    message = r"spline_weight must have 3 dimensions, as in efficient-kan; got the shape \[2, 4, 3, 8\]"
     with pytest.raises(ValueError, match=f"module, a KANLinear: {message}"):
         convert(grouped())
     with pytest.raises(ValueError, match=f"state_dict: {message}"):

@@ -179,7 +179,7 @@ def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     close(ours(points(6)).detach(), source(points(6)).detach())
 
 
-# -- what is left behind, with a word ------------------------------------------------------------------
+# -- what is not converted, with a warning ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hook", [
@@ -189,7 +189,7 @@ def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hooks_of_all_kinds_are_told(hook: Callable[[Any], Any]) -> None:
     source = inkan(3, 4)
     hook(source)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind") as told:
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted") as told:
         convert(source)
     assert told[0].filename == __file__
 
@@ -271,10 +271,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "base that differs far out": (lambda: pykan(base_fun=nn.Hardtanh(-10, 10)), "base_fun=Hardtanh is none of"),
     "base with a parameter": (lambda: peers.KANLinear(2, 3, base_activation=lambda: nn.PReLU(init=1.0)),
                               "base_activation=PReLU has parameters"),
-    "trained grid": (lambda: pykan().requires_grad_(), r"act_fun.0: grid is trained.*grid.requires_grad_\(False\)"),
-    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask is trained"),
+    "trained grid": (lambda: pykan().requires_grad_(),
+                     r"act_fun.0: grid requires a gradient.*grid.requires_grad_\(False\)"),
+    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask requires a gradient"),
     "coincident knots": (lambda: changed(pykan(), coincident), r"act_fun.0: knots of the inputs \[0\] coincide"),
-    "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, they have .*32 and .*64"),
+    "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, got .*32 and .*64"),
     "two dtypes in a layer": (lambda: changed(pykan(), half_double),
                               "act_fun.1: its parameters must have one dtype"),
     "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "Doubled is a subclass of kan.KANLayer.KANLayer"),
@@ -283,15 +284,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "forward of the instance": (lambda: changed(inkan(3, 4), doubled_forward), "its forward was replaced"),
     "forward of a network": (lambda: changed(inkan(3, 4, 2), doubled_forward), "its forward was replaced"),
     "one more parameter": (lambda: changed(peers.KANLinear(3, 4), with_bias),
-                           "it has the parameter bias, which efficient-kan's layer has not"),
+                           "it has the parameter bias, which efficient-kan's layer does not have"),
     "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
-                              "it has the parameter bias, which efficient-kan's has not"),
-    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', and computes something else"),
+                              "it has the parameter bias, which efficient-kan's network does not have"),
+    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
     "formula of NaN": (endless_formula, r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
     "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
-    "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on meta"),
-    "no copy": (with_a_product, "module, a Sequential, can't be copied, but converted with inplace=True"),
+    "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on the meta device"),
+    "no copy": (with_a_product, "module, a Sequential, can't be copied; convert it with inplace=True"),
 }  # fmt: skip
 
 
@@ -309,7 +310,7 @@ def test_what_can_not_be_copied_is_converted_in_place() -> None:
 
 def test_a_compiled_layer_is_not_converted_in_place() -> None:
     parent = nn.Sequential(torch.compile(inkan(3, 4), backend="eager"))
-    with pytest.raises(ValueError, match="a compiled layer goes on as it was"):
+    with pytest.raises(ValueError, match="a compiled layer would still call its source"):
         convert(parent, inplace=True)
 
 

@@ -1,4 +1,7 @@
-"""Recognise the layers and networks of other packages, and refuse what a converted layer could not compute."""
+"""Recognition of the layers and networks of other packages, and checks that a conversion can compute the same.
+
+Classes are recognised by their module and name, since none of the packages need be installed.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from ...layers.edge_functions import has_hooks
 from ...layers.linear import KANLinear
 from .layouts import EFFICIENT_KAN, Layout
 
-AGREE = 1e-4  # relative; what a copy of a class may differ by in float32
-NEAR = torch.linspace(-6, 6, 97, dtype=torch.float64)
-FAR = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
+MAX_DIFFERENCE = 1e-4  # relative difference in float32 up to which two outputs count as equal
+NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
+FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
 
 
-class Kind(Enum):
-    """What :func:`fastkan.convert` knows."""
+class SourceKind(Enum):
+    """Classes that :func:`fastkan.convert` converts."""
 
     PYKAN_NETWORK = "pykan's MultKAN"
     PYKAN_LAYER = "pykan's KANLayer"
@@ -35,26 +38,26 @@ class Kind(Enum):
 
     @property
     def is_network(self) -> bool:
-        """Whether it holds layers."""
+        """Whether the class is a network, which contains layers."""
         return self.name.endswith("NETWORK")
 
     @property
     def package(self) -> str:
-        """Whose it is."""
+        """Name of the package."""
         return self.value.partition("'")[0]
 
 
-EXACT = {
-    ("kan.MultKAN", "MultKAN"): Kind.PYKAN_NETWORK,
-    ("kan.KANLayer", "KANLayer"): Kind.PYKAN_LAYER,
-    ("efficient_kan.kan", "KANLinear"): Kind.EFFICIENT_KAN_LAYER,
-    ("efficient_kan.kan", "KAN"): Kind.EFFICIENT_KAN_NETWORK,
-    ("inkan.layer", "KANLayer"): Kind.INKAN_LAYER,
-    ("inkan.network", "KANNetwork"): Kind.INKAN_NETWORK,
+CLASSES = {
+    ("kan.MultKAN", "MultKAN"): SourceKind.PYKAN_NETWORK,
+    ("kan.KANLayer", "KANLayer"): SourceKind.PYKAN_LAYER,
+    ("efficient_kan.kan", "KANLinear"): SourceKind.EFFICIENT_KAN_LAYER,
+    ("efficient_kan.kan", "KAN"): SourceKind.EFFICIENT_KAN_NETWORK,
+    ("inkan.layer", "KANLayer"): SourceKind.INKAN_LAYER,
+    ("inkan.network", "KANNetwork"): SourceKind.INKAN_NETWORK,
 }
 
-# no B-splines, so nothing here computes the same
-OTHER_FUNCTIONS = {
+# classes whose edges are no B-splines, so that no fastkan layer computes the same
+OTHER_BASES = {
     "FastKAN": "Gaussian radial basis functions",
     "FastKANLayer": "Gaussian radial basis functions",
     "AttentionWithFastKANTransform": "Gaussian radial basis functions",
@@ -68,63 +71,68 @@ OTHER_FUNCTIONS = {
 }
 
 
-def kind_of(module: nn.Module) -> Kind | None:
-    """What a module is, or None if it is none of these.
+def source_kind(module: nn.Module) -> SourceKind | None:
+    """Return the class of a module as a :class:`SourceKind`, or None if :func:`fastkan.convert` has to leave it.
 
-    efficient-kan is a file that people copy into their own projects, so its classes count under any module, if
-    they hold what its do.
+    efficient-kan is one file that people copy into their projects, so its class names are accepted from any Python
+    module if the instance has efficient-kan's parameters.
 
     Raises:
-        ValueError: for a KAN layer of functions that aren't B-splines, and for a subclass, whose forward may be
-            another.
+        ValueError: for a KAN layer whose functions are not B-splines, and for a subclass of a known class, since its
+            forward may differ.
     """
-    found = _named(type(module), module)
+    found = _kind_by_name(type(module), module)
     if found is not None:
         return found
-    name = type(module).__name__
-    if name in OTHER_FUNCTIONS and not _is_own(type(module)):
-        raise ValueError(f"{_full(type(module))} is made of {OTHER_FUNCTIONS[name]}: no B-splines compute the same")
-    if name == "KANLinear" and not _is_own(type(module)) and not _wraps_known(module):
-        raise ValueError(f"{_full(type(module))} doesn't hold what efficient-kan's does, grid and spline_weight")
+    name, full_name = type(module).__name__, _qualified_name(type(module))
+    if name in OTHER_BASES and not _is_fastkan(type(module)):
+        raise ValueError(f"{full_name} is made of {OTHER_BASES[name]}: no B-splines compute the same")
+    if name == "KANLinear" and not _is_fastkan(type(module)) and not _contains_known(module):
+        raise ValueError(f"{full_name} lacks tensors of efficient-kan's KANLinear, which has grid and spline_weight")
     if type(module).__module__ == "kan.KAN":
-        raise ValueError(f"{_full(type(module))} is of a pykan below 0.2, which keeps its splines in another way")
+        raise ValueError(f"{full_name} is from a pykan older than 0.2, which stores its splines differently")
     for base in type(module).__mro__[1:]:
-        if _named(base, module) is not None:
-            raise ValueError(f"{_full(type(module))} is a subclass of {_full(base)}, and may compute something else")
+        if _kind_by_name(base, module) is not None:
+            raise ValueError(f"{full_name} is a subclass of {_qualified_name(base)}, so it may compute something else")
     return None
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether what it computes has to be compared: efficient-kan is copied and changed, under its own name as well."""
-    found = EXACT.get((type(module).__module__, type(module).__name__))
+    """Whether a source may be a changed copy of efficient-kan, so that its outputs have to be compared.
+
+    Copies are common and keep the original names, so this includes the package's own classes.
+    """
+    found = CLASSES.get((type(module).__module__, type(module).__name__))
     return found is None or found.package == "efficient-kan"
 
 
-def _wraps_known(module: nn.Module) -> bool:
-    """Whether a module is only named like a layer, and holds one."""
-    return any(_named(type(each), each) is not None for each in module.modules() if each is not module)
+def _contains_known(module: nn.Module) -> bool:
+    """Whether a known layer is among the submodules of a module that only has the name of one."""
+    return any(_kind_by_name(type(each), each) is not None for each in module.modules() if each is not module)
 
 
-def _named(cls: type, module: nn.Module) -> Kind | None:
-    found = EXACT.get((cls.__module__, cls.__name__))
-    if found is not None or _is_own(cls):
+def _kind_by_name(cls: type, module: nn.Module) -> SourceKind | None:
+    found = CLASSES.get((cls.__module__, cls.__name__))
+    if found is not None or _is_fastkan(cls):
         return found
     if cls.__name__ == "KANLinear":
         held = {*module._parameters, *module._buffers}
-        return Kind.EFFICIENT_KAN_LAYER if held >= EFFICIENT_KAN.needed else None
+        return SourceKind.EFFICIENT_KAN_LAYER if held >= EFFICIENT_KAN.required else None
     if cls.__name__ == "KAN" and list(module._modules) == ["layers"]:
         held_in = module._modules["layers"]
         layers = list(held_in) if isinstance(held_in, (nn.ModuleList, nn.Sequential)) else []
-        of_layers = layers and all(_named(type(layer), layer) is Kind.EFFICIENT_KAN_LAYER for layer in layers)
-        return Kind.EFFICIENT_KAN_NETWORK if of_layers else None
+        of_layers = layers and all(
+            _kind_by_name(type(layer), layer) is SourceKind.EFFICIENT_KAN_LAYER for layer in layers
+        )
+        return SourceKind.EFFICIENT_KAN_NETWORK if of_layers else None
     return None
 
 
-def _is_own(cls: type) -> bool:
+def _is_fastkan(cls: type) -> bool:
     return issubclass(cls, (KAN, KANLinear))
 
 
-def _full(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -132,15 +140,15 @@ def _full(cls: type) -> str:
 
 
 def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
-    """The base function that computes what ``function`` does.
+    """Return the name of fastkan's base function that computes the same as ``function``.
 
     Raises:
-        ValueError: if none does, it changes its input, or it has parameters.
+        ValueError: if no base function does, or ``function`` changes its input in place or has parameters.
     """
     shown = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", function)
     if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
-        raise ValueError(f"{name}={shown} has parameters, a base function has none")
-    z = torch.cat([NEAR, FAR])
+        raise ValueError(f"{name}={shown} has parameters, which a base function can't have")
+    z = torch.cat([NEAR_POINTS, FAR_POINTS])
     given = z.clone()
     try:
         values = function(given)
@@ -154,41 +162,45 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
     raise ValueError(f"{name}={shown} is none of the base functions silu, identity and zero")
 
 
-def check_parts(source: nn.Module, parts: Iterable[nn.Module], kind: Kind) -> None:
-    """A network is called as it is, and its layers are its package's own."""
+def check_layers(source: nn.Module, parts: Iterable[nn.Module], kind: SourceKind) -> None:
+    """Check that a network uses its class's forward and that its layers are those of its package."""
     _check_forward(source)
     if is_copy(source) and source._parameters:
-        raise ValueError(f"it has the parameter {next(iter(source._parameters))}, which {kind.package}'s has not")
+        raise ValueError(
+            f"it has the parameter {next(iter(source._parameters))}, which {kind.package}'s network does not have"
+        )
     for place, part in enumerate(parts):
-        if kind_of(part) is not kind:
+        if source_kind(part) is not kind:
             raise ValueError(f"its layer {place} must be {kind.value}, got a {type(part).__name__}")
 
 
 def _check_forward(source: nn.Module) -> None:
     if "forward" in source.__dict__:
-        raise ValueError("its forward was replaced on the instance, and may compute something else")
+        raise ValueError("its forward was replaced on the instance, so it may compute something else")
 
 
 def check_tensors(source: nn.Module, layout: Layout) -> None:
-    """A layer has the tensors of its package's, is called as it is, and trains what we can train."""
+    """Check that a layer uses its class's forward, has its package's tensors and trains only what fastkan can train."""
     _check_forward(source)
     held = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    known = layout.needed | layout.optional
-    if layout.needed - held.keys():
-        raise ValueError(f"it has no {', '.join(sorted(layout.needed - held.keys()))}")
+    known = layout.required | layout.optional
+    if layout.required - held.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(layout.required - held.keys()))}")
     more = [name for name, _ in source.named_parameters() if name not in known]
     if more:
-        raise ValueError(f"it has the parameter {more[0]}, which {layout.package}'s layer has not")
-    for name in sorted(known & held.keys() - set(layout.learned.values())):
+        raise ValueError(f"it has the parameter {more[0]}, which {layout.package}'s layer does not have")
+    for name in sorted(known & held.keys() - set(layout.parameters.values())):
         if held[name].requires_grad:
-            raise ValueError(f"{name} is trained, which it can't be here: {name}.requires_grad_(False) before")
-    dtypes = {str(held[name].dtype) for name in layout.learned.values() if name in held}
+            raise ValueError(
+                f"{name} requires a gradient, but fastkan can't train it: call {name}.requires_grad_(False) first"
+            )
+    dtypes = {str(held[name].dtype) for name in layout.parameters.values() if name in held}
     if len(dtypes) > 1:
-        raise ValueError(f"its parameters must have one dtype, they have {' and '.join(sorted(dtypes))}")
+        raise ValueError(f"its parameters must have one dtype, got {' and '.join(sorted(dtypes))}")
 
 
-def check_alone(module: nn.Module, sources: dict[str, nn.Module]) -> None:
-    """No parameter of a source is in two modules: they would part."""
+def check_unshared(module: nn.Module, sources: dict[str, nn.Module]) -> None:
+    """Check that no module shares a parameter with a source: conversion would give them separate ones."""
     inside = {id(each) for source in sources.values() for each in source.modules()}
     first: dict[int, tuple[nn.Module, str]] = {}
     for name, each in module.named_modules():
@@ -198,24 +210,24 @@ def check_alone(module: nn.Module, sources: dict[str, nn.Module]) -> None:
             known, known_name = first.setdefault(id(parameter), (each, name))
             if known is not each and (id(each) in inside or id(known) in inside):
                 shown = known_name or "module"
-                raise ValueError(f"{shown} and {name} share a parameter, which a converted layer could not")
+                raise ValueError(f"{shown} and {name} share a parameter, which conversion would separate")
 
 
 def warn_of_hooks(source: nn.Module) -> None:
-    """Those of a source and of its parameters stay with it."""
+    """Warn if a source or one of its parameters has hooks, since those are not converted."""
     for each in source.modules():
         own = each._parameters.values()
         if has_hooks(each) or any(p is not None and p._backward_hooks for p in own):
-            warn(f"the hooks of a {type(each).__name__} are left behind")
+            warn(f"the hooks of a {type(each).__name__} are not converted")
             return
 
 
 @torch.no_grad()
-def check_same(source: nn.Module, new: nn.Module) -> None:
-    """A copied class may have been changed: what both compute must agree, in training and in evaluation mode."""
+def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
+    """Check on random inputs that a source computes the same as its conversion, in training and in evaluation mode."""
     first = new.layers[0] if isinstance(new, KAN) else new
     assert isinstance(first, KANLinear)
-    if first.spline_weight.dtype.itemsize < 4:  # with the same values, and without the rounding
+    if first.spline_weight.dtype.itemsize < 4:  # in half precision the two would differ by rounding alone
         source, new = copy.deepcopy(source).double(), copy.deepcopy(new).double()
     like = next(new.parameters())
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)
@@ -224,29 +236,32 @@ def check_same(source: nn.Module, new: nn.Module) -> None:
     with torch.autocast(x.device.type, enabled=False):
         got = new(x)
         for training in (False, True):
-            with _undisturbed(source, training, x.device) as has_drawn:
+            with _restored(source, training, x.device) as has_drawn:
                 try:
                     wanted: Any = source(x.clone())
                 except Exception as error:
                     raise ValueError(
-                        f"it has the name and tensors of efficient-kan's, but can't be called: {error}"
+                        f"it has the name and tensors of an efficient-kan module, but can't be called: {error}"
                     ) from error
                 if has_drawn():
-                    raise ValueError("it draws random numbers, as for dropout, which a converted layer does not")
+                    raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
             if not (
                 isinstance(wanted, Tensor)
                 and wanted.shape == got.shape
-                and bool((wanted - got).abs().max() <= AGREE * (1 + wanted.abs().max()))
+                and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))
             ):
                 mode = " in training mode" if training else ""
                 raise ValueError(
-                    f"it has the name and the tensors of efficient-kan's, but computes something else{mode}"
+                    f"it has the name and tensors of an efficient-kan module, but computes something else{mode}"
                 )
 
 
 @contextmanager
-def _undisturbed(source: nn.Module, training: bool, device: torch.device) -> Iterator[Callable[[], bool]]:
-    """A source in a mode, and afterwards as it was, with the random generators; yields whether these were used."""
+def _restored(source: nn.Module, training: bool, device: torch.device) -> Iterator[Callable[[], bool]]:
+    """Put a source into a mode, and restore it and the random generators at the end.
+
+    Yields a function that returns whether random numbers have been drawn since.
+    """
     modules = list(source.modules())
     modes = [each.training for each in modules]
     held = [(each._parameters.copy(), each._buffers.copy()) for each in modules]

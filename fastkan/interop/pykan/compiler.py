@@ -109,14 +109,14 @@ class _Network:
             self.plans[target] = Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]])
             self.heights[target] = 1
         else:
-            target, scale, bias = _without_affine(expression)
+            target, scale, bias = _split_affine(expression)
             self._plan(target)
             plan = self.plans.get(target) or Plan([[Link(target, "x", IDENTITY)]])
             if len(plan.subnodes) == 1:
-                target, plan = sympy.Dummy(), Plan([_scaled(plan.subnodes[0], scale, bias)])
+                target, plan = sympy.Dummy(), Plan([_scale_links(plan.subnodes[0], scale, bias)])
             else:
                 first, *others = plan.subnodes
-                target, plan = sympy.Dummy(), Plan([_scaled(first, scale, 0.0), *others], bias)
+                target, plan = sympy.Dummy(), Plan([_scale_links(first, scale, 0.0), *others], bias)
             self.plans[target] = plan
             self.heights[target] = self._height(plan)
         height = self.heights[target]
@@ -192,21 +192,21 @@ class _Network:
                 continue
             link = self._link(term)
             if any(link.source == other.source for other in links):  # one edge can't be two functions
-                inner, scale, bias = _without_affine(term)
-                node = _Own(inner)
+                inner, scale, bias = _split_affine(term)
+                node = _SeparateNode(inner)
                 self.plans[node] = Plan([[self._link(inner)]])
                 self.heights[node] = self._height(self.plans[node])
                 link = Link(node, "x", (1.0, 0.0, scale, bias))
             links.append(link)
         if constant:
-            links[0] = _scaled([links[0]], 1.0, constant)[0]
+            links[0] = _scale_links([links[0]], 1.0, constant)[0]
         return links
 
     def _link(self, term: Any) -> Link:
         """The edge of a term, from the node of what is in its outermost function."""
         import sympy
 
-        inner, scale, bias = _without_affine(term)
+        inner, scale, bias = _split_affine(term)
         if inner.is_Symbol or inner.is_Mul or inner.is_Add:
             argument, name = inner, "x"
         elif inner.is_Pow:
@@ -220,7 +220,7 @@ class _Network:
         if name == "x" and argument == inner:
             source, a, b = inner, 1.0, 0.0
         else:
-            source, a, b = _without_affine(argument)
+            source, a, b = _split_affine(argument)
         self._plan(source)
         return Link(source, name, (a, b, scale, bias))
 
@@ -250,20 +250,20 @@ class _Network:
         return real_number(exponent) * sympy.log(base), "exp"
 
 
-class _Own:
+class _SeparateNode:
     """A node of its own for an expression that is an edge elsewhere."""
 
     def __init__(self, expression: Any) -> None:
         self.expression = expression
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Own) and self.expression == other.expression
+        return isinstance(other, _SeparateNode) and self.expression == other.expression
 
     def __hash__(self) -> int:
-        return hash((_Own, self.expression))
+        return hash((_SeparateNode, self.expression))
 
 
-def _without_affine(expression: Any) -> tuple[Any, float, float]:
+def _split_affine(expression: Any) -> tuple[Any, float, float]:
     """``expression = scale inner + bias``, with as much in the numbers as there is."""
     import sympy
 
@@ -282,7 +282,7 @@ def _without_affine(expression: Any) -> tuple[Any, float, float]:
     return expression, real_number(scale), real_number(bias)
 
 
-def _scaled(links: list[Link], scale: float, bias: float) -> list[Link]:
+def _scale_links(links: list[Link], scale: float, bias: float) -> list[Link]:
     """Links whose sum is ``scale`` times that of the given ones, plus ``bias``."""
     scaled = []
     for place, link in enumerate(links):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEED = Int(least=0, most=2**64 - 1)
-FLOOR = 1e-4  # added to a node's spread, which may be 0
+EPSILON = 1e-4  # added to a node's spread, which may be 0
 
 
 class MLP(nn.Module):
@@ -100,9 +100,9 @@ class MLP(nn.Module):
         if x.ndim == 0 or x.shape[-1] != self.width[0]:
             raise ValueError(f"x must have the shape [..., {self.width[0]}], got {list(x.shape)}")
         check_alike(x, weight=self.linears[0].weight)
-        return self._through(x)[-1]
+        return self._activations(x)[-1]
 
-    def _through(self, x: Tensor) -> list[Tensor]:
+    def _activations(self, x: Tensor) -> list[Tensor]:
         """What enters each layer, and the output."""
         nodes = [x]
         for place, linear in enumerate(self.linears):
@@ -126,7 +126,7 @@ class MLP(nn.Module):
         if self.sample is None:
             raise ValueError("x must be given before a fit: there are no samples yet")
         with torch.no_grad():
-            return self._through(self.sample)
+            return self._activations(self.sample)
 
     # -- what matters ------------------------------------------------------------------------------
 
@@ -144,16 +144,16 @@ class MLP(nn.Module):
             self.node_scores, self.edge_scores = self._scores(nodes)
 
     def _scores(self, nodes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        added = self._added(nodes)
+        added = self._contributions(nodes)
         node_scores: list[Tensor] = [nodes[-1].new_ones(self.width[-1])]
         edge_scores: list[Tensor] = []
         for layer in reversed(range(self.depth)):
-            share = node_scores[0] / (nodes[layer + 1].std(0) + FLOOR)
+            share = node_scores[0] / (nodes[layer + 1].std(0) + EPSILON)
             edge_scores.insert(0, added[layer].abs() * share.unsqueeze(1))
             node_scores.insert(0, edge_scores[0].sum(0) / self.width[layer] ** 0.5)
         return node_scores, edge_scores
 
-    def _added(self, nodes: Sequence[Tensor]) -> list[Tensor]:
+    def _contributions(self, nodes: Sequence[Tensor]) -> list[Tensor]:
         """The spread of what each weight adds to its node, with the weight's sign, ``[out, in]`` of each layer."""
         return [each.std(0) * weight for each, weight in zip(nodes, self.w)]
 
@@ -172,7 +172,7 @@ class MLP(nn.Module):
         if reg_metric == "w":
             return edge_penalty([weight.abs() for weight in self.w], lamb_l1, lamb_entropy)
         samples = self.get_act()[0] if x is None else x
-        nodes = self._through(samples)
+        nodes = self._activations(samples)
         if reg_metric == "a":
             total = nodes[0].new_zeros(())
             for each in nodes[1:]:
@@ -180,7 +180,7 @@ class MLP(nn.Module):
                 share = size / (size.sum() + 1)
                 total = total + lamb_l1 * size.sum() - lamb_entropy * (share * (share + 1e-4).log2()).sum()
             return total
-        sizes = self._added(nodes) if reg_metric == "act" else self._scores(nodes)[1]
+        sizes = self._contributions(nodes) if reg_metric == "act" else self._scores(nodes)[1]
         return edge_penalty([each.abs() for each in sizes], lamb_l1, lamb_entropy)
 
     reg = get_reg
@@ -335,7 +335,9 @@ class MLP(nn.Module):
             sizes = [weight.detach() for weight in self.w]
         else:
             nodes = self.get_act()
-            sizes = [each.detach() for each in (self._added(nodes) if metric == "act" else self._scores(nodes)[1])]
+            sizes = [
+                each.detach() for each in (self._contributions(nodes) if metric == "act" else self._scores(nodes)[1])
+            ]
         figure, axes = open_pyplot().subplots(figsize=(3 * scale, 1.5 * scale * self.depth))
         show_once(figure)
         places = [(torch.arange(count) + 0.5).div(count).tolist() for count in self.width]
