@@ -1,8 +1,8 @@
-"""Least squares for many fits at once: variable projection and Levenberg-Marquardt steps.
+"""Least squares for many fits at once, by variable projection with Levenberg-Marquardt steps.
 
-A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solve_outer exactly for each
-theta, so that steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian).
-All functions take their steps together: each is called once a step, the rest is done for all.
+A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solved exactly for each theta, so that
+steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian). The fits of all functions
+are stepped together: in each step, each function is evaluated once, and all other arithmetic is batched.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from ..layers.function_library import SymbolicFunction
 from .starts import enclosing_branch
 
 MIN_DAMPING = 1e-12
-MIN_LOSS = 1e-28  # of the variance unexplained
-MIN_PROGRESS = 1e-4  # of that, promised by a step that is hardly damped: the end
-LARGEST = 1e25  # values of f, and c in spreads of y: float32 has to hold them
+MIN_LOSS = 1e-28  # unexplained share of the variance at which a fit is finished
+MIN_PROGRESS = 1e-4  # relative decrease below which a nearly undamped step ends a fit
+MAX_VALUE = 1e25  # largest value of f, and of c in standard deviations of y, since both have to fit into float32
 
 
 class Fits(NamedTuple):
-    """R fits, those of one function side by side.
+    """R fits, sorted by function.
 
     Attributes:
-        function: ``[R]``, long, which of the functions, non-decreasing.
-        theta: ``[R, 2]``.
-        phi: ``[R, 2, N]`` or ``[1, 2, N]``.
-        ends: ``[R, 2, 2]`` or ``[1, 2, 2]``: phi at the two ends of the samples' range.
-        y: ``[R, N]``, of mean 0 by the weights.
-        weight: ``[R, N]``, each row adds up to 1; None for equal ones.
-        low, high: ``[R, 2]``, where theta may be.
-        margin: what share of its way to a bound theta has to margin in a step; 0 lets it reach that.
-        most: ``[R]``, how many times as large as the spread of y ``c f`` may become: beyond,
-            rounding eats the fit.
+        function: ``[R]``, long, index of each fit's function, non-decreasing.
+        theta: ``[R, 2]``, current parameters.
+        phi: ``[R, 2, N]`` or ``[1, 2, N]``, coefficients of theta in z.
+        ends: ``[R, 2, 2]`` or ``[1, 2, 2]``, phi at the two ends of the samples' range.
+        y: ``[R, N]``, with a weighted mean of 0.
+        weight: ``[R, N]``, weights that sum to 1 in each row; None for equal weights.
+        low, high: ``[R, 2]``, bounds of theta.
+        margin: share of theta's distance to a bound that remains after a step; with 0 it may reach the bound.
+        max_amplitude: ``[R]``, largest ``|c f|`` in standard deviations of y, beyond which rounding spoils the fit.
     """
 
     function: Tensor
@@ -46,10 +45,10 @@ class Fits(NamedTuple):
     low: Tensor
     high: Tensor
     margin: float
-    most: Tensor
+    max_amplitude: Tensor
 
     def take(self, rows: Tensor) -> Fits:
-        """Some of the fits."""
+        """Select some of the fits."""
         taken: dict[str, Any] = {
             name: value[rows]
             for name, value in self._asdict().items()
@@ -59,18 +58,24 @@ class Fits(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where fits are: what :func:`evaluate` finds at theta. ``loss`` is infinite where theta is no place."""
+    """Loss and derivatives of R fits at their theta.
 
-    loss: Tensor  # [R], the unexplained share of the variance
-    hessian: Tensor  # [R, 3]: 11, 12, 22, of half the loss
-    gradient: Tensor  # [R, 2], downhill, of half the loss
+    Attributes:
+        loss: ``[R]``, unexplained share of the variance; infinite where theta is not usable.
+        hessian: ``[R, 3]``, entries 11, 12 and 22 of the Gauss-Newton Hessian of half the loss.
+        gradient: ``[R, 2]``, negative gradient of half the loss.
+    """
+
+    loss: Tensor
+    hessian: Tensor
+    gradient: Tensor
 
 
 def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[Tensor, Tensor]:
-    """At most ``steps`` steps for each fit.
+    """Take at most ``steps`` steps for each fit.
 
     Returns:
-        theta ``[R, 2]`` and the unexplained share of the variance ``[R]``, infinite where the start was
+        theta, ``[R, 2]``, and the unexplained share of the variance, ``[R]``, which is infinite where the start was
         outside the domain.
     """
     theta, loss = fits.theta.clone(), torch.full_like(fits.theta[:, 0], torch.inf)
@@ -82,7 +87,7 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     damping = torch.full_like(loss, 1e-3)
     for _ in range(steps):
         step = _marquardt_step(fits, now, damping)
-        promised = (step * now.gradient).sum(1) / now.loss  # relative, and half of it at least
+        promised = (step * now.gradient).sum(1) / now.loss  # at least half of the predicted relative decrease
         going = (
             now.loss.isfinite()
             & (now.loss > MIN_LOSS)
@@ -104,15 +109,15 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
 
 
 def _marquardt_step(fits: Fits, now: State, damping: Tensor) -> Tensor:
-    """Marquardt's, in units in which the Hessian's diagonal is 1."""
+    """Levenberg-Marquardt step, in units in which the Hessian's diagonal is 1."""
     h11, h12, h22 = now.hessian.unbind(1)
     g1, g2 = now.gradient.unbind(1)
-    # at a bound that the gradient points beyond, the other coordinate goes on alone
-    stuck = ((fits.theta >= fits.high) & (now.gradient > 0)) | ((fits.theta <= fits.low) & (now.gradient < 0))
+    # a coordinate at a bound that the step would cross stays there, and only the other one moves
+    at_bound = ((fits.theta >= fits.high) & (now.gradient > 0)) | ((fits.theta <= fits.low) & (now.gradient < 0))
     s1, s2 = h11.sqrt(), h22.sqrt()
-    g1 = torch.where(stuck[:, 0] | (s1 == 0), 0.0, g1 / s1)
-    g2 = torch.where(stuck[:, 1] | (s2 == 0), 0.0, g2 / s2)
-    cosine = torch.where(stuck.any(1) | (s1 == 0) | (s2 == 0), 0.0, h12 / (s1 * s2))
+    g1 = torch.where(at_bound[:, 0] | (s1 == 0), 0.0, g1 / s1)
+    g2 = torch.where(at_bound[:, 1] | (s2 == 0), 0.0, g2 / s2)
+    cosine = torch.where(at_bound.any(1) | (s1 == 0) | (s2 == 0), 0.0, h12 / (s1 * s2))
     diagonal = 1 + damping
     determinant = diagonal.square() - cosine.square()
     d1 = (diagonal * g1 - cosine * g2) / determinant
@@ -122,14 +127,14 @@ def _marquardt_step(fits: Fits, now: State, damping: Tensor) -> Tensor:
 
 def _apply_step(fits: Fits, step: Tensor) -> Tensor:
     theta = fits.theta + step
-    # times 0 an infinite bound is NaN, and no bound
-    least = torch.where(fits.low.isfinite(), fits.low + fits.margin * (fits.theta - fits.low), -torch.inf)
-    most = torch.where(fits.high.isfinite(), fits.high - fits.margin * (fits.high - fits.theta), torch.inf)
-    return theta.clamp(least, most)
+    # infinite bounds are set apart, since 0 times infinity would be NaN
+    low = torch.where(fits.low.isfinite(), fits.low + fits.margin * (fits.theta - fits.low), -torch.inf)
+    high = torch.where(fits.high.isfinite(), fits.high - fits.margin * (fits.high - fits.theta), torch.inf)
+    return theta.clamp(low, high)
 
 
 def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
-    """Loss, gradient and Gauss-Newton Hessian by theta, with c and d as they fit best."""
+    """Evaluate the loss and its derivatives with respect to theta, with the best c and d for each theta."""
     theta, phi, weight, y = fits.theta, fits.phi, fits.weight, fits.y
     z = theta[:, :1] * phi[:, 0] + theta[:, 1:] * phi[:, 1]
     f, slope = _values(functions, fits.function, z)
@@ -153,7 +158,9 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
     gradient = torch.cat([_mean(j1 * residual, weight), _mean(j2 * residual, weight)], 1) / variance
     spread = variance.sqrt()
     small = (
-        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * spread) & (size <= LARGEST) & (c.abs() <= LARGEST * spread)
+        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * spread)
+        & (size <= MAX_VALUE)
+        & (c.abs() <= MAX_VALUE * spread)
     )
     usable = (varies & small).squeeze(1) & _in_domain(functions, fits)
     usable &= loss.squeeze(1).isfinite() & hessian.isfinite().all(1) & gradient.isfinite().all(1)
@@ -161,8 +168,8 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
 
 
 def _in_domain(functions: list[SymbolicFunction], fits: Fits) -> Tensor:
-    """``[R]``: whether all between the ends is in one branch of the domain."""
-    if fits.margin:  # theta is what the ends are, and never passes a bound
+    """Whether z is in one branch of the domain over the whole range of x, ``[R]``."""
+    if fits.margin:  # theta is the values at both ends, and no step crosses a bound
         return ~fits.low.isnan().any(1)
     ends = (fits.theta.unsqueeze(2) * fits.ends).sum(1)  # [R, 2]
     parts = [
@@ -186,7 +193,7 @@ def _groups(
 
 
 def _values(functions: list[SymbolicFunction], function: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """f and its derivative at ``z [R, N]``."""
+    """Values and derivatives of each fit's f at ``z [R, N]``."""
     values, slopes = [], []
     with torch.enable_grad():
         for one, part in _groups(functions, function, z):
