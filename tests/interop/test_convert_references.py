@@ -344,7 +344,7 @@ def test_a_wrapper_of_distributed_training_is_refused(name: str, inside: bool, o
         whole = WRAPPERS[name](nn.Sequential(layer))
         return nn.ModuleDict({"part": whole}) if inside else whole
 
-    said = f"{'part' if inside else 'module'}, a {name}, watches the parameters"
+    said = f"{'part' if inside else 'module'}, a {name}, synchronises the parameters"
     for inplace in (False, True):
         with pytest.raises(ValueError, match=f"{said}.*convert what it wraps, then wrap"):
             convert(wrapped(peers.KANLinear(3, 3)), inplace=inplace)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, checked
+from fastkan_kernels import FLAG, Instance, checked
 
 from ...kan import KAN
 from ...layers.edge_functions import mask_of
@@ -22,7 +22,7 @@ from .layouts import has_coincident_knots
 _PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}  # fastkan's name of a base function: pykan's
 
 
-@checked(standalone_scale=FLAG)
+@checked(module=Instance(nn.Module), standalone_scale=FLAG)
 def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = True) -> dict[str, Tensor]:
     """State_dict with which efficient-kan's ``KANLinear`` or ``KAN`` computes the same function as ``module``.
 
@@ -45,8 +45,6 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
         >>> sorted(to_efficient_kan_state_dict(KANLinear(2, 5)))
         ['base_weight', 'grid', 'spline_scaler', 'spline_weight']
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     found: dict[str, Tensor] = {}
     converted: list[str] = []  # prefixes of the layers and networks that were converted
     for path, each in module.named_modules(remove_duplicate=False):
@@ -108,6 +106,7 @@ def _efficient_kan_tensors(layer: KANLinear, path: str, standalone_scale: bool) 
     }
 
 
+@checked(model=Instance(KAN, KANLinear))
 @torch.no_grad()
 def to_pykan(model: KAN | KANLinear) -> Any:
     """pykan ``MultKAN`` or ``KANLayer`` that computes the same function as ``model``.
@@ -129,8 +128,6 @@ def to_pykan(model: KAN | KANLinear) -> Any:
     Example:
         >>> theirs = to_pykan(KAN(width=[2, 5, 1]))  # doctest: +SKIP
     """
-    if not isinstance(model, (KAN, KANLinear)):
-        raise TypeError(f"model must be a KAN or a KANLinear, got {type(model).__name__}")
     layers = [model] if isinstance(model, KANLinear) else list(model.layers)
     for place, layer in enumerate(layers):
         for feature, is_used in {"a bias": layer.bias is not None, "outside='linear'": layer.outside != "zero"}.items():

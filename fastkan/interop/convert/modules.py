@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, checked
+from fastkan_kernels import FLAG, Instance, checked
 
 from ...kan import KAN
 from ...layers.function_library import SYMBOLIC_LIB
@@ -33,7 +33,7 @@ from .sources import (
 Converted = dict[nn.Module, Any]  # the new module for each source
 
 
-@checked(inplace=FLAG)
+@checked(module=Instance(nn.Module), inplace=FLAG)
 @torch.inference_mode(False)
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Replace the KAN layers of other packages in a module by fastkan layers that compute the same.
@@ -78,8 +78,6 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
         >>> model = convert(kan.KAN(width=[2, 5, 1], grid=5, k=3))  # doctest: +SKIP
         >>> optimizer = torch.optim.Adam(model.parameters())  # doctest: +SKIP
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     sources = dict(_sources(module, ""))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
