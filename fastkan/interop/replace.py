@@ -67,8 +67,8 @@ class ReplacementReport(list[Replacement]):
 
 
 @checked(
-    model=Instance(nn.Module), grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE, bias=Optional(FLAG),
-    spline_scale=FLAG, outside=OUTSIDE,
+    model=Instance(nn.Module), grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE,
+    bias=Optional(FLAG), spline_scale=FLAG, outside=OUTSIDE,
 )  # fmt: skip
 @torch.inference_mode(False)
 def replace_linear(

@@ -143,7 +143,8 @@ def test_what_no_layer_can_stand_for_stays() -> None:
     model = nn.ModuleList([nn.LazyLinear(3), whole, torch.compile(nn.Linear(3, 3), backend="eager"), nn.Linear(3, 3)])
     report = replace_linear(model)
     assert [entry.kept_because for entry in report] == [
-        "its sizes are not known yet: call the model once", "its weight has the dtype torch.int8", "2 is compiled from it", None,
+        "its sizes are not known yet: call the model once", "its weight has the dtype torch.int8",
+        "2 is compiled from it", None,
     ]  # fmt: skip
     assert kinds(model) == {"0": "LazyLinear", "1": "Linear", "2._orig_mod": "Linear", "3": "KANLinear"}
     assert "stays: its sizes are not known yet" in str(report)
@@ -204,7 +205,7 @@ def test_tied_weights_stay() -> None:
             r"select='encoder.\*' matches no nn.Linear; the model has: 0, 2.0",
         ),
         (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
-        (lambda model: replace_linear(model, ["0", "head"]), "select has the pattern 'head', which matches no nn.Linear"),
+        (lambda model: replace_linear(model, ["0", "head"]), "the pattern 'head', which matches no nn.Linear"),
         (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got a Linear"),
         (lambda model: replace_linear(model, bias="no"), "bias must be True or False, got 'no'"),
         (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),

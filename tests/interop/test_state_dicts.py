@@ -157,7 +157,7 @@ def test_hooks_are_no_reason_to_refuse() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (lambda: 3, "module must be a torch.nn.Module, got int"),
+        (lambda: 3, "module must be a Module, got int"),
         (lambda: KANLinear(2, 3, bias=True), "module has a bias"),
         (lambda: nn.Sequential(KANLinear(2, 3, base="identity")), "0 has the base function identity"),
         (lambda: KANLinear(2, 3, outside="linear"), "outside='linear', which efficient-kan does not support"),
@@ -220,7 +220,7 @@ def test_to_pykan_in_half_precision() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: nn.Linear(2, 2), "model must be a KAN or a KANLinear, got Linear"),
+        (lambda: nn.Linear(2, 2), "model must be a KAN or KANLinear, got Linear"),
         (lambda: KANLinear(2, 2, bias=True), "layer 0 has a bias"),
         (lambda: KANLinear(2, 2, outside="linear"), "layer 0 has outside='linear'"),
         (lambda: adapted(KANLinear(2, 2)), "layer 0 has coincident knots"),

@@ -53,7 +53,7 @@ def test_what_does_not_fit_stays_numeric_and_is_reported(capsys: pytest.CaptureF
     assert f"stays numeric, best is {left.best}" in out
     assert "1 edges became formulas, 1 stay numeric" in out
     assert "no R2 reaches r2_threshold=0.99" in out
-    with pytest.raises(ValueError, match=r"numeric edges have no formula.*: \(0, 1, 0\)\. "):
+    with pytest.raises(ValueError, match=r"numeric='raise' needs a network without spline edges.*: \(0, 1, 0\)\. "):
         model.symbolic_formula(numeric="raise")
 
 

@@ -85,7 +85,7 @@ def test_a_dead_edge_has_nothing_to_fit() -> None:
     model = network()
     model.remove_edge(0, 1, 2)
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is off, so there is nothing to fit 'sin' to"):
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is off, so 'sin' can't be fitted to it"):
         model.fix_symbolic(0, 1, 2, "sin")
     assert_same(model, before)
     model.fix_symbolic(0, 1, 2, "sin", fit_params_bool=False)
@@ -153,7 +153,7 @@ def test_unfix_all() -> None:
 
 def test_unfix_takes_a_formula() -> None:
     model = network()
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is no formula, so there is nothing to take back"):
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) must be symbolic to be unfixed"):
         model.unfix_symbolic(0, 1, 2)
     with pytest.raises(ValueError, match="l must be below 2"):
         model.unfix_symbolic(2, 0, 0)
@@ -174,7 +174,7 @@ def test_modes(mode: str) -> None:
 def test_a_mode_with_a_formula_takes_one(mode: str) -> None:
     model = network()
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"takes a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"):
+    with pytest.raises(ValueError, match=r"needs a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"):
         model.set_mode(0, 1, 2, mode)
     assert_same(model, before)
 

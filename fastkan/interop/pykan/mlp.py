@@ -159,7 +159,7 @@ class MLP(nn.Module):
         return node_scores, edge_scores
 
     def _contributions(self, nodes: Sequence[Tensor]) -> list[Tensor]:
-        """Standard deviation of each weight's contribution to its node, times the weight's sign, ``[out, in]`` a layer."""
+        """Standard deviation of each weight's contribution to its node, with the weight's sign, ``[out, in]``."""
         return [each.std(0) * weight for each, weight in zip(nodes, self.w)]
 
     @checked(reg_metric=Choice(MLP_METRICS), lamb_l1=Real(), lamb_entropy=Real())
