@@ -11,8 +11,9 @@ from fastkan_kernels import FLAG, SHARE, Int, checked
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import BOUNDS, Library, names_of
+from ..layers.tables import table
 from ..network.trace import rows_for
-from .fix import MIN_ROWS, all_or_nothing, set_numeric, table
+from .fix import MIN_ROWS, all_or_nothing, set_numeric
 from .search import Range, rank, search
 
 if TYPE_CHECKING:

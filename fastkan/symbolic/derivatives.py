@@ -131,8 +131,8 @@ def get_derivative(
         model: a KAN or an MLP.
         inputs, labels: ``[N, in]`` and ``[N, out]``.
         derivative: ``"jacobian"`` for the gradient, ``"hessian"`` for the second derivatives.
-        loss_mode: ``"pred"`` for the mean squared error, ``"reg"`` for the penalty, ``"all"`` for the error plus ``lamb``
-            times the penalty.
+        loss_mode: ``"pred"`` for the mean squared error, ``"reg"`` for the penalty, ``"all"`` for the error plus
+            ``lamb`` times the penalty.
         reg_metric: metric of the penalty, as in the model's ``fit``; None for its default.
         lamb, lamb_l1, lamb_entropy: as in ``fit``.
 

@@ -154,9 +154,9 @@ def _is_affine(function: SymbolicFunction) -> bool:
 
 
 def _searched_as(function: SymbolicFunction, unbounded: bool) -> SymbolicFunction:
-    """Return the function whose search answers for this one: the one that it is equivalent to, such as sin for cos.
+    """Return the function that is searched in place of this one: an equivalent one if it exists, such as sin for cos.
 
-    With bounds on a and b a function is searched itself, since they bound its own parameters.
+    With bounds on a and b, only a function's alias replaces it, since the bounds are on its own parameters.
     """
     if function.same_as is None or not (unbounded or function.alias):
         return function

@@ -22,7 +22,7 @@ from .variables import EXPRESSION, VARIABLES, naming, values_of
 
 MODE = Choice(("add", "mul"))
 MODEL, GROUP, GROUPS = Callback(), Each(INDEX), Each(Each(INDEX))
-MIN_NORM = 1e-6  # added to a gradient's norm, which may be 0
+EPSILON = 1e-6  # added to a gradient's norm, which may be 0
 MIN_COSINE = 0.9  # cosine above which two gradients count as parallel
 MIN_SHARE = 0.9  # share of rows with parallel gradients above which symmetry is suggested
 
@@ -150,7 +150,7 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
 
     def direction(rows: Tensor) -> Tensor:
         slope = batch_jacobian(model, rows, create_graph=True)[:, inside]
-        return slope / (slope.norm(dim=1, keepdim=True) + MIN_NORM)
+        return slope / (slope.norm(dim=1, keepdim=True) + EPSILON)
 
     return batch_jacobian(direction, x, create_graph=create_graph, mode="vector")[:, :, others]
 

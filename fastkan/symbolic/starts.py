@@ -195,8 +195,7 @@ def _branch_grids(function: SymbolicFunction, branch: Interval) -> list[tuple[Te
 
 
 def _both_directions(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Grids of p and q from half the length and the middle of the interval, also with p and q swapped unless f is even
-    or odd."""
+    """Grids of p and q from the interval's half length and centre, and with p and q swapped unless f is symmetric."""
     p, q = torch.broadcast_tensors(centre - half, centre + half)
     return [(p, q)] if function.symmetry else [(p, q), (q, p)]
 

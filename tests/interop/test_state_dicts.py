@@ -81,7 +81,7 @@ def misfit() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda: [1], "state_dict must be a dictionary of names, got list"),
+        (lambda: [1], "state_dict must be a dictionary with strings as keys, got list"),
         (lambda: {}, r"state_dict must hold layers of efficient-kan \(base_weight, grid, spline_weight\)"),
         (lambda: nn.Linear(2, 2).state_dict(), "it has none"),
         (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, whose names.*convert the model"),

@@ -120,16 +120,16 @@ def _pykan(tensors: Tensors) -> LayerTensors:
 
 
 def has_coincident_knots(knots: Tensor) -> Tensor:
-    """Whether each input has two equal neighbours in ``knots [in, M]``, on which the other packages divide by zero."""
+    """Whether each input has equal neighbours in ``knots [in, M]``, ``[in]``: other packages divide by zero there."""
     return (knots.diff(dim=1) == 0).any(1)
 
 
 def _move_unused_knots(grid: Tensor, order: int, mask: Tensor) -> Tensor:
     """Replace coincident knots that don't matter by distinct ones far outside the data.
 
-    If all samples of an input are equal, pykan's grid update makes all its knots equal: its splines are then 0 and
-    never train, and so are splines on knots far from the data. Coincident knots of an input without any active edge
-    may be anywhere too.
+    If all samples of an input are equal, pykan's grid update makes all its knots equal. The input's splines are then 0
+    and are never trained, which is also true of splines on knots far from the data. The knots of an input whose edges
+    are all off don't matter either.
     """
     if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
         return grid  # layer_tensors raises the error for these shapes

@@ -119,7 +119,9 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
-    """References to sources from outside the tree of submodules, for replacement; without ``inplace``, an empty list.
+    """References to sources from outside the tree of submodules, which ``inplace`` conversion has to replace.
+
+    Without ``inplace`` they are only checked, and the list is empty.
 
     Raises:
         ValueError: for references that could not be replaced, so that they would still call a source or, from a copy,
@@ -252,7 +254,7 @@ def _efficient_kan_layer(source: Any, converted: Converted) -> KANLinear:
 
 def _inkan_layer(source: Any, converted: Converted) -> KANLinear:
     if source.dim != 1:
-        raise ValueError(f"dim={source.dim} makes it a surface over pairs of inputs, not a sum of edges")
+        raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
     step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
     return convert_layer(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
 

@@ -72,7 +72,7 @@ OTHER_BASES = {
 
 
 def source_kind(module: nn.Module) -> SourceKind | None:
-    """Return the class of a module as a :class:`SourceKind`, or None if :func:`fastkan.convert` has to leave it.
+    """Return the class of a module as a :class:`SourceKind`, or None if it is not to be converted.
 
     efficient-kan is one file that people copy into their projects, so its class names are accepted from any Python
     module if the instance has efficient-kan's parameters.
@@ -107,7 +107,7 @@ def is_copy(module: nn.Module) -> bool:
 
 
 def _contains_known(module: nn.Module) -> bool:
-    """Whether a known layer is among the submodules of a module that only has the name of one."""
+    """Whether a submodule is of a known class, so that the module itself only has the name of a layer."""
     return any(_kind_by_name(type(each), each) is not None for each in module.modules() if each is not module)
 
 

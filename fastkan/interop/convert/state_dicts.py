@@ -46,7 +46,7 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         {'layer.spline_weight': [8, 2, 5], 'layer.base_weight': [2, 5], 'layer.knots': [2, 12]}
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
-        raise TypeError(f"state_dict must be a dictionary of names, got {type(state_dict).__name__}")
+        raise TypeError(f"state_dict must be a dictionary with strings as keys, got {type(state_dict).__name__}")
     parts: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, value in state_dict.items():
         prefix, dot, last = name.rpartition(".")

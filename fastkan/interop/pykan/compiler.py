@@ -10,17 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastkan_kernels import FLAG, ORDER, Int, OneOrEach, Optional, checked
 
+from ...kan import KAN
 from ...layers.function_library import IDENTITY
 from ...symbolic.variables import EXPRESSION, VARIABLES, in_library, library_name, naming, real_number
-
-if TYPE_CHECKING:
-    from ...kan import KAN
 
 MAX_POWER = 5  # highest power in the library, of x and of 1/x
 ROOTS = {Fraction(1, 2): "sqrt", Fraction(-1, 2): "1/sqrt(x)", Fraction(3, 2): "x^1.5"}
@@ -72,8 +70,6 @@ def kanpiler(
         >>> round(model(torch.tensor([[0.5, 1.0]])).item(), 4)
         7.3891
     """
-    from ...kan import KAN
-
     variables = list(input_variables)
     unknown = sorted(map(str, expr.free_symbols - set(variables)))
     if unknown:

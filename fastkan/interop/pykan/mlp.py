@@ -87,7 +87,7 @@ class MLP(nn.Module):
 
     @property
     def w(self) -> list[Tensor]:
-        """The weights of each layer, ``[out, in]``."""
+        """Weights of each layer, ``[out, in]``."""
         return [linear.weight for linear in self.linears]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -306,7 +306,7 @@ class MLP(nn.Module):
 
     @property
     def connection_cost(self) -> float:
-        """Sum of all absolute weights, each times the distance between its nodes when every layer is drawn 1 wide."""
+        """Sum of the absolute weights, each times the horizontal distance of its nodes with all layers drawn 1 wide."""
         return connection_cost([weight.detach().abs() for weight in self.w])
 
     @torch.no_grad()
