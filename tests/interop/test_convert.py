@@ -361,7 +361,7 @@ def tied() -> nn.Module:
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no module": (lambda: torch.ones(2), "module must be a Module, got Tensor"),
-    "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential has none"),
+    "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential contains none"),
     "radial basis functions": (lambda: nn.Sequential(FastKANLayer()), "0: .*FastKANLayer is made of Gaussian radial"),
     "pykan's layer inside": (lambda: nn.ModuleList([pykan().act_fun[0]]), "0 is pykan's KANLayer, which returns four"),
     "subclass": (lambda: Own(2, 3), "Own is a subclass of peers.KANLinear"),
