@@ -190,15 +190,11 @@ def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
         return True
     if isinstance(select, str):
         return fnmatchcase(name, select)
-    if isinstance(select, nn.Module):
-        raise TypeError(
-            f"select must be a pattern, a type, a function or a list of these, got a {type(select).__name__}"
-        )
     if isinstance(select, type):
         if not issubclass(select, nn.Linear):
             raise TypeError(f"select must be a subclass of nn.Linear, got {select.__name__}")
         return isinstance(linear, select)
-    if callable(select):
+    if callable(select) and not isinstance(select, nn.Module):
         return bool(select(name, linear))
     if isinstance(select, Sequence):
         return any(_matches(each, name, linear) for each in select)

@@ -77,7 +77,7 @@ def _cells(layer: KANLinear, pieces: Pieces, i: int, j: int) -> list[_Cell]:
     """Cells of an edge's spline, in order, from minus to plus infinity."""
     knots, order = pieces.knots[i], layer.spline_order
     coefficients = pieces.coefficients[:, :, i, j].t().tolist()
-    cells = [_Cell(start, end, taken) for start, end, taken in zip(knots, knots[1:], coefficients) if start < end]
+    cells = [_Cell(start, end, each) for start, end, each in zip(knots, knots[1:], coefficients) if start < end]
     if layer.outside == "zero":
         return [_Cell(knots[0], knots[0], []), *cells, _Cell(knots[-1], math.inf, [])]
     low, high = knots[order], knots[-order - 1]

@@ -314,15 +314,15 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
         100.0% of the data have a cosine similarity above 0.9, suggesting symmetry
     """
     variables = list(input_vars)
-    taken = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
+    used = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
     check_rows(x, least=1)
     if len(variables) != x.shape[1]:
         raise ValueError(f"input_vars must be {x.shape[1]} symbols, one for each column of x, got {len(variables)}")
-    if not taken:
+    if not used:
         raise ValueError(f"symmetry_var must contain some of the input_vars, got {symmetry_var}")
     with naming("symmetry_var"):
-        other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, taken]
-    own = batch_jacobian(model, x)[:, taken]
+        other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, used]
+    own = batch_jacobian(model, x)[:, used]
     cosine = torch.nn.functional.cosine_similarity(own, other, dim=1, eps=0.0).abs()
     share = float((cosine > MIN_COSINE).double().mean())
     verdict = "suggesting" if share > MIN_SHARE else "not suggesting"

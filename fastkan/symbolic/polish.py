@@ -49,12 +49,12 @@ class Fits(NamedTuple):
 
     def take(self, rows: Tensor) -> Fits:
         """Select some of the fits."""
-        taken: dict[str, Any] = {
+        selected: dict[str, Any] = {
             name: value[rows]
             for name, value in self._asdict().items()
             if isinstance(value, Tensor) and not len(value) == 1 != len(self.theta)
         }
-        return self._replace(**taken)
+        return self._replace(**selected)
 
 
 class State(NamedTuple):
@@ -82,38 +82,40 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     if not len(theta):
         return theta, loss
     rows = torch.arange(len(theta))
-    now = evaluate(functions, fits)
-    loss.copy_(now.loss)
+    state = evaluate(functions, fits)
+    loss.copy_(state.loss)
     damping = torch.full_like(loss, 1e-3)
     for _ in range(steps):
-        step = _marquardt_step(fits, now, damping)
-        promised = (step * now.gradient).sum(1) / now.loss  # at least half of the predicted relative decrease
-        going = (
-            now.loss.isfinite()
-            & (now.loss > MIN_LOSS)
-            & (promised > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100))
+        step = _marquardt_step(fits, state, damping)
+        expected = (step * state.gradient).sum(1) / state.loss  # at least half of the predicted relative decrease
+        active = (
+            state.loss.isfinite()
+            & (state.loss > MIN_LOSS)
+            & (expected > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100))
         )
-        if not bool(going.all()):
-            if not bool(going.any()):
+        if not bool(active.all()):
+            if not bool(active.any()):
                 break
-            rows, fits, damping, step = rows[going], fits.take(going), damping[going], step[going]
-            now = State(*(value[going] for value in now))
+            rows, fits, damping, step = rows[active], fits.take(active), damping[active], step[active]
+            state = State(*(value[active] for value in state))
         new = _apply_step(fits, step)
         trial = evaluate(functions, fits._replace(theta=new))
-        better = trial.loss < now.loss
+        better = trial.loss < state.loss
         fits = fits._replace(theta=torch.where(better.unsqueeze(1), new, fits.theta))
         damping = torch.where(better, (damping / 10).clamp(min=MIN_DAMPING), damping.clamp(min=1e-4) * 10)
-        now = State(*(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, now)))
-        theta[rows], loss[rows] = fits.theta, now.loss
+        state = State(
+            *(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, state))
+        )
+        theta[rows], loss[rows] = fits.theta, state.loss
     return theta, loss
 
 
-def _marquardt_step(fits: Fits, now: State, damping: Tensor) -> Tensor:
+def _marquardt_step(fits: Fits, state: State, damping: Tensor) -> Tensor:
     """Levenberg-Marquardt step, in units in which the Hessian's diagonal is 1."""
-    h11, h12, h22 = now.hessian.unbind(1)
-    g1, g2 = now.gradient.unbind(1)
+    h11, h12, h22 = state.hessian.unbind(1)
+    g1, g2 = state.gradient.unbind(1)
     # a coordinate at a bound that the step would cross stays there, and only the other one moves
-    at_bound = ((fits.theta >= fits.high) & (now.gradient > 0)) | ((fits.theta <= fits.low) & (now.gradient < 0))
+    at_bound = ((fits.theta >= fits.high) & (state.gradient > 0)) | ((fits.theta <= fits.low) & (state.gradient < 0))
     s1, s2 = h11.sqrt(), h22.sqrt()
     g1 = torch.where(at_bound[:, 0] | (s1 == 0), 0.0, g1 / s1)
     g2 = torch.where(at_bound[:, 1] | (s2 == 0), 0.0, g2 / s2)
@@ -156,11 +158,9 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
     j1, j2 = columns
     hessian = torch.cat([_mean(j1.square(), weight), _mean(j1 * j2, weight), _mean(j2.square(), weight)], 1) / variance
     gradient = torch.cat([_mean(j1 * residual, weight), _mean(j2 * residual, weight)], 1) / variance
-    spread = variance.sqrt()
+    std = variance.sqrt()
     small = (
-        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * spread)
-        & (size <= MAX_VALUE)
-        & (c.abs() <= MAX_VALUE * spread)
+        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * std) & (size <= MAX_VALUE) & (c.abs() <= MAX_VALUE * std)
     )
     usable = (varies & small).squeeze(1) & _in_domain(functions, fits)
     usable &= loss.squeeze(1).isfinite() & hessian.isfinite().all(1) & gradient.isfinite().all(1)

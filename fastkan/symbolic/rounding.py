@@ -94,17 +94,17 @@ def rounded_within(
     if not rows.any():
         return formulas
     exact = exact[rows]
-    spread, size = exact.std(0, correction=0), exact.abs().amax(0)
-    spread = torch.where(spread > ROUNDING_ERROR * size, spread, size)
+    std, size = exact.std(0, correction=0), exact.abs().amax(0)
+    std = torch.where(std > ROUNDING_ERROR * size, std, size)
     target = exact if labels is None else labels.double().cpu()[rows]
     loss = (exact - target).square().mean(0)
 
     def is_close_enough(numbers: Sequence[Any]) -> bool:
         now = (values(numbers)[rows] - target).square().mean(0)
         if labels is None:
-            return bool((now.sqrt() <= tolerance * spread).all())
-        most = (1 + tolerance) * loss.sum().sqrt() + ROUNDING_ERROR * spread.square().sum().sqrt()
-        return bool(now.sum().sqrt() <= most)
+            return bool((now.sqrt() <= tolerance * std).all())
+        limit = (1 + tolerance) * loss.sum().sqrt() + ROUNDING_ERROR * std.square().sum().sqrt()
+        return bool(now.sum().sqrt() <= limit)
 
     digits = next(
         n
@@ -212,7 +212,7 @@ TOLERANCE = Real(least=0)
 
 
 def _significant(value: Any, digits: int) -> Any:
-    number_ = float(value)
-    if digits >= MAX_DIGITS or not math.isfinite(number_):
+    as_float = float(value)
+    if digits >= MAX_DIGITS or not math.isfinite(as_float):
         return value
-    return number(float(f"{number_:.{digits - 1}e}"))
+    return number(float(f"{as_float:.{digits - 1}e}"))

@@ -206,7 +206,7 @@ def test_tied_weights_stay() -> None:
         ),
         (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
         (lambda model: replace_linear(model, ["0", "head"]), "the pattern 'head', which matches no nn.Linear"),
-        (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got a Linear"),
+        (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got Linear"),
         (lambda model: replace_linear(model, bias="no"), "bias must be True or False, got 'no'"),
         (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),
         (lambda model: replace_linear(model, grid_size=0), "grid_size"),
