@@ -16,7 +16,7 @@ from fastkan import KAN, KANLinear, convert, convert_state_dict
 
 
 def layer(forward: Callable[[Any, Tensor], Tensor], change: Callable[[Any], None] = lambda layer: None) -> Any:
-    """A layer of that name and those tensors, whose forward is another."""
+    """A layer with the name and tensors of efficient-kan's, but another forward."""
 
     def call(self: Any, x: Tensor) -> Tensor:
         return forward(self, x)
@@ -129,7 +129,7 @@ def test_a_layer_that_calls_silu_itself() -> None:
 
 
 def grouped() -> Any:
-    """convkan's layer, which has a weight for each group of channels."""
+    """convkan's layer, which has one weight for each group of channels."""
     made = layer(plain)
     made.spline_weight = nn.Parameter(torch.ones(2, 4, 3, 8, dtype=D))
     made.base_weight = nn.Parameter(torch.ones(2, 4, 3, dtype=D))
@@ -145,7 +145,7 @@ def test_weights_of_groups_are_refused_by_name() -> None:
 
 
 class Convolution(nn.Module):
-    """A convolution as a list of layers, each of which sees a patch."""
+    """A convolution made of a list of layers, each applied to patches."""
 
     def __init__(self) -> None:
         super().__init__()

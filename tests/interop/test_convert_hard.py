@@ -1,4 +1,4 @@
-"""``convert`` where a source is shared, changed, or degenerate."""
+"""``convert`` of shared, changed and degenerate sources."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from fastkan import KANLinear, convert
 from fastkan.layers.symbolic import SymbolicEdges
 
-# -- what is shared -------------------------------------------------------------------------------------
+# -- shared modules -------------------------------------------------------------------------------------
 
 
 class Holder(nn.Module):
-    """A network, and one of its layers again."""
+    """A network, followed by one of its own layers."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def test_a_layer_of_a_network_that_is_held_again_stays_one(inplace: bool) -> Non
     assert ours.first is ours.net.layers[0]
     if not inplace:
         assert ours.plain[0] is ours.net.layers[1]
-    assert list(net.layers) == layers  # the source is left alone
+    assert list(net.layers) == layers  # the source is not changed
 
 
 def test_networks_that_share_layers_still_do() -> None:
@@ -54,7 +54,7 @@ def test_formulas_that_a_refined_model_shares_with_its_parent_stay_shared() -> N
     one, other = pykan(), pykan(grid=8)
     formula(one, 0, 0, 0, "sin", (2, 0.1, 1, 0))
     for l in range(2):
-        other.symbolic_fun[l] = one.symbolic_fun[l]  # as pykan's refine does
+        other.symbolic_fun[l] = one.symbolic_fun[l]  # pykan's refine shares modules like this
     ours = convert(nn.ModuleList([one, other]))
     assert ours[0].symbolic[0] is ours[1].symbolic[0]
     assert [tuple(edge) for edge in ours[1].symbolic[0].edges] == [(0, 0, "sin")]
@@ -105,10 +105,10 @@ def test_an_input_whose_samples_were_all_one_value(k: int, dtype: torch.dtype) -
     for points_ in (x, 40 * points(3, dtype=dtype)):
         (y, slope), (y_source, slope_source) = value_and_slope(ours, points_), value_and_slope(source, points_)
         close(y, y_source)
-        close(slope[:, 0], slope_source[:, 0])  # pykan's are NaN for the others
+        close(slope[:, 0], slope_source[:, 0])  # pykan's gradients are NaN for the other inputs
         assert slope.isfinite().all()
     ours(x).sum().backward()
-    assert not ours.layers[0].spline_weight.grad[:, 1].any()  # they stay 0, as pykan's
+    assert not ours.layers[0].spline_weight.grad[:, 1].any()  # the splines stay 0, as in pykan
     assert ours.layers[0].base_weight.grad[1].all()
 
 
@@ -173,7 +173,7 @@ def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layer.affine.data.normal_(generator=torch.Generator().manual_seed(0))
     source.act_fun[0].mask.data[:] = 0
     layer.affine.requires_grad_(False)
-    monkeypatch.delattr(SymbolicEdges, "fix")  # whose time grows with the edges that are there
+    monkeypatch.delattr(SymbolicEdges, "fix")  # its time grows with the number of edges, so it must not be called
     ours = convert(source)
     assert not ours.symbolic[0].affine.requires_grad
     close(ours(points(6)).detach(), source(points(6)).detach())
@@ -194,7 +194,7 @@ def test_hooks_of_all_kinds_are_told(hook: Callable[[Any], Any]) -> None:
     assert told[0].filename == __file__
 
 
-# -- what is refused ------------------------------------------------------------------------------------
+# -- refused sources ------------------------------------------------------------------------------------
 
 
 def changed(source: Any, change: Callable[[Any], Any]) -> Any:

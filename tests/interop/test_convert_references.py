@@ -1,4 +1,4 @@
-"""``convert`` and ``replace_linear`` of modules that something holds beside the tree of submodules."""
+"""``convert`` and ``replace_linear`` of modules that are referenced from outside the tree of submodules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastkan import KANLinear, convert, replace_linear
 
 
 class Runner:
-    """An object that is no module, and calls one."""
+    """A plain object that calls a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -135,7 +135,7 @@ def model(hold: Callable[[Block], Any], layer: Callable[[], nn.Module] = lambda:
 
 
 def check_trains(ours: nn.Module, expected: Tensor) -> None:
-    """The same numbers, and a gradient for each of its own parameters."""
+    """Check that a conversion computes the same, and that each of its own parameters gets a gradient."""
     y = ours(points(3))
     close(y.detach(), expected)
     y.square().sum().backward()
@@ -150,7 +150,7 @@ def test_a_copy_of_what_a_function_holds_is_refused_and_converted_in_place(name:
     with pytest.raises(ValueError, match=refusal) as refused:
         convert(source)
     assert type(source[1].mlp["kan"]) is peers.KANLinear
-    if name == "closure over an object":  # which holds the layer itself
+    if name == "closure over an object":  # here the object holds the layer itself
         return
     assert "inplace=True" in str(refused.value)
     assert convert(source, inplace=True) is source
@@ -226,7 +226,7 @@ def test_hooks_and_parameters_in_functions_count_as_well() -> None:
     source.penalty = lambda: first.abs().sum()
     with pytest.raises(ValueError, match=r"penalty holds 0.weight in a function.*inplace=True"):
         convert(source)
-    source.optimizer = torch.optim.SGD(source.parameters(), lr=0.1)  # known to be made anew
+    source.optimizer = torch.optim.SGD(source.parameters(), lr=0.1)  # users create a new optimizer after the conversion
     convert(source, inplace=True)
 
 
@@ -250,7 +250,7 @@ def test_a_method_that_reads_a_variable_around_its_class_counts() -> None:
 
 def test_an_attribute_that_is_named_like_a_global_variable_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     source = model(lambda block: block.run)
-    monkeypatch.setitem(globals(), "mlp", source[1].mlp)  # of which Block.run reads the attribute alone
+    monkeypatch.setitem(globals(), "mlp", source[1].mlp)  # Block.run only reads an attribute of this name
     check_trains(convert(source), source(points(3)).detach())
 
 

@@ -1,4 +1,4 @@
-"""pykan's functions by pykan's names: the same values as the package's own."""
+"""Functions with pykan's names return the same values as pykan's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_splines(k: int) -> None:
     at = points(2, 200)
     basis = fastkan.B_batch(at, knots, k)
     assert torch.allclose(basis, theirs.B_batch(at, knots, k=k) * 1.0, atol=1e-14)
-    row = torch.linspace(-1, 1, 11)[None, :]  # one grid for all columns, as the tutorial on grids has it
+    row = torch.linspace(-1, 1, 11)[None, :]  # one grid for all columns, as in pykan's tutorial on grids
     assert torch.allclose(fastkan.B_batch(row, knots[:1], k), theirs.B_batch(row, knots[:1], k=k) * 1.0, atol=1e-14)
     if k:
         coef = torch.randn(2, 3, basis.shape[2])
@@ -57,7 +57,7 @@ def test_row_wise_derivatives() -> None:
     assert torch.equal(fastkan.batch_jacobian(two, at, mode="vector"), theirs.batch_jacobian(two, at, mode="vector"))
     assert torch.equal(fastkan.batch_hessian(f, at), theirs.batch_hessian(f, at))
     expected = torch.stack([at[:, 0].cos() * at[:, 1] ** 2, 2 * at[:, 0].sin() * at[:, 1]], 1)
-    assert torch.allclose(fastkan.batch_jacobian(lambda r: f(r)[:, 0], at), expected)  # outputs without a dimension
+    assert torch.allclose(fastkan.batch_jacobian(lambda r: f(r)[:, 0], at), expected)  # func may return [N]
     model = KAN([2, 3, 1], seed=0)
     fastkan.batch_jacobian(model, at, create_graph=True).square().sum().backward()
     assert model.layers[0].spline_weight.grad is not None
@@ -240,7 +240,11 @@ def test_formulas_that_are_no_network_are_refused() -> None:
         remove_symbolic("gamma")
 
 
-WRONG_IN_PYKAN = {20: "v for u twice", 113: "x for omega", 114: "a tensor as an index"}  # its f, not its formula
+WRONG_IN_PYKAN = {
+    20: "v for u twice",
+    113: "x for omega",
+    114: "a tensor as an index",
+}  # errors in pykan's functions f; its formulas are right
 
 
 def test_feynmans_equations() -> None:

@@ -1,4 +1,4 @@
-"""``replace_linear``: which linears become KAN layers, and what is kept around them."""
+"""``replace_linear``: which linears become KAN layers, and that the rest of the model is unchanged."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_grids_move_to_the_inputs_of_a_sample() -> None:
 
 
 class Routed(nn.Module):
-    """A linear that is called twice, and one that gets no rows."""
+    """A model that calls one linear twice, and another with no rows."""
 
     def __init__(self) -> None:
         super().__init__()

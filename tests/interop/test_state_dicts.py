@@ -1,4 +1,4 @@
-"""Checkpoints of other packages, and the ways back to them."""
+"""Conversion of other packages' checkpoints, and export to these packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_state_dict_is_that_of_the_converted_model(name: str) -> None:
     alone = {"node_scale", "node_bias", "subnode_scale", "subnode_bias", "symbolic", "input_id"}
     if "pykan" not in name:
         state = {key: value for key, value in state.items() if key.split(".")[0] not in alone}
-    if "zero" in name:  # a state_dict does not say that the base function is none
+    if "zero" in name:  # a state_dict doesn't contain the base function
         found = {key: value for key, value in found.items() if "base_weight" not in key}
     assert found.keys() == state.keys()
     for key, each in state.items():
@@ -106,7 +106,7 @@ def test_other_state_dicts_are_refused(state: Any, message: str) -> None:
         convert_state_dict(state())
 
 
-# -- back ---------------------------------------------------------------------------------------------
+# -- export -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("standalone", [True, False])

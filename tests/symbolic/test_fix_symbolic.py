@@ -1,4 +1,4 @@
-"""Edges become formulas and splines again, one by one."""
+"""``fix_symbolic``, ``unfix_symbolic``, ``set_mode`` and ``suggest_symbolic`` for single edges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_poor_fit_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_fit_is_to_the_function_that_the_edge_is_now() -> None:
-    """Also where that is a formula, or the sum of both."""
+    """The fit is to the edge's present function, also if that is a formula or the sum of both."""
     model = network([1, 1])
     model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
     assert model.fix_symbolic(0, 0, 0, "cos", verbose=False) == pytest.approx(1)
@@ -123,7 +123,7 @@ def test_log_history_has_no_meaning() -> None:
         network().fix_symbolic(0, 0, 0, "x", verbose=False, log_history=True)
 
 
-# -- back again ----------------------------------------------------------------------------------------
+# -- unfix_symbolic, set_mode --------------------------------------------------------------------------
 
 
 def test_unfix_brings_the_spline_back() -> None:
@@ -188,7 +188,7 @@ def test_an_unknown_mode() -> None:
 
 
 def test_suggestions_leave_the_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    """pykan's change it."""
+    """The model is not changed, as it is in pykan."""
     model = shaped(lambda x: torch.exp(2 * x))
     model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
     model.set_mode(0, 0, 0, "sn")
