@@ -153,9 +153,7 @@ def get_derivative(
     check_tensor("inputs", inputs)
     check_shape("inputs", inputs, ("N", model.in_features))
     check_tensor("labels", labels)
-    check_shape("labels", labels, (len(inputs), "out"))
-    outputs = model(inputs).shape[1]
-    check_shape("labels", labels, (len(inputs), outputs))
+    check_shape("labels", labels, (len(inputs), model(inputs).shape[1]))
     check_alike(inputs, labels=labels.to(inputs.dtype))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     shapes = [model.get_parameter(name).shape for name in names]

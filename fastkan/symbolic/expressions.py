@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -94,9 +93,9 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
     import sympy
     from sympy.functions.elementary.piecewise import ExprCondPair
 
-    cells = _cells(layer, pieces, i, j)
+    cells, base = _cells(layer, pieces, i, j), _base_weight(layer, i, j)
     if node.is_number:
-        return number(_value_at(layer, cells, i, j, float(node)))
+        return number(EdgeFunction(cells, layer.base, base)(float(node)))
     parts = []
     for cell in cells:
         here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _all_digits(cell.end), evaluate=False)
@@ -104,7 +103,6 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
     # Piecewise() itself would rewrite conditions that contain a Piecewise, which takes minutes
     pairs = [sympy.Basic.__new__(ExprCondPair, *part) for part in parts]
     spline = sympy.Basic.__new__(sympy.Piecewise, *pairs)
-    base = _base_weight(layer, i, j)
     if not base:
         return spline
     if layer.base == "identity":
@@ -194,19 +192,6 @@ def _polynomial(cell: _Cell, node: Any) -> Any:
         total = sympy.Mul(total, step, evaluate=False) if total != 0 else total
         total = total + _all_digits(coefficient)
     return total
-
-
-def _value_at(layer: KANLinear, cells: list[_Cell], i: int, j: int, x: float) -> float:
-    if math.isnan(x):
-        return x
-    cell = cells[bisect_right([cell.end for cell in cells[:-1]], x)]
-    base = _base_weight(layer, i, j)
-    spline = sum(c * (x - cell.origin) ** power for power, c in enumerate(cell.coefficients))
-    if math.isinf(x):
-        spline = _value_at_infinity(cell)
-    if not base:
-        return spline
-    return spline + base * float(base_function(torch.tensor([x], dtype=torch.float64), layer.base))
 
 
 def _value_at_infinity(cell: _Cell) -> float:

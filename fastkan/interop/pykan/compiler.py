@@ -257,17 +257,10 @@ class _Network:
         return real_number(exponent) * sympy.log(base), "exp"
 
 
-class _SeparateNode:
+class _SeparateNode(NamedTuple):
     """Name of a separate node for an expression whose edge would coincide with another one."""
 
-    def __init__(self, expression: Any) -> None:
-        self.expression = expression
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _SeparateNode) and self.expression == other.expression
-
-    def __hash__(self) -> int:
-        return hash((_SeparateNode, self.expression))
+    expression: Any
 
 
 def _split_affine(expression: Any) -> tuple[Any, float, float]:
