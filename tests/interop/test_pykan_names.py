@@ -308,7 +308,7 @@ def test_arguments_that_do_not_fit_together() -> None:
         (lambda: fastkan.augment_input(symbols, [b], {"test_input": x}), "a dataset with train_input"),
         (lambda: fastkan.kanpiler([a, b], a / 0), "expr: .* is not a finite real number"),
         (lambda: fastkan.get_derivative(torch.nn.Linear(3, 1), x, y), "model must be a KAN or an MLP, got Linear"),
-        (lambda: fastkan.get_derivative(network, x, y[:5]), r"labels must have the shape \[20, out\], got \[5, 1\]"),
+        (lambda: fastkan.get_derivative(network, x, y[:5]), r"labels must have the shape \[20, 1\], got \[5, 1\]"),
         (lambda: fastkan.LBFGS([]), "params must be the parameters to train"),
         (lambda: network(x[:, :2]), r"x must have the shape \[\.\.\., 3\], got \[20, 2\]"),
         (lambda: network(x.half()), "weight is torch.float64, but x is torch.float16"),
