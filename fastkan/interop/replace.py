@@ -206,26 +206,26 @@ class _Readers:
 
     def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
         self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # modules that have each parameter, by its id
-        self.readers: dict[int, str] = {}  # a reason to keep each linear that is read elsewhere, by its id
+        self.reasons: dict[int, str] = {}  # a reason to keep each linear that is read elsewhere, by its id
         tree = dict(model.named_modules())
         for name, each in tree.items():
             for parameter in each._parameters.values():
                 self.owners.setdefault(id(parameter), []).append((name or "the model", each))
             if isinstance(each, nn.MultiheadAttention):
-                self.readers.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
+                self.reasons.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
             if is_compiled(each):
-                self.readers[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled from it"
+                self.reasons[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled from it"
         linears = {id(part): each for each in chosen for part in (each, *each._parameters.values())}
         parts = [part for each in chosen for part in (each, *each._parameters.values()) if part is not None]
         owners = {name: each for name, each in tree.items() if id(each) not in linears and not is_compiled(each)}
         for reference in references(owners, tree.values(), parts, copied=False):
-            self.readers.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
+            self.reasons.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
 
 
 def _reason_to_keep(readers: _Readers, linear: nn.Linear) -> str | None:
     """Reason why a linear has to be kept, or None."""
-    if id(linear) in readers.readers:
-        return readers.readers[id(linear)]
+    if id(linear) in readers.reasons:
+        return readers.reasons[id(linear)]
     own = [parameter for parameter in linear._parameters.values() if parameter is not None]
     for name, each in (pair for parameter in own for pair in readers.owners[id(parameter)]):
         if each is not linear:
