@@ -110,7 +110,7 @@ def test_numeric_edges_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch
         model.layers[layer].set_mask(mask)
     monkeypatch.setattr(KAN, "samples", lambda self: pytest.fail("samples were asked for"))
     for ask in (model.symbolic_formula, model.formula_latex, model.formula_numpy):
-        with pytest.raises(ValueError, match="numeric edges") as caught:
+        with pytest.raises(ValueError, match="without spline edges") as caught:
             ask(digits="auto", numeric="raise")
         message = str(caught.value)
         assert re.findall(r"\(\d, \d, \d\)", message) == ["(0, 0, 0)", "(0, 1, 3)", "(1, 1, 0)"]
