@@ -1,1 +1,6 @@
-"""Exchange with other packages: conversion, replacement of linear layers, and pykan's names."""
+"""Exchange with other code.
+
+- ``convert``: modules and state_dicts of pykan, efficient-kan and inkan as fastkan's, and back
+- ``replace``: KAN layers in the place of ``nn.Linear`` in any model
+- ``pykan``: the functions and classes that pykan offers beside its network, under pykan's names
+"""

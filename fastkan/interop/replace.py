@@ -1,4 +1,4 @@
-"""``replace_linear``: KAN layers in the place of ``nn.Linear``."""
+"""``replace_linear``: replacement of ``nn.Linear`` layers by KAN layers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastkan_kernels import BASE, FLAG, ORDER, Bounds, Int, Optional, check_dtype, checked, kind_of, warn
+from fastkan_kernels import BASE, FLAG, ORDER, Bounds, Instance, Int, Optional, check_dtype, checked, kind_of, warn
 
 from ..functional import OUTSIDE, rows_of
 from ..layers.edge_functions import has_hooks
 from ..layers.linear import KANLinear
 from ..layers.tables import table
-from .convert.recognise import is_compiled
-from .convert.references import check_unwrapped, references
+from .references import check_unwrapped, is_compiled, references
 
 Select = str | type | Callable[[str, nn.Linear], bool]
 
 
 class Replacement(NamedTuple):
-    """What became of a ``nn.Linear``.
+    """Outcome for one ``nn.Linear``.
 
     Args:
-        name: its qualified name.
+        name: its qualified names, separated by commas.
         in_features, out_features: its sizes.
-        before, after: how many parameters it had, and its KAN layer has.
-        kept_because: why it is still there, or None.
+        before, after: number of parameters of the linear layer and of its KAN layer (0 if it was kept).
+        kept_because: the reason why it was kept, or None if it was replaced.
     """
 
     name: str
@@ -45,7 +44,7 @@ class ReplacementReport(list[Replacement]):
 
     @property
     def replaced(self) -> list[Replacement]:
-        """Those that are KAN layers now."""
+        """Entries of the linears that were replaced."""
         return [entry for entry in self if entry.kept_because is None]
 
     def __str__(self) -> str:
@@ -68,8 +67,8 @@ class ReplacementReport(list[Replacement]):
 
 
 @checked(
-    grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE, bias=Optional(FLAG),
-    spline_scale=FLAG, outside=OUTSIDE,
+    model=Instance(nn.Module), grid_size=Int(least=1), spline_order=ORDER, grid_range=Bounds(), base=BASE,
+    bias=Optional(FLAG), spline_scale=FLAG, outside=OUTSIDE,
 )  # fmt: skip
 @torch.inference_mode(False)
 def replace_linear(
@@ -85,98 +84,100 @@ def replace_linear(
     outside: str = "zero",
     sample: Any = None,
 ) -> ReplacementReport:
-    """Put fresh KAN layers in the place of ``nn.Linear``\\ s, in place.
+    """Replace ``nn.Linear`` layers of a model by new, untrained KAN layers, in place.
 
-    A linear in several places stays one. Those whose weights others look at stay: the projections of
-    ``nn.MultiheadAttention``, and weights that are tied to another module's; and those that something else would go on
-    calling, such as a lambda or a plain list that a module keeps. So do those that no KAN layer can stand for: lazy
-    ones without sizes, weights of integers, and what ``torch.compile`` returned for a linear. What reads a linear's
-    ``.weight`` in code of its own, or calls it by ``input=``, can't be seen: leave those out. An
-    ``nn.TransformerEncoder``'s fused inference, which reads the weights of its linears, is switched off where one was
-    replaced.
+    A linear that is used in several places becomes one KAN layer. Some linears are kept, with the reason in the report:
 
-    Make the optimizer after, and wrap for distributed training after: the parameters are new ones.
+    - if other modules read their weights: the projections of ``nn.MultiheadAttention`` and tied weights;
+    - if something outside the tree of submodules would still call them, such as a lambda or a plain list in an
+      attribute;
+    - if no KAN layer can replace them: lazy linears whose sizes are not known yet, integer weights, and linears inside
+      ``torch.compile``.
+
+    Code that reads a linear's ``.weight`` itself, or calls it with ``input=``, can't be detected: exclude such linears
+    with ``select``. The fused inference of ``nn.TransformerEncoder``, which reads its linears' weights, is switched off
+    where one of them was replaced.
+
+    The parameters are new, so create the optimizer, and wrap the model for distributed training, after the replacement.
 
     Args:
-        model: a module with linears in it.
-        select: which: a pattern of qualified names (``"blocks.*.mlp.*"``), a subclass of ``nn.Linear``, a function of
-            name and linear, or a list of such; None is all, subclasses included.
-        grid_size, spline_order, grid_range, base, spline_scale, outside: as :class:`KANLinear` takes them.
-        bias: None for a bias where the linear had one.
-        sample: what to call the model with once, a tensor, or a tuple or mapping of arguments, to move each new
-            layer's grid to where its inputs lie; one that gets none keeps its grid. Without it they should lie in
-            ``grid_range``, as after a norm or tanh.
+        model: a module that contains linears.
+        select: which linears to replace: a pattern of qualified names (``"blocks.*.mlp.*"``), a subclass of
+            ``nn.Linear``, a function of the name and the linear, or a list of such; None for all linears.
+        grid_size, spline_order, grid_range, base, spline_scale, outside: as for :class:`KANLinear`.
+        bias: whether the layers have a bias; None for a bias where the linear had one.
+        sample: input with which the model is called once, to adapt each new layer's grid to its inputs: a tensor, or
+            a tuple or mapping of arguments. A layer that receives no input keeps its grid. Without a sample, inputs
+            should lie in ``grid_range``, as they do after a normalization or tanh.
 
     Returns:
-        A list of what was done, which prints as a table.
+        A list with a :class:`Replacement` for each selected linear, which prints as a table.
 
     Raises:
-        TypeError: for a model that is no module, a selection that is none of these, or arguments of another kind.
-        ValueError: for a model that is itself a linear, a selection or a pattern that finds none, a sample that the
-            model can't be called with or for a model on meta, arguments that a layer can't have, or a wrapper of
-            distributed training around the linears; nothing has changed then.
+        TypeError: for a ``model``, ``select`` or ``sample`` of another type.
+        ValueError: if ``model`` is itself a linear; if ``select`` or one of its patterns matches no linear; if the
+            model can't be called with ``sample`` or is on the meta device; for values that a layer can't have; or if a
+            wrapper of distributed training contains the linears. The model is unchanged then.
 
     Warns:
-        UserWarning: where a linear had hooks, which go with it.
+        UserWarning: if a replaced linear had hooks, which are lost.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> replace_linear(model, "2", grid_size=8)
         1 linears became KAN layers, of 18 parameters 194
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if isinstance(model, nn.Linear):
-        raise ValueError("model must hold the linears, and is one: take a KANLinear of its sizes instead")
+        raise ValueError("model must contain the linears, but is one itself: create a KANLinear of its sizes instead")
     if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
         raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
     places = _linears(model)
-    chosen = {id(linear): linear for names, linear in places if any(_selects(select, name, linear) for name in names)}
+    chosen = {id(linear): linear for names, linear in places if any(_matches(select, name, linear) for name in names)}
     if not chosen:
-        there = ", ".join(name for names, _ in places for name in names) or "none"
-        raise ValueError(f"select={select!r} finds no nn.Linear; there are: {there}")
+        known = ", ".join(name for names, _ in places for name in names) or "none"
+        raise ValueError(f"select={select!r} matches no nn.Linear; the model has: {known}")
     for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
         if isinstance(pattern, str) and not any(
-            _selects(pattern, name, each) for names, each in places for name in names
+            _matches(pattern, name, each) for names, each in places for name in names
         ):
-            raise ValueError(f"select has the pattern {pattern!r}, which finds no nn.Linear")
+            raise ValueError(f"select has the pattern {pattern!r}, which matches no nn.Linear")
     check_unwrapped(model, chosen.values(), "replace the linears of")
-    report, made, users = ReplacementReport(), {}, _Users(model, list(chosen.values()))
+    report, layers, readers = ReplacementReport(), {}, _Readers(model, list(chosen.values()))
     for names, linear in places:
         if id(linear) not in chosen:
             continue
-        reason = _needed_as_it_is(users, linear)
+        reason = _reason_to_keep(readers, linear)
         after = 0
         if reason is None:
             if sample is not None and linear.weight.is_meta:
-                raise ValueError(f"sample needs a model with values, {names[0]} is on meta")
+                raise ValueError(f"sample needs a model with values, but {names[0]} is on the meta device")
             layer = KANLinear(
                 linear.in_features, linear.out_features, grid_size, spline_order,
                 grid_range=grid_range, base=base, spline_scale=spline_scale, outside=outside,
                 bias=linear.bias is not None if bias is None else bias,
                 device=linear.weight.device, dtype=linear.weight.dtype,
             )  # fmt: skip
-            made[id(linear)] = layer.train(linear.training)
+            layers[id(linear)] = layer.train(linear.training)
             after = _count(layer)
         sizes = linear.in_features, linear.out_features, _count(linear)
         report.append(Replacement(", ".join(names), *sizes, after, reason))
-    hooked = [names[0] for names, linear in places if id(linear) in made and has_hooks(linear)]
+    hooked = [names[0] for names, linear in places if id(linear) in layers and has_hooks(linear)]
     if hooked:
-        warn(f"the hooks of {', '.join(hooked)} go with the linear")
-    undo = _swap(model, made)
+        warn(f"the hooks of {', '.join(hooked)} are lost with the linear")
+    undo = _put_in_place(model, layers)
     try:
         if sample is not None:
-            _move_grids(model, list(made.values()), sample)
+            _update_grids(model, list(layers.values()), sample)
     except BaseException as error:
         undo()
         if not isinstance(error, Exception):
             raise
-        raise ValueError(f"sample must be what model can be called with; that raised {error!r}") from error
+        raise ValueError(f"sample must be an input that model can be called with; the call raised {error!r}") from error
     return report
 
 
 def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
-    """Each linear once, with all its names."""
+    """Each linear of a model once, with all its qualified names."""
     found: dict[int, tuple[list[str], nn.Linear]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Linear):
@@ -184,63 +185,59 @@ def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
     return list(found.values())
 
 
-def _selects(select: Any, name: str, linear: nn.Linear) -> bool:
+def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
     if select is None:
         return True
     if isinstance(select, str):
         return fnmatchcase(name, select)
-    if isinstance(select, nn.Module):
-        raise TypeError(
-            f"select must be a pattern, a type, a function or a list of these, got a {type(select).__name__}"
-        )
     if isinstance(select, type):
         if not issubclass(select, nn.Linear):
             raise TypeError(f"select must be a subclass of nn.Linear, got {select.__name__}")
         return isinstance(linear, select)
-    if callable(select):
+    if callable(select) and not isinstance(select, nn.Module):
         return bool(select(name, linear))
     if isinstance(select, Sequence):
-        return any(_selects(each, name, linear) for each in select)
+        return any(_matches(each, name, linear) for each in select)
     raise TypeError(f"select must be a pattern, a type, a function or a list of these, got {type(select).__name__}")
 
 
-class _Users:
-    """Who looks into which linears: told once, of a model that may be large."""
+class _Readers:
+    """Other modules that read or call the chosen linears; computed once, since models can be large."""
 
     def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
-        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # of each parameter, by its id
-        self.readers: dict[int, str] = {}  # of each linear, by its id
+        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # modules that have each parameter, by its id
+        self.reasons: dict[int, str] = {}  # a reason to keep each linear that is read elsewhere, by its id
         tree = dict(model.named_modules())
         for name, each in tree.items():
             for parameter in each._parameters.values():
                 self.owners.setdefault(id(parameter), []).append((name or "the model", each))
             if isinstance(each, nn.MultiheadAttention):
-                self.readers.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
+                self.reasons.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
             if is_compiled(each):
-                self.readers[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled of it"
+                self.reasons[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled from it"
         linears = {id(part): each for each in chosen for part in (each, *each._parameters.values())}
         parts = [part for each in chosen for part in (each, *each._parameters.values()) if part is not None]
         owners = {name: each for name, each in tree.items() if id(each) not in linears and not is_compiled(each)}
         for reference in references(owners, tree.values(), parts, copied=False):
-            self.readers.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
+            self.reasons.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
 
 
-def _needed_as_it_is(users: _Users, linear: nn.Linear) -> str | None:
-    """Why nobody may take it away, or None."""
-    if id(linear) in users.readers:
-        return users.readers[id(linear)]
+def _reason_to_keep(readers: _Readers, linear: nn.Linear) -> str | None:
+    """Reason why a linear has to be kept, or None."""
+    if id(linear) in readers.reasons:
+        return readers.reasons[id(linear)]
     own = [parameter for parameter in linear._parameters.values() if parameter is not None]
-    for name, each in (pair for parameter in own for pair in users.owners[id(parameter)]):
+    for name, each in (pair for parameter in own for pair in readers.owners[id(parameter)]):
         if each is not linear:
             return f"its weight is also {name}'s"
     if not own or linear._parameters.get("weight") is None:
-        return "its weight is computed by a parametrization"
+        return "a parametrization computes its weight"
     if any(is_lazy(parameter) for parameter in linear.parameters(recurse=False)):
-        return "it has no sizes yet: call the model once"
+        return "its sizes are not known yet: call the model once"
     try:
         check_dtype(linear.weight.dtype)
     except TypeError:
-        return f"its weight is of {linear.weight.dtype}"
+        return f"its weight has the dtype {linear.weight.dtype}"
     return None
 
 
@@ -248,8 +245,8 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
-def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
-    """Put the new layers into their places; returns what takes them out again."""
+def _put_in_place(model: nn.Module, layers: dict[int, KANLinear]) -> Callable[[], None]:
+    """Put the new layers into the model, and return a function that undoes this."""
     before: list[tuple[dict[str, Any], str, Any]] = []
 
     def put(space: dict[str, Any], name: str, value: Any) -> None:
@@ -258,9 +255,9 @@ def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
 
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if id(child) in made:
-                put(parent._modules, name, made[id(child)])
-                if isinstance(parent, nn.TransformerEncoderLayer):  # no fused inference, which reads weights
+            if id(child) in layers:
+                put(parent._modules, name, layers[id(child)])
+                if isinstance(parent, nn.TransformerEncoderLayer):  # disables fused inference, which reads weights
                     put(parent.__dict__, "activation_relu_or_gelu", 0)
     for each in model.modules():
         if isinstance(each, nn.TransformerEncoder) and any(isinstance(m, KANLinear) for m in each.modules()):
@@ -274,8 +271,8 @@ def _swap(model: nn.Module, made: dict[int, KANLinear]) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _move_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
-    """One pass, in which each layer first moves its grid to all that has come in."""
+def _update_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
+    """Call the model once; each new layer first adapts its grid to all inputs that it has received so far."""
     seen: dict[nn.Module, Tensor] = {}
 
     def move(layer: nn.Module, inputs: tuple[Any, ...]) -> None:

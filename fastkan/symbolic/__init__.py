@@ -1,4 +1,13 @@
-"""Edges that are formulas: a library of functions, edges fixed to them, and the search for the right one."""
+"""Symbolic edges ``c f(a x + b) + d``: the library of functions f, the module of such edges, and their fits to samples.
+
+- library: ``SYMBOLIC_LIB``, ``add_symbolic``, ``remove_symbolic``, ``lookup``, ``names_of``; its entries are
+  ``SymbolicFunction``, with an ``Interval`` as domain
+- edges: ``SymbolicEdges``, a module that holds the ``Edge`` entries of one layer
+- fits: ``search`` fits many functions to many edges, ``rank`` orders its ``SymbolicFits`` as ``Candidate`` entries, and
+  ``fit_params`` fits one function to one edge
+
+A network's edges are made symbolic, and its formulas read, by methods of :class:`fastkan.KAN`.
+"""
 
 from ..layers.function_library import (
     SYMBOLIC_LIB,

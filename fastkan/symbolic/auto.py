@@ -1,4 +1,4 @@
-"""All edges to formulas at once, and a report of what became of them."""
+"""``auto_symbolic``: all spline edges of a network made symbolic at once, with a report."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from fastkan_kernels import FLAG, SHARE, Int, checked
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import BOUNDS, Library, names_of
+from ..layers.tables import table
 from ..network.trace import rows_for
-from .fix import MIN_ROWS, all_or_nothing, set_numeric, table
+from .fix import MIN_ROWS, all_or_nothing, set_numeric
 from .search import Range, rank, search
 
 if TYPE_CHECKING:
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
 
 
 class EdgeReport(NamedTuple):
-    """What :meth:`KAN.auto_symbolic` made of an edge.
+    """Outcome of :meth:`KAN.auto_symbolic` for one edge.
 
     Args:
-        l, i, j: the edge.
+        l, i, j: layer, input node and output subnode of the edge.
         name: its function, or None if it stays a spline.
-        r2: of its function, or of the best there was.
-        complexity: of the same.
-        best: name of the same.
+        r2: R2 of its function, or of the best function if it stays a spline.
+        complexity: complexity of the same function.
+        best: name of the same function.
     """
 
     l: int
@@ -40,12 +41,12 @@ class EdgeReport(NamedTuple):
 
 
 class SymbolicReport(list[EdgeReport]):
-    """An :class:`EdgeReport` for each edge that was a spline. Printed, it is a table.
+    """List of an :class:`EdgeReport` for each edge that was a spline; it prints as a table.
 
     Args:
         edges: the entries.
-        kept: how many edges were formulas before.
-        threshold: R2 that a formula had to have.
+        kept: number of edges that were formulas before.
+        threshold: least R2 with which an edge became a formula.
     """
 
     def __init__(self, edges: Iterable[EdgeReport] = (), kept: int = 0, threshold: float = 0.0) -> None:
@@ -54,7 +55,7 @@ class SymbolicReport(list[EdgeReport]):
 
     @property
     def numeric(self) -> list[EdgeReport]:
-        """Those that stay splines."""
+        """Entries of the edges that stay splines."""
         return [edge for edge in self if edge.name is None]
 
     def __str__(self) -> str:
@@ -71,9 +72,8 @@ class SymbolicReport(list[EdgeReport]):
         lines.append(repr(self))
         if self.numeric:
             lines.append(
-                f"An edge stays numeric where no R2 reaches r2_threshold={self.threshold:g}. force=True or "
-                "fix_symbolic makes it a formula all the same, remove_edge takes it away, more training or a larger "
-                "lib may help"
+                f"An edge stays numeric if no R2 reaches r2_threshold={self.threshold:g}. force=True or fix_symbolic "
+                "makes it a formula all the same, remove_edge removes it, and more training or a larger lib may help"
             )
         return "\n".join(lines)
 
@@ -103,31 +103,32 @@ def auto_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> SymbolicReport:
-    """Make all splines formulas that fit one, in place; those that don't stay splines.
+    """Make every spline edge that a function of the library fits well symbolic, in place.
 
-    Of the functions whose R2 reaches the threshold an edge gets the one that :meth:`suggest_symbolic` ranks first.
-    Layer by layer, so that every formula is fitted to what really comes in. Formulas and edges that are off are left
-    alone. Make the optimizer after: the formulas' parameters are new ones.
+    Among the functions whose R2 reaches the threshold, an edge gets the one that :meth:`suggest_symbolic` ranks first;
+    if there is none, it stays a spline. Layers are handled in order, so that each formula is fitted to the outputs of
+    the formulas before it. Edges that are formulas or off are left as they are. The formulas' parameters are new, so
+    create the optimizer afterwards.
 
     Args:
-        a_range, b_range: bounds for the fits. Without, they are in units of each edge's own range.
-        lib: names of the functions; None for all.
+        a_range, b_range: bounds of a and b. Without them, the search range is relative to each edge's range of inputs.
+        lib: names of the functions to try; None for all.
         verbose: whether to print the report.
-        weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
-        r2_threshold: what R2 a function must reach to be taken.
-        negligible: an edge that fits no function becomes a constant, ``"0"``, if its values spread less than by this
-            share of the spread of the sum that they go into.
-        force: whether every edge becomes a formula, as in pykan: where none reaches the threshold, the one with the
-            highest R2.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        weight_simple: weight of simplicity against R2, from 0 (only R2 counts) to 1 (only complexity counts).
+        r2_threshold: least R2 with which an edge becomes a formula.
+        negligible: an edge that no function fits becomes the constant function ``"0"`` if the standard deviation of
+            its values is less than this share of that of the sum to which they are added.
+        force: whether every edge becomes a formula, as in pykan; if no R2 reaches the threshold, the function with the
+            highest R2 is used.
+        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
+        dataset: instead of x, a dataset as for :meth:`fit`.
 
     Returns:
-        A list of :class:`EdgeReport`, one for each edge that was a spline; its ``numeric`` are those that still are.
+        A list with an :class:`EdgeReport` for each edge that was a spline; its ``numeric`` lists those that still are.
 
     Raises:
-        TypeError, ValueError: for functions or ranges that are not there, fewer than 8 different rows, and rows at
-            which the network is NaN or infinite; nothing has changed then, as after an interruption.
+        TypeError, ValueError: for unknown functions, invalid ranges, fewer than 8 different rows, or rows at which the
+            network is NaN or infinite. The network is unchanged then, and also after an interruption.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)
@@ -152,18 +153,18 @@ def auto_symbolic(
                 own = values[:, i, j]
                 fits = search(nodes[:, i], own, names, a_range=a_range, b_range=b_range)
                 fixed = []
-                hardly = own.std(0, correction=0) < negligible * values.sum(1)[:, j].std(0, correction=0)
+                is_negligible = own.std(0, correction=0) < negligible * values.sum(1)[:, j].std(0, correction=0)
                 for place, edge in enumerate(zip(i.tolist(), j.tolist())):
                     ranked = rank(fits, place, weight_simple=weight_simple)
                     chosen = next((c for c in ranked if c.r2 >= r2_threshold), None)
                     best = chosen or max(ranked, key=lambda c: c.r2)
-                    if force and not hardly[place]:
+                    if force and not is_negligible[place]:
                         chosen = best
                     entry = EdgeReport(layer, *edge, chosen and chosen.name, best.r2, best.complexity, best.name)
                     if chosen is not None:
                         model.symbolic[layer].fix(*edge, chosen.name, chosen.affine)
                         fixed.append(edge)
-                    elif hardly[place]:
+                    elif is_negligible[place]:
                         model.symbolic[layer].fix(*edge, "0", (1.0, 0.0, 0.0, own[:, place].mean().item()))
                         fixed.append(edge)
                         entry = entry._replace(name="0", r2=0.0, complexity=0.0)

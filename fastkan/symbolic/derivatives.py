@@ -1,4 +1,4 @@
-"""Derivatives row by row, and derivatives of a loss with respect to a model's parameters."""
+"""Derivatives of a function at each row, and of a loss with respect to a model's parameters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from fastkan_kernels import (
 )
 
 from ..training.regularization import MLP_METRICS, REG_METRICS
-from .search import fit_params as search_params
 
 
 def check_rows(x: Any, least: int = 0) -> None:
-    """``x`` is ``[N, in]``; if there must be ``least`` rows, with finite values.
+    """Check that ``x`` is a tensor ``[N, in]`` and, if ``least`` is not 0, that it has so many rows and is finite.
 
     Raises:
         TypeError, ValueError: otherwise.
@@ -44,19 +43,20 @@ def check_rows(x: Any, least: int = 0) -> None:
 def batch_jacobian(
     func: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False, mode: str = "scalar"
 ) -> Tensor:
-    """Derivatives of a function at every row, for a function whose output rows depend on their own input row alone.
+    """First derivatives of a function at every row of x.
 
     Args:
-        func: from ``[N, in]`` to ``[N, out]`` or ``[N]``.
+        func: a function from ``[N, in]`` to ``[N, out]`` or ``[N]``, whose output rows each depend only on the input
+            row of the same number.
         x: ``[N, in]``.
         create_graph: whether the result can be differentiated again, with respect to x and to func's parameters.
-        mode: ``"scalar"`` for the first output alone, ``"vector"`` for all of them.
+        mode: ``"scalar"`` for derivatives of the first output only, ``"vector"`` for those of all outputs.
 
     Returns:
-        ``[N, in]``, or for ``"vector"`` ``[N, out, in]``.
+        ``[N, in]``, or with ``mode="vector"`` ``[N, out, in]``.
 
     Raises:
-        TypeError, ValueError: for arguments of another kind.
+        TypeError, ValueError: for arguments of another type or shape.
 
     Example:
         >>> batch_jacobian(lambda x: x[:, [0]] * x[:, [1]], torch.tensor([[2.0, 3.0]]))
@@ -76,10 +76,10 @@ def batch_jacobian(
 
 @checked(model=Callback(), create_graph=Flag())
 def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> Tensor:
-    """Second derivatives of a function's first output at every row.
+    """Second derivatives of a function's first output at every row of x.
 
     Args:
-        model: from ``[N, in]`` to ``[N, out]``, of whose output rows each depends on its own input row alone.
+        model: a function from ``[N, in]`` to ``[N, out]``, as in :func:`batch_jacobian`.
         x: ``[N, in]``.
         create_graph: whether the result can be differentiated again.
 
@@ -96,7 +96,7 @@ def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bo
 
 
 def model2param(model: nn.Module) -> Tensor:
-    """All parameters that are trained, one after another in one vector, in the order of ``model.parameters()``.
+    """Concatenate all trained parameters of a model into one vector, in the order of ``model.parameters()``.
 
     Example:
         >>> model2param(MLP([2, 3, 1])).shape
@@ -131,16 +131,16 @@ def get_derivative(
         model: a KAN or an MLP.
         inputs, labels: ``[N, in]`` and ``[N, out]``.
         derivative: ``"jacobian"`` for the gradient, ``"hessian"`` for the second derivatives.
-        loss_mode: ``"pred"`` is the mean squared error, ``"reg"`` the penalty, ``"all"`` the first plus ``lamb`` times
-            the second.
-        reg_metric: how the penalty measures, as ``fit`` of the model takes it; None is its default.
+        loss_mode: ``"pred"`` for the mean squared error, ``"reg"`` for the penalty, ``"all"`` for the error plus
+            ``lamb`` times the penalty.
+        reg_metric: metric of the penalty, as in the model's ``fit``; None for its default.
         lamb, lamb_l1, lamb_entropy: as in ``fit``.
 
     Returns:
         ``[1, P]``, or for the Hessian ``[1, P, P]``.
 
     Raises:
-        TypeError, ValueError: for arguments of another kind.
+        TypeError, ValueError: for arguments of another type or shape.
 
     Example:
         >>> x = torch.rand(20, 1)
@@ -153,9 +153,7 @@ def get_derivative(
     check_tensor("inputs", inputs)
     check_shape("inputs", inputs, ("N", model.in_features))
     check_tensor("labels", labels)
-    check_shape("labels", labels, (len(inputs), "out"))
-    outputs = model(inputs).shape[1]
-    check_shape("labels", labels, (len(inputs), outputs))
+    check_shape("labels", labels, (len(inputs), model(inputs).shape[1]))
     check_alike(inputs, labels=labels.to(inputs.dtype))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     shapes = [model.get_parameter(name).shape for name in names]
@@ -166,7 +164,7 @@ def get_derivative(
         return model.get_reg(**options, lamb_l1=lamb_l1, lamb_entropy=lamb_entropy, x=inputs)
 
     class Loss(nn.Module):
-        """The loss as a forward, of which the parameters can be replaced."""
+        """The loss as a module's forward, so that ``functional_call`` can replace the parameters."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -188,45 +186,3 @@ def get_derivative(
     functional = torch.autograd.functional
     found = functional.jacobian(loss, start) if derivative == "jacobian" else functional.hessian(loss, start)
     return found.unsqueeze(0)
-
-
-@checked(verbose=Flag())
-def fit_params(
-    x: Tensor,
-    y: Tensor,
-    fun: Any,
-    a_range: Any = None,
-    b_range: Any = None,
-    grid_number: object = None,
-    iteration: object = None,
-    verbose: bool = True,
-    device: object = None,
-) -> tuple[Tensor, Tensor]:
-    """Fit ``c fun(a x + b) + d`` to samples of one function.
-
-    Args:
-        x, y: ``[N]``.
-        fun: a function of a tensor, or a name in the library.
-        a_range, b_range: where a and b are sought; None lets the search choose.
-        grid_number, iteration, device: without meaning here: the search refines until nothing is gained.
-        verbose: whether R2 is printed.
-
-    Returns:
-        ``[4]``, (a, b, c, d), and R2, in the dtype of x.
-
-    Raises:
-        TypeError, ValueError: for samples that don't fit together or are not finite.
-
-    Example:
-        >>> x = torch.linspace(-1, 1, 101)
-        >>> params, r2 = fit_params(x, 5 * torch.sin(3 * x + 1) + 1, torch.sin)
-        r2 is 1.000000
-        >>> [round(value, 3) for value in params.tolist()]
-        [3.0, 1.0, 5.0, 1.0]
-    """
-    params, r2 = search_params(x.detach(), y.detach(), fun, a_range, b_range)
-    if verbose:
-        print(f"r2 is {r2:.6f}")
-        if r2 < 0.9:
-            print("r2 is not high: another function may fit better")
-    return params.to(x), torch.as_tensor(r2, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Edges to formulas and back, one at a time."""
+"""Single edges made symbolic and numeric again, and the ranking of functions for an edge."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .search import Range, c_loss, fit_params, r2_loss, rank, search
 if TYPE_CHECKING:
     from ..network.core import Network
 
-POOR = 0.9  # R2 below which a fit deserves a word
-MIN_ROWS = 8  # twice as many as a, b, c and d: through fewer, functions pass that have nothing to do with the edge
+LOW_R2 = 0.9  # R2 below which the printed line recommends suggest_symbolic
+MIN_ROWS = 8  # twice the number of parameters a, b, c and d; fewer rows can be fitted by unrelated functions
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
 
 
@@ -48,28 +48,28 @@ def fix_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> float | None:
-    """Make an edge the formula ``c f(a x + b) + d``, in place. Its spline is kept for :meth:`unfix_symbolic`.
+    """Make an edge symbolic, ``c f(a x + b) + d``, in place. Its spline is kept for :meth:`unfix_symbolic`.
 
-    Make the optimizer after: the formulas' parameters are new ones.
+    The formulas' parameters are new, so create the optimizer afterwards.
 
     Args:
-        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
-        fun_name: of f, in the library; ``"0"`` leaves the constant d.
-        fit_params_bool: whether a, b, c, d are fitted to what the edge is now, at the rows given or those of the last
-            fit. Else they are 1, 0, 1, 0.
-        a_range, b_range: bounds for the fit. Without, it is one in units of the edge's own range.
-        verbose: whether to print how good the fit is.
-        random: whether a, b, c, d are, where they aren't fitted, drawn from -1 to 1 by torch's generator.
-        log_history: has no meaning here.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        l, i, j: layer, input node and output subnode of the edge.
+        fun_name: name of f in the library; with ``"0"`` the edge is the constant d.
+        fit_params_bool: whether a, b, c, d are fitted to the edge's present function, at the given rows or those of
+            the last fit. Otherwise they are 1, 0, 1, 0.
+        a_range, b_range: bounds of a and b. Without them, the search range is relative to the edge's range of inputs.
+        verbose: whether to print R2 of the fit.
+        random: whether a, b, c, d, if they aren't fitted, are drawn uniformly from -1 to 1 by torch's generator.
+        log_history: ignored, with a warning.
+        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
+        dataset: instead of x, a dataset as for :meth:`fit`.
 
     Returns:
-        R2 of the fit; None without one.
+        R2 of the fit; None if the parameters aren't fitted.
 
     Raises:
-        TypeError, ValueError: for an edge, a function or a range that is not there, a fit to an edge that is off, and
-            fewer than 8 different rows for a fit; nothing has changed then.
+        TypeError, ValueError: for an unknown edge or function, an invalid range, a fit to an edge that is off, or
+            fewer than 8 different rows for a fit. The network is unchanged then.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -87,7 +87,7 @@ def fix_symbolic(
     if fit_params_bool:
         if fun_name != "0" and not _is_on(model, l, i, j):
             raise ValueError(
-                f"edge {l, i, j} is off, so there is nothing to fit {fun_name!r} to: switch it on by set_mode, or pass "
+                f"edge {l, i, j} is off, so {fun_name!r} can't be fitted to it: switch it on by set_mode, or pass "
                 "fit_params_bool=False"
             )
         params, r2 = fit_params(*_samples(model, l, i, j, x, dataset), fun_name, a_range, b_range)
@@ -98,18 +98,21 @@ def fix_symbolic(
         model.symbolic[l].fix(i, j, fun_name, affine)
         set_numeric(model, l, [(i, j)], False)
         if verbose and r2 is not None:
-            word = f"; suggest_symbolic{l, i, j} ranks others" if r2 < POOR and fun_name != "0" else ""
-            print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{word}")
+            advice = f"; suggest_symbolic{l, i, j} ranks others" if r2 < LOW_R2 and fun_name != "0" else ""
+            print(f"edge {l, i, j}: {fun_name}, R2 {r2:.6f}{advice}")
     return r2
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.inference_mode(False)
 def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
-    """Make a formula the spline again that the edge was before, in place.
+    """Make a symbolic edge numeric again, with the spline that it had before, in place.
+
+    Args:
+        l, i, j: layer, input node and output subnode of the edge.
 
     Raises:
-        TypeError, ValueError: for an edge that is not there, or no formula; nothing has changed then.
+        TypeError, ValueError: for an unknown edge, or one that is not symbolic. The network is unchanged then.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -120,7 +123,7 @@ def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
     """
     check_edge(model, l, i, j)
     if model.symbolic[l].name(i, j) is None:
-        raise ValueError(f"edge {l, i, j} is no formula, so there is nothing to take back")
+        raise ValueError(f"edge {l, i, j} must be symbolic to be unfixed, but it has no formula")
     with all_or_nothing(model):
         model.symbolic[l].unfix(i, j)
         set_numeric(model, l, [(i, j)], True)
@@ -128,7 +131,7 @@ def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
 
 @torch.inference_mode(False)
 def unfix_symbolic_all(model: Network) -> None:
-    """Make all formulas the splines again that they were, in place.
+    """Make all symbolic edges numeric again, with the splines that they had before, in place.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -146,15 +149,15 @@ def unfix_symbolic_all(model: Network) -> None:
 @checked(l=INDEX, i=INDEX, j=INDEX, mode=Choice(MODES))
 @torch.inference_mode(False)
 def set_mode(model: Network, l: int, i: int, j: int, mode: str) -> None:
-    """Say what counts on an edge, in place.
+    """Set whether an edge computes its spline, its formula, both or nothing, in place.
 
     Args:
-        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
-        mode: ``"n"`` its spline; ``"s"`` its formula, which it must have; ``"sn"`` their sum; ``"off"`` neither. A
-            formula that doesn't count is forgotten.
+        l, i, j: layer, input node and output subnode of the edge.
+        mode: ``"n"`` for the spline, ``"s"`` for the formula, ``"sn"`` or ``"ns"`` for their sum, ``"off"`` for
+            neither. Modes with the formula need an edge that has one; the other modes delete it.
 
     Raises:
-        TypeError, ValueError: for an edge or a mode that is not there; nothing has changed then.
+        TypeError, ValueError: for an unknown edge or mode, or a missing formula. The network is unchanged then.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -167,7 +170,7 @@ def set_mode(model: Network, l: int, i: int, j: int, mode: str) -> None:
     numeric, formula = MODES[mode]
     symbolic = model.symbolic[l]
     if formula and symbolic.name(i, j) is None:
-        raise ValueError(f"mode {mode!r} takes a formula, but edge {l, i, j} has none: give it one by fix_symbolic")
+        raise ValueError(f"mode {mode!r} needs a formula, but edge {l, i, j} has none: give it one by fix_symbolic")
     with all_or_nothing(model):
         if not formula and symbolic.name(i, j) is not None:
             symbolic.unfix(i, j)
@@ -196,23 +199,23 @@ def suggest_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> tuple[str, SymbolicFunction, float, float]:
-    """Rank functions for an edge by R2 and by complexity; the model stays as it is.
+    """Rank functions for an edge by R2 and complexity; the model is not changed.
 
     Args:
-        l, i, j: layer, node that the edge comes from, and subnode that it goes to.
-        a_range, b_range: bounds for the fit. Without, it is one in units of the edge's own range.
-        lib: names of the functions; None for all.
-        topk: how many to print.
+        l, i, j: layer, input node and output subnode of the edge.
+        a_range, b_range: bounds of a and b. Without them, the search range is relative to the edge's range of inputs.
+        lib: names of the functions to try; None for all.
+        topk: number of functions in the printed table.
         verbose: whether to print the table.
-        r2_loss_fun, c_loss_fun, weight_simple: see :func:`fastkan.symbolic.search.rank`.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        r2_loss_fun, c_loss_fun, weight_simple: as for :func:`fastkan.symbolic.rank`.
+        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
+        dataset: instead of x, a dataset as for :meth:`fit`.
 
     Returns:
-        Name, library entry, R2 and complexity of the best.
+        Name, library entry, R2 and complexity of the best function.
 
     Raises:
-        TypeError, ValueError: for an edge, functions or ranges that are not there, and fewer than 8 different rows.
+        TypeError, ValueError: for an unknown edge or function, an invalid range, or fewer than 8 different rows.
 
     Example:
         >>> model = KAN(width=[1, 1], seed=0)
@@ -237,12 +240,12 @@ def suggest_symbolic(
     return best.name, SYMBOLIC_LIB[best.name], best.r2, best.complexity
 
 
-# -- plumbing ------------------------------------------------------------------------------------------
+# -- shared with auto_symbolic -------------------------------------------------------------------------
 
 
 @contextmanager
 def all_or_nothing(model: Network) -> Iterator[None]:
-    """Formulas and masks stay what they were if what follows raises, or is interrupted."""
+    """Restore all formulas and masks if the body raises or is interrupted."""
     before = [(layer.mask, edges.edges, edges.affine) for layer, edges in zip(model.layers, model.symbolic)]
     try:
         yield
@@ -255,6 +258,7 @@ def all_or_nothing(model: Network) -> Iterator[None]:
 
 
 def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on: bool) -> None:
+    """Switch the splines of a layer's edges ``(i, j)`` on or off."""
     mask = mask_of(model.layers[layer]).clone()
     for edge in edges:
         mask[edge] = on

@@ -1,4 +1,4 @@
-"""A network as formulas: sympy expressions that equal its forward, LaTeX, and a NumPy function."""
+"""A network's formulas: sympy expressions that equal its forward, their LaTeX, and a NumPy function of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import lookup
 from ..network.trace import samples, trace
-from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
-from .rounding import TOLERANCE, Digits, number, product_of, rebuilt, rounded, rounded_to_keep
+from .expressions import named_edge, numeric_edge, scaled, symbolic_edge, taylor_pieces
+from .rounding import TOLERANCE, Digits, number, product_of, rounded, rounded_within, transform
 
 if TYPE_CHECKING:
     from ..network.core import Network
 
 NUMERIC = Choice(("functions", "piecewise", "raise"))
-MAX_NAMED = 10  # edges that a warning names, with what fits them best
+MAX_NAMED = 10  # spline edges that a warning names, each with the function that fits it best
 
 
 @checked(digits=Digits(), numeric=NUMERIC, simplify=FLAG, tolerance=TOLERANCE)
@@ -37,36 +37,37 @@ def symbolic_formula(
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> tuple[list[Any], list[Any]]:
-    """The network's outputs as sympy expressions, equal to its forward wherever that is finite.
+    """Return the network's outputs as sympy expressions, which equal its forward wherever that is finite.
 
-    Their symbols are plain ones, which names meet: ``formula.subs("x_1", 0.5)``. Constants are the parameters' values,
-    exactly. ``singularity_avoiding`` is no part of a formula.
+    Symbols have no assumptions, so that they can be substituted by name: ``formula.subs("x_1", 0.5)``. Constants are
+    exactly the parameters' values. ``singularity_avoiding`` has no effect on a formula.
 
     Args:
-        var: names or sympy symbols, one for each column of x; None takes x_1, x_2, ... Names become plain symbols. A
-            column keeps its number after :meth:`prune_input`.
-        normalizer: ``[mean, std]`` of the columns, if x was divided by it: the formula is one of what x was before.
-        output_normalizer: ``[mean, std]`` of the outputs, to the same end.
-        digits: significant digits of the constants, or ``"auto"``: the fewest that keep the loss.
-        numeric: how edges that are splines are written: ``"functions"``, by functions with the names phi_l_i_j of
-            their layer, input and output, which sympy evaluates, compiles (``sympy.lambdify``) and differentiates;
-            ``"piecewise"``, as exact polynomials on their cells, which grows with the product of the layers' widths and
-            grids; or ``"raise"``, not at all.
+        var: names or sympy symbols, one for each column of x; None for x_1, x_2, ... A column keeps its number after
+            :meth:`prune_input`.
+        normalizer: ``[mean, std]`` of the columns, if x was normalized by them before training: the formula is then in
+            terms of the values before normalization.
+        output_normalizer: ``[mean, std]`` of the outputs, if the labels were normalized by them.
+        digits: significant digits of the constants; ``"auto"`` for the fewest that keep to ``tolerance``; None for
+            all.
+        numeric: how spline edges are written. ``"functions"``: as functions named phi_l_i_j by their layer, input and
+            output, which sympy can evaluate, compile (``sympy.lambdify``) and differentiate. ``"piecewise"``: as exact
+            polynomials on their cells; its size grows with the product of the layers' widths and grids. ``"raise"``:
+            not at all, they are an error.
         simplify: whether to call ``sympy.simplify``, which can take long.
-        tolerance: what ``digits="auto"`` keeps to. Without a dataset, how far the rounded formula may be from the
-            forward, root mean square over :meth:`samples`, in standard deviations of each output; with one, the share
-            by which the RMSE of the outputs together may grow.
-        dataset: as :meth:`fit` takes it, for ``digits="auto"``.
+        tolerance: bound for ``digits="auto"``. Without a dataset, it bounds the root mean square difference between
+            the rounded formula and the forward at :meth:`samples`, in standard deviations of each output; with one, it
+            bounds the relative increase of the RMSE of all outputs.
+        dataset: data for ``digits="auto"``, as for :meth:`fit`.
 
     Returns:
         The expressions, one for each output, and the variables, one for each column of x.
 
     Raises:
-        TypeError, ValueError: for arguments that don't fit the network and, with ``numeric="raise"``, edges that are
-            splines.
+        TypeError, ValueError: for arguments that don't fit the network, and for spline edges if ``numeric="raise"``.
 
     Warns:
-        UserWarning: where edges are written as functions phi_l_i_j; it says what fits each best.
+        UserWarning: if edges are written as functions phi_l_i_j, with the library function that fits each best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -87,7 +88,7 @@ def symbolic_formula(
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
     formulas = _normalized_inputs(model, columns, inputs)
     for layer in range(model.depth):
-        formulas = _after(model, layer, formulas, numeric)
+        formulas = _next_nodes(model, layer, formulas, numeric)
     formulas = _denormalized(formulas, outputs)
     if simplify:
         import sympy
@@ -98,18 +99,20 @@ def symbolic_formula(
             raise ValueError("simplify must be False for formulas that are so large") from None
     if digits == "auto":
         x, labels = _samples(model, dataset, inputs, outputs)
-        formulas = rounded_to_keep(formulas, lambda more, made: numpy_of([*more, columns], made), x, labels, tolerance)
+        formulas = rounded_within(
+            formulas, lambda more, made: compile_numpy([*more, columns], made), x, labels, tolerance
+        )
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
-    named = dict(zip(columns, variables))  # only now, as sympy tidies up what it knows to be real
-    formulas = [rebuilt(formula, lambda part: named.get(part, part), {}) for formula in formulas]
+    named = dict(zip(columns, variables))  # replaced last, since sympy simplifies more for symbols known to be real
+    formulas = [transform(formula, lambda part: named.get(part, part), {}) for formula in formulas]
     if numeric == "functions":
-        _warn_of_splines(model)
+        _warn_of_spline_edges(model)
     return formulas, variables
 
 
 def formula_latex(model: Network, var: Sequence[Any] | None = None, *args: Any, **options: Any) -> list[str]:
-    """The formulas in LaTeX, one for each output; arguments and errors as in :meth:`symbolic_formula`.
+    """Return the formulas in LaTeX, one for each output; arguments and errors are as in :meth:`symbolic_formula`.
 
     Example:
         >>> model = KAN(width=[1, 1], seed=0)
@@ -134,10 +137,10 @@ def formula_numpy(
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> Callable[[Any], Any]:
-    """The formulas as a function of NumPy arrays, float64; edges that are splines are computed too.
+    """Return the formulas as one function of NumPy arrays, in float64; spline edges are computed as well.
 
-    ``sympy.lambdify`` makes it of the expressions, layer by layer; no text from a file is ever evaluated. Base
-    functions of splines, and functions that were added without a sympy form, are called through torch.
+    ``sympy.lambdify`` compiles the expressions, layer by layer; no text from a file is ever evaluated. Base functions
+    of splines, and functions that were added without a sympy form, are computed by torch.
 
     Args:
         normalizer, output_normalizer, digits, numeric, tolerance, dataset: as in :meth:`symbolic_formula`.
@@ -161,7 +164,7 @@ def formula_numpy(
     if digits is not None:
         options = {"digits": digits, "numeric": numeric, "tolerance": tolerance, "dataset": dataset}
         formulas, variables = symbolic_formula(model, None, normalizer, output_normalizer, **options)
-        return _of_rows([numpy_of([variables], formulas)], model.in_features)
+        return _on_rows([compile_numpy([variables], formulas)], model.in_features)
     _check_numeric(model, numeric)
     inputs = _normalizer("normalizer", normalizer, model.in_features)
     outputs = _normalizer("output_normalizer", output_normalizer, model.width_in[-1])
@@ -169,23 +172,23 @@ def formula_numpy(
     steps = []
     for layer in range(model.depth):
         nodes = [sympy.Dummy(real=True) for _ in range(model.width_in[layer])] if layer else variables
-        made = _after(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
-        steps.append(numpy_of([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
-    return _of_rows(steps, model.in_features)
+        made = _next_nodes(model, layer, nodes if layer else _normalized_inputs(model, variables, inputs), numeric)
+        steps.append(compile_numpy([nodes], made if layer < model.depth - 1 else _denormalized(made, outputs)))
+    return _on_rows(steps, model.in_features)
 
 
 # -- one layer -----------------------------------------------------------------------------------------
 
 
-def _after(model: Network, layer: int, nodes: list[Any], written: str) -> list[Any]:
-    """The next layer's nodes, as expressions of this one's."""
+def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -> list[Any]:
+    """Nodes after a layer, as expressions of the nodes before it."""
     import sympy
 
     terms: list[list[Any]] = [[] for _ in range(model.width_out[layer + 1])]
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
-    pieces = pieces_of(numeric)
+    pieces = taylor_pieces(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
-        if written == "functions":
+        if numeric_as == "functions":
             terms[j].append(named_edge(f"phi_{layer}_{i}_{j}", numeric, pieces, i, j, nodes[i]))
         else:
             terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
@@ -206,11 +209,15 @@ def _after(model: Network, layer: int, nodes: list[Any], written: str) -> list[A
 # -- NumPy ---------------------------------------------------------------------------------------------
 
 
-def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
-    """A function of lists of arrays, one for each list of symbols in ``arguments``, to a list of values.
+def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
+    """Compile formulas into a function of arrays.
+
+    Args:
+        arguments: lists of symbols; the function takes a list of arrays for each of them.
+        formulas: the expressions that it returns the values of, as a list.
 
     Raises:
-        ValueError: for a function that neither NumPy nor the library knows.
+        ValueError: for a function that neither NumPy nor the library has.
     """
     import sympy
     from sympy.core.function import AppliedUndef
@@ -222,7 +229,7 @@ def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
     def safe(expression: Any) -> Any:
         if not isinstance(expression, AppliedUndef):
             return expression
-        function = expression.func  # whose name is anything a user likes, so it never becomes code
+        function = expression.func  # users choose its name, so lambdify must not write it into code
         if function not in names:
             names[function] = f"added_{len(names)}"
             own = getattr(function, "_imp_", None)
@@ -230,11 +237,11 @@ def numpy_of(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
         return sympy.Function(names[function])(*expression.args)
 
     memo: dict[Any, Any] = {}
-    formulas = [rebuilt(formula, safe, memo) for formula in formulas]
+    formulas = [transform(formula, safe, memo) for formula in formulas]
     modules = [ours, "scipy", "numpy"] if find_spec("scipy") else [ours, "numpy"]
     options: dict[str, Any] = {}
     if any(formula.has(sympy.Piecewise) for formula in formulas):
-        # of cells of cells lambdify sees only what tree_cse leaves; as trees they'd be too long to walk
+        # nested Piecewise share subexpressions; without them the trees would be too large for lambdify to walk
         shared = tree_cse(formulas, sympy.numbered_symbols(cls=sympy.Dummy), order="none")
         options["cse"] = lambda _: shared
         formulas = [sympy.Integer(0)] * len(formulas)
@@ -251,20 +258,20 @@ def _through_torch(fun: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
     return called
 
 
-def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any], Any]:
-    """What takes arrays of rows, of what take lists of columns."""
+def _on_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any], Any]:
+    """Chain functions of lists of columns into one function of arrays ``[..., in_features]``."""
 
     def formula(x: Any) -> Any:
         import numpy
 
         try:
             rows = numpy.asarray(x, dtype=numpy.float64)
-        except (TypeError, ValueError, RuntimeError) as error:  # of torch for a tensor that NumPy can't have
+        except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last, for a tensor that requires grad
             raise TypeError(f"x must be an array of numbers, got {type(x).__name__}: {error}") from None
         if rows.ndim == 0 or rows.shape[-1] != in_features:
             raise ValueError(f"x must have the shape [..., in_features={in_features}], got {list(rows.shape)}")
         columns = list(numpy.moveaxis(rows, -1, 0))
-        with numpy.errstate(all="ignore"):  # parts that a Piecewise doesn't take are computed too
+        with numpy.errstate(all="ignore"):  # all branches of a Piecewise are computed, also where they are not defined
             for step in steps:
                 columns = [numpy.broadcast_to(column, rows.shape[:-1]) for column in step(columns)]
         return numpy.stack(columns, -1).astype(numpy.float64)
@@ -277,35 +284,35 @@ def _of_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 
 def _check_numeric(model: Network, numeric: str) -> None:
     if numeric == "raise":
-        on = _splines(model)
+        on = _spline_edges(model)
         if on:
             raise ValueError(
-                f"numeric edges have no formula, and there are some as (layer, i, j): {', '.join(map(str, on))}. Make "
-                "them formulas by auto_symbolic or fix_symbolic, take them away by remove_edge, or ask for "
-                "numeric='functions' or numeric='piecewise'"
+                f"numeric='raise' needs a network without spline edges, but these (layer, i, j) are splines: "
+                f"{', '.join(map(str, on))}. Make them formulas by auto_symbolic or fix_symbolic, remove them by "
+                "remove_edge, or use numeric='functions' or numeric='piecewise'"
             )
 
 
-def _splines(model: Network) -> list[tuple[int, int, int]]:
-    """The edges ``(layer, i, j)`` that are on as splines."""
+def _spline_edges(model: Network) -> list[tuple[int, int, int]]:
+    """Edges ``(layer, i, j)`` whose splines are on."""
     return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
 
 
-def _warn_of_splines(model: Network) -> None:
-    on = _splines(model)
+def _warn_of_spline_edges(model: Network) -> None:
+    on = _spline_edges(model)
     if not on:
         return
     named = [f"phi_{l}_{i}_{j}{_best_fit(model, l, i, j)}" for l, i, j in on[:MAX_NAMED]]
     more = "" if len(on) <= MAX_NAMED else f" and {len(on) - MAX_NAMED} more"
     warn(
-        f"edges that are splines stand in the formula as functions of these names: {', '.join(named)}{more}. "
-        "auto_symbolic(force=True) or fix_symbolic makes formulas of them, remove_edge takes them away, "
-        "numeric='piecewise' writes them out"
+        f"the formula contains spline edges as functions of these names: {', '.join(named)}{more}. "
+        "auto_symbolic(force=True) or fix_symbolic turns them into formulas, remove_edge removes them, "
+        "numeric='piecewise' writes them as polynomials"
     )
 
 
 def _best_fit(model: Network, l: int, i: int, j: int) -> str:
-    """The function that fits an edge best, in words; nothing where it has no finite values."""
+    """Description of the function that fits an edge best; empty if the edge's values are not finite."""
     from .search import search
 
     x = trace(model, samples(model)[:1000])[l].nodes[:, i : i + 1]
@@ -318,7 +325,7 @@ def _best_fit(model: Network, l: int, i: int, j: int) -> str:
 
 
 def _columns(model: Network) -> list[Any]:
-    """Symbols for the columns of x while a formula is made, named and so ordered as those it ends up with."""
+    """Real symbols for the columns of x during construction; their default names give sympy its order of terms."""
     import sympy
 
     return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(model.in_features)]
@@ -332,7 +339,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
     if not is_sequence(var):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
-        if not isinstance(each, (str, sympy.Expr)):  # an auxiliary input is named by its expression
+        if not isinstance(each, (str, sympy.Expr)):  # a column made by augment_input is named by its expression
             raise TypeError(f"var must hold names, or symbols or expressions of sympy, got {each!r}")
     if len(var) != count:
         raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
@@ -343,7 +350,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
 
 
 def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list[float]]:
-    """Means and standard deviations."""
+    """Means and standard deviations of ``count`` columns; 0 and 1 if the argument is None."""
     if value is None:
         return [[0.0] * count, [1.0] * count]
     try:
@@ -372,7 +379,7 @@ def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[An
 def _samples(
     model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows, and labels if there are any, as the formula has them."""
+    """Rows for rounding, and the dataset's labels or None, both in units before normalization."""
     x, labels = samples(model), None
     if dataset is not None:
         from ..training.data import read_data
@@ -386,11 +393,11 @@ def _samples(
         )
         pairs = [data.train] if data.test is None else [data.train, data.test]
         x, labels = (torch.cat(part) for part in zip(*pairs))
-        labels = _rescaled(labels, output_normalizer)
-    return _rescaled(x, normalizer), labels
+        labels = _denormalized_values(labels, output_normalizer)
+    return _denormalized_values(x, normalizer), labels
 
 
-def _rescaled(values: Tensor, normalizer: list[list[float]]) -> Tensor:
+def _denormalized_values(values: Tensor, normalizer: list[list[float]]) -> Tensor:
     mean, std = torch.tensor(normalizer, dtype=torch.float64)
     return values.detach().cpu().double() * std + mean
 

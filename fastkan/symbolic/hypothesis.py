@@ -1,10 +1,10 @@
-"""Tests of how a function combines its inputs: additively, multiplicatively, or some of them by way of one quantity.
+"""Tests of a function's structure: whether it is a sum or product, and whether inputs act through one quantity.
 
-All of them look at derivatives at the rows of x, so they need no formula, and take a KAN, an MLP or any function from
-``[N, in]`` to ``[N, 1]`` whose rows are independent.
+All of them use derivatives at the rows of x, so they don't need a formula. They accept a KAN, an MLP or any function
+from ``[N, in]`` to ``[N, 1]`` whose output rows each depend only on the input row of the same number.
 """
 
-# ruff: noqa: PT028  (functions of these names are for users; pytest is told below that they are no tests)
+# ruff: noqa: PT028  (functions named test_... are for users; they are marked below so that pytest ignores them)
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ from .variables import EXPRESSION, VARIABLES, naming, values_of
 
 MODE = Choice(("add", "mul"))
 MODEL, GROUP, GROUPS = Callback(), Each(INDEX), Each(Each(INDEX))
-TINY = 1e-6  # added to a gradient's length, which may be 0
-ALIKE = 0.9  # of a cosine, and of the rows for which it is that large
+EPSILON = 1e-6  # added to a gradient's norm, which may be 0
+MIN_COSINE = 0.9  # cosine above which two gradients count as parallel
+MIN_SHARE = 0.9  # share of rows with parallel gradients above which symmetry is suggested
 
 Function = Callable[[Tensor], Tensor]
 
 
 def interactions(model: Function, x: Tensor, mode: str, bias: float = 0.0) -> Tensor:
-    """How much each pair of inputs acts together, ``[in, in]``: the median over the rows of the second derivative's
-    size, in units of the inputs' standard deviations; for ``"mul"`` that of the function's logarithm."""
+    """Strength of the interaction of each pair of inputs, ``[in, in]``.
+
+    It is the median over the rows of the absolute second derivative of the function, or for ``"mul"`` of its logarithm,
+    times the standard deviations of the two inputs.
+    """
     check_rows(x, least=2)
     f = model if mode == "add" else lambda rows: (model(rows) + bias).abs().log()
     std = x.std(0)
@@ -51,26 +55,28 @@ def detect_separability(
     bias: float = 0.0,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Find the most groups of inputs of which a function is a sum, or a product, of functions of one group each.
+    """Split the inputs into as many groups as possible such that a function is a sum or product of functions of one
+    group each.
 
-    Groups are joined two by two, first those that interact most, and the first partition counts that leaves out little.
+    Starting from single inputs, the two groups that interact most are merged, until the interactions that remain
+    between groups are negligible. The result is printed too.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, the rows to look at.
-        mode: ``"add"`` or ``"mul"``.
-        score_th: interactions below this count as none where groups are joined.
-        res_th: the share of all interactions that may be between groups.
-        n_clusters: the number of groups to try, or the least and the most; None tries all.
-        bias: added to the function before it is taken for a product.
-        verbose: whether the share between groups is printed for each number of groups.
+        x: ``[N, in]``, rows at which derivatives are computed.
+        mode: ``"add"`` for a sum, ``"mul"`` for a product.
+        score_th: interactions below this count as 0 in the choice of the groups to merge.
+        res_th: share of all interactions that may remain between groups.
+        n_clusters: number of groups to accept, or the least and the greatest; None for any number.
+        bias: number added to the function before it is tested as a product.
+        verbose: whether to print the share that remains between groups, for each number of groups.
 
     Returns:
         ``hessian`` ``[in, in]``, the interactions; ``n_groups``; ``labels``, the group of each input; and ``groups``,
-        the inputs of each group. The verdict is printed too.
+        the inputs of each group.
 
     Raises:
-        TypeError, ValueError: for arguments of another kind.
+        TypeError, ValueError: for arguments of another type, or out of range.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -81,7 +87,7 @@ def detect_separability(
     """
     score = interactions(model, x, mode, bias)
     count = len(score)
-    tried = range(1, count + 1) if n_clusters is None else _numbers(n_clusters, count)
+    tried = range(1, count + 1) if n_clusters is None else _group_counts(n_clusters, count)
     groups, best = [[i] for i in range(count)], [list(range(count))]
     joined = torch.where(score < score_th, 0.0, score)
     whole = score.sum()
@@ -105,10 +111,10 @@ def detect_separability(
     return {"hessian": score, "n_groups": len(best), "labels": labels, "groups": best}
 
 
-def _numbers(n_clusters: int | Sequence[int], count: int) -> range:
+def _group_counts(n_clusters: int | Sequence[int], count: int) -> range:
     ends = [n_clusters] * 2 if isinstance(n_clusters, int) else list(n_clusters)
     if len(ends) != 2:
-        raise ValueError(f"n_clusters must be one number, or the least and the most, got {n_clusters}")
+        raise ValueError(f"n_clusters must be one number, or the least and the greatest, got {n_clusters}")
     least, most = ends
     if not 1 <= least <= most <= count:
         raise ValueError(f"n_clusters must be from 1 to {count}, the number of inputs, got {n_clusters}")
@@ -117,19 +123,20 @@ def _numbers(n_clusters: int | Sequence[int], count: int) -> range:
 
 @checked(model=MODEL, group=GROUP, create_graph=Flag())
 def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create_graph: bool = False) -> Tensor:
-    """How the direction of a function's gradient within a group of inputs changes with the other inputs.
+    """Derivatives, with respect to the other inputs, of the normalized gradient with respect to a group of inputs.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
         x: ``[N, in]``.
-        group: which inputs.
+        group: indices of the inputs in the group.
         create_graph: whether the result can be differentiated again.
 
     Returns:
-        ``[N, inputs of the group, other inputs]``: zero where the group acts through one quantity of its own.
+        ``[N, inputs of the group, other inputs]``. It is zero if the group acts through one quantity, since the
+        gradient's direction then depends on the group alone.
 
     Raises:
-        ValueError: for inputs that are not there.
+        ValueError: for indices that don't exist.
 
     Example:
         >>> x = torch.rand(4, 3)
@@ -143,7 +150,7 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
 
     def direction(rows: Tensor) -> Tensor:
         slope = batch_jacobian(model, rows, create_graph=True)[:, inside]
-        return slope / (slope.norm(dim=1, keepdim=True) + TINY)
+        return slope / (slope.norm(dim=1, keepdim=True) + EPSILON)
 
     return batch_jacobian(direction, x, create_graph=create_graph, mode="vector")[:, :, others]
 
@@ -157,9 +164,16 @@ def _split(group: Sequence[int], count: int, name: str = "group") -> tuple[list[
 
 @checked(model=MODEL, group=GROUP)
 def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
-    """How much what a group of inputs does depends on each other input, ``[inputs of the group, other inputs]``.
+    """Dependence of a group's normalized gradient on the other inputs.
 
-    It is the median size of :func:`batch_grad_normgrad`, in units of the inputs' standard deviations.
+    Args:
+        model: a function from ``[N, in]`` to ``[N, 1]``.
+        x: ``[N, in]``, rows at which derivatives are computed.
+        group: indices of the inputs in the group.
+
+    Returns:
+        ``[inputs of the group, other inputs]``: the median over the rows of the absolute values of
+        :func:`batch_grad_normgrad`, times the standard deviations of both inputs.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -180,12 +194,12 @@ def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_t
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, the rows to look at.
-        group: which inputs; none, or all of them, always act so.
-        dependence_th: what :func:`get_dependence` may be at most.
+        x: ``[N, in]``, rows at which derivatives are computed.
+        group: indices of the inputs in the group; for no inputs or all inputs the answer is always True.
+        dependence_th: value of :func:`get_dependence` below which the group counts as independent of other inputs.
 
     Raises:
-        TypeError, ValueError: for inputs that are not there.
+        TypeError, ValueError: for indices that don't exist.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -209,18 +223,18 @@ def test_separability(
     threshold: float = 1e-2,
     bias: float = 0.0,
 ) -> bool:
-    """Whether a function is a sum, or a product, of functions of one group of inputs each, and of the inputs in none.
+    """Whether a function is a sum or product of functions of one group of inputs each.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, the rows to look at.
-        groups: the inputs of each group.
-        mode: ``"add"`` or ``"mul"``.
-        threshold: what the interaction of two inputs of different groups may be at most.
-        bias: added to the function before it is taken for a product.
+        x: ``[N, in]``, rows at which derivatives are computed.
+        groups: indices of the inputs in each group; inputs in none of them form one more group.
+        mode: ``"add"`` for a sum, ``"mul"`` for a product.
+        threshold: interaction below which two inputs of different groups count as separate.
+        bias: number added to the function before it is tested as a product.
 
     Raises:
-        TypeError, ValueError: for inputs that are not there or in two groups.
+        TypeError, ValueError: for indices that don't exist or are in two groups.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -241,8 +255,8 @@ def test_general_separability(
 ) -> bool:
     """Whether a function is any function of a sum of functions of one group of inputs each.
 
-    Then each group acts through one quantity, and the ratio of two derivatives, of inputs of different groups, is a
-    product of functions of one group each.
+    This is tested by two consequences: each group acts through one quantity, and the ratio of the derivatives with
+    respect to two inputs of different groups is a product of functions of one group each.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
@@ -277,17 +291,17 @@ def test_general_separability(
 
 @checked(model=MODEL, input_vars=VARIABLES, symmetry_var=EXPRESSION)
 def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], symmetry_var: Any) -> Tensor:
-    """Whether the inputs in an expression act through that expression; the verdict is printed.
+    """Test whether the inputs in an expression act through that expression, and print the result.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, the rows to look at.
+        x: ``[N, in]``, rows at which derivatives are computed.
         input_vars: a symbol for each column of x.
-        symmetry_var: the expression of some of them.
+        symmetry_var: an expression of some of these symbols.
 
     Returns:
-        ``[N]``, the cosine between the gradients of both with respect to these inputs, without its sign: 1 everywhere
-        if they do.
+        ``[N]``, absolute cosine between the gradients of the function and of the expression with respect to the
+        expression's inputs; it is 1 at every row if these inputs act through the expression.
 
     Raises:
         ValueError: for symbols that are not among ``input_vars``, and functions that torch doesn't have.
@@ -300,19 +314,19 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
         100.0% of the data have a cosine similarity above 0.9, suggesting symmetry
     """
     variables = list(input_vars)
-    taken = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
+    used = [place for place, variable in enumerate(variables) if variable in symmetry_var.free_symbols]
     check_rows(x, least=1)
     if len(variables) != x.shape[1]:
         raise ValueError(f"input_vars must be {x.shape[1]} symbols, one for each column of x, got {len(variables)}")
-    if not taken:
-        raise ValueError(f"symmetry_var must have some of the input_vars in it, got {symmetry_var}")
+    if not used:
+        raise ValueError(f"symmetry_var must contain some of the input_vars, got {symmetry_var}")
     with naming("symmetry_var"):
-        other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, taken]
-    own = batch_jacobian(model, x)[:, taken]
+        other = batch_jacobian(lambda rows: values_of(symmetry_var, variables, rows), x)[:, used]
+    own = batch_jacobian(model, x)[:, used]
     cosine = torch.nn.functional.cosine_similarity(own, other, dim=1, eps=0.0).abs()
-    share = float((cosine > ALIKE).double().mean())
-    verdict = "suggesting" if share > ALIKE else "not suggesting"
-    print(f"{100 * share:.1f}% of the data have a cosine similarity above {ALIKE}, {verdict} symmetry")
+    share = float((cosine > MIN_COSINE).double().mean())
+    verdict = "suggesting" if share > MIN_SHARE else "not suggesting"
+    print(f"{100 * share:.1f}% of the data have a cosine similarity above {MIN_COSINE}, {verdict} symmetry")
     return cosine
 
 

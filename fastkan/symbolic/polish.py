@@ -1,8 +1,8 @@
-"""Least squares for many fits at once: variable projection and Levenberg-Marquardt steps.
+"""Least squares for many fits at once, by variable projection with Levenberg-Marquardt steps.
 
-A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solved exactly for each
-theta, so that steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian).
-All functions take their steps together: each is called once a step, the rest is done for all.
+A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solved exactly for each theta, so that
+steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian). The fits of all functions
+are stepped together: in each step, each function is evaluated once, and all other arithmetic is batched.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import torch
 from torch import Tensor
 
 from ..layers.function_library import SymbolicFunction
-from .starts import inside
+from .starts import enclosing_branch
 
 MIN_DAMPING = 1e-12
-ENOUGH = 1e-28  # of the variance unexplained
-SLOW = 1e-4  # of that, promised by a step that is hardly damped: the end
-LARGEST = 1e25  # values of f, and c in spreads of y: float32 has to hold them
+MIN_LOSS = 1e-28  # unexplained share of the variance at which a fit is finished
+MIN_PROGRESS = 1e-4  # relative decrease below which a nearly undamped step ends a fit
+MAX_VALUE = 1e25  # largest value of f, and of c in standard deviations of y, since both have to fit into float32
 
 
 class Fits(NamedTuple):
-    """R fits, those of one function side by side.
+    """R fits, sorted by function.
 
     Attributes:
-        function: ``[R]``, long, which of the functions, non-decreasing.
-        theta: ``[R, 2]``.
-        phi: ``[R, 2, N]`` or ``[1, 2, N]``.
-        ends: ``[R, 2, 2]`` or ``[1, 2, 2]``: phi at the two ends of the samples' range.
-        y: ``[R, N]``, of mean 0 by the weights.
-        weight: ``[R, N]``, each row adds up to 1; None for equal ones.
-        low, high: ``[R, 2]``, where theta may be.
-        keep: what share of its way to a bound theta has to keep in a step; 0 lets it reach that.
-        most: ``[R]``, how many times as large as the spread of y ``c f`` may become: beyond,
-            rounding eats the fit.
+        function: ``[R]``, long, index of each fit's function, non-decreasing.
+        theta: ``[R, 2]``, current parameters.
+        phi: ``[R, 2, N]`` or ``[1, 2, N]``, coefficients of theta in z.
+        ends: ``[R, 2, 2]`` or ``[1, 2, 2]``, phi at the two ends of the samples' range.
+        y: ``[R, N]``, with a weighted mean of 0.
+        weight: ``[R, N]``, weights that sum to 1 in each row; None for equal weights.
+        low, high: ``[R, 2]``, bounds of theta.
+        margin: share of theta's distance to a bound that remains after a step; with 0 it may reach the bound.
+        max_amplitude: ``[R]``, largest ``|c f|`` in standard deviations of y, beyond which rounding spoils the fit.
     """
 
     function: Tensor
@@ -45,70 +44,82 @@ class Fits(NamedTuple):
     weight: Tensor | None
     low: Tensor
     high: Tensor
-    keep: float
-    most: Tensor
+    margin: float
+    max_amplitude: Tensor
 
     def take(self, rows: Tensor) -> Fits:
-        """Some of the fits."""
-        taken: dict[str, Any] = {
+        """Select some of the fits."""
+        selected: dict[str, Any] = {
             name: value[rows]
             for name, value in self._asdict().items()
             if isinstance(value, Tensor) and not len(value) == 1 != len(self.theta)
         }
-        return self._replace(**taken)
+        return self._replace(**selected)
 
 
 class State(NamedTuple):
-    """Where fits are: what :func:`evaluate` finds at theta. ``loss`` is infinite where theta is no place."""
+    """Loss and derivatives of R fits at their theta.
 
-    loss: Tensor  # [R], the unexplained share of the variance
-    hessian: Tensor  # [R, 3]: 11, 12, 22, of half the loss
-    gradient: Tensor  # [R, 2], downhill, of half the loss
+    Attributes:
+        loss: ``[R]``, unexplained share of the variance; infinite where theta is not usable.
+        hessian: ``[R, 3]``, entries 11, 12 and 22 of the Gauss-Newton Hessian of half the loss.
+        gradient: ``[R, 2]``, negative gradient of half the loss.
+    """
+
+    loss: Tensor
+    hessian: Tensor
+    gradient: Tensor
 
 
 def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[Tensor, Tensor]:
-    """At most ``steps`` steps for each fit.
+    """Take at most ``steps`` steps for each fit.
 
     Returns:
-        theta ``[R, 2]`` and the unexplained share of the variance ``[R]``, infinite where the start was
+        theta, ``[R, 2]``, and the unexplained share of the variance, ``[R]``, which is infinite where the start was
         outside the domain.
     """
     theta, loss = fits.theta.clone(), torch.full_like(fits.theta[:, 0], torch.inf)
     if not len(theta):
         return theta, loss
     rows = torch.arange(len(theta))
-    now = evaluate(functions, fits)
-    loss.copy_(now.loss)
+    state = evaluate(functions, fits)
+    loss.copy_(state.loss)
     damping = torch.full_like(loss, 1e-3)
     for _ in range(steps):
-        step = _step(fits, now, damping)
-        promised = (step * now.gradient).sum(1) / now.loss  # relative, and half of it at least
-        going = now.loss.isfinite() & (now.loss > ENOUGH) & (promised > torch.where(damping < 0.1, SLOW, SLOW / 100))
-        if not bool(going.all()):
-            if not bool(going.any()):
+        step = _marquardt_step(fits, state, damping)
+        expected = (step * state.gradient).sum(1) / state.loss  # at least half of the predicted relative decrease
+        active = (
+            state.loss.isfinite()
+            & (state.loss > MIN_LOSS)
+            & (expected > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100))
+        )
+        if not bool(active.all()):
+            if not bool(active.any()):
                 break
-            rows, fits, damping, step = rows[going], fits.take(going), damping[going], step[going]
-            now = State(*(value[going] for value in now))
-        new = _moved(fits, step)
+            rows, fits, damping, step = rows[active], fits.take(active), damping[active], step[active]
+            state = State(*(value[active] for value in state))
+        new = _apply_step(fits, step)
         trial = evaluate(functions, fits._replace(theta=new))
-        better = trial.loss < now.loss
+        better = trial.loss < state.loss
         fits = fits._replace(theta=torch.where(better.unsqueeze(1), new, fits.theta))
         damping = torch.where(better, (damping / 10).clamp(min=MIN_DAMPING), damping.clamp(min=1e-4) * 10)
-        now = State(*(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, now)))
-        theta[rows], loss[rows] = fits.theta, now.loss
+        state = State(
+            *(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, state))
+        )
+        theta[rows], loss[rows] = fits.theta, state.loss
     return theta, loss
 
 
-def _step(fits: Fits, now: State, damping: Tensor) -> Tensor:
-    """Marquardt's, in units in which the Hessian's diagonal is 1."""
-    h11, h12, h22 = now.hessian.unbind(1)
-    g1, g2 = now.gradient.unbind(1)
-    # at a bound that the gradient points beyond, the other coordinate goes on alone
-    stuck = ((fits.theta >= fits.high) & (now.gradient > 0)) | ((fits.theta <= fits.low) & (now.gradient < 0))
+def _marquardt_step(fits: Fits, state: State, damping: Tensor) -> Tensor:
+    """Levenberg-Marquardt step, in units in which the Hessian's diagonal is 1."""
+    h11, h12, h22 = state.hessian.unbind(1)
+    g1, g2 = state.gradient.unbind(1)
+    # a coordinate at a bound that the step would cross stays there, and only the other one moves
+    at_bound = ((fits.theta >= fits.high) & (state.gradient > 0)) | ((fits.theta <= fits.low) & (state.gradient < 0))
     s1, s2 = h11.sqrt(), h22.sqrt()
-    g1 = torch.where(stuck[:, 0] | (s1 == 0), 0.0, g1 / s1)
-    g2 = torch.where(stuck[:, 1] | (s2 == 0), 0.0, g2 / s2)
-    cosine = torch.where(stuck.any(1) | (s1 == 0) | (s2 == 0), 0.0, h12 / (s1 * s2))
+    g1 = torch.where(at_bound[:, 0] | (s1 == 0), 0.0, g1 / s1)
+    g2 = torch.where(at_bound[:, 1] | (s2 == 0), 0.0, g2 / s2)
+    cosine = torch.where(at_bound.any(1) | (s1 == 0) | (s2 == 0), 0.0, h12 / (s1 * s2))
     diagonal = 1 + damping
     determinant = diagonal.square() - cosine.square()
     d1 = (diagonal * g1 - cosine * g2) / determinant
@@ -116,16 +127,16 @@ def _step(fits: Fits, now: State, damping: Tensor) -> Tensor:
     return torch.stack([torch.where(s1 > 0, d1 / s1, 0.0), torch.where(s2 > 0, d2 / s2, 0.0)], 1)
 
 
-def _moved(fits: Fits, step: Tensor) -> Tensor:
+def _apply_step(fits: Fits, step: Tensor) -> Tensor:
     theta = fits.theta + step
-    # times 0 an infinite bound is NaN, and no bound
-    least = torch.where(fits.low.isfinite(), fits.low + fits.keep * (fits.theta - fits.low), -torch.inf)
-    most = torch.where(fits.high.isfinite(), fits.high - fits.keep * (fits.high - fits.theta), torch.inf)
-    return theta.clamp(least, most)
+    # infinite bounds are set apart, since 0 times infinity would be NaN
+    low = torch.where(fits.low.isfinite(), fits.low + fits.margin * (fits.theta - fits.low), -torch.inf)
+    high = torch.where(fits.high.isfinite(), fits.high - fits.margin * (fits.high - fits.theta), torch.inf)
+    return theta.clamp(low, high)
 
 
 def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
-    """Loss, gradient and Gauss-Newton Hessian by theta, with c and d as they fit best."""
+    """Evaluate the loss and its derivatives with respect to theta, with the best c and d for each theta."""
     theta, phi, weight, y = fits.theta, fits.phi, fits.weight, fits.y
     z = theta[:, :1] * phi[:, 0] + theta[:, 1:] * phi[:, 1]
     f, slope = _values(functions, fits.function, z)
@@ -147,20 +158,22 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
     j1, j2 = columns
     hessian = torch.cat([_mean(j1.square(), weight), _mean(j1 * j2, weight), _mean(j2.square(), weight)], 1) / variance
     gradient = torch.cat([_mean(j1 * residual, weight), _mean(j2 * residual, weight)], 1) / variance
-    spread = variance.sqrt()
-    small = (c.abs() * size <= fits.most.unsqueeze(1) * spread) & (size <= LARGEST) & (c.abs() <= LARGEST * spread)
+    std = variance.sqrt()
+    small = (
+        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * std) & (size <= MAX_VALUE) & (c.abs() <= MAX_VALUE * std)
+    )
     usable = (varies & small).squeeze(1) & _in_domain(functions, fits)
     usable &= loss.squeeze(1).isfinite() & hessian.isfinite().all(1) & gradient.isfinite().all(1)
     return State(torch.where(usable, loss.squeeze(1), torch.inf), hessian, gradient)
 
 
 def _in_domain(functions: list[SymbolicFunction], fits: Fits) -> Tensor:
-    """``[R]``: whether all between the ends is in one branch of the domain."""
-    if fits.keep:  # theta is what the ends are, and never passes a bound
+    """Whether z is in one branch of the domain over the whole range of x, ``[R]``."""
+    if fits.margin:  # theta is the values at both ends, and no step crosses a bound
         return ~fits.low.isnan().any(1)
     ends = (fits.theta.unsqueeze(2) * fits.ends).sum(1)  # [R, 2]
     parts = [
-        inside(function, part.amin(1), part.amax(1))[0]
+        enclosing_branch(function, part.amin(1), part.amax(1))[0]
         for function, part in _groups(functions, fits.function, ends)
     ]  # fmt: skip
     return ~torch.cat(parts).isnan()
@@ -180,7 +193,7 @@ def _groups(
 
 
 def _values(functions: list[SymbolicFunction], function: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """f and its derivative at ``z [R, N]``."""
+    """Values and derivatives of each fit's f at ``z [R, N]``."""
     values, slopes = [], []
     with torch.enable_grad():
         for one, part in _groups(functions, function, z):

@@ -1,4 +1,4 @@
-"""Constants of formulas: as they are, rounded, or rounded as far as the loss allows."""
+"""Constants of formulas, exact or rounded, and limits on what sympy may simplify."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from fastkan_kernels import Int, Kind, Real
 
-MOST = 17  # significant digits that tell any two float64 apart
-TAME = 80  # parts of an expression
-FOLDED = 200.0  # exp(x + b) becomes e^b exp(x) in sympy, and for such a b leaves the range of floats
-FLOOR = 1e-12  # of an output's spread: rounding of float64 itself
+MAX_DIGITS = 17  # significant digits that distinguish any two float64
+MAX_PARTS = 80  # largest number of parts of an expression that sympy may simplify
+MAX_EXPONENT = 200.0  # largest |b| for which sympy may turn exp(x + b) into e^b exp(x); beyond, e^b can overflow
+ROUNDING_ERROR = 1e-12  # rounding error of float64 in a formula, relative to an output's standard deviation
 
 
 def number(value: float, digits: int = 15) -> Any:
-    """A sympy number: 0, 1 and -1 as integers, which vanish from formulas, others with all the bits of float64.
+    """Return a sympy number: 0, 1 and -1 as integers, which sympy drops from formulas, all others as exact floats.
 
     Args:
-        digits: that it is printed with.
+        value: the number.
+        digits: number of digits with which it is printed.
 
     Example:
         >>> number(1.0), number(0.25, digits=3)
@@ -35,12 +36,9 @@ def number(value: float, digits: int = 15) -> Any:
 
 
 def rounded(expression: Any, digits: int) -> Any:
-    """A sympy expression with its floating-point constants rounded to ``digits`` significant ones.
+    """Return a sympy expression with its floating-point constants rounded to ``digits`` significant digits.
 
-    A small constant stays what it is, where rounding to decimals would make it 0.
-
-    Raises:
-        TypeError, ValueError: for digits that are no int from 1 on.
+    Digits are significant rather than decimal, so that small constants don't become 0.
 
     Example:
         >>> import sympy
@@ -48,25 +46,27 @@ def rounded(expression: Any, digits: int) -> Any:
         >>> rounded(3.14159 * x + 0.00123456, 3)
         3.14*x + 0.00123
     """
-    for _ in range(2):  # a constant that became 1 lets others meet
-        expression = rebuilt(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
+    for _ in range(2):  # a constant rounded to 1 vanishes, so that others combine and have to be rounded again
+        expression = transform(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
     return expression
 
 
-def rounded_to_keep(
+def rounded_within(
     formulas: list[Any],
     function_of: Callable[[list[Any], list[Any]], Callable[..., Any]],
     x: Tensor,
     labels: Tensor | None,
     tolerance: float,
 ) -> list[Any]:
-    """The fewest digits for which the formulas stay as good, without constants that then count for nothing.
+    """Round constants to the fewest digits within a tolerance, and replace by 0 those that it allows to be dropped.
 
     Args:
-        function_of: makes functions of lists of further symbols and of columns of x, from those symbols and formulas.
+        formulas: the expressions.
+        function_of: compiles ``(symbols, formulas)`` into a function of the values of the symbols and of x's columns.
         x: ``[N, columns]``.
-        labels: ``[N, outputs]``: the RMSE may grow by the share ``tolerance``. None: each formula's own values may
-            change by that many of their standard deviations, root mean square.
+        labels: ``[N, outputs]``, if the RMSE of all outputs may grow by the share ``tolerance``; None if instead the
+            values of each formula may change, as root mean square, by ``tolerance`` of their standard deviation.
+        tolerance: the tolerance.
     """
     import numpy
     import sympy
@@ -77,7 +77,7 @@ def rounded_to_keep(
         return found.setdefault(value, sympy.Dummy(real=True)) if value.is_Float else value
 
     memo: dict[Any, Any] = {}
-    general = [rebuilt(formula, parameter, memo) for formula in formulas]
+    general = [transform(formula, parameter, memo) for formula in formulas]
     constants = list(found)
     if not constants:
         return formulas
@@ -94,66 +94,73 @@ def rounded_to_keep(
     if not rows.any():
         return formulas
     exact = exact[rows]
-    spread, size = exact.std(0, correction=0), exact.abs().amax(0)
-    spread = torch.where(spread > FLOOR * size, spread, size)
+    std, size = exact.std(0, correction=0), exact.abs().amax(0)
+    std = torch.where(std > ROUNDING_ERROR * size, std, size)
     target = exact if labels is None else labels.double().cpu()[rows]
     loss = (exact - target).square().mean(0)
 
-    def kept(numbers: Sequence[Any]) -> bool:
+    def is_close_enough(numbers: Sequence[Any]) -> bool:
         now = (values(numbers)[rows] - target).square().mean(0)
         if labels is None:
-            return bool((now.sqrt() <= tolerance * spread).all())
-        most = (1 + tolerance) * loss.sum().sqrt() + FLOOR * spread.square().sum().sqrt()
-        return bool(now.sum().sqrt() <= most)
+            return bool((now.sqrt() <= tolerance * std).all())
+        limit = (1 + tolerance) * loss.sum().sqrt() + ROUNDING_ERROR * std.square().sum().sqrt()
+        return bool(now.sum().sqrt() <= limit)
 
-    digits = next(n for n in range(1, MOST + 1) if n == MOST or kept([_significant(each, n) for each in constants]))
+    digits = next(
+        n
+        for n in range(1, MAX_DIGITS + 1)
+        if n == MAX_DIGITS or is_close_enough([_significant(each, n) for each in constants])
+    )
     chosen = [_significant(each, digits) for each in constants]
     for place in sorted(range(len(chosen)), key=lambda place: abs(chosen[place])):
         without = [*chosen[:place], sympy.Integer(0), *chosen[place + 1 :]]
-        if kept(without):
+        if is_close_enough(without):
             chosen = without
     mapped = dict(zip(constants, chosen))
     memo = {}
-    return [rebuilt(formula, lambda value: mapped.get(value, value), memo) for formula in formulas]
+    return [transform(formula, lambda value: mapped.get(value, value), memo) for formula in formulas]
 
 
-def rebuilt(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
-    """The expression with ``change`` made to each of its parts, the innermost first; parts in common are met once."""
+def transform(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
+    """Return the expression with ``change`` applied to each of its parts, innermost first.
+
+    Results are stored in ``memo``, so that shared parts are changed once.
+    """
     if expression in memo:
         return memo[expression]
-    parts = [rebuilt(part, change, memo) for part in expression.args]
+    parts = [transform(part, change, memo) for part in expression.args]
     made = expression
     if any(new is not old and new != old for new, old in zip(parts, expression.args)):
-        made = _of_parts(expression, parts)
+        made = _with_parts(expression, parts)
     memo[expression] = change(made)
     return memo[expression]
 
 
-def _of_parts(expression: Any, parts: list[Any]) -> Any:
+def _with_parts(expression: Any, parts: list[Any]) -> Any:
     import sympy
     from sympy.functions.elementary.piecewise import ExprCondPair
 
     if isinstance(expression, (sympy.Piecewise, ExprCondPair)):
-        return sympy.Basic.__new__(expression.func, *parts)  # theirs would rewrite conditions that hold a Piecewise
-    folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > FOLDED
-    if expression.is_Add or (is_tame(*parts) and not folds):
+        return sympy.Basic.__new__(expression.func, *parts)  # its constructor would rewrite nested conditions
+    folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > MAX_EXPONENT
+    if expression.is_Add or (can_simplify(*parts) and not folds):
         return expression.func(*parts)
     if expression.is_Mul:
-        return times(sympy.Integer(1), expression.func(*parts, evaluate=False))
+        return scale_term(sympy.Integer(1), expression.func(*parts, evaluate=False))
     return expression.func(*parts, evaluate=False)
 
 
 def product_of(factors: list[Any]) -> Any:
-    """A product, tidied up where that is quick; NaN if a factor is, which sympy could neither print nor compile."""
+    """Return a product, simplified where that is quick, or NaN if a factor is: sympy can't print or compile that."""
     import sympy
 
     if any(factor is sympy.nan for factor in factors):
         return sympy.nan
-    return sympy.Mul(*factors, evaluate=is_tame(*factors))
+    return sympy.Mul(*factors, evaluate=can_simplify(*factors))
 
 
-def times(factor: Any, term: Any) -> Any:
-    """A number times a term that is no sum."""
+def scale_term(factor: Any, term: Any) -> Any:
+    """Multiply a number and a term that is not a sum, without simplifying the term."""
     import sympy
 
     numbers = [part for part in sympy.Mul.make_args(term) if part.is_number]
@@ -161,37 +168,37 @@ def times(factor: Any, term: Any) -> Any:
     coefficient = sympy.Mul(factor, *numbers)
     if not others or coefficient == 0 or coefficient is sympy.nan:
         return coefficient
-    others.sort(key=cmp_to_key(sympy.Basic.compare))  # as sympy has them
+    others.sort(key=cmp_to_key(sympy.Basic.compare))  # sympy's own order, which evaluate=False skips
     return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
 
 
-def is_tame(*expressions: Any) -> bool:
-    """Whether sympy may tidy up what is made of them: short, and real for sure.
+def can_simplify(*expressions: Any) -> bool:
+    """Whether sympy can simplify combinations of these expressions quickly: they are short and surely real.
 
-    Where sympy can't know that, it takes parts to pieces in search of what is complex, and minutes over it.
+    If sympy can't tell that a part is real, it may take minutes to separate real and imaginary parts.
     """
     from sympy import preorder_traversal
 
     return all(
-        place < TAME and _is_real(part)
+        place < MAX_PARTS and _is_surely_real(part)
         for expression in expressions
-        for place, part in enumerate(islice(preorder_traversal(expression), TAME + 1))
+        for place, part in enumerate(islice(preorder_traversal(expression), MAX_PARTS + 1))
     )
 
 
-def _is_real(part: Any) -> bool:
-    """If its parts are."""
+def _is_surely_real(part: Any) -> bool:
+    """Whether a part is surely real, provided that its own parts are."""
     if part.is_Pow:
         return bool(part.exp.is_Integer and part.exp > 0)
     if part.is_Function:
         if part.func.__name__ == "exp":
-            return not part.args[0].is_number and abs(part.args[0].as_coeff_Add()[0]) < FOLDED
+            return not part.args[0].is_number and abs(part.args[0].as_coeff_Add()[0]) < MAX_EXPONENT
         return part.func.__name__ in ("sin", "cos", "tanh", "sinh", "cosh", "atan", "Abs", "sign")
     return bool(part.is_Add or part.is_Mul or ((part.is_Symbol or part.is_number) and part.is_real))
 
 
 class Digits(Kind):
-    """None, an int from 1 on, or "auto"."""
+    """Kind of an argument that is None, a positive int, or ``"auto"``."""
 
     def read(self, name: str, value: Any) -> int | str | None:
         if isinstance(value, str):
@@ -205,7 +212,7 @@ TOLERANCE = Real(least=0)
 
 
 def _significant(value: Any, digits: int) -> Any:
-    number_ = float(value)
-    if digits >= MOST or not math.isfinite(number_):
+    as_float = float(value)
+    if digits >= MAX_DIGITS or not math.isfinite(as_float):
         return value
-    return number(float(f"{number_:.{digits - 1}e}"))
+    return number(float(f"{as_float:.{digits - 1}e}"))

@@ -1,6 +1,6 @@
-"""The search for ``c f(a x + b) + d``: many edges and functions at once, in bounded memory.
+"""Search for ``c f(a x + b) + d`` for many edges and functions at once, and the ranking of its results.
 
-It runs on the CPU, in float64, and finds the same on every run.
+It runs on the CPU, in float64, in bounded memory, and is deterministic.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from .fitting import Range, Samples, fit
 
 
 class SymbolicFits(NamedTuple):
-    """Of F functions to E edges: ``affine [F, E, 4]``, rows (a, b, c, d), and ``r2 [F, E]``, float64.
+    """Fits of F functions to E edges, in float64.
+
+    Attributes:
+        names: names of the functions.
+        affine: ``[F, E, 4]``, parameters (a, b, c, d).
+        r2: ``[F, E]``, R2 of each fit.
 
     Example:
         >>> x = torch.rand(100, 1)
@@ -43,7 +48,14 @@ class SymbolicFits(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A function for an edge, as :func:`rank` scores it; ``affine`` is (a, b, c, d).
+    """A function for an edge, as ranked by :func:`rank`.
+
+    Attributes:
+        name: name of the function.
+        affine: parameters (a, b, c, d).
+        r2: R2 of the fit.
+        complexity: complexity of the function.
+        loss: the loss by which it is ranked.
 
     Example:
         >>> x = torch.rand(100, 1)
@@ -67,23 +79,23 @@ def search(
     a_range: Range = None,
     b_range: Range = None,
 ) -> SymbolicFits:
-    """Fit functions to edges: for each pair the a, b, c, d for which ``c f(a x + b) + d`` is nearest to y.
+    """Fit each function f to each edge: find a, b, c, d for which ``c f(a x + b) + d`` is nearest to y.
 
     Args:
-        x, y: ``[N, E]``, what goes into each of E edges and what comes out.
-        names: of functions in the library; None for all.
-        a_range, b_range: bounds of a and b, in units of x. Without, the search knows no units: it is one of
-            where the range of x ends up on the function's own axis.
+        x, y: ``[N, E]``, inputs and outputs of E edges.
+        names: names of functions in the library; None for all.
+        a_range, b_range: bounds of a and b. Without them, the search does not depend on the units of x: it is over
+            the two arguments of f to which the ends of x's range are mapped.
 
     Returns:
-        The best of each function and edge, in a form that reads well: ``|a| = 1`` in powers, roots and
-        logarithms, ``|c| = 1`` in exp, a > 0 where signs can move elsewhere, b within half a turn of 0. R2 is
-        0 where a constant is the best (for instance where the domain holds no range at all), and 1 where y
-        is constant. All of x's range is in the function's domain.
+        The best fit of each function to each edge. All of x's range is mapped into the function's domain. Of
+        equivalent parameters those that are easiest to read are returned: ``|a| = 1`` in powers, roots and logarithms,
+        ``|c| = 1`` in exp, a > 0 if f is even or odd, and b within half a period of 0. R2 is 0 if no fit is better
+        than a constant (for instance because none is in the domain), and 1 if y is constant.
 
     Raises:
-        TypeError, ValueError: for data of other shapes, none, or with NaN; for unknown names or ranges that
-            are none.
+        TypeError, ValueError: for data that is empty, of other shapes, NaN or infinite; for unknown names; and for
+            invalid ranges.
 
     Example:
         >>> x = torch.linspace(0.5, 0.7, 200).unsqueeze(1)
@@ -130,8 +142,12 @@ def fit_params(
 
 
 def r2_loss(r2: float) -> float:
-    """Bits that describe what a fit leaves unexplained. What is below 1e-5 counts no further: so much, and not
-    at random, a trained spline differs from its formula.
+    """Loss of a fit, in bits: the logarithm of the unexplained share of the variance.
+
+    Shares below 1e-5 count alike, since trained splines differ systematically from their formulas by about as much.
+
+    Args:
+        r2: R2 of the fit.
 
     Example:
         >>> round(r2_loss(0.75), 3)
@@ -141,7 +157,10 @@ def r2_loss(r2: float) -> float:
 
 
 def c_loss(complexity: float) -> float:
-    """Bits that describe a function: its complexity.
+    """Loss of a function, in bits: its complexity itself.
+
+    Args:
+        complexity: complexity of the function, as in its library entry.
 
     Example:
         >>> c_loss(2)
@@ -163,22 +182,26 @@ def rank(
     c_loss_fun: Callable[[float], float] = c_loss,
     parameter_bits: float = 0.5,
 ) -> list[Candidate]:
-    """The functions for an edge, the best first. The least loss is best,
+    """Rank the functions for an edge by their loss, the least first. The loss is
 
         weight_simple * c_loss_fun(complexity) + (1 - weight_simple) * (r2_loss_fun(r2) + parameter_bits * p)
 
-    where p counts those of a, b, c, d that no others make up for: 4 for cos, 3 for x^2, which a cos of little
-    curvature can always imitate. Of functions that are the same, as sin and cos are, that with the b
-    nearer to 0 comes first. What explains nothing comes last.
+    where p is the number of independent parameters among a, b, c, d: 4 for cos, but 3 for x^2, where c makes up for the
+    size of a. Without this term a cos of low frequency would always match x^2. Of equivalent functions, such as sin
+    and cos, the one whose b is nearer to 0 comes first. Functions with an R2 of 0 come last.
 
     Args:
-        edge: which of the edges.
-        weight_simple: from 0, complexity counts for nothing, to 1, R2 does.
-        r2_loss_fun, c_loss_fun: from R2 and from complexity to bits. They are pykan's.
-        parameter_bits: what a parameter has to save. In pykan it is 0.
+        fits: the result of :func:`search`.
+        edge: index of the edge.
+        weight_simple: weight of simplicity against R2, from 0 (only R2 counts) to 1 (only complexity counts).
+        r2_loss_fun, c_loss_fun: functions from R2 and from complexity to bits; the defaults are pykan's.
+        parameter_bits: bits that each independent parameter costs; 0 in pykan.
+
+    Returns:
+        A :class:`Candidate` for each function.
 
     Raises:
-        TypeError, ValueError: for an edge that is not there, or another weight.
+        TypeError, ValueError: for an edge that doesn't exist, or a weight outside 0 to 1.
 
     Example:
         >>> x = torch.linspace(-1, 1, 100).unsqueeze(1)
@@ -232,7 +255,7 @@ def _checked_fit(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Many calls on little data: on a busy machine threads would mostly wait for each other."""
+    """Use one thread: with many calls on little data, threads would mostly wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Sympy expressions: their numbers rounded, their values as tensors, and which function of the library each is."""
+"""Sympy expressions of input variables: rounding, values as tensors, and the library functions that they use."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from fastkan_kernels import Each, Int, Kind, check_tensor, checked, kind_of
 
 from ..layers.function_library import SYMBOLIC_LIB
 
-MAX_DIGITS = 1000  # behind the point of any float there are
+MAX_DECIMALS = 1000  # rounding to more decimals than this changes no float
 
-# sympy's name of a function, and the library's where that is another
+# library names of the functions that sympy names differently
 LIBRARY_NAMES = {"Abs": "abs", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atanh": "arctanh"}
 
 
 class Expression(Kind):
-    """An expression of sympy's, or what sympy makes one of: a number, or a text."""
+    """A sympy expression, or a number or text that ``sympy.sympify`` turns into one."""
 
     def read(self, name: str, value: Any) -> Any:
         import sympy
 
         try:
             expression = sympy.sympify(value)
-        except Exception as error:  # a text is read as code, which fails in any way
-            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}: {error}") from None
+        except Exception as error:  # sympify evaluates text as code, which can raise anything
+            raise TypeError(f"{name} must be a sympy expression, got {kind_of(value)}: {error}") from None
         if not isinstance(expression, sympy.Expr):
-            raise TypeError(f"{name} must be an expression of sympy's, got {kind_of(value)}")
+            raise TypeError(f"{name} must be a sympy expression, got {kind_of(value)}")
         return expression
 
 
 class Variable(Expression):
-    """A symbol, or the expression that stands for a column; no number."""
+    """A symbol, or an expression that names a column; numbers are refused."""
 
     def read(self, name: str, value: Any) -> Any:
         variable = super().read(name, value)
@@ -50,20 +50,20 @@ VARIABLES = Each(Variable())
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Name the argument in errors about an expression that came as it."""
+    """Put the name of an argument before the messages of TypeErrors and ValueErrors about it."""
     try:
         yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from None
 
 
-@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MAX_DIGITS))
+@checked(ex1=EXPRESSION, n_digit=Int(least=0, most=MAX_DECIMALS))
 def ex_round(ex1: Any, n_digit: int) -> Any:
-    """The same expression with every decimal number in it rounded to ``n_digit`` digits behind the point.
+    """Return an expression with every floating-point number in it rounded to ``n_digit`` decimals.
 
     Args:
-        ex1: a sympy expression. Whole numbers, fractions and constants such as pi stay as they are.
-        n_digit: number of digits.
+        ex1: a sympy expression. Integers, fractions and constants such as pi are not changed.
+        n_digit: number of decimals.
 
     Example:
         >>> import sympy
@@ -73,13 +73,13 @@ def ex_round(ex1: Any, n_digit: int) -> Any:
     """
     import sympy
 
-    # round() itself keeps as many bits as digits, and its 2.7 would compute as 2.6992
+    # sympy's round() also lowers the precision of the number, so that its 2.7 would compute as 2.6992
     return ex1.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in ex1.atoms(sympy.Float)})
 
 
 @checked(orig_vars=VARIABLES, aux_vars=Each(EXPRESSION))
 def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> Any:
-    """Put auxiliary variables, as columns of their values, before the columns of x.
+    """Put columns with the values of auxiliary variables before the columns of x.
 
     Args:
         orig_vars: a symbol for each column of x.
@@ -87,10 +87,10 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
         x: ``[N, n_var]``, or a dataset with ``train_input`` and ``test_input``.
 
     Returns:
-        ``[N, len(aux_vars) + n_var]``, or a new dataset with such inputs; x itself stays as it is.
+        ``[N, len(aux_vars) + n_var]``, or a new dataset with such inputs; x itself is not changed.
 
     Raises:
-        TypeError, ValueError: for x of another number of columns, symbols that are not among ``orig_vars``, and
+        TypeError, ValueError: for x with another number of columns, symbols that are not among ``orig_vars``, and
             functions that torch doesn't have.
 
     Example:
@@ -101,7 +101,7 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
     """
     if isinstance(x, Mapping):
         if "train_input" not in x:
-            raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
+            raise ValueError(f"x must be a tensor or a dataset with train_input, got a dictionary with {list(x)}")
         inputs = {name: value for name, value in x.items() if name in ("train_input", "test_input")}
         return {**x, **{name: augment_input(orig_vars, aux_vars, value) for name, value in inputs.items()}}
     if not isinstance(x, Tensor):
@@ -115,7 +115,7 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
 
 
 def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
-    """The values of an expression, ``[N, 1]``, for the variables' values ``x [N, n_var]``; differentiable.
+    """Values of an expression, ``[N, 1]``, at the variables' values ``x [N, n_var]``; differentiable.
 
     Raises:
         ValueError: for symbols that are not among the variables, and for functions that torch doesn't have.
@@ -135,10 +135,10 @@ def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
 
 
 def library_name(expression: Any) -> str:
-    """The name in the library of an expression's outermost function of one argument.
+    """Library name of an expression's outermost function.
 
     Raises:
-        ValueError: for a function that is not in the library.
+        ValueError: for a function that is not in the library, or has more than one argument.
     """
     own = expression.func.__name__
     name = LIBRARY_NAMES.get(own, own)
@@ -149,10 +149,10 @@ def library_name(expression: Any) -> str:
 
 
 def in_library(function: Any) -> Any:
-    """The function itself if the library has it, or else the same in terms of functions that it has.
+    """Return a function as it is if it is in the library, and else rewritten by functions such as cos, exp and log.
 
     Raises:
-        ValueError: if there is no such form.
+        ValueError: if sympy can't rewrite it without complex numbers.
     """
     import sympy
 
@@ -168,7 +168,7 @@ def in_library(function: Any) -> Any:
 
 
 def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
-    """A tensor, or a float for what has no variable in it."""
+    """Value of an expression: a tensor, or a float if it contains no variable."""
     import sympy
 
     if expression in columns:
@@ -200,7 +200,7 @@ def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
 
 
 def real_number(expression: Any) -> float:
-    """A number of sympy's as a float.
+    """Convert a sympy number to a float.
 
     Raises:
         ValueError: if it is not real and finite.

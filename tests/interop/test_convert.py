@@ -1,4 +1,4 @@
-"""``convert``: the same numbers as the packages' own, and what is kept of a module around."""
+"""``convert``: the numbers of the packages' own layers, and the modules around converted layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def masked(**options: Any) -> Any:
 
 
 def read_in_part(**options: Any) -> Any:
-    """The columns 3 and 1 of what it is given."""
+    """Return columns 3 and 1 of the input."""
     model = pykan((2, 3, 1), **options)
     model.input_id = torch.tensor([3, 1])
     return model
@@ -70,7 +70,7 @@ SOURCES: dict[str, Callable[..., Any]] = {
 
 
 def columns(source: Any) -> int:
-    """How many columns its input has."""
+    """Number of columns of a model's input."""
     if hasattr(source, "input_id"):
         return int(source.input_id.max()) + 1
     first = source.layers[0] if hasattr(source, "layers") else source
@@ -81,7 +81,7 @@ def columns(source: Any) -> int:
 
 
 def value(source: Any, x: Tensor) -> Tensor:
-    """Its output: pykan's layer has three more."""
+    """First output of a source, since pykan's layer returns four."""
     y = source(x)
     return y[0] if isinstance(y, tuple) else y
 
@@ -94,7 +94,7 @@ def value_and_slope(source: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def close(got: Tensor, expected: Tensor) -> None:
-    """To 1e-10 of the largest in float64, to 1e-5 in float32."""
+    """Compare to 1e-10 of the largest value in float64, to 1e-5 in float32."""
     digits = 1e-10 if expected.dtype == D else 1e-5
     assert got.shape == expected.shape
     assert got.dtype == expected.dtype
@@ -159,7 +159,7 @@ def test_ten_steps_of_training_stay_together(name: str, optimizer: str) -> None:
     close(value(ours, x).detach(), value(source, x).detach())
 
 
-# -- what is kept -------------------------------------------------------------------------------------
+# -- what does not change -----------------------------------------------------------------------------
 
 
 def test_classes_come_to_ours() -> None:
@@ -259,11 +259,11 @@ def test_of_a_network_that_reads_some_columns_in_features_can_be_set() -> None:
     close(ours(x).detach(), source(x).detach())
 
 
-# -- inside of others -----------------------------------------------------------------------------------
+# -- inside other modules -------------------------------------------------------------------------------
 
 
 class Parent(nn.Module):
-    """Layers in several places, and in a list of its own."""
+    """A module with a layer in several places, and in a plain list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ def test_layers_inside_of_other_modules(inplace: bool) -> None:
     assert [type(each) for each in (ours.kan, ours.blocks[0], ours.blocks[1])] == [KANLinear, nn.Linear, KANLinear]
     assert (ours.training, ours.kan.training, ours.blocks[1].training) == (False, True, False)
     if inplace:
-        ours.plain = [ours.blocks[1]]  # only modules are told
+        ours.plain = [ours.blocks[1]]  # a plain list holds no submodules
     else:
         assert ours.plain[0] is ours.blocks[1]
         assert not held & {id(module) for module in ours.modules()}
@@ -308,11 +308,11 @@ def test_converting_again_copies() -> None:
 def test_hooks_are_left_behind_with_a_word() -> None:
     source = inkan(3, 4)
     source.register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind"):
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted"):
         convert(source)
 
 
-# -- what is refused ------------------------------------------------------------------------------------
+# -- refused sources ------------------------------------------------------------------------------------
 
 
 class FastKANLayer(nn.Module):
@@ -324,7 +324,7 @@ class Own(peers.KANLinear):
 
 
 def changed_copy() -> nn.Module:
-    """efficient-kan's layer in a project that has changed its forward."""
+    """A copy of efficient-kan's layer with a changed forward."""
 
     class KANLinear(nn.Module):
         def __init__(self) -> None:
@@ -360,18 +360,18 @@ def tied() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "no module": (lambda: torch.ones(2), "module must be a torch.nn.Module, got Tensor"),
-    "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential has none"),
+    "no module": (lambda: torch.ones(2), "module must be a Module, got Tensor"),
+    "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential contains none"),
     "radial basis functions": (lambda: nn.Sequential(FastKANLayer()), "0: .*FastKANLayer is made of Gaussian radial"),
     "pykan's layer inside": (lambda: nn.ModuleList([pykan().act_fun[0]]), "0 is pykan's KANLayer, which returns four"),
     "subclass": (lambda: Own(2, 3), "Own is a subclass of peers.KANLinear"),
     "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.GELU), "base_activation=GELU is none of"),
     "pykan, another base": (lambda: pykan(base_fun=torch.nn.GELU()), "act_fun.0: base_fun=GELU is none of"),
     "surface": (lambda: inkan(2, 1, dim=2), "dim=2 makes it a surface"),
-    "half a mask": (half_masked, "act_fun.1: mask must hold 0 and 1 only"),
+    "half a mask": (half_masked, "act_fun.1: mask must hold only 0 and 1"),
     "a function of one's own": (of_anonymous_functions, r"edge \(0, 0, 0\) is 'my own'.*fastkan.add_symbolic"),
     "a changed copy": (changed_copy, "module, a KANLinear: .*computes something else"),
-    "another's KANLinear": (lambda: type("KANLinear", (nn.Linear,), {})(2, 3), "doesn't hold what efficient-kan's"),
+    "another's KANLinear": (lambda: type("KANLinear", (nn.Linear,), {})(2, 3), "lacks tensors of efficient-kan's"),
     "tied parameters": (tied, "0 and 1 share a parameter"),
 }
 

@@ -16,7 +16,7 @@ from fastkan import KAN, KANLinear, convert, convert_state_dict
 
 
 def layer(forward: Callable[[Any, Tensor], Tensor], change: Callable[[Any], None] = lambda layer: None) -> Any:
-    """A layer of that name and those tensors, whose forward is another."""
+    """A layer with the name and tensors of efficient-kan's, but another forward."""
 
     def call(self: Any, x: Tensor) -> Tensor:
         return forward(self, x)
@@ -55,7 +55,7 @@ def doubled_in_evaluation(self: Any, x: Tensor) -> Tensor:
 
 
 CHANGED: dict[str, tuple[Callable[[], Any], str]] = {
-    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as for dropout"),
+    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as dropout does"),
     "a dropout layer": (lambda: layer(with_a_dropout_layer, give_a_dropout_layer), "it draws random numbers"),
     "noise": (lambda: layer(with_noise), "it draws random numbers"),
     "another in training": (lambda: layer(doubled_in_training), "computes something else in training mode"),
@@ -129,7 +129,7 @@ def test_a_layer_that_calls_silu_itself() -> None:
 
 
 def grouped() -> Any:
-    """convkan's layer, which has a weight for each group of channels."""
+    """convkan's layer, which has one weight for each group of channels."""
     made = layer(plain)
     made.spline_weight = nn.Parameter(torch.ones(2, 4, 3, 8, dtype=D))
     made.base_weight = nn.Parameter(torch.ones(2, 4, 3, dtype=D))
@@ -137,7 +137,7 @@ def grouped() -> Any:
 
 
 def test_weights_of_groups_are_refused_by_name() -> None:
-    message = r"spline_weight must have 3 dimensions, as efficient-kan's has; it has the shape \[2, 4, 3, 8\]"
+    message = r"spline_weight must have 3 dimensions, as in efficient-kan; got the shape \[2, 4, 3, 8\]"
     with pytest.raises(ValueError, match=f"module, a KANLinear: {message}"):
         convert(grouped())
     with pytest.raises(ValueError, match=f"state_dict: {message}"):
@@ -145,7 +145,7 @@ def test_weights_of_groups_are_refused_by_name() -> None:
 
 
 class Convolution(nn.Module):
-    """A convolution as a list of layers, each of which sees a patch."""
+    """A convolution made of a list of layers, each applied to patches."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""``convert`` where a source is shared, changed, or degenerate."""
+"""``convert`` of shared, changed and degenerate sources."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from fastkan import KANLinear, convert
 from fastkan.layers.symbolic import SymbolicEdges
 
-# -- what is shared -------------------------------------------------------------------------------------
+# -- shared modules -------------------------------------------------------------------------------------
 
 
 class Holder(nn.Module):
-    """A network, and one of its layers again."""
+    """A network, followed by one of its own layers."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ def test_a_layer_of_a_network_that_is_held_again_stays_one(inplace: bool) -> Non
     assert ours.first is ours.net.layers[0]
     if not inplace:
         assert ours.plain[0] is ours.net.layers[1]
-    assert list(net.layers) == layers  # the source is left alone
+    assert list(net.layers) == layers  # the source is not changed
 
 
 def test_networks_that_share_layers_still_do() -> None:
@@ -54,7 +54,7 @@ def test_formulas_that_a_refined_model_shares_with_its_parent_stay_shared() -> N
     one, other = pykan(), pykan(grid=8)
     formula(one, 0, 0, 0, "sin", (2, 0.1, 1, 0))
     for l in range(2):
-        other.symbolic_fun[l] = one.symbolic_fun[l]  # as pykan's refine does
+        other.symbolic_fun[l] = one.symbolic_fun[l]  # pykan's refine shares modules like this
     ours = convert(nn.ModuleList([one, other]))
     assert ours[0].symbolic[0] is ours[1].symbolic[0]
     assert [tuple(edge) for edge in ours[1].symbolic[0].edges] == [(0, 0, "sin")]
@@ -105,10 +105,10 @@ def test_an_input_whose_samples_were_all_one_value(k: int, dtype: torch.dtype) -
     for points_ in (x, 40 * points(3, dtype=dtype)):
         (y, slope), (y_source, slope_source) = value_and_slope(ours, points_), value_and_slope(source, points_)
         close(y, y_source)
-        close(slope[:, 0], slope_source[:, 0])  # pykan's are NaN for the others
+        close(slope[:, 0], slope_source[:, 0])  # pykan's gradients are NaN for the other inputs
         assert slope.isfinite().all()
     ours(x).sum().backward()
-    assert not ours.layers[0].spline_weight.grad[:, 1].any()  # they stay 0, as pykan's
+    assert not ours.layers[0].spline_weight.grad[:, 1].any()  # the splines stay 0, as in pykan
     assert ours.layers[0].base_weight.grad[1].all()
 
 
@@ -173,13 +173,13 @@ def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layer.affine.data.normal_(generator=torch.Generator().manual_seed(0))
     source.act_fun[0].mask.data[:] = 0
     layer.affine.requires_grad_(False)
-    monkeypatch.delattr(SymbolicEdges, "fix")  # whose time grows with the edges that are there
+    monkeypatch.delattr(SymbolicEdges, "fix")  # its time grows with the number of edges, so it must not be called
     ours = convert(source)
     assert not ours.symbolic[0].affine.requires_grad
     close(ours(points(6)).detach(), source(points(6)).detach())
 
 
-# -- what is left behind, with a word ------------------------------------------------------------------
+# -- what is not converted, with a warning ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hook", [
@@ -189,12 +189,12 @@ def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hooks_of_all_kinds_are_told(hook: Callable[[Any], Any]) -> None:
     source = inkan(3, 4)
     hook(source)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind") as told:
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted") as told:
         convert(source)
     assert told[0].filename == __file__
 
 
-# -- what is refused ------------------------------------------------------------------------------------
+# -- refused sources ------------------------------------------------------------------------------------
 
 
 def changed(source: Any, change: Callable[[Any], Any]) -> Any:
@@ -271,10 +271,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "base that differs far out": (lambda: pykan(base_fun=nn.Hardtanh(-10, 10)), "base_fun=Hardtanh is none of"),
     "base with a parameter": (lambda: peers.KANLinear(2, 3, base_activation=lambda: nn.PReLU(init=1.0)),
                               "base_activation=PReLU has parameters"),
-    "trained grid": (lambda: pykan().requires_grad_(), r"act_fun.0: grid is trained.*grid.requires_grad_\(False\)"),
-    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask is trained"),
+    "trained grid": (lambda: pykan().requires_grad_(),
+                     r"act_fun.0: grid requires a gradient.*grid.requires_grad_\(False\)"),
+    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask requires a gradient"),
     "coincident knots": (lambda: changed(pykan(), coincident), r"act_fun.0: knots of the inputs \[0\] coincide"),
-    "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, they have .*32 and .*64"),
+    "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, got .*32 and .*64"),
     "two dtypes in a layer": (lambda: changed(pykan(), half_double),
                               "act_fun.1: its parameters must have one dtype"),
     "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "Doubled is a subclass of kan.KANLayer.KANLayer"),
@@ -283,15 +284,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "forward of the instance": (lambda: changed(inkan(3, 4), doubled_forward), "its forward was replaced"),
     "forward of a network": (lambda: changed(inkan(3, 4, 2), doubled_forward), "its forward was replaced"),
     "one more parameter": (lambda: changed(peers.KANLinear(3, 4), with_bias),
-                           "it has the parameter bias, which efficient-kan's layer has not"),
+                           "it has the parameter bias, which efficient-kan's layer does not have"),
     "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
-                              "it has the parameter bias, which efficient-kan's has not"),
-    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', and computes something else"),
+                              "it has the parameter bias, which efficient-kan's network does not have"),
+    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
     "formula of NaN": (endless_formula, r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
     "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
-    "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on meta"),
-    "no copy": (with_a_product, "module, a Sequential, can't be copied, but converted with inplace=True"),
+    "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on the meta device"),
+    "no copy": (with_a_product, "module, a Sequential, can't be copied; convert it with inplace=True"),
 }  # fmt: skip
 
 
@@ -309,7 +310,7 @@ def test_what_can_not_be_copied_is_converted_in_place() -> None:
 
 def test_a_compiled_layer_is_not_converted_in_place() -> None:
     parent = nn.Sequential(torch.compile(inkan(3, 4), backend="eager"))
-    with pytest.raises(ValueError, match="a compiled layer goes on as it was"):
+    with pytest.raises(ValueError, match="a compiled layer would still call its source"):
         convert(parent, inplace=True)
 
 

@@ -1,4 +1,4 @@
-"""``convert`` and ``replace_linear`` of modules that something holds beside the tree of submodules."""
+"""``convert`` and ``replace_linear`` of modules that are referenced from outside the tree of submodules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fastkan import KANLinear, convert, replace_linear
 
 
 class Runner:
-    """An object that is no module, and calls one."""
+    """A plain object that calls a module."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -135,7 +135,7 @@ def model(hold: Callable[[Block], Any], layer: Callable[[], nn.Module] = lambda:
 
 
 def check_trains(ours: nn.Module, expected: Tensor) -> None:
-    """The same numbers, and a gradient for each of its own parameters."""
+    """Check that a conversion computes the same, and that each of its own parameters gets a gradient."""
     y = ours(points(3))
     close(y.detach(), expected)
     y.square().sum().backward()
@@ -146,11 +146,11 @@ def check_trains(ours: nn.Module, expected: Tensor) -> None:
 def test_a_copy_of_what_a_function_holds_is_refused_and_converted_in_place(name: str) -> None:
     source = model(SHARED[name])
     expected = source(points(3)).detach()
-    refusal = r"1.mlpf holds .* (in a function, which a copy shares|a part of what is converted)"
+    refusal = r"1.mlpf holds .* (in a function, so a copy|which is converted)"
     with pytest.raises(ValueError, match=refusal) as refused:
         convert(source)
     assert type(source[1].mlp["kan"]) is peers.KANLinear
-    if name == "closure over an object":  # which holds the layer itself
+    if name == "closure over an object":  # here the object holds the layer itself
         return
     assert "inplace=True" in str(refused.value)
     assert convert(source, inplace=True) is source
@@ -174,7 +174,7 @@ def test_what_a_copy_takes_along_is_converted(name: str) -> None:
 @pytest.mark.parametrize("name", OF_THE_LAYER)
 def test_a_function_that_holds_the_layer_itself_is_refused(name: str, inplace: bool) -> None:
     source = model(OF_THE_LAYER[name])
-    with pytest.raises(ValueError, match=r"1.mlpf holds 1.mlp.kan, a part of what is converted"):
+    with pytest.raises(ValueError, match=r"1.mlpf holds 1.mlp.kan, which is converted"):
         convert(source, inplace=inplace)
     assert type(source[1].mlp["kan"]) is peers.KANLinear
 
@@ -183,7 +183,7 @@ def test_a_function_that_holds_the_layer_itself_is_refused(name: str, inplace: b
 def test_what_can_not_be_changed_in_place_is_copied(name: str) -> None:
     source = model(IN_PLACE_ALONE[name])
     expected = source(points(3)).detach()
-    with pytest.raises(ValueError, match=r"1.mlpf holds 1.mlp.kan, a part of what is converted"):
+    with pytest.raises(ValueError, match=r"1.mlpf holds 1.mlp.kan, which is converted"):
         convert(source, inplace=True)
     ours = convert(source)
     check_trains(ours, expected)
@@ -220,13 +220,13 @@ def test_hooks_and_parameters_in_functions_count_as_well() -> None:
     weight = mlp["kan"].base_weight
     source.penalty = lambda: weight.abs().sum()
     for inplace in (False, True):
-        with pytest.raises(ValueError, match=r"penalty holds 1.mlp.kan.base_weight, a part of what is converted"):
+        with pytest.raises(ValueError, match=r"penalty holds 1.mlp.kan.base_weight, which is converted"):
             convert(source, inplace=inplace)
     first = source[0].weight
     source.penalty = lambda: first.abs().sum()
     with pytest.raises(ValueError, match=r"penalty holds 0.weight in a function.*inplace=True"):
         convert(source)
-    source.optimizer = torch.optim.SGD(source.parameters(), lr=0.1)  # known to be made anew
+    source.optimizer = torch.optim.SGD(source.parameters(), lr=0.1)  # users create a new optimizer after the conversion
     convert(source, inplace=True)
 
 
@@ -250,7 +250,7 @@ def test_a_method_that_reads_a_variable_around_its_class_counts() -> None:
 
 def test_an_attribute_that_is_named_like_a_global_variable_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     source = model(lambda block: block.run)
-    monkeypatch.setitem(globals(), "mlp", source[1].mlp)  # of which Block.run reads the attribute alone
+    monkeypatch.setitem(globals(), "mlp", source[1].mlp)  # Block.run only reads an attribute of this name
     check_trains(convert(source), source(points(3)).detach())
 
 
@@ -344,11 +344,11 @@ def test_a_wrapper_of_distributed_training_is_refused(name: str, inside: bool, o
         whole = WRAPPERS[name](nn.Sequential(layer))
         return nn.ModuleDict({"part": whole}) if inside else whole
 
-    said = f"{'part' if inside else 'module'}, a {name}, watches the parameters"
+    said = f"{'part' if inside else 'module'}, a {name}, synchronises the parameters"
     for inplace in (False, True):
-        with pytest.raises(ValueError, match=f"{said}.*convert what it wraps, then wrap"):
+        with pytest.raises(ValueError, match=f"{said}.*convert the model first, then wrap"):
             convert(wrapped(peers.KANLinear(3, 3)), inplace=inplace)
-    with pytest.raises(ValueError, match=f"{said}.*replace the linears of what it wraps, then wrap"):
+    with pytest.raises(ValueError, match=f"{said}.*replace the linears of the model first, then wrap"):
         replace_linear(wrapped(nn.Linear(3, 3)))
 
 

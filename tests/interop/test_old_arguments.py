@@ -1,4 +1,4 @@
-"""Arguments and attributes of other versions and packages: taken with a warning, or answered by the name here."""
+"""Arguments and attributes of other versions and packages: accepted with a warning, or refused with fastkan's name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastkan.kan.old_arguments import INSTEAD, OLD, Refused, Renamed
 DATASET = create_dataset(lambda x: x[:, [0]] ** 2 + x[:, [1]], n_var=2, train_num=50, test_num=20)
 
 
-# -- what a forward takes -------------------------------------------------------------------------
+# -- arguments of forward -------------------------------------------------------------------------
 
 
 def test_nothing_but_x_is_given_by_place() -> None:
@@ -167,7 +167,7 @@ def test_versions_are_kept_where_that_is_asked_for(tmp_path: Path, monkeypatch: 
     fitted = model(x)
     pruned = model.prune(node_th=1e-6, edge_th=1e-6)
     finer = pruned.refine(6)
-    finer.auto_symbolic(verbose=0)  # one step, though it fixes many edges
+    finer.auto_symbolic(verbose=0)  # auto_symbolic is one version, although it fixes many edges
     assert list(model.versions.models) == ["0.0", "0.1", "0.2", "0.3", "0.4"]
     assert torch.equal(finer.checkout("0.0")(x), fresh)
     assert torch.equal(finer.checkout("0.1")(x), fitted)
@@ -177,7 +177,7 @@ def test_versions_are_kept_where_that_is_asked_for(tmp_path: Path, monkeypatch: 
     assert back.auto_save
     with torch.no_grad():
         back.layers[0].spline_weight.zero_()
-    assert torch.equal(finer.checkout("1.1")(x), fitted)  # what is kept is a copy
+    assert torch.equal(finer.checkout("1.1")(x), fitted)  # versions are copies
     back.log_history("zeroed")
     assert (model.versions.round, model.versions.state_id) == (1, 2)
     assert repr(model.versions) == "Versions: 0.0, 0.1, 0.2, 0.3, 0.4, 1.1, 1.2"
@@ -216,7 +216,7 @@ def test_files_by_pykans_names(tmp_path: Path) -> None:
         KAN.loadckpt(tmp_path / "theirs")
 
 
-# -- outside of the grid --------------------------------------------------------------------------
+# -- outside the grid -----------------------------------------------------------------------------
 
 
 def linear(**options: Any) -> KAN:
@@ -263,12 +263,12 @@ def test_edges_go_on_linearly_in_all_that_looks_at_them() -> None:
 
 
 def test_grids_move_under_what_goes_on_linearly() -> None:
-    """The function outside the old grid is what the new splines are fitted to."""
+    """The new splines are fitted to the function outside the old grid as well."""
     model = KAN([1, 1], grid=3, seed=0, outside="linear", dtype=torch.float64)
     x = torch.linspace(-2, 2, 400, dtype=torch.float64).unsqueeze(1)
     before = model(x)
     model.update_grid(x)
-    assert (model(x) - before).abs().max() < 0.08 * before.std()  # 0.27 by splines that run out to zero
+    assert (model(x) - before).abs().max() < 0.08 * before.std()  # it is 0.27 if the splines are 0 outside the old grid
     model = KAN([1, 1], grid=3, seed=0, outside="linear", dtype=torch.float64)
     assert (model.refine(24, x)(x) - before).abs().max() < 0.02 * before.std()
 

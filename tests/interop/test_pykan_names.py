@@ -1,4 +1,4 @@
-"""pykan's functions by pykan's names: the same values as the package's own."""
+"""Functions with pykan's names return the same values as pykan's own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_splines(k: int) -> None:
     at = points(2, 200)
     basis = fastkan.B_batch(at, knots, k)
     assert torch.allclose(basis, theirs.B_batch(at, knots, k=k) * 1.0, atol=1e-14)
-    row = torch.linspace(-1, 1, 11)[None, :]  # one grid for all columns, as the tutorial on grids has it
+    row = torch.linspace(-1, 1, 11)[None, :]  # one grid for all columns, as in pykan's tutorial on grids
     assert torch.allclose(fastkan.B_batch(row, knots[:1], k), theirs.B_batch(row, knots[:1], k=k) * 1.0, atol=1e-14)
     if k:
         coef = torch.randn(2, 3, basis.shape[2])
@@ -57,7 +57,7 @@ def test_row_wise_derivatives() -> None:
     assert torch.equal(fastkan.batch_jacobian(two, at, mode="vector"), theirs.batch_jacobian(two, at, mode="vector"))
     assert torch.equal(fastkan.batch_hessian(f, at), theirs.batch_hessian(f, at))
     expected = torch.stack([at[:, 0].cos() * at[:, 1] ** 2, 2 * at[:, 0].sin() * at[:, 1]], 1)
-    assert torch.allclose(fastkan.batch_jacobian(lambda r: f(r)[:, 0], at), expected)  # outputs without a dimension
+    assert torch.allclose(fastkan.batch_jacobian(lambda r: f(r)[:, 0], at), expected)  # func may return [N]
     model = KAN([2, 3, 1], seed=0)
     fastkan.batch_jacobian(model, at, create_graph=True).square().sum().backward()
     assert model.layers[0].spline_weight.grad is not None
@@ -225,7 +225,7 @@ def test_formulas_that_are_no_network_are_refused() -> None:
     for formula, message in (
         (sympy.gamma(x), "gamma, which is not in the library"),
         (sympy.I * x, "not a finite real number"),
-        (sympy.Symbol("w") * x, "input_variables x, y alone, but has w"),
+        (sympy.Symbol("w") * x, "contain only the input_variables x, y, but has w"),
         ((-2) ** x, "its base must be positive"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -240,7 +240,11 @@ def test_formulas_that_are_no_network_are_refused() -> None:
         remove_symbolic("gamma")
 
 
-WRONG_IN_PYKAN = {20: "v for u twice", 113: "x for omega", 114: "a tensor as an index"}  # its f, not its formula
+WRONG_IN_PYKAN = {
+    20: "v for u twice",
+    113: "x for omega",
+    114: "a tensor as an index",
+}  # errors in pykan's functions f; its formulas are right
 
 
 def test_feynmans_equations() -> None:
@@ -297,14 +301,14 @@ def test_arguments_that_do_not_fit_together() -> None:
         (lambda: fastkan.get_dependence(f, x, []), "group must name at least one input"),
         (lambda: fastkan.test_symmetry(f, x[:1], [0]), "x must have at least 2 rows, got 1"),
         (lambda: fastkan.test_symmetry_var(f, x, [a, b], a), "input_vars must be 3 symbols"),
-        (lambda: fastkan.test_symmetry_var(f, x, symbols, sympy.Symbol("w")), "symmetry_var must have some of the"),
+        (lambda: fastkan.test_symmetry_var(f, x, symbols, sympy.Symbol("w")), "symmetry_var must contain some of the"),
         (lambda: fastkan.test_symmetry_var(f, x, symbols, a / sympy.Symbol("w")), "symmetry_var: w is none of"),
-        (lambda: fastkan.augment_input(symbols, ["a +"], x), r"aux_vars\[0\] must be an expression of sympy's"),
+        (lambda: fastkan.augment_input(symbols, ["a +"], x), r"aux_vars\[0\] must be a sympy expression"),
         (lambda: fastkan.augment_input([1, b, c], [b], x), r"orig_vars\[0\] must be a symbol, got 1"),
-        (lambda: fastkan.augment_input(symbols, [b], {"test_input": x}), "x must have train_input as a dataset"),
+        (lambda: fastkan.augment_input(symbols, [b], {"test_input": x}), "a dataset with train_input"),
         (lambda: fastkan.kanpiler([a, b], a / 0), "expr: .* is not a finite real number"),
         (lambda: fastkan.get_derivative(torch.nn.Linear(3, 1), x, y), "model must be a KAN or an MLP, got Linear"),
-        (lambda: fastkan.get_derivative(network, x, y[:5]), r"labels must have the shape \[20, out\], got \[5, 1\]"),
+        (lambda: fastkan.get_derivative(network, x, y[:5]), r"labels must have the shape \[20, 1\], got \[5, 1\]"),
         (lambda: fastkan.LBFGS([]), "params must be the parameters to train"),
         (lambda: network(x[:, :2]), r"x must have the shape \[\.\.\., 3\], got \[20, 2\]"),
         (lambda: network(x.half()), "weight is torch.float64, but x is torch.float16"),

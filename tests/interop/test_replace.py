@@ -1,4 +1,4 @@
-"""``replace_linear``: which linears become KAN layers, and what is kept around them."""
+"""``replace_linear``: which linears become KAN layers, and that the rest of the model is unchanged."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_grids_move_to_the_inputs_of_a_sample() -> None:
 
 
 class Routed(nn.Module):
-    """A linear that is called twice, and one that gets no rows."""
+    """A model that calls one linear twice, and another with no rows."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_a_model_of_many_linears_is_looked_through_once(monkeypatch: pytest.Monk
 def test_hooks_go_with_a_word() -> None:
     model = mlp()
     model[0].register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="the hooks of 0 go with the linear") as told:
+    with pytest.warns(UserWarning, match="the hooks of 0 are lost with the linear") as told:
         replace_linear(model)
     assert told[0].filename == __file__
 
@@ -143,10 +143,11 @@ def test_what_no_layer_can_stand_for_stays() -> None:
     model = nn.ModuleList([nn.LazyLinear(3), whole, torch.compile(nn.Linear(3, 3), backend="eager"), nn.Linear(3, 3)])
     report = replace_linear(model)
     assert [entry.kept_because for entry in report] == [
-        "it has no sizes yet: call the model once", "its weight is of torch.int8", "2 is compiled of it", None,
+        "its sizes are not known yet: call the model once", "its weight has the dtype torch.int8",
+        "2 is compiled from it", None,
     ]  # fmt: skip
     assert kinds(model) == {"0": "LazyLinear", "1": "Linear", "2._orig_mod": "Linear", "3": "KANLinear"}
-    assert "stays: it has no sizes yet" in str(report)
+    assert "stays: its sizes are not known yet" in str(report)
 
 
 class Two(nn.Module):
@@ -191,21 +192,21 @@ def test_tied_weights_stay() -> None:
     assert type(model["head"]) is nn.Linear
     normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     (entry,) = replace_linear(normed)
-    assert entry.kept_because == "its weight is computed by a parametrization"
+    assert entry.kept_because == "a parametrization computes its weight"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda model: replace_linear(3), "model must be a torch.nn.Module, got int"),
-        (lambda model: replace_linear(nn.Linear(2, 2)), "model must hold the linears, and is one"),
+        (lambda model: replace_linear(3), "model must be a Module, got int"),
+        (lambda model: replace_linear(nn.Linear(2, 2)), "model must contain the linears, but is one itself"),
         (
             lambda model: replace_linear(model, "encoder.*"),
-            r"select='encoder.\*' finds no nn.Linear; there are: 0, 2.0",
+            r"select='encoder.\*' matches no nn.Linear; the model has: 0, 2.0",
         ),
         (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
-        (lambda model: replace_linear(model, ["0", "head"]), "select has the pattern 'head', which finds no nn.Linear"),
-        (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got a Linear"),
+        (lambda model: replace_linear(model, ["0", "head"]), "the pattern 'head', which matches no nn.Linear"),
+        (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got Linear"),
         (lambda model: replace_linear(model, bias="no"), "bias must be True or False, got 'no'"),
         (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),
         (lambda model: replace_linear(model, grid_size=0), "grid_size"),
@@ -226,6 +227,6 @@ def test_errors_leave_the_model_as_it_is(call: Any, message: str) -> None:
 
 def test_a_sample_needs_values() -> None:
     model = mlp().to("meta")
-    with pytest.raises(ValueError, match="sample needs a model with values, 0 is on meta"):
+    with pytest.raises(ValueError, match="sample needs a model with values, but 0 is on the meta device"):
         replace_linear(model, sample=torch.ones(3, 4, device="meta"))
     assert set(kinds(model).values()) == {"Linear", "Head"}

@@ -1,4 +1,4 @@
-"""Checkpoints of other packages, and the ways back to them."""
+"""Conversion of other packages' checkpoints, and export to these packages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_state_dict_is_that_of_the_converted_model(name: str) -> None:
     alone = {"node_scale", "node_bias", "subnode_scale", "subnode_bias", "symbolic", "input_id"}
     if "pykan" not in name:
         state = {key: value for key, value in state.items() if key.split(".")[0] not in alone}
-    if "zero" in name:  # a state_dict does not say that the base function is none
+    if "zero" in name:  # a state_dict doesn't contain the base function
         found = {key: value for key, value in found.items() if "base_weight" not in key}
     assert found.keys() == state.keys()
     for key, each in state.items():
@@ -81,23 +81,23 @@ def misfit() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (lambda: [1], "state_dict must be a dictionary of names, got list"),
+        (lambda: [1], "state_dict must be a dictionary with strings as keys, got list"),
         (lambda: {}, r"state_dict must hold layers of efficient-kan \(base_weight, grid, spline_weight\)"),
         (lambda: nn.Linear(2, 2).state_dict(), "it has none"),
-        (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, and no names.*convert the model"),
-        (lambda: inkan(2, 1, dim=2).state_dict(), "a surface of inkan's, dim=2"),
-        (lambda: {"model": inkan(3, 2).state_dict()}, "it has none, but a dictionary in 'model'"),
+        (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, whose names.*convert the model"),
+        (lambda: inkan(2, 1, dim=2).state_dict(), "belongs to inkan's dim=2, a surface"),
+        (lambda: {"model": inkan(3, 2).state_dict()}, "it has none, but a dictionary under 'model'"),
         (
             lambda: {**peers.KANLinear(2, 3).state_dict(), "bias": torch.ones(3)},
-            "bias, which efficient-kan's layer has not",
+            "bias, which efficient-kan's layer does not have",
         ),
-        (lambda: inkan(3, 2).to("meta").state_dict(), "weight is on meta"),
-        (lambda: without(pykan().state_dict(), "symbolic_fun.0.mask"), "symbolic_fun.0: it has no mask"),
+        (lambda: inkan(3, 2).to("meta").state_dict(), "weight is on the meta device"),
+        (lambda: without(pykan().state_dict(), "symbolic_fun.0.mask"), "symbolic_fun.0: it lacks mask"),
         (
             lambda: (s := peers.KANLinear(2, 3).state_dict()) | {"grid": coincident(s["grid"])},
             r"knots of the inputs \[0\] coincide, where efficient-kan",
         ),
-        (misfit, r"base_weight must come to the shape \[2, 3\], it comes to \[2, 2\]"),
+        (misfit, r"base_weight must have the shape \[2, 3\] in fastkan's layout, got \[2, 2\]"),
     ],
     ids=["list", "empty", "linear", "formulas", "surface", "nested", "bias", "meta", "no mask", "knots", "misfit"],
 )
@@ -106,7 +106,7 @@ def test_other_state_dicts_are_refused(state: Any, message: str) -> None:
         convert_state_dict(state())
 
 
-# -- back ---------------------------------------------------------------------------------------------
+# -- export -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("standalone", [True, False])
@@ -157,16 +157,16 @@ def test_hooks_are_no_reason_to_refuse() -> None:
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (lambda: 3, "module must be a torch.nn.Module, got int"),
+        (lambda: 3, "module must be a Module, got int"),
         (lambda: KANLinear(2, 3, bias=True), "module has a bias"),
         (lambda: nn.Sequential(KANLinear(2, 3, base="identity")), "0 has the base function identity"),
-        (lambda: KANLinear(2, 3, outside="linear"), "go on linearly"),
-        (lambda: network(formula=True), "module is more than layers of splines"),
-        (lambda: network(affine=True), "module is more than layers of splines"),
-        (lambda: KAN([2, [1, 1], 1]), "module is more than layers of splines"),
-        (lambda: KAN([2, 2, 1]).prune_input(active_inputs=[1]), "module is more than layers of splines"),
-        (lambda: KAN([4, 2, 1]).prune_input(active_inputs=[1, 3]), "module is more than layers of splines"),
-        (lambda: adapted(KANLinear(2, 3)), "module has knots that coincide"),
+        (lambda: KANLinear(2, 3, outside="linear"), "outside='linear', which efficient-kan does not support"),
+        (lambda: network(formula=True), "module must have only spline layers"),
+        (lambda: network(affine=True), "module must have only spline layers"),
+        (lambda: KAN([2, [1, 1], 1]), "module must have only spline layers"),
+        (lambda: KAN([2, 2, 1]).prune_input(active_inputs=[1]), "module must have only spline layers"),
+        (lambda: KAN([4, 2, 1]).prune_input(active_inputs=[1, 3]), "module must have only spline layers"),
+        (lambda: adapted(KANLinear(2, 3)), "module has coincident knots"),
     ],
     ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "column", "columns", "knots"],
 )
@@ -220,10 +220,10 @@ def test_to_pykan_in_half_precision() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: nn.Linear(2, 2), "model must be a KAN or a KANLinear, got Linear"),
+        (lambda: nn.Linear(2, 2), "model must be a KAN or KANLinear, got Linear"),
         (lambda: KANLinear(2, 2, bias=True), "layer 0 has a bias"),
         (lambda: KANLinear(2, 2, outside="linear"), "layer 0 has outside='linear'"),
-        (lambda: adapted(KANLinear(2, 2)), "layer 0 has knots that coincide"),
+        (lambda: adapted(KANLinear(2, 2)), "layer 0 has coincident knots"),
     ],
     ids=["linear", "bias", "outside", "knots"],
 )
@@ -236,5 +236,5 @@ def test_a_function_that_pykan_has_not_is_refused() -> None:
     pytest.importorskip("kan")
     model = KAN([2, 1])
     model.fix_symbolic(0, 1, 0, "cosh", fit_params_bool=False)
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 0\) is 'cosh', which pykan has not"):
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 0\) has the formula 'cosh', which pykan does not have"):
         to_pykan(model)

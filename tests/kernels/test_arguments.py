@@ -135,7 +135,7 @@ def test_a_sample_that_a_model_can_not_be_called_with() -> None:
     model = nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(TypeError, match="sample must be a tensor, or a tuple or mapping of arguments, got int"):
         fastkan.replace_linear(model, sample=3)
-    with pytest.raises(ValueError, match="sample must be what model can be called with; that raised"):
+    with pytest.raises(ValueError, match="sample must be an input that model can be called with; the call raised"):
         fastkan.replace_linear(model, sample=torch.rand(4, 5))
     assert type(model[0]) is nn.Linear
 

@@ -1,4 +1,4 @@
-"""pykan's tests of symmetry, its MLP and its methods of a network: the same values as the package's own."""
+"""pykan's tests of symmetry, its MLP and its network methods return the same values as pykan's own."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_separability() -> None:
 
 
 def test_general_separability_asks_for_one_quantity_of_each_group() -> None:
-    """Ratios of derivatives of x^2 + y z all are products, but y z is no sum with x z."""
+    """All ratios of derivatives of x^2 + y z are products, although [y] and [x, z] are not separable."""
     f = lambda r: torch.sin(r[:, [0]] ** 2 + r[:, [1]] * r[:, [2]])  # noqa: E731
     assert fastkan.test_general_separability(f, rows(3), [[0], [1, 2]])
     assert not fastkan.test_general_separability(f, rows(3), [[1], [0, 2]])
@@ -103,7 +103,7 @@ def test_trees() -> None:
     matplotlib.pyplot.close("all")
 
 
-# -- a network to compare with --------------------------------------------------------------------
+# -- MLP ------------------------------------------------------------------------------------------
 
 
 def test_an_mlp() -> None:
@@ -231,8 +231,11 @@ def test_perturb(mode: str) -> None:
     before = ours(rows(2))
     ours.perturb(mag=0.5, mode=mode)
     quiet(theirs.perturb, 0.5, mode)
-    on, expected = ours.act_fun[0].mask != 0, theirs.act_fun[0].mask[:, [2, 0, 1]] != 0  # there new nodes come first
-    old = [0] if mode == "minimal" else [0, 1, 2]  # here edges into new nodes are on from the start
+    on, expected = (
+        ours.act_fun[0].mask != 0,
+        theirs.act_fun[0].mask[:, [2, 0, 1]] != 0,
+    )  # in pykan, new nodes come first
+    old = [0] if mode == "minimal" else [0, 1, 2]  # in fastkan, edges into new nodes are on from the start
     assert torch.equal(on[:, old], expected[:, old])
     if mode == "non-intrusive":
         assert torch.allclose(ours(rows(2)), before, atol=1e-12)

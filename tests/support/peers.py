@@ -1,4 +1,4 @@
-"""Models of other packages to convert: pykan's and inkan's own, and stand-ins for efficient-kan's, which is a file."""
+"""Models of other packages: pykan's and inkan's own, and copies of efficient-kan's, which is not on PyPI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ D = torch.float64
 
 
 def pykan(width: Sequence = (2, 5, 1), dtype: torch.dtype = D, affine: bool = False, **options: Any) -> Any:
-    """A ``MultKAN`` whose parameters are all different, on grids of its own."""
+    """A ``MultKAN`` with random parameters and irregular grids."""
     kan = pytest.importorskip("kan")
     options = {"grid": 4, "k": 3, "seed": 0, "auto_save": False, **options}
     with contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng():
@@ -40,7 +40,7 @@ def pykan(width: Sequence = (2, 5, 1), dtype: torch.dtype = D, affine: bool = Fa
 
 
 def formula(model: Any, l: int, i: int, j: int, name: str, row: Sequence[float], keep: bool = False) -> None:
-    """Make an edge of a ``MultKAN`` a formula, and with ``keep`` a spline still."""
+    """Make an edge of a ``MultKAN`` symbolic; with ``keep`` its spline stays on as well."""
     model.fix_symbolic(l, i, j, name, fit_params_bool=False, verbose=False, log_history=False)
     with torch.no_grad():
         model.symbolic_fun[l].affine[j, i] = torch.tensor(row).to(model.symbolic_fun[l].affine)
@@ -49,7 +49,7 @@ def formula(model: Any, l: int, i: int, j: int, name: str, row: Sequence[float],
 
 
 def inkan(*widths: int, dtype: torch.dtype = D, **options: Any) -> Any:
-    """A ``KANNetwork``, or for two sizes a ``KANLayer``."""
+    """A ``KANNetwork``, or a ``KANLayer`` if two sizes are given."""
     package = pytest.importorskip("inkan")
     made: dict[str, Any] = {"compile_basis": False, "grid_size": 7, **options}
     with torch.random.fork_rng():
@@ -59,13 +59,13 @@ def inkan(*widths: int, dtype: torch.dtype = D, **options: Any) -> Any:
 
 
 def points(columns: int, rows: int = 64, dtype: torch.dtype = D, seed: int = 0) -> Tensor:
-    """In the grid from -1 to 1 and around it."""
+    """Random points from -1.3 to 1.3, of which some are outside the grid from -1 to 1."""
     draw = torch.Generator().manual_seed(seed)
     return (2.6 * torch.rand(rows, columns, generator=draw, dtype=D) - 1.3).to(dtype)
 
 
 class KANLinear(PlainKANLinear):
-    """What efficient-kan's layer holds, by its names, and what that computes: as in a project that has copied it."""
+    """A copy of efficient-kan's layer: the same names, tensors and function."""
 
     def __init__(self, in_features: int, out_features: int, grid_size: int = 5, spline_order: int = 3,
                  scaled: bool = True, base_activation: type[nn.Module] = nn.SiLU) -> None:  # fmt: skip
@@ -89,7 +89,7 @@ class KANLinear(PlainKANLinear):
 
 
 class KAN(nn.Module):
-    """efficient-kan's network."""
+    """A copy of efficient-kan's network."""
 
     def __init__(self, widths: Sequence[int], **options: Any) -> None:
         super().__init__()

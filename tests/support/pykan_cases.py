@@ -1,4 +1,4 @@
-"""What tests against pykan's own functions share."""
+"""Helpers for tests against pykan's own functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def float64() -> Iterator[None]:
 
 
 def kan(name: str) -> Any:
-    """A module of the package."""
+    """Import a module of pykan."""
     pytest.importorskip("kan")
     return __import__(f"kan.{name}", fromlist=["_"])
 

@@ -1,4 +1,4 @@
-"""All edges become formulas at once, and what doesn't fit is told."""
+"""``auto_symbolic``: all edges become formulas at once, and the report names those that don't fit."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_what_does_not_fit_stays_numeric_and_is_reported(capsys: pytest.CaptureF
     assert f"stays numeric, best is {left.best}" in out
     assert "1 edges became formulas, 1 stay numeric" in out
     assert "no R2 reaches r2_threshold=0.99" in out
-    with pytest.raises(ValueError, match=r"numeric edges have no formula.*: \(0, 1, 0\)\. "):
+    with pytest.raises(ValueError, match=r"numeric='raise' needs a network without spline edges.*: \(0, 1, 0\)\. "):
         model.symbolic_formula(numeric="raise")
 
 
 def test_forced_every_edge_gets_its_best_function(capsys: pytest.CaptureFixture[str]) -> None:
-    """As pykan's does; the edges that fit one get what they get without force."""
+    """force=True makes every edge a formula, as in pykan, without changing those that fit anyway."""
     lib = ["x", "sin", "exp", "tanh"]
     model = shaped(lambda x: torch.sin(3 * x), lambda x: torch.sin(20 * x**3) + 0.3 * x.abs().sqrt())
     left = model.copy().auto_symbolic(lib=lib, verbose=0)
@@ -83,7 +83,7 @@ def test_the_threshold_decides() -> None:
 
 
 def test_simplicity_counts_among_those_that_fit_only() -> None:
-    """ "0" has no complexity at all, and the least loss where nothing fits well; it takes no edge for that."""
+    """The constant "0" has complexity 0, so its loss is least if nothing fits, but it is not chosen for that."""
     model = shaped(lambda x: x + 0.3 * torch.sin(9 * x))
     report = model.auto_symbolic(lib=["0", "x"], verbose=0, r2_threshold=0.5, weight_simple=1.0)
     assert report[0].name == "x"
@@ -107,7 +107,10 @@ def test_edges_off_and_formulas_are_left_alone(capsys: pytest.CaptureFixture[str
 
 
 def test_formulas_are_fitted_to_what_really_comes_in() -> None:
-    """c |x| + d in the place of x^2 is below 0 at 0; a root that fits what the spline made would be NaN there."""
+    """Each layer is fitted to the outputs of the formulas before it, not of the splines.
+
+    c |x| + d in the place of x^2 is negative at 0, where a root fitted to the spline's outputs would be NaN.
+    """
     model = KAN(width=[1, 1, 1], grid=40, base_fun="zero", dtype=torch.float64)
     through(model.layers[0], 0, torch.square)
     through(model.layers[1], 0, lambda z: z.clamp(min=0).sqrt())
@@ -120,7 +123,7 @@ def test_formulas_are_fitted_to_what_really_comes_in() -> None:
 
 
 def test_bad_samples_change_nothing() -> None:
-    """The second layer's are infinite, when the first is done already."""
+    """An error in the second layer also undoes the first: its values are infinite."""
     model = network([1, 1, 1])
     model.node_scale[0].fill_(math.inf)
     before, first = state_of(model), model.symbolic[0]
@@ -149,7 +152,7 @@ def test_an_interruption_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_bounds_and_products() -> None:
-    """Multiplication nodes, and bounds for every edge."""
+    """Multiplication nodes, with bounds on a and b."""
     model = network([2, [1, 2], 1], mult_arity=3)
     report = model.auto_symbolic(a_range=(-1, 1), b_range=(-2, 2), lib=["sin", "x"], verbose=0, r2_threshold=0)
     assert len(report) == 2 * 7 + 3
@@ -177,11 +180,11 @@ def test_before_any_forward_and_in_single_precision() -> None:
     assert model.symbolic[0].affine.dtype == torch.float32
 
 
-# -- edges that hardly vary -------------------------------------------------------------------------
+# -- edges of little variance -----------------------------------------------------------------------
 
 
 def rough(size: float) -> KAN:
-    """x, and beside it an edge that no function here fits, with a mean of its own."""
+    """A network of x plus an edge that no function in the library fits, with a mean that is not 0."""
     return shaped(lambda x: x, lambda x: size * (torch.sin(20 * x**3) + 0.3 * x.abs().sqrt() + 2))
 
 
@@ -228,7 +231,7 @@ def test_what_fits_a_function_gets_it_however_little_it_varies() -> None:
 
 
 def test_little_is_meant_beside_the_sum_with_formulas_in_it() -> None:
-    """Large edges that cancel leave a sum beside which the third is not negligible."""
+    """Two large edges cancel, so that a small third edge is not negligible in their sum."""
     model = shaped(lambda x: x, lambda x: 5e-3 * torch.sin(20 * x**3), lambda x: x)
     model.fix_symbolic(0, 0, 0, "x", fit_params_bool=False)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Edges become formulas and splines again, one by one."""
+"""``fix_symbolic``, ``unfix_symbolic``, ``set_mode`` and ``suggest_symbolic`` for single edges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_poor_fit_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_fit_is_to_the_function_that_the_edge_is_now() -> None:
-    """Also where that is a formula, or the sum of both."""
+    """The fit is to the edge's present function, also if that is a formula or the sum of both."""
     model = network([1, 1])
     model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
     assert model.fix_symbolic(0, 0, 0, "cos", verbose=False) == pytest.approx(1)
@@ -85,7 +85,7 @@ def test_a_dead_edge_has_nothing_to_fit() -> None:
     model = network()
     model.remove_edge(0, 1, 2)
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is off, so there is nothing to fit 'sin' to"):
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is off, so 'sin' can't be fitted to it"):
         model.fix_symbolic(0, 1, 2, "sin")
     assert_same(model, before)
     model.fix_symbolic(0, 1, 2, "sin", fit_params_bool=False)
@@ -123,7 +123,7 @@ def test_log_history_has_no_meaning() -> None:
         network().fix_symbolic(0, 0, 0, "x", verbose=False, log_history=True)
 
 
-# -- back again ----------------------------------------------------------------------------------------
+# -- unfix_symbolic, set_mode --------------------------------------------------------------------------
 
 
 def test_unfix_brings_the_spline_back() -> None:
@@ -153,7 +153,7 @@ def test_unfix_all() -> None:
 
 def test_unfix_takes_a_formula() -> None:
     model = network()
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) is no formula, so there is nothing to take back"):
+    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) must be symbolic to be unfixed"):
         model.unfix_symbolic(0, 1, 2)
     with pytest.raises(ValueError, match="l must be below 2"):
         model.unfix_symbolic(2, 0, 0)
@@ -174,7 +174,7 @@ def test_modes(mode: str) -> None:
 def test_a_mode_with_a_formula_takes_one(mode: str) -> None:
     model = network()
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"takes a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"):
+    with pytest.raises(ValueError, match=r"needs a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"):
         model.set_mode(0, 1, 2, mode)
     assert_same(model, before)
 
@@ -188,7 +188,7 @@ def test_an_unknown_mode() -> None:
 
 
 def test_suggestions_leave_the_model_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    """pykan's change it."""
+    """The model is not changed, as it is in pykan."""
     model = shaped(lambda x: torch.exp(2 * x))
     model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
     model.set_mode(0, 0, 0, "sn")

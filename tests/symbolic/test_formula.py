@@ -1,4 +1,4 @@
-"""The formula equals the forward: networks of formulas over the whole library, and of splines."""
+"""Formulas equal the forward, for networks of all functions in the library and of splines."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ones_and_zeros_leave_no_trace() -> None:
 
 
 def test_domains_survive_folding() -> None:
-    """The root of a square is no x, and log |x| no log x."""
+    """sqrt(x^2) must not become x, nor log |x| log x."""
     model = fixed([1, 1, 1], (0, 0, 0, "x^2"), (1, 0, 0, "sqrt"))
     (formula,), (x,) = model.symbolic_formula()
     assert formula == sympy.Abs(x)
@@ -77,7 +77,7 @@ def test_domains_survive_folding() -> None:
 @pytest.mark.parametrize("name", ["exp", "sigmoid", "gaussian"])
 @pytest.mark.parametrize("b", [900.123456789, -900.123456789])
 def test_constants_that_would_overflow_aren_t_folded(name: str, b: float) -> None:
-    """exp(900 + x) is not e^900 exp(x), which floats can't hold."""
+    """exp(900 + x) must not become e^900 exp(x), which overflows."""
     model = fixed([1, 1], (0, 0, 0, name, (1, b, 2, 1)))
     x = -b + torch.linspace(-2, 2, 50, dtype=torch.float64).unsqueeze(1)
     assert_equal(of_formulas(*model.symbolic_formula(), x), model(x).detach())
@@ -146,7 +146,7 @@ def test_automatic_rounding_takes_the_fewest_digits() -> None:
 
 @pytest.mark.parametrize("kind", ["dictionary", "pair"])
 def test_automatic_rounding_keeps_the_loss(kind: str) -> None:
-    """A formula that is right to 1e-6 keeps more digits than one that is right to a tenth."""
+    """A formula that fits to 1e-6 keeps more digits than one that fits to 0.1."""
     data = create_dataset(lambda x: torch.exp(torch.sin(math.pi * x[:, [0]]) + x[:, [1]] ** 2), 2, dtype=torch.float64)
     dataset = data if kind == "dictionary" else (data["train_input"], data["train_label"])
     x, y = data["train_input"], data["train_label"]
@@ -159,7 +159,7 @@ def test_automatic_rounding_keeps_the_loss(kind: str) -> None:
         lengths.append(len(str(formulas[0])))
     assert lengths[0] > lengths[1]
     rough = model.symbolic_formula(digits="auto", dataset=(x, model(x).detach()), tolerance=0.05)
-    assert len(str(rough[0][0])) > lengths[1]  # of a loss that is 0, nothing may be lost
+    assert len(str(rough[0][0])) > lengths[1]  # a loss of 0 may not grow
 
 
 def test_simplify() -> None:
@@ -181,7 +181,7 @@ def test_variables() -> None:
     product = fixed([2, [0, 1]], (0, 0, 0, "exp"), (0, 1, 1, "sin", (2, 0, 3, 0)))
     for names in ([t, u], [u, t]):
         assert product.symbolic_formula(names)[0] == [3.0 * sympy.exp(names[0]) * sympy.sin(2.0 * names[1])]
-    x, y = sympy.symbols("x_2 x_1", real=True)  # the other way round
+    x, y = sympy.symbols("x_2 x_1", real=True)  # names in the other order
     assert model.symbolic_formula([x, y])[0] == [sympy.sin(x) + y]
     (formula,), variables = model.symbolic_formula(["__import__('os')", "b"])
     assert formula.free_symbols == set(variables)
@@ -221,7 +221,7 @@ def test_the_numpy_function_takes_what_arrays_there_are() -> None:
     assert f(np.ones((4, 3, 2), dtype=np.float32)).shape == (4, 3, 2)
     assert f(np.ones((0, 2))).shape == (0, 2)
     assert f([2, 5]).tolist() == [0.25, 8]
-    assert f([[2, 5]]).dtype == np.float64  # an int to a negative power would be an error
+    assert f([[2, 5]]).dtype == np.float64  # NumPy raises for an int to a negative power
     with pytest.raises(ValueError, match=r"x must have the shape \[..., in_features=2\], got \[4, 3\]"):
         f(np.ones((4, 3)))
 

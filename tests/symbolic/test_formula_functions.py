@@ -1,4 +1,4 @@
-"""Splines in formulas as functions phi_l_i_j, which sympy evaluates, compiles and differentiates."""
+"""Spline edges in formulas as functions phi_l_i_j, which sympy evaluates, compiles and differentiates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from formula_cases import ROWS, WIDTHS, assert_equal, network, of_formulas, rand
 from spline_cases import shaped
 
 from fastkan import KAN
-from fastkan.symbolic.expressions import named_edge, pieces_of
+from fastkan.symbolic.expressions import named_edge, taylor_pieces
 
 D = torch.float64
 
@@ -34,7 +34,9 @@ def test_formulas_with_splines_equal_the_forward_inside_and_outside_the_grid(wid
     x = 3 * torch.randn(ROWS, width[0], dtype=D)
     model = network(choose, width, width[0])
     model.layers[0].update_grid(torch.randn(50, width[0], dtype=D), grid_eps=0.3)
-    x[:8] = model.layers[0].knots[:, :8].t()[:, model.input_id.argsort()].repeat(8, 1)[:8]  # on knots themselves
+    x[:8] = (
+        model.layers[0].knots[:, :8].t()[:, model.input_id.argsort()].repeat(8, 1)[:8]
+    )  # some samples are exactly on knots
     randomized(model, x, choose, formula=0.4, spline=0.6)
     expected = model(x).detach()
     assert_equal(of_formulas(*quiet(model), x), expected)
@@ -74,7 +76,7 @@ def test_nan_and_infinities_are_the_forwards() -> None:
 
 @pytest.mark.parametrize("outside", ["zero", "linear"])
 @pytest.mark.parametrize("base", ["silu", "identity", "zero"])
-@pytest.mark.parametrize("weight", ["drawn", "constant"])  # a constant spline's tangents are flat
+@pytest.mark.parametrize("weight", ["drawn", "constant"])  # a constant spline has tangents of slope 0
 def test_derivatives_at_nan_and_infinities_are_the_forwards(outside: str, base: str, weight: str) -> None:
     model = KAN(width=[1, 1], base_fun=base, noise_scale=3.0, dtype=D)
     layer = model.layers[0]
@@ -94,7 +96,7 @@ def test_derivatives_at_nan_and_infinities_are_the_forwards(outside: str, base: 
         np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-9, atol=1e-12)
         if not power:
             for row, expected in zip(x[1:].tolist(), value[1:, 0].tolist()):
-                constant = named_edge("phi", layer, pieces_of(layer), 0, 0, sympy.Float(row[0]))
+                constant = named_edge("phi", layer, taylor_pieces(layer), 0, 0, sympy.Float(row[0]))
                 assert float(constant) == pytest.approx(expected, rel=1e-12, nan_ok=True)
 
 
@@ -119,7 +121,7 @@ def test_sympy_evaluates_substitutes_and_compiles() -> None:
 
 
 def test_functions_of_one_name_are_told_apart_by_what_they_compute() -> None:
-    """sympy caches what it makes of functions that are equal."""
+    """sympy caches results by equality of functions, so functions of two models must differ."""
     x = torch.rand(20, 1, dtype=D)
     models = [KAN(width=[1, 1], noise_scale=3.0, seed=seed, dtype=D) for seed in (0, 1)]
     formulas = [quiet(model)[0][0] for model in models]
@@ -132,7 +134,8 @@ def test_functions_of_one_name_are_told_apart_by_what_they_compute() -> None:
     with torch.no_grad():
         models[0].layers[0].spline_weight.mul_(2)
     assert quiet(models[0])[0][0] != formulas[0]
-    assert_equal(of_formulas([formulas[0]], [sympy.Symbol("x_1")], x), before)  # a formula is of its moment
+    # a formula doesn't follow later changes of the model
+    assert_equal(of_formulas([formulas[0]], [sympy.Symbol("x_1")], x), before)
 
 
 def test_a_warning_names_the_edges_and_what_fits_each_best() -> None:
@@ -166,5 +169,5 @@ def test_rounding_leaves_splines_as_they_are() -> None:
     assert str(formulas[0]) == "phi_0_1_0(x_2) + sin(1.2*x_1)"
     spline = model(x)[:, 0] - (1.23456 * x[:, 0]).sin()
     found = of_formulas(formulas, variables, x)[:, 0] - (1.2 * x[:, 0]).sin()
-    assert (found - spline).abs().max() < 1e-7  # the affine is float64 of a float32
+    assert (found - spline).abs().max() < 1e-7  # the affine map is computed in float32 in the model
     quiet(model, digits="auto", simplify=True)

@@ -1,4 +1,4 @@
-"""Formulas of networks with splines: exact polynomials on their cells."""
+"""Formulas of networks with spline edges, as exact polynomials on their cells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def test_pieces_equal_the_forward_inside_and_outside_the_grid(width: list[Any], 
     x = 3 * torch.randn(ROWS, width[0], dtype=torch.float64)
     model = network(choose, width, width[0])
     model.layers[0].update_grid(torch.randn(50, width[0], dtype=torch.float64), grid_eps=0.3)
-    x[:8] = model.layers[0].knots[:, :8].t()[:, model.input_id.argsort()].repeat(8, 1)[:8]  # on knots themselves
+    x[:8] = (
+        model.layers[0].knots[:, :8].t()[:, model.input_id.argsort()].repeat(8, 1)[:8]
+    )  # some samples are exactly on knots
     randomized(model, x, choose, formula=0.3, spline=0.6)
     expected = model(x).detach()
     assert_equal(torch.from_numpy(model.formula_numpy(numeric="piecewise")(x)), expected)
@@ -46,7 +48,7 @@ def test_pieces_of_one_edge(order: int, outside: str, base: str) -> None:
 
 
 def test_pieces_are_right_continuous() -> None:
-    """Knots at which the spline jumps: the value is that of the cell to the right, with all the knot's bits."""
+    """At a knot where the spline jumps, the formula has the value of the cell to the right."""
     for _ in range(5):
         model = KAN(width=[1, 1], grid=4, k=1, base_fun="zero", noise_scale=5.0, dtype=torch.float64)
         knots = model.layers[0].knots + torch.rand(1, dtype=torch.float64)
@@ -60,7 +62,7 @@ def test_pieces_are_right_continuous() -> None:
 
 
 def test_pieces_far_from_zero_keep_their_digits() -> None:
-    """Polynomials in x itself would lose nine of them."""
+    """Far from 0 the formula keeps its digits; polynomials in x itself would lose nine of them."""
     model = KAN(width=[1, 1], grid=5, k=3, grid_range=(1000, 1001), noise_scale=5.0, dtype=torch.float64)
     x = torch.linspace(999, 1002, 500, dtype=torch.float64).unsqueeze(1)
     with torch.no_grad():
@@ -108,7 +110,7 @@ def test_numeric_edges_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch
         model.layers[layer].set_mask(mask)
     monkeypatch.setattr(KAN, "samples", lambda self: pytest.fail("samples were asked for"))
     for ask in (model.symbolic_formula, model.formula_latex, model.formula_numpy):
-        with pytest.raises(ValueError, match="numeric edges") as caught:
+        with pytest.raises(ValueError, match="without spline edges") as caught:
             ask(digits="auto", numeric="raise")
         message = str(caught.value)
         assert re.findall(r"\(\d, \d, \d\)", message) == ["(0, 0, 0)", "(0, 1, 3)", "(1, 1, 0)"]

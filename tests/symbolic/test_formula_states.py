@@ -1,4 +1,4 @@
-"""What formulas leave in states and files, and which parameters ask for a gradient."""
+"""Formulas in state_dicts and files, and the parameters of formulas that require a gradient."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_distributed_data_parallel(name: str) -> None:
 
 
 def test_splines_rest_while_their_layer_is_formulas_alone() -> None:
-    """Those that were frozen before stay so, also in copies and files."""
+    """Parameters that were frozen before stay frozen, also in copies and files."""
     model = network([2, 2, 1], "own", sb_trainable=False)
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     for i in range(2):
@@ -195,11 +195,11 @@ def test_a_text_that_is_none_is_refused(text: bytes) -> None:
         SymbolicEdges(1, 1).load_state_dict(state)
 
 
-# -- of version 0.1 -----------------------------------------------------------------------------------
+# -- files of version 0.1 -----------------------------------------------------------------------------
 
 
 def of_version_0_1(model: KAN) -> dict[str, Any]:
-    """The state as it was: a list of edges in each layer, and a parameter also where there are none."""
+    """State of version 0.1: a list of edges for each layer, and a parameter even for a layer without edges."""
     state: dict[str, Any] = {k: v for k, v in model.state_dict().items() if not k.endswith(".formulas")}
     for layer, symbolic in enumerate(model.symbolic):
         state[f"symbolic.{layer}._extra_state"] = [list(edge) for edge in symbolic.edges]
@@ -253,7 +253,7 @@ def test_a_file_of_version_0_1(name: str, tmp_path: Path) -> None:
     assert torch.equal(KAN.load(tmp_path / "again")(x), model(x))
 
 
-# -- export, and what is refused ----------------------------------------------------------------------
+# -- export and errors --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", list(MODELS))

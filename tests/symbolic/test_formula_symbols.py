@@ -1,4 +1,4 @@
-"""Formulas in sympy's hands: names meet their symbols, and what sympy makes of them is right."""
+"""Formulas in sympy: substitution by name, and correct results of sympy's operations."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_symbols_are_plain_in_every_case(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("width", [[1, 1, 1], [2, 1], [1, [0, 1]]], ids=str)
 def test_simplified_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
-    """Also of roots, logarithms and absolute values, which sympy simplifies by what it knows to be real."""
+    """Also for roots, logarithms and absolute values, which sympy simplifies by assumptions about their arguments."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     x = 3 * torch.randn(ROWS, width[0], dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_what_is_simplified_is_right_for_real_numbers(inner: str, outer: str, te
 
 @pytest.mark.parametrize("seed", range(40))
 def test_products_that_are_nan_everywhere(seed: int) -> None:
-    """Factors that are constants outside of a domain: sympy can neither print nor compile such products."""
+    """Factors that are constants outside a domain: sympy can neither print nor compile such products."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     x = 3 * torch.randn(ROWS, 2, dtype=torch.float64)

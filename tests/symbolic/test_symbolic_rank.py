@@ -1,4 +1,4 @@
-"""Beside the search itself: bounds, functions of one's own, how it runs, and the ranking of what it finds."""
+"""Bounds of the search, functions that users add, its memory and determinism, and the ranking of its results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_bounds_are_kept_in_units_of_x(ranges: dict[str, tuple[float, float]]) -
     fits, free = search(x, y, **ranges), search(x, y)
     for column, key in enumerate(("a_range", "b_range")):
         low, high = ranges.get(key, (-math.inf, math.inf))
-        found = fits.affine[..., column][fits.r2 > 0]  # what fits not at all is a constant
+        found = fits.affine[..., column][fits.r2 > 0]  # a function that doesn't fit is returned as a constant
         assert ((found >= low) & (found <= high)).all()
     assert (1 - free.r2 <= 1.0005 * (1 - fits.r2) + 1e-5).all()
     for index, name in enumerate(fits.names):
@@ -72,7 +72,7 @@ def test_at_a_bound_the_rest_fits_as_well_as_it_can(name: str) -> None:
     f = SYMBOLIC_LIB[name].fun(2 * x + b)  # [N, B]
     correlation = torch.corrcoef(torch.cat([y, f], 1).t())[0, 1:]
     best = correlation.square().amax()
-    # steps end where they promise little; for sin they go on to the end
+    # the steps end early where little decrease is expected; for sin all steps are taken
     assert 1 - fits.r2[0, 0] <= (1 + 1e-7 if name == "sin" else 1.0005) * (1 - best)
     assert best < 0.9999
 
@@ -84,7 +84,7 @@ def test_what_float32_can_not_hold_is_no_fit() -> None:
         assert (fits.affine[index, 0, 2] * SYMBOLIC_LIB[name].fun(fits.affine[index, 0, 1].float())).isfinite(), name
 
 
-# -- functions of one's own ------------------------------------------------------------------------
+# -- functions that users add ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("fun", "domain", "p", "q"), [
@@ -125,11 +125,11 @@ def test_one_edge_by_name_and_by_function() -> None:
     assert r2 < by_name[1]
 
 
-# -- how it runs -----------------------------------------------------------------------------------
+# -- memory and determinism ------------------------------------------------------------------------
 
 
 class Largest(TorchDispatchMode):
-    """The most elements that any result of a call has."""
+    """Largest number of elements of any tensor computed during a call."""
 
     elements = 0
 
@@ -142,7 +142,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pykan's grid has all samples at 101 x 101 places: 20 million numbers for one edge and function here."""
+    """Memory is bounded; pykan's grid of 101 x 101 places would take 20 million numbers for each edge and function."""
     x = samples(2000).unsqueeze(1).expand(-1, 60)
     y = torch.sin(x * torch.linspace(1, 9, 60))
     names = ["sin", "tanh", "gaussian", "x^3", "exp"]
@@ -158,7 +158,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_same_on_every_run_and_nothing_else_changed() -> None:
     x, y = data("sin", 1e-3)
-    many = x.repeat(3, 1), y.repeat(3, 1)  # more samples than the last polish looks at
+    many = x.repeat(3, 1), y.repeat(3, 1)  # more samples than the last stage of the fit uses
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     first = search(*many, ["sin", "exp", "sqrt"])
     again = search(*many, ["sin", "exp", "sqrt"])
@@ -209,7 +209,7 @@ def test_scores_are_those_of_pykan_where_it_is_asked_to() -> None:
 
 
 def made(*fits: tuple[str, float, float]) -> SymbolicFits:
-    """Of one edge, from names, b and R2."""
+    """Fits of one edge, from names, b and R2."""
     affine = torch.tensor([[[1.0, b, 1.0, 0.0]] for _, b, _ in fits], dtype=torch.float64)
     return SymbolicFits([name for name, _, _ in fits], affine, torch.tensor([[r2] for _, _, r2 in fits]).double())
 
@@ -227,12 +227,12 @@ def test_what_decides_between_functions() -> None:
     # the same R2 and complexity: x^2 has three parameters, a cos four
     assert rank(made(("cos", 0.0, 0.999), ("x^2", 1.0, 0.999)))[0].name == "x^2"
     assert rank(made(("x^2", 0.0, 0.999), ("cos", 1.0, 0.9999)))[0].name == "cos"
-    # the same in all
+    # equal in all of these
     assert rank(made(("sin", 1.2, 0.999), ("cos", -0.4, 0.999)))[0].name == "cos"
-    # below what a trained spline leaves there is nothing to tell apart
+    # below the error of trained splines, differences of R2 don't count
     assert rank(made(("exp", 0.0, 1 - 1e-10), ("tanh", 0.0, 1 - 1e-15)))[0].name == "exp"
     assert rank(made(("exp", 0.0, 1 - 1e-3), ("tanh", 0.0, 1 - 1e-6)))[0].name == "tanh"
-    # what explains nothing
+    # functions with an R2 of 0
     assert [one.name for one in rank(made(("0", 0.0, 0.0), ("arctan", 0.0, 0.9)))] == ["arctan", "0"]
     assert rank(made(("arctan", 0.0, 1.0), ("0", 0.0, 1.0)))[0].name == "0"
     (only,) = rank(made(("exp", 0.0, 0.75)), weight_simple=0)

@@ -1,4 +1,4 @@
-"""The search for formulas: right functions and constants, against scipy and pykan, in bounded memory."""
+"""The search for formulas finds the right functions and constants; comparisons with scipy and pykan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_function_has_cases() -> None:
 def test_a_function_is_found_in_any_units(name: str, dtype: torch.dtype) -> None:
     x, y = (part.to(dtype) for part in data(name))
     fits = search(x, y, [name])
-    # in float32 the steep end of a root is kept off by rounding
+    # in float32, rounding keeps a fit away from the steep end of a root
     assert (1 - fits.r2 < (1e-9 if dtype == torch.float64 else 1e-7)).all(), (1 - fits.r2).max()
     got = values(name, fits.affine[0], x.double())
     torch.testing.assert_close(r_squared(got, y.double()), fits.r2[0], rtol=1e-9, atol=1e-9)
@@ -33,7 +33,7 @@ def test_constants_are_those_that_read_best(name: str, affine: tuple[float, ...]
     exact = torch.tensor([affine], dtype=torch.float64)
     fits = search(x, values(name, exact, x), [name])
     torch.testing.assert_close(fits.affine[0], exact, rtol=1e-6, atol=1e-6)
-    # the same function, with what other parameters can make up for undone
+    # the same function with equivalent parameters, which the canonical form undoes
     entry = SYMBOLIC_LIB[name]
     a, b, c, d = affine
     if entry.scale == "c":
@@ -51,7 +51,7 @@ def test_a_step_is_found_between_the_samples_where_it_is() -> None:
     torch.testing.assert_close(fits.r2[0], torch.ones(40, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
-# by default scores others are too complex to be told from these by what noise leaves
+# with the default weights, more complex functions lose against these under noise
 RANKED = ["x", "x^2", "x^3", "x^4", "x^5", "1/x", "1/x^2", "sqrt", "exp", "log", "abs", "sin", "cos", "tanh",
           "gaussian", "sgn"]  # fmt: skip
 
@@ -66,19 +66,19 @@ def test_the_right_function_is_ranked_first(name: str, noise: float) -> None:
     wrong = []
     for edge in range(x.shape[1]):
         first = rank(fits, edge)[0]
-        if first.name != name and {first.name, name} != {"sin", "cos"}:  # which are the same
+        if first.name != name and {first.name, name} != {"sin", "cos"}:  # sin and cos are equivalent
             wrong.append((CASES[name][edge // len(RANGES)], first))
     assert not wrong
 
 
 def test_a_hidden_value_of_little_width_is_no_tanh() -> None:
-    """Where a search in units of x stops at |a| = 10: tanh took the place of exp."""
+    """exp with an |a| beyond 10, where a search in units of x stops and tanh fits better."""
     x = 0.2 * samples().unsqueeze(1) + 0.4
     y = torch.exp(14 * x)
     fits = search(x.float(), y.float())
     assert rank(fits)[0].name == "exp"
     stopped = search(x.float(), y.float(), ["exp", "tanh"], a_range=(-10, 10), b_range=(-10, 10))
-    assert stopped.r2[0, 0] < 0.999 < stopped.r2[1, 0]  # what pykan sees
+    assert stopped.r2[0, 0] < 0.999 < stopped.r2[1, 0]  # the fits of a search that is bounded as pykan's
 
 
 # -- oracles ---------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ MISFITS = {
 @pytest.mark.parametrize("target", MISFITS)
 @pytest.mark.parametrize("name", ["x^2", "x^3", "exp", "abs", "sin", "tanh", "gaussian", "arctan", "cosh"])
 def test_no_fit_of_scipy_is_better(name: str, target: str) -> None:
-    """Of a function that isn't the right one, from many starts."""
+    """Best R2 that scipy finds for a function that is not the right one, from many starts."""
     from scipy.optimize import curve_fit
 
     u = 2 * samples(300).numpy() - 1
@@ -110,7 +110,7 @@ def test_no_fit_of_scipy_is_better(name: str, target: str) -> None:
         start = generator.uniform([-4, -3, -2, -1], [4, 3, 2, 1])
         try:
             found, _ = curve_fit(function, u, y, start, maxfev=2000)
-        except RuntimeError:  # it finds no end
+        except RuntimeError:  # scipy did not converge
             continue
         unexplained.append((function(u, *found) - y).var() / y.var())
     fits = search(torch.from_numpy(u).unsqueeze(1), torch.from_numpy(y).unsqueeze(1), [name])
@@ -131,13 +131,13 @@ def test_no_fit_of_pykan_is_better(name: str) -> None:
     assert bounded[:2].abs().max() <= 10
 
 
-# -- what a fit keeps to ---------------------------------------------------------------------------
+# -- guarantees of a fit ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("width", "start"), [(2.0, -1.0), (0.2, 100.0), (1e-6, 0.0), (1e6, 0.0), (0.0, 3.0)])
 def test_every_fit_can_be_an_edge(width: float, start: float, dtype: torch.dtype) -> None:
-    """In the data's own precision: all of x in the domain, no infinite number, whatever y is."""
+    """In the data's precision, every fit maps all of x into the domain and has finite values, for any y."""
     t = samples(400)
     targets = [
         torch.sin(6 * t), t.sqrt(), 1 / (t + 0.01), torch.randn(400, dtype=t.dtype), torch.sign(t - 0.4), t, 0 * t + 3
@@ -154,7 +154,7 @@ def test_every_fit_can_be_an_edge(width: float, start: float, dtype: torch.dtype
         got = symbolic(x)
         assert got.isfinite().all(), name
         r2, found = r_squared(got.double()[:, :-1], y.double()[:, :-1]), fits.r2[index, :-1]
-        fitted = found > 0.5  # others may end at a pole, where rounding of x shows
+        fitted = found > 0.5  # worse fits may end near a pole, where rounding of x matters
         torch.testing.assert_close(r2[fitted], found[fitted], rtol=0, atol=1e-3)
         torch.testing.assert_close(got[:, -1], y[:, -1])
 
@@ -162,7 +162,7 @@ def test_every_fit_can_be_an_edge(width: float, start: float, dtype: torch.dtype
 def test_what_does_not_vary() -> None:
     t = samples(50)
     x = torch.stack([t, t, torch.full_like(t, 0.7)], 1)
-    y = torch.stack([torch.full_like(t, 2.5), 1e9 + 1e-8 * t, t], 1)  # the second is lost in rounding
+    y = torch.stack([torch.full_like(t, 2.5), 1e9 + 1e-8 * t, t], 1)  # the variation of the second is within rounding
     fits = search(x, y)
     assert (fits.affine[..., 2] == 0).all()
     torch.testing.assert_close(fits.affine[..., 3], y.mean(0).expand(len(fits.names), -1))

@@ -1,4 +1,4 @@
-"""How each package lays out a layer's tensors, and :class:`fastkan.KANLinear`'s from that."""
+"""Tensor layouts of each package's layer, and their translation into the layout of :class:`fastkan.KANLinear`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
-AWAY = 1e6
+UNUSED_KNOT_FACTOR = 1e6  # knots that no edge uses are moved to this multiple of the largest knot
 
 
-class Edges(NamedTuple):
-    """A layer's tensors, named and laid out as :class:`fastkan.KANLinear` has them.
+class LayerTensors(NamedTuple):
+    """Tensors of one layer in the names and layout of :class:`fastkan.KANLinear`.
 
     Args:
         spline_weight: ``[G + k, in, out]``.
@@ -29,11 +29,11 @@ class Edges(NamedTuple):
 
     @property
     def order(self) -> int:
-        """k."""
+        """Order k of the splines."""
         return self.knots.shape[1] - self.spline_weight.shape[0] - 1
 
     def state(self) -> dict[str, Tensor]:
-        """Contiguous tensors of their own, without those that are None."""
+        """State_dict of contiguous copies, without the tensors that are None."""
         return {
             name: value.detach().clone(memory_format=torch.contiguous_format)
             for name, value in self._asdict().items()
@@ -42,27 +42,27 @@ class Edges(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A package's layer.
+    """Layout of the tensors in a package's layer.
 
     Args:
-        package: its name.
-        needed, optional: names of its tensors.
-        learned: which of them each of our parameters comes from.
-        dims: how many dimensions some of them must have, so that ``read`` can lay them out.
-        read: to ours.
+        package: name of the package.
+        required, optional: names of the layer's tensors.
+        parameters: name of the source tensor for each parameter of :class:`fastkan.KANLinear`.
+        dims: number of dimensions of each tensor, which ``translate`` relies on.
+        translate: function from the layer's tensors to :class:`LayerTensors`.
     """
 
     package: str
-    needed: frozenset[str]
+    required: frozenset[str]
     optional: frozenset[str]
-    learned: dict[str, str]
+    parameters: dict[str, str]
     dims: dict[str, int]
-    read: Callable[[Tensors], Edges]
+    translate: Callable[[Tensors], LayerTensors]
 
 
-def _efficient_kan(tensors: Tensors) -> Edges:
+def _efficient_kan(tensors: Tensors) -> LayerTensors:
     scale = tensors.get("spline_scaler")
-    return Edges(
+    return LayerTensors(
         tensors["spline_weight"].permute(2, 1, 0),
         tensors["base_weight"].t(),
         None if scale is None else scale.t(),
@@ -71,17 +71,20 @@ def _efficient_kan(tensors: Tensors) -> Edges:
     )
 
 
-def _inkan(tensors: Tensors) -> Edges:
-    """Splines and base function in one weight, ``[out, in * K + in]``; cubic, on one evenly spaced grid."""
+def _inkan(tensors: Tensors) -> LayerTensors:
+    """Translate inkan's layer: cubic splines on one uniform grid, whose weight ``[out, in * K + in]`` holds the weights
+    of the K splines of every input first, then those of the base function."""
     weight, starts = tensors["weight"], tensors["grid_starts"]
     count, columns = len(starts), weight.shape[1]
     inputs, rest = divmod(columns, count + 1)
     if rest:
-        raise ValueError(f"a weight of {columns} columns on {count} splines is a surface of inkan's, dim=2: no edges")
+        raise ValueError(
+            f"a weight of {columns} columns for {count} splines belongs to inkan's dim=2, a surface, which has no edges"
+        )
     first, last = starts.double()[[0, -1]]
-    step = tensors["step"] if "step" in tensors else _tidy((last - first) / (count - 1), count - 3, starts)
+    step = tensors["step"] if "step" in tensors else _exact_step((last - first) / (count - 1), count - 3, starts)
     knots = first + step * torch.arange(count + 4, dtype=torch.float64, device=starts.device)
-    return Edges(
+    return LayerTensors(
         weight[:, : inputs * count].reshape(-1, inputs, count).permute(2, 1, 0),
         weight[:, inputs * count :].t(),
         None,
@@ -90,44 +93,52 @@ def _inkan(tensors: Tensors) -> Edges:
     )
 
 
-def _tidy(step: Tensor, intervals: int, starts: Tensor) -> Tensor:
-    """inkan counts with the step that its range makes and keeps rounded starts alone: where a range of three decimals
-    makes them, that."""
+def _exact_step(step: Tensor, intervals: int, starts: Tensor) -> Tensor:
+    """Return the step that inkan computed with, where it can be recovered from the rounded knots that it stores.
+
+    A range with at most three decimals has a step that is a multiple of 1 / (1000 intervals). If the nearest such
+    step agrees with the stored knots up to their rounding, it is returned, and else ``step`` itself.
+    """
     parts = 1000 * intervals
-    tidy = torch.round(step * parts) / parts
+    exact = torch.round(step * parts) / parts
     rounding = torch.finfo(torch.float32).eps * starts.abs().max()
-    return tidy if abs(tidy - step) * (len(starts) - 1) <= 2 * rounding else step
+    return exact if abs(exact - step) * (len(starts) - 1) <= 2 * rounding else step
 
 
-def _pykan(tensors: Tensors) -> Edges:
+def _pykan(tensors: Tensors) -> LayerTensors:
     mask = tensors["mask"]
     if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask must hold 0 and 1 only; another factor belongs into scale_base and scale_sp")
+        raise ValueError("mask must hold only 0 and 1; multiply any other factor into scale_base and scale_sp")
     coef, grid = tensors["coef"].permute(2, 0, 1), tensors["grid"]
-    return Edges(
+    return LayerTensors(
         coef,
         tensors["scale_base"],
         tensors["scale_sp"],
         None if bool(mask.all()) else mask,
-        _out_of_the_way(grid, grid.shape[1] - len(coef) - 1, mask),
+        _move_unused_knots(grid, grid.shape[1] - len(coef) - 1, mask),
     )
 
 
-def coincident(knots: Tensor) -> Tensor:
-    """Of which inputs two neighbours of ``knots [in, M]`` are one: there these packages compute no B-splines."""
+def has_coincident_knots(knots: Tensor) -> Tensor:
+    """Whether each input has equal neighbours in ``knots [in, M]``, ``[in]``: other packages divide by zero there."""
     return (knots.diff(dim=1) == 0).any(1)
 
 
-def _out_of_the_way(grid: Tensor, order: int, mask: Tensor) -> Tensor:
-    """Where an input's samples were all one value, pykan's knots fall together: its splines are 0 and stay it (and
-    that input's gradient is NaN). So they do with knots that no input comes to. Those that no edge has a use for may
-    lie anywhere, too."""
+def _move_unused_knots(grid: Tensor, order: int, mask: Tensor) -> Tensor:
+    """Replace coincident knots that don't matter by distinct ones far outside the data.
+
+    If all samples of an input are equal, pykan's grid update makes all its knots equal. The input's splines are then 0
+    and are never trained, which is also true of splines on knots far from the data. The knots of an input whose edges
+    are all off don't matter either.
+    """
     if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
-        return grid  # which is refused
+        return grid  # layer_tensors raises the error for these shapes
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
-    unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & coincident(wide))
+    unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & has_coincident_knots(wide))
     steps = 1 + torch.arange(wide.shape[1], device=wide.device) / wide.shape[1]
-    return torch.where(unused[:, None], AWAY * wide.abs().amax(1, keepdim=True).clamp(min=1) * steps, wide).to(wide)
+    return torch.where(
+        unused[:, None], UNUSED_KNOT_FACTOR * wide.abs().amax(1, keepdim=True).clamp(min=1) * steps, wide
+    ).to(wide)
 
 
 EFFICIENT_KAN = Layout(
@@ -157,35 +168,38 @@ PYKAN = Layout(
 LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN)
 
 
-def read(layout: Layout, tensors: Tensors) -> Edges:
-    """A layer's tensors in our layout.
+def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
+    """Translate a source layer's tensors into the layout of :class:`fastkan.KANLinear`.
 
     Raises:
-        ValueError: if they don't fit together, have no values, or make no splines.
+        ValueError: if their shapes don't fit together, they are on the meta device, or knots coincide.
     """
     for name, value in tensors.items():
         if value.is_meta:
-            raise ValueError(f"{name} is on meta, and has no values to convert")
+            raise ValueError(f"{name} is on the meta device and has no values to convert")
         if value.ndim != layout.dims.get(name, value.ndim):
             raise ValueError(
-                f"{name} must have {layout.dims[name]} dimensions, as {layout.package}'s has; it has the shape "
+                f"{name} must have {layout.dims[name]} dimensions, as in {layout.package}; got the shape "
                 f"{list(value.shape)}"
             )
-    edges = layout.read(tensors)
-    count, inputs, outputs = edges.spline_weight.shape
-    order = edges.order
-    if not 1 <= order < edges.knots.shape[1] // 2:
-        raise ValueError(f"{edges.knots.shape[1]} knots and {count} splines for each input make no order")
+    translated = layout.translate(tensors)
+    count, inputs, outputs = translated.spline_weight.shape
+    order = translated.order
+    if not 1 <= order < translated.knots.shape[1] // 2:
+        raise ValueError(
+            f"{translated.knots.shape[1]} knots and {count} splines for each input don't belong to any spline order: "
+            "G + 2k + 1 knots and G + k splines are expected"
+        )
     wanted = {"base_weight": (inputs, outputs), "spline_scale": (inputs, outputs), "mask": (inputs, outputs)}
     for name, shape in {**wanted, "knots": (inputs, count + order + 1)}.items():
-        value = getattr(edges, name)
+        value = getattr(translated, name)
         if value is not None and value.shape != shape:
-            theirs = layout.learned.get(name, name)
-            raise ValueError(f"{theirs} must come to the shape {list(shape)}, it comes to {list(value.shape)}")
-    flat = coincident(edges.knots)
-    if bool(flat.any()):
+            theirs = layout.parameters.get(name, name)
+            raise ValueError(f"{theirs} must have the shape {list(shape)} in fastkan's layout, got {list(value.shape)}")
+    coincident = has_coincident_knots(translated.knots)
+    if bool(coincident.any()):
         raise ValueError(
-            f"knots of the inputs {flat.nonzero().flatten().tolist()[:8]} coincide, where {layout.package} computes no "
-            "B-splines; move its grid there first"
+            f"knots of the inputs {coincident.nonzero().flatten().tolist()[:8]} coincide, where {layout.package} "
+            "computes no B-splines; give these inputs another grid first"
         )
-    return edges
+    return translated

@@ -1,4 +1,4 @@
-"""``convert``: modules of other packages as ours."""
+"""``convert``: the layers and networks of other packages as fastkan's."""
 
 from __future__ import annotations
 
@@ -9,104 +9,123 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, checked
+from fastkan_kernels import FLAG, Instance, checked
 
 from ...kan import KAN
+from ...layers.function_library import SYMBOLIC_LIB
 from ...layers.linear import KANLinear
-from .checks import base_of, check_alone, check_parts, check_same, check_tensors, warn_of_hooks
-from .layouts import EFFICIENT_KAN, INKAN, PYKAN, Edges, Layout, read
-from .recognise import Kind, is_compiled, is_copy, kind_of
-from .references import Reference, check_unwrapped, references
+from ...layers.symbolic import SymbolicEdges
+from ...network.core import AFFINE
+from ..references import Reference, check_unwrapped, is_compiled, references
+from .layouts import EFFICIENT_KAN, INKAN, PYKAN, LayerTensors, Layout, layer_tensors
+from .sources import (
+    SourceKind,
+    base_of,
+    check_layers,
+    check_same_outputs,
+    check_tensors,
+    check_unshared,
+    is_copy,
+    source_kind,
+    warn_of_hooks,
+)
 
-Made = dict[nn.Module, Any]  # what became of each foreign module
+Converted = dict[nn.Module, Any]  # the new module for each source
 
 
-@checked(inplace=FLAG)
+@checked(module=Instance(nn.Module), inplace=FLAG)
 @torch.inference_mode(False)
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """A module that computes the same, with the KAN layers of other packages as ours.
+    """Replace the KAN layers of other packages in a module by fastkan layers that compute the same.
 
     pykan's ``MultKAN``, efficient-kan's ``KAN`` and inkan's ``KANNetwork`` become a :class:`fastkan.KAN`, with
-    grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``; efficient-kan's ``KANLinear``,
-    inkan's ``KANLayer`` and, by itself, pykan's ``KANLayer`` become a :class:`fastkan.KANLinear`, which returns the
-    outputs alone. Everything else is copied. What was trainable is, training modes are kept, and modules that are in
-    several places stay one. No package need be installed; classes are told by module and name, and efficient-kan's
-    also in copies of its file, which are then compared by value.
+    grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``. efficient-kan's ``KANLinear``
+    and inkan's ``KANLayer`` become a :class:`fastkan.KANLinear`, and so does a single pykan ``KANLayer``, although it
+    returned four tensors and the new layer returns only the outputs. All other modules are copied. The same parameters
+    require gradients, training modes are kept, and a module used in several places remains one module.
 
-    Make the optimizer after, and wrap for distributed training after: the parameters are new ones. Only submodules are
-    looked at: a layer that ``module`` keeps in a plain list alone stays what it is. A layer that is a submodule, and in
-    a plain attribute, list or dictionary as well, is replaced there, too; references to parameters are not.
+    The packages need not be installed: classes are recognised by module and name. efficient-kan's classes are also
+    recognised in copies of its file; their outputs are then compared with those of the converted layers.
+
+    Only submodules are converted: a layer that ``module`` holds in nothing but a plain list is left as it is. A layer
+    that is both a submodule and in a plain attribute, list or dictionary is replaced in both places; references to its
+    parameters are not. The parameters are new, so create the optimizer, and wrap the model for distributed training,
+    after the conversion.
 
     Args:
-        module: one of these, or a module that has some in it.
-        inplace: whether the layers are put into ``module`` itself instead of into a copy of it.
+        module: a module of one of these classes, or one that contains such modules.
+        inplace: whether ``module`` itself is changed instead of a copy of it.
 
     Returns:
-        The converted module, which shares nothing with the source; with ``inplace`` and layers inside, ``module``.
+        The converted module, which shares no tensors with the source. With ``inplace=True`` and layers inside
+        ``module``, ``module`` itself.
 
     Raises:
-        TypeError: for something that is no module.
-        ValueError: for what can't be the same, with its name: layers that have no B-splines, other base functions,
-            surfaces, masks between 0 and 1, grids and masks that are trained, knots that coincide, subclasses,
-            parameters that others share, a pykan ``KANLayer`` (which returns four tensors) inside of another module,
-            tensors on meta, layers that draw random numbers; where a wrapper of distributed training holds the layers;
-            where a function, such as a lambda that a module keeps, holds a layer, or without ``inplace`` any submodule,
-            since a copy would go on calling the source's; where ``module`` can't be copied, or with ``inplace`` holds a
-            compiled layer; and where there is nothing to convert.
+        TypeError: if ``module`` is not a ``torch.nn.Module``.
+        ValueError: naming the layer and the reason, for anything that fastkan can't represent: functions that are not
+            B-splines, other base functions, inkan's surfaces, masks between 0 and 1, trained grids and masks,
+            coincident knots, subclasses, shared parameters, a pykan ``KANLayer`` inside another module, tensors on the
+            meta device, and layers that draw random numbers. Also for layers inside a wrapper of distributed training;
+            for a function that holds a layer (or without ``inplace`` any submodule), such as a lambda in an attribute,
+            since it would still call the source; for a module that can't be copied; with ``inplace``, for a compiled
+            layer; and if there is nothing to convert.
 
     Warns:
-        UserWarning: where a converted module or its parameters had hooks, which stay behind.
+        UserWarning: if a source or one of its parameters has hooks, which are not converted.
 
     Example:
         >>> import kan  # doctest: +SKIP
         >>> model = convert(kan.KAN(width=[2, 5, 1], grid=5, k=3))  # doctest: +SKIP
         >>> optimizer = torch.optim.Adam(model.parameters())  # doctest: +SKIP
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     sources = dict(_sources(module, ""))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
-            _held_elsewhere(module, set(), inplace)
-            return module if inplace else _copied(module, {})
+            _outside_references(module, set(), inplace)
+            return module if inplace else _copy_with(module, {})
         raise ValueError(
-            f"module must be or hold KAN layers of {', '.join(kind.value for kind in Kind)}; {type(module).__name__} "
-            "has none"
+            f"module must be or contain one of {', '.join(kind.value for kind in SourceKind)}; "
+            f"{type(module).__name__} contains none"
         )
     check_unwrapped(module, sources.values(), "convert")
-    check_alone(module, sources)
+    check_unshared(module, sources)
     inside = {each for source in sources.values() for each in source.modules()}
     parents = [each for each in module.modules() if each not in inside]
     if inplace and any(is_compiled(each) and each._modules["_orig_mod"] in inside for each in parents):
-        raise ValueError("a compiled layer goes on as it was: convert it first, or without inplace=True")
-    held = _held_elsewhere(module, inside, inplace)
-    made: Made = {}
+        raise ValueError(
+            "a compiled layer would still call its source: convert it before compiling, or use inplace=False"
+        )
+    held = _outside_references(module, inside, inplace)
+    converted: Converted = {}
     for path, source in sources.items():
-        if source not in made:
+        if source not in converted:
             try:
-                made[source] = _converted(source, made)
+                converted[source] = _convert_source(source, converted)
             except ValueError as error:
                 raise ValueError(f"{path or 'module'}, a {type(source).__name__}: {error}") from error
-    if module in made:
-        return made[module]
+    if module in converted:
+        return converted[module]
     if not inplace:
-        return _copied(module, made)
+        return _copy_with(module, converted)
     for parent in parents:
         for name, child in parent._modules.items():
             if child is not None:
-                parent._modules[name] = made.get(child, child)
+                parent._modules[name] = converted.get(child, child)
     for each in held:
-        if each.held in made and each.place is not None:
+        if each.held in converted and each.place is not None:
             space, key = each.place
-            space[key] = made[each.held]
+            space[key] = converted[each.held]
     return module
 
 
-def _held_elsewhere(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
-    """References to sources that can be replaced in place.
+def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
+    """References to sources from outside the tree of submodules, which ``inplace`` conversion has to replace.
+
+    Without ``inplace`` they are only checked, and the list is empty.
 
     Raises:
-        ValueError: for references that would go on calling a source, or with a copy the source's other modules.
+        ValueError: for references that could not be replaced, so that they would still call a source or, from a copy,
+            another submodule of the source.
     """
     parts = [*inside, *(parameter for each in inside for parameter in each.parameters(recurse=False))]
     wanted = parts if inplace else [*module.modules(), *module.parameters(), *module.buffers()]
@@ -117,13 +136,13 @@ def _held_elsewhere(module: nn.Module, inside: set[nn.Module], inplace: bool) ->
         own = id(each.held) in of_sources
         if own and (each.place is None if inplace else each.shared or each.method):
             raise ValueError(
-                f"{each.attribute} holds {_name_of(each.held, module)}, a part of what is converted, and would go on "
-                "calling it as it was: let it look that up in its module whenever it is called"
+                f"{each.attribute} holds {_name_of(each.held, module)}, which is converted, and would still call the "
+                "source: let it look the layer up in its module at each call"
             )
         if not inplace and each.shared:
             raise ValueError(
-                f"{each.attribute} holds {_name_of(each.held, module)} in a function, which a copy shares with its "
-                "source and would call in its place: convert with inplace=True"
+                f"{each.attribute} holds {_name_of(each.held, module)} in a function, so a copy of the module would "
+                "still call the source's: convert with inplace=True"
             )
         found.append(each)
     return found if inplace else []
@@ -134,25 +153,32 @@ def _name_of(held: nn.Module | Tensor, module: nn.Module) -> str:
     return next((name for name, each in named if each is held), "") or "the module itself"
 
 
-def _copied(module: nn.Module, made: Made) -> nn.Module:
-    """With the new ones in their places; wherever a layer was held, but for pykan's, which are called otherwise."""
-    memo = {id(source): new for source, new in made.items() if kind_of(source) not in (None, Kind.PYKAN_LAYER)}
+def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
+    """Copy of a module with its sources replaced, also in attributes and containers.
+
+    pykan's ``KANLayer`` is not replaced there: it returns four tensors, so its callers expect those.
+    """
+    memo = {
+        id(source): new
+        for source, new in converted.items()
+        if source_kind(source) not in (None, SourceKind.PYKAN_LAYER)
+    }
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
         name = type(module).__name__
-        raise ValueError(f"module, a {name}, can't be copied, but converted with inplace=True: {error}") from error
+        raise ValueError(f"module, a {name}, can't be copied; convert it with inplace=True: {error}") from error
 
 
 def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """What will be converted, each by every path to it; nothing inside of it."""
+    """Yield every path to each source; sources inside a source are skipped."""
     try:
-        kind = kind_of(module)
+        kind = source_kind(module)
     except ValueError as error:
         raise ValueError(f"{path or 'module'}: {error}") from None
-    if kind is Kind.PYKAN_LAYER and path:
+    if kind is SourceKind.PYKAN_LAYER and path:
         raise ValueError(
-            f"{path} is pykan's KANLayer, which returns four tensors; whoever calls it here would get one. "
+            f"{path} is pykan's KANLayer, which returns four tensors, but a converted layer returns one. "
             "Convert the MultKAN that it comes from, or the layer by itself"
         )
     if kind is not None:
@@ -162,13 +188,13 @@ def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         yield from _sources(child, f"{path}.{name}" if path else name)
 
 
-def _converted(source: nn.Module, made: Made) -> nn.Module:
-    kind = kind_of(source)
+def _convert_source(source: nn.Module, converted: Converted) -> nn.Module:
+    kind = source_kind(source)
     assert kind is not None
-    new = BUILDERS[kind](source, made)
+    new = BUILDERS[kind](source, converted)
     warn_of_hooks(source)
     if is_copy(source):
-        check_same(source, new)
+        check_same_outputs(source, new)
     if kind.is_network:
         for each in new.modules():
             each.training = each.training if isinstance(each, KANLinear) else source.training
@@ -178,18 +204,18 @@ def _converted(source: nn.Module, made: Made) -> nn.Module:
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
-    """A layer of these tensors, on their device and in their dtype.
+def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> KANLinear:
+    """Return a layer with these tensors, on their device and in their dtype.
 
     Args:
-        trained: which parameters are.
+        trained: for each parameter, whether it requires a gradient.
     """
-    count, inputs, outputs = edges.spline_weight.shape
-    order, state = edges.order, edges.state()
+    count, inputs, outputs = tensors.spline_weight.shape
+    order, state = tensors.order, tensors.state()
     if base == "none":
         del state["base_weight"]
-    ends = edges.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
-    with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters, here from the CPU's generator
+    ends = tensors.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
+    with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are then overwritten
         layer = KANLinear(
             inputs,
             outputs,
@@ -197,68 +223,67 @@ def built(edges: Edges, base: str, trained: dict[str, bool]) -> KANLinear:
             order,
             grid_range=(ends[:, 0].min().item(), ends[:, 1].max().item()),
             base=base,
-            spline_scale=edges.spline_scale is not None,
-            dtype=edges.spline_weight.dtype,
+            spline_scale=tensors.spline_scale is not None,
+            dtype=tensors.spline_weight.dtype,
             device="cpu",
         )
-    layer.to(edges.spline_weight.device)
+    layer.to(tensors.spline_weight.device)
     layer.load_state_dict(state)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(trained[name])
     return layer
 
 
-def layer_from(
+def convert_layer(
     source: nn.Module, layout: Layout, base: str, changed: dict[str, Tensor | None] | None = None
 ) -> KANLinear:
-    """A foreign layer as ours, with some of its tensors changed or, for None, left out."""
+    """Convert a layer; ``changed`` replaces some of its tensors, or leaves them out where it says None."""
     check_tensors(source, layout)
     held: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers()), **(changed or {})}
     held = {name: value for name, value in held.items() if value is not None}
-    trained = {name: held[theirs].requires_grad for name, theirs in layout.learned.items() if theirs in held}
-    return built(read(layout, held), base, trained).train(source.training)
+    trained = {name: held[theirs].requires_grad for name, theirs in layout.parameters.items() if theirs in held}
+    return build_layer(layer_tensors(layout, held), base, trained).train(source.training)
 
 
-def _efficient_kan_layer(source: Any, made: Made) -> KANLinear:
+def _efficient_kan_layer(source: Any, converted: Converted) -> KANLinear:
     scaled = getattr(source, "enable_standalone_scale_spline", True)
-    activation = getattr(source, "base_activation", nn.functional.silu)  # in some copies a call in forward
+    activation = getattr(source, "base_activation", nn.functional.silu)  # some copies call silu in forward instead
     base = base_of(activation, "base_activation")
-    return layer_from(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
+    return convert_layer(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
 
 
-def _inkan_layer(source: Any, made: Made) -> KANLinear:
+def _inkan_layer(source: Any, converted: Converted) -> KANLinear:
     if source.dim != 1:
         raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
     step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
-    return layer_from(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
+    return convert_layer(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
 
 
-def pykan_layer(source: Any, made: Made) -> KANLinear:
-    """pykan's ``KANLayer``."""
-    return layer_from(source, PYKAN, base_of(source.base_fun, "base_fun"))
+def _pykan_layer(source: Any, converted: Converted) -> KANLinear:
+    return convert_layer(source, PYKAN, base_of(source.base_fun, "base_fun"))
 
 
 # -- networks ---------------------------------------------------------------------------------------
 
 
-def layers_of(source: nn.Module, parts: Any, name: str, kind: Kind, made: Made) -> list[KANLinear]:
-    """A network's layers as ours; one that is in several places stays one."""
-    check_parts(source, parts, kind)
+def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, converted: Converted) -> list[KANLinear]:
+    """Convert a network's layers; a layer in several places is converted once."""
+    check_layers(source, parts, kind)
     for place, each in enumerate(parts):
-        if each not in made:
+        if each not in converted:
             try:
-                made[each] = BUILDERS[kind](each, made)
+                converted[each] = BUILDERS[kind](each, converted)
             except ValueError as error:
                 raise ValueError(f"{name}.{place}: {error}") from None
-    layers = [made[each] for each in parts]
+    layers = [converted[each] for each in parts]
     dtypes = {str(layer.spline_weight.dtype) for layer in layers}
     if len(dtypes) > 1:
-        raise ValueError(f"its layers must have one dtype, they have {' and '.join(sorted(dtypes))}")
+        raise ValueError(f"its layers must have one dtype, got {' and '.join(sorted(dtypes))}")
     return layers
 
 
-def network_of(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -> KAN:
-    """A network of these layers, which may have multiplications between them."""
+def build_network(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -> KAN:
+    """Return a network with these layers and, after each of them, the multiplication nodes that ``width`` names."""
     dtype, device = layers[0].spline_weight.dtype, layers[0].spline_weight.device
     model = KAN(width, grid=1, k=1, mult_arity=mult_arity, dtype=dtype, device=device)
     for place, layer in enumerate(layers):
@@ -266,25 +291,88 @@ def network_of(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -
     return model
 
 
-def _stacked(kind: Kind) -> Callable[[Any, Made], KAN]:
-    def build(source: Any, made: Made) -> KAN:
-        layers = layers_of(source, source.layers, "layers", kind, made)
-        return network_of(layers, [layers[0].in_features, *(each.out_features for each in layers)])
+def _plain_network(kind: SourceKind) -> Callable[[Any, Converted], KAN]:
+    def build(source: Any, converted: Converted) -> KAN:
+        layers = convert_layers(source, source.layers, "layers", kind, converted)
+        return build_network(layers, [layers[0].in_features, *(each.out_features for each in layers)])
 
     return build
 
 
-def _pykan_network(source: Any, made: Made) -> KAN:
-    from .pykan import network_from
+@torch.no_grad()
+def _pykan_network(source: Any, converted: Converted) -> KAN:
+    """Convert a ``MultKAN``.
 
-    return network_from(source, made)
+    pykan doesn't store the number of columns of x. For a network that reads only some of them, ``in_features`` becomes
+    the number of columns up to the last that it reads; assign to it if x has more.
+
+    Raises:
+        ValueError: for anything that fastkan can't represent.
+    """
+    layers = convert_layers(source, source.act_fun, "act_fun", SourceKind.PYKAN_LAYER, converted)
+    arity = source.mult_arity
+    arity = int(arity) if source.mult_homo else [[int(factors) for factors in nodes] for nodes in arity]
+    model = build_network(layers, [[int(count) for count in pair] for pair in source.width], arity)
+    model.grid_eps = float(source.grid_eps)
+    for place in range(model.depth):
+        if source.symbolic_enabled:
+            theirs = source.symbolic_fun[place]
+            if theirs not in converted:
+                _set_formulas(model.symbolic[place], theirs, place)
+                converted[theirs] = model.symbolic[place]
+            model.symbolic[place] = converted[theirs]
+        for name in AFFINE:
+            ours, value = getattr(model, name), getattr(source, name)[place]
+            ours[place] = nn.Parameter(value.detach().clone().to(ours[place]), requires_grad=value.requires_grad)
+    ids = source.input_id.long().to(model.device)
+    model.input_id = ids.clone()
+    model.in_features = int(ids.max()) + 1 if len(ids) else 0
+    return model
 
 
-BUILDERS: dict[Kind, Callable[[Any, Made], nn.Module]] = {
-    Kind.EFFICIENT_KAN_LAYER: _efficient_kan_layer,
-    Kind.EFFICIENT_KAN_NETWORK: _stacked(Kind.EFFICIENT_KAN_LAYER),
-    Kind.INKAN_LAYER: _inkan_layer,
-    Kind.INKAN_NETWORK: _stacked(Kind.INKAN_LAYER),
-    Kind.PYKAN_LAYER: pykan_layer,
-    Kind.PYKAN_NETWORK: _pykan_network,
+def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
+    if source.mask.requires_grad:
+        raise ValueError(
+            f"symbolic_fun.{layer}: mask requires a gradient, but fastkan can't train it: call "
+            "mask.requires_grad_(False) first"
+        )
+    on, found, functions = source.mask.detach(), [], {}
+    for j, i in on.nonzero().tolist():
+        name, share = source.funs_name[j][i], on[j, i].item()
+        place = f"the formula of edge {(layer, i, j)}"
+        if share != 1:
+            raise ValueError(f"{place} has the mask {share:g}; it must be 0 or 1")
+        if name not in SYMBOLIC_LIB:
+            raise ValueError(f"{place} is {name!r}, which is not in the library: add it by fastkan.add_symbolic")
+        fun = source.funs[j][i]
+        if (fun, name) not in functions:
+            functions[fun, name] = _computes_same(fun, SYMBOLIC_LIB[name].fun)
+        if not functions[fun, name]:
+            raise ValueError(f"{place} is called {name!r}, but computes something else than fastkan's {name!r}")
+        if not bool(source.affine[j, i].isfinite().all()):
+            raise ValueError(f"{place} must have finite numbers, it has {source.affine[j, i].tolist()}")
+        found.append([i, j, name])
+    if found:
+        found.sort()
+        rows = source.affine.detach()[[j for _, j, _ in found], [i for i, _, _ in found]]
+        edges.load_state_dict({"affine": rows, "formulas": found})  # one call, since thousands of single ones are slow
+        edges.affine.requires_grad_(source.affine.requires_grad)
+
+
+def _computes_same(theirs: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]) -> bool:
+    """Whether two functions agree on points on both sides of 0 and of 1, with NaN at the same points."""
+    z = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
+    try:
+        return torch.allclose(theirs(z.clone()), ours(z), rtol=1e-9, atol=1e-9, equal_nan=True)
+    except Exception:  # a user's function may raise anything
+        return False
+
+
+BUILDERS: dict[SourceKind, Callable[[Any, Converted], nn.Module]] = {
+    SourceKind.EFFICIENT_KAN_LAYER: _efficient_kan_layer,
+    SourceKind.EFFICIENT_KAN_NETWORK: _plain_network(SourceKind.EFFICIENT_KAN_LAYER),
+    SourceKind.INKAN_LAYER: _inkan_layer,
+    SourceKind.INKAN_NETWORK: _plain_network(SourceKind.INKAN_LAYER),
+    SourceKind.PYKAN_LAYER: _pykan_layer,
+    SourceKind.PYKAN_NETWORK: _pykan_network,
 }

@@ -1,4 +1,4 @@
-"""``convert_state_dict``: the tensors of a checkpoint, where there is no module."""
+"""``convert_state_dict``: conversion of a checkpoint's tensors without their module."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ import torch
 from torch import Tensor
 
 from ...network.core import AFFINE
-from .layouts import LAYOUTS, PYKAN, Layout, read
+from .layouts import LAYOUTS, PYKAN, Layout, layer_tensors
 
 _AFFINE = re.compile(rf"({'|'.join(AFFINE)})_(\d+)")
 
 
 def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`fastkan.convert` does, of a state_dict alone.
+    """Convert a state_dict of pykan, efficient-kan or inkan, as :func:`fastkan.convert` converts a module.
 
-    Each layer of pykan, efficient-kan or inkan in it is told by the names of its tensors and becomes a
-    :class:`fastkan.KANLinear`'s under the same prefix; a pykan network becomes a :class:`fastkan.KAN`'s. Everything
-    else stays as it is. A state_dict tells neither base functions, nor what is trained, nor which columns of x are
-    read. inkan's keeps no step but starts, rounded to float32: the step is found again where the ends of the range have
-    three decimals, else outputs may differ by 1e-6.
+    Each layer is recognised by the names of its tensors and becomes the state of a :class:`fastkan.KANLinear` under the
+    same prefix; a pykan network becomes that of a :class:`fastkan.KAN`. All other entries are copied unchanged.
 
-    Load it into a model that is made alike, with ``spline_scale=True`` where the source has a scale (pykan always,
-    efficient-kan unless told otherwise).
+    Load the result into a model of the same structure, with ``spline_scale=True`` if the source has a scale (pykan
+    always does, efficient-kan by default). A state_dict doesn't contain the base functions, which parameters require
+    gradients, or which columns of x a network reads, so set these on the model. inkan stores its knots, rounded to
+    float32, instead of their step: the exact step is recovered if the ends of the range have at most three decimals;
+    otherwise outputs may differ by 1e-6.
 
     Args:
-        state_dict: of a module, or a part of one.
+        state_dict: state_dict of a module or of a part of one.
 
     Returns:
-        A new dictionary, of new tensors where something was converted.
+        A new dictionary, with new tensors for everything that was converted.
 
     Raises:
-        TypeError: for something that is no dictionary of names.
-        ValueError: for tensors that don't fit together, surfaces of inkan's, layers with more tensors than their
-            package's have, tensors on meta, knots that coincide, a pykan network with formulas (whose names its
-            state_dict doesn't hold: convert the model), and where there is nothing to convert.
+        TypeError: if ``state_dict`` is not a mapping with strings as keys.
+        ValueError: for tensors whose shapes don't fit together, inkan's surfaces, layers with tensors that their
+            package's layer doesn't have, tensors on the meta device, coincident knots, a pykan network with formulas
+            (a state_dict doesn't contain their names, so convert the model instead), and if nothing can be converted.
 
     Example:
         >>> source = {"layer.grid_starts": torch.arange(-2.2, 0.9, 0.4), "layer.weight": torch.randn(5, 2 * 8 + 2)}
@@ -46,7 +46,7 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         {'layer.spline_weight': [8, 2, 5], 'layer.base_weight': [2, 5], 'layer.knots': [2, 12]}
     """
     if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
-        raise TypeError(f"state_dict must be a dictionary of names, got {type(state_dict).__name__}")
+        raise TypeError(f"state_dict must be a dictionary with strings as keys, got {type(state_dict).__name__}")
     parts: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, value in state_dict.items():
         prefix, dot, last = name.rpartition(".")
@@ -60,12 +60,12 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             layout = _layout_of(tensors)
             if layout is not None:
                 layers += 1
-                renamed = prefix if network is None else _renamed(prefix, network)
+                renamed = prefix if network is None else _fastkan_prefix(prefix, network)
                 read_as = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
-                found |= {renamed + name: value for name, value in read(layout, read_as).state().items()}
+                found |= {renamed + name: value for name, value in layer_tensors(layout, read_as).state().items()}
                 found |= {prefix + name: value for name, value in tensors.items() if name not in read_as}
             elif network is not None:
-                found |= _of_network(prefix, network, tensors)
+                found |= _network_tensors(prefix, network, tensors)
             else:
                 found |= {prefix + name: value for name, value in tensors.items()}
         except ValueError as error:
@@ -73,10 +73,10 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     if not layers:
         raise ValueError(
             "state_dict must hold layers of "
-            + ", ".join(f"{each.package} ({', '.join(sorted(each.needed))})" for each in LAYOUTS)
+            + ", ".join(f"{each.package} ({', '.join(sorted(each.required))})" for each in LAYOUTS)
             + "; it has none"
             + "".join(
-                f", but a dictionary in {name!r}" for name, value in state_dict.items() if isinstance(value, Mapping)
+                f", but a dictionary under {name!r}" for name, value in state_dict.items() if isinstance(value, Mapping)
             )
         )
     for network in networks:
@@ -89,20 +89,20 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
     names = {name for name, value in tensors.items() if isinstance(value, Tensor)}
     for layout in LAYOUTS:
-        if layout.needed <= names:
-            more = sorted(names - layout.needed - layout.optional)
+        if layout.required <= names:
+            more = sorted(names - layout.required - layout.optional)
             if more:
-                raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer has not")
+                raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer does not have")
             return layout
     return None
 
 
-def _renamed(prefix: str, network: str) -> str:
+def _fastkan_prefix(prefix: str, network: str) -> str:
     return network + re.sub(r"^act_fun\.", "layers.", prefix[len(network) :])
 
 
-def _of_network(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pykan network has beside its layers."""
+def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the tensors of a pykan network that don't belong to its spline layers."""
     inside = prefix[len(network) :]
     if not inside:
         return {
@@ -111,12 +111,12 @@ def _of_network(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[s
         }
     formulas = re.fullmatch(r"symbolic_fun\.(\d+)\.", inside)
     if formulas is None:
-        raise ValueError(f"{PYKAN.package}'s networks have no such part")
+        raise ValueError(f"{PYKAN.package}'s networks have no submodule of this name")
     missing = [name for name in ("affine", "mask") if not isinstance(tensors.get(name), Tensor)]
     if missing:
-        raise ValueError(f"it has no {' and no '.join(missing)}")
+        raise ValueError(f"it lacks {' and '.join(missing)}")
     if tensors["mask"].is_meta:
-        raise ValueError("mask is on meta, and has no values to convert")
+        raise ValueError("mask is on the meta device and has no values to convert")
     if bool(tensors["mask"].any()):
-        raise ValueError("it has formulas, and no names of their functions: convert the model instead")
-    return {}  # as of a layer without formulas
+        raise ValueError("it has formulas, whose names are not in a state_dict: convert the model instead")
+    return {}  # the state of fastkan's SymbolicEdges without formulas is empty

@@ -1,10 +1,19 @@
-"""What pykan gives beside its network, by pykan's names: thin functions on what is here.
+"""Functions and classes that pykan offers beside its network, under pykan's names.
 
-``from kan.utils import ex_round`` becomes ``from fastkan import ex_round``, and so with the others.
+``from kan.utils import ex_round`` becomes ``from fastkan import ex_round``, and likewise for all others:
+
+- formulas: ``kanpiler`` (also ``expr2kan``, ``sf2kan``) compiles one into a network, ``get_feynman_dataset`` looks one
+  up, ``ex_round`` rounds one, ``augment_input`` adds columns computed by some, ``fit_params`` fits a single function
+- derivatives: ``batch_jacobian``, ``batch_hessian``, ``get_derivative``, ``model2param``
+- structure of a function: ``detect_separability``, ``test_separability``, ``test_general_separability``,
+  ``test_symmetry``, ``test_symmetry_var``, ``get_dependence``, ``batch_grad_normgrad``, ``plot_tree``,
+  ``get_molecule``, ``get_tree_node``
+- splines: ``B_batch``, ``coef2curve``, ``curve2coef``, ``extend_grid``
+- training: ``LBFGS``, and ``MLP`` for comparison
 """
 
 from ...plotting.tree import get_molecule, get_tree_node, plot_tree
-from ...symbolic.derivatives import batch_hessian, batch_jacobian, fit_params, get_derivative, model2param
+from ...symbolic.derivatives import batch_hessian, batch_jacobian, get_derivative, model2param
 from ...symbolic.hypothesis import (
     batch_grad_normgrad,
     detect_separability,
@@ -17,6 +26,7 @@ from ...symbolic.hypothesis import (
 from ...symbolic.variables import augment_input, ex_round
 from .compiler import expr2kan, kanpiler, sf2kan
 from .feynman import get_feynman_dataset
+from .fitting import fit_params
 from .mlp import MLP
 from .optimizer import LBFGS
 from .splines import B_batch, coef2curve, curve2coef, extend_grid

@@ -1,8 +1,8 @@
-"""``kanpiler``: a formula compiled into a network that computes it.
+"""``kanpiler``: compilation of a formula into a network that computes it.
 
-Every subexpression that is no single function of one other becomes a node: a sum adds edges, a product multiplies
-subnodes. Each function of one argument becomes an edge, with the numbers around it in its a, b, c and d. Inputs go up
-to where they are needed along edges that are the identity.
+Each function of one argument becomes an edge, with the numbers around it as its a, b, c and d. Each sum becomes a node
+and each product a multiplication node, whose subnodes are its factors. A value that is needed in a later layer is
+passed on by edges that are the identity.
 """
 
 from __future__ import annotations
@@ -10,24 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from fastkan_kernels import FLAG, ORDER, Int, OneOrEach, Optional, checked
 
+from ...kan import KAN
 from ...layers.function_library import IDENTITY
 from ...symbolic.variables import EXPRESSION, VARIABLES, in_library, library_name, naming, real_number
 
-if TYPE_CHECKING:
-    from ...kan import KAN
-
-HIGHEST_POWER = 5  # in the library, and its inverse
+MAX_POWER = 5  # highest power in the library, of x and of 1/x
 ROOTS = {Fraction(1, 2): "sqrt", Fraction(-1, 2): "1/sqrt(x)", Fraction(3, 2): "x^1.5"}
 
 
 class Link(NamedTuple):
-    """An edge ``c f(a x + b) + d`` from the node of an expression."""
+    """An edge ``c f(a x + b) + d`` from the node ``source``, which is named by its expression."""
 
     source: Any
     name: str
@@ -35,7 +33,7 @@ class Link(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A node: the product of its subnodes, each of which is the sum of some links, plus ``bias``."""
+    """A node: the product of its subnodes, plus ``bias``; each subnode is the sum of its links."""
 
     subnodes: list[list[Link]]
     bias: float = 0.0
@@ -48,16 +46,17 @@ class Plan(NamedTuple):
 def kanpiler(
     input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
 ) -> KAN:
-    """Compile a formula into a network.
+    """Compile a formula into a network that computes it.
 
-    Its edges are formulas; those that don't occur are off, and have splines to come back with (:meth:`KAN.perturb`).
+    The edges that occur in the formula are symbolic. All others are off; their splines can be switched on by
+    :meth:`KAN.perturb`.
 
     Args:
         input_variables: a symbol for each column of x.
-        expr: a sympy expression of them. Functions must be in the library (``add_symbolic`` adds to it) or, like a
-            power, be made of such functions.
-        grid, k: of the splines.
-        auto_save, options: as :class:`KAN` takes them.
+        expr: a sympy expression of these symbols. Its functions must be in the library (``add_symbolic`` adds some) or
+            can be rewritten by functions of the library, as powers can.
+        grid, k: grid intervals and order of the splines.
+        auto_save, options: as for :class:`KAN`.
 
     Raises:
         TypeError, ValueError: for an expression with other symbols, other functions, or numbers that are not real.
@@ -71,12 +70,10 @@ def kanpiler(
         >>> round(model(torch.tensor([[0.5, 1.0]])).item(), 4)
         7.3891
     """
-    from ...kan import KAN
-
     variables = list(input_variables)
     unknown = sorted(map(str, expr.free_symbols - set(variables)))
     if unknown:
-        raise ValueError(f"expr must be of the input_variables {', '.join(map(str, variables))} alone, "
+        raise ValueError(f"expr must contain only the input_variables {', '.join(map(str, variables))}, "
                          f"but has {', '.join(unknown)}")  # fmt: skip
     if not variables or len(set(variables)) < len(variables):
         raise ValueError(f"input_variables must be different symbols, at least one, got {variables}")
@@ -91,7 +88,14 @@ def kanpiler(
 
 
 class _Network:
-    """Nodes of each layer, found from the output down to the inputs."""
+    """Layers of nodes for an expression, planned from the output down to the inputs.
+
+    Attributes:
+        variables: symbols of the inputs.
+        plans: the plan of each node, by its expression.
+        heights: the lowest layer in which each node can be, by its expression; 0 for inputs.
+        layers: the nodes of each layer, with their plans; None for inputs.
+    """
 
     def __init__(self, variables: list[Any]) -> None:
         self.variables = variables
@@ -100,23 +104,23 @@ class _Network:
         self.layers: list[dict[Any, Plan | None]] = []
 
     def output(self, expression: Any) -> None:
-        """Lay out all nodes that an expression needs."""
+        """Plan all nodes that an expression needs, and place them in layers."""
         import sympy
 
-        if expression.is_number:  # no node has a constant alone: an edge with the value d for any input
+        if expression.is_number:  # a node needs an edge, so a constant becomes the d of the function 0
             value = real_number(expression)
             target: Any = sympy.Dummy()
             self.plans[target] = Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]])
             self.heights[target] = 1
         else:
-            target, scale, bias = _without_affine(expression)
+            target, scale, bias = _split_affine(expression)
             self._plan(target)
             plan = self.plans.get(target) or Plan([[Link(target, "x", IDENTITY)]])
             if len(plan.subnodes) == 1:
-                target, plan = sympy.Dummy(), Plan([_scaled(plan.subnodes[0], scale, bias)])
+                target, plan = sympy.Dummy(), Plan([_scale_links(plan.subnodes[0], scale, bias)])
             else:
                 first, *others = plan.subnodes
-                target, plan = sympy.Dummy(), Plan([_scaled(first, scale, 0.0), *others], bias)
+                target, plan = sympy.Dummy(), Plan([_scale_links(first, scale, 0.0), *others], bias)
             self.plans[target] = plan
             self.heights[target] = self._height(plan)
         height = self.heights[target]
@@ -136,7 +140,7 @@ class _Network:
         return [[len(one), len(other)] for one, other in zip(sums, products)]
 
     def arities(self) -> list[list[int]]:
-        """Factors of each layer's multiplications."""
+        """Number of factors of each layer's multiplication nodes."""
         found = []
         for layer, nodes in enumerate(self.layers):
             plans = [nodes[key] for key in self._kinds(layer)[1]]
@@ -150,7 +154,7 @@ class _Network:
 
     @torch.no_grad()
     def write(self, model: KAN) -> None:
-        """Make a network's edges these."""
+        """Set a network's edges and biases to the plans, and switch all other edges off."""
         order = [[*sums, *products] for sums, products in map(self._kinds, range(len(self.layers)))]
         numbers = [{key: number for number, key in enumerate(keys)} for keys in order]
         for layer in model.layers:
@@ -168,7 +172,7 @@ class _Network:
     # -- from an expression to its node ------------------------------------------------------------
 
     def _plan(self, expression: Any) -> None:
-        """How the node of an expression is made, and how high it is at least."""
+        """Plan the node of an expression, unless it is planned already."""
         if expression in self.heights:
             return
         if expression.is_Mul:
@@ -184,29 +188,29 @@ class _Network:
         return 1 + max(self.heights[link.source] for subnode in plan.subnodes for link in subnode)
 
     def _sum_of(self, terms: Sequence[Any]) -> list[Link]:
-        """Links whose sum the terms are; no two come from the same node."""
+        """Links whose sum equals the sum of the terms; no two of them come from the same node."""
         constant = sum(real_number(term) for term in terms if term.is_number)
         links: list[Link] = []
         for term in terms:
             if term.is_number:
                 continue
             link = self._link(term)
-            if any(link.source == other.source for other in links):  # one edge can't be two functions
-                inner, scale, bias = _without_affine(term)
-                node = _Own(inner)
+            if any(link.source == other.source for other in links):  # there is one edge from a node, with one function
+                inner, scale, bias = _split_affine(term)
+                node = _SeparateNode(inner)
                 self.plans[node] = Plan([[self._link(inner)]])
                 self.heights[node] = self._height(self.plans[node])
                 link = Link(node, "x", (1.0, 0.0, scale, bias))
             links.append(link)
         if constant:
-            links[0] = _scaled([links[0]], 1.0, constant)[0]
+            links[0] = _scale_links([links[0]], 1.0, constant)[0]
         return links
 
     def _link(self, term: Any) -> Link:
-        """The edge of a term, from the node of what is in its outermost function."""
+        """Edge for a term, from the node of its outermost function's argument."""
         import sympy
 
-        inner, scale, bias = _without_affine(term)
+        inner, scale, bias = _split_affine(term)
         if inner.is_Symbol or inner.is_Mul or inner.is_Add:
             argument, name = inner, "x"
         elif inner.is_Pow:
@@ -220,12 +224,15 @@ class _Network:
         if name == "x" and argument == inner:
             source, a, b = inner, 1.0, 0.0
         else:
-            source, a, b = _without_affine(argument)
+            source, a, b = _split_affine(argument)
         self._plan(source)
         return Link(source, name, (a, b, scale, bias))
 
     def _power(self, power: Any) -> tuple[Any, str]:
-        """The argument and the name of a function that the power is; or a product, or an exponential, that it is."""
+        """Argument and name of a library function that equals a power.
+
+        A power that is no such function is rewritten as a product, with the function x or 1/x, or as an exponential.
+        """
         import sympy
 
         base, exponent = power.base, power.exp
@@ -238,10 +245,10 @@ class _Network:
         value = Fraction(real_number(exponent))
         if value.denominator == 1:
             n = int(value)
-            if abs(n) <= HIGHEST_POWER:
+            if abs(n) <= MAX_POWER:
                 return base, f"x^{n}" if n > 1 else "1/x" if n == -1 else f"1/x^{-n}"
-            factors = [sympy.Pow(base, HIGHEST_POWER, evaluate=False)] * (abs(n) // HIGHEST_POWER)
-            rest = abs(n) % HIGHEST_POWER
+            factors = [sympy.Pow(base, MAX_POWER, evaluate=False)] * (abs(n) // MAX_POWER)
+            rest = abs(n) % MAX_POWER
             if rest:
                 factors.append(base if rest == 1 else sympy.Pow(base, rest, evaluate=False))
             return sympy.Mul(*factors, evaluate=False), "x" if n > 0 else "1/x"
@@ -250,21 +257,14 @@ class _Network:
         return real_number(exponent) * sympy.log(base), "exp"
 
 
-class _Own:
-    """A node of its own for an expression that is an edge elsewhere."""
+class _SeparateNode(NamedTuple):
+    """Name of a separate node for an expression whose edge would coincide with another one."""
 
-    def __init__(self, expression: Any) -> None:
-        self.expression = expression
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Own) and self.expression == other.expression
-
-    def __hash__(self) -> int:
-        return hash((_Own, self.expression))
+    expression: Any
 
 
-def _without_affine(expression: Any) -> tuple[Any, float, float]:
-    """``expression = scale inner + bias``, with as much in the numbers as there is."""
+def _split_affine(expression: Any) -> tuple[Any, float, float]:
+    """Split an expression into ``scale * inner + bias``, with all constant factors and terms in scale and bias."""
     import sympy
 
     scale, bias = sympy.Integer(1), sympy.Integer(0)
@@ -282,7 +282,7 @@ def _without_affine(expression: Any) -> tuple[Any, float, float]:
     return expression, real_number(scale), real_number(bias)
 
 
-def _scaled(links: list[Link], scale: float, bias: float) -> list[Link]:
+def _scale_links(links: list[Link], scale: float, bias: float) -> list[Link]:
     """Links whose sum is ``scale`` times that of the given ones, plus ``bias``."""
     scaled = []
     for place, link in enumerate(links):

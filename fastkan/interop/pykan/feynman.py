@@ -1,4 +1,4 @@
-"""The equations of the Feynman Symbolic Regression Database (Udrescu & Tegmark, 2020), as functions to learn."""
+"""Equations of the Feynman Symbolic Regression Database (Udrescu & Tegmark, 2020), as functions to learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastkan_kernels import plain
 
 from ...symbolic.variables import values_of
 
-# name | variables | formula | range of each variable, or one for all; from 1, but for the first, they are numbered
+# name | variables | formula | range of each variable, or one range for all. The first equation has the number 0.
 EQUATIONS = """
 test | x y | (x + y)*sin(exp(2*y)) | -1:1
 I.6.20a | theta | sqrt(2)*exp(-theta**2/2)/(2*sqrt(pi)) | -3:3
@@ -156,17 +156,17 @@ Schwarz 13.132 (Klein-Nishina) | alpha hbar m c omega_0 omega theta |
 
 
 def get_feynman_dataset(name: int | str) -> tuple[tuple[Any, ...], Any, Callable[[Tensor], Tensor], list[list[float]]]:
-    """An equation of the Feynman database.
+    """Look up an equation of the Feynman database.
 
     Args:
-        name: its name, such as ``"I.6.20"``, or its number from 1 to 120; ``"test"`` is a short one to try.
+        name: name of the equation, such as ``"I.6.20"``, or its number from 1 to 120; ``"test"`` is a short example.
 
     Returns:
-        Its variables as symbols; its formula as a sympy expression of them; the same as a function from ``[N, n_var]``
-        to ``[N, 1]``; and the range of each variable, as :func:`create_dataset` takes them.
+        The variables, as symbols; the formula, as a sympy expression of them; the same as a function from
+        ``[N, n_var]`` to ``[N, 1]``; and the range of each variable, as for :func:`create_dataset`.
 
     Raises:
-        TypeError, ValueError: for a name or a number that is not there.
+        TypeError, ValueError: for an unknown name, or a number out of range.
 
     Example:
         >>> symbols, formula, f, ranges = get_feynman_dataset("I.12.11")
@@ -181,7 +181,7 @@ def get_feynman_dataset(name: int | str) -> tuple[tuple[Any, ...], Any, Callable
     table = {row.split(" | ")[0]: row.split(" | ")[1:] for row in rows}
     names, key = list(table), plain(name)
     if isinstance(key, str):
-        key = key.replace("Rutherforld", "Rutherford")  # as pykan spells it
+        key = key.replace("Rutherforld", "Rutherford")  # pykan's spelling
         if key not in table:
             near = difflib.get_close_matches(key, names, cutoff=0.4)
             raise ValueError(f"name must be that of an equation, such as {', '.join(map(repr, near or names[1:4]))}, "
@@ -194,7 +194,7 @@ def get_feynman_dataset(name: int | str) -> tuple[tuple[Any, ...], Any, Callable
         key = names[key]
     variables, formula, ranges = table[key]
     symbols = tuple(map(sympy.Symbol, variables.split()))
-    # a word of Python can't be parsed as a name
+    # "lambda" is a keyword of Python, which sympify can't parse as a name
     known = {symbol.name.replace("lambda", "lambda_"): symbol for symbol in symbols}
     expression = sympy.sympify(re.sub(r"\blambda\b", "lambda_", formula), locals=known)
     limits = [[_number(end) for end in each.split(":")] for each in ranges.split()]

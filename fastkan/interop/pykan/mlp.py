@@ -1,4 +1,4 @@
-"""``MLP``: the network to compare a KAN with, under the same names."""
+"""``MLP``: a multilayer perceptron with the methods of a KAN, for comparison."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEED = Int(least=0, most=2**64 - 1)
-FLOOR = 1e-4  # added to a node's spread, which may be 0
+EPSILON = 1e-4  # added to a node's standard deviation, which may be 0
 
 
 class MLP(nn.Module):
     """A multilayer perceptron with SiLU between its layers.
 
     Args:
-        width: nodes of each layer, inputs first.
-        act: ``"silu"``.
-        save_act: without meaning: activations are computed when they are asked for.
-        seed: of the parameters; nothing global is seeded.
-        device: of the parameters.
+        width: number of nodes in each layer, inputs first.
+        act: activation function; only ``"silu"``.
+        save_act: ignored; activations are computed when they are needed.
+        seed: seed of the initial parameters; the global generators are not seeded.
+        device: device of the parameters.
 
     Attributes:
         linears: the layers, each an ``nn.Linear``.
-        sample: the rows that it was last fitted to, or that :meth:`get_act` was given; None before.
-        node_scores, edge_scores: what the last :meth:`attribute` has found, of each layer.
+        sample: rows of the last :meth:`fit` or :meth:`get_act`; None before.
+        node_scores, edge_scores: scores of the last :meth:`attribute`, a tensor for each layer; None before.
 
     Raises:
         TypeError, ValueError: for a width with fewer than two layers, or another activation.
@@ -82,28 +82,28 @@ class MLP(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.linears[0].weight.device
 
     @property
     def w(self) -> list[Tensor]:
-        """The weights of each layer, ``[out, in]``."""
+        """Weights of each layer, ``[out, in]``."""
         return [linear.weight for linear in self.linears]
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., width[0]]`` to ``[..., width[-1]]``.
+        """Map ``x [..., width[0]]`` to outputs ``[..., width[-1]]``.
 
         Raises:
-            TypeError, ValueError: for x of another kind, dtype or shape.
+            TypeError, ValueError: for x of another type, dtype or shape.
         """
         check_tensor("x", x)
         if x.ndim == 0 or x.shape[-1] != self.width[0]:
             raise ValueError(f"x must have the shape [..., {self.width[0]}], got {list(x.shape)}")
         check_alike(x, weight=self.linears[0].weight)
-        return self._through(x)[-1]
+        return self._activations(x)[-1]
 
-    def _through(self, x: Tensor) -> list[Tensor]:
-        """What enters each layer, and the output."""
+    def _activations(self, x: Tensor) -> list[Tensor]:
+        """Inputs of each layer, and the output."""
         nodes = [x]
         for place, linear in enumerate(self.linears):
             x = linear(x)
@@ -112,67 +112,73 @@ class MLP(nn.Module):
         return nodes
 
     def get_act(self, x: Any = None) -> list[Tensor]:
-        """Send samples through, and keep them as the model's sample: a tensor, or a dataset with ``train_input``.
+        """Compute the activations of samples, and store the samples as ``self.sample``.
+
+        Args:
+            x: a tensor ``[N, in]``, or a dataset with ``train_input``; None for the stored samples.
 
         Returns:
-            What enters each layer, and the output.
+            Inputs of each layer, and the output.
 
         Raises:
-            ValueError: without samples, before any fit.
+            ValueError: if x is None and no samples are stored.
         """
         x = x["train_input"] if isinstance(x, dict) else x
         if x is not None:
             self.sample = x.detach()
         if self.sample is None:
-            raise ValueError("x must be given before a fit: there are no samples yet")
+            raise ValueError("x must be given before the first fit, since no samples are stored yet")
         with torch.no_grad():
-            return self._through(self.sample)
+            return self._activations(self.sample)
 
-    # -- what matters ------------------------------------------------------------------------------
+    # -- attribution -------------------------------------------------------------------------------
 
     def attribute(self, x: Tensor | None = None) -> None:
-        """Keep in ``node_scores`` and ``edge_scores`` how much each node and each weight matters for the outputs.
+        """Compute how much each node and each weight contributes to the outputs, as ``node_scores, edge_scores``.
 
-        A node's score goes to its weights, each by the spread of what it adds over the node's; the sum of a node's
-        outgoing scores, over the root of the number of nodes in its layer, is the node's.
+        Scores are computed from the outputs, which have a score of 1, down to the inputs. A weight's score is the
+        score of the node that it leads to, times the standard deviation of its contribution divided by that of the
+        node. A node's score is the sum of the scores of its outgoing weights, divided by the square root of the
+        number of nodes in its layer.
 
         Args:
-            x: samples; None takes the model's.
+            x: samples ``[N, in]``; None for the stored ones.
         """
         nodes = self.get_act(x)
         with torch.no_grad():
             self.node_scores, self.edge_scores = self._scores(nodes)
 
     def _scores(self, nodes: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        added = self._added(nodes)
+        added = self._contributions(nodes)
         node_scores: list[Tensor] = [nodes[-1].new_ones(self.width[-1])]
         edge_scores: list[Tensor] = []
         for layer in reversed(range(self.depth)):
-            share = node_scores[0] / (nodes[layer + 1].std(0) + FLOOR)
+            share = node_scores[0] / (nodes[layer + 1].std(0) + EPSILON)
             edge_scores.insert(0, added[layer].abs() * share.unsqueeze(1))
             node_scores.insert(0, edge_scores[0].sum(0) / self.width[layer] ** 0.5)
         return node_scores, edge_scores
 
-    def _added(self, nodes: Sequence[Tensor]) -> list[Tensor]:
-        """The spread of what each weight adds to its node, with the weight's sign, ``[out, in]`` of each layer."""
+    def _contributions(self, nodes: Sequence[Tensor]) -> list[Tensor]:
+        """Standard deviation of each weight's contribution to its node, with the weight's sign, ``[out, in]``."""
         return [each.std(0) * weight for each, weight in zip(nodes, self.w)]
 
     @checked(reg_metric=Choice(MLP_METRICS), lamb_l1=Real(), lamb_entropy=Real())
     def get_reg(
         self, reg_metric: str = "w", lamb_l1: float = 1.0, lamb_entropy: float = 2.0, x: Tensor | None = None
     ) -> Tensor:
-        """The penalty that :meth:`fit` adds; differentiable.
+        """Penalty that :meth:`fit` adds to the loss; differentiable.
 
         Args:
-            reg_metric: how sizes are measured: ``"w"`` by the weights, ``"act"`` by the spread of what they add,
-                ``"fa"`` by :meth:`attribute`, ``"a"`` by the spread of each node.
-            lamb_l1, lamb_entropy: strengths of the sizes' sum, and of the entropy of how nodes share them.
-            x: samples; None takes the model's.
+            reg_metric: what is penalized: ``"w"``, the absolute weights; ``"act"``, the standard deviation of each
+                weight's contribution; ``"fa"``, the scores of :meth:`attribute`; ``"a"``, the standard deviation of
+                each node.
+            lamb_l1, lamb_entropy: factors of the sum of these values, and of the entropy of their distribution.
+            x: samples ``[N, in]``; None for the stored ones.
         """
         if reg_metric == "w":
             return edge_penalty([weight.abs() for weight in self.w], lamb_l1, lamb_entropy)
         samples = self.get_act()[0] if x is None else x
-        nodes = self._through(samples)
+        nodes = self._activations(samples)
         if reg_metric == "a":
             total = nodes[0].new_zeros(())
             for each in nodes[1:]:
@@ -180,7 +186,7 @@ class MLP(nn.Module):
                 share = size / (size.sum() + 1)
                 total = total + lamb_l1 * size.sum() - lamb_entropy * (share * (share + 1e-4).log2()).sum()
             return total
-        sizes = self._added(nodes) if reg_metric == "act" else self._scores(nodes)[1]
+        sizes = self._contributions(nodes) if reg_metric == "act" else self._scores(nodes)[1]
         return edge_penalty([each.abs() for each in sizes], lamb_l1, lamb_entropy)
 
     reg = get_reg
@@ -223,17 +229,17 @@ class MLP(nn.Module):
         seed: int = 0,
         progress: bool = True,
     ) -> dict[str, list[float]]:
-        """Train on data; the arguments are those of :meth:`KAN.fit`, as far as they have a meaning for an MLP.
+        """Train on data; the arguments are those of :meth:`KAN.fit`, as far as they apply to an MLP.
 
         Args:
             dataset, opt, steps, log, lamb, lamb_l1, lamb_entropy, loss_fn, lr, batch, metrics, display_metrics, seed,
                 progress: as in :meth:`KAN.fit`.
-            in_vars, out_vars, beta, device: without meaning.
+            in_vars, out_vars, beta, device: ignored.
             reg_metric: as in :meth:`get_reg`.
 
         Returns:
-            ``train_loss``, ``test_loss`` and ``reg`` after each step, and the metrics. Losses are root mean squares, or
-            with a ``loss_fn`` its values.
+            ``train_loss``, ``test_loss`` and ``reg`` after each step, and the metrics. The losses are root mean square
+            errors, or the values of ``loss_fn`` if it is given.
 
         Raises:
             TypeError, ValueError: for data that is not finite or doesn't fit the network, and for arguments out of
@@ -296,33 +302,38 @@ class MLP(nn.Module):
         self.sample = data.train[0].detach()
         return results
 
-    # -- order and pictures ------------------------------------------------------------------------
+    # -- order of nodes, and plots -----------------------------------------------------------------
 
     @property
     def connection_cost(self) -> float:
-        """The sum of all weights' sizes, each times how far apart its ends are if each layer has width 1."""
+        """Sum of the absolute weights, each times the horizontal distance of its nodes with all layers drawn 1 wide."""
         return connection_cost([weight.detach().abs() for weight in self.w])
 
     @torch.no_grad()
     def swap(self, l: int, i1: int, i2: int) -> None:
-        """Exchange two nodes of a hidden layer; the network computes what it did."""
+        """Exchange two nodes of a hidden layer, without changing the network's function.
+
+        Args:
+            l: number of the layer, from 1 to ``depth - 1``.
+            i1, i2: the nodes.
+        """
         before, after = self.linears[l - 1], self.linears[l]
         for parameter in (before.weight, before.bias, after.weight.t()):
             parameter[[i1, i2]] = parameter[[i2, i1]]
 
     def auto_swap(self) -> None:
-        """Exchange nodes of the hidden layers, one after another, where that makes ``connection_cost`` less."""
+        """Exchange nodes of the hidden layers, one after another, where that reduces ``connection_cost``."""
         order_nodes([weight.detach().abs().t() for weight in self.w], self.swap)
 
     @checked(beta=Real(above=0), scale=Real(above=0), metric=Choice(("w", "act", "fa")))
     def plot(self, beta: float = 3.0, scale: float = 1.0, metric: str = "w") -> Figure:
-        """Draw nodes, inputs below, and weights, blue above zero and red below; the more it matters the less
-        transparent, with an alpha of ``tanh(beta * size)``.
+        """Draw the network: its nodes, inputs at the bottom, and its weights, blue if positive and red if negative.
 
         Args:
-            beta: the greater, the more is seen of weights that matter little.
-            scale: of the figure.
-            metric: as in :meth:`get_reg`.
+            beta: contrast; a weight is drawn with an alpha of ``tanh(beta * value)``, so small weights show with a
+                larger beta.
+            scale: size of the figure, relative to the default.
+            metric: value of a weight, as in :meth:`get_reg`.
 
         Returns:
             The figure.
@@ -335,7 +346,9 @@ class MLP(nn.Module):
             sizes = [weight.detach() for weight in self.w]
         else:
             nodes = self.get_act()
-            sizes = [each.detach() for each in (self._added(nodes) if metric == "act" else self._scores(nodes)[1])]
+            sizes = [
+                each.detach() for each in (self._contributions(nodes) if metric == "act" else self._scores(nodes)[1])
+            ]
         figure, axes = open_pyplot().subplots(figsize=(3 * scale, 1.5 * scale * self.depth))
         show_once(figure)
         places = [(torch.arange(count) + 0.5).div(count).tolist() for count in self.width]
@@ -352,7 +365,7 @@ class MLP(nn.Module):
         return figure
 
     def tree(self, x: Tensor | None = None, **options: Any) -> Figure:
-        """:func:`plot_tree` at samples; None takes the model's."""
+        """Draw :func:`plot_tree` of the network at samples ``x [N, in]``; None for the stored ones."""
         from ...plotting.tree import plot_tree
 
         return plot_tree(self, self.get_act()[0] if x is None else x, **options)

@@ -1,4 +1,4 @@
-"""L-BFGS for a training loop of one's own."""
+"""``LBFGS``: an optimizer for training loops that users write themselves."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ TOLERANCE = Real(least=0)
 
 
 class LBFGS(torch.optim.LBFGS):
-    """``torch.optim.LBFGS`` that also learns curvature from very small steps.
+    """``torch.optim.LBFGS`` that also uses the curvature of very small steps.
 
-    torch forgets each pair of step and change of gradient whose product is below 1e-10. A loss of a PDE or one near
-    machine precision has such pairs only, and then does not come down any further.
+    L-BFGS estimates curvature from pairs of a step and the change of the gradient along it. torch discards each pair
+    whose inner product is below 1e-10. Losses of PDEs, and losses near machine precision, produce only such pairs, and
+    then stop decreasing.
 
     Args:
-        params: parameters.
+        params: parameters to train, in one group.
         lr: learning rate.
-        max_iter: iterations of each step; max_eval: evaluations of the closure, None is 1.25 times as many.
-        tolerance_grad, tolerance_change: where a step ends: the largest derivative, and the change of the loss or of
-            the parameters.
-        tolerance_ys: below which product of step and change of gradient a pair is forgotten.
-        history_size: how many pairs are kept.
+        max_iter: maximum number of iterations in each call of :meth:`step`.
+        max_eval: maximum number of closure evaluations in each call; None for 1.25 ``max_iter``.
+        tolerance_grad: largest absolute derivative at which a call ends.
+        tolerance_change: change of the loss or the parameters at which a call ends.
+        tolerance_ys: inner product below which a pair is discarded.
+        history_size: number of pairs in memory.
         line_search_fn: ``"strong_wolfe"`` or None.
 
     Raises:
@@ -71,20 +73,20 @@ class LBFGS(torch.optim.LBFGS):
             super().__init__(
                 params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
             )
-        except (TypeError, ValueError, KeyError) as error:  # the numbers are good, so it is about the parameters
+        except (TypeError, ValueError, KeyError) as error:  # the numbers are checked, so the cause is params
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"params must be the parameters to train, in one group: {error}") from None
         self.param_groups[0]["tolerance_ys"] = tolerance_ys
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Up to ``max_iter`` iterations.
+        """Take up to ``max_iter`` iterations.
 
         Args:
             closure: a function that zeroes the gradients, computes the loss, calls its ``backward`` and returns it.
 
         Returns:
-            The loss at the start.
+            The loss before the first iteration.
         """
         evaluate = torch.enable_grad()(closure)
         options, state = self.param_groups[0], self.state[self._params[0]]
@@ -128,7 +130,7 @@ class LBFGS(torch.optim.LBFGS):
         return start
 
     def _direction(self, state: dict[str, Any], gradient: torch.Tensor) -> torch.Tensor:
-        """Minus the gradient times the inverse Hessian as the kept pairs have it."""
+        """Descent direction: minus the inverse Hessian, as approximated by the stored pairs, times the gradient."""
         state["n_iter"] = state.get("n_iter", 0) + 1
         if state["n_iter"] == 1:
             state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)
@@ -137,10 +139,10 @@ class LBFGS(torch.optim.LBFGS):
         change, step = gradient - state["prev_flat_grad"], state["d"] * state["t"]
         product = change.dot(step)
         if product > self.param_groups[0]["tolerance_ys"]:
-            for kept, new in ((changes, change), (steps, step), (inverses, 1.0 / product)):
-                if len(kept) == self.param_groups[0]["history_size"]:
-                    kept.pop(0)
-                kept.append(new)
+            for history, new in ((changes, change), (steps, step), (inverses, 1.0 / product)):
+                if len(history) == self.param_groups[0]["history_size"]:
+                    history.pop(0)
+                history.append(new)
             state["H_diag"] = product / change.dot(change)
         direction, shares = gradient.neg(), []
         for change, step, inverse in zip(reversed(changes), reversed(steps), reversed(inverses)):

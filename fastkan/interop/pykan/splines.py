@@ -1,4 +1,4 @@
-"""B-splines on their own, by pykan's names and in its order of dimensions."""
+"""B-splines as plain functions, with pykan's names and order of dimensions."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ ORDER = Int(least=0, most=5)
 
 @checked(k=ORDER, extend=FLAG, device=DEVICE)
 def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
-    """B-splines of order k at every row.
+    """Values of all B-splines of order k at every row of x.
 
     Args:
         x: ``[N, in]``.
-        grid: knots ``[in, G + 2k + 1]``, or ``[1, G + 2k + 1]`` for the same in every column; :func:`extend_grid`
-            makes them of the G + 1 knots of a grid.
-        k: order.
-        extend, device: without meaning, here as in pykan 0.2.8.
+        grid: knots ``[in, G + 2k + 1]``, or ``[1, G + 2k + 1]`` for the same knots in every column;
+            :func:`extend_grid` computes them from the G + 1 knots of a grid.
+        k: order of the splines, from 0 to 5.
+        extend, device: ignored, as in pykan 0.2.8.
 
     Returns:
         ``[N, in, G + k]``.
 
     Raises:
-        TypeError, ValueError: for knots that fit neither x nor k, or decrease.
+        TypeError, ValueError: for knots that don't fit x or k, or that decrease.
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
@@ -47,7 +47,7 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
 
 
 def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
-    """:func:`B_batch`, where x has another name."""
+    """Values of :func:`B_batch`, with ``name`` as the name of x in errors."""
     check_tensor(name, x)
     check_shape(name, x, ("N", "in"))
     check_tensor("grid", grid)
@@ -62,10 +62,11 @@ def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
 
 @checked(k_extend=Int(least=0))
 def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
-    """``k_extend`` more knots on either side, as far apart as those of the grid are in the mean.
+    """Add ``k_extend`` knots on either side of a grid, at the grid's mean spacing.
 
     Args:
         grid: ``[in, G + 1]``.
+        k_extend: number of knots to add on each side.
 
     Returns:
         ``[in, G + 1 + 2 k_extend]``.
@@ -85,13 +86,13 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
 
 @checked(k=ORDER, device=DEVICE)
 def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
-    """Splines of given coefficients at every row.
+    """Values of splines with given coefficients at every row.
 
     Args:
         x_eval: ``[N, in]``.
         grid, k: knots and order, as in :func:`B_batch`.
         coef: ``[in, out, G + k]``.
-        device: without meaning.
+        device: ignored.
 
     Returns:
         ``[N, in, out]``.
@@ -110,15 +111,15 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
 
 @checked(k=ORDER)
 def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
-    """Coefficients of the splines that are nearest to given curves, by least squares.
+    """Coefficients of the splines that fit given curves best, by least squares.
 
     Args:
         x_eval: ``[N, in]``.
-        y_eval: ``[N, in, out]``, the curves there.
+        y_eval: ``[N, in, out]``, values of the curves at ``x_eval``.
         grid, k: knots and order, as in :func:`B_batch`.
 
     Returns:
-        ``[in, out, G + k]``: of all that fit equally well, the shortest.
+        ``[in, out, G + k]``; if several coefficients fit equally well, those with the least norm.
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
@@ -132,6 +133,6 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
     check_tensor("y_eval", y_eval)
     check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
     check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
-    exact = basis.permute(1, 0, 2).double()  # a rank can be told in float64 where it can't in float32
+    exact = basis.permute(1, 0, 2).double()  # the pseudoinverse needs the numerical rank, which float32 would blur
     solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
     return solution.transpose(1, 2).to(y_eval.dtype)

@@ -1,4 +1,4 @@
-"""Back to where one came from, where that is possible."""
+"""Export of layers and networks to efficient-kan and pykan."""
 
 from __future__ import annotations
 
@@ -11,85 +11,85 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, checked
+from fastkan_kernels import FLAG, Instance, checked
 
 from ...kan import KAN
 from ...layers.edge_functions import mask_of
 from ...layers.linear import KANLinear
 from ...network.core import AFFINE
-from .layouts import coincident
+from .layouts import has_coincident_knots
 
-_PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}
+_PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}  # fastkan's name of a base function: pykan's
 
 
-@checked(standalone_scale=FLAG)
+@checked(module=Instance(nn.Module), standalone_scale=FLAG)
 def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = True) -> dict[str, Tensor]:
-    """The state_dict that efficient-kan's ``KANLinear`` or ``KAN`` loads to compute the same.
+    """State_dict with which efficient-kan's ``KANLinear`` or ``KAN`` computes the same function as ``module``.
 
     Args:
-        module: a :class:`fastkan.KANLinear`, a :class:`fastkan.KAN` of splines alone, or a module that holds
-            KANLinears; what else it holds is taken along.
-        standalone_scale: whether layers have a ``spline_scaler``, as is efficient-kan's default; else a scale is
-            multiplied into the splines.
+        module: a :class:`fastkan.KANLinear`; a :class:`fastkan.KAN` that has only spline edges; or a module that
+            contains KANLinear layers, whose other tensors are copied unchanged.
+        standalone_scale: whether the layers get a ``spline_scaler``, which is efficient-kan's default. If False,
+            each spline scale is multiplied into the spline weights.
 
     Returns:
-        New tensors. Edges that are off have weights of 0, and can be trained there.
+        A dictionary of new tensors. efficient-kan has no mask: edges that are off get weights of 0, and training
+        there can change them.
 
     Raises:
-        TypeError: for something that is no module.
-        ValueError: for a layer with a bias, a base function other than silu, splines that go on linearly, or knots
-            that coincide; for a network with formulas, multiplications, affine maps or columns of x that it does
-            not read.
+        TypeError: if ``module`` is not a ``torch.nn.Module``.
+        ValueError: if a layer has a bias, a base function other than silu, ``outside="linear"`` or coincident knots;
+            or if a network has formulas, multiplication nodes, affine maps, or columns of x that it does not read.
 
     Example:
         >>> sorted(to_efficient_kan_state_dict(KANLinear(2, 5)))
         ['base_weight', 'grid', 'spline_scaler', 'spline_weight']
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     found: dict[str, Tensor] = {}
-    passed: list[str] = []  # prefixes of what has been told
+    converted: list[str] = []  # prefixes of the layers and networks that were converted
     for path, each in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         if isinstance(each, KAN):
-            if not _is_of_splines(each):
+            if not _is_plain(each):
                 raise ValueError(
-                    f"{path or 'module'} is more than layers of splines: it has formulas, multiplications, affine maps "
+                    f"{path or 'module'} must have only spline layers: it has formulas, multiplications, affine maps "
                     "or columns of x that it does not read"
                 )
-            passed.append(prefix)
+            converted.append(prefix)
         if isinstance(each, KANLinear):
-            found |= {prefix + name: value for name, value in _efficient(each, path, standalone_scale).items()}
-            passed.append(prefix)
+            found |= {
+                prefix + name: value for name, value in _efficient_kan_tensors(each, path, standalone_scale).items()
+            }
+            converted.append(prefix)
     others = {
         name: value.detach().clone()
         for name, value in module.state_dict().items()
-        if isinstance(value, Tensor) and not any(name.startswith(prefix) for prefix in passed)
+        if isinstance(value, Tensor) and not any(name.startswith(prefix) for prefix in converted)
     }
     return {**others, **found}
 
 
-def _is_of_splines(model: KAN) -> bool:
-    """Whether it is its layers one after another, on all columns of x."""
+def _is_plain(model: KAN) -> bool:
+    """Whether a network is a plain chain of spline layers that reads all columns of x in their order."""
     plain = all(bool((p == ("scale" in name)).all()) for name in AFFINE for p in getattr(model, name))
     products = any(model.mult_arity) or any(symbolic.edges for symbolic in model.symbolic)
     return plain and not products and model.input_id.tolist() == list(range(model.in_features))
 
 
 def _check_knots(layer: KANLinear, package: str, place: str) -> None:
-    if bool(coincident(layer.knots).any()):
-        raise ValueError(f"{place} has knots that coincide, of which {package} makes no B-splines")
+    if bool(has_coincident_knots(layer.knots).any()):
+        raise ValueError(f"{place} has coincident knots, on which {package} computes no B-splines")
 
 
-def _efficient(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str, Tensor]:
-    wrong = {
+def _efficient_kan_tensors(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str, Tensor]:
+    unsupported = {
         "a bias": layer.bias is not None,
         f"the base function {layer.base}": layer.base not in ("silu", "none"),
-        "splines that go on linearly outside": layer.outside != "zero",
+        "outside='linear'": layer.outside != "zero",
     }
-    for what, there in wrong.items():
-        if there:
-            raise ValueError(f"{path or 'module'} has {what}, which efficient-kan has not")
+    for feature, is_used in unsupported.items():
+        if is_used:
+            raise ValueError(f"{path or 'module'} has {feature}, which efficient-kan does not support")
     _check_knots(layer, "efficient-kan", path or "module")
     shape = layer.in_features, layer.out_features
     on = mask_of(layer).to(layer.spline_weight)
@@ -106,38 +106,38 @@ def _efficient(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str,
     }
 
 
+@checked(model=Instance(KAN, KANLinear))
 @torch.no_grad()
 def to_pykan(model: KAN | KANLinear) -> Any:
-    """pykan's ``MultKAN``, or ``KANLayer``, that computes the same.
+    """pykan ``MultKAN`` or ``KANLayer`` that computes the same function as ``model``.
 
     Args:
-        model: a network, with all it may have, or a layer.
+        model: a network, which may have formulas, masks and multiplication nodes, or a single layer.
 
     Returns:
-        A model of its own, with ``auto_save`` off; formulas, masks, grids and what is trained included. No
-        generator is seeded, which pykan does by itself.
+        A ``MultKAN`` for a network and a ``KANLayer`` for a layer. It shares no tensors with ``model``, requires
+        gradients for the same parameters, and has ``auto_save`` off. The global random generators are left as they
+        were, although pykan's constructor seeds them.
 
     Raises:
-        TypeError: for something else.
+        TypeError: if ``model`` is neither a KAN nor a KANLinear.
         ImportError: if pykan 0.2 or newer is not installed.
-        ValueError: for a bias, splines that go on linearly, knots that coincide, base functions that differ from layer
-            to layer, or formulas that pykan's library has not.
+        ValueError: for a bias, ``outside="linear"``, coincident knots, base functions that differ between layers, or
+            formulas that are not in pykan's library.
 
     Example:
         >>> theirs = to_pykan(KAN(width=[2, 5, 1]))  # doctest: +SKIP
     """
-    if not isinstance(model, (KAN, KANLinear)):
-        raise TypeError(f"model must be a KAN or a KANLinear, got {type(model).__name__}")
     layers = [model] if isinstance(model, KANLinear) else list(model.layers)
     for place, layer in enumerate(layers):
-        for what, there in {"a bias": layer.bias is not None, "outside='linear'": layer.outside != "zero"}.items():
-            if there:
-                raise ValueError(f"layer {place} has {what}, which pykan has not")
+        for feature, is_used in {"a bias": layer.bias is not None, "outside='linear'": layer.outside != "zero"}.items():
+            if is_used:
+                raise ValueError(f"layer {place} has {feature}, which pykan does not support")
         _check_knots(layer, "pykan", f"layer {place}")
     bases = {layer.base for layer in layers}
     if len(bases) > 1:
-        raise ValueError(f"pykan has one base function for all layers, these have {', '.join(sorted(bases))}")
-    with _undisturbed():
+        raise ValueError(f"pykan supports one base function for all layers, got {', '.join(sorted(bases))}")
+    with _pykan_contained():
         return _pykan_layer(model) if isinstance(model, KANLinear) else _pykan_network(model, bases.pop())
 
 
@@ -148,7 +148,7 @@ def _pykan_network(model: KAN, base: str) -> Any:
     for place, symbolic in enumerate(model.symbolic):
         for edge in symbolic.edges:
             if edge.name not in LIBRARY:
-                raise ValueError(f"the formula of edge {(place, *edge[:2])} is {edge.name!r}, which pykan has not")
+                raise ValueError(f"edge {(place, *edge[:2])} has the formula {edge.name!r}, which pykan does not have")
     theirs = kan.KAN(
         width=[list(pair) for pair in model.width],
         grid=model.grid,
@@ -159,7 +159,7 @@ def _pykan_network(model: KAN, base: str) -> Any:
         auto_save=False,
     ).to(model.device)
     for place, layer in enumerate(model.layers):
-        _fill(theirs.act_fun[place], layer)
+        _set_tensors(theirs.act_fun[place], layer)
         symbolic, formulas = model.symbolic[place], theirs.symbolic_fun[place]
         affine = formulas.affine.detach().to(model.dtype)
         for edge, row in zip(symbolic.edges, symbolic.affine):
@@ -186,12 +186,12 @@ def _pykan_layer(layer: KANLinear) -> Any:
     size = layer.in_features, layer.out_features, layer.grid_size, layer.spline_order
     base = {"silu": nn.SiLU(), "identity": nn.Identity(), "none": lambda x: x * 0.0}[layer.base]
     theirs = kan.KANLayer(*size, base_fun=base, device=str(layer.knots.device))
-    _fill(theirs, layer)
+    _set_tensors(theirs, layer)
     return theirs.train(layer.training)
 
 
-def _fill(theirs: Any, layer: KANLinear) -> None:
-    """Tensors and what is trained. A layer without a scale has ones there, which stay."""
+def _set_tensors(theirs: Any, layer: KANLinear) -> None:
+    """Copy a layer's tensors and their ``requires_grad``; a layer without a scale gets ones that are not trained."""
     ones = torch.ones_like(layer.spline_weight[0])
     scale, base = layer.spline_scale, layer.base_weight
     for name, value in {
@@ -208,14 +208,14 @@ def _fill(theirs: Any, layer: KANLinear) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """pykan seeds every generator there is, and prints."""
+def _pykan_contained() -> Iterator[None]:
+    """Suppress what pykan's constructors print, and restore the global random generators that they seed."""
     import numpy as np
 
-    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that pykan seeds
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that pykan seeds
     try:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)  # noqa: NPY002
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002

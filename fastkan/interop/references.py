@@ -1,4 +1,8 @@
-"""References to modules from outside the tree of submodules, which a copy or a replacement would not reach."""
+"""References to modules from outside the tree of submodules, which replacing a submodule does not update.
+
+They are held in attributes, hooks, containers, closures, partial functions and objects. Wrappers of distributed
+training and of ``torch.compile`` hold modules too, and are recognised here.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,22 @@ from torch import Tensor, nn
 
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "ShardedDataParallel", "FSDPModule",
              "DeepSpeedEngine")  # fmt: skip
-_COMPOSABLE = ("torch.distributed._composable.replicate", "DDP")
-_REGISTERED = ("_modules", "_parameters", "_buffers")
+_REPLICATE = ("torch.distributed._composable.replicate", "DDP")
+_REGISTRIES = ("_modules", "_parameters", "_buffers")
 _LIBRARIES = ("builtins", "collections", "functools", "torch", "numpy", "fastkan")
-_CACHED = type(functools.lru_cache(len))
-_ATOMS = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float, complex, type(None))
+_CACHED_FUNCTION = type(functools.lru_cache(len))
+_LEAF_TYPES = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float, complex, type(None))
 
 
 class Reference(NamedTuple):
-    """A module or parameter that is held elsewhere than in the tree of submodules.
+    """A reference to a module or parameter from outside the tree of submodules.
 
     Args:
-        attribute: where it is held, as "mlp.act".
+        attribute: qualified name of the attribute through which it is reached, such as ``"mlp.act"``.
         held: the module or parameter.
-        shared: whether a deep copy goes on with the same object: one inside of a function or behind a weak reference.
-        method: whether it is held as the object of a bound method.
-        place: the attributes, list or dictionary that hold it, with its key there, or None where none can be assigned.
+        shared: whether a deep copy would refer to the same object, as it does through functions and weak references.
+        method: whether ``held`` is the object of a bound method.
+        place: the dictionary or list that contains the reference and its key there; None if it can't be reassigned.
     """
 
     attribute: str
@@ -42,30 +46,30 @@ class Reference(NamedTuple):
 def references(
     owners: Mapping[str, nn.Module], tree: Iterable[nn.Module], wanted: Iterable[Any], copied: bool
 ) -> Iterator[Reference]:
-    """References to ``wanted`` in attributes, hooks, containers, functions, partials, methods and objects.
+    """Yield references to ``wanted`` in attributes, hooks, containers, functions, partials, methods and objects.
 
     Args:
-        owners: the modules whose attributes are searched, by their names.
-        tree: all modules that are submodules, which are not searched for their attributes again.
-        wanted: modules, and parameters, to look for; parameters count inside of functions alone, since optimizers
-            hold them too.
-        copied: whether to look at the state that ``copy.deepcopy`` takes instead of at all attributes.
+        owners: modules whose attributes are searched, by their names.
+        tree: all submodules; the search does not descend into them from elsewhere.
+        wanted: modules and parameters to find. Parameters are reported only inside functions, since optimizers hold
+            them as well.
+        copied: whether to search the state that ``copy.deepcopy`` copies instead of all attributes.
     """
     wanted_ids = {id(each) for each in wanted}
     inside = {id(module) for module in tree}
-    seen: dict[tuple[int, bool], Any] = {}  # holds what it knows, so that no id is used again
+    seen: dict[tuple[int, bool], Any] = {}  # keeps the objects alive, so that no id is used twice
     for name, owner in owners.items():
-        state = _state_of(owner) if copied else owner.__dict__
+        state = _copied_state(owner) if copied else owner.__dict__
         for key, value in state.items():
-            if key not in _REGISTERED:
+            if key not in _REGISTRIES:
                 place = owner.__dict__, key
-                yield from _walk(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
-        for function in _methods(type(owner)):
+                yield from _search(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
+        for function in _own_methods(type(owner)):
             attribute = f"{name}.{function.__name__}".lstrip(".")
-            yield from _walk(function, True, attribute, None, wanted_ids, inside, seen, copied)
+            yield from _search(function, True, attribute, None, wanted_ids, inside, seen, copied)
 
 
-def _walk(
+def _search(
     first: Any,
     first_shared: bool,
     attribute: str,
@@ -80,7 +84,7 @@ def _walk(
         value, shared, method, place_of = waiting.popleft()
         if id(value) in wanted and (shared or not isinstance(value, Tensor)):
             yield Reference(attribute, value, shared, method, place_of)
-        if isinstance(value, _ATOMS) or id(value) in inside or (id(value), shared) in seen:
+        if isinstance(value, _LEAF_TYPES) or id(value) in inside or (id(value), shared) in seen:
             continue
         seen[id(value), shared] = value
         settable = place_of is not None
@@ -96,45 +100,45 @@ def _walk(
             waiting.append((value.__self__, shared, True, None))
             waiting.append((value.__func__, shared, False, None))
         elif isinstance(value, types.FunctionType):
-            waiting.extend((v, True, False, None) for v in _held_by(value))
+            waiting.extend((v, True, False, None) for v in _reachable_from(value))
         elif isinstance(value, weakref.ref):
             waiting.append((value(), True, False, None))
-        elif isinstance(value, _CACHED):
+        elif isinstance(value, _CACHED_FUNCTION):
             waiting.append((value.__wrapped__, True, False, None))
         else:
             waiting.extend((v, shared, False, None) for v in _attributes(value, copied))
-            waiting.extend((v, True, False, None) for v in _methods(type(value)))
+            waiting.extend((v, True, False, None) for v in _own_methods(type(value)))
 
 
-def _held_by(function: types.FunctionType) -> list[Any]:
-    """What a function's code can reach: its closure, defaults, attributes, and the globals that it names."""
+def _reachable_from(function: types.FunctionType) -> list[Any]:
+    """Objects that a function's code can reach: its closure, defaults, attributes and the globals that it names."""
     found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
     for cell in function.__closure__ or ():
         try:
             found.append(cell.cell_contents)
-        except ValueError:  # a cell that nothing was assigned to yet
+        except ValueError:  # the cell is still empty
             continue
     return found + _global_values(function.__code__, function.__globals__)
 
 
 def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
-    """Values of the global variables that a code object reads, of the kinds that may hold a module."""
+    """Values of the global variables that a code object reads, of the types that may hold a module."""
 
     def may_hold(value: Any) -> bool:
         if isinstance(value, types.FunctionType):
-            return value.__globals__ is space  # a library's functions hold no model
+            return value.__globals__ is space  # functions imported from elsewhere are assumed to hold no model
         return isinstance(value, (nn.Module, types.MethodType, functools.partial, list, tuple, dict, set))
 
     found = {name: space[name] for name in code.co_names if name in space and may_hold(space[name])}
-    if found:  # some of these names may be attributes, which takes longer to find out
+    if found:  # co_names lists attributes too, and telling them from globals needs a slower disassembly
         read = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
         found = {name: value for name, value in found.items() if name in read}
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
     return [*found.values(), *(value for const in inner for value in _global_values(const, space))]
 
 
-def _methods(cls: type) -> list[types.FunctionType]:
-    """The functions that an instance and its copies share, but for the constructor and those of libraries."""
+def _own_methods(cls: type) -> list[types.FunctionType]:
+    """Methods that an instance and its copies share, without constructors and without those of libraries."""
     found = []
     for each in cls.__mro__:
         if each.__module__.partition(".")[0] not in _LIBRARIES:
@@ -146,11 +150,11 @@ def _methods(cls: type) -> list[types.FunctionType]:
 
 
 def _attributes(value: Any, copied: bool) -> list[Any]:
-    """The values in an object's attributes, or, of an object that is copied by its own method, those in its state."""
+    """Values in an object's attributes, or if ``copied`` in its copied state; none if it defines its own deep copy."""
     cls = type(value)
-    if copied and (hasattr(cls, "__deepcopy__") or _is_own(cls, "__reduce_ex__") or _is_own(cls, "__reduce__")):
+    if copied and (hasattr(cls, "__deepcopy__") or _overrides(cls, "__reduce_ex__") or _overrides(cls, "__reduce__")):
         return []
-    state = _state_of(value) if copied else getattr(value, "__dict__", None)
+    state = _copied_state(value) if copied else getattr(value, "__dict__", None)
     slots = [name for each in cls.__mro__ for name in _slots(each)]
     found = [getattr(value, name, None) for name in slots if not name.startswith("__")]
     return found + (list(state.values()) if isinstance(state, dict) else [state])
@@ -161,43 +165,56 @@ def _slots(cls: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _state_of(value: Any) -> Any:
-    """What a deep copy takes of an object that has attributes."""
-    if _is_own(type(value), "__getstate__"):
+def _copied_state(value: Any) -> Any:
+    """State that a deep copy takes from an object with attributes."""
+    if _overrides(type(value), "__getstate__"):
         try:
             return value.__getstate__()
-        except Exception:  # which is what a copy will raise, with its own words
+        except Exception:  # deepcopy will raise the same error, with its own message
             return {}
     return getattr(value, "__dict__", {})
 
 
-def _is_own(cls: type, name: str) -> bool:
-    """Whether a class has a method that ``object`` has not, or has another one."""
+def _overrides(cls: type, name: str) -> bool:
+    """Whether a class defines a method itself instead of inheriting that of ``object``."""
     return getattr(cls, name, None) is not getattr(object, name, None)
 
 
 def check_unwrapped(module: nn.Module, changed: Iterable[nn.Module], doing: str) -> None:
-    """No wrapper of distributed training holds what is changed: it goes on watching the parameters that were there.
+    """Check that no wrapper of distributed training contains a module whose parameters will change.
+
+    A wrapper registers hooks on the parameters that it finds, so new ones would not be synchronised.
+
+    Args:
+        module: the root of the model.
+        changed: modules that will be replaced.
+        doing: the operation, as an imperative for the message.
 
     Raises:
-        ValueError: with the wrapper's name.
+        ValueError: naming the wrapper.
     """
     parts = {part for each in changed for part in each.modules()}
     for name, each in module.named_modules():
         if _is_wrapper(each) and any(part in parts for part in each.modules()):
             raise ValueError(
-                f"{name or 'module'}, a {type(each).__name__}, watches the parameters of what it wraps, and would not "
-                f"those of new layers: {doing} what it wraps, then wrap"
+                f"{name or 'module'}, a {type(each).__name__}, synchronises the parameters of the model that it wraps, "
+                f"but would not those of new layers: {doing} the model first, then wrap it"
             )
     for part in parts:
         for parameter in part._parameters.values():
             if type(parameter).__name__ == "DTensor":
                 raise ValueError(
-                    f"module holds a {type(part).__name__} whose parameters are sharded: {doing} it before"
+                    f"module contains a {type(part).__name__} whose parameters are sharded: {doing} the model before "
+                    "sharding it"
                 )
 
 
 def _is_wrapper(module: nn.Module) -> bool:
     return any(
-        cls.__name__ in _WRAPPERS or (cls.__module__, cls.__name__) == _COMPOSABLE for cls in type(module).__mro__
+        cls.__name__ in _WRAPPERS or (cls.__module__, cls.__name__) == _REPLICATE for cls in type(module).__mro__
     )
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is a wrapper made by ``torch.compile``, which always calls the module that it was made from."""
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
