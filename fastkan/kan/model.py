@@ -12,7 +12,7 @@ from fastkan_kernels import validation as kinds
 
 from .. import plotting
 from ..functional import OUTSIDE
-from ..layers.init import near, reset
+from ..layers.init import nearest_node_mask, reinitialize
 from ..layers.linear import KANLinear
 from ..network import attribution, checkpoint, edit
 from ..network import prune as pruning
@@ -118,8 +118,8 @@ class KAN(PykanMethods, Network):
                     grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
                 ).to(device)  # fmt: skip
             if sparse_init:
-                layer.set_mask(near(inputs, outputs))
-            reset(layer, noise_scale, scale_base_mu, scale_base_sigma, generator)
+                layer.set_mask(nearest_node_mask(inputs, outputs))
+            reinitialize(layer, generator, noise_scale, scale_base_mu, scale_base_sigma)
             layer.get_parameter("spline_scale").requires_grad_(sp_trainable)
             if layer.base_weight is not None:
                 layer.base_weight.requires_grad_(sb_trainable)
@@ -144,12 +144,10 @@ class KAN(PykanMethods, Network):
 
     # each in a file of its own, with the model for self
     trace = tracing.trace
-    samples = tracing.samples
     get_act = tracing.get_act
     get_fun = tracing.get_fun
     get_range = tracing.get_range
     evaluate = fitting.evaluate
-    check_edge = tracing.check_edge
 
     fit = method(fitting.fit)
 

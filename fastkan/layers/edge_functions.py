@@ -18,7 +18,7 @@ from fastkan_kernels import (
     small_stack,
 )
 
-from .grid import continued
+from .grid import splines_with_tangents
 from .linear import KANLinear
 
 OPERANDS = ("spline_weight", "base_weight", "spline_scale", "mask", "knots")
@@ -95,14 +95,14 @@ def numeric_functions(
     base_weight = None if base_weight is None else base_weight[inputs][:, outputs]
     if layer.outside == "zero":
         return edge_values(x, knots, weight, base_weight, basis=layer.basis)
-    psi = continued(x.to(knots.dtype), knots, layer.spline_order)
+    psi = splines_with_tangents(x.to(knots.dtype), knots, layer.spline_order)
     values = torch.einsum("nki,kio->nio", psi, weight.to(psi.dtype))
     if base_weight is not None:
         values = values + base_function(x, layer.base).unsqueeze(2) * base_weight
     return values.to(x.dtype)
 
 
-def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
+def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
     """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
@@ -112,11 +112,11 @@ def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
     return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
 
 
-def edge_spread(
+def all_edge_std(
     layer: KANLinear, symbolic: SymbolicEdges, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> Tensor:
     """The same of every edge, formulas included."""
-    spread = numeric_spread(layer, x)
+    spread = numeric_edge_std(layer, x)
     if not symbolic.edges:
         return spread
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)

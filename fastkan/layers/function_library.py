@@ -19,8 +19,6 @@ from torch import Tensor
 
 from fastkan_kernels import FLAG, Bounds, Callback, Kind, Optional, Real, Text, checked, kind_of
 
-from . import guards
-
 INF = math.inf
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
 BOUNDS = Optional(Bounds())
@@ -40,7 +38,7 @@ class Interval(NamedTuple):
     high_closed: bool = False
 
     @property
-    def inner(self) -> float:
+    def interior_point(self) -> float:
         """A place in it."""
         if math.isfinite(self.low) and math.isfinite(self.high):
             return (self.low + self.high) / 2
@@ -48,10 +46,70 @@ class Interval(NamedTuple):
             return self.low + 1
         return min(0.0, self.high - 1)
 
-    def holds(self, low: float, high: float) -> bool:
+    def contains(self, low: float, high: float) -> bool:
         """Whether all from ``low`` to ``high`` lies in it."""
         after = low >= self.low if self.low_closed else low > self.low
         return bool(after and (high <= self.high if self.high_closed else high < self.high))
+
+
+# -- guards ------------------------------------------------------------------------------------------------
+#
+# A guard moves z to the nearest point of the domain where |f(z)| <= y_th. Where a derivative is infinite at an end of
+# the domain, it stays off that end by one rounding step.
+
+Guard = Callable[[Tensor, float], Tensor]
+
+
+def _guard_zero(power: float) -> Guard:
+    """Return the guard of ``z**-power``."""
+
+    def guard(z: Tensor, y_th: float) -> Tensor:
+        least = y_th ** (-1 / power)
+        return torch.where(z.abs() < least, torch.copysign(torch.full_like(z, least), z), z)
+
+    return guard
+
+
+def _guard_positive(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=torch.finfo(z.dtype).eps)
+
+
+def _guard_inverse_root(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=y_th**-2)
+
+
+def _guard_log(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=max(math.exp(-y_th), torch.finfo(z.dtype).tiny))
+
+
+def _guard_exp(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(max=math.log(y_th))
+
+
+def _guard_cosh(z: Tensor, y_th: float) -> Tensor:
+    limit = math.acosh(max(y_th, 1.0))
+    return z.clamp(-limit, limit)
+
+
+def _guard_sinh(z: Tensor, y_th: float) -> Tensor:
+    limit = math.asinh(y_th)
+    return z.clamp(-limit, limit)
+
+
+def _guard_tan(z: Tensor, y_th: float) -> Tensor:
+    limit = math.atan(y_th)
+    reduced = z - math.pi * torch.round(z / math.pi)
+    return z + (reduced.clamp(-limit, limit) - reduced)
+
+
+def _guard_unit(z: Tensor, y_th: float) -> Tensor:
+    limit = 1 - torch.finfo(z.dtype).eps
+    return z.clamp(-limit, limit)
+
+
+def _guard_arctanh(z: Tensor, y_th: float) -> Tensor:
+    limit = min(math.tanh(y_th), 1 - torch.finfo(z.dtype).eps)
+    return z.clamp(-limit, limit)
 
 
 class SymbolicFunction(NamedTuple):
@@ -82,7 +140,7 @@ class SymbolicFunction(NamedTuple):
     fun: Callable[[Tensor], Tensor]
     sympy_fun: Callable[[Any], Any]
     complexity: float
-    guard: guards.Guard | None = None
+    guard: Guard | None = None
     name: str = ""
     domain: Interval = Interval()
     poles: tuple[float, ...] = ()
@@ -128,7 +186,7 @@ class SymbolicFunction(NamedTuple):
         if self.poles and self.period is not None:
             turns = math.floor((low - self.branches()[0].low) / self.period) * self.period
             low, high = low - turns, high - turns
-        return any(branch.holds(low, high) for branch in self.branches())
+        return any(branch.contains(low, high) for branch in self.branches())
 
 
 # -- the functions -------------------------------------------------------------------------------------
@@ -180,9 +238,9 @@ def _sympy_sigmoid(z: Any) -> Any:
 _POSITIVE = Interval(0.0, INF)
 _FROM_ZERO = Interval(0.0, INF, True)
 _UNIT = Interval(-1.0, 1.0, True, True)
-_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, guards.positive, domain=_FROM_ZERO, scale="c")
+_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, _guard_positive, domain=_FROM_ZERO, scale="c")
 _INVERSE_ROOT = SymbolicFunction(
-    torch.rsqrt, _SympyPower(-1, 2), 2, guards.inverse_root, domain=_POSITIVE, scale="c"
+    torch.rsqrt, _SympyPower(-1, 2), 2, _guard_inverse_root, domain=_POSITIVE, scale="c"
 )  # fmt: skip
 
 
@@ -195,7 +253,7 @@ def _inverse_power(n: int) -> SymbolicFunction:
     parity = "odd" if n % 2 else "even"
     fun = torch.reciprocal if n == 1 else lambda z: z.pow(-n)
     return SymbolicFunction(
-        fun, _SympyPower(-n), max(n, 2), guards.off_zero(n), poles=(0.0,), symmetry=parity, scale="c"
+        fun, _SympyPower(-n), max(n, 2), _guard_zero(n), poles=(0.0,), symmetry=parity, scale="c"
     )  # fmt: skip
 
 
@@ -213,12 +271,12 @@ _FUNCTIONS: dict[str, SymbolicFunction] = {
     "sqrt": _ROOT,
     "x^0.5": _ROOT._replace(same_as=("sqrt", IDENTITY)),
     "x^1.5": SymbolicFunction(
-        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, guards.positive, domain=_FROM_ZERO, scale="c"
+        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, _guard_positive, domain=_FROM_ZERO, scale="c"
     ),
     "1/sqrt(x)": _INVERSE_ROOT,
     "1/x^0.5": _INVERSE_ROOT._replace(same_as=("1/sqrt(x)", IDENTITY)),
-    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, guards.exp, shift="c"),
-    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, guards.log, domain=_POSITIVE, scale="d"),
+    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, _guard_exp, shift="c"),
+    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, _guard_log, domain=_POSITIVE, scale="d"),
     "abs": SymbolicFunction(torch.abs, _Sympy("Abs"), 3, symmetry="even", scale="c"),
     "sin": SymbolicFunction(
         torch.sin, _Sympy("sin"), 2, period=2 * math.pi, antiperiodic=True, symmetry="odd"
@@ -228,22 +286,22 @@ _FUNCTIONS: dict[str, SymbolicFunction] = {
         same_as=("sin", (1.0, math.pi / 2, 1.0, 0.0)),
     ),
     "tan": SymbolicFunction(
-        torch.tan, _Sympy("tan"), 3, guards.tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
+        torch.tan, _Sympy("tan"), 3, _guard_tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
     ),
     "tanh": SymbolicFunction(torch.tanh, _Sympy("tanh"), 3, symmetry="odd"),
     "sgn": SymbolicFunction(torch.sign, _Sympy("sign"), 3, symmetry="odd", scale="c"),
-    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, guards.unit, domain=_UNIT, symmetry="odd"),
+    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, _guard_unit, domain=_UNIT, symmetry="odd"),
     "arccos": SymbolicFunction(
-        torch.arccos, _Sympy("acos"), 4, guards.unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
+        torch.arccos, _Sympy("acos"), 4, _guard_unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
     ),
     "arctan": SymbolicFunction(torch.arctan, _Sympy("atan"), 4, symmetry="odd"),
     "arctanh": SymbolicFunction(
-        torch.arctanh, _Sympy("atanh"), 4, guards.arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
+        torch.arctanh, _Sympy("atanh"), 4, _guard_arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
     ),
     "0": SymbolicFunction(lambda z: z * 0, lambda z: z * 0, 0, symmetry="even", scale="c", shift="c"),
     "gaussian": SymbolicFunction(lambda z: torch.exp(-z.square()), _sympy_gaussian, 3, symmetry="even"),
-    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, guards.cosh, symmetry="even"),
-    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, guards.sinh, symmetry="odd"),
+    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, _guard_cosh, symmetry="even"),
+    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, _guard_sinh, symmetry="odd"),
     "sigmoid": SymbolicFunction(
         torch.sigmoid, _sympy_sigmoid, 4, same_as=("tanh", (0.5, 0.0, 0.5, 0.5))
     ),
@@ -381,7 +439,9 @@ def remove_symbolic(name: str) -> None:
 def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -> Interval:
     low, high = domain
     interval = Interval(low, high)
-    ends = torch.tensor([end if math.isfinite(end) else interval.inner for end in (low, high)], dtype=torch.float64)
+    ends = torch.tensor(
+        [end if math.isfinite(end) else interval.interior_point for end in (low, high)], dtype=torch.float64
+    )
     low_finite, high_finite = check_function(fun, ends).isfinite().tolist()
     return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
 

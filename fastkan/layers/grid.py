@@ -20,7 +20,7 @@ def interior(knots: Tensor, order: int) -> Tensor:
     return knots[:, order : knots.shape[1] - order]
 
 
-def extend(grid: Tensor, order: int) -> Tensor:
+def add_outer_knots(grid: Tensor, order: int) -> Tensor:
     """A grid ``[I, G + 1]`` with ``order`` mean steps more on both sides, ``[I, G + 2k + 1]``."""
     first, last = grid[:, :1], grid[:, -1:]
     step = (last - first) / (grid.shape[1] - 1)
@@ -57,7 +57,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     quantiles = torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1)).t()
     spread = high - low
     even = (low - margin * spread).unsqueeze(1) + (spread * (1 + 2 * margin)).unsqueeze(1) * shares
-    full = extend(grid_eps * even + (1 - grid_eps) * quantiles, order)
+    full = add_outer_knots(grid_eps * even + (1 - grid_eps) * quantiles, order)
     merging = _merge(full, knots.dtype)
     if bool(merging.any()):
         highest = full.abs().amax(1).to(knots.dtype)
@@ -65,11 +65,11 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
         # cells two spacings wide stay apart, whichever way their ends are rounded
         needed = (2 * spacing / even.diff(dim=1).amin(1)).clamp(max=1.0).maximum(torch.full_like(spread, grid_eps))
         share = torch.where(merging, needed.nan_to_num(1.0), grid_eps).unsqueeze(1)
-        full = torch.where(merging.unsqueeze(1), extend(share * even + (1 - share) * quantiles, order), full)
+        full = torch.where(merging.unsqueeze(1), add_outer_knots(share * even + (1 - share) * quantiles, order), full)
     unresolved = (spread > 0) & _merge(full, knots.dtype)
     if bool(unresolved.any()):
         _warn_unresolved(unresolved, low, high, grid_size, knots.dtype)
-    kept = extend(subdivided(interior(knots, order).double(), grid_size), order)
+    kept = add_outer_knots(subdivide(interior(knots, order).double(), grid_size), order)
     return torch.where((unresolved | (spread == 0)).unsqueeze(1), kept, full)
 
 
@@ -88,7 +88,7 @@ def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, 
     )
 
 
-def subdivided(grid: Tensor, grid_size: int) -> Tensor:
+def subdivide(grid: Tensor, grid_size: int) -> Tensor:
     """A grid of ``grid_size`` intervals that follows the spacing of ``grid``; for a multiple of its
     intervals, each is cut into equal parts and all its knots stay."""
     old = grid.shape[1] - 1
@@ -97,7 +97,7 @@ def subdivided(grid: Tensor, grid_size: int) -> Tensor:
     return torch.lerp(grid[:, below], grid[:, below + 1], at - below)
 
 
-def inserted(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
+def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
     """Coefficients on a finer grid that holds every knot of the old one: the same function on the
     grid proper, exactly.
 
@@ -158,7 +158,7 @@ def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
     return bool(ends.all() & (gap <= rounding).all())
 
 
-def refitted(
+def refit(
     weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
 ) -> Tensor:
     """Coefficients on other knots, nearest to the old splines in the least-squares sense at ``x``.
@@ -178,7 +178,7 @@ def refitted(
     """
     knots, new_knots = knots.double(), new_knots.double()
     cells = new_knots.shape[1] - 2 * order - 1
-    anchors = subdivided(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
+    anchors = subdivide(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
     square, cross = _moments(anchors, new_knots, knots, order, outside)
     if x is not None and len(x):
         share = ANCHOR_SHARE * len(x) / len(anchors)
@@ -192,11 +192,11 @@ def refitted(
 
 def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
     new = spline_values(x, new_knots, order)
-    old = continued(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
+    old = splines_with_tangents(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 
-def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
+def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
     """Minimum-norm coefficients of splines that go through given values at the knots of the grid.
 
     One small pseudo-inverse serves all edges of an input, and all inputs that share their knots. What
@@ -217,12 +217,12 @@ def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
     return torch.einsum("ikp,pio->kio", solution[inverse], values.double())
 
 
-def continued(x: Tensor, knots: Tensor, order: int) -> Tensor:
+def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """B-splines ``[N, K, I]`` at ``x [N, I]`` that go on by their tangents beyond the grid; NaN for an infinite x.
 
     Example:
         >>> knots = uniform_knots(1, grid_size=2, order=1)
-        >>> continued(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
+        >>> splines_with_tangents(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
         tensor([ 0., -1.,  2.])
     """
     low, high = knots[:, order], knots[:, -order - 1]

@@ -30,7 +30,6 @@ from fastkan_kernels import (
 from ..functional import OUTSIDE, forward, rows_of
 from . import grid
 from .distributed import check_one_process
-from .resting import wake
 from .value_cache import KnotMetadata
 
 INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
@@ -79,7 +78,7 @@ class KANLinear(nn.Module):
     knots: Tensor
     mask: Tensor | None
     _outside_count: Tensor | None
-    resting: frozenset[str] = frozenset()  # see fastkan/resting.py
+    _frozen: frozenset[str] = frozenset()  # parameters that _freeze_if_idle has frozen
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -154,7 +153,7 @@ class KANLinear(nn.Module):
         with torch.no_grad():
             noise = torch.rand(at_knots, device=self.knots.device, dtype=torch.float32).sub_(0.5)
             noise *= INITIAL_NOISE / self.grid_size
-            self.spline_weight.copy_(grid.through(noise, self.knots, self.spline_order))
+            self.spline_weight.copy_(grid.interpolate(noise, self.knots, self.spline_order))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
@@ -191,7 +190,7 @@ class KANLinear(nn.Module):
             raise ValueError(f"knots must have values, got a tensor on meta for a layer on {self.knots.device}")
         rounded = knots.detach().to(self.knots)
         check_knots(rounded, self.spline_order)
-        self.replace_knots(rounded)
+        self._write_knots(rounded)
 
     @checked(grid_eps=SHARE, margin=SHARE)
     @torch.inference_mode(False)
@@ -223,8 +222,8 @@ class KANLinear(nn.Module):
             self.knots.dtype
         )
         check_knots(knots, self.spline_order)
-        weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
-        self.replace_splines(weight, knots)
+        weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
+        self._write_splines(weight, knots)
 
     @checked(grid_size=Int(least=1))
     @torch.inference_mode(False)
@@ -256,13 +255,13 @@ class KANLinear(nn.Module):
         samples = None if x is None else self._samples(x)
         order = self.spline_order
         old = grid.interior(self.knots, order).double()
-        finer = grid.extend(grid.subdivided(old, grid_size), order).to(self.knots.dtype)
+        finer = grid.add_outer_knots(grid.subdivide(old, grid_size), order).to(self.knots.dtype)
         check_knots(finer, order)
         if grid.nests(self.knots, finer, order):
-            weight = grid.inserted(self.spline_weight, self.knots, finer.double(), order)
+            weight = grid.insert_knots(self.spline_weight, self.knots, finer.double(), order)
         else:
-            weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples, self.outside)
-        self.replace_splines(weight, finer)
+            weight = grid.refit(self.spline_weight, self.knots, finer, order, samples, self.outside)
+        self._write_splines(weight, finer)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -274,14 +273,37 @@ class KANLinear(nn.Module):
         """
         if mask is None:
             self.mask = None
-            return wake(self)
+            return self._unfreeze_if_active()
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
         if mask.is_meta and not self.spline_weight.is_meta:
             raise ValueError(f"mask must have values, got a tensor on meta for a layer on {self.spline_weight.device}")
         self._check_mask(mask)
         self.mask = mask.detach().to(self.spline_weight, copy=True)
-        wake(self)
+        self._unfreeze_if_active()
+
+    def _freeze_if_idle(self) -> None:
+        """Set ``requires_grad=False`` on all parameters while every edge is masked off, as formulas have replaced them.
+
+        A network does not call such a layer, and DistributedDataParallel and ``torch.autograd.grad`` refuse parameters
+        that require a gradient and get none. The parameters are remembered, and :meth:`_unfreeze_if_active` undoes it.
+        """
+        self._unfreeze_if_active()
+        if self._is_idle():
+            trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+            for name in trained:
+                self.get_parameter(name).requires_grad_(False)
+            self._frozen |= set(trained)
+
+    def _unfreeze_if_active(self) -> None:
+        """Let the frozen parameters require gradients again if any edge is on."""
+        if self._frozen and not self._is_idle():
+            for name in self._frozen:
+                self.get_parameter(name).requires_grad_(True)
+            self._frozen = frozenset()
+
+    def _is_idle(self) -> bool:
+        return self.mask is not None and not self.mask.is_meta and not bool(self.mask.any())
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
@@ -340,21 +362,21 @@ class KANLinear(nn.Module):
                 "computes it. Remove that, change the grid, and put it back"
             )
 
-    def replace_splines(self, weight: Tensor, knots: Tensor) -> None:
+    def _write_splines(self, weight: Tensor, knots: Tensor) -> None:
         weight = weight.to(self.spline_weight.dtype).contiguous()
         if weight.shape == self.spline_weight.shape:
             self.spline_weight.copy_(weight)
         else:
             trained = self.spline_weight.requires_grad
             self.spline_weight = nn.Parameter(weight, requires_grad=trained)
-        self.replace_knots(knots)
+        self._write_knots(knots)
 
-    def initial_knots(self) -> Tensor:
+    def _initial_knots(self) -> Tensor:
         sizes = self.in_features, self.grid_size, self.spline_order
         return uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
 
     @torch.no_grad()
-    def replace_knots(self, knots: Tensor) -> None:
+    def _write_knots(self, knots: Tensor) -> None:
         own = self.knots
         if own.shape == knots.shape and not (own.is_meta or own.is_inference()):
             own.copy_(knots)  # in place, as the weights are written: whoever shares both has one function
@@ -368,7 +390,7 @@ class KANLinear(nn.Module):
         if self.knots.dtype != _knots_dtype(self.knots.dtype):  # a grid in half precision is no grid
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
         if before.is_meta and not self.knots.is_meta:  # memory that nobody has filled
-            self.knots = self.initial_knots()
+            self.knots = self._initial_knots()
         if self.knots.dtype != before.dtype or self.knots.device != before.device:
             self._known.look(self.knots)
         return self
@@ -391,7 +413,7 @@ class KANLinear(nn.Module):
             self.mask = torch.ones_like(mask, device=self.knots.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._known.look(self.knots)
-        wake(self)
+        self._unfreeze_if_active()
 
     def extra_repr(self) -> str:
         parts = [

@@ -266,9 +266,9 @@ class SymbolicEdges(nn.Module):
         edges = sorted(edges)
         trained = self.is_trained if trained is None else trained
         taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
-        self.set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
+        self._set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
 
-    def set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
+    def _set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
         """Have these edges and, if there are any, this parameter."""
         if edges:
             self.affine = affine
@@ -330,7 +330,7 @@ class SymbolicEdges(nn.Module):
                 return
             same = len(edges) == len(self.edges)
             sized = nn.Parameter(self.affine.new_zeros(len(edges), 4), requires_grad=self.is_trained)
-            self.set_edges(tuple(edges), self.affine if same else sized)
+            self._set_edges(tuple(edges), self.affine if same else sized)
             state_dict = {name: value for name, value in state_dict.items() if name not in names}
             if edges:
                 state_dict.update(zip(names, (self.formulas, affine)))

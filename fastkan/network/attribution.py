@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastkan_kernels import INDEX, Int, Optional, check_shape, check_tensor, checked, column_std
 
-from ..layers.edge_functions import edge_spread
+from ..layers.edge_functions import all_edge_std
 from .trace import rows_for, trace
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Scores(NamedTuple):
         return Scores(*([each.mean(0) for each in part] for part in self))
 
 
-def attributed(
+def attribution_scores(
     model: Network,
     nodes: Sequence[Tensor],
     layer: int | None = None,
@@ -64,8 +64,8 @@ def attributed(
     found = Scores([score], [], [])
     for below in range(last - 1, -1, -1):
         subnodes = _of_subnodes(score, model.architecture.sums[below + 1], model.architecture.arities[below + 1])
-        spread = edge_spread(model.layers[below], model.symbolic[below], nodes[below], *guarded)
-        whole = column_std(model.subnodes_of(below, nodes[below], *guarded)) + TINY
+        spread = all_edge_std(model.layers[below], model.symbolic[below], nodes[below], *guarded)
+        whole = column_std(model._subnode_values(below, nodes[below], *guarded)) + TINY
         edges = (subnodes / whole).unsqueeze(1) * spread
         score = edges.sum(2)
         found.nodes.insert(0, score)
@@ -127,7 +127,7 @@ def attribute(
         check_tensor("out_score", out_score)
         check_shape("out_score", out_score, (model.width_in[last],))
         out_score = out_score.detach().to(model.device, model.dtype)
-    scores = attributed(model, [each.nodes for each in trace(model, rows_for(model, x, dataset))], l, out_score)
+    scores = attribution_scores(model, [each.nodes for each in trace(model, rows_for(model, x, dataset))], l, out_score)
     if l is None:
         return scores.mean()
     return scores.nodes[0] if i is None else scores.nodes[0][i]

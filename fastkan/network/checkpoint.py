@@ -23,7 +23,6 @@ from fastkan_kernels import DEVICE, Path, check_int, check_shape, checked
 
 from ..layers.function_library import SYMBOLIC_LIB
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
 from ..version import __version__
 from .architecture import architecture
 from .core import Network, NetworkT
@@ -126,7 +125,7 @@ def _tensors(model: Network) -> dict[str, Tensor]:
 
 
 def _header(model: Network) -> dict[str, Any]:
-    resting = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer.resting}
+    frozen = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer._frozen}
     return {
         "format": FORMAT,
         "fastkan": __version__,
@@ -139,7 +138,7 @@ def _header(model: Network) -> dict[str, Any]:
         "trained": [
             name
             for name, value in model.named_parameters(remove_duplicate=False)
-            if value.requires_grad or name in resting
+            if value.requires_grad or name in frozen
         ],
         "prune_mask": model.prune_mask is not None,
         "training": model.training,
@@ -248,8 +247,8 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     for layer in model.layers:
-        layer.resting = frozenset()
-        rest(layer)
+        layer._frozen = frozenset()
+        layer._freeze_if_idle()
 
     check_int("in_features", header["in_features"], least=1)
     model.in_features = header["in_features"]

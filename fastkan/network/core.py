@@ -15,9 +15,8 @@ from fastkan_kernels import FLAG, Spread, StackedLayer, column_std, needs_graph,
 from fastkan_kernels import serves as small_serves
 
 from ..functional import rows_of
-from ..layers.edge_functions import has_hooks, is_stackable, numeric_spread, stacked
+from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
 from ..layers.symbolic import Y_TH, SymbolicEdges, guarded
 from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
@@ -146,41 +145,43 @@ class Network(nn.Module):
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
-        y, _ = self.through(rows, singularity_avoiding, y_th)
+        y, _ = self._forward_with_std(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
-    def through(
-        self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, spread: bool = False
+    def _forward_with_std(
+        self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, with_std: bool = False
     ) -> tuple[Tensor, list[Spread]]:
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
-        nodes, spreads = self.inputs(rows), []
+        nodes, stds = self._select_inputs(rows), []
         # a graph by x may be differentiated again, which the layers' contractions do at less cost
-        stack = self.stack() if nodes.is_cpu and (spread or not needs_graph(nodes)) else None
+        stack = self._stacked_layers() if nodes.is_cpu and (with_std or not needs_graph(nodes)) else None
         if stack is not None and small_serves(nodes, stack):
-            return small_stack(nodes, stack, spread)
+            return small_stack(nodes, stack, with_std)
         for layer in range(self.depth):
-            subnodes = self.subnodes_of(layer, nodes, singularity_avoiding, y_th)
-            if spread:  # after the call, before which some compute their weights
-                spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
-            nodes = self.nodes_of(layer, subnodes)
-        return nodes, spreads
+            subnodes = self._subnode_values(layer, nodes, singularity_avoiding, y_th)
+            if with_std:  # after the call, before which some compute their weights
+                stds.append(Spread(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
+            nodes = self._node_values(layer, subnodes)
+        return nodes, stds
 
-    def inputs(self, rows: Tensor) -> Tensor:
+    def _select_inputs(self, rows: Tensor) -> Tensor:
         """The columns that the network reads."""
         check_same_dtype(rows, self.dtype)
         ids = self.input_id
         return rows if len(ids) == self.in_features and self._in_order(ids) else rows[:, ids]
 
-    def subnodes_of(self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
+    def _subnode_values(
+        self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
+    ) -> Tensor:
         """The sums of a layer's edges, ``[N, nodes]`` to ``[N, subnodes]``."""
         numeric, symbolic = self.layers[layer], self.symbolic[layer]
         if not symbolic.edges:
             return numeric(nodes)
         formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
-        return numeric(nodes) + formulas if self.has_numeric_edges(layer) else formulas
+        return numeric(nodes) + formulas if self._has_numeric_edges(layer) else formulas
 
-    def nodes_of(self, layer: int, subnodes: Tensor) -> Tensor:
+    def _node_values(self, layer: int, subnodes: Tensor) -> Tensor:
         """What the sums of a layer's edges become on the way to the next layer's nodes."""
         scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
         last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
@@ -193,11 +194,13 @@ class Network(nn.Module):
         nodes = self._multiplied(layer + 1, subnodes)
         return nodes if last_plain else torch.addcmul(last_bias, last_scale, nodes)
 
-    def is_watched(self) -> bool:
-        """Whether calling it does more than its forward: by hooks, or in a class of its own."""
-        return has_hooks(self) or type(self).forward is not Network.forward
+    def _has_hooks_or_override(self) -> bool:
+        """Whether calling the network may do more than :meth:`_forward_with_std`: by hooks, or in a subclass."""
+        own = type(self)
+        overrides = own.forward is not Network.forward or own._forward_with_std is not Network._forward_with_std
+        return overrides or has_hooks(self)
 
-    def stack(self) -> list[StackedLayer] | None:
+    def _stacked_layers(self) -> list[StackedLayer] | None:
         """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
         parts: dict[str, Any] = self._modules  # many calls of nn.Module.__getattr__ would show
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
@@ -221,7 +224,7 @@ class Network(nn.Module):
             products.append(product)
         return torch.cat([subnodes[:, : self.architecture.sums[layer]], torch.stack(products, 1)], 1)
 
-    def has_numeric_edges(self, layer: int) -> bool:
+    def _has_numeric_edges(self, layer: int) -> bool:
         """Whether any edge of the layer is a spline still."""
         return self._any_on[layer](self.layers[layer].mask)
 
@@ -231,7 +234,7 @@ class Network(nn.Module):
         """Load a state as ``nn.Module`` does; one with formulas fits a network without, and the other way round."""
         found = super().load_state_dict(state_dict, strict, assign)
         for layer in self.layers:
-            rest(layer)
+            layer._freeze_if_idle()
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

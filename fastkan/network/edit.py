@@ -11,9 +11,8 @@ from torch import nn
 
 from fastkan_kernels import FLAG, INDEX, SEED, Int, OneOrEach, checked
 
-from ..layers.init import reset
+from ..layers.init import reinitialize
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
 from ..layers.symbolic import SymbolicEdges
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def with_nodes(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
+def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
     """A new network with only these nodes of each layer, inputs first; nothing is shared with the old one.
 
     An edge whose two nodes are in it is the same function; the order of nodes may be another one.
@@ -43,7 +42,7 @@ def with_nodes(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
     for layer in new.layers:
-        rest(layer)
+        layer._freeze_if_idle()
     return new
 
 
@@ -64,7 +63,7 @@ def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANL
     new.mask = None if mask is None or mask.all() else mask.clone()  # what switches nothing off costs time
     if layer._outside_count is not None:
         new._outside_count = layer._outside_count[[*inputs, -1]]
-    new.replace_knots(layer.knots[inputs])
+    new._write_knots(layer.knots[inputs])
     return new
 
 
@@ -151,14 +150,14 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
     knots = layer.knots
     if along == 0:  # a new input has the first one's grid, and the others keep theirs
         knots = torch.cat([knots[:at], knots[:1].expand(count, -1), knots[at:]])
-    new.replace_knots(knots)
-    reset(new, 0.3, 0.0, 1.0, generator)
+    new._write_knots(knots)
+    reinitialize(new, generator)
     kept = [place for place in range(inputs if along == 0 else outputs) if not at <= place < at + count]
     for name in ("spline_weight", "base_weight", "spline_scale"):
         old, fresh = getattr(layer, name), getattr(new, name)
         if old is None:
             continue
-        fresh.requires_grad_(old.requires_grad or name in layer.resting)
+        fresh.requires_grad_(old.requires_grad or name in layer._frozen)
         if along == 0 and name != "spline_scale":
             fresh.zero_()
         if along == 0:
@@ -207,10 +206,10 @@ def expand_depth(model: NetworkT) -> NetworkT:
             count, count, last.grid_size, last.spline_order,
             base=last.base, spline_scale=True, outside=last.outside, dtype=model.dtype,
         ).to(model.device)  # fmt: skip
-    reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
+    reinitialize(layer, torch.Generator().manual_seed(0))
     for name in ("spline_weight", "base_weight", "spline_scale"):
         if getattr(layer, name) is not None:
-            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last.resting)
+            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last._frozen)
     layer.set_mask(torch.zeros(count, count))
     symbolic = SymbolicEdges(count, count, device=model.device, dtype=model.dtype)
     for node in range(count):
@@ -229,7 +228,7 @@ def expand_depth(model: NetworkT) -> NetworkT:
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
     model.prune_mask = None
     model._reset_caches()
-    rest(model.layers[-1])
+    model.layers[-1]._freeze_if_idle()
     return model
 
 

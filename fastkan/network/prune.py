@@ -12,11 +12,9 @@ from torch import Tensor
 from fastkan_kernels import INDEX, REAL, Choice, Each, Optional, checked
 
 from ..layers.edge_functions import mask_of
-from ..layers.resting import rest
-from .attribution import Scores, attributed
-from .edges import edges_on
-from .edit import with_nodes
-from .trace import check_edge, rows_for, trace
+from .attribution import Scores, attribution_scores
+from .edit import subnetwork
+from .trace import check_edge, edges_on, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network, NetworkT
@@ -89,7 +87,7 @@ def prune_node(
         _check_nodes(f"active_neurons_id[{layer - 1}]", kept, model.width_in[layer])
         nodes.append(sorted(set(kept)))
     nodes.append(list(range(model.width_in[-1])))
-    return with_nodes(model, nodes)
+    return subnetwork(model, nodes)
 
 
 @checked(threshold=REAL)
@@ -143,7 +141,7 @@ def prune_input(
         kept = sorted(columns.index(column) for column in set(active_inputs))
         if not kept:
             raise ValueError("active_inputs must keep at least one input")
-    return with_nodes(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
+    return subnetwork(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
@@ -161,7 +159,7 @@ def remove_edge(model: Network, l: int, i: int, j: int) -> None:
     model.layers[l].set_mask(on.float())
     if model.symbolic[l].name(i, j) is not None:
         model.symbolic[l].unfix(i, j)
-    rest(model.layers[l])
+    model.layers[l]._freeze_if_idle()
 
 
 @checked(l=INDEX, i=INDEX, mode=Choice(("all", "up", "down")))
@@ -224,11 +222,11 @@ def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: An
     if node_th is None:
         work.prune_mask = None
         return work
-    return with_nodes(work, [on.nonzero().flatten().tolist() for on in alive])
+    return subnetwork(work, [on.nonzero().flatten().tolist() for on in alive])
 
 
 def _scores(model: Network, rows: Tensor) -> Scores:
-    return attributed(model, [each.nodes for each in trace(model, rows)])
+    return attribution_scores(model, [each.nodes for each in trace(model, rows)])
 
 
 def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
@@ -246,7 +244,7 @@ def _keep_only(model: Network, layer: int, on: Tensor) -> None:
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)
-    rest(model.layers[layer])
+    model.layers[layer]._freeze_if_idle()
 
 
 def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:

@@ -68,7 +68,7 @@ def refine(
     if x is not None or model.sample is not None:
         check_one_process("refine at samples")
     new = copy.deepcopy(model)
-    rows = rows_for(model, x, dataset, least=1)
+    rows = rows_for(model, x, dataset, min_rows=1)
     for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
         check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
         _refine(layer, step.nodes, size)
@@ -85,17 +85,17 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
     wide = limits.clone()
     wide[:, 0] = torch.where(below, low - margin, limits[:, 0])
     wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
-    finer = grids.extend(grids.subdivided(wide, size), order).to(old.dtype)
+    finer = grids.add_outer_knots(grids.subdivide(wide, size), order).to(old.dtype)
     check_knots(finer, order)
     nested = torch.tensor(
         [not out and grids.nests(old[i : i + 1], finer[i : i + 1], order) for i, out in enumerate(left.tolist())],
         device=old.device,
     )
-    weight = grids.inserted(layer.spline_weight, old, finer.double(), order)
+    weight = grids.insert_knots(layer.spline_weight, old, finer.double(), order)
     if not nested.all():
-        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples, layer.outside)
+        refitted = grids.refit(layer.spline_weight, old, finer, order, samples, layer.outside)
         weight = torch.where(nested.view(1, -1, 1), weight, refitted)
-    layer.replace_splines(weight, finer)
+    layer._write_splines(weight, finer)
 
 
 @torch.inference_mode(False)
@@ -113,14 +113,14 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
         RuntimeError: where ``torch.distributed`` is initialised with several processes, whose samples would differ.
     """
     check_one_process("update_grid_from_samples")
-    nodes = model.inputs(rows_for(model, x, dataset, least=1))
+    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=1))
     before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
     try:
         for number, layer in enumerate(model.layers):
-            if model.has_numeric_edges(number):
+            if model._has_numeric_edges(number):
                 layer.update_grid(nodes, grid_eps=model.grid_eps)
-            nodes = model.nodes_of(number, model.subnodes_of(number, nodes))
+            nodes = model._node_values(number, model._subnode_values(number, nodes))
     except BaseException:
         for layer, (weight, knots) in zip(model.layers, before):
-            layer.replace_splines(weight, knots)
+            layer._write_splines(weight, knots)
         raise

@@ -101,7 +101,7 @@ def constants(functions: Sequence[SymbolicFunction], samples: Samples) -> Tensor
     affine[..., 3] = samples.y.mean(1)
     for row, function in zip(affine, functions):
         row[:, 0] = float(_linear(function))
-        row[:, 1] = function.branches()[-1].inner
+        row[:, 1] = function.branches()[-1].interior_point
     return affine
 
 

@@ -13,7 +13,7 @@ from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import lookup
-from ..network.trace import samples, trace
+from ..network.trace import default_rows, trace
 from .expressions import named_edge, numeric_edge, pieces_of, scaled, symbolic_edge
 from .rounding import TOLERANCE, Digits, number, product_of, rebuilt, rounded, rounded_to_keep
 
@@ -54,8 +54,8 @@ def symbolic_formula(
             grids; or ``"raise"``, not at all.
         simplify: whether to call ``sympy.simplify``, which can take long.
         tolerance: what ``digits="auto"`` keeps to. Without a dataset, how far the rounded formula may be from the
-            forward, root mean square over :meth:`samples`, in standard deviations of each output; with one, the share
-            by which the RMSE of the outputs together may grow.
+            forward, root mean square over the rows of the last fit, in standard deviations of each output; with one,
+            the share by which the RMSE of the outputs together may grow.
         dataset: as :meth:`fit` takes it, for ``digits="auto"``.
 
     Returns:
@@ -308,7 +308,7 @@ def _best_fit(model: Network, l: int, i: int, j: int) -> str:
     """The function that fits an edge best, in words; nothing where it has no finite values."""
     from .search import search
 
-    x = trace(model, samples(model)[:1000])[l].nodes[:, i : i + 1]
+    x = trace(model, default_rows(model)[:1000])[l].nodes[:, i : i + 1]
     y = edge_functions(model.layers[l], model.symbolic[l], x.expand(-1, model.width_in[l]))[:, i, j : j + 1]
     if not bool(x.isfinite().all() & y.isfinite().all()):
         return ""
@@ -373,7 +373,7 @@ def _samples(
     model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
     """Rows, and labels if there are any, as the formula has them."""
-    x, labels = samples(model), None
+    x, labels = default_rows(model), None
     if dataset is not None:
         from ..training.data import read_data
 
