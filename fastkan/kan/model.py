@@ -18,7 +18,7 @@ from ..network import attribution, checkpoint, edit
 from ..network import prune as pruning
 from ..network import refine as refining
 from ..network import trace as tracing
-from ..network.architecture import architecture, for_each_layer, shortest
+from ..network.architecture import architecture, for_each_layer, single_if_equal
 from ..network.core import Network
 from ..symbolic import auto, fix
 from ..symbolic import formula as formulas
@@ -187,7 +187,7 @@ class KAN(PykanMethods, Network):
 
     def __repr__(self) -> str:
         width: list[Any] = [added if not multiplied else [added, multiplied] for added, multiplied in self.width]
-        parts = [f"width={width}", f"grid={shortest(self.grid)}", f"k={shortest(self.k)}"]
+        parts = [f"width={width}", f"grid={single_if_equal(self.grid)}", f"k={single_if_equal(self.k)}"]
         if any(self.architecture.arities):
             parts.append(f"mult_arity={self.mult_arity}")
         base = self.layers[0].base

@@ -104,7 +104,7 @@ def numeric_functions(
 
 
 def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
-    """Return the standard deviation of each numeric edge over the rows of ``x [N, in]``: ``[in, out]``; differentiable."""
+    """Return the standard deviation of numeric edges over the rows of ``x [N, in]``, ``[in, out]``; differentiable."""
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
     small = [stacked(layer)]

@@ -1,8 +1,8 @@
-"""The functions that an edge can be fixed to, by name: pykan's library, and one's own.
+"""The library of functions that edges can be fixed to: those of pykan, and those that users add.
 
-A function brings its torch and sympy forms, where it is real and finite, and what a search may take for
-granted: which of a, b in ``c f(a x + b) + d`` other parameters make up for. That is data for speed and
-for formulas that read well; a function without it is searched and fixed all the same.
+An entry has the torch and sympy forms of a function and its domain. It may also state symmetries, which let a search
+skip equivalent parameters (a, b, c, d) of ``c f(a x + b) + d`` and write formulas in their simplest form. Functions
+without that information can be searched and fixed too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BOUNDS = Optional(Bounds())
 
 
 class Interval(NamedTuple):
-    """From ``low`` to ``high``, and which of its ends belong to it.
+    """The interval from ``low`` to ``high``, and whether it includes its ends.
 
     Example:
         >>> SYMBOLIC_LIB["sqrt"].domain
@@ -39,7 +39,7 @@ class Interval(NamedTuple):
 
     @property
     def interior_point(self) -> float:
-        """A place in it."""
+        """A point inside the interval."""
         if math.isfinite(self.low) and math.isfinite(self.high):
             return (self.low + self.high) / 2
         if math.isfinite(self.low):
@@ -47,9 +47,9 @@ class Interval(NamedTuple):
         return min(0.0, self.high - 1)
 
     def contains(self, low: float, high: float) -> bool:
-        """Whether all from ``low`` to ``high`` lies in it."""
-        after = low >= self.low if self.low_closed else low > self.low
-        return bool(after and (high <= self.high if self.high_closed else high < self.high))
+        """Whether the closed interval from ``low`` to ``high`` lies in this one."""
+        above = low >= self.low if self.low_closed else low > self.low
+        return bool(above and (high <= self.high if self.high_closed else high < self.high))
 
 
 # -- guards ------------------------------------------------------------------------------------------------
@@ -113,24 +113,25 @@ def _guard_arctanh(z: Tensor, y_th: float) -> Tensor:
 
 
 class SymbolicFunction(NamedTuple):
-    """An entry of the library. The first fields are in the order of pykan's.
+    """An entry f of the library. The first four fields are those of pykan's entries, in their order.
 
     Attributes:
-        fun: of a tensor, elementwise, differentiable by torch.
-        sympy_fun: from a sympy expression to one.
-        complexity: what :func:`rank` weighs against R2.
-        guard: ``(z, y_th) -> z'``, the nearest place that is in the domain and not so near a singularity
-            that ``|f| > y_th``; None where nothing is singular.
-        name: in the library.
-        domain: where it is real and finite, but for the poles.
-        poles: inner places where it is not; they repeat with the period.
-        period: of f, or None.
-        antiperiodic: whether half a period turns its sign.
-        symmetry: ``"even"`` or ``"odd"``, so that the sign of (a, b) counts for nothing; or None.
-        scale: ``"c"`` or ``"d"`` if that makes up for a positive factor of (a, b); or None.
-        shift: ``"c"`` or ``"d"`` if that makes up for b; or None.
-        same_as: another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``, or None.
-        fun_singularity: pykan's form of a guard, ``(z, y_th) -> (..., value)``, for one's own functions.
+        fun: f as an elementwise function of a tensor, differentiable by autograd.
+        sympy_fun: f as a function of a sympy expression.
+        complexity: the cost that :func:`rank` weighs against R2.
+        guard: a function ``(z, y_th) -> z'`` that moves z to the nearest point of the domain where ``|f| <= y_th``;
+            None for functions without singularities.
+        name: the name in the library.
+        domain: where f is real and finite, except at the poles.
+        poles: points inside the domain where f is not finite; they repeat with the period.
+        period: the period of f, or None.
+        antiperiodic: whether f changes its sign after half a period.
+        symmetry: ``"even"`` or ``"odd"`` if changing the signs of a and b together changes at most the sign of f; or
+            None.
+        scale: ``"c"`` or ``"d"``, the parameter that can absorb a positive factor of (a, b); or None.
+        shift: ``"c"`` or ``"d"``, the parameter that can absorb b; or None.
+        same_as: the name of another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``; or None.
+        fun_singularity: a function ``(z, y_th) -> (..., value)``, pykan's form of a guard, for functions of users.
 
     Example:
         >>> SYMBOLIC_LIB["exp"].fun(torch.zeros(1)), SYMBOLIC_LIB["exp"].complexity
@@ -154,18 +155,18 @@ class SymbolicFunction(NamedTuple):
 
     @property
     def alias(self) -> bool:
-        """Whether it is another function by another name."""
+        """Whether the entry is only another name of a function."""
         return self.same_as is not None and self.same_as[1] == IDENTITY
 
     def guarded(self, z: Tensor, y_th: float) -> Tensor:
-        """f(z), with what is singular held at about ``y_th``."""
+        """Evaluate f at z after its guard, so that ``|f|`` is at most about ``y_th`` near a singularity."""
         if self.fun_singularity is not None:
             value = self.fun_singularity(z, y_th)
             return value[-1] if isinstance(value, tuple) else value
         return self.fun(z if self.guard is None else self.guard(z, y_th))
 
     def branches(self) -> tuple[Interval, ...]:
-        """The domain between poles; of poles that repeat, the one piece around 0."""
+        """Return the intervals between the poles; for poles that repeat, only the interval around 0."""
         if not self.poles:
             return (self.domain,)
         if self.period is not None:
@@ -193,7 +194,7 @@ class SymbolicFunction(NamedTuple):
 
 
 class _Sympy:
-    """A function of sympy by its name, imported when it is called."""
+    """A function of sympy by its name; sympy is imported at the first call."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -205,7 +206,7 @@ class _Sympy:
 
 
 class _Undefined(_Sympy):
-    """A function that sympy knows the name of, and nothing else."""
+    """An undefined sympy function, which has a name and no further properties."""
 
     def __call__(self, z: Any) -> Any:
         import sympy
@@ -313,10 +314,10 @@ SYMBOLIC_LIB: Mapping[str, SymbolicFunction] = MappingProxyType(_FUNCTIONS)
 
 
 def lookup(name: str) -> SymbolicFunction:
-    """The entry of that name.
+    """Return the entry of a name.
 
     Raises:
-        TypeError, ValueError: for what is no name of a known function.
+        TypeError, ValueError: for a value that is no str, or a name that is not in the library.
 
     Example:
         >>> lookup("sin").symmetry
@@ -332,10 +333,10 @@ def lookup(name: str) -> SymbolicFunction:
 
 
 def names_of(lib: Iterable[str] | None = None) -> list[str]:
-    """The names of ``lib``, each once; for None, of all functions that are not only another's second name.
+    """Return the names of ``lib`` without repetitions; for None, the names of all functions but aliases.
 
     Raises:
-        TypeError, ValueError: for a name that no function has, or no names at all.
+        TypeError, ValueError: for a name that is not in the library, or an empty ``lib``.
 
     Example:
         >>> names_of(["sin", "exp", "sin"])
@@ -345,7 +346,7 @@ def names_of(lib: Iterable[str] | None = None) -> list[str]:
 
 
 class FunctionName(Kind):
-    """The name of a function in the library."""
+    """A value that is the name of a function in the library."""
 
     def read(self, name: str, value: Any) -> str:
         if callable(value):
@@ -360,7 +361,7 @@ class FunctionName(Kind):
 
 
 class Library(Kind):
-    """Names of functions in the library, each once; None stands for all that are not only another's second name."""
+    """A value that is a list of names of functions in the library; None stands for all but aliases."""
 
     def read(self, name: str, value: Any) -> list[str]:
         if value is None:
@@ -390,17 +391,19 @@ def add_symbolic(
     """Add a function to the library, for this process.
 
     Args:
-        name: a new one.
-        fun: of a tensor, elementwise, differentiable by torch.
-        c: its complexity.
-        fun_singularity: with ``singularity_avoiding``, ``(z, y_th)`` to the value, or a tuple that ends with it.
-        sympy_fun: from a sympy expression to one. Without it formulas hold an undefined function of this name.
-        domain: where it is real and finite. An end where ``fun`` is finite belongs to it.
-        overwrite: whether to replace a function of one's own that has this name.
+        name: the name, which must be new.
+        fun: an elementwise function of a tensor, differentiable by autograd.
+        c: the complexity, which :func:`rank` weighs against R2.
+        fun_singularity: a function ``(z, y_th)`` that is called instead of ``fun`` with ``singularity_avoiding``; it
+            returns the value, or a tuple that ends with it.
+        sympy_fun: the same as a function of a sympy expression. Without it formulas contain an undefined function of
+            this name.
+        domain: where ``fun`` is real and finite. An end at which ``fun`` is finite is included.
+        overwrite: whether to replace a function that was added under this name.
 
     Raises:
-        TypeError, ValueError: for a name that is taken, a domain without width, or a function that isn't
-            one; nothing has changed then.
+        TypeError, ValueError: for a name that is taken, a domain without width, or a ``fun`` that does not map a tensor
+            to one of its shape and kind; nothing has changed then.
 
     Example:
         >>> add_symbolic("j0", torch.special.bessel_j0, c=4)
@@ -422,10 +425,13 @@ def add_symbolic(
 
 @checked(name=FunctionName())
 def remove_symbolic(name: str) -> None:
-    """Take a function of one's own out of the library again. Edges that are fixed to it don't work then.
+    """Remove a function that :func:`add_symbolic` has added. Edges that are fixed to it can no longer be evaluated.
+
+    Args:
+        name: the name of the function.
 
     Raises:
-        TypeError, ValueError: for a built-in function or an unknown one.
+        TypeError, ValueError: for a built-in function or an unknown name.
 
     Example:
         >>> add_symbolic("cube", lambda z: z**3)
@@ -447,7 +453,11 @@ def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -
 
 
 def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """The values of ``fun``, which must be as many and of the kind of ``at [2]``, float64."""
+    """Return the values of ``fun`` at ``at [2]``, float64.
+
+    Raises:
+        TypeError: if ``fun`` raises, or returns no floating-point tensor of the same shape.
+    """
     try:
         value = fun(at.clone())
     except Exception as error:

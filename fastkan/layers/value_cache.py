@@ -40,7 +40,7 @@ class ReadKnots:
 
 
 class Notice:
-    """A bool that is copied from a GPU to the host asynchronously: the host reads it in a later call and never waits."""
+    """A bool that is copied from a GPU to the host asynchronously, which reads it later and never waits."""
 
     def __init__(self) -> None:
         self.answer = torch.zeros((), dtype=torch.bool, pin_memory=True)
@@ -137,8 +137,8 @@ class CachedPredicate:
 
     Args:
         ask: computes the answer from the tensors.
-        default: the answer where values cannot be read cheaply or safely: in compiled code, under functorch and tracers,
-            on GPUs, and for tensors that require a gradient. It must be the answer that is safe for any values.
+        default: the answer where values cannot be read cheaply or safely: in compiled code, under functorch and
+            tracers, on GPUs, and for tensors that require a gradient. It must be safe for any values.
     """
 
     def __init__(self, ask: Callable[..., bool], default: bool) -> None:

@@ -1,4 +1,4 @@
-"""Networks cut out of networks, and added to."""
+"""Changes of a network's structure: subnetworks, wider and deeper networks, and exchanged nodes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 @torch.inference_mode(False)
 @torch.no_grad()
 def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
-    """A new network with only these nodes of each layer, inputs first; nothing is shared with the old one.
+    """Return a new network with only some nodes of each layer, and the edges between them.
 
-    An edge whose two nodes are in it is the same function; the order of nodes may be another one.
+    It shares no tensors with the model.
+
+    Args:
+        nodes: for each layer of nodes, from the inputs on, the nodes to keep, in ascending order.
     """
     new = copy.deepcopy(model)
     subnodes = []
@@ -36,9 +39,9 @@ def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
         new.layers[layer] = _with_edges(model.layers[layer], *ends)
         new.symbolic[layer] = model.symbolic[layer].subset(*ends)
         for part, kept in ((new.node_scale, nodes[layer + 1]), (new.node_bias, nodes[layer + 1])):
-            part[layer] = _taken(part[layer], list(kept))
+            part[layer] = _selected(part[layer], list(kept))
         for part in (new.subnode_scale, new.subnode_bias):
-            part[layer] = _taken(part[layer], subnodes[layer + 1])
+            part[layer] = _selected(part[layer], subnodes[layer + 1])
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
     for layer in new.layers:
@@ -46,12 +49,12 @@ def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
     return new
 
 
-def _taken(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
+def _selected(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
     return nn.Parameter(parameter.detach()[list(kept)].clone(), requires_grad=parameter.requires_grad)
 
 
 def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANLinear:
-    """A layer with only these inputs and outputs."""
+    """Return a copy of a layer with only some inputs and outputs, in the order given."""
     new = copy.deepcopy(layer)
     new.in_features, new.out_features = len(inputs), len(outputs)
     for name in ("spline_weight", "base_weight", "spline_scale"):
@@ -60,7 +63,7 @@ def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANL
             kept = old.detach()[..., inputs, :][..., outputs].clone()
             setattr(new, name, nn.Parameter(kept, requires_grad=old.requires_grad))
     mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
-    new.mask = None if mask is None or mask.all() else mask.clone()  # what switches nothing off costs time
+    new.mask = None if mask is None or mask.all() else mask.clone()  # a mask of ones would only cost time
     if layer._outside_count is not None:
         new._outside_count = layer._outside_count[[*inputs, -1]]
     new._write_knots(layer.knots[inputs])
@@ -80,22 +83,22 @@ def expand_width(
     mult_arity: int | Sequence[int] = 2,
     seed: int | None = 0,
 ) -> NetworkT:
-    """Add nodes to a hidden layer, in place; the network computes what it did.
+    """Add nodes to a hidden layer, in place, without changing the function of the network.
 
-    Edges into a new node are fresh, those out of it are 0 for now and can be trained.
+    Edges into a new node are initialised at random; those that start in it are 0 and can be trained.
 
     Args:
-        layer_id: of the layer of nodes, 1 to ``depth - 1``.
-        n_added_nodes: how many.
-        sum_bool: whether they add; else they multiply ``mult_arity`` factors each (a number, or a list of one for
-            each new node).
-        seed: of the fresh edges.
+        layer_id: the layer of nodes, 1 to ``depth - 1``.
+        n_added_nodes: the number of new nodes.
+        sum_bool: whether the new nodes are sums; if not, they are multiplication nodes.
+        mult_arity: the number of factors of a new multiplication node, one for all or a list with one for each.
+        seed: the seed of the new edges; None draws from torch's own generator.
 
     Returns:
         The model.
 
     Raises:
-        TypeError, ValueError: for a layer that is not there or not hidden, and numbers out of range.
+        TypeError, ValueError: for a layer that does not exist or is not hidden, and numbers out of range.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -138,7 +141,10 @@ def expand_width(
 
 
 def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch.Generator | None) -> KANLinear:
-    """A layer with more outputs (``along`` 1), of fresh edges, or more inputs (0), of edges that are 0."""
+    """Return a layer with ``count`` more inputs (``along`` 0) or outputs (``along`` 1) at position ``at``.
+
+    Edges of new inputs are 0, and those of new outputs are random.
+    """
     inputs, outputs = layer.in_features + count * (along == 0), layer.out_features + count * (along == 1)
     with torch.random.fork_rng(devices=[]):
         new = KANLinear(
@@ -148,7 +154,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
     new.outside = layer.outside
     new.train(layer.training)
     knots = layer.knots
-    if along == 0:  # a new input has the first one's grid, and the others keep theirs
+    if along == 0:  # new inputs get the grid of the first one
         knots = torch.cat([knots[:at], knots[:1].expand(count, -1), knots[at:]])
     new._write_knots(knots)
     reinitialize(new, generator)
@@ -175,7 +181,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
 
 
 def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int) -> None:
-    """Make room for new nodes among a layer's formulas."""
+    """Renumber a layer's formulas for ``count`` new inputs (``along`` 0) or outputs (``along`` 1) at ``at``."""
     old = symbolic[layer]
     assert isinstance(old, SymbolicEdges)
     inputs, outputs = old.in_features + count * (along == 0), old.out_features + count * (along == 1)
@@ -191,7 +197,9 @@ def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int)
 @torch.inference_mode(False)
 @torch.no_grad()
 def expand_depth(model: NetworkT) -> NetworkT:
-    """Add a layer behind the last one, in place, whose edges are the identity; the network computes what it did.
+    """Add a layer after the last one, in place, without changing the function of the network.
+
+    The new layer has as many nodes as the last one; each is connected to its predecessor by the formula x.
 
     Returns:
         The model.
@@ -236,17 +244,17 @@ def expand_depth(model: NetworkT) -> NetworkT:
 @torch.inference_mode(False)
 @torch.no_grad()
 def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
-    """Exchange two nodes of an input or hidden layer, in place; the network computes what it did.
+    """Exchange two nodes of an input or hidden layer, in place, without changing the function of the network.
 
     Args:
-        l: the layer of nodes.
-        i1, i2: nodes that both add, or multiply as many factors.
+        l: the layer of nodes, counted from the inputs.
+        i1, i2: two sum nodes, or two multiplication nodes with the same number of factors.
 
     Returns:
         The model.
 
     Raises:
-        TypeError, ValueError: for other nodes, or the output layer.
+        TypeError, ValueError: for nodes of different kinds or that do not exist, and for the output layer.
     """
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
@@ -274,12 +282,13 @@ def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
             (model.subnode_scale, subnodes),
             (model.subnode_bias, subnodes),
         ):
-            part[l - 1] = _taken(part[l - 1], kept)
+            part[l - 1] = _selected(part[l - 1], kept)
     model.prune_mask = None
     return model
 
 
 def _exchanged(count: int, these: Sequence[int], those: Sequence[int]) -> list[int]:
+    """Return ``range(count)`` with each of ``these`` exchanged for its partner in ``those``."""
     order = list(range(count))
     for one, other in zip(these, those):
         order[one], order[other] = order[other], order[one]
