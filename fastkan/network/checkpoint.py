@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels import DEVICE, Path, check_int, check_shape, checked
+from fastkan_kernels import DEVICE, SHARE, Path, check_int, check_shape, checked
 
 from ..layers.function_library import SYMBOLIC_LIB
 from ..layers.linear import KANLinear
@@ -244,7 +244,7 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
         with torch.random.fork_rng(devices=[]):  # the constructor draws initial parameters
             layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=dtype))
     model = cls.__new__(cls)
-    Network.__init__(model, sizes, layers, grid_eps=header["grid_eps"])
+    Network.__init__(model, sizes, layers, grid_eps=SHARE.read("grid_eps", header["grid_eps"]))
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
     edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)
