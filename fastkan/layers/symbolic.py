@@ -29,7 +29,7 @@ from .value_cache import CachedPredicate
 Y_TH = 10.0  # pykan's default bound of |f| near a singularity
 
 
-def guarded(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
+def read_guard_options(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
     """Return the two options of a forward, validated; compiled code does not validate them.
 
     Raises:
@@ -59,8 +59,8 @@ class SymbolicEdges(nn.Module):
         y[n, j] = sum over edges (i, j) of  c f(a x[n, i] + b) + d
 
     Args:
-        in_features, out_features: sizes of input and output.
-        device, dtype: of the parameter.
+        in_features, out_features: numbers of inputs and outputs.
+        device, dtype: those of the parameter.
 
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
@@ -163,7 +163,7 @@ class SymbolicEdges(nn.Module):
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
         functions = [lookup(name) for name in self._names]
         if singularity_avoiding is not False or y_th is not Y_TH:
-            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
+            singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         if singularity_avoiding:
             done = [function.guarded(part, y_th) for function, part in zip(functions, parts)]
         else:

@@ -17,7 +17,7 @@ from fastkan_kernels import serves as small_serves
 from ..functional import rows_of
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
 from ..layers.linear import KANLinear
-from ..layers.symbolic import Y_TH, SymbolicEdges, guarded
+from ..layers.symbolic import Y_TH, SymbolicEdges, read_guard_options
 from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
 from .samples import Sample
@@ -146,7 +146,7 @@ class Network(nn.Module):
         """
         check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
-            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
+            singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
         y, _ = self._forward_with_std(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
