@@ -113,8 +113,9 @@ class KnotMetadata:
         """Return the weights of the splines and of the base function, and make one of them NaN if ``knots`` are not the
         ones that ``basis`` was computed from.
 
-        The comparison runs on the GPU, and the host does not wait for it. It is unnecessary on a CPU, where the values
-        have just been compared, and for non-uniform knots, whose basis contains none of their values.
+        The comparison runs on the GPU or in the compiled code, and the host does not wait for it. It is unnecessary for
+        eager calls on a CPU, where the values have just been compared, and for non-uniform knots, whose basis contains
+        none of their values.
         """
         compiling = torch.compiler.is_compiling()
         if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
