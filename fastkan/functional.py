@@ -1,4 +1,4 @@
-"""The layer as a function, without a module."""
+"""A KAN layer as a function of its input and its parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fastkan_kernels import (
     working_dtype,
 )
 
-OUTSIDE = Choice(("zero", "linear"))  # what splines do beyond the grid
+OUTSIDE = Choice(("zero", "linear"))  # how splines go on beyond the grid
 
 
 @checked(spline_order=ORDER, base=BASE, outside=OUTSIDE, uniform=Optional(FLAG))
@@ -49,29 +49,31 @@ def kan_linear(
     outside: str = "zero",
     uniform: bool | None = None,
 ) -> Tensor:
-    """A KAN layer: ``y[..., o] = sum_i phi_io(x[..., i]) + bias[o]`` with, on each edge,
-    ``phi_io(x) = mask_io (spline_scale_io sum_b spline_weight[b,i,o] B_b(x) + base_weight_io silu(x))``.
+    """Apply a KAN layer.
+
+        y[..., o] = sum_i phi_io(x[..., i]) + bias[o]
+        phi_io(x) = mask_io (spline_scale_io sum_b spline_weight[b,i,o] B_b(x) + base_weight_io silu(x))
 
     Args:
         x: ``[..., in]``.
         spline_weight: ``[G + k, in, out]``, the spline coefficients.
-        base_weight: ``[in, out]``; None with ``base="none"``, and only then.
+        base_weight: ``[in, out]``; None if and only if ``base="none"``.
         knots: ``[in, G + 2k + 1]``, non-decreasing, in x's units.
         spline_order: k, 1 to 5.
         base: ``"silu"``, ``"identity"`` or ``"none"``.
         bias: ``[out]``.
         spline_scale: ``[in, out]``, a factor of each edge's spline.
         mask: ``[in, out]``; an edge with 0 is off and gets no gradient.
-        outside: beyond the grid [t_k, t_{G+k}] a spline runs out to ``"zero"`` along the outer knots,
-            or goes on ``"linear"``, by its tangent (an infinite x gives NaN then).
-        uniform: whether each row of the knots is equally spaced. None looks, which reads their values
-            (and waits for a GPU); who calls often says it, and is taken at their word.
+        outside: how a spline continues beyond the grid [t_k, t_{G+k}]: it falls to ``"zero"`` over the outer knots,
+            or continues ``"linear"`` along its tangent (an infinite x then gives NaN).
+        uniform: whether each row of the knots is equally spaced. None finds out from their values, which on a GPU
+            waits for the device. Frequent callers should pass it; it is not verified.
 
     Returns:
         ``[..., out]`` in x's dtype.
 
     Raises:
-        TypeError, ValueError: for arguments that don't fit together, before any work is done.
+        TypeError, ValueError: for arguments of a wrong type, dtype, device or shape, before any work is done.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -114,8 +116,8 @@ def forward(
     basis: Basis,
     outside: str,
 ) -> Tensor:
-    """What :func:`kan_linear` and the module share, for arguments that are known to be in order but
-    for x."""
+    """Apply a KAN layer to arguments of which all but x have been validated; :func:`kan_linear` and
+    :class:`KANLinear` share it."""
     _, inputs, outputs = weight.shape
     rows = rows_of(x, inputs)
     check_alike(x, knots=knots, spline_weight=weight, base_weight=base_weight, spline_scale=scale, bias=bias)
@@ -124,22 +126,22 @@ def forward(
             raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
         mask = mask.to(weight.dtype)
     if scale is not None and weight.dtype.itemsize == 2 and x.device.type == "cpu":
-        weight, scale = weight.float(), scale.float()  # rounded once, at the end
+        weight, scale = weight.float(), scale.float()  # so that their product is rounded once, with the result
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    slots = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
     compute = _linear_outside if outside == "linear" else _zero_outside
-    y = compute(rows, knots, slots, basis)
+    y = compute(rows, knots, operands, basis)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
 
 
 def rows_of(x: Tensor, inputs: int) -> Tensor:
-    """``[..., in]`` as ``[N, in]``.
+    """Return ``x [..., in]`` as rows ``[N, in]``.
 
     Raises:
-        TypeError, ValueError: if it is something else.
+        TypeError, ValueError: if x is no tensor, or its last dimension is another.
     """
     check_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] != inputs:
@@ -149,41 +151,44 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
-def _zero_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
-    return contract("F", x, knots, slots, basis, 0)
+def _zero_outside(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Tensor:
+    return contract("F", x, knots, operands, basis, 0)
 
 
-def _linear_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
-    """F_0(near, W) + F_1(end, W, x - end) of the splines: ``near`` is x inside the grid and the nearest end
-    outside, and the tangent at ``end`` counts outside alone. The base function needs no continuation."""
+def _linear_outside(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Tensor:
+    """Continue the splines along their tangents outside the grid: ``F_0(clamped, W) + F_1(end, W, x - end)``.
+
+    ``clamped`` is x clamped to the grid, ``end`` the end of the grid nearest to x, and the second term is zero inside
+    the grid. The base function is defined everywhere and needs no continuation.
+    """
     order = basis.order
     wide = x.to(torch.promote_types(x.dtype, knots.dtype))
     low, high = knots[:, order], knots[:, -order - 1]
-    # the last cell's own tangent: on the knot itself the cell to its right would count
+    # On the last knot itself the cell to its right counts, so the tangent is taken just below it.
     high = predecessor(high)
     above = wide > high
     outside = above | (wide < low)
     end = torch.where(above, high, low)
-    near = torch.where(outside, end, wide)
-    # an infinity would go to infinity where the tangent rises or falls, and have no value where it is flat
-    endless = torch.where(wide.isinf(), torch.nan, 0.0)
-    beyond = torch.where(outside, wide - end + endless, 0.0)
-    splines, alone = basis._replace(base="none"), slots._replace(base_weight=None)
-    y = contract("F", near, knots, alone, splines, 0)
+    clamped = torch.where(outside, end, wide)
+    # An infinite x has no limit where the tangent is flat, so it gives NaN whatever the slope.
+    nan_if_infinite = torch.where(wide.isinf(), torch.nan, 0.0)
+    beyond = torch.where(outside, wide - end + nan_if_infinite, 0.0)
+    splines, alone = basis._replace(base="none"), operands._replace(base_weight=None)
+    y = contract("F", clamped, knots, alone, splines, 0)
     y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1)
-    if slots.base_weight is not None:
+    if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
         with exact_products(x):
-            y = y + torch.mm(base, round_weights(slots.base_weight, product, dtype))
+            y = y + torch.mm(base, round_weights(operands.base_weight, product, dtype))
     return y.to(x.dtype)
 
 
 def predecessor(x: Tensor) -> Tensor:
-    """The next number below each finite x, ``torch.nextafter(x, -inf)``, in operations that ONNX has.
+    """Return the next smaller number of each finite x, as ``torch.nextafter(x, -inf)``, in operations that ONNX has.
 
-    Rump, Zimmermann, Boldo and Melquiond, Computing predecessor and successor in rounding to nearest, 2009,
-    algorithm 2. Among the first eight multiples of the smallest normal number it may be one number further.
+    Algorithm 2 of Rump, Zimmermann, Boldo and Melquiond, Computing predecessor and successor in rounding to nearest,
+    2009. For x among the first eight multiples of the smallest normal number the result may be the next but one.
     """
     limits = torch.finfo(x.dtype)
     unit = limits.eps / 2

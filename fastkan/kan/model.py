@@ -12,13 +12,13 @@ from fastkan_kernels import validation as kinds
 
 from .. import plotting
 from ..functional import OUTSIDE
-from ..layers.init import near, reset
+from ..layers.init import nearest_node_mask, reinitialize
 from ..layers.linear import KANLinear
 from ..network import attribution, checkpoint, edit
 from ..network import prune as pruning
 from ..network import refine as refining
 from ..network import trace as tracing
-from ..network.architecture import architecture, for_each_layer, shortest
+from ..network.architecture import architecture, for_each_layer, single_if_equal
 from ..network.core import Network
 from ..symbolic import auto, fix
 from ..symbolic import formula as formulas
@@ -118,8 +118,8 @@ class KAN(PykanMethods, Network):
                     grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
                 ).to(device)  # fmt: skip
             if sparse_init:
-                layer.set_mask(near(inputs, outputs))
-            reset(layer, noise_scale, scale_base_mu, scale_base_sigma, generator)
+                layer.set_mask(nearest_node_mask(inputs, outputs))
+            reinitialize(layer, generator, noise_scale, scale_base_mu, scale_base_sigma)
             layer.get_parameter("spline_scale").requires_grad_(sp_trainable)
             if layer.base_weight is not None:
                 layer.base_weight.requires_grad_(sb_trainable)
@@ -144,12 +144,10 @@ class KAN(PykanMethods, Network):
 
     # each in a file of its own, with the model for self
     trace = tracing.trace
-    samples = tracing.samples
     get_act = tracing.get_act
     get_fun = tracing.get_fun
     get_range = tracing.get_range
     evaluate = fitting.evaluate
-    check_edge = tracing.check_edge
 
     fit = method(fitting.fit)
 
@@ -189,7 +187,7 @@ class KAN(PykanMethods, Network):
 
     def __repr__(self) -> str:
         width: list[Any] = [added if not multiplied else [added, multiplied] for added, multiplied in self.width]
-        parts = [f"width={width}", f"grid={shortest(self.grid)}", f"k={shortest(self.k)}"]
+        parts = [f"width={width}", f"grid={single_if_equal(self.grid)}", f"k={single_if_equal(self.k)}"]
         if any(self.architecture.arities):
             parts.append(f"mult_arity={self.mult_arity}")
         base = self.layers[0].base

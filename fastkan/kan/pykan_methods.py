@@ -17,11 +17,10 @@ from ..layers.edge_functions import mask_of
 from ..network import swaps
 from ..network.attribution import attribute
 from ..network.checkpoint import load, save
-from ..network.edges import edge_kinds, edges_on
 from ..network.edit import swap
 from ..network.prune import remove_edge
 from ..network.refine import refine
-from ..network.trace import samples
+from ..network.trace import default_rows, edge_kinds, edges_on
 from ..training.regularization import REG_METRICS, Penalty
 from . import versions as keeping
 from . import views
@@ -84,7 +83,7 @@ def get_reg(
         >>> bool(model.get_reg(x=torch.rand(100, 2)) > 0)
         True
     """
-    rows = samples(model) if x is None else rows_of(x, model.in_features)
+    rows = default_rows(model) if x is None else rows_of(x, model.in_features)
     return Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric)(rows)[1]
 
 
@@ -289,7 +288,7 @@ def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
     """
     from ..plotting.tree import plot_tree
 
-    return plot_tree(model, samples(model) if x is None else x, **options)
+    return plot_tree(model, default_rows(model) if x is None else x, **options)
 
 
 @torch.no_grad()

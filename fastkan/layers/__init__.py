@@ -1,1 +1,1 @@
-"""Layers of KAN edges, and edges that are formulas."""
+"""One layer of edges: ``KANLinear`` for splines, ``SymbolicEdges`` for formulas, and functions that evaluate them."""

@@ -1,4 +1,4 @@
-"""What only one process may do."""
+"""Refusal of functions that would make the processes of a distributed program diverge."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import torch
 
 
 def check_one_process(what: str) -> None:
-    """Refuse ``what``, which learns from the samples of this process alone, where others train beside it.
+    """Refuse a function that uses the samples of this process alone if other processes train the same network.
+
+    Args:
+        what: the function's name, for the message.
 
     Raises:
-        RuntimeError: where ``torch.distributed`` is initialised with more than one process.
+        RuntimeError: if ``torch.distributed`` is initialised with more than one process.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):

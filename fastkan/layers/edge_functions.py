@@ -1,4 +1,4 @@
-"""The edge functions of a layer: their weights, values and spreads."""
+"""The edge functions of a layer: their weights, values and standard deviations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastkan_kernels import (
     small_stack,
 )
 
-from .grid import continued
+from .grid import splines_with_tangents
 from .linear import KANLinear
 
 OPERANDS = ("spline_weight", "base_weight", "spline_scale", "mask", "knots")
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
-    """What multiplies the splines ``[K, in, out]`` and the base function ``[in, out]`` of each edge, with scale
-    and mask in it; differentiable.
+    """Return the weights of the splines ``[K, in, out]`` and of the base function ``[in, out]``, or None without one,
+    multiplied by scale and mask; differentiable.
 
     Example:
         >>> weight, base_weight = edge_weights(KANLinear(2, 5))
@@ -40,7 +40,7 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
 
 
 def is_stackable(layer: KANLinear) -> bool:
-    """Whether calling the layer does no more than :func:`stacked` tells."""
+    """Whether what :func:`stacked` returns determines everything that calling the layer does."""
     return (
         type(layer) is KANLinear
         and layer.outside == "zero"
@@ -51,14 +51,15 @@ def is_stackable(layer: KANLinear) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says."""
+    """Whether hooks or a ``forward`` of the instance change what calling a module does."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__
 
 
 def stacked(layer: KANLinear) -> StackedLayer:
-    """What the kernels need of a layer."""
-    # many calls of nn.Module.__getattr__ would show; but what computes a weight keeps it elsewhere
+    """Return the tensors of a layer in the form that the fused stack takes."""
+    # Five calls of nn.Module.__getattr__ would take noticeable time. Parametrizations and torch's pruning store a
+    # weight elsewhere, and for it the slow way is taken.
     own: dict[str, Any] = {**layer._buffers, **layer._parameters} if type(layer) is KANLinear else {}
     weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
@@ -72,7 +73,7 @@ def stacked(layer: KANLinear) -> StackedLayer:
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
-    """Every edge function of a network's layer, formulas included, at every row of ``x [N, in]``: ``[N, in, out]``."""
+    """Evaluate every edge of a layer, splines and formulas, at every row of ``x [N, in]``: ``[N, in, out]``."""
     values = numeric_functions(layer, x)
     for place, edge in enumerate(symbolic.edges):
         if place == 0:
@@ -84,10 +85,10 @@ def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tens
 def numeric_functions(
     layer: KANLinear, x: Tensor, inputs: Tensor | slice = slice(None), outputs: Tensor | slice = slice(None)
 ) -> Tensor:
-    """The values of numeric edges at every row of ``x [N, in]``, ``[N, in, out]``; differentiable.
+    """Evaluate the numeric edges (splines) at every row of ``x [N, in]``: ``[N, in, out]``; differentiable.
 
     Args:
-        inputs, outputs: which of them are wanted; all by default.
+        inputs, outputs: indices of the inputs and outputs to evaluate; all by default.
     """
     weight, base_weight = edge_weights(layer)
     x, knots = x[:, inputs], layer.knots[inputs]
@@ -95,15 +96,15 @@ def numeric_functions(
     base_weight = None if base_weight is None else base_weight[inputs][:, outputs]
     if layer.outside == "zero":
         return edge_values(x, knots, weight, base_weight, basis=layer.basis)
-    psi = continued(x.to(knots.dtype), knots, layer.spline_order)
+    psi = splines_with_tangents(x.to(knots.dtype), knots, layer.spline_order)
     values = torch.einsum("nki,kio->nio", psi, weight.to(psi.dtype))
     if base_weight is not None:
         values = values + base_function(x, layer.base).unsqueeze(2) * base_weight
     return values.to(x.dtype)
 
 
-def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
-    """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
+def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
+    """Return the standard deviation of numeric edges over the rows of ``x [N, in]``, ``[in, out]``; differentiable."""
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
     small = [stacked(layer)]
@@ -112,22 +113,27 @@ def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
     return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
 
 
-def edge_spread(
+def all_edge_std(
     layer: KANLinear, symbolic: SymbolicEdges, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> Tensor:
-    """The same of every edge, formulas included."""
-    spread = numeric_spread(layer, x)
+    """Return the standard deviation of each edge, splines and formulas, over the rows of ``x [N, in]``: ``[in, out]``;
+    differentiable.
+
+    Args:
+        singularity_avoiding, y_th: as in :meth:`SymbolicEdges.forward`.
+    """
+    std = numeric_edge_std(layer, x)
     if not symbolic.edges:
-        return spread
+        return std
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
     i, j = symbolic.ends
-    if symbolic.has_splines(layer.mask):  # both add up
+    if symbolic.has_splines(layer.mask):  # an edge with a formula and a spline is their sum
         values = values + numeric_functions(layer, x)[:, i, j]
-    return spread.index_put((i, j), column_std(values))
+    return std.index_put((i, j), column_std(values))
 
 
 def mask_of(layer: KANLinear) -> Tensor:
-    """Which numeric edges of a layer are on, ``[in, out]`` of bool."""
+    """Return which numeric edges of a layer are on, ``[in, out]`` of bool."""
     if layer.mask is None:
         return torch.ones(layer.in_features, layer.out_features, dtype=torch.bool, device=layer.knots.device)
     return layer.mask != 0

@@ -1,4 +1,4 @@
-"""What would run, in words."""
+"""``explain``: a description of the route and the backend that a call would take."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .linear import KANLinear
 
 _STEPS = (
     ("F", 0, "forward"),
-    ("G", 0, "gradient by the weights"),
-    ("H", 1, "gradient by the input"),
+    ("G", 0, "gradient with respect to the weights"),
+    ("H", 1, "gradient with respect to the input"),
 )
 
 
 def explain(layer: KANLinear, x: Tensor) -> str:
-    """Say which route and backend ``layer(x)`` would take here and now, and why. Runs nothing.
+    """Describe which route and backend ``layer(x)`` would take under the present settings, and why, without running it.
 
     Args:
         layer: a :class:`KANLinear`.
@@ -29,7 +29,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     Raises:
         TypeError: for another kind of module.
         ValueError: for an input of another shape.
-        RuntimeError: if the backend asked for can't serve this call.
+        RuntimeError: if the backend that is set does not support this call.
 
     Example:
         >>> print(explain(KANLinear(64, 64), torch.rand(4096, 64)))  # doctest: +ELLIPSIS
@@ -37,8 +37,8 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         route: functions, because of eager mode
         backend: cpu (auto: x is on the CPU)
         F_0 (forward): dense: features made in closed form, ... each met by a matrix product
-        G_0 (gradient by the weights): dense: features made in closed form, ...
-        H_1 (gradient by the input): dense: features made in closed form, ...
+        G_0 (gradient with respect to the weights): dense: features made in closed form, ...
+        H_1 (gradient with respect to the input): dense: features made in closed form, ...
     """
     if not isinstance(layer, KANLinear):
         raise TypeError(f"layer must be a KANLinear, got {type(layer).__name__}")

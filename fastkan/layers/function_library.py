@@ -1,8 +1,8 @@
-"""The functions that an edge can be fixed to, by name: pykan's library, and one's own.
+"""The library of functions that edges can be fixed to: those of pykan, and those that users add.
 
-A function brings its torch and sympy forms, where it is real and finite, and what a search may take for
-granted: which of a, b in ``c f(a x + b) + d`` other parameters make up for. That is data for speed and
-for formulas that read well; a function without it is searched and fixed all the same.
+An entry has the torch and sympy forms of a function and its domain. It may also state symmetries, which let a search
+skip equivalent parameters (a, b, c, d) of ``c f(a x + b) + d`` and write formulas in their simplest form. Functions
+without that information can be searched and fixed too.
 """
 
 from __future__ import annotations
@@ -19,15 +19,13 @@ from torch import Tensor
 
 from fastkan_kernels import FLAG, Bounds, Callback, Kind, Optional, Real, Text, checked, kind_of
 
-from . import guards
-
 INF = math.inf
 IDENTITY = (1.0, 0.0, 1.0, 0.0)
 BOUNDS = Optional(Bounds())
 
 
 class Interval(NamedTuple):
-    """From ``low`` to ``high``, and which of its ends belong to it.
+    """The interval from ``low`` to ``high``, and whether it includes its ends.
 
     Example:
         >>> SYMBOLIC_LIB["sqrt"].domain
@@ -40,39 +38,100 @@ class Interval(NamedTuple):
     high_closed: bool = False
 
     @property
-    def inner(self) -> float:
-        """A place in it."""
+    def interior_point(self) -> float:
+        """A point inside the interval."""
         if math.isfinite(self.low) and math.isfinite(self.high):
             return (self.low + self.high) / 2
         if math.isfinite(self.low):
             return self.low + 1
         return min(0.0, self.high - 1)
 
-    def holds(self, low: float, high: float) -> bool:
-        """Whether all from ``low`` to ``high`` lies in it."""
-        after = low >= self.low if self.low_closed else low > self.low
-        return bool(after and (high <= self.high if self.high_closed else high < self.high))
+    def contains(self, low: float, high: float) -> bool:
+        """Whether the closed interval from ``low`` to ``high`` lies in this one."""
+        above = low >= self.low if self.low_closed else low > self.low
+        return bool(above and (high <= self.high if self.high_closed else high < self.high))
+
+
+# -- guards ------------------------------------------------------------------------------------------------
+#
+# A guard moves z to the nearest point of the domain where |f(z)| <= y_th. Where a derivative is infinite at an end of
+# the domain, it stays off that end by one rounding step.
+
+Guard = Callable[[Tensor, float], Tensor]
+
+
+def _guard_zero(power: float) -> Guard:
+    """Return the guard of ``z**-power``."""
+
+    def guard(z: Tensor, y_th: float) -> Tensor:
+        least = y_th ** (-1 / power)
+        return torch.where(z.abs() < least, torch.copysign(torch.full_like(z, least), z), z)
+
+    return guard
+
+
+def _guard_positive(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=torch.finfo(z.dtype).eps)
+
+
+def _guard_inverse_root(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=y_th**-2)
+
+
+def _guard_log(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(min=max(math.exp(-y_th), torch.finfo(z.dtype).tiny))
+
+
+def _guard_exp(z: Tensor, y_th: float) -> Tensor:
+    return z.clamp(max=math.log(y_th))
+
+
+def _guard_cosh(z: Tensor, y_th: float) -> Tensor:
+    limit = math.acosh(max(y_th, 1.0))
+    return z.clamp(-limit, limit)
+
+
+def _guard_sinh(z: Tensor, y_th: float) -> Tensor:
+    limit = math.asinh(y_th)
+    return z.clamp(-limit, limit)
+
+
+def _guard_tan(z: Tensor, y_th: float) -> Tensor:
+    limit = math.atan(y_th)
+    reduced = z - math.pi * torch.round(z / math.pi)
+    return z + (reduced.clamp(-limit, limit) - reduced)
+
+
+def _guard_unit(z: Tensor, y_th: float) -> Tensor:
+    limit = 1 - torch.finfo(z.dtype).eps
+    return z.clamp(-limit, limit)
+
+
+def _guard_arctanh(z: Tensor, y_th: float) -> Tensor:
+    limit = min(math.tanh(y_th), 1 - torch.finfo(z.dtype).eps)
+    return z.clamp(-limit, limit)
 
 
 class SymbolicFunction(NamedTuple):
-    """An entry of the library. The first fields are in the order of pykan's.
+    """An entry f of the library. The first four fields are those of pykan's entries, in their order.
 
     Attributes:
-        fun: of a tensor, elementwise, differentiable by torch.
-        sympy_fun: from a sympy expression to one.
-        complexity: what :func:`rank` weighs against R2.
-        guard: ``(z, y_th) -> z'``, the nearest place that is in the domain and not so near a singularity
-            that ``|f| > y_th``; None where nothing is singular.
-        name: in the library.
-        domain: where it is real and finite, but for the poles.
-        poles: inner places where it is not; they repeat with the period.
-        period: of f, or None.
-        antiperiodic: whether half a period turns its sign.
-        symmetry: ``"even"`` or ``"odd"``, so that the sign of (a, b) counts for nothing; or None.
-        scale: ``"c"`` or ``"d"`` if that makes up for a positive factor of (a, b); or None.
-        shift: ``"c"`` or ``"d"`` if that makes up for b; or None.
-        same_as: another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``, or None.
-        fun_singularity: pykan's form of a guard, ``(z, y_th) -> (..., value)``, for one's own functions.
+        fun: f as an elementwise function of a tensor, differentiable by autograd.
+        sympy_fun: f as a function of a sympy expression.
+        complexity: the cost that :func:`rank` weighs against R2.
+        guard: a function ``(z, y_th) -> z'`` that moves z to the nearest point of the domain where ``|f| <= y_th``;
+            None for functions without singularities.
+        name: the name in the library.
+        domain: where f is real and finite, except at the poles.
+        poles: points inside the domain where f is not finite; they repeat with the period.
+        period: the period of f, or None.
+        antiperiodic: whether f changes its sign after half a period.
+        symmetry: ``"even"`` or ``"odd"`` if changing the signs of a and b together changes at most the sign of f; or
+            None.
+        scale: ``"c"`` or ``"d"``, the parameter that can absorb a positive factor of (a, b); or None.
+        shift: ``"c"`` or ``"d"``, the parameter that can absorb b; or None.
+        same_as: the name of another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``; or None.
+        fun_singularity: a function ``(z, y_th) -> (..., value)``, pykan's form of a guard, for functions of users.
 
     Example:
         >>> SYMBOLIC_LIB["exp"].fun(torch.zeros(1)), SYMBOLIC_LIB["exp"].complexity
@@ -82,7 +141,7 @@ class SymbolicFunction(NamedTuple):
     fun: Callable[[Tensor], Tensor]
     sympy_fun: Callable[[Any], Any]
     complexity: float
-    guard: guards.Guard | None = None
+    guard: Guard | None = None
     name: str = ""
     domain: Interval = Interval()
     poles: tuple[float, ...] = ()
@@ -96,18 +155,18 @@ class SymbolicFunction(NamedTuple):
 
     @property
     def alias(self) -> bool:
-        """Whether it is another function by another name."""
+        """Whether the entry is only another name of a function."""
         return self.same_as is not None and self.same_as[1] == IDENTITY
 
     def guarded(self, z: Tensor, y_th: float) -> Tensor:
-        """f(z), with what is singular held at about ``y_th``."""
+        """Evaluate f at z after its guard, so that ``|f|`` is at most about ``y_th`` near a singularity."""
         if self.fun_singularity is not None:
             value = self.fun_singularity(z, y_th)
             return value[-1] if isinstance(value, tuple) else value
         return self.fun(z if self.guard is None else self.guard(z, y_th))
 
     def branches(self) -> tuple[Interval, ...]:
-        """The domain between poles; of poles that repeat, the one piece around 0."""
+        """Return the intervals between the poles; for poles that repeat, only the interval around 0."""
         if not self.poles:
             return (self.domain,)
         if self.period is not None:
@@ -128,14 +187,14 @@ class SymbolicFunction(NamedTuple):
         if self.poles and self.period is not None:
             turns = math.floor((low - self.branches()[0].low) / self.period) * self.period
             low, high = low - turns, high - turns
-        return any(branch.holds(low, high) for branch in self.branches())
+        return any(branch.contains(low, high) for branch in self.branches())
 
 
 # -- the functions -------------------------------------------------------------------------------------
 
 
 class _Sympy:
-    """A function of sympy by its name, imported when it is called."""
+    """A function of sympy by its name; sympy is imported at the first call."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -147,7 +206,7 @@ class _Sympy:
 
 
 class _Undefined(_Sympy):
-    """A function that sympy knows the name of, and nothing else."""
+    """An undefined sympy function, which has a name and no further properties."""
 
     def __call__(self, z: Any) -> Any:
         import sympy
@@ -180,9 +239,9 @@ def _sympy_sigmoid(z: Any) -> Any:
 _POSITIVE = Interval(0.0, INF)
 _FROM_ZERO = Interval(0.0, INF, True)
 _UNIT = Interval(-1.0, 1.0, True, True)
-_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, guards.positive, domain=_FROM_ZERO, scale="c")
+_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, _guard_positive, domain=_FROM_ZERO, scale="c")
 _INVERSE_ROOT = SymbolicFunction(
-    torch.rsqrt, _SympyPower(-1, 2), 2, guards.inverse_root, domain=_POSITIVE, scale="c"
+    torch.rsqrt, _SympyPower(-1, 2), 2, _guard_inverse_root, domain=_POSITIVE, scale="c"
 )  # fmt: skip
 
 
@@ -195,7 +254,7 @@ def _inverse_power(n: int) -> SymbolicFunction:
     parity = "odd" if n % 2 else "even"
     fun = torch.reciprocal if n == 1 else lambda z: z.pow(-n)
     return SymbolicFunction(
-        fun, _SympyPower(-n), max(n, 2), guards.off_zero(n), poles=(0.0,), symmetry=parity, scale="c"
+        fun, _SympyPower(-n), max(n, 2), _guard_zero(n), poles=(0.0,), symmetry=parity, scale="c"
     )  # fmt: skip
 
 
@@ -213,12 +272,12 @@ _FUNCTIONS: dict[str, SymbolicFunction] = {
     "sqrt": _ROOT,
     "x^0.5": _ROOT._replace(same_as=("sqrt", IDENTITY)),
     "x^1.5": SymbolicFunction(
-        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, guards.positive, domain=_FROM_ZERO, scale="c"
+        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, _guard_positive, domain=_FROM_ZERO, scale="c"
     ),
     "1/sqrt(x)": _INVERSE_ROOT,
     "1/x^0.5": _INVERSE_ROOT._replace(same_as=("1/sqrt(x)", IDENTITY)),
-    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, guards.exp, shift="c"),
-    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, guards.log, domain=_POSITIVE, scale="d"),
+    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, _guard_exp, shift="c"),
+    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, _guard_log, domain=_POSITIVE, scale="d"),
     "abs": SymbolicFunction(torch.abs, _Sympy("Abs"), 3, symmetry="even", scale="c"),
     "sin": SymbolicFunction(
         torch.sin, _Sympy("sin"), 2, period=2 * math.pi, antiperiodic=True, symmetry="odd"
@@ -228,22 +287,22 @@ _FUNCTIONS: dict[str, SymbolicFunction] = {
         same_as=("sin", (1.0, math.pi / 2, 1.0, 0.0)),
     ),
     "tan": SymbolicFunction(
-        torch.tan, _Sympy("tan"), 3, guards.tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
+        torch.tan, _Sympy("tan"), 3, _guard_tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
     ),
     "tanh": SymbolicFunction(torch.tanh, _Sympy("tanh"), 3, symmetry="odd"),
     "sgn": SymbolicFunction(torch.sign, _Sympy("sign"), 3, symmetry="odd", scale="c"),
-    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, guards.unit, domain=_UNIT, symmetry="odd"),
+    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, _guard_unit, domain=_UNIT, symmetry="odd"),
     "arccos": SymbolicFunction(
-        torch.arccos, _Sympy("acos"), 4, guards.unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
+        torch.arccos, _Sympy("acos"), 4, _guard_unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
     ),
     "arctan": SymbolicFunction(torch.arctan, _Sympy("atan"), 4, symmetry="odd"),
     "arctanh": SymbolicFunction(
-        torch.arctanh, _Sympy("atanh"), 4, guards.arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
+        torch.arctanh, _Sympy("atanh"), 4, _guard_arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
     ),
     "0": SymbolicFunction(lambda z: z * 0, lambda z: z * 0, 0, symmetry="even", scale="c", shift="c"),
     "gaussian": SymbolicFunction(lambda z: torch.exp(-z.square()), _sympy_gaussian, 3, symmetry="even"),
-    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, guards.cosh, symmetry="even"),
-    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, guards.sinh, symmetry="odd"),
+    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, _guard_cosh, symmetry="even"),
+    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, _guard_sinh, symmetry="odd"),
     "sigmoid": SymbolicFunction(
         torch.sigmoid, _sympy_sigmoid, 4, same_as=("tanh", (0.5, 0.0, 0.5, 0.5))
     ),
@@ -255,10 +314,10 @@ SYMBOLIC_LIB: Mapping[str, SymbolicFunction] = MappingProxyType(_FUNCTIONS)
 
 
 def lookup(name: str) -> SymbolicFunction:
-    """The entry of that name.
+    """Return the entry of a name.
 
     Raises:
-        TypeError, ValueError: for what is no name of a known function.
+        TypeError, ValueError: for a value that is no str, or a name that is not in the library.
 
     Example:
         >>> lookup("sin").symmetry
@@ -274,10 +333,10 @@ def lookup(name: str) -> SymbolicFunction:
 
 
 def names_of(lib: Iterable[str] | None = None) -> list[str]:
-    """The names of ``lib``, each once; for None, of all functions that are not only another's second name.
+    """Return the names of ``lib`` without repetitions; for None, the names of all functions but aliases.
 
     Raises:
-        TypeError, ValueError: for a name that no function has, or no names at all.
+        TypeError, ValueError: for a name that is not in the library, or an empty ``lib``.
 
     Example:
         >>> names_of(["sin", "exp", "sin"])
@@ -287,7 +346,7 @@ def names_of(lib: Iterable[str] | None = None) -> list[str]:
 
 
 class FunctionName(Kind):
-    """The name of a function in the library."""
+    """A value that is the name of a function in the library."""
 
     def read(self, name: str, value: Any) -> str:
         if callable(value):
@@ -302,7 +361,7 @@ class FunctionName(Kind):
 
 
 class Library(Kind):
-    """Names of functions in the library, each once; None stands for all that are not only another's second name."""
+    """A value that is a list of names of functions in the library; None stands for all but aliases."""
 
     def read(self, name: str, value: Any) -> list[str]:
         if value is None:
@@ -332,17 +391,19 @@ def add_symbolic(
     """Add a function to the library, for this process.
 
     Args:
-        name: a new one.
-        fun: of a tensor, elementwise, differentiable by torch.
-        c: its complexity.
-        fun_singularity: with ``singularity_avoiding``, ``(z, y_th)`` to the value, or a tuple that ends with it.
-        sympy_fun: from a sympy expression to one. Without it formulas hold an undefined function of this name.
-        domain: where it is real and finite. An end where ``fun`` is finite belongs to it.
-        overwrite: whether to replace a function of one's own that has this name.
+        name: the name, which must be new.
+        fun: an elementwise function of a tensor, differentiable by autograd.
+        c: the complexity, which :func:`rank` weighs against R2.
+        fun_singularity: a function ``(z, y_th)`` that is called instead of ``fun`` with ``singularity_avoiding``; it
+            returns the value, or a tuple that ends with it.
+        sympy_fun: the same as a function of a sympy expression. Without it formulas contain an undefined function of
+            this name.
+        domain: where ``fun`` is real and finite. An end at which ``fun`` is finite is included.
+        overwrite: whether to replace a function that was added under this name.
 
     Raises:
-        TypeError, ValueError: for a name that is taken, a domain without width, or a function that isn't
-            one; nothing has changed then.
+        TypeError, ValueError: for a name that is taken, a domain without width, or a ``fun`` that does not map a tensor
+            to one of its shape and kind; nothing has changed then.
 
     Example:
         >>> add_symbolic("j0", torch.special.bessel_j0, c=4)
@@ -364,10 +425,13 @@ def add_symbolic(
 
 @checked(name=FunctionName())
 def remove_symbolic(name: str) -> None:
-    """Take a function of one's own out of the library again. Edges that are fixed to it don't work then.
+    """Remove a function that :func:`add_symbolic` has added. Edges that are fixed to it can no longer be evaluated.
+
+    Args:
+        name: the name of the function.
 
     Raises:
-        TypeError, ValueError: for a built-in function or an unknown one.
+        TypeError, ValueError: for a built-in function or an unknown name.
 
     Example:
         >>> add_symbolic("cube", lambda z: z**3)
@@ -381,13 +445,19 @@ def remove_symbolic(name: str) -> None:
 def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -> Interval:
     low, high = domain
     interval = Interval(low, high)
-    ends = torch.tensor([end if math.isfinite(end) else interval.inner for end in (low, high)], dtype=torch.float64)
+    ends = torch.tensor(
+        [end if math.isfinite(end) else interval.interior_point for end in (low, high)], dtype=torch.float64
+    )
     low_finite, high_finite = check_function(fun, ends).isfinite().tolist()
     return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
 
 
 def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """The values of ``fun``, which must be as many and of the kind of ``at [2]``, float64."""
+    """Return the values of ``fun`` at ``at [2]``, float64.
+
+    Raises:
+        TypeError: if ``fun`` raises, or returns no floating-point tensor of the same shape.
+    """
     try:
         value = fun(at.clone())
     except Exception as error:

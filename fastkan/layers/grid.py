@@ -1,6 +1,9 @@
-"""Grids: knots that follow the data, knots that nest, and the coefficients to go with them.
+"""Grids: adapting knots to samples, refining them, and computing the coefficients that keep the functions.
 
-All in float64 on the tensors' own device; nothing here is a step of training.
+All functions work in float64 on the device of their arguments, and none is differentiated in training.
+
+Shapes: N samples, I inputs, O outputs, G intervals, order k. ``knots`` are ``[I, G + 2k + 1]``, with k outer knots on
+each side; a ``grid`` is ``[I, G + 1]``, without them.
 """
 
 from __future__ import annotations
@@ -10,18 +13,18 @@ from torch import Tensor
 
 from fastkan_kernels import spline_values, splines, warn
 
-ROWS = 4096  # samples in one piece of a least-squares fit
-ANCHORS_PER_CELL = 4
-ANCHOR_SHARE = 1e-6  # of the samples' weight
+ROWS = 4096  # samples per block of a least-squares fit, which bounds its memory
+ANCHORS_PER_CELL = 4  # points per interval that hold the old function where no sample lies, see refit()
+ANCHOR_SHARE = 1e-6  # weight of all anchors, as a share of the weight of all samples
 
 
 def interior(knots: Tensor, order: int) -> Tensor:
-    """The grid proper, t_k to t_{G+k}: ``[I, G + 1]`` of ``[I, G + 2k + 1]``."""
+    """Return the grid t_k to t_{G+k} without the outer knots: ``[I, G + 1]`` of ``[I, G + 2k + 1]``."""
     return knots[:, order : knots.shape[1] - order]
 
 
-def extend(grid: Tensor, order: int) -> Tensor:
-    """A grid ``[I, G + 1]`` with ``order`` mean steps more on both sides, ``[I, G + 2k + 1]``."""
+def add_outer_knots(grid: Tensor, order: int) -> Tensor:
+    """Add ``order`` knots to each side of a grid ``[I, G + 1]``, at the distance of its mean interval."""
     first, last = grid[:, :1], grid[:, -1:]
     step = (last - first) / (grid.shape[1] - 1)
     away = torch.arange(1, order + 1, dtype=grid.dtype, device=grid.device)
@@ -29,23 +32,24 @@ def extend(grid: Tensor, order: int) -> Tensor:
 
 
 def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps: float, margin: float) -> Tensor:
-    """Knots at the quantiles of the samples, mixed with equally spaced ones.
+    """Compute knots from samples: a mixture of their quantiles and of evenly spaced points.
+
+    Where rounding to the knots' dtype would make different knots equal, as for a column 1e6 +- 1 in float32, the share
+    of the evenly spaced points is raised until they stay different. Where even those would become equal, the input
+    keeps its grid.
 
     Args:
         x: ``[N, I]`` finite samples.
-        knots: ``[I, M]``, what an input whose samples have no spread keeps (rescaled to G). Their dtype is what
-            the new ones will be rounded to.
-        grid_eps: 1 is equally spaced on the samples' range, 0 is the quantiles alone.
-        margin: by what share of the range the equally spaced grid is wider, on each side.
-
-    Where rounding would merge knots that differ, as of a column 1e6 +- 1 in float32, the spacing becomes as much
-    more even as keeps them apart. Where even equally spaced ones would merge, the input keeps its grid.
+        knots: ``[I, M]``, the present knots. An input whose samples are all equal keeps them, resampled to G intervals.
+            The new knots will be rounded to their dtype.
+        grid_eps: share of the evenly spaced points; 0 gives the quantiles alone.
+        margin: how much wider than the samples' range the evenly spaced grid is on each side, as a share of the range.
 
     Returns:
-        ``[I, G + 2k + 1]``, float64, of which none merge by rounding.
+        ``[I, G + 2k + 1]``, float64.
 
     Warns:
-        UserWarning: for inputs whose samples differ, but by too little for knots of that dtype.
+        UserWarning: for inputs whose samples differ by too little for knots of that dtype.
     """
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
@@ -55,26 +59,26 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     below = at.floor().long()
     above = (below + 1).clamp(max=len(x) - 1)
     quantiles = torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1)).t()
-    spread = high - low
-    even = (low - margin * spread).unsqueeze(1) + (spread * (1 + 2 * margin)).unsqueeze(1) * shares
-    full = extend(grid_eps * even + (1 - grid_eps) * quantiles, order)
+    width = high - low
+    even = (low - margin * width).unsqueeze(1) + (width * (1 + 2 * margin)).unsqueeze(1) * shares
+    full = add_outer_knots(grid_eps * even + (1 - grid_eps) * quantiles, order)
     merging = _merge(full, knots.dtype)
     if bool(merging.any()):
         highest = full.abs().amax(1).to(knots.dtype)
         spacing = (torch.nextafter(highest, torch.full_like(highest, torch.inf)) - highest).double()
-        # cells two spacings wide stay apart, whichever way their ends are rounded
-        needed = (2 * spacing / even.diff(dim=1).amin(1)).clamp(max=1.0).maximum(torch.full_like(spread, grid_eps))
+        # The ends of a cell that is two spacings of the dtype wide stay different however they are rounded.
+        needed = (2 * spacing / even.diff(dim=1).amin(1)).clamp(max=1.0).maximum(torch.full_like(width, grid_eps))
         share = torch.where(merging, needed.nan_to_num(1.0), grid_eps).unsqueeze(1)
-        full = torch.where(merging.unsqueeze(1), extend(share * even + (1 - share) * quantiles, order), full)
-    unresolved = (spread > 0) & _merge(full, knots.dtype)
+        full = torch.where(merging.unsqueeze(1), add_outer_knots(share * even + (1 - share) * quantiles, order), full)
+    unresolved = (width > 0) & _merge(full, knots.dtype)
     if bool(unresolved.any()):
         _warn_unresolved(unresolved, low, high, grid_size, knots.dtype)
-    kept = extend(subdivided(interior(knots, order).double(), grid_size), order)
-    return torch.where((unresolved | (spread == 0)).unsqueeze(1), kept, full)
+    kept = add_outer_knots(subdivide(interior(knots, order).double(), grid_size), order)
+    return torch.where((unresolved | (width == 0)).unsqueeze(1), kept, full)
 
 
 def _merge(knots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether rounding to ``dtype`` makes knots equal that are not, for each input."""
+    """Return for each input whether rounding to ``dtype`` makes different knots equal."""
     return ((knots.diff(dim=1) > 0) & (knots.to(dtype).diff(dim=1) == 0)).any(1)
 
 
@@ -88,25 +92,26 @@ def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, 
     )
 
 
-def subdivided(grid: Tensor, grid_size: int) -> Tensor:
-    """A grid of ``grid_size`` intervals that follows the spacing of ``grid``; for a multiple of its
-    intervals, each is cut into equal parts and all its knots stay."""
+def subdivide(grid: Tensor, grid_size: int) -> Tensor:
+    """Return a grid of ``grid_size`` intervals whose spacing follows that of ``grid``.
+
+    A multiple of the present number of intervals divides each of them into equal parts and keeps all knots.
+    """
     old = grid.shape[1] - 1
     at = torch.arange(grid_size + 1, device=grid.device, dtype=torch.float64) * old / grid_size
     below = at.floor().long().clamp(max=old - 1)
     return torch.lerp(grid[:, below], grid[:, below + 1], at - below)
 
 
-def inserted(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """Coefficients on a finer grid that holds every knot of the old one: the same function on the
-    grid proper, exactly.
+def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
+    """Compute the coefficients of the same functions on a finer grid that contains every knot of the old one.
 
-    A coefficient is the polar form of a polynomial piece at k consecutive knots (Ramshaw,
-    Blossoms are polar forms, 1989), here at the finer ones, by de Boor's recursion.
+    The result is exact inside the grid. A coefficient is the polar form of a polynomial piece at k consecutive knots
+    (Ramshaw, Blossoms are polar forms, 1989); it is evaluated at the finer knots by de Boor's recursion.
 
     Args:
         weight: ``[G + k, I, O]`` on ``knots [I, G + 2k + 1]``.
-        finer: ``[I, M']``, float64, whose grid proper holds that of ``knots``.
+        finer: ``[I, M']`` knots, float64, whose grid contains that of ``knots``.
 
     Returns:
         ``[M' - k - 1, I, O]``, float64.
@@ -114,21 +119,22 @@ def inserted(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor
     knots = knots.double()
     inputs, count = finer.shape[0], finer.shape[1] - order - 1
     piece = _piece(knots, finer, order)  # [I, count], a cell of the old knots
-    # corner[i, b, r, c]: how much of old coefficient piece - k + c is in the r-th of the triangle
-    corner = torch.eye(order + 1, dtype=torch.float64, device=knots.device)
-    corner = corner.expand(inputs, count, -1, -1)
+    # triangle[i, b, r, c] is the factor of the old coefficient number piece - k + c in entry r of the present
+    # row of de Boor's triangle for the new coefficient b of input i.
+    triangle = torch.eye(order + 1, dtype=torch.float64, device=knots.device)
+    triangle = triangle.expand(inputs, count, -1, -1)
     steps = torch.arange(order + 1, device=knots.device)
-    near = torch.gather(
+    around = torch.gather(
         knots.unsqueeze(1).expand(-1, count, -1), 2,
         piece.unsqueeze(2) + torch.arange(1 - order, order + 1, device=knots.device),
     )  # t[piece - k + 1 .. piece + k]  # fmt: skip
     for level in range(1, order + 1):
         argument = finer[:, level : level + count].unsqueeze(2)
-        left = near[:, :, level - 1 : order]
-        right = near[:, :, order : 2 * order - level + 1]
+        left = around[:, :, level - 1 : order]
+        right = around[:, :, order : 2 * order - level + 1]
         share = ((argument - left) / (right - left)).unsqueeze(3)
-        corner = (1 - share) * corner[:, :, :-1] + share * corner[:, :, 1:]
-    mixing = corner[:, :, 0]  # [I, count, k + 1]
+        triangle = (1 - share) * triangle[:, :, :-1] + share * triangle[:, :, 1:]
+    mixing = triangle[:, :, 0]  # [I, count, k + 1]
     features = torch.arange(inputs, device=knots.device)
     total = torch.zeros(count, inputs, weight.shape[2], dtype=torch.float64, device=knots.device)
     for c in steps.tolist():
@@ -137,7 +143,7 @@ def inserted(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor
 
 
 def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """For each finer spline, the old cell that holds the widest of its cells in the grid proper."""
+    """Return for each finer spline the old cell that contains the widest of its cells inside the grid."""
     count = finer.shape[1] - order - 1
     widths = finer.diff(dim=1)
     cells = torch.arange(widths.shape[1], device=finer.device)
@@ -150,7 +156,7 @@ def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
 
 
 def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
-    """Whether the grid proper of ``finer`` holds every knot of that of ``knots``, and its ends."""
+    """Whether the grid of ``finer`` has the ends of that of ``knots`` and contains all its knots, up to rounding."""
     old, new = interior(knots, order).double(), interior(finer, order).double()
     rounding = 4 * torch.finfo(knots.dtype).eps * old.abs().amax(1, keepdim=True)
     ends = (old[:, [0, -1]] - new[:, [0, -1]]).abs() <= rounding
@@ -158,27 +164,27 @@ def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
     return bool(ends.all() & (gap <= rounding).all())
 
 
-def refitted(
+def refit(
     weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
 ) -> Tensor:
-    """Coefficients on other knots, nearest to the old splines in the least-squares sense at ``x``.
+    """Compute coefficients on other knots whose splines are nearest to the old ones at ``x``, by least squares.
 
-    The minimum-norm solution by the normal equations in float64, the same on every device. Where no
-    sample lies, evenly placed anchors of a millionth of the samples' weight hold the old function:
-    without them its coefficients there would become 0.
+    The normal equations are solved for the minimum-norm solution in float64, which gives the same result on every
+    device. Evenly spaced anchors with a millionth of the samples' weight keep the old function where no sample lies;
+    without them the coefficients there would become 0.
 
     Args:
         weight: ``[K, I, O]`` on ``knots``.
         new_knots: ``[I, M']``.
-        x: ``[N, I]`` samples, or None to fit evenly over the new grid.
-        outside: whether the old splines run out to ``"zero"`` beyond their grid or go on ``"linear"``.
+        x: ``[N, I]`` samples, or None to fit at points spread evenly over the new grid.
+        outside: how the old splines continue beyond their grid, ``"zero"`` or ``"linear"``.
 
     Returns:
         ``[M' - k - 1, I, O]``, float64.
     """
     knots, new_knots = knots.double(), new_knots.double()
     cells = new_knots.shape[1] - 2 * order - 1
-    anchors = subdivided(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
+    anchors = subdivide(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
     square, cross = _moments(anchors, new_knots, knots, order, outside)
     if x is not None and len(x):
         share = ANCHOR_SHARE * len(x) / len(anchors)
@@ -191,20 +197,21 @@ def refitted(
 
 
 def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
+    """Return the left and right sides of the normal equations, ``[I, K', K']`` and ``[I, K', K]``."""
     new = spline_values(x, new_knots, order)
-    old = continued(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
+    old = splines_with_tangents(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 
-def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
-    """Minimum-norm coefficients of splines that go through given values at the knots of the grid.
+def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
+    """Compute the minimum-norm coefficients of splines that interpolate values at the knots of the grid.
 
-    One small pseudo-inverse serves all edges of an input, and all inputs that share their knots. What
-    splines could follow only with coefficients ten times as large as the values they leave out: between
-    repeated or very close knots, and the fastest changes at an even order.
+    One pseudo-inverse is computed for all edges of all inputs that share their knots. It drops singular values below a
+    tenth of the largest, so that no coefficient is much larger than the values: splines do not follow values that
+    differ between repeated or very close knots, nor, for even orders, values that alternate from knot to knot.
 
     Args:
-        values: ``[G + 1, I, O]`` at t_k to t_{G+k} of each input.
+        values: ``[G + 1, I, O]``, at t_k to t_{G+k} of each input.
 
     Returns:
         ``[G + k, I, O]``, float64.
@@ -217,16 +224,22 @@ def through(values: Tensor, knots: Tensor, order: int) -> Tensor:
     return torch.einsum("ikp,pio->kio", solution[inverse], values.double())
 
 
-def continued(x: Tensor, knots: Tensor, order: int) -> Tensor:
-    """B-splines ``[N, K, I]`` at ``x [N, I]`` that go on by their tangents beyond the grid; NaN for an infinite x.
+def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
+    """Evaluate B-splines that continue along their tangents beyond the grid.
+
+    Args:
+        x: ``[N, I]``; an infinite x gives NaN.
+
+    Returns:
+        ``[N, K, I]``.
 
     Example:
         >>> knots = uniform_knots(1, grid_size=2, order=1)
-        >>> continued(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
+        >>> splines_with_tangents(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
         tensor([ 0., -1.,  2.])
     """
     low, high = knots[:, order], knots[:, -order - 1]
-    high = torch.nextafter(high, low)  # on the knot itself the cell to its right would count
-    near = torch.where(x < low, low, torch.where(x > high, high, x))
-    beyond = torch.where(x.isinf(), torch.nan, x - near).unsqueeze(1)
-    return splines(near, knots, order) + splines(near, knots, order, 1) * beyond
+    high = torch.nextafter(high, low)  # on the last knot itself the cell to its right counts
+    clamped = torch.where(x < low, low, torch.where(x > high, high, x))
+    beyond = torch.where(x.isinf(), torch.nan, x - clamped).unsqueeze(1)
+    return splines(clamped, knots, order) + splines(clamped, knots, order, 1) * beyond

@@ -1,4 +1,4 @@
-"""``KANLinear``: the layer as a module."""
+"""``KANLinear``: a KAN layer as a module."""
 
 from __future__ import annotations
 
@@ -30,30 +30,29 @@ from fastkan_kernels import (
 from ..functional import OUTSIDE, forward, rows_of
 from . import grid
 from .distributed import check_one_process
-from .resting import wake
 from .value_cache import KnotMetadata
 
-INITIAL_NOISE = 0.1  # of a fresh spline's values, times 1 / grid_size
+INITIAL_NOISE = 0.1  # width of the range of a new spline's values at the knots, times grid_size
 
 
 class KANLinear(nn.Module):
-    """A Kolmogorov-Arnold layer: a learned function on each edge, where ``nn.Linear`` has a number.
+    """A Kolmogorov-Arnold layer: a learned function on each edge, where ``nn.Linear`` has a weight.
 
         y[..., o] = sum_i phi_io(x[..., i]) (+ bias[o])
         phi_io(x) = (spline_scale_io) sum_b spline_weight[b,i,o] B_b(x) + base_weight[i,o] silu(x)
 
-    (Liu et al., KAN: Kolmogorov-Arnold Networks, 2024, eq. 2.10 to 2.12, with the scales optional.)
+    It follows Liu et al., KAN: Kolmogorov-Arnold Networks, 2024, eq. 2.10 to 2.12, with optional scales.
 
     Args:
         in_features, out_features: sizes of the last dimension of input and output.
-        grid_size: G, intervals of the grid.
+        grid_size: G, the number of intervals of the grid.
         spline_order: k, 1 to 5; 3 is cubic.
         grid_range: ends of the grid, in the units of the input.
-        base: the function beside the spline: ``"silu"``, ``"identity"`` or ``"none"``.
-        bias: whether to add a learned ``[out]``.
-        spline_scale: whether each edge has a trainable factor of its spline.
-        outside: beyond the grid a spline runs out to ``"zero"`` along the outer knots, or goes on
-            ``"linear"``, by its tangent.
+        base: the function that is added to the spline: ``"silu"``, ``"identity"`` or ``"none"``.
+        bias: whether to add a learned bias ``[out]``.
+        spline_scale: whether each edge has a trainable factor that multiplies its spline.
+        outside: how a spline continues beyond the grid: it falls to ``"zero"`` over the outer knots, or continues
+            ``"linear"`` along its tangent.
         device, dtype: of the parameters. The knots stay float32 in a float16 or bfloat16 layer.
 
     Attributes:
@@ -61,10 +60,10 @@ class KANLinear(nn.Module):
         base_weight: ``[in, out]``, or None with ``base="none"``.
         spline_scale: ``[in, out]``, or None.
         bias: ``[out]``, or None.
-        knots: ``[in, G + 2k + 1]``, a buffer; change them by the methods, or by :meth:`set_knots`. A write
-            into the buffer itself (an average of models, a broadcast) is noticed by the next eager call; where
-            nothing counts it (``.data``), a GPU gives NaN once first. Compiled code gives NaN after it, until a
-            ``layer.set_knots(layer.knots)``.
+        knots: ``[in, G + 2k + 1]``, a buffer; change it by :meth:`set_knots`, :meth:`update_grid` or :meth:`refine`.
+            A direct write into the buffer (by a broadcast, or an average of models) takes effect at the next eager
+            call. On a GPU a write that no version counter records, as through ``.data``, gives NaN in one call first.
+            Compiled code gives NaN after a direct write until ``layer.set_knots(layer.knots)`` is called.
         mask: ``[in, out]`` of 0 and 1, a buffer, or None; see :meth:`set_mask`.
 
     Raises:
@@ -79,7 +78,7 @@ class KANLinear(nn.Module):
     knots: Tensor
     mask: Tensor | None
     _outside_count: Tensor | None
-    resting: frozenset[str] = frozenset()  # see fastkan/resting.py
+    _frozen: frozenset[str] = frozenset()  # parameters that _freeze_if_idle has frozen
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -106,13 +105,13 @@ class KANLinear(nn.Module):
         knots = uniform_knots(
             in_features, grid_size, spline_order, grid_range, dtype=_knots_dtype(dtype), device=device
         )
-        check_knots(knots, spline_order)  # in their own dtype a range may have no width
+        check_knots(knots, spline_order)  # rounded to their dtype, a narrow range may have no width
         self.in_features = in_features
         self.out_features = out_features
         self.spline_order = spline_order
         self.base = base
         self.outside = outside
-        self._grid_range = grid_range  # the initial one
+        self._grid_range = grid_range  # of the initial grid, for _initial_knots()
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -130,7 +129,7 @@ class KANLinear(nn.Module):
 
     @property
     def basis(self) -> Basis:
-        """What the features are, with what is known of the knots as they are now."""
+        """The layer's features: order, base function, and, for uniform knots, origin and spacing."""
         return self._known.basis(self.knots)
 
     @property
@@ -139,10 +138,13 @@ class KANLinear(nn.Module):
         return self.knots.shape[1] - 2 * self.spline_order - 1
 
     def reset_parameters(self) -> None:
-        """Fresh parameters from torch's generator: a base weight as ``nn.Linear``'s weight, splines
-        through small noise at the G + 1 knots of the grid, scales of 1, a bias of 0."""
+        """Draw new parameters from torch's generator.
+
+        The base weight is distributed as ``nn.Linear``'s weight, splines interpolate small noise at the G + 1 knots of
+        the grid, scales are 1, and the bias is 0.
+        """
         if self.base_weight is not None and self.base_weight.numel():
-            bound = 1 / math.sqrt(self.in_features)  # what kaiming_uniform_(a=sqrt(5)) comes to
+            bound = 1 / math.sqrt(self.in_features)  # equal to that of kaiming_uniform_(a=sqrt(5))
             nn.init.uniform_(self.base_weight, -bound, bound)
         if self.spline_scale is not None:
             nn.init.ones_(self.spline_scale)
@@ -154,11 +156,15 @@ class KANLinear(nn.Module):
         with torch.no_grad():
             noise = torch.rand(at_knots, device=self.knots.device, dtype=torch.float32).sub_(0.5)
             noise *= INITIAL_NOISE / self.grid_size
-            self.spline_weight.copy_(grid.through(noise, self.knots, self.spline_order))
+            self.spline_weight.copy_(grid.interpolate(noise, self.knots, self.spline_order))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` to ``[..., out_features]``."""
-        knots = self.knots  # which another thread may replace
+        """Map ``[..., in_features]`` to ``[..., out_features]``.
+
+        Raises:
+            TypeError, ValueError: for x of another shape, dtype or device.
+        """
+        knots = self.knots  # read once, because another thread may replace them
         basis = self._known.basis(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
         y = forward(
@@ -180,10 +186,14 @@ class KANLinear(nn.Module):
 
     @torch.inference_mode(False)
     def set_knots(self, knots: Tensor) -> None:
-        """Replace the knots, keeping the coefficients; for as many knots as there are.
+        """Replace the knots and keep the coefficients, so that the functions change.
+
+        Args:
+            knots: ``[in, G + 2k + 1]``, non-decreasing, in the units of the input.
 
         Raises:
-            TypeError, ValueError: if they are no knots of this layer; nothing has changed then.
+            TypeError, ValueError: for another shape, or knots that are not finite, decrease or span no interval;
+                nothing has changed then.
         """
         check_knots(knots, self.spline_order)
         check_shape("knots", knots, tuple(self.knots.shape))
@@ -191,24 +201,24 @@ class KANLinear(nn.Module):
             raise ValueError(f"knots must have values, got a tensor on meta for a layer on {self.knots.device}")
         rounded = knots.detach().to(self.knots)
         check_knots(rounded, self.spline_order)
-        self.replace_knots(rounded)
+        self._write_knots(rounded)
 
     @checked(grid_eps=SHARE, margin=SHARE)
     @torch.inference_mode(False)
     @torch.no_grad()
     def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
-        """Move the knots to where samples lie, and refit the splines there by least squares.
+        """Adapt the knots to samples, and refit the splines to the same functions there by least squares.
 
         Args:
-            x: ``[..., in_features]`` samples, finite. An input whose samples all are one value keeps
-                its knots.
-            grid_eps: 1 spaces the knots evenly over the samples' range, 0 by their quantiles.
-            margin: by what share of the range the even spacing is wider on each side.
+            x: ``[..., in_features]`` samples, finite. An input whose samples are all equal keeps its knots.
+            grid_eps: 0 puts the knots at the quantiles of the samples, 1 spaces them evenly over their range, and
+                values between mix the two.
+            margin: how much wider than that range the evenly spaced grid is on each side, as a share of the range.
 
         Raises:
-            TypeError, ValueError: for samples of another shape, none, or with NaN; nothing has
+            TypeError, ValueError: for samples of another shape, no samples, or any that are not finite; nothing has
                 changed then.
-            RuntimeError: under ``torch.distributed`` with several processes, whose samples would differ.
+            RuntimeError: under ``torch.distributed`` with several processes, since their samples would differ.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -223,22 +233,22 @@ class KANLinear(nn.Module):
             self.knots.dtype
         )
         check_knots(knots, self.spline_order)
-        weight = grid.refitted(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
-        self.replace_splines(weight, knots)
+        weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
+        self._write_splines(weight, knots)
 
     @checked(grid_size=Int(least=1))
     @torch.inference_mode(False)
     @torch.no_grad()
     def refine(self, grid_size: int, x: Tensor | None = None) -> None:
-        """Give every spline ``grid_size`` intervals, and the same function.
+        """Change the number of intervals of the grid, and keep the functions.
 
-        For a multiple of the present grid size the knots nest, and the function on the grid stays
-        exactly as it is. Else the splines are refitted by least squares, at ``x`` or, without it,
-        evenly over the grid. ``spline_weight`` becomes a new parameter: make the optimizer after.
+        A multiple of the present grid size keeps all knots, and the functions stay exactly as they are on the grid.
+        Otherwise the splines are refitted by least squares, at ``x`` or, without it, at points spread evenly over the
+        grid. ``spline_weight`` becomes a new parameter, so construct the optimizer afterwards.
 
         Args:
             grid_size: the new G.
-            x: ``[..., in_features]`` samples, for a refit.
+            x: ``[..., in_features]`` samples at which a refit keeps the functions.
 
         Raises:
             TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
@@ -256,47 +266,70 @@ class KANLinear(nn.Module):
         samples = None if x is None else self._samples(x)
         order = self.spline_order
         old = grid.interior(self.knots, order).double()
-        finer = grid.extend(grid.subdivided(old, grid_size), order).to(self.knots.dtype)
+        finer = grid.add_outer_knots(grid.subdivide(old, grid_size), order).to(self.knots.dtype)
         check_knots(finer, order)
         if grid.nests(self.knots, finer, order):
-            weight = grid.inserted(self.spline_weight, self.knots, finer.double(), order)
+            weight = grid.insert_knots(self.spline_weight, self.knots, finer.double(), order)
         else:
-            weight = grid.refitted(self.spline_weight, self.knots, finer, order, samples, self.outside)
-        self.replace_splines(weight, finer)
+            weight = grid.refit(self.spline_weight, self.knots, finer, order, samples, self.outside)
+        self._write_splines(weight, finer)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def set_mask(self, mask: Tensor | None) -> None:
-        """Switch edges off where ``mask [in, out]`` is 0; None takes the mask away.
+        """Switch off the edges where ``mask [in, out]`` is 0. None removes the mask.
 
         Raises:
             TypeError, ValueError: for another shape or values other than 0 and 1.
         """
         if mask is None:
             self.mask = None
-            return wake(self)
+            return self._unfreeze_if_active()
         if not isinstance(mask, Tensor):
             raise TypeError(f"mask must be a torch.Tensor or None, got {type(mask).__name__}")
         if mask.is_meta and not self.spline_weight.is_meta:
             raise ValueError(f"mask must have values, got a tensor on meta for a layer on {self.spline_weight.device}")
         self._check_mask(mask)
         self.mask = mask.detach().to(self.spline_weight, copy=True)
-        wake(self)
+        self._unfreeze_if_active()
+
+    def _freeze_if_idle(self) -> None:
+        """Set ``requires_grad=False`` on all parameters while every edge is masked off, as formulas have replaced them.
+
+        A network does not call such a layer, and DistributedDataParallel and ``torch.autograd.grad`` refuse parameters
+        that require a gradient and get none. The parameters are remembered, and :meth:`_unfreeze_if_active` undoes it.
+        """
+        self._unfreeze_if_active()
+        if self._is_idle():
+            trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+            for name in trained:
+                self.get_parameter(name).requires_grad_(False)
+            self._frozen |= set(trained)
+
+    def _unfreeze_if_active(self) -> None:
+        """Let the frozen parameters require gradients again if any edge is on."""
+        if self._frozen and not self._is_idle():
+            for name in self._frozen:
+                self.get_parameter(name).requires_grad_(True)
+            self._frozen = frozenset()
+
+    def _is_idle(self) -> bool:
+        return self.mask is not None and not self.mask.is_meta and not bool(self.mask.any())
 
     # -- inputs outside the grid ----------------------------------------------------------------
 
     @checked(enabled=FLAG)
     @torch.inference_mode(False)
     def count_outside(self, enabled: bool = True) -> None:
-        """Start (from zero) or stop counting the inputs that lie outside the grid in each forward.
+        """Start or stop counting the inputs of each forward that lie outside the grid. Starting resets the count.
 
-        What runs under a ``torch.func`` transform or an export is not counted.
+        Calls under a ``torch.func`` transform or an export are not counted.
         """
-        counters = self.in_features + 1  # the last one is for rows
+        counters = self.in_features + 1  # the last one counts rows
         self._outside_count = torch.zeros(counters, dtype=torch.int64, device=self.knots.device) if enabled else None
 
     def outside_share(self) -> Tensor:
-        """Share of the inputs since :meth:`count_outside` that lay outside the grid, ``[in]``.
+        """Return the share of each input's values that lay outside the grid since :meth:`count_outside`, ``[in]``.
 
         Raises:
             RuntimeError: if nothing has been counted.
@@ -340,24 +373,26 @@ class KANLinear(nn.Module):
                 "computes it. Remove that, change the grid, and put it back"
             )
 
-    def replace_splines(self, weight: Tensor, knots: Tensor) -> None:
+    def _write_splines(self, weight: Tensor, knots: Tensor) -> None:
+        """Set coefficients ``[G + k, in, out]`` and knots, in place where their shapes stay the same."""
         weight = weight.to(self.spline_weight.dtype).contiguous()
         if weight.shape == self.spline_weight.shape:
             self.spline_weight.copy_(weight)
         else:
             trained = self.spline_weight.requires_grad
             self.spline_weight = nn.Parameter(weight, requires_grad=trained)
-        self.replace_knots(knots)
+        self._write_knots(knots)
 
-    def initial_knots(self) -> Tensor:
+    def _initial_knots(self) -> Tensor:
+        """Return uniform knots on the range that was given to the constructor."""
         sizes = self.in_features, self.grid_size, self.spline_order
         return uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
 
     @torch.no_grad()
-    def replace_knots(self, knots: Tensor) -> None:
+    def _write_knots(self, knots: Tensor) -> None:
         own = self.knots
         if own.shape == knots.shape and not (own.is_meta or own.is_inference()):
-            own.copy_(knots)  # in place, as the weights are written: whoever shares both has one function
+            own.copy_(knots)  # in place as the weights are, so that modules that share both still compute the same
         else:
             self.knots = knots.detach().to(own, copy=True).contiguous()
         self._known.look(self.knots)
@@ -365,10 +400,10 @@ class KANLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         before = self.knots
         super()._apply(fn, recurse)
-        if self.knots.dtype != _knots_dtype(self.knots.dtype):  # a grid in half precision is no grid
+        if self.knots.dtype != _knots_dtype(self.knots.dtype):  # half precision is too coarse for knots
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
-        if before.is_meta and not self.knots.is_meta:  # memory that nobody has filled
-            self.knots = self.initial_knots()
+        if before.is_meta and not self.knots.is_meta:  # to_empty() leaves the memory uninitialised
+            self.knots = self._initial_knots()
         if self.knots.dtype != before.dtype or self.knots.device != before.device:
             self._known.look(self.knots)
         return self
@@ -385,13 +420,13 @@ class KANLinear(nn.Module):
         except (TypeError, ValueError) as error:
             errors.append(f"{prefix}{error}")
             return
-        if mask is None and knots is not None:  # this layer's state, of a time without a mask
+        if mask is None and knots is not None:  # the state was saved while the layer had no mask
             self.mask = None
         elif mask is not None and self.mask is None:
             self.mask = torch.ones_like(mask, device=self.knots.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         self._known.look(self.knots)
-        wake(self)
+        self._unfreeze_if_active()
 
     def extra_repr(self) -> str:
         parts = [

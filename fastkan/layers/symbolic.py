@@ -26,14 +26,14 @@ from fastkan_kernels import (
 from .function_library import IDENTITY, lookup
 from .value_cache import CachedPredicate
 
-Y_TH = 10.0  # of pykan's
+Y_TH = 10.0  # pykan's default bound of |f| near a singularity
 
 
-def guarded(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
-    """The options of a forward, read.
+def read_guard_options(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
+    """Return the two options of a forward, validated; compiled code does not validate them.
 
     Raises:
-        TypeError, ValueError: if they are no flag and no positive number.
+        TypeError, ValueError: if ``singularity_avoiding`` is no flag, or ``y_th`` no positive number.
     """
     if torch.compiler.is_compiling():
         return singularity_avoiding, y_th
@@ -41,7 +41,7 @@ def guarded(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
 
 
 class Edge(NamedTuple):
-    """An edge from input ``i`` to output ``j``, and the name of its function.
+    """A formula on the edge from input ``i`` to output ``j``, by the name of its function in the library.
 
     Example:
         >>> Edge(0, 2, "sin")
@@ -59,18 +59,18 @@ class SymbolicEdges(nn.Module):
         y[n, j] = sum over edges (i, j) of  c f(a x[n, i] + b) + d
 
     Args:
-        in_features, out_features: sizes of input and output.
-        device, dtype: of the parameter.
+        in_features, out_features: numbers of inputs and outputs.
+        device, dtype: those of the parameter.
 
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
-        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``: a parameter, but for a buffer of no rows.
-        ends: ``[2, E]``, their inputs and outputs.
-        formulas: ``edges`` in a ``state_dict``, a JSON text ``[[i, j, name], ...]`` as uint8; None while there are
-            none.
+        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``; a parameter, or an empty buffer without edges.
+        ends: ``[2, E]``, the inputs and outputs of ``edges``.
+        formulas: ``edges`` as a ``state_dict`` stores them, a JSON text ``[[i, j, name], ...]`` as uint8; None without
+            edges.
 
     Raises:
-        TypeError, ValueError: for sizes that are none, or a dtype that a layer can't have.
+        TypeError, ValueError: for negative sizes, or a dtype that a layer does not support.
 
     Example:
         >>> symbolic = SymbolicEdges(2, 3)
@@ -109,30 +109,34 @@ class SymbolicEdges(nn.Module):
     # -- values -----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
-        """``[N, in_features]`` to ``[N, out_features]``.
+        """Map ``[N, in_features]`` to ``[N, out_features]``.
 
         Args:
-            singularity_avoiding: whether arguments are kept where ``|f|`` is at most about ``y_th`` near a
-                singularity, and in the domain.
+            singularity_avoiding: whether to move arguments into the domain of each function, and away from its
+                singularities until ``|f|`` is at most about ``y_th``.
+            y_th: that bound, above 0.
 
         Raises:
             TypeError, ValueError: for another shape, dtype or device, or a y_th that is not positive.
         """
         self._check(x)
         if not self.edges:
-            return x.new_zeros(x.shape[0], self.out_features)  # len() would fix the size where others trace
+            return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record len(x) as a constant
         values = self._values(x, singularity_avoiding, y_th)
         if self.out_features == 1:
             return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
         if self._outputs is None:
             return values
-        if x.is_cuda:  # index_add adds there in any order
+        if x.is_cuda:  # index_add sums in an undefined order there
             zeros = values.new_zeros(self.out_features, x.shape[0])
             return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
         return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
 
     def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
-        """Of each edge by itself, ``[N, E]`` in the order of ``edges``; arguments and errors as in :meth:`forward`."""
+        """Return the value of each edge by itself, ``[N, E]`` in the order of ``edges``.
+
+        Arguments and errors are those of :meth:`forward`.
+        """
         self._check(x)
         if not self.edges:
             return x.new_zeros(x.shape[0], 0)
@@ -140,7 +144,7 @@ class SymbolicEdges(nn.Module):
         return values if self._order is None else values[:, self._order.argsort()]
 
     def has_splines(self, mask: Tensor | None) -> bool:
-        """Whether a mask ``[in, out]`` of the splines leaves any on where formulas are."""
+        """Whether the mask ``[in, out]`` of the layer's splines leaves any spline on at an edge that is a formula."""
         return self._any_on(mask, self.ends)
 
     def _check(self, x: Tensor) -> None:
@@ -149,17 +153,17 @@ class SymbolicEdges(nn.Module):
         check_alike(x, affine=self.affine)
 
     def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
-        """``[N, E]``, edges of one function side by side."""
+        """Return the values of the edges, ``[N, E]``, sorted by function, so that each function is called once."""
         affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
         a, b, c, d = affine.unbind(1)
         if self._inputs is not None:
-            # a gradient that is the same on every run: on CUDA only indexing has one
+            # On CUDA the backward of index_select sums in an undefined order, that of indexing does not.
             x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
         z = torch.addcmul(b, x, a)
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
         functions = [lookup(name) for name in self._names]
         if singularity_avoiding is not False or y_th is not Y_TH:
-            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
+            singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         if singularity_avoiding:
             done = [function.guarded(part, y_th) for function, part in zip(functions, parts)]
         else:
@@ -170,20 +174,24 @@ class SymbolicEdges(nn.Module):
 
     @checked(i=INDEX, j=INDEX)
     def name(self, i: int, j: int) -> str | None:
-        """The function of edge (i, j), or None where that is no formula."""
+        """Return the name of the function of edge (i, j), or None if the edge is no formula."""
         return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
 
     @checked(i=INDEX, j=INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
-        """Make edge (i, j) the function of that name, or give it another.
+        """Make edge (i, j) the formula ``c f(a x + b) + d``, and replace the formula that it may have had.
 
-        ``affine`` becomes a new parameter: make the optimizer after.
+        ``self.affine`` becomes a new parameter, so construct the optimizer afterwards.
+
+        Args:
+            name: of the function f in the library.
+            affine: the numbers (a, b, c, d).
 
         Raises:
-            TypeError, ValueError: for an edge or a function that is not there, or an affine that is not
-                four finite numbers; nothing has changed then.
+            TypeError, ValueError: for an edge or a function that does not exist, or an affine that is not four finite
+                numbers; nothing has changed then.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -207,10 +215,10 @@ class SymbolicEdges(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def unfix(self, i: int, j: int) -> None:
-        """Take the function of edge (i, j) away.
+        """Remove the formula of edge (i, j).
 
         Raises:
-            TypeError, ValueError: for an edge that has none; nothing has changed then.
+            TypeError, ValueError: for an edge without a formula; nothing has changed then.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -228,10 +236,12 @@ class SymbolicEdges(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
-        """The edges between some inputs and outputs, renumbered: a new module that shares nothing.
+        """Return a new module with the edges between some inputs and outputs, numbered in the order given.
+
+        It shares no tensors with this one.
 
         Raises:
-            TypeError, ValueError: for indices that are not there, or there twice.
+            TypeError, ValueError: for indices that are out of range or repeated.
 
         Example:
             >>> symbolic = SymbolicEdges(3, 3)
@@ -252,34 +262,34 @@ class SymbolicEdges(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """Whether ``affine`` asks for a gradient, as a new one does."""
+        """Whether ``affine`` requires a gradient; True without edges, since a new ``affine`` requires one."""
         return not self.edges or self.affine.requires_grad
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
-            INDEX.read(name, index)  # of an edge in a file too
+            INDEX.read(name, index)  # also reached with edges that were read from a file
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
     def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor, trained: bool | None = None) -> None:
-        """``edges`` with their places in ``rows``."""
+        """Set the edges of pairs (edge, number of its row in ``rows``)."""
         edges = sorted(edges)
         trained = self.is_trained if trained is None else trained
         taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
-        self.set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
+        self._set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
 
-    def set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
-        """Have these edges and, if there are any, this parameter."""
+    def _set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
+        """Set the edges and, in their order, their affine parameter."""
         if edges:
             self.affine = affine
-        else:  # a parameter without entries would ask for a gradient that nothing gives it
+        else:  # an empty parameter would require a gradient and never get one
             self._parameters.pop("affine", None)
             self.register_buffer("affine", affine.detach(), persistent=False)
         self.edges = edges
         self._group()
 
     def _group(self) -> None:
-        """What :meth:`_values` goes by: edges of one function side by side; None where indices change nothing."""
+        """Compute the indices that :meth:`_values` uses; None stands for indices that change nothing."""
         edges, count = self.edges, len(self.edges)
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
@@ -292,7 +302,9 @@ class SymbolicEdges(nn.Module):
         device = self.affine.device
         ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
         self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
-        text = list(json.dumps(edges).encode())  # a tensor, as what averages or writes states takes nothing else
+        text = list(
+            json.dumps(edges).encode()
+        )  # a tensor, because tools that average or save states accept nothing else
         self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
         self._order = index(order, count)
         self._inputs = index([edges[n].i for n in order], self.in_features)
@@ -302,17 +314,17 @@ class SymbolicEdges(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self._group()  # indices on meta have no values to bring along
+        self._group()  # made anew, because indices on meta have no values to copy
         return self
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         state_dict, names = dict(state_dict), (prefix + "formulas", prefix + "affine")
-        state = state_dict.pop(prefix + "_extra_state", None)  # a list: the form of version 0.1
+        state = state_dict.pop(prefix + "_extra_state", None)  # version 0.1 stored a list here
         state, affine = state_dict.get(names[0], state), state_dict.get(names[1])
         if state is None and affine is None and "version" in metadata:
-            state = []  # of a layer that was saved without formulas
+            state = []  # the layer was saved without formulas
         if state is None and affine is not None and not self.edges:
             missing.append(names[0])
             return
@@ -330,14 +342,14 @@ class SymbolicEdges(nn.Module):
                 return
             same = len(edges) == len(self.edges)
             sized = nn.Parameter(self.affine.new_zeros(len(edges), 4), requires_grad=self.is_trained)
-            self.set_edges(tuple(edges), self.affine if same else sized)
+            self._set_edges(tuple(edges), self.affine if same else sized)
             state_dict = {name: value for name, value in state_dict.items() if name not in names}
             if edges:
                 state_dict.update(zip(names, (self.formulas, affine)))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _edges_of(self, state: Any) -> list[Edge]:
-        if isinstance(state, Tensor):  # of floating point, where states have been averaged
+        if isinstance(state, Tensor):  # averaging states makes it floating-point
             try:
                 state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
             except (ValueError, TypeError, RuntimeError):
@@ -374,7 +386,7 @@ def _known(name: Any) -> bool:
 
 
 def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
-    """New numbers of the kept indices."""
+    """Map each index that is kept to its new number."""
     kept = list(indices)
     for index in kept:
         if index >= size:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def table(align: str, *rows: Sequence[str]) -> str:
-    """Text in columns; ``align`` has an "l" or an "r" for each."""
+    """Return rows of text with aligned columns; ``align`` has an "l" (left) or an "r" (right) for each column."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(

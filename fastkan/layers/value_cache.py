@@ -1,7 +1,7 @@
-"""Facts about tensors' values, which are never older than the values.
+"""Cached answers about tensors' values that are recomputed when the values change.
 
-Writes by ``.data``, NumPy, ``torch.distributed`` or another thread change no version counter, so a fact is kept with a
-copy of the values that it was read from, and holds only while they are the same.
+Some writes change no version counter: those through ``.data``, NumPy or ``torch.distributed``. Each answer is therefore
+stored with a copy of the values that it was computed from, and used only while the tensors still have these values.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from fastkan_kernels import Basis, Pieces, basis_of, has_values, pieces_of
 
 PLAIN = (Tensor, nn.Parameter)
-MAX_LISTED = 64  # numbers, up to which lists are compared more quickly than tensors
+MAX_LISTED = 64  # elements; smaller tensors are compared faster as lists of numbers
 
 
 class ReadKnots:
-    """What was read of some knots.
+    """The basis of a tensor of knots, with a copy of the values that it was computed from.
 
     Args:
-        knots: the tensor itself.
-        basis: theirs.
+        knots: the tensor itself, to recognise it by identity.
+        basis: computed from its values.
     """
 
     def __init__(self, knots: Tensor, basis: Basis) -> None:
@@ -33,54 +33,58 @@ class ReadKnots:
         self._pieces: Pieces | None = None
 
     def pieces(self) -> Pieces:
-        """Tables of the splines on these values; for knots on a CPU."""
+        """Return the tables of the splines' polynomials on these knots, made at the first call; for knots on a CPU."""
         if self._pieces is None:
             self._pieces = pieces_of(self.copy, self.basis)
         return self._pieces
 
 
 class Notice:
-    """An answer on its way from a GPU to the host, which looks for it at later calls and never waits."""
+    """A bool that is copied from a GPU to the host asynchronously, which reads it later and never waits."""
 
     def __init__(self) -> None:
         self.answer = torch.zeros((), dtype=torch.bool, pin_memory=True)
         self.event = torch.cuda.Event()
 
     def send(self, answer: Tensor) -> None:
-        """Send an answer, unless the last one is still on its way."""
+        """Start copying a bool, unless the last copy has not finished."""
         if self.event.query():
             self.answer.copy_(answer, non_blocking=True)
             self.event.record(torch.cuda.current_stream(answer.device))
 
     def says_yes(self) -> bool:
-        """Whether an answer has come, and is yes."""
+        """Whether the last copy has finished and is True."""
         return not torch.cuda.is_current_stream_capturing() and self.event.query() and bool(self.answer)
 
 
 class KnotMetadata:
-    """The basis of a layer's knots.
+    """The basis of a layer's knots, kept up to date with their values.
 
-    On a CPU it is read again when their values are others. To read a GPU's values makes the host wait, so there a
-    counted write is noticed at once, and any other one in two steps: :meth:`checked` makes every result of the
-    very call NaN, on the GPU, so that no wrong number comes out, and a later call reads them again.
+    On a CPU the values are compared in every call. On a GPU that would make the host wait, so only the version counter
+    is compared. A write that the counter misses is found in two steps: :meth:`checked` compares the values on the GPU
+    and turns the results of that call into NaN, so that no wrong number is returned, and a later call, after the host
+    has received the outcome, reads the new values.
     """
 
     def __init__(self, knots: Tensor, order: int, base: str) -> None:
         self.order, self.base = order, base
-        self._known: ReadKnots | None = None  # one attribute, so that threads see all of it or nothing
+        self._known: ReadKnots | None = None  # replaced as a whole, so that other threads never see a part
         self._notice: Notice | None = None
         self.look(knots)
 
     def look(self, knots: Tensor) -> ReadKnots:
-        """Read the values."""
+        """Compute the basis from the values, and cache it."""
         known = ReadKnots(knots, basis_of(knots, self.order, self.base))
         self._known, self._notice = known, None
         return known
 
     def read(self, knots: Tensor) -> ReadKnots | None:
-        """What is known of ``knots``, which may be others than before, as in ``torch.func.functional_call``; None where
-        nobody may look."""
-        if knots.requires_grad or not has_values(knots):  # the reference needs no more
+        """Return the cached basis if it belongs to ``knots``, else compute it anew.
+
+        ``knots`` may be another tensor than before, as in ``torch.func.functional_call``. None stands for knots whose
+        values cannot or must not be read: those that require a gradient, and those under a tracer or a transform.
+        """
+        if knots.requires_grad or not has_values(knots):  # the reference backend needs nothing from their values
             return None
         known = self._known
         if known is not None:
@@ -96,7 +100,7 @@ class KnotMetadata:
         return self.look(knots)
 
     def basis(self, knots: Tensor) -> Basis:
-        """The basis of ``knots``."""
+        """Return the basis of ``knots``, as a basis of unknown spacing where their values cannot be read."""
         if torch.compiler.is_compiling():  # tracing can't read values; the compiled code calls checked()
             known = self._known
             return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base)
@@ -106,10 +110,12 @@ class KnotMetadata:
     def checked(
         self, knots: Tensor, basis: Basis, weight: Tensor, base_weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The splines' and the base function's weights, one of them NaN where ``basis`` is that of other knots.
+        """Return the weights of the splines and of the base function, and make one of them NaN if ``knots`` are not the
+        ones that ``basis`` was computed from.
 
-        The host does not wait for that. On a CPU the knots have just been compared, and of knots that are not uniform
-        nothing was read, so that no doubt is possible.
+        The comparison runs on the GPU or in the compiled code, and the host does not wait for it. It is unnecessary for
+        eager calls on a CPU, where the values have just been compared, and for non-uniform knots, whose basis contains
+        none of their values.
         """
         compiling = torch.compiler.is_compiling()
         if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
@@ -120,23 +126,25 @@ class KnotMetadata:
             self._notice.send(changed)
         if base_weight is None:
             return weight.masked_fill(changed, torch.nan), None
-        return weight, base_weight.masked_fill(changed, torch.nan)  # which is the smaller one
+        return weight, base_weight.masked_fill(changed, torch.nan)  # the smaller of the two tensors
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy looks for itself."""
+        """Leave out the cache, so that a copy of the layer reads its own knots."""
         return {**self.__dict__, "_known": None, "_notice": None}
 
 
 class CachedPredicate:
-    """An answer about some tensors' values, asked again when they are others.
+    """A yes-or-no question about tensors' values whose answer is cached until the values change.
 
-    Compiled code, functorch, GPUs, tracers and whatever is being trained get ``default``, which must be right for any
-    values.
+    Args:
+        ask: computes the answer from the tensors.
+        default: the answer where values cannot be read cheaply or safely: in compiled code, under functorch and
+            tracers, on GPUs, and for tensors that require a gradient. It must be safe for any values.
     """
 
     def __init__(self, ask: Callable[..., bool], default: bool) -> None:
         self._ask, self._default = ask, default
-        # one attribute, so that threads see all of it or nothing: copies of the tensors, and the answer
+        # Copies of the values and the answer in one attribute, so that other threads never see a part.
         self._known: tuple[list[Any], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
@@ -153,45 +161,45 @@ class CachedPredicate:
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy asks for itself."""
+        """Leave out the cached answer."""
         return {**self.__dict__, "_known": None}
 
 
 def is_in_order(ids: Tensor) -> bool:
-    """Whether the numbers are 0, 1, 2, ..."""
+    """Whether ``ids`` is 0, 1, 2, ..."""
     return bool((ids == torch.arange(len(ids), device=ids.device)).all())
 
 
 def any_on(mask: Tensor | None) -> bool:
-    """Whether a mask leaves any edge on."""
+    """Whether a mask leaves any edge on; None, no mask, leaves all on."""
     return mask is None or bool(mask.any())
 
 
 def is_plain(scale: Tensor, bias: Tensor) -> bool:
-    """Whether an affine map changes nothing."""
+    """Whether an affine map is the identity."""
     return bool((scale == 1).all() & (bias == 0).all())
 
 
 def are_plain(*scales_and_biases: Tensor) -> bool:
-    """Whether none of several affine maps changes anything: all scales come first."""
+    """Whether several affine maps are all the identity; the arguments are all scales and then all biases."""
     half = len(scales_and_biases) // 2
     return all(map(is_plain, scales_and_biases[:half], scales_and_biases[half:]))
 
 
 def _version(tensor: Tensor) -> int:
-    """How often it has been written into; inference tensors don't count that."""
+    """Return the version counter, or -1 for an inference tensor, which has none."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def _values(tensor: Tensor) -> Any:
-    """A copy of the values."""
+    """Return a copy of the values in the form that :func:`_are_values` compares."""
     if tensor.numel() > MAX_LISTED or tensor.is_meta:
         return tensor.detach().clone()
     return tensor.dtype, tensor.tolist()
 
 
 def _are_values(copy: Any, tensor: Tensor | None) -> bool:
-    """Whether these are the values still, in the same dtype."""
+    """Whether a tensor has the dtype and values of a copy that :func:`_values` made."""
     if tensor is None or copy is None:
         return tensor is copy
     if tensor.numel() > MAX_LISTED:

@@ -1,1 +1,1 @@
-"""Networks of KAN layers: forward, structure and files."""
+"""Networks of several layers: forward, inspection, changes of structure, and files."""

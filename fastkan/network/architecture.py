@@ -1,4 +1,4 @@
-"""How many nodes a KAN has, and which of them multiply."""
+"""The architecture of a network: its number of nodes in each layer, and which of them multiply."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from fastkan_kernels import Int, is_sequence, kind_of
 
 
 class Architecture(NamedTuple):
-    """Nodes of each layer, the inputs first.
+    """The nodes of each layer, from the inputs to the outputs.
+
+    A node is a sum of edges, or a product of several such sums. Edges end in subnodes: a sum has one, and a
+    multiplication node has one for each factor.
 
     Args:
-        sums: how many nodes of each layer add what comes in.
-        arities: of each layer's multiplication nodes, how many factors each has.
+        sums: number of sum nodes of each layer.
+        arities: for each layer, the numbers of factors of its multiplication nodes, which follow its sum nodes.
     """
 
     sums: tuple[int, ...]
@@ -26,21 +29,21 @@ class Architecture(NamedTuple):
 
     @property
     def width(self) -> list[list[int]]:
-        """``[sums, multiplications]`` of each layer."""
+        """Numbers ``[sums, multiplications]`` of nodes of each layer."""
         return [[added, len(arity)] for added, arity in zip(self.sums, self.arities)]
 
     @property
     def nodes(self) -> list[int]:
-        """Nodes of each layer: what goes on into the next layer's edges."""
+        """Number of nodes of each layer."""
         return [added + len(arity) for added, arity in zip(self.sums, self.arities)]
 
     @property
     def subnodes(self) -> list[int]:
-        """Subnodes of each layer: where edges end. A multiplication node has one for each factor."""
+        """Number of subnodes of each layer."""
         return [added + sum(arity) for added, arity in zip(self.sums, self.arities)]
 
     def factors(self, layer: int) -> list[list[int]]:
-        """The subnodes of each node of a layer: one of a sum, several of a multiplication."""
+        """Return the subnodes of each node of a layer: one for a sum, several for a multiplication node."""
         groups = [[subnode] for subnode in range(self.sums[layer])]
         first = self.sums[layer]
         for arity in self.arities[layer]:
@@ -49,7 +52,7 @@ class Architecture(NamedTuple):
         return groups
 
     def keep(self, layer: int, nodes: Sequence[int]) -> tuple[Architecture, list[int]]:
-        """With only these nodes of one layer, in their order; and the subnodes that stay."""
+        """Return the architecture with only some nodes of one layer, ascending, and the subnodes that remain."""
         kept = sorted(nodes)
         added = self.sums[layer]
         sums, arities = list(self.sums), list(self.arities)
@@ -60,14 +63,14 @@ class Architecture(NamedTuple):
 
 
 def architecture(width: Any, mult_arity: object = 2) -> Architecture:
-    """Read ``width`` and ``mult_arity`` as :class:`KAN` takes them; neither is changed.
+    """Construct an :class:`Architecture` from the arguments of :class:`KAN`.
 
     Args:
-        width: a number of nodes, or ``[sums, multiplications]``, for each layer.
-        mult_arity: one arity for all, or a list for each layer of the arities of its nodes.
+        width: for each layer the number of nodes, or a pair ``[sums, multiplications]``.
+        mult_arity: the number of factors of all multiplication nodes, or a list with a list for each layer.
 
     Raises:
-        TypeError, ValueError: if they are something else, or don't fit together.
+        TypeError, ValueError: if they have another form, contradict each other, or leave a layer without nodes.
 
     Example:
         >>> architecture([2, [5, 2], 1], 3)
@@ -114,7 +117,7 @@ def _pair(name: str, entry: object) -> tuple[int, int]:
 
 
 def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
-    """One number for each layer of edges, of one for all or a list of them."""
+    """Return a list of one value for each layer of edges, given such a list or one value for all."""
     if not isinstance(value, list):
         return [value] * depth
     if len(value) != depth:
@@ -122,6 +125,6 @@ def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
     return list(value)
 
 
-def shortest(values: list[int]) -> int | list[int]:
-    """One number where all are the same."""
+def single_if_equal(values: list[int]) -> int | list[int]:
+    """Return one number if all are equal, else the list."""
     return values[0] if len(set(values)) == 1 else values

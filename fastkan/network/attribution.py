@@ -1,4 +1,4 @@
-"""Which edges, nodes and inputs matter: shares in the outputs' spread, handed back from layer to layer."""
+"""Attribution: the importance of edges, nodes and inputs, as shares in the outputs' variation."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from fastkan_kernels import INDEX, Int, Optional, check_shape, check_tensor, checked, column_std
 
-from ..layers.edge_functions import edge_spread
+from ..layers.edge_functions import all_edge_std
 from .trace import rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network
 
-TINY = 1e-4  # added to a subnode's spread, which may be 0
+TINY = 1e-4  # added to a subnode's standard deviation, which may be 0, before dividing by it
 
 
 class Scores(NamedTuple):
-    """Shares of what was asked about, by its nodes (the first dimension), layer by layer.
+    """Importances for O target nodes, layer by layer, from the inputs to the targets.
 
     Args:
-        nodes: ``[O, nodes]`` of each layer of nodes.
-        edges: ``[O, in, out]`` of each layer of edges.
-        subnodes: ``[O, subnodes]`` behind each layer of edges.
+        nodes: ``[O, nodes]`` for each layer of nodes.
+        edges: ``[O, in, out]`` for each layer of edges.
+        subnodes: ``[O, subnodes]`` for the subnodes where each layer of edges ends.
     """
 
     nodes: list[Tensor]
@@ -33,11 +33,11 @@ class Scores(NamedTuple):
     subnodes: list[Tensor]
 
     def mean(self) -> Scores:
-        """Of all nodes that were asked about; the first dimension is gone."""
+        """Return the mean over the target nodes, without their dimension."""
         return Scores(*([each.mean(0) for each in part] for part in self))
 
 
-def attributed(
+def attribution_scores(
     model: Network,
     nodes: Sequence[Tensor],
     layer: int | None = None,
@@ -45,15 +45,16 @@ def attributed(
     singularity_avoiding: bool = False,
     y_th: float = 10.0,
 ) -> Scores:
-    """Share of every edge and node in each node of one layer; differentiable.
+    """Compute the importance of every edge and node for each node of a target layer; differentiable.
 
-    A node's share goes to its subnodes whole; a subnode's goes to its edges, each by its spread over the
-    subnode's; an edge's goes to the node it comes from (Liu et al., KAN 2.0, 2024, section 4.1).
+    Importance is passed from the target layer to the inputs (Liu et al., KAN 2.0, 2024, section 4.1). Each subnode has
+    the score of its node. An edge gets the score of its subnode times the ratio of the edge's standard deviation to the
+    subnode's. A node gets the sum of the scores of the edges that start in it.
 
     Args:
-        nodes: what enters each layer, ``[N, nodes]``.
-        layer: of nodes, counted from the inputs; None is the last.
-        out_score: weights of its nodes; None counts each as one.
+        nodes: the values that enter each layer, ``[N, nodes]``.
+        layer: the target layer of nodes, counted from the inputs; None is the last.
+        out_score: weights ``[nodes]`` of its nodes; None stands for 1.
         singularity_avoiding, y_th: as in :meth:`KAN.forward`.
     """
     last = model.depth if layer is None else layer
@@ -63,10 +64,10 @@ def attributed(
         score = score * out_score
     found = Scores([score], [], [])
     for below in range(last - 1, -1, -1):
-        subnodes = _of_subnodes(score, model.architecture.sums[below + 1], model.architecture.arities[below + 1])
-        spread = edge_spread(model.layers[below], model.symbolic[below], nodes[below], *guarded)
-        whole = column_std(model.subnodes_of(below, nodes[below], *guarded)) + TINY
-        edges = (subnodes / whole).unsqueeze(1) * spread
+        subnodes = _subnode_scores(score, model.architecture.sums[below + 1], model.architecture.arities[below + 1])
+        std = all_edge_std(model.layers[below], model.symbolic[below], nodes[below], *guarded)
+        total = column_std(model._subnode_values(below, nodes[below], *guarded)) + TINY
+        edges = (subnodes / total).unsqueeze(1) * std
         score = edges.sum(2)
         found.nodes.insert(0, score)
         found.edges.insert(0, edges)
@@ -74,8 +75,8 @@ def attributed(
     return found
 
 
-def _of_subnodes(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
-    """``[O, nodes]`` to ``[O, subnodes]``: each of a multiplication's factors has its node's."""
+def _subnode_scores(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
+    """Return ``[O, subnodes]`` of ``[O, nodes]``: every factor of a multiplication node has the score of its node."""
     if not arities:
         return score
     factors = [score[:, node : node + 1].expand(-1, arity) for node, arity in enumerate(arities, sums)]
@@ -93,22 +94,22 @@ def attribute(
     *,
     dataset: Any = None,
 ) -> Scores | Tensor:
-    """How much every edge, node and input matters for the outputs, or for a node.
+    """Compute how important every edge, node and input is for the outputs, or for the nodes of a hidden layer.
 
     Args:
-        l: layer of nodes that is asked about, counted from the inputs; None is the last.
-        i: one node of it.
-        out_score: ``[nodes]`` weights of its nodes; None counts each as one.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        l: the target layer of nodes, counted from the inputs; None is the last.
+        i: a single target node of layer ``l``.
+        out_score: weights ``[nodes]`` of the target nodes; None stands for 1.
+        x: ``[..., in_features]``, rows on which the network is evaluated; None takes those of the last fit.
+        dataset: instead of x, a dataset as :meth:`fit` takes it.
 
     Returns:
-        Without ``l`` the :class:`Scores`, mean over the outputs. With it the inputs' scores for each of its nodes,
-        ``[nodes, inputs]``; with ``i`` those for that node.
+        Without ``l``, the :class:`Scores`, averaged over the outputs. With ``l``, the scores of the inputs for each
+        target node, ``[nodes, inputs]``; with ``i`` as well, those for that node, ``[inputs]``.
 
     Raises:
-        TypeError, ValueError: for a layer or node that is not there, an ``out_score`` of another shape, and fewer than
-            two different rows.
+        TypeError, ValueError: for a layer or node that does not exist, an ``out_score`` of another shape, and fewer
+            than two different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -127,14 +128,14 @@ def attribute(
         check_tensor("out_score", out_score)
         check_shape("out_score", out_score, (model.width_in[last],))
         out_score = out_score.detach().to(model.device, model.dtype)
-    scores = attributed(model, [each.nodes for each in trace(model, rows_for(model, x, dataset))], l, out_score)
+    scores = attribution_scores(model, [each.nodes for each in trace(model, rows_for(model, x, dataset))], l, out_score)
     if l is None:
         return scores.mean()
     return scores.nodes[0] if i is None else scores.nodes[0][i]
 
 
 def feature_score(model: Network, x: Any = None) -> Tensor:
-    """How much each input matters, ``[inputs]``; see :func:`attribute`."""
+    """The importance of each input, ``[inputs]``, on the rows of the last fit; see :meth:`KAN.attribute`."""
     scores = attribute(model, x=x)
     assert isinstance(scores, Scores)
     return scores.nodes[0]

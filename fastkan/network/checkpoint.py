@@ -1,7 +1,8 @@
-"""A network in one file, and back: safetensors' format, in which nothing can run.
+"""Saving a network to one file and loading it, in the safetensors format, from which no code is run.
 
-The tensors are those of ``state_dict``, and ``prune_mask`` where there is one. All else is one JSON text in the
-file's metadata, with a SHA-256 of the whole file (its own 64 digits counted as zeros), so that any damage is found.
+The tensors are those of ``state_dict``, and ``prune_mask`` if it is set. Everything else is a JSON text in the file's
+metadata. It contains the SHA-256 of the whole file, computed with its own 64 digits replaced by zeros, so that any
+damage is detected.
 """
 
 from __future__ import annotations
@@ -19,39 +20,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastkan_kernels import DEVICE, Path, check_int, check_shape, checked
+from fastkan_kernels import DEVICE, SHARE, Path, check_int, check_shape, checked
 
 from ..layers.function_library import SYMBOLIC_LIB
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
 from ..version import __version__
 from .architecture import architecture
 from .core import Network, NetworkT
 
-FORMAT = 2  # one more whenever a file can no longer be read by what was there before
-KEY = "fastkan.KAN"  # the one entry of the metadata: safetensors writes several in any order
+FORMAT = 2  # raised when older versions of fastkan can no longer read new files
+KEY = "fastkan.KAN"  # the only entry of the metadata, because safetensors writes several in no fixed order
 BLANK = "0" * 64
 MASK = "prune_mask."
-FLOAT = "$float"  # {"$float": "nan"}, as JSON has no such number
-MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
+FLOAT = "$float"  # NaN and infinities, which JSON lacks, are written as {"$float": "nan"}
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 LAYER = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scale", "outside")
 
 
 @checked(path=Path())
 @torch.inference_mode(False)
 def save(model: Network, path: str | os.PathLike[str]) -> None:
-    """Write the network into one file: parameters, grids, masks, formulas' names, history, and what is trained.
+    """Save the network to one file: parameters, grids, masks, formulas, history, and which parameters are trained.
 
-    The file is there whole or not at all; one that was there before is replaced. Parameters that are shared come
-    back apart, functions that were added by :func:`add_symbolic` must be added again before loading, and the
-    rows of the last fit (``model.sample``) are not kept.
+    An existing file is replaced, and an interrupted save leaves it unchanged. Parameters that share memory are separate
+    after loading. Functions that were added by :func:`add_symbolic` must be added again before loading. The rows of the
+    last fit (``model.sample``) are not saved.
 
     Args:
-        path: of the file.
+        path: the file's path.
 
     Raises:
-        OSError: if it can't be written.
-        TypeError, ValueError: for a model that couldn't be loaded again, as something has been added to it.
+        OSError: if the file can't be written.
+        TypeError, ValueError: for a model that could not be loaded again, for instance because of additional modules.
 
     Example:
         >>> import os, tempfile
@@ -69,7 +69,7 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
     text = json.dumps({"sha256": BLANK, **_header(model)}, allow_nan=False)
     try:
         _assembled(_decoded(text), tensors, Network)
-    except MISFITS as error:
+    except MALFORMED as error:
         raise ValueError(f"model couldn't be loaded again: {error}") from error
     try:
         content = safetensors.torch.save(tensors, {KEY: text})
@@ -83,16 +83,16 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
 @checked(path=Path(), device=DEVICE)
 @torch.inference_mode(False)
 def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device | str | None = None) -> NetworkT:
-    """The network that :func:`save` has written into a file. Nothing in the file is run.
+    """Load a network from a file that :meth:`save` has written. No code in the file is run.
 
     Args:
-        path: of the file.
-        device: where the network goes; None is the CPU, wherever it was before.
+        path: the file's path.
+        device: the network's device; None is the CPU, whatever device it was saved from.
 
     Raises:
-        OSError: if it isn't there or can't be read.
-        TypeError, ValueError: for what is no path, or no device here; and for what is no such file, is damaged, comes
-            from a newer version, or names functions that aren't in the library here.
+        OSError: if the file does not exist or can't be read.
+        TypeError, ValueError: for a value that is no path or no device; and for a file that is no saved network, is
+            damaged, was written by a newer format, or has formulas with functions that are not in the library.
     """
     import safetensors
     import safetensors.torch
@@ -106,7 +106,7 @@ def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device
         model = _assembled(header, tensors, cls)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{name!r}: its tensors can't be read: {error}") from None
-    except MISFITS as error:
+    except MALFORMED as error:
         raise ValueError(f"{name!r}: {error}") from error
     return model.to("cpu" if device is None else device)
 
@@ -115,8 +115,8 @@ def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device
 
 
 def _tensors(model: Network) -> dict[str, Tensor]:
-    """Copies that share no memory, on the CPU."""
-    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # the header has them
+    """Return copies of the network's tensors on the CPU that share no memory."""
+    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # these are in the header
     found = {name: value for name, value in model.state_dict().items() if name not in names}
     found |= {f"{MASK}{layer}": mask for layer, mask in enumerate(model.prune_mask or ())}
     empty = [name for name, value in found.items() if value.is_meta]
@@ -126,7 +126,7 @@ def _tensors(model: Network) -> dict[str, Tensor]:
 
 
 def _header(model: Network) -> dict[str, Any]:
-    resting = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer.resting}
+    frozen = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer._frozen}
     return {
         "format": FORMAT,
         "fastkan": __version__,
@@ -139,7 +139,7 @@ def _header(model: Network) -> dict[str, Any]:
         "trained": [
             name
             for name, value in model.named_parameters(remove_duplicate=False)
-            if value.requires_grad or name in resting
+            if value.requires_grad or name in frozen
         ],
         "prune_mask": model.prune_mask is not None,
         "training": model.training,
@@ -148,14 +148,14 @@ def _header(model: Network) -> dict[str, Any]:
 
 
 def _described(layer: KANLinear) -> dict[str, Any]:
-    """What :class:`KANLinear` takes."""
+    """Return the arguments of :class:`KANLinear` that make a layer like this one."""
     optional = {name: getattr(layer, name) is not None for name in ("bias", "spline_scale")}
     values = {"grid_range": layer._grid_range, **optional}
     return {name: values[name] if name in values else getattr(layer, name) for name in LAYER}
 
 
 def _encoded(value: Any) -> Any:
-    """What a record may hold, as JSON has it."""
+    """Convert a value of ``model.history`` to what JSON can represent."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -164,13 +164,13 @@ def _encoded(value: Any) -> Any:
         return {str(name): _encoded(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encoded(each) for each in value]
-    if hasattr(value, "tolist"):  # tensors, and what NumPy has
+    if hasattr(value, "tolist"):  # tensors, and arrays and numbers of NumPy
         return _encoded(value.tolist())
     raise TypeError(f"model.history must hold numbers, strings, lists and dictionaries, got {type(value).__name__}")
 
 
 def _replace(target: str, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically: to a temporary name first, then renamed."""
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(f"{target!r} is there, and is no file")
     temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
@@ -192,7 +192,7 @@ def _replace(target: str, content: bytes) -> None:
 
 
 def _checked(content: bytes) -> dict[str, Any]:
-    """The header of an undamaged file."""
+    """Return the header of a file, after checking its format and digest."""
     foreign = "this is no network that KAN.save has written, or it is damaged"
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
@@ -214,6 +214,8 @@ def _checked(content: bytes) -> dict[str, Any]:
 
 
 def _decoded(text: str) -> Any:
+    """Parse JSON, with NaN and infinities as ``_encoded`` has written them."""
+
     def floats(entries: dict[str, Any]) -> Any:
         value = entries.get(FLOAT)
         return float(value) if isinstance(value, str) and len(entries) == 1 else entries
@@ -222,7 +224,7 @@ def _decoded(text: str) -> Any:
 
 
 def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[NetworkT]) -> NetworkT:
-    """The network, on the CPU, with these tensors as its own."""
+    """Construct the network, on the CPU, from a file's header and tensors, which become its parameters."""
     names = {edge[2] for edges in header["symbolic"] for edge in edges}
     unknown = sorted(name for name in names if name not in SYMBOLIC_LIB)
     if unknown:
@@ -230,17 +232,19 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
     pairs = [[sums, len(arities)] for sums, arities in zip(header["sums"], header["arities"])]
     sizes = architecture(pairs, header["arities"])
     ends = list(zip(sizes.nodes, sizes.subnodes[1:]))
-    for index, ((inputs, outputs), said) in enumerate(zip(ends, header["layers"])):  # before memory is taken
+    for index, ((inputs, outputs), said) in enumerate(
+        zip(ends, header["layers"])
+    ):  # before memory of these sizes is allocated
         shape = said["grid_size"] + said["spline_order"], inputs, outputs
         check_shape(f"layers.{index}.spline_weight", tensors[f"layers.{index}.spline_weight"], shape)
 
     layers = []
     for index, (size, said) in enumerate(zip(ends, header["layers"], strict=True)):
         dtype = tensors[f"layers.{index}.spline_weight"].dtype
-        with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters
+        with torch.random.fork_rng(devices=[]):  # the constructor draws initial parameters
             layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=dtype))
     model = cls.__new__(cls)
-    Network.__init__(model, sizes, layers, grid_eps=header["grid_eps"])
+    Network.__init__(model, sizes, layers, grid_eps=SHARE.read("grid_eps", header["grid_eps"]))
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
     edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)
@@ -248,8 +252,8 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     for layer in model.layers:
-        layer.resting = frozenset()
-        rest(layer)
+        layer._frozen = frozenset()
+        layer._freeze_if_idle()
 
     check_int("in_features", header["in_features"], least=1)
     model.in_features = header["in_features"]

@@ -1,4 +1,4 @@
-"""``Network``: layers of numeric edges and of edges that are formulas, and the forward through them."""
+"""``Network``: layers of splines and formulas, their state, and the forward."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from fastkan_kernels import FLAG, Spread, StackedLayer, column_std, needs_graph,
 from fastkan_kernels import serves as small_serves
 
 from ..functional import rows_of
-from ..layers.edge_functions import has_hooks, is_stackable, numeric_spread, stacked
+from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
-from ..layers.symbolic import Y_TH, SymbolicEdges, guarded
+from ..layers.symbolic import Y_TH, SymbolicEdges, read_guard_options
 from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
 from .samples import Sample
@@ -28,22 +27,25 @@ AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 
 
 class Network(nn.Module):
-    """Layers of edges one after another: their structure, their state and the forward.
+    """A feed-forward network of layers of edges; :class:`KAN` adds the methods of the workflow.
+
+    In each layer, edges map the values of nodes to subnodes, where they are summed. An affine map follows, products of
+    the subnodes of multiplication nodes, and another affine map, which gives the next layer's nodes.
 
     Args:
-        architecture: nodes and products of each layer.
-        layers: numeric edges of each layer.
-        affine_trainable: whether the scale and bias of nodes and subnodes are trained.
-        grid_eps: share of evenly spaced knots in grid updates.
+        architecture: the numbers of nodes and factors of each layer.
+        layers: the numeric edges (splines) of each layer.
+        affine_trainable: whether the affine maps are trained.
+        grid_eps: share of evenly spaced knots in grid updates, see :meth:`KANLinear.update_grid`.
 
     Attributes:
         layers: the numeric edges, a :class:`KANLinear` for each layer.
-        symbolic: the edges that are formulas, for each layer.
-        node_scale, node_bias, subnode_scale, subnode_bias: affine maps behind each layer.
-        input_id: which columns of x the network reads.
-        sample: rows of the last fit or ``get_act``, copies, 10,000 at most, or None; pickles lack them.
-        history: what each fit returned.
-        prune_mask: which edges the last ``prune`` would keep, ``[in, out]`` of each layer, or None.
+        symbolic: the edges that are formulas, a :class:`SymbolicEdges` for each layer.
+        subnode_scale, subnode_bias, node_scale, node_bias: the two affine maps of each layer.
+        input_id: the columns of x that the network reads.
+        sample: copies of at most 10,000 rows of the last fit or ``get_act``, or None; pickles do not contain them.
+        history: the results of each fit.
+        prune_mask: masks ``[in, out]`` of the edges that the last ``prune`` has kept, one for each layer, or None.
     """
 
     input_id: Tensor
@@ -79,7 +81,7 @@ class Network(nn.Module):
         self.register_buffer("input_id", torch.arange(self.width_in[0], device=weight.device))
         self._reset_caches()
 
-    # -- its sizes --------------------------------------------------------------------------------
+    # -- sizes ------------------------------------------------------------------------------------
 
     @property
     def depth(self) -> int:
@@ -88,12 +90,12 @@ class Network(nn.Module):
 
     @property
     def width(self) -> list[list[int]]:
-        """``[sums, multiplications]`` of each layer of nodes."""
+        """Numbers ``[sums, multiplications]`` of nodes of each layer of nodes."""
         return self.architecture.width
 
     @property
     def mult_arity(self) -> list[list[int]]:
-        """Number of factors of each multiplication node of each layer."""
+        """Numbers of factors of the multiplication nodes of each layer."""
         return [list(arity) for arity in self.architecture.arities]
 
     @property
@@ -108,7 +110,7 @@ class Network(nn.Module):
 
     @property
     def grid(self) -> list[int]:
-        """G of each layer of edges."""
+        """Number G of grid intervals of each layer of edges."""
         return [layer.grid_size for layer in self.layers]
 
     @property
@@ -118,12 +120,12 @@ class Network(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return self.input_id.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters."""
+        """Dtype of the parameters."""
         return self.layers[0].spline_weight.dtype
 
     # -- forward ----------------------------------------------------------------------------------
@@ -131,75 +133,79 @@ class Network(nn.Module):
     def forward(
         self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH, update_grid: bool = False
     ) -> Tensor:
-        """``[..., in_features]`` to ``[..., width[-1]]``.
+        """Map ``[..., in_features]`` to ``[..., out_features]``.
 
         Args:
             x: inputs, in the model's dtype.
-            singularity_avoiding: whether formulas with a singularity (1/x, log, ...) are held at ``y_th`` near it.
+            singularity_avoiding: whether to bound formulas near their singularities (1/x, log, ...) by ``y_th``.
             y_th: that bound, above 0.
-            update_grid: not here: call :meth:`update_grid` first.
+            update_grid: must be False; True, as efficient-kan takes it, raises an error that names the method to call.
 
         Raises:
             TypeError, ValueError: for x of another kind, dtype or shape.
         """
         check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
-            singularity_avoiding, y_th = guarded(singularity_avoiding, y_th)
+            singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
-        y, _ = self.through(rows, singularity_avoiding, y_th)
+        y, _ = self._forward_with_std(rows, singularity_avoiding, y_th)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
-    def through(
-        self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, spread: bool = False
+    def _forward_with_std(
+        self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, with_std: bool = False
     ) -> tuple[Tensor, list[Spread]]:
-        """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
-        layer's numeric edges and inputs."""
-        nodes, spreads = self.inputs(rows), []
-        # a graph by x may be differentiated again, which the layers' contractions do at less cost
-        stack = self.stack() if nodes.is_cpu and (spread or not needs_graph(nodes)) else None
+        """Return the outputs for ``rows [N, in_features]`` and, if asked for, the standard deviations over the rows of
+        each layer's numeric edges and inputs."""
+        nodes, stds = self._select_inputs(rows), []
+        # If x requires a gradient, its graph may be differentiated twice, for which the layers one by one are faster.
+        stack = self._stacked_layers() if nodes.is_cpu and (with_std or not needs_graph(nodes)) else None
         if stack is not None and small_serves(nodes, stack):
-            return small_stack(nodes, stack, spread)
+            return small_stack(nodes, stack, with_std)
         for layer in range(self.depth):
-            subnodes = self.subnodes_of(layer, nodes, singularity_avoiding, y_th)
-            if spread:  # after the call, before which some compute their weights
-                spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
-            nodes = self.nodes_of(layer, subnodes)
-        return nodes, spreads
+            subnodes = self._subnode_values(layer, nodes, singularity_avoiding, y_th)
+            if with_std:  # after the forward, because parametrizations may compute the weights in it
+                stds.append(Spread(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
+            nodes = self._node_values(layer, subnodes)
+        return nodes, stds
 
-    def inputs(self, rows: Tensor) -> Tensor:
-        """The columns that the network reads."""
+    def _select_inputs(self, rows: Tensor) -> Tensor:
+        """Return the columns of x that the network reads."""
         check_same_dtype(rows, self.dtype)
         ids = self.input_id
         return rows if len(ids) == self.in_features and self._in_order(ids) else rows[:, ids]
 
-    def subnodes_of(self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0) -> Tensor:
-        """The sums of a layer's edges, ``[N, nodes]`` to ``[N, subnodes]``."""
+    def _subnode_values(
+        self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
+    ) -> Tensor:
+        """Return the sums of a layer's edges, ``[N, subnodes]``, for the values of its nodes, ``[N, nodes]``."""
         numeric, symbolic = self.layers[layer], self.symbolic[layer]
         if not symbolic.edges:
             return numeric(nodes)
         formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
-        return numeric(nodes) + formulas if self.has_numeric_edges(layer) else formulas
+        return numeric(nodes) + formulas if self._has_numeric_edges(layer) else formulas
 
-    def nodes_of(self, layer: int, subnodes: Tensor) -> Tensor:
-        """What the sums of a layer's edges become on the way to the next layer's nodes."""
+    def _node_values(self, layer: int, subnodes: Tensor) -> Tensor:
+        """Apply a layer's affine maps and products to its subnodes, which gives the values of the next nodes."""
         scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
         last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
         plain = self._plain_subnodes[layer](scale, bias)
         last_plain = self._plain_nodes[layer](last_scale, last_bias)
-        if not (plain or last_plain or self.architecture.arities[layer + 1]):  # both at once
+        if not (plain or last_plain or self.architecture.arities[layer + 1]):  # both maps as one
             return torch.addcmul(torch.addcmul(last_bias, last_scale, bias), last_scale * scale, subnodes)
         if not plain:
             subnodes = torch.addcmul(bias, scale, subnodes)
         nodes = self._multiplied(layer + 1, subnodes)
         return nodes if last_plain else torch.addcmul(last_bias, last_scale, nodes)
 
-    def is_watched(self) -> bool:
-        """Whether calling it does more than its forward: by hooks, or in a class of its own."""
-        return has_hooks(self) or type(self).forward is not Network.forward
+    def _has_hooks_or_override(self) -> bool:
+        """Whether calling the network may do more than :meth:`_forward_with_std`: by hooks, or in a subclass."""
+        own = type(self)
+        overrides = own.forward is not Network.forward or own._forward_with_std is not Network._forward_with_std
+        return overrides or has_hooks(self)
 
-    def stack(self) -> list[StackedLayer] | None:
-        """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
-        parts: dict[str, Any] = self._modules  # many calls of nn.Module.__getattr__ would show
+    def _stacked_layers(self) -> list[StackedLayer] | None:
+        """Return the layers for the fused stack, or None if formulas, products, affine maps or hooks prevent it."""
+        parts: dict[str, Any] = self._modules  # nn.Module.__getattr__ would take noticeable time
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
@@ -209,6 +215,7 @@ class Network(nn.Module):
         return [stacked(layer) for layer in layers] if self._plain(*chain.from_iterable(affine)) else None
 
     def _multiplied(self, layer: int, subnodes: Tensor) -> Tensor:
+        """Multiply the subnodes of multiplication nodes: ``[N, subnodes]`` to ``[N, nodes]`` of a layer of nodes."""
         arities = self.architecture.arities[layer]
         if not arities:
             return subnodes
@@ -221,31 +228,31 @@ class Network(nn.Module):
             products.append(product)
         return torch.cat([subnodes[:, : self.architecture.sums[layer]], torch.stack(products, 1)], 1)
 
-    def has_numeric_edges(self, layer: int) -> bool:
-        """Whether any edge of the layer is a spline still."""
+    def _has_numeric_edges(self, layer: int) -> bool:
+        """Whether the mask leaves any spline of the layer on."""
         return self._any_on[layer](self.layers[layer].mask)
 
     # -- state --------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state as ``nn.Module`` does; one with formulas fits a network without, and the other way round."""
+        """Load a state as ``nn.Module`` does. Formulas are replaced by those of the state, which may have none."""
         found = super().load_state_dict(state_dict, strict, assign)
         for layer in self.layers:
-            rest(layer)
+            layer._freeze_if_idle()
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}input_id" in state_dict:
             for place in (f"{prefix}symbolic.{layer}." for layer in range(self.depth)):
                 if not any(name.startswith(place) for name in state_dict):
-                    state_dict[f"{place}formulas"] = []  # a state that says nothing of a layer's formulas has none
+                    state_dict[f"{place}formulas"] = []  # a state without entries for the layer has no formulas
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # -- samples ------------------------------------------------------------------------------------
 
     @property
     def sample(self) -> Tensor | None:
-        """The rows that the network remembers, ``[N, in_features]``, or None."""
+        """Rows of the last fit or ``get_act``, ``[N, in_features]``, or None; at most 10,000 copies are kept."""
         return self._sample.rows
 
     @sample.setter
@@ -253,13 +260,13 @@ class Network(nn.Module):
         self._sample = Sample(rows)
 
     def copy(self: NetworkT) -> NetworkT:
-        """An independent copy."""
+        """Return a deep copy, which shares no tensors with the network."""
         return copy.deepcopy(self)
 
     # -- plumbing ---------------------------------------------------------------------------------
 
     def _reset_caches(self) -> None:
-        """Facts about values, asked once and again when these change; compiled code takes the general way."""
+        """Make empty caches of the answers about tensors' values on which the forward depends."""
         self._in_order = CachedPredicate(is_in_order, default=False)
         self._any_on = [CachedPredicate(any_on, default=True) for _ in range(self.depth)]
         self._plain = CachedPredicate(are_plain, default=False)
@@ -268,10 +275,10 @@ class Network(nn.Module):
 
 
 def check_input(x: Any, update_grid: bool) -> None:
-    """``x`` is a tensor, and no grid is to be updated on the way, as efficient-kan does.
+    """Check the arguments of a forward.
 
     Raises:
-        TypeError: otherwise.
+        TypeError: if x is no tensor, or ``update_grid``, an argument of efficient-kan's forward, is set.
     """
     if update_grid is not False and FLAG.read("update_grid", update_grid):
         raise TypeError(
@@ -284,10 +291,10 @@ def check_input(x: Any, update_grid: bool) -> None:
 
 
 def check_same_dtype(x: Tensor, dtype: torch.dtype) -> None:
-    """``x`` has the dtype of the model.
+    """Check that x has the dtype of the model.
 
     Raises:
-        TypeError: otherwise.
+        TypeError: if it has another.
     """
     if x.dtype != dtype:
         other = "model.double()" if x.dtype == torch.float64 else f"model.to({x.dtype})"

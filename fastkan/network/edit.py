@@ -1,4 +1,4 @@
-"""Networks cut out of networks, and added to."""
+"""Changes of a network's structure: subnetworks, wider and deeper networks, and exchanged nodes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from torch import nn
 
 from fastkan_kernels import FLAG, INDEX, SEED, Int, OneOrEach, checked
 
-from ..layers.init import reset
+from ..layers.init import reinitialize
 from ..layers.linear import KANLinear
-from ..layers.resting import rest
 from ..layers.symbolic import SymbolicEdges
 
 if TYPE_CHECKING:
@@ -22,10 +21,13 @@ if TYPE_CHECKING:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def with_nodes(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
-    """A new network with only these nodes of each layer, inputs first; nothing is shared with the old one.
+def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
+    """Return a new network with only some nodes of each layer, and the edges between them.
 
-    An edge whose two nodes are in it is the same function; the order of nodes may be another one.
+    It shares no tensors with the model.
+
+    Args:
+        nodes: for each layer of nodes, from the inputs on, the nodes to keep, in ascending order.
     """
     new = copy.deepcopy(model)
     subnodes = []
@@ -37,22 +39,22 @@ def with_nodes(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
         new.layers[layer] = _with_edges(model.layers[layer], *ends)
         new.symbolic[layer] = model.symbolic[layer].subset(*ends)
         for part, kept in ((new.node_scale, nodes[layer + 1]), (new.node_bias, nodes[layer + 1])):
-            part[layer] = _taken(part[layer], list(kept))
+            part[layer] = _selected(part[layer], list(kept))
         for part in (new.subnode_scale, new.subnode_bias):
-            part[layer] = _taken(part[layer], subnodes[layer + 1])
+            part[layer] = _selected(part[layer], subnodes[layer + 1])
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
     for layer in new.layers:
-        rest(layer)
+        layer._freeze_if_idle()
     return new
 
 
-def _taken(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
+def _selected(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
     return nn.Parameter(parameter.detach()[list(kept)].clone(), requires_grad=parameter.requires_grad)
 
 
 def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANLinear:
-    """A layer with only these inputs and outputs."""
+    """Return a copy of a layer with only some inputs and outputs, in the order given."""
     new = copy.deepcopy(layer)
     new.in_features, new.out_features = len(inputs), len(outputs)
     for name in ("spline_weight", "base_weight", "spline_scale"):
@@ -61,10 +63,10 @@ def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANL
             kept = old.detach()[..., inputs, :][..., outputs].clone()
             setattr(new, name, nn.Parameter(kept, requires_grad=old.requires_grad))
     mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
-    new.mask = None if mask is None or mask.all() else mask.clone()  # what switches nothing off costs time
+    new.mask = None if mask is None or mask.all() else mask.clone()  # a mask of ones would only cost time
     if layer._outside_count is not None:
         new._outside_count = layer._outside_count[[*inputs, -1]]
-    new.replace_knots(layer.knots[inputs])
+    new._write_knots(layer.knots[inputs])
     return new
 
 
@@ -81,22 +83,22 @@ def expand_width(
     mult_arity: int | Sequence[int] = 2,
     seed: int | None = 0,
 ) -> NetworkT:
-    """Add nodes to a hidden layer, in place; the network computes what it did.
+    """Add nodes to a hidden layer, in place, without changing the function of the network.
 
-    Edges into a new node are fresh, those out of it are 0 for now and can be trained.
+    Edges into a new node are initialised at random; those that start in it are 0 and can be trained.
 
     Args:
-        layer_id: of the layer of nodes, 1 to ``depth - 1``.
-        n_added_nodes: how many.
-        sum_bool: whether they add; else they multiply ``mult_arity`` factors each (a number, or a list of one for
-            each new node).
-        seed: of the fresh edges.
+        layer_id: the layer of nodes, 1 to ``depth - 1``.
+        n_added_nodes: the number of new nodes.
+        sum_bool: whether the new nodes are sums; if not, they are multiplication nodes.
+        mult_arity: the number of factors of a new multiplication node, one for all or a list with one for each.
+        seed: the seed of the new edges; None draws from torch's own generator.
 
     Returns:
         The model.
 
     Raises:
-        TypeError, ValueError: for a layer that is not there or not hidden, and numbers out of range.
+        TypeError, ValueError: for a layer that does not exist or is not hidden, and numbers out of range.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -139,7 +141,10 @@ def expand_width(
 
 
 def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch.Generator | None) -> KANLinear:
-    """A layer with more outputs (``along`` 1), of fresh edges, or more inputs (0), of edges that are 0."""
+    """Return a layer with ``count`` more inputs (``along`` 0) or outputs (``along`` 1) at position ``at``.
+
+    Edges of new inputs are 0, and those of new outputs are random.
+    """
     inputs, outputs = layer.in_features + count * (along == 0), layer.out_features + count * (along == 1)
     with torch.random.fork_rng(devices=[]):
         new = KANLinear(
@@ -149,16 +154,16 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
     new.outside = layer.outside
     new.train(layer.training)
     knots = layer.knots
-    if along == 0:  # a new input has the first one's grid, and the others keep theirs
+    if along == 0:  # new inputs get the grid of the first one
         knots = torch.cat([knots[:at], knots[:1].expand(count, -1), knots[at:]])
-    new.replace_knots(knots)
-    reset(new, 0.3, 0.0, 1.0, generator)
+    new._write_knots(knots)
+    reinitialize(new, generator)
     kept = [place for place in range(inputs if along == 0 else outputs) if not at <= place < at + count]
     for name in ("spline_weight", "base_weight", "spline_scale"):
         old, fresh = getattr(layer, name), getattr(new, name)
         if old is None:
             continue
-        fresh.requires_grad_(old.requires_grad or name in layer.resting)
+        fresh.requires_grad_(old.requires_grad or name in layer._frozen)
         if along == 0 and name != "spline_scale":
             fresh.zero_()
         if along == 0:
@@ -176,7 +181,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
 
 
 def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int) -> None:
-    """Make room for new nodes among a layer's formulas."""
+    """Renumber a layer's formulas for ``count`` new inputs (``along`` 0) or outputs (``along`` 1) at ``at``."""
     old = symbolic[layer]
     assert isinstance(old, SymbolicEdges)
     inputs, outputs = old.in_features + count * (along == 0), old.out_features + count * (along == 1)
@@ -192,7 +197,9 @@ def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int)
 @torch.inference_mode(False)
 @torch.no_grad()
 def expand_depth(model: NetworkT) -> NetworkT:
-    """Add a layer behind the last one, in place, whose edges are the identity; the network computes what it did.
+    """Add a layer after the last one, in place, without changing the function of the network.
+
+    The new layer has as many nodes as the last one; each is connected to its predecessor by the formula x.
 
     Returns:
         The model.
@@ -207,10 +214,10 @@ def expand_depth(model: NetworkT) -> NetworkT:
             count, count, last.grid_size, last.spline_order,
             base=last.base, spline_scale=True, outside=last.outside, dtype=model.dtype,
         ).to(model.device)  # fmt: skip
-    reset(layer, 0.3, 0.0, 1.0, torch.Generator().manual_seed(0))
+    reinitialize(layer, torch.Generator().manual_seed(0))
     for name in ("spline_weight", "base_weight", "spline_scale"):
         if getattr(layer, name) is not None:
-            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last.resting)
+            getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last._frozen)
     layer.set_mask(torch.zeros(count, count))
     symbolic = SymbolicEdges(count, count, device=model.device, dtype=model.dtype)
     for node in range(count):
@@ -229,7 +236,7 @@ def expand_depth(model: NetworkT) -> NetworkT:
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
     model.prune_mask = None
     model._reset_caches()
-    rest(model.layers[-1])
+    model.layers[-1]._freeze_if_idle()
     return model
 
 
@@ -237,17 +244,17 @@ def expand_depth(model: NetworkT) -> NetworkT:
 @torch.inference_mode(False)
 @torch.no_grad()
 def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
-    """Exchange two nodes of an input or hidden layer, in place; the network computes what it did.
+    """Exchange two nodes of an input or hidden layer, in place, without changing the function of the network.
 
     Args:
-        l: the layer of nodes.
-        i1, i2: nodes that both add, or multiply as many factors.
+        l: the layer of nodes, counted from the inputs.
+        i1, i2: two sum nodes, or two multiplication nodes with the same number of factors.
 
     Returns:
         The model.
 
     Raises:
-        TypeError, ValueError: for other nodes, or the output layer.
+        TypeError, ValueError: for nodes of different kinds or that do not exist, and for the output layer.
     """
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
@@ -275,12 +282,13 @@ def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
             (model.subnode_scale, subnodes),
             (model.subnode_bias, subnodes),
         ):
-            part[l - 1] = _taken(part[l - 1], kept)
+            part[l - 1] = _selected(part[l - 1], kept)
     model.prune_mask = None
     return model
 
 
 def _exchanged(count: int, these: Sequence[int], those: Sequence[int]) -> list[int]:
+    """Return ``range(count)`` with each of ``these`` exchanged for its partner in ``those``."""
     order = list(range(count))
     for one, other in zip(these, those):
         order[one], order[other] = order[other], order[one]

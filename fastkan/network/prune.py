@@ -1,4 +1,4 @@
-"""Pruning: what hardly matters for any output is left out."""
+"""Pruning: removing nodes, edges and inputs that are unimportant for every output."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import Tensor
 from fastkan_kernels import INDEX, REAL, Choice, Each, Optional, checked
 
 from ..layers.edge_functions import mask_of
-from ..layers.resting import rest
-from .attribution import Scores, attributed
-from .edges import edges_on
-from .edit import with_nodes
-from .trace import check_edge, rows_for, trace
+from .attribution import Scores, attribution_scores
+from .edit import subnetwork
+from .trace import check_edge, edges_on, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network, NetworkT
@@ -26,21 +24,22 @@ if TYPE_CHECKING:
 def prune(
     model: NetworkT, node_th: float = 1e-2, edge_th: float = 3e-2, *, x: Any = None, dataset: Any = None
 ) -> NetworkT:
-    """A new network without the nodes and edges that hardly matter for any output.
+    """Return a new network without the hidden nodes and edges that are unimportant for every output.
 
-    The model itself stays as it is, but remembers what was left out: ``plot(mask=True)`` hides it. Scores are taken
-    again until nothing more falls below, so pruning twice is pruning once.
+    The importance of nodes and edges is that of :meth:`KAN.attribute`. It is computed again after each removal until
+    nothing more falls below the thresholds, so that pruning a second time changes nothing. The function of the model
+    itself stays the same; its ``prune_mask`` says which edges were kept, and ``plot(mask=True)`` hides the others.
 
     Args:
-        node_th, edge_th: what a hidden node, and an edge, must be worth (see :meth:`KAN.attribute`) for some output.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        node_th, edge_th: a hidden node, or an edge, is kept if its importance for some output is above this.
+        x: ``[..., in_features]``, rows on which the network is evaluated; None takes those of the last fit.
+        dataset: instead of x, a dataset as :meth:`fit` takes it.
 
     Returns:
-        A network that shares nothing with the model; its nodes and edges compute what they did.
+        A network that shares no tensors with the model. Its remaining edges are the same functions.
 
     Raises:
-        TypeError, ValueError: if that would leave a layer without nodes, and for fewer than two different rows.
+        TypeError, ValueError: if a layer would lose all its nodes or edges, and for fewer than two different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -64,16 +63,16 @@ def prune_node(
     x: Any = None,
     dataset: Any = None,
 ) -> NetworkT:
-    """A new network without the hidden nodes that hardly matter for any output.
+    """Return a new network without the hidden nodes that are unimportant for every output.
 
     Args:
-        threshold: what a node must be worth for some output.
-        mode: ``"auto"``, or ``"manual"`` to keep ``active_neurons_id``.
-        active_neurons_id: for each hidden layer the nodes that are kept.
+        threshold: a hidden node is kept if its importance for some output is above this.
+        mode: ``"auto"``, or ``"manual"``, which requires ``active_neurons_id``.
+        active_neurons_id: the nodes to keep in each hidden layer, instead of those above the threshold.
         x, dataset: as in :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: as :meth:`prune`, and for nodes that are not there.
+        TypeError, ValueError: as for :meth:`prune`, and for nodes that do not exist.
     """
     if active_neurons_id is None:
         if mode == "manual":
@@ -89,15 +88,15 @@ def prune_node(
         _check_nodes(f"active_neurons_id[{layer - 1}]", kept, model.width_in[layer])
         nodes.append(sorted(set(kept)))
     nodes.append(list(range(model.width_in[-1])))
-    return with_nodes(model, nodes)
+    return subnetwork(model, nodes)
 
 
 @checked(threshold=REAL)
 def prune_edge(model: NetworkT, threshold: float = 3e-2, *, x: Any = None, dataset: Any = None) -> NetworkT:
-    """A new network in which the edges are off that hardly matter for any output.
+    """Return a new network in which the edges that are unimportant for every output are switched off.
 
     Args:
-        threshold: what an edge must be worth for some output.
+        threshold: an edge is kept if its importance for some output is above this.
         x, dataset: as in :meth:`prune`.
 
     Raises:
@@ -115,16 +114,16 @@ def prune_input(
     x: Any = None,
     dataset: Any = None,
 ) -> NetworkT:
-    """A new network that does not read the inputs that hardly matter; it still takes the same x.
+    """Return a new network that ignores the unimportant inputs, but takes the same x.
 
     Args:
-        threshold: what an input must be worth for some output.
-        active_inputs: instead, the columns of x that are kept.
+        threshold: an input is kept if its importance for some output is above this.
+        active_inputs: the columns of x to keep, instead of those above the threshold.
         x, dataset: as in :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: if no input is left, for columns that the network does not read, and for fewer than two
-            different rows.
+        TypeError, ValueError: if no input would be left, for columns that the network does not read, and for fewer than
+            two different rows.
     """
     columns = model.input_id.tolist()
     if active_inputs is None:
@@ -143,17 +142,21 @@ def prune_input(
         kept = sorted(columns.index(column) for column in set(active_inputs))
         if not kept:
             raise ValueError("active_inputs must keep at least one input")
-    return with_nodes(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
+    return subnetwork(model, [kept, *(list(range(count)) for count in model.width_in[1:])])
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_edge(model: Network, l: int, i: int, j: int) -> None:
-    """Switch an edge off, in place: its spline and its formula.
+    """Switch off an edge, in place: both its spline and its formula.
+
+    Args:
+        l: the layer of edges, counted from the inputs.
+        i, j: the node where the edge starts, and the subnode where it ends.
 
     Raises:
-        TypeError, ValueError: if it is not there.
+        TypeError, ValueError: if the edge does not exist.
     """
     check_edge(model, l, i, j)
     on = mask_of(model.layers[l])
@@ -161,18 +164,22 @@ def remove_edge(model: Network, l: int, i: int, j: int) -> None:
     model.layers[l].set_mask(on.float())
     if model.symbolic[l].name(i, j) is not None:
         model.symbolic[l].unfix(i, j)
-    rest(model.layers[l])
+    model.layers[l]._freeze_if_idle()
 
 
 @checked(l=INDEX, i=INDEX, mode=Choice(("all", "up", "down")))
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
-    """Switch off all edges into a node of layer ``l`` (``mode="down"``), out of it (``"up"``), or both (``"all"``), in
-    place.
+    """Switch off the edges of a node, in place.
+
+    Args:
+        l: the layer of nodes, counted from the inputs.
+        i: the node.
+        mode: ``"down"`` for the edges that end in it, ``"up"`` for those that start in it, or ``"all"`` for both.
 
     Raises:
-        TypeError, ValueError: if it is not there.
+        TypeError, ValueError: if the node does not exist.
     """
     if l > model.depth:
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
@@ -189,6 +196,7 @@ def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
 @torch.inference_mode(False)
 @torch.no_grad()
 def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> NetworkT:
+    """Prune nodes, edges, or both; a threshold of None keeps all."""
     rows = rows_for(model, x, dataset)
     work = copy.deepcopy(model)
     hidden = range(1, model.depth)
@@ -224,15 +232,15 @@ def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: An
     if node_th is None:
         work.prune_mask = None
         return work
-    return with_nodes(work, [on.nonzero().flatten().tolist() for on in alive])
+    return subnetwork(work, [on.nonzero().flatten().tolist() for on in alive])
 
 
 def _scores(model: Network, rows: Tensor) -> Scores:
-    return attributed(model, [each.nodes for each in trace(model, rows)])
+    return attribution_scores(model, [each.nodes for each in trace(model, rows)])
 
 
 def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
-    """Edges of a layer between nodes that are alive."""
+    """Return a mask of the edges of a layer whose two nodes are both alive."""
     subnodes = torch.zeros(model.width_out[layer + 1], dtype=torch.bool, device="cpu")
     for node, group in enumerate(model.architecture.factors(layer + 1)):
         subnodes[group] = alive[layer + 1][node]
@@ -240,13 +248,14 @@ def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
 
 
 def _keep_only(model: Network, layer: int, on: Tensor) -> None:
+    """Switch off the splines and formulas of a layer, in place, where ``on [in, out]`` is False."""
     numeric = mask_of(model.layers[layer]).cpu() & on
     if not bool((numeric | ~mask_of(model.layers[layer]).cpu()).all()):
         model.layers[layer].set_mask(numeric.float())
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)
-    rest(model.layers[layer])
+    model.layers[layer]._freeze_if_idle()
 
 
 def _check_nodes(name: str, nodes: Sequence[int], count: int) -> None:

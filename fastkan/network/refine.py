@@ -1,4 +1,4 @@
-"""Grid extension: finer grids for the same function."""
+"""Changes of a network's grids: refinement, and adaptation to samples."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ def refine(
     grid: int | Sequence[int] | None = None,
     dataset: Any = None,
 ) -> NetworkT:
-    """A new network with ``new_grid`` intervals in every grid, which computes the same.
+    """Return a new network that computes the same function with ``new_grid`` intervals in every grid.
 
-    Where a new grid holds the knots of the old one and the samples lie on it, the function stays exactly as it is
-    (knots are inserted). Elsewhere splines are refitted by least squares, and a grid that samples have left becomes
-    wide enough for them.
+    Where the new grid contains all knots of the old one and the samples lie inside, knots are inserted, and the
+    function stays exactly the same. Elsewhere the splines are refitted by least squares. A grid that does not cover the
+    samples is widened until it does.
 
     Args:
-        new_grid: G, one for all layers or a list of one for each.
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        grid: another name for ``new_grid``.
-        dataset: instead of x, as :meth:`fit` takes it.
+        new_grid: the number of intervals, one for all layers or a list with one for each.
+        x: ``[..., in_features]``, the samples; None takes the rows of the last fit.
+        grid: another name of ``new_grid``, as in pykan.
+        dataset: instead of x, a dataset as :meth:`fit` takes it.
 
     Returns:
-        A network that shares nothing with the model.
+        A network that shares no tensors with the model.
 
     Raises:
-        TypeError, ValueError: for grid sizes below 1, and samples of another shape, none, or not finite.
-        RuntimeError: for samples, where ``torch.distributed`` is initialised with several processes, whose samples
-            would differ.
+        TypeError, ValueError: for grid sizes below 1, and samples that have another shape, are empty or not finite.
+        RuntimeError: if samples are used while ``torch.distributed`` is initialised with several processes, since their
+            samples would differ.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
@@ -68,7 +68,7 @@ def refine(
     if x is not None or model.sample is not None:
         check_one_process("refine at samples")
     new = copy.deepcopy(model)
-    rows = rows_for(model, x, dataset, least=1)
+    rows = rows_for(model, x, dataset, min_rows=1)
     for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
         check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
         _refine(layer, step.nodes, size)
@@ -76,6 +76,7 @@ def refine(
 
 
 def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
+    """Refine one layer in place, given the samples that enter it."""
     order, old = layer.spline_order, layer.knots
     limits = grids.interior(old, order).double()
     low, high = samples.amin(0).double(), samples.amax(0).double()
@@ -85,42 +86,44 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
     wide = limits.clone()
     wide[:, 0] = torch.where(below, low - margin, limits[:, 0])
     wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
-    finer = grids.extend(grids.subdivided(wide, size), order).to(old.dtype)
+    finer = grids.add_outer_knots(grids.subdivide(wide, size), order).to(old.dtype)
     check_knots(finer, order)
     nested = torch.tensor(
         [not out and grids.nests(old[i : i + 1], finer[i : i + 1], order) for i, out in enumerate(left.tolist())],
         device=old.device,
     )
-    weight = grids.inserted(layer.spline_weight, old, finer.double(), order)
+    weight = grids.insert_knots(layer.spline_weight, old, finer.double(), order)
     if not nested.all():
-        refitted = grids.refitted(layer.spline_weight, old, finer, order, samples, layer.outside)
+        refitted = grids.refit(layer.spline_weight, old, finer, order, samples, layer.outside)
         weight = torch.where(nested.view(1, -1, 1), weight, refitted)
-    layer.replace_splines(weight, finer)
+    layer._write_splines(weight, finer)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
 def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None) -> None:
-    """Move every layer's knots to where its inputs lie, and refit its splines there, in place.
+    """Adapt the knots of every layer to the values that enter it, and refit its splines there, in place.
+
+    See :meth:`KANLinear.update_grid`; the model's ``grid_eps`` is used.
 
     Args:
-        x: ``[..., in_features]`` rows to go by; None takes those of the last fit.
-        dataset: instead of x, as :meth:`fit` takes it.
+        x: ``[..., in_features]``, the samples; None takes the rows of the last fit.
+        dataset: instead of x, a dataset as :meth:`fit` takes it.
 
     Raises:
-        TypeError, ValueError: for samples of another shape, none, or not finite, or where what enters a layer is not;
-            nothing has changed then.
-        RuntimeError: where ``torch.distributed`` is initialised with several processes, whose samples would differ.
+        TypeError, ValueError: for samples that have another shape, are empty or not finite, or make the values that
+            enter a layer not finite; nothing has changed then.
+        RuntimeError: if ``torch.distributed`` is initialised with several processes, since their samples would differ.
     """
     check_one_process("update_grid_from_samples")
-    nodes = model.inputs(rows_for(model, x, dataset, least=1))
+    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=1))
     before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
     try:
         for number, layer in enumerate(model.layers):
-            if model.has_numeric_edges(number):
+            if model._has_numeric_edges(number):
                 layer.update_grid(nodes, grid_eps=model.grid_eps)
-            nodes = model.nodes_of(number, model.subnodes_of(number, nodes))
+            nodes = model._node_values(number, model._subnode_values(number, nodes))
     except BaseException:
         for layer, (weight, knots) in zip(model.layers, before):
-            layer.replace_splines(weight, knots)
+            layer._write_splines(weight, knots)
         raise

@@ -1,29 +1,33 @@
-"""The rows that a network remembers."""
+"""Rows of samples: read from tensors, arrays, lists, datasets and loaders, and the copy that a network keeps."""
 
 from __future__ import annotations
 
+import itertools
+import numbers
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MAX_SAMPLES = 10_000  # rows that a network remembers: enough for any fit of an edge, and no copy of a large table
+MAX_SAMPLES = 10_000  # rows that are kept or read from a loader: enough to fit any edge, without copying a large table
 
 
 class Sample:
-    """The rows that a network remembers; copies of the network have copies of them, pickles leave them out.
+    """The rows that a network remembers. Copies of the network copy them; pickles leave them out.
 
     Args:
-        rows: ``[N, in_features]``, or None; at most ``MAX_SAMPLES`` are kept, those with the columns' ends among them.
+        rows: ``[N, in_features]``, or None. At most ``MAX_SAMPLES`` are kept, including those with the least and the
+            greatest value of each column.
 
     Example:
-        >>> from fastkan.network.trace import Sample
+        >>> from fastkan.network.samples import Sample
         >>> Sample(torch.rand(50_000, 2)).rows.shape
         torch.Size([10000, 2])
     """
 
     def __init__(self, rows: Tensor | None = None) -> None:
-        self.rows = None if rows is None or rows.shape[0] == 0 else _bounded(rows.detach()).clone()
+        self.rows = None if rows is None or rows.shape[0] == 0 else _subsample(rows.detach()).clone()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
         return Sample(self.rows)
@@ -32,11 +36,99 @@ class Sample:
         return Sample, ()
 
 
-def _bounded(rows: Tensor) -> Tensor:
-    """Rows drawn from all alike, the same on every call: every n-th could miss values that come in turns."""
+def _subsample(rows: Tensor) -> Tensor:
+    """Return at most ``MAX_SAMPLES`` rows in their order, the same ones on every call.
+
+    They are drawn at random, because every n-th row would miss values that alternate with a period of n.
+    """
     if len(rows) <= MAX_SAMPLES:
         return rows
     ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")
     chosen = torch.cat([ends, drawn[~torch.isin(drawn, ends)]])[:MAX_SAMPLES].sort().values
     return rows[chosen.to(rows.device)]
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def is_array(value: Any) -> bool:
+    """Whether NumPy reads the value as an array: a tensor, an array or a DataFrame."""
+    return hasattr(value, "__array__")
+
+
+def is_number_list(value: Any) -> bool:
+    """Whether the value is a list of numbers, nested to any depth; only the first entries are looked at."""
+    entry = value
+    while isinstance(entry, (list, tuple)) and entry:
+        entry = entry[0]
+    return isinstance(value, (list, tuple)) and isinstance(entry, numbers.Real)
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor detached from its graph, or a copy of an array, a DataFrame or lists of numbers as a tensor.
+
+    Raises:
+        TypeError, ValueError: for anything else; the message calls it ``name``.
+    """
+    if not isinstance(value, Tensor):
+        if not (is_array(value) or is_number_list(value)):
+            raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
+        import numpy as np
+
+        try:
+            array = np.asarray(value)
+            if array.dtype.kind == "O":  # pandas gives objects for columns of a nullable dtype
+                array = np.asarray(array.tolist())
+        except ValueError:
+            raise ValueError(f"{name} must have rows of the same length") from None
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must be of real numbers, got {array.dtype}")
+        value = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
+    if value.layout != torch.strided or value.is_meta:
+        raise TypeError(f"{name} must be a dense tensor with values, got {'meta' if value.is_meta else value.layout}")
+    if value.is_complex():
+        raise TypeError(f"{name} must be of real numbers, got {value.dtype}")
+    return value.detach()
+
+
+def concatenate_inputs(batches: Iterable[Sequence[Tensor]]) -> Tensor:
+    """Concatenate the inputs of batches ``(x, ...)``, and stop after the batch that makes them ``MAX_SAMPLES`` rows."""
+    found: list[Tensor] = []
+    for x, *_ in batches:
+        found.append(x)
+        if sum(map(len, found)) >= MAX_SAMPLES:
+            break
+    return torch.cat(found)
+
+
+def dataset_inputs(dataset: Any) -> Any:
+    """Return the inputs of a pair ``(x, y)``, of a ``Dataset`` of single samples, or of a loader's first batches.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    dataset = samples_as_pair(dataset)
+    is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
+    if is_pair and (is_array(dataset[0]) or is_number_list(dataset[0])):
+        return dataset[0]
+    can_iterate = isinstance(dataset, Iterable) and getattr(dataset, "ndim", 1) != 0
+    batches = iter(dataset) if can_iterate else iter(())
+    first = next(batches, None)
+    if not isinstance(first, (tuple, list)) or len(first) != 2:
+        raise TypeError(
+            f"dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, got "
+            f"{type(dataset).__name__}"
+        )
+    return concatenate_inputs([as_tensor("x", batch[0])] for batch in itertools.chain([first], batches))
+
+
+def samples_as_pair(dataset: Any) -> Any:
+    """Return all samples of a ``Dataset`` of single samples ``(x [in], y)`` as one pair ``(x [N, in], y)``, and any
+    other dataset as it is."""
+    if not isinstance(dataset, torch.utils.data.Dataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        return dataset
+    first = dataset[0]
+    if not (isinstance(first, (tuple, list)) and len(first) == 2 and getattr(first[0], "ndim", 0) == 1):
+        return dataset
+    return next(iter(torch.utils.data.DataLoader(dataset, len(dataset), generator=torch.Generator())))

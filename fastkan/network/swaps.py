@@ -1,4 +1,4 @@
-"""The order of hidden nodes: exchanged so that edges that matter are short."""
+"""Reordering of hidden nodes so that important edges are short, for legible plots and pykan's ``auto_swap``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from torch import Tensor
 
 
 def connection_cost(sizes: Sequence[Tensor]) -> float:
-    """The sum of sizes of edges, ``[in, out]`` of each layer, each times how far apart its ends are.
+    """Return the sum over all edges of size times length.
 
-    The nodes of every layer are spread evenly over a width of 1.
+    The length of an edge is the distance between the positions of its two nodes, if the nodes of every layer are spaced
+    evenly over a width of 1.
+
+    Args:
+        sizes: the sizes of the edges of each layer, ``[in, out]``.
 
     Example:
         >>> connection_cost([torch.eye(2)]), connection_cost([1 - torch.eye(2)])
@@ -21,6 +25,7 @@ def connection_cost(sizes: Sequence[Tensor]) -> float:
 
 
 def _distances(size: Tensor) -> Tensor:
+    """Return the lengths of a layer's edges, ``[in, out]``."""
     ends = [(torch.arange(count, device=size.device) + 0.5) / count for count in size.shape]
     return (ends[0].unsqueeze(1) - ends[1]).abs()
 
@@ -31,14 +36,15 @@ def order_nodes(
     groups: Sequence[Sequence[Sequence[int]]] | None = None,
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Exchange nodes of hidden layers, one after another, where that makes :func:`connection_cost` less.
+    """Exchange pairs of hidden nodes wherever that reduces :func:`connection_cost`.
+
+    For each node in turn, the best partner among the nodes of its layer with as many subnodes is taken.
 
     Args:
-        sizes: of the edges, ``[in, out]`` of each layer; they stay as they are.
-        swap: exchanges the nodes i1 and i2 of layer l, called with ``(l, i1, i2)``.
-        groups: of each layer of nodes the subnodes of each node; None is one each. Nodes are exchanged for such of the
-            same number of subnodes.
-        layers: which hidden layers; None is all.
+        sizes: the sizes of the edges of each layer, ``[in, out]``; not changed.
+        swap: a function ``(l, i1, i2)`` that exchanges the nodes i1 and i2 of layer l.
+        groups: for each layer of nodes, the list of subnodes of each node; None stands for one subnode each.
+        layers: the hidden layers to reorder; None stands for all.
     """
     now = [size.detach().clone() for size in sizes]
     for l in range(1, len(now)) if layers is None else layers:

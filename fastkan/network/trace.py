@@ -1,4 +1,4 @@
-"""Looking inside a network: what its nodes and edges give."""
+"""Looking inside a network: which rows to look at, what its nodes and edges compute on them, and which edges are on."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ from fastkan_kernels import FLAG, INDEX, check_finite, checked, warn
 
 from ..functional import rows_of
 from ..layers import grid as grids
-from ..layers.arrays import inputs_of, tensor_of
-from ..layers.edge_functions import edge_functions
+from ..layers.edge_functions import edge_functions, mask_of
+from .samples import as_tensor, dataset_inputs
 
 if TYPE_CHECKING:
     from .core import Network
 
+# -- rows to look at ------------------------------------------------------------------------------
 
-def rows_for(model: Network, x: Any = None, dataset: Any = None, *, least: int = 2, decides: bool = True) -> Tensor:
-    """The rows that a function of a network goes by: those given, else those of the last :meth:`KAN.fit` or
-    :meth:`KAN.get_act`, else points spread evenly over the first grids.
+
+def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: int = 2, strict: bool = True) -> Tensor:
+    """Choose the rows on which a method of a network evaluates it.
+
+    Those given as ``x`` or ``dataset``, else those of the last :meth:`KAN.fit` or :meth:`KAN.get_act`, else points
+    spread evenly over the first layer's grids.
 
     Args:
-        x: ``[..., in_features]``, a tensor or an array.
-        dataset: instead of x, a dataset as :meth:`KAN.fit` takes it, or a dictionary with ``train_input`` alone; of a
-            loader its first batch.
-        least: how many different rows it takes.
-        decides: whether the network, or a choice, depends on them. Then too few rows, or NaN among them, are refused,
-            and points spread over the grids are warned of.
+        x: ``[..., in_features]``, a tensor, an array or lists of numbers.
+        dataset: instead of x, a dataset as :meth:`KAN.fit` takes it, or a dictionary with ``train_input`` alone; a
+            loader is read until it has given 10,000 rows.
+        min_rows: how many different rows are needed.
+        strict: True where the rows change the network or a choice, and not only what is shown. Then too few rows, or
+            NaN or infinities among them, are refused, and a warning is given where points spread over the grids stand
+            for data.
 
     Returns:
         ``[N, in_features]``, in the network's dtype and on its device.
 
     Raises:
-        TypeError, ValueError: for rows of another shape or, where they decide, of fewer than ``least`` different ones
-            or with NaN or infinities.
+        TypeError, ValueError: for rows of another shape or kind; if strict also for fewer than ``min_rows`` different
+            rows, or with NaN or infinities.
 
     Example:
         >>> from fastkan.network.trace import rows_for
@@ -54,26 +59,44 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, least: int =
             raise ValueError(f"dataset must have train_input, got only {list(dataset)}")
         rows = rows_of(_read_rows(name, dataset[name]), model.in_features)
     elif dataset is not None:
-        rows = rows_of(_read_rows("x", inputs_of(dataset)), model.in_features)
+        rows = rows_of(_read_rows("x", dataset_inputs(dataset)), model.in_features)
     elif model.sample is not None:
         name, rows = "model.sample", model.sample
     else:
-        if decides:
+        if strict:
             warn(
                 "there has been no fit, so points spread evenly over the first grids stand for data: give rows as x=, "
                 "or call get_act(x) before"
             )
         return grid_points(model)
     rows = rows.detach().to(model.device, model.dtype)
-    if decides:
-        read = model.inputs(rows)
+    if strict:
+        read = model._select_inputs(rows)
         check_finite(name, read)
-        _check_different(name, read, least)
+        _check_different(name, read, min_rows)
     return rows
 
 
+@torch.no_grad()
+def default_rows(model: Network) -> Tensor:
+    """Return the rows of the last :meth:`KAN.fit` or :meth:`KAN.get_act` or, before any, points spread evenly over the
+    first layer's grids, ``[N, in_features]``."""
+    return rows_for(model, strict=False)
+
+
+def grid_points(model: Network) -> Tensor:
+    """Return 1,024 points spread evenly over the first layer's grids, ``[1024, in_features]``; inputs that the network
+    does not read are 0."""
+    limits = grids.interior(model.layers[0].knots, model.layers[0].spline_order).double()
+    unit = torch.quasirandom.SobolEngine(len(limits)).draw(1024, dtype=torch.float64).to(model.device)
+    points = torch.zeros(len(unit), model.in_features, dtype=model.dtype, device=model.device)
+    low, high = limits[:, 0], limits[:, -1]
+    points[:, model.input_id] = (low + (high - low) * unit).to(model.dtype)
+    return points
+
+
 def _read_rows(name: str, value: Any) -> Tensor:
-    """Rows as people have them, a tensor, an array or lists of numbers, as a floating-point tensor.
+    """Read rows given as a tensor, an array or lists of numbers into a floating-point tensor.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -83,29 +106,33 @@ def _read_rows(name: str, value: Any) -> Tensor:
             value = torch.tensor(value, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{name} must be a torch.Tensor, an array or rows of numbers, got {value!r:.60}") from None
-    rows = tensor_of(name, value)
+    rows = as_tensor(name, value)
     return rows if rows.is_floating_point() else rows.to(torch.get_default_dtype())
 
 
-def _check_different(name: str, rows: Tensor, least: int) -> None:
-    """Whether there are ``least`` different rows; most often the first ones tell."""
+def _check_different(name: str, rows: Tensor, min_rows: int) -> None:
+    """Raise a ValueError for fewer than ``min_rows`` different rows. The first rows usually suffice to tell, and are
+    compared before all of them are."""
     if not len(rows):
         raise ValueError(f"{name} must have at least one sample, got none")
-    if len(rows) >= least and (least <= 1 or len(rows[: 8 * least].unique(dim=0)) >= least):
+    if len(rows) >= min_rows and (min_rows <= 1 or len(rows[: 8 * min_rows].unique(dim=0)) >= min_rows):
         return
     count = len(rows.unique(dim=0))
-    if count < least:
-        raise ValueError(f"{name} must have at least {least} different rows, got {count} among {len(rows)}")
+    if count < min_rows:
+        raise ValueError(f"{name} must have at least {min_rows} different rows, got {count} among {len(rows)}")
+
+
+# -- values of nodes and edges --------------------------------------------------------------------
 
 
 class LayerTrace(NamedTuple):
-    """What happened in one layer: see :func:`trace`.
+    """The values at one layer's nodes and edges for N rows, as :func:`trace` returns them.
 
     Args:
-        nodes: ``[N, nodes]`` that enter.
-        edges: ``[N, nodes, subnodes]``, every edge function's values, or None.
-        subnodes: ``[N, subnodes]``, the sums.
-        out: ``[N, nodes of the next layer]``.
+        nodes: ``[N, nodes]``, the values that enter the layer.
+        edges: ``[N, nodes, subnodes]``, the value of every edge function, or None.
+        subnodes: ``[N, subnodes]``, the sums of the edges that end in each subnode.
+        out: ``[N, nodes of the next layer]``, after products and affine maps.
     """
 
     nodes: Tensor
@@ -117,57 +144,47 @@ class LayerTrace(NamedTuple):
 @checked(edges=FLAG)
 @torch.no_grad()
 def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[LayerTrace]:
-    """What happens in each layer, without gradients.
+    """Compute the values at the nodes and edges of each layer, without gradients.
 
     Args:
         x: ``[..., in_features]``; None takes the rows of the last fit or, before any, points spread evenly over the
-            first grids.
-        edges: whether every edge function's values are wanted too, N x nodes x subnodes of each layer.
+            first layer's grids.
+        edges: whether to compute the values of every edge function too, N x nodes x subnodes numbers per layer.
+
+    Returns:
+        A :class:`LayerTrace` for each layer of edges.
+
+    Raises:
+        TypeError, ValueError: for x of another shape, dtype or kind.
 
     Example:
         >>> steps = KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True)
         >>> [step.edges.shape for step in steps]
         [torch.Size([10, 2, 5]), torch.Size([10, 5, 1])]
     """
-    nodes = model.inputs(samples(model) if x is None else rows_of(x, model.in_features))
+    nodes = model._select_inputs(default_rows(model) if x is None else rows_of(x, model.in_features))
     found = []
     for layer in range(model.depth):
         values = edge_functions(model.layers[layer], model.symbolic[layer], nodes) if edges else None
-        subnodes = model.subnodes_of(layer, nodes)
-        after = model.nodes_of(layer, subnodes)
+        subnodes = model._subnode_values(layer, nodes)
+        after = model._node_values(layer, subnodes)
         found.append(LayerTrace(nodes, values, subnodes, after))
         nodes = after
     return found
 
 
-@torch.no_grad()
-def samples(model: Network) -> Tensor:
-    """The rows of the last :meth:`fit` or :meth:`get_act`, or points spread evenly over the first grids,
-    ``[N, in_features]``."""
-    return rows_for(model, decides=False)
-
-
-def grid_points(model: Network) -> Tensor:
-    limits = grids.interior(model.layers[0].knots, model.layers[0].spline_order).double()
-    unit = torch.quasirandom.SobolEngine(len(limits)).draw(1024, dtype=torch.float64).to(model.device)
-    spread = torch.zeros(len(unit), model.in_features, dtype=model.dtype, device=model.device)
-    low, high = limits[:, 0], limits[:, -1]
-    spread[:, model.input_id] = (low + (high - low) * unit).to(model.dtype)
-    return spread
-
-
 def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
-    """Send rows through, and keep copies of them (10,000 at most) as the model's sample.
+    """Trace the network on rows, and keep copies of them (10,000 at most) as ``model.sample``.
 
-    After a training loop of one's own this says which rows :meth:`auto_symbolic`, :meth:`prune` and
-    :meth:`attribute` go by.
+    :meth:`fit` keeps its training rows by itself. After a training loop of your own, call this once, so that
+    :meth:`auto_symbolic`, :meth:`prune` and :meth:`attribute` evaluate the network on your data.
 
     Args:
         x: ``[..., in_features]``, a tensor or an array, or a dataset with ``train_input``; None takes the rows of the
             last fit.
 
     Returns:
-        What happens in each layer, with every edge's values.
+        A :class:`LayerTrace` for each layer, with the values of every edge.
 
     Raises:
         TypeError, ValueError: for rows of another shape, or none.
@@ -184,7 +201,7 @@ def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
     if isinstance(x, Mapping) and "train_input" not in x:
         raise ValueError(f"x must have train_input as a dataset, got only {list(x)}")
     given = {"dataset": x} if isinstance(x, Mapping) else {"x": x}
-    rows = rows_for(model, **given, decides=False)
+    rows = rows_for(model, **given, strict=False)
     if not len(rows):
         raise ValueError("x must have at least one row, got none")
     model.sample = rows
@@ -194,10 +211,17 @@ def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
 @checked(l=INDEX, i=INDEX, j=INDEX)
 @torch.no_grad()
 def get_fun(model: Network, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of an edge over the rows of the last fit, ``[N]`` each, by rising input.
+    """Return the inputs and outputs of edge ``(l, i, j)`` on the rows of the last fit, sorted by the input.
+
+    Args:
+        l: the layer of edges, counted from the inputs.
+        i, j: the node where the edge starts, and the subnode where it ends.
+
+    Returns:
+        Two tensors ``[N]``.
 
     Raises:
-        TypeError, ValueError: for an edge that is not there.
+        TypeError, ValueError: if the edge does not exist.
     """
     check_edge(model, l, i, j)
     step = trace(model, edges=True)[l]
@@ -208,11 +232,14 @@ def get_fun(model: Network, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
 
 @checked(l=INDEX, i=INDEX, j=INDEX, verbose=FLAG)
 def get_range(model: Network, l: int, i: int, j: int, verbose: bool = True) -> tuple[float, float, float, float]:
-    """Least and greatest input and output of an edge over the rows of the last fit:
-    ``(x_min, x_max, y_min, y_max)``.
+    """Return ``(x_min, x_max, y_min, y_max)``, the ranges of an edge's input and output on the rows of the last fit.
+
+    Args:
+        l, i, j: the edge, as in :meth:`get_fun`.
+        verbose: whether to print them as well.
 
     Raises:
-        TypeError, ValueError: for an edge that is not there.
+        TypeError, ValueError: if the edge does not exist.
     """
     x, y = get_fun(model, l, i, j)
     ends = x.min().item(), x.max().item(), y.min().item(), y.max().item()
@@ -221,12 +248,31 @@ def get_range(model: Network, l: int, i: int, j: int, verbose: bool = True) -> t
     return ends
 
 
+# -- edges ----------------------------------------------------------------------------------------
+
+
 @checked(l=INDEX, i=INDEX, j=INDEX)
 def check_edge(model: Network, l: int, i: int, j: int) -> None:
-    """Raises a TypeError or ValueError if edge ``(l, i, j)`` is not there."""
+    """Raise a TypeError or ValueError if edge ``(l, i, j)`` does not exist."""
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}, the number of layers; got {l}")
     for name, value, count in (("i", i, model.width_in[l]), ("j", j, model.width_out[l + 1])):
         if value >= count:
             side = "inputs" if name == "i" else "outputs"
             raise ValueError(f"{name} must be below {count}, the {side} of layer {l}; got {value}")
+
+
+def edge_kinds(model: Network, layer: int) -> tuple[Tensor, Tensor]:
+    """Return which edges of a layer are on as a spline, and which as a formula: two bool tensors ``[in, out]`` on the
+    CPU. An edge can be both, and is then the sum of the two."""
+    numeric = mask_of(model.layers[layer]).cpu()
+    formulas = torch.zeros_like(numeric)
+    for edge in model.symbolic[layer].edges:
+        formulas[edge.i, edge.j] = True
+    return numeric, formulas
+
+
+def edges_on(model: Network, layer: int) -> Tensor:
+    """Return which edges of a layer are on as a spline or as a formula, ``[in, out]`` of bool on the CPU."""
+    numeric, formulas = edge_kinds(model, layer)
+    return numeric | formulas

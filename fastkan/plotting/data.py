@@ -14,7 +14,7 @@ from ..layers import grid
 from ..layers.edge_functions import edge_functions, numeric_functions
 from ..layers.function_library import Interval, lookup
 from ..network import trace as activations
-from ..network.edges import edge_kinds
+from ..network.trace import edge_kinds
 from ..training.regularization import edge_sizes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tupl
     Raises:
         ValueError: if there are not two of them.
     """
-    rows = activations.rows_for(model, x, decides=False)
+    rows = activations.rows_for(model, x, strict=False)
     if x is None and len(rows) < 2:  # no spread, so no scores: as before any fit
         rows = activations.grid_points(model)
     if len(rows) < 2:

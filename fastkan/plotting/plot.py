@@ -16,7 +16,7 @@ from fastkan_kernels import FLAG, INDEX, warn
 from fastkan_kernels import validation as kinds
 
 from ..layers import grid
-from ..network.edges import edge_kinds
+from ..network.trace import edge_kinds
 from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
 from .draw import COLORS, draw
 from .layout import readable

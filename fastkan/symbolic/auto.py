@@ -142,7 +142,7 @@ def auto_symbolic(
     """
     names = names_of(lib)
     report = SymbolicReport(threshold=r2_threshold)
-    nodes = model.inputs(rows_for(model, x, dataset, least=MIN_ROWS))
+    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=MIN_ROWS))
     with all_or_nothing(model):
         for layer in range(model.depth):
             on = mask_of(model.layers[layer]).cpu()
@@ -170,7 +170,7 @@ def auto_symbolic(
                         entry = entry._replace(name="0", r2=0.0, complexity=0.0)
                     report.append(entry)
                 set_numeric(model, layer, fixed, False)
-            nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes))
+            nodes = model._node_values(layer, model._subnode_values(layer, nodes))
         if verbose:
             print(report)
     return report

@@ -113,7 +113,7 @@ def constant_fits(functions: Sequence[SymbolicFunction], samples: Samples) -> Te
     affine[..., 3] = samples.y.mean(1)
     for row, function in zip(affine, functions):
         row[:, 0] = float(_is_affine(function))
-        row[:, 1] = function.branches()[-1].inner
+        row[:, 1] = function.branches()[-1].interior_point
     return affine
 
 

@@ -13,7 +13,6 @@ from fastkan_kernels import FLAG, INDEX, SHARE, Callback, Choice, checked, warn
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
-from ..layers.resting import rest
 from ..layers.tables import table
 from ..network.trace import check_edge, rows_for, trace
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
@@ -252,8 +251,8 @@ def all_or_nothing(model: Network) -> Iterator[None]:
     except BaseException:
         for place, (mask, edges, affine) in enumerate(before):
             model.layers[place].mask = mask
-            model.symbolic[place].set_edges(edges, affine)
-            rest(model.layers[place])
+            model.symbolic[place]._set_edges(edges, affine)
+            model.layers[place]._freeze_if_idle()
         raise
 
 
@@ -264,7 +263,7 @@ def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on
         mask[edge] = on
     if not torch.equal(mask, mask_of(model.layers[layer])):
         model.layers[layer].set_mask(mask.float())
-    rest(model.layers[layer])
+    model.layers[layer]._freeze_if_idle()
 
 
 def _is_on(model: Network, l: int, i: int, j: int) -> bool:
@@ -273,5 +272,5 @@ def _is_on(model: Network, l: int, i: int, j: int) -> bool:
 
 def _samples(model: Network, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
     """Inputs and outputs of an edge, ``[N]`` each."""
-    nodes = trace(model, rows_for(model, x, dataset, least=MIN_ROWS))[l].nodes
+    nodes = trace(model, rows_for(model, x, dataset, min_rows=MIN_ROWS))[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]

@@ -13,7 +13,7 @@ from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import lookup
-from ..network.trace import samples, trace
+from ..network.trace import default_rows, trace
 from .expressions import named_edge, numeric_edge, scaled, symbolic_edge, taylor_pieces
 from .rounding import TOLERANCE, Digits, number, product_of, rounded, rounded_within, transform
 
@@ -56,8 +56,8 @@ def symbolic_formula(
             not at all, they are an error.
         simplify: whether to call ``sympy.simplify``, which can take long.
         tolerance: bound for ``digits="auto"``. Without a dataset, it bounds the root mean square difference between
-            the rounded formula and the forward at :meth:`samples`, in standard deviations of each output; with one, it
-            bounds the relative increase of the RMSE of all outputs.
+            the rounded formula and the forward over the rows of the last fit, in standard deviations of each output;
+            with one, it bounds the relative increase of the RMSE of all outputs.
         dataset: data for ``digits="auto"``, as for :meth:`fit`.
 
     Returns:
@@ -315,7 +315,7 @@ def _best_fit(model: Network, l: int, i: int, j: int) -> str:
     """Description of the function that fits an edge best; empty if the edge's values are not finite."""
     from .search import search
 
-    x = trace(model, samples(model)[:1000])[l].nodes[:, i : i + 1]
+    x = trace(model, default_rows(model)[:1000])[l].nodes[:, i : i + 1]
     y = edge_functions(model.layers[l], model.symbolic[l], x.expand(-1, model.width_in[l]))[:, i, j : j + 1]
     if not bool(x.isfinite().all() & y.isfinite().all()):
         return ""
@@ -380,7 +380,7 @@ def _samples(
     model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
     """Rows for rounding, and the dataset's labels or None, both in units before normalization."""
-    x, labels = samples(model), None
+    x, labels = default_rows(model), None
     if dataset is not None:
         from ..training.data import read_data
 

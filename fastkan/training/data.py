@@ -13,7 +13,7 @@ from torch import Tensor
 from fastkan_kernels import check_finite, check_int, check_shape
 from fastkan_kernels import validation as kinds
 
-from ..layers.arrays import is_array, is_table, joined, tensor_of, whole
+from ..network.samples import as_tensor, concatenate_inputs, is_array, is_number_list, samples_as_pair
 from .labels import Labels
 
 Pair = tuple[Tensor, Tensor]
@@ -119,7 +119,7 @@ def create_dataset_from_data(
         >>> dataset["train_input"].shape, dataset["test_input"].shape
         (torch.Size([40, 3]), torch.Size([10, 3]))
     """
-    x, y = tensor_of("inputs", inputs), tensor_of("labels", labels)
+    x, y = as_tensor("inputs", inputs), as_tensor("labels", labels)
     check_shape("inputs", x, ("N", "n_var"))
     _check_rows("inputs", x, "labels", y)
     count = int(len(x) * train_ratio)
@@ -305,8 +305,12 @@ def read_data(
             return Data(*train, labels=labels)
         test = form.read(dataset["test_input"], dataset["test_label"], "test_input", "test_label", least=0)
         return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
-    dataset = whole(dataset)
-    if isinstance(dataset, (tuple, list)) and len(dataset) == 2 and all(is_array(e) or is_table(e) for e in dataset):
+    dataset = samples_as_pair(dataset)
+    if (
+        isinstance(dataset, (tuple, list))
+        and len(dataset) == 2
+        and all(is_array(e) or is_number_list(e) for e in dataset)
+    ):
         return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
         raise TypeError(
@@ -334,7 +338,7 @@ def read_data(
 
     batches = epoch()
     first = next(batches)
-    return Data(*first, loader=loader, labels=labels, loaded=joined(itertools.chain([first], batches)))
+    return Data(*first, loader=loader, labels=labels, loaded=concatenate_inputs(itertools.chain([first], batches)))
 
 
 class _Form(NamedTuple):
@@ -346,7 +350,7 @@ class _Form(NamedTuple):
     labels: Labels
 
     def read(self, inputs: Any, labels: Any, x_name: str, y_name: str, least: int = 1) -> Pair:
-        x, y = tensor_of(x_name, inputs), tensor_of(y_name, labels)
+        x, y = as_tensor(x_name, inputs), as_tensor(y_name, labels)
         check_shape(x_name, x, ("N", self.in_features))
         _check_rows(x_name, x, y_name, y)
         if len(x) < least:

@@ -232,8 +232,8 @@ def fit(
     objective.is_partial = train is not None
     takes_all = data.loader is None and (batch == -1 or batch >= len(data.train_input))
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and takes_all
-    awake = [layer for layer in model.layers if not layer.resting]
-    searches = searches and all(p.requires_grad for layer in awake for p in layer.parameters())
+    active = [layer for layer in model.layers if not layer._frozen]
+    searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
     is_left_alone = not (metrics or callbacks or save_fig)  # between steps
     options = {"ahead": takes_all and is_left_alone} if opt == "Adam" else {}
     make_step = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
@@ -309,7 +309,7 @@ def _tried(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) 
     if data.labels.loss is None:
         return None
     with torch.no_grad():
-        prediction = model.through(x[:rows], *guarded)[0]
+        prediction = model._forward_with_std(x[:rows], *guarded)[0]
     loss = data.labels.settled(prediction, y[:rows])
     if data.labels.classes:
         data.labels.check_classes("train_label", y)
@@ -337,7 +337,7 @@ def _trained(model: Network, train: Collection[str] | None) -> list[nn.Parameter
         "symbolic": [symbolic.affine for symbolic in model.symbolic],
         "affine": [*model.node_scale, *model.node_bias, *model.subnode_scale, *model.subnode_bias],
     }
-    left = {id(p) for layer in range(model.depth) if not model.has_numeric_edges(layer)
+    left = {id(p) for layer in range(model.depth) if not model._has_numeric_edges(layer)
             for p in model.layers[layer].parameters()}  # fmt: skip
     if train is not None:
         left |= {id(p) for name, group in groups.items() if name not in train for p in group}

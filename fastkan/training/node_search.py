@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.init import NOISE, reset
-from ..network.attribution import attributed
+from ..layers.init import reinitialize
+from ..network.attribution import attribution_scores
 from ..network.refine import update_grid_from_samples
 from ..network.trace import trace
 from .objective import Objective
@@ -117,7 +117,7 @@ class NodeTrials:
     def _next(self, x: Tensor, risen: bool) -> Trial | None:
         """None where a layer's last node is left or a formula is, and when each has been tried in both ways."""
         model = self.model
-        scores = attributed(model, [step.nodes for step in trace(model, x)])
+        scores = attribution_scores(model, [step.nodes for step in trace(model, x)])
         alive: list[tuple[float, int, int]] = []
         dead: list[Node] = []
         for layer in range(1, model.depth):
@@ -165,8 +165,8 @@ def redraw(model: Network, without: list[Node], seed: int, regrid: bool) -> None
     generator = torch.Generator().manual_seed(seed)
     for place, layer in enumerate(model.layers):
         if regrid and place > 0:
-            layer.replace_knots(layer.initial_knots())
-        reset(layer, NOISE, 0.0, 1.0, generator)
+            layer._write_knots(layer._initial_knots())
+        reinitialize(layer, generator)
     for node in without:
         silence(model, *node)
 

@@ -98,9 +98,9 @@ class Objective:
         """The network's layers, where value and gradient can be had as numbers, without a graph."""
         if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
             return None
-        if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model.is_watched():
+        if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model._has_hooks_or_override():
             return None
-        stack = self.model.stack()
+        stack = self.model._stacked_layers()
         if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
             return None
         if not (serves(x, stack, self._kept_of(x)) and small.has_values(y)):
@@ -122,7 +122,7 @@ class Objective:
 
         with small.quiet():
             taken = Taken(
-                self.model.inputs(x),
+                self.model._select_inputs(x),
                 stack,
                 False,
                 self.penalty is not None,

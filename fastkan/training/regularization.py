@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastkan_kernels import column_std, has_values
 
-from ..layers.edge_functions import edge_spread, numeric_spread
-from ..network.attribution import attributed
+from ..layers.edge_functions import all_edge_std, numeric_edge_std
+from ..network.attribution import attribution_scores
 
 if TYPE_CHECKING:
     from ..network.core import Network
@@ -70,15 +70,15 @@ class Penalty:
         """``x [N, in_features]`` to the output and the penalty, of sizes that are :func:`rounded`."""
         model = self.model
         if len(x) < 2:  # the last batch of a loader; one row has no spread, and every edge the size 0
-            output, sizes = model.through(x, singularity_avoiding, y_th)[0], []
+            output, sizes = model._forward_with_std(x, singularity_avoiding, y_th)[0], []
         elif self.metric == "edge_forward_spline_n":
-            output, spreads = model.through(x, singularity_avoiding, y_th, spread=True)
+            output, spreads = model._forward_with_std(x, singularity_avoiding, y_th, with_std=True)
             sizes = [edges / (inputs + INPUT_FLOOR).unsqueeze(1) for edges, inputs in spreads]
         else:
-            nodes = [model.inputs(x)]
+            nodes = [model._select_inputs(x)]
             for layer in range(model.depth):
-                subnodes = model.subnodes_of(layer, nodes[-1], singularity_avoiding, y_th)
-                nodes.append(model.nodes_of(layer, subnodes))
+                subnodes = model._subnode_values(layer, nodes[-1], singularity_avoiding, y_th)
+                nodes.append(model._node_values(layer, subnodes))
             output = nodes.pop()
             sizes = edge_sizes(model, nodes, self.metric, singularity_avoiding, y_th)
         sizes = [rounded(size, smooth) for size in sizes]
@@ -130,17 +130,17 @@ def edge_sizes(
     """
     guarded = singularity_avoiding, y_th
     if metric in ("edge_backward", "node_backward"):
-        scores = attributed(model, nodes, None, None, *guarded).mean()
+        scores = attribution_scores(model, nodes, None, None, *guarded).mean()
         if metric == "edge_backward":
             return scores.edges
         return [
-            attributed(model, nodes, layer, scores.nodes[layer], *guarded).nodes[0].t()
+            attribution_scores(model, nodes, layer, scores.nodes[layer], *guarded).nodes[0].t()
             for layer in range(1, model.depth + 1)
         ]
     found = []
     for numeric, symbolic, x in zip(model.layers, model.symbolic, nodes):
         alone = metric == "edge_forward_spline_n"
-        size = numeric_spread(numeric, x) if alone else edge_spread(numeric, symbolic, x, *guarded)
+        size = numeric_edge_std(numeric, x) if alone else all_edge_std(numeric, symbolic, x, *guarded)
         if metric != "edge_forward_spline_u":
             size = size / (column_std(x) + INPUT_FLOOR).unsqueeze(1)
         found.append(size)

@@ -28,8 +28,8 @@ def warn_of_scale(model: Network, x: Tensor, updates: bool) -> None:
     Warns:
         UserWarning: for columns with most rows outside of the grid, or with updates for columns of large numbers.
     """
-    layer, rows = model.layers[0], model.inputs(x)
-    if not model.has_numeric_edges(0):
+    layer, rows = model.layers[0], model._select_inputs(x)
+    if not model._has_numeric_edges(0):
         return
     if updates:
         if layer.base == "none":

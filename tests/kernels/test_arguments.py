@@ -159,16 +159,6 @@ LEFT_OUT = {
 }  # fmt: skip
 ONLY_TENSORS = r"(Tensor|KAN|KANLinear|KAN \| KANLinear|nn\.Module|Basis)( \| None)?"
 TAKE_FUNCTIONS = {"f", "select", "fun_singularity", "sympy_fun", "loss_fn", "metrics", "callbacks"}
-INSIDE = {
-    "has_numeric_edges",
-    "inputs",
-    "nodes_of",
-    "subnodes_of",
-    "through",
-    "replace_knots",
-    "replace_splines",
-    "set_edges",
-}
 
 
 def table_of(function: Any) -> dict[str, kinds.Kind]:
@@ -187,7 +177,7 @@ def public() -> Iterator[tuple[str, Any]]:
         for name in sorted(set(dir(owner)) - set(dir(nn.Module))):
             value = inspect.getattr_static(owner, name)
             value = getattr(value, "__func__", value)
-            if not name.startswith("_") and callable(value) and name not in INSIDE:
+            if not name.startswith("_") and callable(value):
                 yield f"{owner.__name__}.{name}", value
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from networks import D, mixed, network, points, same, walk
 
-from fastkan.network.trace import LayerTrace
+from fastkan.network.trace import LayerTrace, check_edge, default_rows, get_fun, get_range
 
 
 def test_a_trace_has_every_layer_and_no_gradient() -> None:
@@ -28,7 +29,7 @@ def test_a_trace_has_every_layer_and_no_gradient() -> None:
 
 def test_before_any_fit_samples_are_spread_over_the_first_grids() -> None:
     model = network([3, 2, 1], "adapted").prune_input(active_inputs=[0, 2])
-    x = model.samples()
+    x = default_rows(model)
     limits = model.layers[0].knots[:, [3, -4]]
     assert x.shape[1] == 3
     read = x[:, [0, 2]]
@@ -38,13 +39,13 @@ def test_before_any_fit_samples_are_spread_over_the_first_grids() -> None:
     for share in range(10):  # evenly
         inside = (read >= limits[:, 0] + width * share / 10) & (read < limits[:, 0] + width * (share + 1) / 10)
         torch.testing.assert_close(inside.double().mean(0), torch.full((2,), 0.1, dtype=D), rtol=0, atol=0.01)
-    assert torch.equal(model.samples(), x)
+    assert torch.equal(default_rows(model), x)
     given = points(model)
     model(given)
-    assert torch.equal(model.samples(), x)
+    assert torch.equal(default_rows(model), x)
     model.get_act(given)
-    assert torch.equal(model.samples(), given)
-    assert model.float().samples().dtype == torch.float32
+    assert torch.equal(default_rows(model), given)
+    assert default_rows(model.float()).dtype == torch.float32
 
 
 def test_the_sample_goes_where_the_network_goes() -> None:
@@ -103,8 +104,8 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["get_fun", "get_range", "check_edge"])
+@pytest.mark.parametrize("function", [get_fun, get_range, check_edge])
 @pytest.mark.parametrize(("edge", "error", "message"), REFUSED)
-def test_an_edge_that_is_not_there(name: str, edge: tuple, error: type[Exception], message: str) -> None:
+def test_an_edge_that_is_not_there(function: Callable, edge: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        getattr(network([2, 3, 1]), name)(*edge)
+        function(network([2, 3, 1]), *edge)

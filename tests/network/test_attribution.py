@@ -9,7 +9,7 @@ from networks import D, Step, mixed, network, points, same, walk
 from torch import Tensor
 
 from fastkan.kan.model import KAN
-from fastkan.network.attribution import Scores, attributed
+from fastkan.network.attribution import Scores, attribution_scores
 
 Array = np.ndarray
 
@@ -53,7 +53,7 @@ def test_the_scores_are_those_on_paper(make: str) -> None:
     x = points(model)
     steps = walk(model, x)
     exact = on_paper(model, steps, model.depth)
-    alike(attributed(model, [step.nodes for step in model.trace(x)]), exact)
+    alike(attribution_scores(model, [step.nodes for step in model.trace(x)]), exact)
     alike(model.attribute(x=x), Scores(*([t.mean(0) for t in part] for part in exact)))
     for layer in range(1, model.depth + 1):
         expected = on_paper(model, steps, layer).nodes[0]
@@ -157,14 +157,14 @@ def test_scores_have_no_gradient_but_attributed_does() -> None:
     x = points(model)
     assert not model.attribute(x=x).nodes[0].requires_grad
     nodes = [step.nodes for step in model.trace(x)]
-    score = attributed(model, nodes).edges[0][0, 1, 0]
+    score = attribution_scores(model, nodes).edges[0][0, 1, 0]
     (slope,) = torch.autograd.grad(score, model.layers[1].base_weight)
     h = 1e-6
 
     def moved(by: float) -> Tensor:
         with torch.no_grad():
             model.layers[1].base_weight[0, 0] += by
-            value = attributed(model, nodes).edges[0][0, 1, 0]
+            value = attribution_scores(model, nodes).edges[0][0, 1, 0]
             model.layers[1].base_weight[0, 0] -= by
         return value
 

@@ -12,7 +12,7 @@ from networks import D, mixed, network, nothing_shared, parameters_of, points, s
 from torch import Tensor
 
 from fastkan.kan.model import KAN
-from fastkan.network.attribution import attributed
+from fastkan.network.attribution import attribution_scores
 from fastkan.network.prune import edges_on
 
 
@@ -138,7 +138,7 @@ def test_what_is_kept_is_worth_it_for_some_output(make: str, node_th: float, edg
     model = NETWORKS[make]()
     model.get_act(points(model))
     pruned = model.prune(node_th, edge_th)
-    scores = attributed(pruned, [step.nodes for step in pruned.trace()])
+    scores = attribution_scores(pruned, [step.nodes for step in pruned.trace()])
     for l in range(pruned.depth):
         worth = scores.edges[l].amax(0)
         assert (worth[edges_on(pruned, l)] > edge_th).all()

@@ -10,7 +10,7 @@ import torch
 from networks import D, mixed, network, parameters_of, points, same, unchanged, walk
 
 from fastkan.kan.model import KAN
-from fastkan.network.edit import with_nodes
+from fastkan.network.edit import subnetwork
 from fastkan.network.prune import edges_on
 
 NETWORKS = {"stack": lambda: network([3, 4, 3, 2], "adapted", off=[(0, 1, 2), (1, 0, 1)]), "mixed": mixed}
@@ -204,13 +204,13 @@ def test_a_network_that_reads_some_columns_still_does_after_a_swap() -> None:
     same(other(x), model(x))
 
 
-# -- with_nodes ---------------------------------------------------------------------------------------
+# -- subnetwork ---------------------------------------------------------------------------------------
 
 
 def test_a_part_of_a_network_is_that_part() -> None:
     model = mixed()
     x = points(model)
-    part = with_nodes(model, [[0, 2], [1, 2, 4], [0, 1], [1]])
+    part = subnetwork(model, [[0, 2], [1, 2, 4], [0, 1], [1]])
     assert (part.width, part.mult_arity) == ([[2, 0], [1, 2], [1, 1], [1, 0]], [[], [2, 4], [2], []])
     for l, i in ((0, 1), (1, 0), (1, 3)):
         model.remove_node(l, i)

@@ -1,19 +1,33 @@
-"""The tree: imports run one way, files stay short, and everything imports without triton."""
+"""The tree: imports run one way between rooms and files, and everything imports without triton."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import fastkan_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("fastkan", "kernels", "bench", "tests")
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 OURS = ("fastkan", "fastkan_kernels", "bench")
 MAY_IMPORT = {"fastkan": {"fastkan", "fastkan_kernels"}, "kernels": {"fastkan_kernels"}}
+PACKAGES = {"fastkan": ROOT / "fastkan", "fastkan_kernels": ROOT / "kernels/fastkan_kernels"}
+# The folders and files of each package, from top to bottom: each imports only what stands after it.
+ROOMS = {
+    "fastkan": ["interop", "kan", "plotting", "symbolic", "training", "network", "layers", "functional", "version"],
+    "fastkan_kernels": [
+        "stack", "contractions", "statistics", "autograd", "backends", "bspline", "knots", "validation", "basis",
+        "trilinear",
+    ],
+}  # fmt: skip
+MAX_ROOMS = {"fastkan": 10, "fastkan_kernels": 9}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
@@ -35,9 +49,108 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_needs_400_lines(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+def imported_files(path: Path, package: Path) -> Iterator[Path]:
+    """Files of a package that one of its files imports: at the top, in functions, or for types alone."""
+
+    def file_of(parts: list[str]) -> Path | None:
+        place = package.joinpath(*parts)
+        return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+    here = [package.name, *path.relative_to(package).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        modules: list[list[str]] = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            module = base + (node.module.split(".") if node.module else [])
+            modules = [[*module, alias.name] for alias in node.names]  # a module, or a name in one
+        for _, *parts in (module for module in modules if module[0] == package.name):
+            found = file_of(parts) or file_of(parts[:-1])
+            if found is not None and found != path:
+                yield found
+
+
+def import_graph(package: Path) -> dict[Path, set[Path]]:
+    return {path: set(imported_files(path, package)) for path in sorted(package.rglob("*.py"))}
+
+
+def circle_of(graph: dict[Path, set[Path]]) -> list[str]:
+    """The files of one import circle, or nothing."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [str(path) for path in error.args[1]]
+    return []
+
+
+def arrows_up(package: Path, rooms: list[str]) -> list[str]:
+    """The imports from a room to one above it; the package's own ``__init__.py`` is above all."""
+
+    def floor(path: Path) -> int:
+        name = path.relative_to(package).parts[0].removesuffix(".py")
+        return -1 if name == "__init__" else rooms.index(name)
+
+    graph = import_graph(package)
+    return [f"{a} -> {b}" for a, files in graph.items() for b in files if floor(b) < floor(a)]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_every_room_is_known_and_they_are_few(name: str) -> None:
+    parts = {path.relative_to(PACKAGES[name]).parts[0].removesuffix(".py") for path in PACKAGES[name].rglob("*.py")}
+    rooms = parts - {"__init__"}
+    assert rooms <= set(ROOMS[name])
+    assert len(rooms) <= MAX_ROOMS[name]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_imports_run_down_the_rooms(name: str) -> None:
+    assert not arrows_up(PACKAGES[name], ROOMS[name])
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_files_import_each_other(name: str) -> None:
+    """No circle of imports, those for types and those in functions included."""
+    assert not circle_of(import_graph(PACKAGES[name]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ..high.b import B",
+        "from .. import high",
+        "import package.high.b",
+        "from package.high import b",
+        "def f():\n    from ..high import b",
+        "if TYPE_CHECKING:\n    from ..high.b import B",
+    ],
+)
+def test_a_circle_and_an_arrow_up_are_found(line: str, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    for room, text in (("high", "from ..low.a import A\n"), ("low", "")):
+        (package / room).mkdir(parents=True)
+        (package / room / "__init__.py").write_text(text)
+    (package / "high/b.py").write_text("from ..low import a\n")
+    (package / "low/a.py").write_text("import torch\n")
+    assert not circle_of(import_graph(package))
+    assert not arrows_up(package, ["high", "low"])
+    (package / "low/a.py").write_text(line + "\n")
+    assert circle_of(import_graph(package))
+    assert arrows_up(package, ["high", "low"])
+
+
+def test_the_kernels_have_one_door() -> None:
+    """``fastkan`` imports names that ``fastkan_kernels`` exports, and nothing from inside."""
+    wrong = []
+    for path in (ROOT / "fastkan").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                wrong += [(path.name, alias.name) for alias in node.names if alias.name.startswith("fastkan_kernels")]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fastkan_kernels"):
+                names = {alias.name for alias in node.names} - set(fastkan_kernels.__all__)
+                if node.module != "fastkan_kernels" or names:
+                    wrong.append((path.name, f"{node.module}: {names}"))
+    assert not wrong
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)

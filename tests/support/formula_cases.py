@@ -39,7 +39,7 @@ def randomized(model: KAN, x: torch.Tensor, choose: random.Random, formula: floa
             layer.spline_weight.normal_()
             layer.base_weight.normal_()
             layer.spline_scale.normal_()
-    nodes = model.inputs(x)
+    nodes = model._select_inputs(x)
     for layer, symbolic in enumerate(model.symbolic):
         mask = torch.zeros(model.width_in[layer], model.width_out[layer + 1])
         for i in range(mask.shape[0]):
@@ -49,7 +49,7 @@ def randomized(model: KAN, x: torch.Tensor, choose: random.Random, formula: floa
                     symbolic.fix(i, j, name, affine_for(name, nodes[:, i], choose))
                 mask[i, j] = choose.random() < spline
         model.layers[layer].set_mask(mask)
-        nodes = model.nodes_of(layer, model.subnodes_of(layer, nodes)).detach()
+        nodes = model._node_values(layer, model._subnode_values(layer, nodes)).detach()
     return model
 
 

@@ -163,7 +163,6 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "get_fun": EDGE,
         "get_range": {**EDGE, "verbose": False},
         "evaluate": {"dataset": DATA},
-        "check_edge": EDGE,
         "fit": {"dataset": DATA, "steps": 1, "progress": False},
         "attribute": {"x": X},
         "prune": {},

@@ -27,7 +27,7 @@ def test_all_edges_become_formulas(capsys: pytest.CaptureFixture[str]) -> None:
     ]  # fmt: skip
     assert all(edge.r2 > 0.999 and edge.complexity == SYMBOLIC_LIB[edge.name].complexity for edge in report)
     assert report.numeric == []
-    assert [model.has_numeric_edges(layer) for layer in range(2)] == [False, False]
+    assert [model._has_numeric_edges(layer) for layer in range(2)] == [False, False]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["edge", "function", "R2", "complexity"]
     assert lines[1].split()[:4] == ["(0,", "0,", "0)", "x"]
@@ -68,7 +68,7 @@ def test_forced_every_edge_gets_its_best_function(capsys: pytest.CaptureFixture[
     assert report[1].name == report[1].best == left[1].best
     assert report[1].r2 == left[1].r2 < 0.99
     assert "2 edges became formulas, 0 stay numeric" in capsys.readouterr().out
-    assert not model.has_numeric_edges(0)
+    assert not model._has_numeric_edges(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.symbolic_formula()
@@ -103,7 +103,7 @@ def test_edges_off_and_formulas_are_left_alone(capsys: pytest.CaptureFixture[str
     assert model.symbolic[0].name(1, 1) == "sin"
     assert report.kept == 1
     assert "7 edges became formulas, 0 stay numeric, 1 were before" in capsys.readouterr().out
-    assert not any(model.has_numeric_edges(layer) for layer in range(2))
+    assert not any(model._has_numeric_edges(layer) for layer in range(2))
 
 
 def test_formulas_are_fitted_to_what_really_comes_in() -> None:
@@ -199,7 +199,7 @@ def test_an_edge_that_hardly_varies_becomes_a_constant(capsys: pytest.CaptureFix
     assert (constant.r2, constant.complexity) == (0, 0)
     assert report.numeric == []
     assert "(0, 1, 0)  0" in capsys.readouterr().out
-    assert not model.has_numeric_edges(0)
+    assert not model._has_numeric_edges(0)
     left = (model(x) - y).std() / y.std()
     assert 1e-3 < left < 1e-2
     (place,) = (n for n, edge in enumerate(model.symbolic[0].edges) if edge.i == 1)

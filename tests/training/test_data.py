@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from fastkan.kan.model import KAN
-from fastkan.layers.arrays import MAX_LOADED
+from fastkan.network.samples import MAX_SAMPLES
 from fastkan.training.data import Data, read_data
 
 X, Y = torch.rand(20, 2), torch.rand(20, 1)
@@ -243,7 +243,7 @@ def test_a_loader_that_has_no_more_ends_with_an_error() -> None:
 
 
 def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
-    many = [(X, Y)] * (MAX_LOADED // len(X) + 1)  # of which the first ones are looked at before
+    many = [(X, Y)] * (MAX_SAMPLES // len(X) + 1)  # of which the first ones are looked at before
     batches = read([*many, (X, nan(Y, (2,))), (X, Y)]).batches()
     for _ in many:
         next(batches)
