@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from ..network.edges import edge_kinds
 from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
 from .draw import COLORS, draw
 from .layout import readable
-from .show import check_axes, open_pyplot, show_once
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +109,7 @@ def plot(
     if mode is not None:
         warn("mode has no meaning here: a score is a spread, or made of spreads")
     pyplot = open_pyplot()
-    check_axes(ax)
+    _check_axes(ax)
 
     with torch.no_grad():
         _, nodes = rows_for(model, x)
@@ -173,7 +173,7 @@ def plot_edge(
     if j >= model.width_out[l + 1]:
         raise ValueError(f"j must be below {model.width_out[l + 1]}, the subnodes of layer {l + 1}; got {j}")
     pyplot = open_pyplot()
-    check_axes(ax)
+    _check_axes(ax)
     edge = torch.tensor([i]), torch.tensor([j])
     with torch.no_grad():
         _, nodes = rows_for(model, x, l)
@@ -360,3 +360,42 @@ def _node_name(model: Network, layer: int, i: int) -> str:
     if layer == 0:
         return f"$x_{{{int(model.input_id[i]) + 1}}}$"
     return f"node {i} of layer {layer}"
+
+
+# -- matplotlib ---------------------------------------------------------------------------------------
+
+
+def open_pyplot() -> Any:
+    """Return ``matplotlib.pyplot``.
+
+    Raises:
+        ImportError: without matplotlib; the message says how to install it.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return pyplot
+
+
+def show_once(figure: Any) -> None:
+    """Make a notebook show a figure once, although it would show both a cell's value and all open figures."""
+    figure._ipython_display_ = partial(_display, figure)
+
+
+def _display(figure: Any) -> None:
+    from IPython.display import display
+    from matplotlib import get_backend, pyplot
+
+    hook = figure.__dict__.pop("_ipython_display_")
+    try:
+        display(figure)
+    finally:
+        figure._ipython_display_ = hook
+    if "inline" in get_backend().lower():
+        pyplot.close(figure)  # else pyplot shows it again at the end of the cell
+
+
+def _check_axes(ax: object) -> None:
+    if ax is not None and not hasattr(ax, "add_collection"):
+        raise TypeError(f"ax must be matplotlib axes or None, got {type(ax).__name__}")

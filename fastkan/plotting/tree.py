@@ -190,7 +190,7 @@ def plot_tree(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['×', '$x_{1}$', '$x_{2}$', '$x_{3}$']
     """
-    from .show import open_pyplot, show_once
+    from .plot import open_pyplot, show_once
 
     check_rows(x, least=2)
     count = x.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,21 +30,23 @@ from fastkan_kernels import (
 )
 from fastkan_kernels import Path as PathKind
 
+from ..layers import grid
 from ..layers.distributed import check_one_process
 from ..network.refine import update_grid_from_samples
 from ..network.samples import Sample
-from . import node_search as sparsity
-from .data import Data, read_data
-from .objective import Loss, Objective
+from .data import Data, Pair, read_data
+from .node_search import NodeTrials, copy_state, penalty_ramp
+from .objective import Evaluated, Loss, Objective
 from .optimizers import OPTIMIZERS
-from .record import Record
 from .regularization import REG_METRICS, Penalty
-from .scale import warn_of_scale
 
 if TYPE_CHECKING:
     from ..network.core import Network
 
 TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
+LOSSES = ("train_loss", "test_loss", "reg")
+LARGE = 50.0  # what the median of a column's magnitude must exceed: base functions change around 0, over a few units
+MAX_OUTSIDE = 0.5  # of a column's rows
 
 
 class _Opt(Choice):
@@ -238,14 +241,14 @@ def fit(
     options = {"ahead": takes_all and is_left_alone} if opt == "Adam" else {}
     make_step = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     take = make_step()
-    trials = sparsity.NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
+    trials = NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
     rows = data.rows if takes_all else Sample(data.rows).rows
-    warn_of_scale(model, data.rows, bool(updates))
+    _warn_of_scale(model, data.rows, bool(updates))
 
-    good = sparsity.state_of(model), 0  # after so many whole steps
+    good = copy_state(model), 0  # after so many whole steps
     best, best_step = good[0], -1
     with _course(model, parameters, results), _bar(steps, progress) as bar:
         try:
@@ -258,7 +261,7 @@ def fit(
                 if trials is None:
                     evaluated = take(x, y)
                 else:
-                    objective.strength = lamb * sparsity.rise(step, steps)
+                    objective.strength = lamb * penalty_ramp(step, steps)
                     if not trials.due(step):
                         evaluated = take(x, y)
                     elif trials(take, x, y, step):
@@ -268,13 +271,13 @@ def fit(
                     warn(_LOST.format(step=step), RuntimeWarning)
                     break
                 record.measure_metrics()
-                good = sparsity.state_of(model), step + 1
+                good = copy_state(model), step + 1
                 _tell(bar, step, log, results, display_metrics)
                 if save_fig and step % save_fig_freq == 0:
                     draw(step=step)
                 answers = [callback(model, step, results) for callback in callbacks]
                 if not is_left_alone:
-                    good = sparsity.state_of(model), step + 1
+                    good = copy_state(model), step + 1
                 if callbacks and not _are_same(parameters, now := _trained(model, train)):
                     parameters[:] = now  # a callback has given the network others
                     take = make_step()
@@ -416,3 +419,137 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
         dtype=model.dtype,
     )
     return {"test_loss": (model(data.train_input) - data.train_label).square().mean().sqrt().item()}
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+class Record:
+    """The losses, the penalty and the metrics of each step, under their names.
+
+    Args:
+        objective: of the fit.
+        data: what it is trained and tested on.
+        metrics: functions without argument.
+        batch: rows of a test batch, where there are more; -1 is all.
+        log: every how many steps the test loss is measured anew.
+        seed: of the test batches.
+
+    Raises:
+        ValueError: for metrics of one name.
+
+    Attributes:
+        results: a list for each name, with an entry for each step.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Data,
+        metrics: Sequence[Callable[[], Any]] = (),
+        batch: int = -1,
+        log: int = 1,
+        seed: int | None = 0,
+    ) -> None:
+        self.objective, self.test, self.log, self.metrics = objective, data.test, log, metrics
+        self.batches = None if data.test is None else Data(*data.test).batches(batch, seed)
+        self.whole = data.test is None or batch == -1 or batch >= len(data.test[0])
+        self.names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
+        every = [*LOSSES, *self.names]
+        twice = sorted({name for name in every if every.count(name) > 1})
+        if twice:
+            raise ValueError(f"metrics must have names of their own, got {twice} twice")
+        self.results: dict[str, list[float]] = {name: [] for name in every}
+        self.is_measured = True  # whether the last test loss is the whole set's, by the last step's parameters
+
+    def measure(self, step: int, x: Tensor, y: Tensor, evaluated: Evaluated | None) -> bool:
+        """Note losses and penalty after a step on a batch; whether they are finite.
+
+        Args:
+            evaluated: the batch's loss and penalty, where they are known.
+        """
+        with torch.no_grad():
+            loss, penalty = self.objective.terms(x, y) if evaluated is None else evaluated
+        losses, reg = self._shown(loss), 0.0 if penalty is None else float(penalty)
+        if not math.isfinite(losses + reg):
+            return False
+        self.results["train_loss"].append(losses)
+        self.results["reg"].append(reg)
+        if self.batches is not None:
+            fresh = step % self.log == 0
+            self.is_measured = fresh and self.whole
+            self.results["test_loss"].append(self._loss(next(self.batches)) if fresh else self.results["test_loss"][-1])
+        return True
+
+    def measure_metrics(self) -> None:
+        """Note the metrics.
+
+        Raises:
+            TypeError: for one that gives no number.
+        """
+        found = [(name, _number(name, metric())) for name, metric in zip(self.names, self.metrics)]
+        for name, value in found:
+            self.results[name].append(value)
+
+    def finish(self) -> None:
+        """Make the last test loss the whole set's, by the parameters of the last step."""
+        if not self.is_measured and self.test is not None and self.results["test_loss"]:
+            self.results["test_loss"][-1] = self._loss(self.test)
+            self.is_measured = True
+
+    def cut(self, steps: int) -> None:
+        """Forget what comes after so many steps."""
+        self.is_measured = self.is_measured and len(self.results["train_loss"]) <= steps
+        for values in self.results.values():
+            del values[steps:]
+
+    @torch.no_grad()
+    def _loss(self, rows: Pair) -> float:
+        model, objective = self.objective.model, self.objective
+        avoiding, y_th = objective.guarded
+        return self._shown(objective.loss(model(rows[0], singularity_avoiding=avoiding, y_th=y_th), rows[1]))
+
+    def _shown(self, loss: Any) -> float:
+        value = float(loss)
+        return math.sqrt(value) if self.objective.squares and value >= 0 else value
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric's value as a float."""
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"the metric {name} must return a number, got {type(value).__name__}") from None
+
+
+def _warn_of_scale(model: Network, x: Tensor, updates: bool) -> None:
+    """Name the columns that a fit can hardly use as they are.
+
+    Args:
+        x: ``[N, in_features]``.
+        updates: whether the fit moves the knots to where the rows are, which leaves only the base function far off.
+
+    Warns:
+        UserWarning: for columns with most rows outside of the grid, or with updates for columns of large numbers.
+    """
+    layer, rows = model.layers[0], model.inputs(x)
+    if not model.has_numeric_edges(0):
+        return
+    if updates:
+        if layer.base == "none":
+            return
+        far = rows.abs().median(0).values > LARGE
+        what = f"hold numbers beyond {LARGE:g} for the most part, where the base function is a straight line"
+        remedy = ""
+    else:
+        limits = grid.interior(layer.knots, layer.spline_order)
+        outside = (rows < limits[:, 0]) | (rows > limits[:, -1])
+        far = outside.to(torch.float32).mean(0) > MAX_OUTSIDE
+        what, remedy = (
+            "lie outside of the grid for the most part, where splines are 0",
+            ", or fit with update_grid=True",
+        )
+    columns = model.input_id[far].tolist()
+    if columns:
+        shown = f"{columns[:8]}{' and more' if len(columns) > 8 else ''}"
+        warn(f"the inputs' columns {shown} {what}; normalise them, as by (x - x.mean(0)) / x.std(0){remedy}")

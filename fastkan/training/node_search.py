@@ -21,15 +21,15 @@ from .objective import Objective
 if TYPE_CHECKING:
     from ..network.core import Network
 
-FIRST, EVERY = 4, 3  # steps
-SHORTEST, LONGEST = 4, 8  # steps of a trial
-HOPE = 0.97  # of its objective that each more must come to while it is still above the other's
-ALIVE = 1e-2  # what a node must be worth to be tried
-MULTIPLIED = 5  # trials of multiplications alone
+FIRST_TRIAL, TRIAL_INTERVAL = 4, 3  # steps
+MIN_TRIAL_STEPS, MAX_TRIAL_STEPS = 4, 8  # steps of a trial
+MIN_PROGRESS = 0.97  # of its objective that each more must come to while it is still above the other's
+MIN_SCORE = 1e-2  # what a node must be worth to be tried
+MAX_MULTIPLICATION_TRIALS = 5  # trials of multiplications alone
 Node = tuple[int, int]  # layer, and place in it
 
 
-def rise(step: int, steps: int) -> float:
+def penalty_ramp(step: int, steps: int) -> float:
     """By how much the penalty counts: it rises over the first quarter of the steps, so that the data are known before
     nodes die."""
     return min(1.0, (step + 1) / max(1, steps // 4))
@@ -38,7 +38,7 @@ def rise(step: int, steps: int) -> float:
 class Trial(NamedTuple):
     """What is tried: to do without hidden nodes, from where the others are or, with a seed, with fresh edges."""
 
-    without: list[Node]
+    zeroed: list[Node]
     seed: int | None
     multiplied: bool = False  # whether it is the multiplications alone
 
@@ -70,37 +70,37 @@ class NodeTrials:
 
     def due(self, step: int) -> bool:
         """Whether a trial belongs to this step."""
-        return step >= FIRST and step % EVERY == 0
+        return step >= FIRST_TRIAL and step % TRIAL_INTERVAL == 0
 
     def __call__(self, take: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
         """One step as it is, and a trial; whether the trial's parameters are kept. What breaks off in it leaves the
         network in the middle of the trial."""
-        trial = self._next(x, risen=rise(step, self.steps) == 1)
+        trial = self._next(x, risen=penalty_ramp(step, self.steps) == 1)
         if trial is None:
             take(x, y)
             return False
-        before = state_of(self.model)
+        before = copy_state(self.model)
         take(x, y)
-        plain, reached = state_of(self.model), self._value(x, y)
+        plain, reached = copy_state(self.model), self._value(x, y)
         self.model.load_state_dict(before)
         full = self.objective.strength
         if trial.seed is not None:
-            redraw(self.model, trial.without, trial.seed, regrid=trial.multiplied and self.update_grid)
+            reinit(self.model, trial.zeroed, trial.seed, regrid=trial.multiplied and self.update_grid)
         else:
-            for node in trial.without:
-                silence(self.model, *node)
+            for node in trial.zeroed:
+                zero_node(self.model, *node)
         try_step = self.make_step()
         value = float("inf")
-        for tried in range(1, LONGEST + 1):
+        for tried in range(1, MAX_TRIAL_STEPS + 1):
             if self.update_grid and tried > 1:
                 update_grid_from_samples(self.model, x)
                 try_step = self.make_step()
             last = value
-            self.objective.strength = full * min(1.0, tried / SHORTEST) ** 2 if trial.seed is not None else full
+            self.objective.strength = full * min(1.0, tried / MIN_TRIAL_STEPS) ** 2 if trial.seed is not None else full
             try_step(x, y)
             self.objective.strength = full
             value = self._value(x, y)
-            if value < reached or (tried >= SHORTEST and not value < HOPE * last):
+            if value < reached or (tried >= MIN_TRIAL_STEPS and not value < MIN_PROGRESS * last):
                 break
         if value < reached:
             self.failed = 0
@@ -122,14 +122,14 @@ class NodeTrials:
         dead: list[Node] = []
         for layer in range(1, model.depth):
             worth = scores.nodes[layer].amax(0).tolist()
-            found = [(score, layer, node) for node, score in enumerate(worth) if score > ALIVE]
+            found = [(score, layer, node) for node, score in enumerate(worth) if score > MIN_SCORE]
             if len(found) < 2 or model.symbolic[layer - 1].edges or model.symbolic[layer].edges:
                 return None
             alive += found
-            dead += [(layer, node) for node, score in enumerate(worth) if not score > ALIVE]
+            dead += [(layer, node) for node, score in enumerate(worth) if not score > MIN_SCORE]
         nodes = [(layer, node) for _, layer, node in sorted(alive)]
         sums = self._beside_multiplications()
-        if risen and self.is_first and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
+        if risen and self.is_first and self.multiplied < MAX_MULTIPLICATION_TRIALS and set(sums) & set(nodes):
             self.multiplied += 1
             return Trial(sums, self.multiplied - 1, multiplied=True)
         if self.failed < len(nodes):
@@ -146,7 +146,7 @@ class NodeTrials:
 
 
 @torch.no_grad()
-def silence(model: Network, layer: int, node: int) -> None:
+def zero_node(model: Network, layer: int, node: int) -> None:
     """Set the numeric edges into and out of a node to 0."""
     into, out = model.layers[layer - 1], model.layers[layer]
     subnodes = model.architecture.factors(layer)[node]
@@ -159,7 +159,7 @@ def silence(model: Network, layer: int, node: int) -> None:
 
 
 @torch.no_grad()
-def redraw(model: Network, without: list[Node], seed: int, regrid: bool) -> None:
+def reinit(model: Network, zeroed: list[Node], seed: int, regrid: bool) -> None:
     """Fresh numeric edges everywhere, but for hidden nodes to do without; with ``regrid`` on the first grids behind
     hidden nodes."""
     generator = torch.Generator().manual_seed(seed)
@@ -167,11 +167,11 @@ def redraw(model: Network, without: list[Node], seed: int, regrid: bool) -> None
         if regrid and place > 0:
             layer.replace_knots(layer.initial_knots())
         reset(layer, NOISE, 0.0, 1.0, generator)
-    for node in without:
-        silence(model, *node)
+    for node in zeroed:
+        zero_node(model, *node)
 
 
-def state_of(model: Network) -> dict[str, Any]:
+def copy_state(model: Network) -> dict[str, Any]:
     """A copy of everything that training changes."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else value
