@@ -144,10 +144,12 @@ class KAN(PykanMethods, Network):
 
     # each in a file of its own, with the model for self
     trace = tracing.trace
+    samples = tracing.samples
     get_act = tracing.get_act
     get_fun = tracing.get_fun
     get_range = tracing.get_range
     evaluate = fitting.evaluate
+    check_edge = tracing.check_edge
 
     fit = method(fitting.fit)
 

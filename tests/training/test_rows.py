@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastkan import KAN, create_dataset
 from fastkan.network.samples import MAX_SAMPLES
-from fastkan.network.trace import rows_for, samples
+from fastkan.network.trace import rows_for
 
 matplotlib.use("Agg")
 
@@ -43,7 +43,7 @@ SHOWING: dict[str, Callable[[KAN], Any]] = {
     "get_act": lambda model: model.get_act(),
     "get_fun": lambda model: model.get_fun(0, 0, 0),
     "get_range": lambda model: model.get_range(0, 0, 0, verbose=False),
-    "samples": samples,
+    "samples": lambda model: model.samples(),
 }
 
 
