@@ -138,7 +138,7 @@ def test_a_trial_that_is_kept_changes_weights_and_knots_alone(update_grid: bool)
     x = points(model)
     assert made(lambda x, y: None, x, x[:, :1], LATE)
     assert told[0] is not None
-    assert told[0].multiplied
+    assert told[0].multiplications_only
     assert objective.strength == 0.5
     after = parameters_of(model)
     assert after.keys() == before.keys()
