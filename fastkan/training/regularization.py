@@ -67,7 +67,7 @@ class Penalty:
     def __call__(
         self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, smooth: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Compute the network's output for ``x [N, in_features]``, and the penalty of sizes :func:`rounded`."""
+        """Compute the network's output for ``x [N, in_features]``, and the penalty of :func:`rounded` sizes."""
         model = self.model
         if len(x) < 2:  # as in the last batch of a loader; the standard deviation of one row is 0, and so each size
             output, sizes = model.through(x, singularity_avoiding, y_th)[0], []
