@@ -50,7 +50,7 @@ OTHER_NAMES = {"layers_hidden": "width", "grid_size": "grid", "spline_order": "k
 NO_LOG = {"log_history": f"nothing is logged; {IN_MEMORY}"}
 OLD: dict[str, Old] = {  # old arguments of each method
     "fit": {
-        "device": "the data are moved to the device of the model, which model.to(device) changes",
+        "device": "the model is where model.to(device) has put it, and the data are moved there",
         "sglr_avoid": Renamed("singularity_avoiding"),
         "small_mag_threshold": "the penalty counts small edges as they are",
         "small_reg_factor": "the penalty counts small edges as they are",
@@ -72,7 +72,7 @@ OLD: dict[str, Old] = {  # old arguments of each method
 
 # attributes of pykan's models that don't exist here, and what has their values
 INSTEAD: dict[str, str] = {
-    **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has what enters layer l"),
+    **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has the inputs of layer l"),
     "acts_premult": "model.get_act(x)[l].subnodes has the sums of layer l's edges",
     "spline_postacts": "model.get_act(x)[l].edges has every edge's values",
     "spline_postsplines": "model.get_act(x)[l].edges has every edge's values, the base function in them",

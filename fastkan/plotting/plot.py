@@ -266,11 +266,11 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
         first = 1
         for one in fits:
             steps, values = len(one["train_loss"]), [float(value) for value in one.get(key, ())]
-            if values:  # of another length where it was recorded less often
+            if values:  # fewer than the steps if they were recorded less often
                 every = (steps - 1) / max(1, len(values) - 1)
-                places = [first + every * n for n in range(len(values))]
+                positions = [first + every * n for n in range(len(values))]
                 marker = "." if len(values) == 1 else None
-                ax.plot(places, values, color=color, label=label, linewidth=1.3, marker=marker, gid=key)
+                ax.plot(positions, values, color=color, label=label, linewidth=1.3, marker=marker, gid=key)
                 label = None
             first += steps
     for ax in axes:

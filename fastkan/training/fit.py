@@ -50,7 +50,7 @@ MAX_OUTSIDE = 0.5  # share of a column's rows outside of the grid
 
 
 class _Opt(Choice):
-    """An optimizer's name, with a message of its own for the mistake ``fit(x, y)``, which passes labels here."""
+    """Argument kind: an optimizer's name. The mistake ``fit(x, y)``, which passes labels here, gets its own message."""
 
     def read(self, name: str, value: Any) -> str:
         if is_sequence(value) or hasattr(value, "__array__"):
@@ -61,7 +61,7 @@ class _Opt(Choice):
 
 
 class _Names(Kind):
-    """A collection of names out of a given list; a plain string is refused, since iterating it gives letters."""
+    """Argument kind: a collection of names out of a given list; a plain string, a collection of letters, is refused."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -329,10 +329,10 @@ def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, f
 
 
 def _grid_updates(
-    wanted: bool, train: Collection[str] | None, steps: int, start: int, stop: int, count: int
+    update_grid: bool, train: Collection[str] | None, steps: int, start: int, stop: int, count: int
 ) -> set[int]:
     """Steps at which the grids are updated."""
-    if not wanted or (train is not None and "grid" not in train):
+    if not update_grid or (train is not None and "grid" not in train):
         return set()
     every = max(1, stop // count)
     return {step for step in range(0, min(steps, stop), every) if step >= start}
@@ -347,11 +347,11 @@ def _trained_parameters(model: Network, train: Collection[str] | None) -> list[n
         "symbolic": [symbolic.affine for symbolic in model.symbolic],
         "affine": [*model.node_scale, *model.node_bias, *model.subnode_scale, *model.subnode_bias],
     }
-    left = {id(p) for layer in range(model.depth) if not model.has_numeric_edges(layer)
+    excluded = {id(p) for layer in range(model.depth) if not model.has_numeric_edges(layer)
             for p in model.layers[layer].parameters()}  # fmt: skip
     if train is not None:
-        left |= {id(p) for name, group in groups.items() if name not in train for p in group}
-    trained = [p for p in model.parameters() if p.requires_grad and p.numel() and id(p) not in left]
+        excluded |= {id(p) for name, group in groups.items() if name not in train for p in group}
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel() and id(p) not in excluded]
     if not trained:
         raise ValueError(f"train={train!r} leaves nothing to train")
     return trained

@@ -45,7 +45,8 @@ class Penalty:
         metric: a name in :data:`REG_METRICS`. With std for the standard deviation over the batch, the size of an edge
             is
 
-            - ``"edge_forward_spline_n"``: the std of its values divided by the std of its input, without its formula;
+            - ``"edge_forward_spline_n"``: the std of its values, without its formula, divided by the std of its input
+              plus 0.1;
             - ``"edge_forward_sum"``: the same, with its formula;
             - ``"edge_forward_spline_u"``: the std of its values, with its formula;
             - ``"edge_backward"``: its attribution score, that is its share in the std of the outputs;
@@ -92,26 +93,35 @@ class Penalty:
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
     def vjp(
-        self, spreads: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
+        self, stds: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
     ) -> tuple[float, float, list[tuple[Any, Any]]]:
-        """The penalty, the same of sizes that are :func:`rounded` and, times ``unit``, the gradients of this by the
-        spreads of each layer's edges and inputs; of arrays."""
+        """Compute the penalty and its gradients with respect to standard deviations, in NumPy.
+
+        Args:
+            stds: for each layer the standard deviations of its edges, ``[in, out]``, and of its inputs, ``[in]``.
+            unit: factor of the gradients.
+            smooth: as in :func:`rounded`.
+
+        Returns:
+            The penalty; the penalty of :func:`rounded` sizes; and for each layer the gradients of the latter with
+            respect to the two standard deviations, times ``unit``.
+        """
         import numpy as np
 
-        lamb_l1, lamb_entropy = map(float, self.of_edges)  # NumPy's own numbers would widen float32
-        exact, total, pulled = 0.0, 0.0, []
-        for edges, inputs in spreads:
-            floored = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
-            size = edges / floored
+        lamb_l1, lamb_entropy = map(float, self.of_edges)  # as NumPy scalars they would promote float32 to float64
+        exact, total, gradients = 0.0, 0.0, []
+        for edges, inputs in stds:
+            divisor = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
+            size = edges / divisor
             value, slope = _value_and_slope(rounded(size, smooth), np.log2, lamb_l1, lamb_entropy)
             total += float(value)
             if smooth:
                 slope = slope * (size / (size * size + smooth * smooth) ** 0.5)
                 value, _ = _value_and_slope(size, np.log2, lamb_l1, lamb_entropy)
             exact += float(value)
-            by_edges = slope * (unit / floored)
-            pulled.append((by_edges, -(by_edges * edges).sum(1) / floored[:, 0]))
-        return exact, total, pulled
+            edge_gradient = slope * (unit / divisor)
+            gradients.append((edge_gradient, -(edge_gradient * edges).sum(1) / divisor[:, 0]))
+        return exact, total, gradients
 
 
 def rounded(size: Any, smooth: float) -> Any:
@@ -141,8 +151,10 @@ def edge_sizes(
         ]
     sizes = []
     for numeric, symbolic, x in zip(model.layers, model.symbolic, nodes):
-        alone = metric == "edge_forward_spline_n"
-        size = numeric_spread(numeric, x) if alone else edge_spread(numeric, symbolic, x, *guarded)
+        if metric == "edge_forward_spline_n":
+            size = numeric_spread(numeric, x)
+        else:
+            size = edge_spread(numeric, symbolic, x, *guarded)
         if metric != "edge_forward_spline_u":
             size = size / (column_std(x) + INPUT_FLOOR).unsqueeze(1)
         sizes.append(size)
@@ -202,10 +214,11 @@ def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: fl
         for axis in (0, 1):
             total = size.sum(axis=axis, keepdims=True) + 1
             share = size / total
-            bits = log2(share + TINY)
+            shifted = share + TINY
+            bits = log2(shifted)
             weight = lamb_entropy / size.shape[1 - axis]
             value = value - weight * (share * bits).sum()
-            share_slope = bits + share / (share + TINY) * BITS
+            share_slope = bits + share / shifted * BITS
             slope = slope - weight * (share_slope - (share_slope * share).sum(axis=axis, keepdims=True)) / total
     return value, slope
 
