@@ -1,4 +1,4 @@
-"""Methods of pykan's networks that are not part of the workflow here, as short functions that use it."""
+"""Methods of pykan's networks beyond the workflow, as short functions that use the workflow's functions."""
 
 from __future__ import annotations
 

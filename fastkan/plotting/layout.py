@@ -33,7 +33,7 @@ GAP = 0.06  # between a label and the nearest other object
 
 
 class Boxes(NamedTuple):
-    """The boxes of one layer's edges: the middles of each, and the lower end and the size that all have."""
+    """The boxes of one layer's edges: the x coordinates of their centers, and their common lower edge and size."""
 
     x: list[float]
     y: float

@@ -66,7 +66,7 @@ def plot(
 
     Args:
         folder: folder into which ``kan.png`` is written; None writes nothing.
-        beta: the larger, the more visible are unimportant edges.
+        beta: factor of the scores; with a larger one, unimportant edges are more visible.
         mask: whether to hide the edges that :meth:`prune` would remove.
         metric: the score of an edge: ``"backward"`` is that of :meth:`attribute`, ``"forward_u"`` the standard
             deviation of its values, ``"forward_n"`` this divided by the standard deviation of its input.

@@ -72,7 +72,7 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
 
 
 def _parts(group: Sequence[int], below: Groups) -> Groups:
-    """The groups of the level below of which a group consists, in its order."""
+    """Groups of the level below that make up a group, in the order in which it lists their inputs."""
     starts = {part[0]: part for part in below}
     parts, position = [], 0
     while position < len(group):
@@ -184,7 +184,7 @@ def plot_tree(
         The figure.
 
     Raises:
-        ValueError: if the number of names is not that of the inputs.
+        ValueError: if the number of names differs from the number of inputs.
         ImportError: without matplotlib.
 
     Example:

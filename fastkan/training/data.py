@@ -234,9 +234,9 @@ class Data:
         """Return an endless iterator of batches ``(x, y)``.
 
         Args:
-            batch: number of rows in each; -1, or a number not below that of all rows, yields all rows without a copy.
-                Otherwise each pass over the data is in a new random order, and rows left over at its end, too few for
-                a batch, are skipped.
+            batch: number of rows in each batch. With -1, or if there are no more rows than that, each batch has all
+                rows and is not a copy. Otherwise each pass over the data has a new random order, and the rows left
+                over at its end, too few for a batch, are skipped.
             seed: seed of the order, which is the same on every device; None draws from torch's global generator.
 
         Raises:

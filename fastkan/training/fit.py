@@ -162,8 +162,8 @@ def fit(
         lamb: strength of the whole penalty; 0 adds none.
         lamb_l1, lamb_entropy: weights, within the penalty, of the sum of the edges' sizes and of the entropy of their
             distribution at each node.
-        lamb_coef, lamb_coefdiff: weights, within the penalty, of the magnitudes of the spline coefficients and of the
-            differences of consecutive ones.
+        lamb_coef, lamb_coefdiff: weights, within the penalty, of the magnitudes of the spline coefficients, and of the
+            magnitudes of the differences between consecutive coefficients.
         update_grid: whether the knots are moved to where the samples lie, ``grid_update_num`` times at equal
             intervals from step ``start_grid_update_step`` to ``stop_grid_update_step``.
         loss_fn: a function of prediction and label that returns a tensor with one number; None is the mean squared

@@ -45,7 +45,7 @@ class Trial(NamedTuple):
 
 
 class NodeTrials:
-    """Trials of a fit without one hidden node each, the least important node first.
+    """Trials in which a fit continues without one of the hidden nodes, starting with the least important one.
 
     The first round keeps the parameters of the other edges; a second round, in the first fit of a network only, draws
     them again. If a layer has both addition and multiplication nodes, the first fit also tries the multiplication

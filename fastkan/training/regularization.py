@@ -70,7 +70,7 @@ class Penalty:
     ) -> tuple[Tensor, Tensor]:
         """Compute the network's output for ``x [N, in_features]``, and the penalty of :func:`rounded` sizes."""
         model = self.model
-        if len(x) < 2:  # as in the last batch of a loader; the standard deviation of one row is 0, and so each size
+        if len(x) < 2:  # as in the last batch of a loader; with a single row all standard deviations and sizes are 0
             output, sizes = model.through(x, singularity_avoiding, y_th)[0], []
         elif self.metric == "edge_forward_spline_n":
             output, spreads = model.through(x, singularity_avoiding, y_th, spread=True)
@@ -125,8 +125,8 @@ class Penalty:
 
 
 def rounded(size: Any, smooth: float) -> Any:
-    """Sizes with a continuous derivative with respect to the parameters at 0, where that of a standard deviation jumps;
-    they differ from ``size`` by at most ``smooth``."""
+    """Smooth approximation of ``size``, from which it differs by at most ``smooth``. The derivative of a standard
+    deviation with respect to the parameters jumps where the standard deviation is 0; that of this function does not."""
     return (size * size + smooth * smooth) ** 0.5 - smooth if smooth else size
 
 
@@ -162,7 +162,7 @@ def edge_sizes(
 
 
 def edge_penalty(sizes: Sequence[Tensor], lamb_l1: float, lamb_entropy: float) -> Tensor:
-    """Penalty of the sizes of edges; differentiable.
+    """Compute the penalty of the sizes of edges; differentiable.
 
     It is the sum over layers of ``lamb_l1`` times the sum of all sizes and ``lamb_entropy`` times two entropies, in
     bits: the mean over input nodes of the entropy of the sizes of the edges from a node, each divided by their sum plus
@@ -224,7 +224,7 @@ def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: fl
 
 
 def coefficient_penalty(model: Network, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
-    """Penalty of the spline coefficients of all layers.
+    """Compute the penalty of the spline coefficients of all layers; differentiable.
 
     It is ``lamb_coef`` times the sum of the coefficients' magnitudes plus ``lamb_coefdiff`` times that of the
     differences of consecutive coefficients, both averaged over the outputs of each layer.
