@@ -1,4 +1,4 @@
-"""``KAN``: the network, of numeric edges and of edges that are formulas."""
+"""``KAN``: the class that puts the functions of the workflow on a network as methods."""
 
 from __future__ import annotations
 
@@ -33,36 +33,46 @@ BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
 class KAN(PykanMethods, Network):
     """A Kolmogorov-Arnold network (Liu et al., 2024; with multiplication nodes as in KAN 2.0, 2024).
 
-    Every edge is a spline plus a base function, or a formula c f(a x + b) + d; every node a sum of its edges, or a
-    product of such sums. The names are pykan's. Nothing is global: no generator is seeded, no argument is changed.
+    Each edge is a spline plus a base function, or a formula c f(a x + b) + d. Each node is the sum of its edges, or the
+    product of several such sums, which are called subnodes. The names of arguments and methods are pykan's. No global
+    state changes: no generator is seeded, and no argument is modified.
 
     Args:
-        width: nodes of each layer, inputs first; ``[sums, multiplications]`` where some nodes multiply.
-        grid: G, intervals of the splines' grids; a list for one each layer.
-        k: order of the splines, 1 to 5; a list for one each layer.
-        mult_arity: factors of the multiplication nodes: one number, or for each layer the list of its nodes'.
-        noise_scale: of the fresh splines' values.
-        scale_base_mu, scale_base_sigma: mean, and half width around it, of the fresh base functions' weights, times
-            1 / sqrt(inputs).
+        width: number of nodes of each layer, inputs first; ``[sums, multiplications]`` for a layer in which some nodes
+            multiply.
+        grid: number of intervals G of the splines' grids; one for all layers, or a list with one for each.
+        k: order of the splines, 1 to 5; one for all layers, or a list with one for each.
+        mult_arity: number of factors of the multiplication nodes: one for all, or for each layer a list with one for
+            each of its multiplication nodes.
+        noise_scale: scale of the initial values of the splines.
+        scale_base_mu, scale_base_sigma: mean and half width of the uniform distribution of the initial weights of the
+            base functions, both times 1 / sqrt(inputs of the layer).
         base_fun: ``"silu"``, ``"identity"`` or ``"zero"``.
-        affine_trainable: whether the scale and bias of nodes and subnodes are trained.
-        grid_eps: of grid updates; 1 spaces knots evenly over the samples, 0 by their quantiles.
-        grid_range: ends of the first grid.
-        sp_trainable, sb_trainable: whether the scales of splines, and of base functions, are trained.
-        seed: of the fresh parameters; None draws from torch's own generator.
-        sparse_init: whether only near edges are on at first.
-        device, dtype: of the parameters.
-        outside: beyond its grid a spline runs out to ``"zero"``, or goes on ``"linear"``, as in :class:`KANLinear`.
-        auto_save: whether a version is kept in memory after each step, for :meth:`rewind` and :meth:`checkout`.
+        affine_trainable: whether the scales and biases of nodes and subnodes are trained.
+        grid_eps: placement of knots in grid updates: 1 spaces them evenly over the range of the samples, 0 at their
+            quantiles.
+        grid_range: lower and upper end of the initial grids.
+        sp_trainable, sb_trainable: whether the scales of the splines, and those of the base functions, are trained.
+        seed: seed of the initial parameters; None draws from torch's global generator.
+        sparse_init: whether only the edges between each node and the nearest node on the other side are on initially.
+        device, dtype: device and dtype of the parameters.
+        outside: value of a spline outside of its grid: ``"zero"``, or ``"linear"`` to continue it by its tangents, as
+            in :class:`KANLinear`.
+        auto_save: whether a version is kept in memory after each method of the workflow, for :meth:`rewind` and
+            :meth:`checkout`.
 
     Attributes:
-        layers: the numeric edges, a :class:`KANLinear` for each layer.
-        symbolic: the edges that are formulas, for each layer.
-        node_scale, node_bias, subnode_scale, subnode_bias: affine maps behind each layer.
-        input_id: which columns of x the network reads.
-        sample: rows of the last :meth:`fit` or :meth:`get_act`, copies, 10,000 at most, or None; pickles lack them.
-        history: what each :meth:`fit` returned.
-        prune_mask: which edges the last :meth:`prune` would keep, ``[in, out]`` of each layer, or None.
+        layers: the splines and base functions, a :class:`KANLinear` for each layer.
+        symbolic: the formulas, a module for each layer.
+        node_scale, node_bias, subnode_scale, subnode_bias: affine maps of the nodes and subnodes that each layer leads
+            to.
+        input_id: columns of x that the network reads, ``[in]``.
+        sample: copy of the rows of the last :meth:`fit` or :meth:`get_act`, 10,000 at most, or None; not pickled.
+        history: the results of each :meth:`fit`.
+        architecture: numbers of nodes, subnodes and factors of each layer.
+        in_features: number of columns of x, of which the network may read only some.
+        prune_mask: for each layer a mask ``[in, out]`` of the edges that the last :meth:`prune` kept, or None.
+        versions: the versions kept in memory, or None; see :meth:`keep_versions`.
 
     Raises:
         TypeError, ValueError: for arguments that are out of range or don't fit together.
@@ -112,7 +122,7 @@ class KAN(PykanMethods, Network):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         layers = []
         for inputs, outputs, size, order in zip(structure.nodes, structure.subnodes[1:], sizes, orders):
-            with torch.random.fork_rng(devices=[]):  # a layer draws its first parameters from torch's generator
+            with torch.random.fork_rng(devices=[]):  # KANLinear draws initial parameters, which `reset` replaces
                 layer = KANLinear(
                     inputs, outputs, size, order,
                     grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
@@ -133,16 +143,18 @@ class KAN(PykanMethods, Network):
 
     @kinds.checked(compile=FLAG)
     def speed(self, compile: bool = False) -> KAN:
-        """Nothing to do here: a layer without formulas has no symbolic branch. Returns the model."""
+        """Return the model, with ``compile=True`` after ``torch.compile``. pykan's method switches the evaluation of
+        formulas off, which costs nothing here unless an edge is a formula."""
         return torch.compile(self) if compile else self  # type: ignore[return-value]
 
     def train(self, mode: Any = True, *args: Any, **options: Any) -> Any:
-        """With a bool ``nn.Module``'s training mode; with a dataset, as older articles write it, :meth:`fit`."""
+        """Set the training mode, as ``nn.Module`` does; with a dataset as the argument, call :meth:`fit`, as in the
+        first version of pykan."""
         if isinstance(kinds.plain(mode), int):
             return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
 
-    # each in a file of its own, with the model for self
+    # functions of other modules, whose first parameter is the model
     trace = tracing.trace
     get_act = tracing.get_act
     get_fun = tracing.get_fun

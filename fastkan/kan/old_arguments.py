@@ -1,4 +1,4 @@
-"""Names of arguments and attributes that other versions and packages have, and what to write instead."""
+"""Arguments and attributes of other versions of pykan and of other packages, and what to write here instead."""
 
 from __future__ import annotations
 
@@ -16,49 +16,50 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 IN_MEMORY = "KAN(auto_save=True) keeps versions in memory, and model.save(path) writes a file"
 NO_NUMBER = "versions are numbered from 0.0"
-ON_DEMAND = "activations are computed when they are asked for"
+ON_DEMAND = "activations are computed when get_act is called"
 
 
 class Renamed(NamedTuple):
-    """Another name for the same argument."""
+    """An old argument that has another name here."""
 
     name: str
 
 
 class Refused(NamedTuple):
-    """An argument that would change the result, and what to write instead."""
+    """An old argument that is refused, since ignoring it would change the result, and what to write instead."""
 
     instead: str
 
 
-Old = Mapping[str, "str | Renamed | Refused"]
+Old = Mapping[str, "str | Renamed | Refused"]  # a str says why the argument is ignored
 
-# arguments of KAN() that older versions of pykan take, or other packages
-WITHOUT_MEANING: dict[str, str] = {
+# arguments of KAN() in older versions of pykan that are ignored here, and why
+IGNORED: dict[str, str] = {
     "bias_trainable": "affine_trainable says whether the nodes' scale and bias are trained",
-    "ckpt_path": f"nothing is saved behind your back; {IN_MEMORY}",
-    "first_init": "a model is always made from its arguments",
+    "ckpt_path": f"no file is written unless you call save; {IN_MEMORY}",
+    "first_init": "a model is always made from its arguments alone",
     "noise_scale_base": "scale_base_mu and scale_base_sigma say how the base functions' weights are drawn",
     "round": NO_NUMBER,
     "save_act": ON_DEMAND,
     "state_id": NO_NUMBER,
     "symbolic_enabled": "the symbolic branch costs nothing while no edge is symbolic",
 }
-OF_OTHERS = {"layers_hidden": "width", "grid_size": "grid", "spline_order": "k", "base_activation": "base_fun"}
+# arguments of efficient-kan's KAN, and their names here
+OTHER_NAMES = {"layers_hidden": "width", "grid_size": "grid", "spline_order": "k", "base_activation": "base_fun"}
 
 NO_LOG = {"log_history": f"nothing is logged; {IN_MEMORY}"}
-OLD: dict[str, Old] = {
+OLD: dict[str, Old] = {  # old arguments of each method
     "fit": {
-        "device": "the model is where model.to(device) has put it, and the data are brought there",
+        "device": "the model is where model.to(device) has put it, and the data are moved there",
         "sglr_avoid": Renamed("singularity_avoiding"),
         "small_mag_threshold": "the penalty counts small edges as they are",
         "small_reg_factor": "the penalty counts small edges as they are",
     },
-    "attribute": {"plot": "nothing is drawn; model.plot() draws the network by its scores"},
-    "expand_width": {"perturb": "the edges into new nodes are fresh, and model.perturb() brings back more"},
+    "attribute": {"plot": "nothing is drawn; model.plot() draws the network with its scores"},
+    "expand_width": {"perturb": "edges into new nodes have random parameters; model.perturb() switches more edges on"},
     "plot": {
-        "in_vars_offset": "names have a place of their own",
-        "out_vars_offset": "names have a place of their own",
+        "in_vars_offset": "names are placed without overlaps",
+        "out_vars_offset": "names are placed without overlaps",
     },
     "prune": {
         "threshold": Renamed("node_th"),
@@ -69,55 +70,60 @@ OLD: dict[str, Old] = {
     "symbolic_formula": {"floating_digit": "digits rounds the numbers, and so does ex_round(formula, n_digit)"},
 }
 
-# attributes that a model of pykan's has
+# attributes of pykan's models that don't exist here, and what has their values
 INSTEAD: dict[str, str] = {
-    **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has what enters layer l"),
+    **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has the inputs of layer l"),
     "acts_premult": "model.get_act(x)[l].subnodes has the sums of layer l's edges",
     "spline_postacts": "model.get_act(x)[l].edges has every edge's values",
     "spline_postsplines": "model.get_act(x)[l].edges has every edge's values, the base function in them",
     **dict.fromkeys(
-        ("edge_actscale", "acts_scale", "acts_scale_spline"), "model.get_act(x)[l].edges.std(0) has every edge's spread"
+        ("edge_actscale", "acts_scale", "acts_scale_spline"),
+        "model.get_act(x)[l].edges.std(0) has every edge's standard deviation",
     ),
-    "subnode_actscale": "model.get_act(x)[l].subnodes.std(0) has every subnode's spread",
+    "subnode_actscale": "model.get_act(x)[l].subnodes.std(0) has every subnode's standard deviation",
     **dict.fromkeys(
         ("node_scores_all", "edge_scores_all", "subnode_scores_all"), "model.attribute(l) has the scores for each node"
     ),
     "node_attribute_scores": "model.node_attribute() returns them",
-    "affine_trainable": "model.node_scale[0].requires_grad says it",
-    "sb_trainable": "model.layers[0].base_weight.requires_grad says it",
-    "sp_trainable": "model.layers[0].spline_scale.requires_grad says it",
+    "affine_trainable": "model.node_scale[0].requires_grad has it",
+    "sb_trainable": "model.layers[0].base_weight.requires_grad has it",
+    "sp_trainable": "model.layers[0].spline_scale.requires_grad has it",
     **dict.fromkeys(("base_fun", "base_fun_name"), "model.layers[0].base has its name"),
     "biases": "model.node_bias has them",
     "grid_range": "model.layers[l].knots has the grids",
-    "mask": "model.layers[l].mask has what is on, and model.prune_mask what prune() would keep",
-    "symbolic_enabled": WITHOUT_MEANING["symbolic_enabled"],
+    "mask": "model.layers[l].mask says which edges are on, and model.prune_mask which ones prune() keeps",
+    "symbolic_enabled": IGNORED["symbolic_enabled"],
     "save_act": ON_DEMAND,
-    "ckpt_path": f"nothing is saved behind your back; {IN_MEMORY}",
+    "ckpt_path": f"no file is written unless you call save; {IN_MEMORY}",
     **dict.fromkeys(("save_ckpt", "load_ckpt"), "model.save(path) writes a file, and KAN.load(path) reads it"),
     "clear_ckpts": f"there are no files to clear; {IN_MEMORY}",
-    "initialize_grid_from_another_model": "model.initialize_from_another_model(another, x) brings grids and functions",
-    "disable_symbolic_in_fit": 'model.fit(dataset, train=("spline", "base", "scale")) leaves formulas alone',
-    **dict.fromkeys(("lock", "unlock"), "edges can't be tied to one another here"),
+    "initialize_grid_from_another_model": "model.initialize_from_another_model(another, x) copies grids and functions",
+    "disable_symbolic_in_fit": 'model.fit(dataset, train=("spline", "base", "scale")) leaves formulas unchanged',
+    **dict.fromkeys(("lock", "unlock"), "edges can't share their functions here"),
     "regularization_loss": "model.get_reg() is the penalty that fit(lamb=...) adds",
 }
 
 
 def check_unused(function: str, unused: Mapping[str, Any]) -> None:
-    """Warn of a class's arguments that have no meaning here.
+    """Warn of old arguments that are ignored.
+
+    Args:
+        function: name of the function or class, for messages.
+        unused: arguments that it does not have.
 
     Raises:
-        TypeError: for those that nobody knows, or that have another name here.
+        TypeError: for an unknown argument, and for one that has another name here.
     """
     for name in unused:
-        if name not in WITHOUT_MEANING:
-            here = f"; it is {OF_OTHERS[name]} here" if name in OF_OTHERS else ""
+        if name not in IGNORED:
+            here = f"; it is {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
             raise TypeError(f"{function}() got an unexpected keyword argument {name!r}{here}")
     for name in unused:
-        warn(f"{name} has no meaning here: {WITHOUT_MEANING[name]}")
+        warn(f"{name} has no meaning here: {IGNORED[name]}")
 
 
 class BaseFunction(Choice):
-    """The name of a base function, or a module that older versions take for it."""
+    """Argument kind: the name of a base function, or the module that older versions of pykan take for it."""
 
     def read(self, name: str, value: Any) -> str:
         if isinstance(value, nn.SiLU) or value is nn.functional.silu:
@@ -126,11 +132,12 @@ class BaseFunction(Choice):
 
 
 def method(function: Fn, makes_version: bool = True) -> Fn:
-    """A method of a network: older arguments are taken with a warning, and a version is kept where that is asked for.
+    """Make a method out of a function: it also accepts old arguments, with a warning, and keeps a version of the model
+    after a call if the model keeps versions.
 
     Args:
-        function: of a model and other arguments.
-        makes_version: whether it changes the model, or returns a changed one.
+        function: a function whose first parameter is the model.
+        makes_version: whether the function changes the model or returns a changed copy.
     """
     old = {**NO_LOG, **OLD.get(function.__name__, {})}
 
@@ -150,18 +157,18 @@ def method(function: Fn, makes_version: bool = True) -> Fn:
 
 
 def _translated(function: str, old: Old, options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments under the names that they have here."""
-    found = {name: value for name, value in options.items() if name not in old}
+    """Rename old arguments to their present names, and drop those that are ignored."""
+    translated = {name: value for name, value in options.items() if name not in old}
     for name in options.keys() & old.keys():
-        known = old[name]
-        if isinstance(known, Refused):
-            raise TypeError(f"{function}() has no argument {name!r} here: use {known.instead}")
-        if isinstance(known, Renamed):
-            if known.name in found:
-                raise TypeError(f"{function}() got both {name!r} and {known.name!r}, which are the same")
-            found[known.name] = options[name]
-            message = f"{name} is {known.name} here"
+        entry = old[name]
+        if isinstance(entry, Refused):
+            raise TypeError(f"{function}() has no argument {name!r} here: use {entry.instead}")
+        if isinstance(entry, Renamed):
+            if entry.name in translated:
+                raise TypeError(f"{function}() got both {name!r} and {entry.name!r}, which are the same")
+            translated[entry.name] = options[name]
+            message = f"{name} is {entry.name} here"
         else:
-            message = f"{name} has no meaning here: {known}"
+            message = f"{name} has no meaning here: {entry}"
         warn(message)
-    return found
+    return translated

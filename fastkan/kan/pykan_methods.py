@@ -1,4 +1,4 @@
-"""pykan's methods of a network that have no other place here, as thin functions on what there is."""
+"""Methods of pykan's networks beyond the workflow, as short functions that use the workflow's functions."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 
 def cache_data(model: Network) -> Tensor | None:
-    """The rows of the last fit or ``get_act``, or None."""
+    """Rows of the last ``fit`` or ``get_act``, or None."""
     return model.sample
 
 
 def auto_save(model: Network) -> bool:
-    """Whether versions are kept in memory."""
+    """Whether a version is kept in memory after each step."""
     return model.versions is not None
 
 
 def n_edge(model: Network) -> int:
-    """Number of edges that are on as splines."""
+    """Number of edges whose spline is on."""
     return sum(int(mask_of(layer).sum()) for layer in model.layers)
 
 
@@ -58,7 +58,7 @@ def n_mult(model: Network) -> list[int]:
 
 
 def get_params(model: Network) -> list[Any]:
-    """All parameters, in a list."""
+    """List of all parameters."""
     return list(model.parameters())
 
 
@@ -72,11 +72,14 @@ def get_reg(
     lamb_coefdiff: float = 0.0,
     x: Tensor | None = None,
 ) -> Tensor:
-    """The penalty that ``fit(lamb=1)`` adds; differentiable, for a training loop of one's own.
+    """Compute the penalty that ``fit(lamb=1)`` adds to the loss; differentiable, for a training loop of your own.
 
     Args:
         reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff: as in :meth:`KAN.fit`.
         x: ``[N, in_features]``; None takes the model's samples.
+
+    Returns:
+        A tensor with one number.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0)
@@ -88,26 +91,28 @@ def get_reg(
 
 
 def node_scores(model: Network) -> list[Tensor]:
-    """``attribute().nodes``: how much the nodes of each layer matter for the outputs."""
+    """Attribution scores of the nodes of each layer, ``attribute().nodes``."""
     return attribute(model).nodes  # type: ignore[union-attr]
 
 
 def edge_scores(model: Network) -> list[Tensor]:
-    """How much the edges of each layer matter, ``[out, in]``; in ``attribute().edges`` inputs come first."""
+    """Attribution scores of the edges of each layer, ``[out, in]``; the transposed ``attribute().edges``."""
     return [score.t() for score in attribute(model).edges]  # type: ignore[union-attr]
 
 
 def subnode_scores(model: Network) -> list[Tensor]:
-    """``attribute().subnodes``: how much the subnodes of each layer matter for the outputs."""
+    """Attribution scores of the subnodes of each layer, ``attribute().subnodes``."""
     return attribute(model).subnodes  # type: ignore[union-attr]
 
 
 def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
-    """How much each input matters for the outputs by way of each node, ``[nodes, inputs]`` of each layer behind the
-    inputs.
+    """Compute the part of each node's attribution score that comes from each input of the network.
 
     Args:
         x: samples, as in :meth:`KAN.attribute`.
+
+    Returns:
+        For each layer of nodes but the inputs, ``[nodes, inputs]``.
     """
     nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
     return [attribute(model, l, None, nodes[l], x) for l in range(1, model.depth + 1)]  # type: ignore[misc]
@@ -117,19 +122,20 @@ def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
 def feature_interaction(
     model: Network, l: int, neuron_th: float = 1e-2, feature_th: float = 1e-2, x: Tensor | None = None
 ) -> dict[tuple[int, ...], int]:
-    """Which inputs act together in how many nodes of a layer.
+    """Count the nodes of a layer by the set of inputs that they depend on.
 
     Args:
         l: layer of nodes, from 1.
-        neuron_th: what an input must be worth for the outputs, by way of a node, for that node to count.
-        feature_th: what share of a node's most important input another must be worth.
+        neuron_th: a node counts if the largest score of an input at this node (see :meth:`KAN.node_attribute`) exceeds
+            this.
+        feature_th: an input belongs to the set if its score exceeds this share of the largest one.
         x: samples, as in :meth:`KAN.attribute`.
 
     Returns:
-        The number of nodes by the tuple of their inputs.
+        A dictionary from tuples of inputs to numbers of nodes.
 
     Raises:
-        TypeError, ValueError: for a layer that is not there.
+        TypeError, ValueError: for a layer that does not exist.
 
     Example:
         >>> model = KAN([2, 3, 1], seed=0)
@@ -140,22 +146,23 @@ def feature_interaction(
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
     nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
     scores = attribute(model, l, None, nodes[l], x)
-    found: dict[tuple[int, ...], int] = {}
+    counts: dict[tuple[int, ...], int] = {}
     for score in scores:
         assert isinstance(score, Tensor)
         if score.max() > neuron_th:
             features = tuple((score > score.max() * feature_th).nonzero().flatten().tolist())
-            found[features] = found.get(features, 0) + 1
-    return found
+            counts[features] = counts.get(features, 0) + 1
+    return counts
 
 
 def connection_cost(model: Network) -> float:
-    """The sum of all edges' scores, each times how far apart its ends are if each layer has width 1."""
+    """Sum over all edges of the attribution score times the length; the nodes of each layer are spaced evenly over a
+    width of 1, and the length of an edge is the horizontal distance of its ends."""
     return swaps.connection_cost(edge_scores(model))
 
 
 def auto_swap(model: Network, x: Tensor | None = None) -> None:
-    """Exchange hidden nodes, in place, so that edges that matter are short; the network computes what it did.
+    """Exchange hidden nodes, in place, so that edges with large scores are short; the outputs stay the same.
 
     Args:
         x: samples, as in :meth:`KAN.attribute`.
@@ -173,7 +180,7 @@ def auto_swap(model: Network, x: Tensor | None = None) -> None:
 
 @checked(l=Int(least=1))
 def auto_swap_l(model: Network, l: int, x: Tensor | None = None) -> None:
-    """Exchange the nodes of one hidden layer, in place, so that edges that matter are short.
+    """Exchange nodes of one hidden layer, in place, so that edges with large scores are short.
 
     Args:
         l: the layer of nodes, from 1 to ``depth - 1``.
@@ -196,15 +203,14 @@ def _order(model: Network, layers: Sequence[int] | None, x: Tensor | None) -> No
 @torch.inference_mode(False)
 @torch.no_grad()
 def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> None:
-    """Switch splines on, in place, that a compiled network (:func:`kanpiler`) has off, so that it can learn more.
-
-    A node is active in a layer of edges if a formula or a spline there begins, or ends, at it.
+    """Switch on splines, in place, that are off in a network compiled from a formula (:func:`kanpiler`), so that it can
+    learn more than the formula.
 
     Args:
-        mag: factor of the splines that come on.
-        mode: ``"non-intrusive"`` for edges to subnodes that are not active, and in the last layer for all edges, there
-            with a scale of 0 for now. ``"minimal"`` for edges that are formulas, and
-            ``"all"`` for all.
+        mag: factor of the splines that are switched on.
+        mode: ``"non-intrusive"`` switches on the edges into subnodes without any edge that is on, and in the last layer
+            all edges, these with a scale of 0 so that the outputs do not change. ``"minimal"`` switches on the splines
+            of edges that are formulas, ``"all"`` those of all edges.
 
     Raises:
         TypeError, ValueError: for another mode.
@@ -219,18 +225,16 @@ def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> No
     """
     for l, layer in enumerate(model.layers):
         numeric, formulas = edge_kinds(model, l)
-        if mode == "all":
-            wanted = torch.ones_like(numeric)
-        elif mode == "minimal":
-            wanted = formulas
-        elif l == model.depth - 1:
-            wanted = torch.ones_like(numeric)
+        is_last = l == model.depth - 1
+        if mode == "minimal":
+            selected = formulas
+        elif mode == "all" or is_last:
+            selected = torch.ones_like(numeric)
         else:
-            wanted = ~edges_on(model, l).any(0).expand_as(numeric)
-        fresh = wanted & ~numeric
-        layer.set_mask((numeric | wanted).float())
-        silent = mode == "non-intrusive" and l == model.depth - 1
-        factor = torch.where(fresh, 0.0 if silent else mag, 1.0).to(layer.spline_weight)
+            selected = ~edges_on(model, l).any(0).expand_as(numeric)
+        layer.set_mask((numeric | selected).float())
+        scale = 0.0 if mode == "non-intrusive" and is_last else mag
+        factor = torch.where(selected & ~numeric, scale, 1.0).to(layer.spline_weight)
         (layer.spline_weight if layer.spline_scale is None else layer.spline_scale).mul_(factor)
         if layer.base_weight is not None:
             layer.base_weight.mul_(factor)
@@ -238,15 +242,16 @@ def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> No
 
 @checked(start_layer=Int(least=0), chain=Text())
 def module(model: Network, start_layer: int, chain: str) -> None:
-    """Switch off, in place, all edges between some nodes and others, so that these are a module of their own.
+    """Make a group of nodes in consecutive layers independent of the others, by switching off, in place, all edges
+    between the group and the other nodes.
 
     Args:
         start_layer: the first layer of edges.
-        chain: nodes and subnodes by turns, such as ``"[0,1]->[0]->[0]->[0]"``: in the first layer nodes 0 and 1 go to
-            subnode 0 alone, in the next node 0 to subnode 0. Negative numbers count from the end.
+        chain: nodes and subnodes in turn, such as ``"[0,1]->[0]->[0]->[0]"``: in the first layer nodes 0 and 1 are
+            connected to subnode 0 only, in the next layer node 0 to subnode 0. Negative numbers count from the end.
 
     Raises:
-        TypeError, ValueError: for a chain that is none, or nodes that are not there.
+        TypeError, ValueError: for a chain of another form, and for nodes that do not exist.
 
     Example:
         >>> model = KAN([2, 2, 1], seed=0)
@@ -259,32 +264,32 @@ def module(model: Network, start_layer: int, chain: str) -> None:
         groups = [[int(entry) for entry in part.strip()[1:-1].split(",")] for part in chain.split("->")]
     except ValueError:
         raise ValueError(f"chain must be lists of nodes such as '[0,1]->[0]', got {chain!r}") from None
-    layers = [start_layer + place for place in range(len(groups) // 2)]
+    layers = [start_layer + index for index in range(len(groups) // 2)]
     if len(groups) % 2 or layers[-1] >= model.depth:
         raise ValueError(f"chain must have two lists for each layer from {start_layer} up to at most "
                          f"{model.depth - 1}, got {chain!r}")  # fmt: skip
     off = []
-    for l, inside, outside in zip(layers, groups[::2], groups[1::2]):
-        ins = _counted(inside, model.width_in[l], chain)
-        outs = _counted(outside, model.width_out[l + 1], chain)
+    for l, nodes, subnodes in zip(layers, groups[::2], groups[1::2]):
+        inputs = _non_negative(nodes, model.width_in[l], chain)
+        outputs = _non_negative(subnodes, model.width_out[l + 1], chain)
         off += [(l, i, j) for i in range(model.width_in[l]) for j in range(model.width_out[l + 1])
-                if (i in ins) != (j in outs)]  # fmt: skip
+                if (i in inputs) != (j in outputs)]  # fmt: skip
     for edge in off:
         remove_edge(model, *edge)
 
 
-def _counted(nodes: Sequence[int], count: int, chain: str) -> set[int]:
+def _non_negative(nodes: Sequence[int], count: int, chain: str) -> set[int]:
     if not all(-count <= node < count for node in nodes):
         raise ValueError(f"chain must name nodes below {count} in each place, got {chain!r}")
     return {node % count for node in nodes}
 
 
 def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
-    """:func:`plot_tree` of the network; None takes its samples.
+    """Draw the tree in which the network combines its inputs; see :func:`plot_tree`.
 
     Args:
-        x: ``[N, in_features]``.
-        options: as :func:`plot_tree` takes them.
+        x: ``[N, in_features]``; None takes the model's samples.
+        options: further arguments of :func:`plot_tree`.
     """
     from ..plotting.tree import plot_tree
 
@@ -293,17 +298,17 @@ def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
 
 @torch.no_grad()
 def initialize_from_another_model(model: Network, another_model: Network, x: Tensor | None = None) -> Network:
-    """Make this network, in place, compute what another one does, on grids of its own size.
+    """Fit this network, in place, to the function of another one; grids keep their numbers of intervals.
 
     Args:
-        another_model: of the same width, multiplications and orders.
-        x: ``[N, in_features]`` samples; None takes the other model's.
+        another_model: a network with the same width, mult_arity and k.
+        x: ``[N, in_features]`` samples; None takes those of the other model.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: for a network of another shape.
+        ValueError: for a network with another width, mult_arity or k.
 
     Example:
         >>> coarse, fine = KAN([2, 5, 1], grid=5, seed=0), KAN([2, 5, 1], grid=10, seed=1)
@@ -321,16 +326,16 @@ def initialize_from_another_model(model: Network, another_model: Network, x: Ten
 
 @checked(path=Path())
 def saveckpt(model: Network, path: str | os.PathLike[str] = "model") -> None:
-    """:meth:`KAN.save` by pykan's name: one file."""
+    """Save the model to a file; pykan's name for :meth:`KAN.save`."""
     save(model, path)
 
 
 @checked(path=Path())
 def loadckpt(cls: type[NetworkT], path: str | os.PathLike[str] = "model") -> NetworkT:
-    """:meth:`KAN.load` by pykan's name.
+    """Load a model from a file; pykan's name for :meth:`KAN.load`.
 
     Raises:
-        ValueError: for what pykan has written; load that by pykan, and give it to ``fastkan.convert``.
+        ValueError: for files that pykan has written; load these with pykan, and pass the model to ``fastkan.convert``.
         OSError, ValueError: as :meth:`KAN.load`.
     """
     if not os.path.exists(path) and os.path.exists(f"{os.fsdecode(path)}_config.yml"):
@@ -340,7 +345,7 @@ def loadckpt(cls: type[NetworkT], path: str | os.PathLike[str] = "model") -> Net
 
 
 class PykanMethods:
-    """What a network has beside its own methods, for those who know pykan."""
+    """Methods and properties of pykan's networks, for code that was written for pykan."""
 
     versions: keeping.Versions | None
 
@@ -377,7 +382,7 @@ class PykanMethods:
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
-        for part in ("_modules", "_buffers"):  # quicker than by nn.Module, which asks for parameters first
+        for part in ("_modules", "_buffers"):  # faster than nn.Module.__getattr__, which searches parameters first
             if part in own and name in own[part]:
                 return own[part][name]
         try:

@@ -1,27 +1,24 @@
-"""A network's versions, kept in memory where that is asked for, and never in files."""
+"""Versions of a network: copies that are kept in memory on request, never in files."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastkan_kernels import FLAG, Text, checked
 
-if TYPE_CHECKING:
-    pass
-
 
 class Versions:
-    """Copies of a network after each step of its workflow, by number.
+    """Copies of a network after each method of its workflow, under version numbers.
 
-    ``"0.0"`` is the fresh network, ``"0.1"`` the one after the first step, and ``"1.b"`` what follows after one
-    :func:`rewind`. A network and what is made of it (by pruning, say) share their versions.
+    Version ``"0.0"`` is the initial network and ``"0.1"`` the network after the first step; the first number counts
+    the calls of :func:`rewind`. A network and the networks made from it (by pruning, for example) share their versions.
 
     Attributes:
-        models: the copies, by number.
-        round, state_id: the two parts of the last number.
+        models: dictionary from version numbers to copies.
+        round, state_id: the two parts of the last version number.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
@@ -37,7 +34,7 @@ class Versions:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """A step in progress, whose own steps are no versions of their own."""
+        """Mark a method in progress, so that other methods that it calls add no versions."""
         self._depth += 1
         try:
             yield
@@ -45,13 +42,13 @@ class Versions:
             self._depth -= 1
 
     def add(self, model: Any) -> None:
-        """Keep a copy of the network, outside of any step in progress, as the next version."""
+        """Keep a copy of the network as the next version, unless a method is in progress."""
         if not self._depth:
             self.state_id += 1
-            self.models[f"{self.round}.{self.state_id}"] = self.copied(model)
+            self.models[f"{self.round}.{self.state_id}"] = self.copy_of(model)
 
-    def copied(self, model: Any) -> Any:
-        """A copy of a network that shares only its samples, which nobody writes into."""
+    def copy_of(self, model: Any) -> Any:
+        """Copy a network; the copy shares only the samples, which are never written to."""
         sample = model._sample
         return copy.deepcopy(model, {id(sample): sample})
 
@@ -64,7 +61,10 @@ class Versions:
 
 @checked(keep=FLAG)
 def keep_versions(model: Any, keep: bool = True) -> None:
-    """Begin to keep a copy of the network after each step, the first of it as it is now; or keep none any longer.
+    """Start keeping versions in memory, with the present network as version ``"0.0"``, or stop and discard them.
+
+    Args:
+        keep: whether to keep a version after each method of the workflow.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0)
@@ -78,35 +78,35 @@ def keep_versions(model: Any, keep: bool = True) -> None:
 
 @checked(model_id=Text())
 def rewind(model: Any, model_id: str) -> Any:
-    """Go back to a version, and number what follows from the next round on.
+    """Go back to a version; the versions that follow get the next first number.
 
     Args:
-        model_id: its number, such as ``"0.2"``; ``model.versions`` shows which there are.
+        model_id: version number, such as ``"0.2"``; ``model.versions`` shows all.
 
     Returns:
         A copy of that version.
 
     Raises:
         RuntimeError: if no versions are kept.
-        ValueError: for a number that is not there.
+        ValueError: for a number that does not exist.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
         >>> model.expand_depth().rewind("0.0").depth, model.versions
         (2, Versions: 0.0, 0.1, 1.0)
     """
-    versions, kept = _version(model, model_id)
+    versions, version = _version(model, model_id)
     versions.round, versions.state_id = versions.round + 1, int(model_id.split(".")[1]) - 1
-    versions.add(kept)
-    return versions.copied(kept)
+    versions.add(version)
+    return versions.copy_of(version)
 
 
 @checked(model_id=Text())
 def checkout(model: Any, model_id: str) -> Any:
-    """A copy of a version; numbers go on as they were.
+    """Return a copy of a version, without an effect on the numbers of later versions.
 
     Args:
-        model_id: its number, such as ``"0.2"``.
+        model_id: version number, such as ``"0.2"``.
 
     Raises:
         RuntimeError, ValueError: as :func:`rewind`.
@@ -116,16 +116,16 @@ def checkout(model: Any, model_id: str) -> Any:
         >>> model.expand_depth().checkout("0.0").depth
         2
     """
-    versions, kept = _version(model, model_id)
-    return versions.copied(kept)
+    versions, version = _version(model, model_id)
+    return versions.copy_of(version)
 
 
 @checked(method_name=Text())
 def log_history(model: Any, method_name: str = "") -> None:
-    """Keep the network as it is now as a version, if versions are kept.
+    """Add the present network as a version, if versions are kept.
 
     Args:
-        method_name: without meaning.
+        method_name: without effect; an argument of pykan's.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)

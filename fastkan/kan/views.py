@@ -1,4 +1,4 @@
-"""A network's layers as pykan names and orders what is in them, for reading."""
+"""Read-only views of a network's layers under pykan's names and in pykan's order of dimensions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class ActFun:
-    """The numeric edges of one layer, as ``act_fun`` of pykan has them.
+    """The splines and base functions of one layer, under the names of pykan's ``KANLayer``.
 
-    What a property gives is made when it is asked for, so writing into it is lost where it is a copy: change
-    ``model.layers`` instead, or use the methods of :class:`KAN`.
+    Some properties return copies, so values written into them can be lost: to change the network, write to
+    ``model.layers`` or use the methods of :class:`KAN`.
 
     Attributes:
-        in_dim, out_dim, num, k: inputs, outputs, intervals of the grid, and order.
+        in_dim, out_dim: numbers of inputs and outputs.
+        num: number of intervals of the grid.
+        k: order of the splines.
+        base_fun: name of the base function.
 
     Example:
         >>> KAN([2, 5, 1], grid=4, seed=0).act_fun[0].coef.shape
@@ -48,19 +51,19 @@ class ActFun:
 
     @property
     def scale_base(self) -> Tensor:
-        """Weights of the base function, ``[in, out]``; zeros where there is none."""
+        """Weights of the base function, ``[in, out]``; zeros if the layer has no base function."""
         weight = self._layer.base_weight
         return self._layer.spline_weight.new_zeros(self.in_dim, self.out_dim) if weight is None else weight
 
     @property
     def scale_sp(self) -> Tensor:
-        """Scales of the splines, ``[in, out]``; ones where there are none."""
+        """Scales of the splines, ``[in, out]``; ones if the layer has no scales."""
         scale = self._layer.spline_scale
         return self._layer.spline_weight.new_ones(self.in_dim, self.out_dim) if scale is None else scale
 
     @property
     def mask(self) -> Tensor:
-        """Which edges are on, ``[in, out]`` of 0 and 1, a copy."""
+        """Mask of the edges that are on, ``[in, out]`` of 0 and 1; a copy."""
         return mask_of(self._layer).to(self._layer.spline_weight.dtype)
 
     def __repr__(self) -> str:
@@ -68,16 +71,16 @@ class ActFun:
 
 
 class SymbolicFun:
-    """The edges of one layer that are formulas, as ``symbolic_fun`` of pykan has them: outputs first.
+    """The formulas of one layer, under the names of pykan's ``Symbolic_KANLayer``, with outputs before inputs.
 
-    All are copies; :meth:`KAN.fix_symbolic` and ``model.symbolic`` change the model.
+    All attributes are copies; to change the network, use :meth:`KAN.fix_symbolic` or ``model.symbolic``.
 
     Attributes:
-        in_dim, out_dim: inputs and outputs.
-        mask: which edges are formulas, ``[out, in]`` of 0 and 1.
-        affine: (a, b, c, d) of each, ``[out, in, 4]``.
-        funs_name: their names, ``"0"`` where there is none, a list for each output.
-        funs, funs_sympy: the same as functions of tensors, and of sympy expressions.
+        in_dim, out_dim: numbers of inputs and outputs.
+        mask: mask of the edges that are formulas, ``[out, in]`` of 0 and 1.
+        affine: numbers (a, b, c, d) of the formulas c f(a x + b) + d, ``[out, in, 4]``.
+        funs_name: for each output a list of the functions' names, ``"0"`` for an edge without a formula.
+        funs, funs_sympy: the same as functions of tensors, and as functions of sympy expressions.
 
     Example:
         >>> model = KAN([1, 2], seed=0)
@@ -105,10 +108,10 @@ class SymbolicFun:
 
 
 def act_fun(model: Network) -> list[ActFun]:
-    """The numeric edges of each layer, as pykan names and orders what is in them, for reading."""
+    """Splines and base functions of each layer under pykan's names, for reading."""
     return [ActFun(layer) for layer in model.layers]
 
 
 def symbolic_fun(model: Network) -> list[SymbolicFun]:
-    """The edges that are formulas, of each layer, as pykan names and orders what is in them, for reading."""
+    """Formulas of each layer under pykan's names, for reading."""
     return [SymbolicFun(symbolic) for symbolic in model.symbolic]

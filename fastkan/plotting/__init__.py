@@ -1,4 +1,4 @@
-"""Pictures of networks, of edges and of fits."""
+"""Plots of networks, of single edges, and of training histories."""
 
 from .plot import plot, plot_edge, plot_history
 

@@ -1,4 +1,4 @@
-"""Pictures: the network, one of its edges, and the history of its fits."""
+"""Plots of a network, of one of its edges, and of the history of its fits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,9 @@ from fastkan_kernels import validation as kinds
 
 from ..layers import grid
 from ..network.trace import edge_kinds
-from .data import METRICS, curves, evenly, may_have_poles, ranges, rows_for, shown_edges, some_of, within
+from .data import METRICS, curves, evenly_spaced, may_have_poles, ranges, rows_for, shown_edges, some_of, value_limits
 from .draw import COLORS, draw
-from .layout import readable
-from .show import check_axes, open_pyplot, show_once
+from .layout import is_drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 USUAL_SCALE = 0.5
 DPI, MAX_PIXELS = 200, 30000
-POINTS, RUG = 401, 500  # of an edge's curve, and samples under it
+POINTS, MAX_SAMPLES = 401, 500  # points of the curve, and samples marked under it, in the plot of one edge
 FILE = "kan.png"
 POSITIVE, TITLE = kinds.Real(above=0), kinds.Optional(kinds.Text())
 
@@ -58,37 +58,37 @@ def plot(
     x: Tensor | None = None,
     max_edges: int = 100,
 ) -> Figure:
-    """Draw the network: inputs below, outputs above, and on its way from node to node each edge's curve.
+    """Draw the network, inputs below and outputs above, with the curve of each edge in a box between its two nodes.
 
-    A curve is drawn over the range of its node's samples, and fills its box. Splines are black, formulas red, the sum
-    of both purple; what is off is not drawn. The more an edge matters the less transparent it is: its alpha is
-    ``tanh(beta * score)``. A cross in a circle adds or multiplies. The model stays as it is.
+    A curve is drawn over the range of its node's samples and fills its box. Splines are black, formulas red, sums of
+    both purple; edges that are off are not drawn. The alpha of an edge is ``tanh(beta * score)``, so that unimportant
+    edges are transparent. Circles with a cross are additions (+) and multiplications (x). The model is not changed.
 
     Args:
-        folder: where ``kan.png`` is written; None writes nothing.
-        beta: the greater, the more is seen of edges that matter little.
-        mask: whether to hide what :meth:`prune` would drop.
-        metric: the score: ``"backward"`` (:meth:`attribute`), or the spread of an edge's values, by itself
-            (``"forward_u"``) or for one of its input's (``"forward_n"``).
-        scale: of the whole picture; 0.5 is the usual size.
-        tick: whether boxes show the ranges of their curves.
+        folder: folder into which ``kan.png`` is written; None writes nothing.
+        beta: factor of the scores; with a larger one, unimportant edges are more visible.
+        mask: whether to hide the edges that :meth:`prune` would remove.
+        metric: the score of an edge: ``"backward"`` is that of :meth:`attribute`, ``"forward_u"`` the standard
+            deviation of its values, ``"forward_n"`` this divided by the standard deviation of its input.
+        scale: size of the picture; 0.5 is the usual size.
+        tick: whether the limits of each curve are written beside its box.
         sample: whether samples are marked on the curves.
-        in_vars: names of the inputs, or of all columns of x; texts, which may hold ``$formulas$``, or sympy
-            expressions. None names column n ``x_{n+1}``.
+        in_vars: names of the inputs that the network reads, or of all columns of x: texts, which may contain
+            ``$formulas$``, or sympy expressions. None names column n ``x_{n+1}``.
         out_vars: names of the outputs.
-        title: above everything.
-        varscale: of the names' size.
-        mode: of older versions, without a meaning now.
+        title: title of the picture.
+        varscale: factor of the size of the names.
+        mode: without effect; an argument of older versions.
         ax: axes to draw into; None makes a figure with ``pyplot``.
-        x: ``[..., in_features]`` samples; None takes the rows of the last fit or, before any, points spread
-            over the first grids. Of a very large batch some rows serve.
-        max_edges: of a layer with more, only the strongest are drawn, and a note says so.
+        x: ``[..., in_features]`` samples; None takes the rows of the last fit or, before any, points spread over the
+            first grids. Of a very large batch only some rows, drawn at random, are used.
+        max_edges: number of edges drawn of each layer; of more only the strongest are drawn, and a note says so.
 
     Returns:
         The figure.
 
     Raises:
-        TypeError, ValueError: for arguments out of range, and if nothing is finite that could be drawn.
+        TypeError, ValueError: for arguments out of range, and if there are no finite values to draw.
         RuntimeError: for ``mask=True`` before :meth:`prune`.
         ImportError: without matplotlib.
 
@@ -107,23 +107,23 @@ def plot(
             raise RuntimeError(f"mask=True hides what prune() would drop: call prune() first{again}")
     inputs, outputs = _inputs(model, in_vars), _outputs(model, out_vars)
     if mode is not None:
-        warn("mode has no meaning here: a score is a spread, or made of spreads")
+        warn("mode has no meaning here: scores are standard deviations, or computed from them")
     pyplot = open_pyplot()
-    check_axes(ax)
+    _check_axes(ax)
 
     with torch.no_grad():
         _, nodes = rows_for(model, x)
         edges = shown_edges(model, nodes, metric, hide, max_edges)
         picture = draw(model, nodes, edges, beta, tick, sample, inputs, outputs, title, varscale)
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)  # before there is a figure, as it may fail
+        Path(folder).mkdir(parents=True, exist_ok=True)  # may raise, so it comes before a figure is opened
     if ax is None:
         size = [side * scale / USUAL_SCALE for side in picture.size]
         figure = pyplot.figure(figsize=size, facecolor="white", layout="none")
         ax = figure.add_axes((0, 0, 1, 1))
         show_once(figure)
-    picture.onto(ax)
-    figure = ax.figure.figure  # of a subfigure the whole
+    picture.draw_onto(ax)
+    figure = ax.figure.figure  # the figure itself if the axes are in a subfigure
     if folder is not None:
         dpi = min(DPI, MAX_PIXELS / max(figure.get_size_inches()))
         figure.savefig(Path(folder) / FILE, dpi=dpi, pil_kwargs={"compress_level": 3})
@@ -141,24 +141,24 @@ def plot_edge(
     x: Tensor | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Draw the function of one edge, over the samples of its node, which are marked on the lower side.
+    """Draw the function of one edge over the range of its node's samples, which are marked at the lower side.
 
-    The spline is black, a formula red; where both add up, their sum is purple. Where the samples go beyond the grid,
-    its ends are marked.
+    A spline is black, a formula red; if the edge has both, their sum is purple. Ends of the grid that lie within the
+    range are marked.
 
     Args:
         l: layer of edges.
-        i: node that it comes from.
-        j: subnode that it goes to.
+        i: node at which the edge begins.
+        j: subnode at which it ends.
         ax: axes to draw into; None makes a figure with ``pyplot``.
         x: samples, as in :meth:`plot`.
-        title: above it; None names the edge.
+        title: title of the axes; None names the edge.
 
     Returns:
         The axes.
 
     Raises:
-        TypeError, ValueError: for an edge that is not there, and if nothing is finite that could be drawn.
+        TypeError, ValueError: for an edge that does not exist, and if there are no finite values to draw.
         ImportError: without matplotlib.
 
     Example:
@@ -173,29 +173,28 @@ def plot_edge(
     if j >= model.width_out[l + 1]:
         raise ValueError(f"j must be below {model.width_out[l + 1]}, the subnodes of layer {l + 1}; got {j}")
     pyplot = open_pyplot()
-    check_axes(ax)
+    _check_axes(ax)
     edge = torch.tensor([i]), torch.tensor([j])
     with torch.no_grad():
         _, nodes = rows_for(model, x, l)
         low, high = ranges(model.layers[l], nodes[l])
-        at, samples = evenly(low, high, POINTS), some_of(nodes[l], RUG)
+        at, samples = evenly_spaced(low, high, POINTS), some_of(nodes[l], MAX_SAMPLES)
         numeric, formula = curves(model, l, *edge, at)
-        whole = numeric + formula
-        if not bool(whole.isfinite().any()):
+        total = numeric + formula
+        if not bool(total.isfinite().any()):
             raise ValueError(f"nothing can be drawn: edge ({l}, {i}, {j}) is NaN or infinite over its samples' range")
-        singular = bool(may_have_poles(model, l, *edge))
-        if singular:  # no line across a pole
-            bottom, top = within(whole, torch.add(*curves(model, l, *edge, samples)), torch.tensor([True]))
-            whole, formula = (torch.where((y >= bottom) & (y <= top), y, torch.nan) for y in (whole, formula))
+        if bool(may_have_poles(model, l, *edge)):  # no line is drawn across a pole
+            bottom, top = value_limits(total, torch.add(*curves(model, l, *edge, samples)), torch.tensor([True]))
+            total, formula = (torch.where((y >= bottom) & (y <= top), y, torch.nan) for y in (total, formula))
         limits = grid.interior(model.layers[l].knots, model.layers[l].spline_order)[i]
         is_numeric, is_formula = (bool(on[i, j]) for on in edge_kinds(model, l))
     if ax is None:
         ax = pyplot.figure(figsize=(4.5, 3.4), layout="constrained").add_subplot()
-    places, both = _floats(at[:, i]), is_numeric and is_formula
-    ink = ax.xaxis.label.get_color()  # black, but in a dark style
+    positions, both = _floats(at[:, i]), is_numeric and is_formula
+    ink = ax.xaxis.label.get_color()  # black, or white in a dark style
 
     def line(gid: str, values: Tensor, color: Any, label: str, style: str = "-") -> None:
-        ax.plot(places, _floats(values[:, 0]), style, color=color, label=label, gid=gid)
+        ax.plot(positions, _floats(values[:, 0]), style, color=color, label=label, gid=gid)
 
     part = "--" if both else "-"
     if is_formula:
@@ -203,12 +202,12 @@ def plot_edge(
     if is_numeric:
         line("numeric", numeric, ink, "spline", part)
     if both:
-        line("both", whole, COLORS["both"], "sum")
+        line("both", total, COLORS["both"], "sum")
     if not (is_numeric or is_formula):
-        line("off", torch.zeros_like(whole), "0.6", "off")
+        line("off", torch.zeros_like(total), "0.6", "off")
     if is_numeric:
         for end in _floats(limits[[0, -1]]):
-            if places[0] < end < places[-1]:
+            if positions[0] < end < positions[-1]:
                 ax.axvline(end, color="0.6", linestyle=":", linewidth=1, zorder=0, gid="grid")
     ax.plot(
         _floats(samples[:, i]), [0.015] * len(samples), "|", color=ink, alpha=0.35, markersize=7,
@@ -224,17 +223,17 @@ def plot_edge(
 
 
 def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Figure:
-    """Draw how the losses and the regularisation went, step by step.
+    """Draw the losses and the penalty of each step.
 
     Args:
-        model_or_results: a network, for all its fits one after another; what :meth:`fit` returned; or a list of that.
+        model_or_results: a network, for all its fits one after another; a result of :meth:`fit`; or a list of results.
 
     Returns:
-        The figure: losses above, and below, if there was any, the regularisation.
+        The figure, with the losses above and, unless it was 0 throughout, the penalty below.
 
     Raises:
-        TypeError: for something else.
-        ValueError: if nothing has been fitted.
+        TypeError: for anything else.
+        ValueError: if there are no steps to draw.
         ImportError: without matplotlib.
 
     Example:
@@ -256,7 +255,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
     figure = pyplot.figure(figsize=(5.5, 4.6 if reg else 3.2), layout="constrained")
     show_once(figure)
     axes = figure.subplots(2 if reg else 1, 1, sharex=True, squeeze=False)[:, 0]
-    ink = axes[0].xaxis.label.get_color()  # black, but in a dark style
+    ink = axes[0].xaxis.label.get_color()  # black, or white in a dark style
     panels: list[tuple[str, Any, str | None, str]] = [
         ("train_loss", axes[0], "train", ink),
         ("test_loss", axes[0], "test", "red"),
@@ -267,11 +266,11 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
         first = 1
         for one in fits:
             steps, values = len(one["train_loss"]), [float(value) for value in one.get(key, ())]
-            if values:  # of another length where it was recorded less often
+            if values:  # fewer than the steps if they were recorded less often
                 every = (steps - 1) / max(1, len(values) - 1)
-                places = [first + every * n for n in range(len(values))]
+                positions = [first + every * n for n in range(len(values))]
                 marker = "." if len(values) == 1 else None
-                ax.plot(places, values, color=color, label=label, linewidth=1.3, marker=marker, gid=key)
+                ax.plot(positions, values, color=color, label=label, linewidth=1.3, marker=marker, gid=key)
                 label = None
             first += steps
     for ax in axes:
@@ -295,7 +294,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
 
 
 def _inputs(model: Network, names: Sequence | None) -> list[str]:
-    """One name for each input that the network reads."""
+    """Names of the inputs that the network reads."""
     ids = model.input_id.tolist()
     if names is None:
         return [f"$x_{{{column + 1}}}$" for column in ids]
@@ -321,14 +320,14 @@ def _outputs(model: Network, names: Sequence | None) -> list[str]:
 def _texts(argument: str, names: Any) -> list[str]:
     if not kinds.is_sequence(names):
         raise TypeError(f"{argument} must be a list of names, got {type(names).__name__}")
-    sympy = sys.modules.get("sympy")  # whoever has an expression has imported it
+    sympy = sys.modules.get("sympy")  # imported already if a name is an expression
     texts = []
     for n, name in enumerate(names):
         if isinstance(name, str):
             texts.append(name)
         elif sympy is not None and isinstance(name, sympy.Basic):
             latex = f"${sympy.latex(name)}$"
-            texts.append(latex if readable(latex) else str(name))
+            texts.append(latex if is_drawable(latex) else str(name))
         else:
             raise TypeError(f"{argument}[{n}] must be a str or a sympy expression, got {type(name).__name__}")
     return texts
@@ -339,24 +338,63 @@ def _floats(values: Tensor) -> list[float]:
 
 
 def _formula(model: Network, layer: int, i: int, j: int) -> str:
-    """c f(a x + b) + d, to three digits."""
+    """The formula c f(a x + b) + d of an edge, with numbers rounded to three digits."""
     symbolic = model.symbolic[layer]
-    place, edge = next((n, edge) for n, edge in enumerate(symbolic.edges) if edge[:2] == (i, j))
-    a, b, c, d = _floats(symbolic.affine[place])
+    row, edge = next((n, edge) for n, edge in enumerate(symbolic.edges) if edge[:2] == (i, j))
+    a, b, c, d = _floats(symbolic.affine[row])
     argument = _linear(a, "x", b)
     if edge.name.isidentifier() or not re.search(r"\bx\b", edge.name):
-        called = f"{edge.name}({argument})"
-    else:  # x^2, 1/x
-        called = re.sub(r"\bx\b", "x" if argument == "x" else f"({argument})", edge.name)
-    return _linear(c, called, d)
+        value = f"{edge.name}({argument})"
+    else:  # a name that is an expression, as x^2 or 1/x
+        value = re.sub(r"\bx\b", "x" if argument == "x" else f"({argument})", edge.name)
+    return _linear(c, value, d)
 
 
-def _linear(factor: float, of: str, more: float) -> str:
-    scaled = {"1": of, "-1": f"-{of}"}.get(f"{factor:.3g}", f"{factor:.3g} {of}")
-    return scaled if more == 0 else f"{scaled} {'+' if more > 0 else '-'} {abs(more):.3g}"
+def _linear(factor: float, term: str, constant: float) -> str:
+    scaled = {"1": term, "-1": f"-{term}"}.get(f"{factor:.3g}", f"{factor:.3g} {term}")
+    return scaled if constant == 0 else f"{scaled} {'+' if constant > 0 else '-'} {abs(constant):.3g}"
 
 
 def _node_name(model: Network, layer: int, i: int) -> str:
     if layer == 0:
         return f"$x_{{{int(model.input_id[i]) + 1}}}$"
     return f"node {i} of layer {layer}"
+
+
+# -- matplotlib ---------------------------------------------------------------------------------------
+
+
+def open_pyplot() -> Any:
+    """Return ``matplotlib.pyplot``.
+
+    Raises:
+        ImportError: without matplotlib; the message says how to install it.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install matplotlib") from error
+    return pyplot
+
+
+def show_once(figure: Any) -> None:
+    """Make a notebook show a figure once, although it would show both a cell's value and all open figures."""
+    figure._ipython_display_ = partial(_display, figure)
+
+
+def _display(figure: Any) -> None:
+    from IPython.display import display
+    from matplotlib import get_backend, pyplot
+
+    hook = figure.__dict__.pop("_ipython_display_")
+    try:
+        display(figure)
+    finally:
+        figure._ipython_display_ = hook
+    if "inline" in get_backend().lower():
+        pyplot.close(figure)  # else pyplot shows it again at the end of the cell
+
+
+def _check_axes(ax: object) -> None:
+    if ax is not None and not hasattr(ax, "add_collection"):
+        raise TypeError(f"ax must be matplotlib axes or None, got {type(ax).__name__}")

@@ -1,4 +1,4 @@
-"""Which inputs a function combines first, and these with which: a tree, found by tests of symmetry, and its picture."""
+"""The tree in which a function combines its inputs, found by tests of symmetry and separability, and its picture."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Groups = list[list[int]]
 
 @checked(model=Callback(), sym_th=Real(least=0), verbose=Flag())
 def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool = True) -> list[Groups]:
-    """Find level by level which groups of inputs act through one quantity.
+    """Find, level by level, groups of inputs on which a function depends through a single quantity only.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, the rows to look at.
+        x: ``[N, in]`` points at which the function is tested.
         sym_th: threshold of :func:`test_symmetry`.
-        verbose: whether each try is printed.
+        verbose: whether each test is printed.
 
     Returns:
-        For each level its groups of inputs: at first each input by itself, at last all in one.
+        The groups of inputs of each level: a group for each input at the first level, one group of all at the last.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -43,15 +43,17 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
     check_rows(x, least=2)
     count = x.shape[1]
     levels: list[Groups] = [[[i] for i in range(count)]]
-    last_apart = False  # the last group of all joins by itself, one level up: of all inputs every test is true
+    # The test of all inputs together always succeeds. The last group therefore joins the others alone, at a level of
+    # its own, instead of at the level where the others are joined.
+    last_apart = False
     while len(levels[-1]) > 1:
         level: Groups = []
         rest = copy.deepcopy(levels[-1])
         while rest:
             group, members = list(rest[0]), [rest[0]]
             for other in rest[1:]:
-                whole = len(group) + len(other) == count
-                if whole and not last_apart and len(members) > 1 and len(levels) > 1:
+                is_last = len(group) + len(other) == count
+                if is_last and not last_apart and len(members) > 1 and len(levels) > 1:
                     last_apart = True
                     break
                 if verbose:
@@ -70,30 +72,31 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
 
 
 def _parts(group: Sequence[int], below: Groups) -> Groups:
-    """The groups of the level below that make up a group, in its order."""
+    """Groups of the level below that make up a group, in the order in which it lists their inputs."""
     starts = {part[0]: part for part in below}
-    found, place = [], 0
-    while place < len(group):
-        found.append(starts[group[place]])
-        place += len(found[-1])
-    return found
+    parts, position = [], 0
+    while position < len(group):
+        parts.append(starts[group[position]])
+        position += len(parts[-1])
+    return parts
 
 
 @checked(model=Callback(), moleculess=Each(GROUPS), sep_th=Real(least=0), skip_test=Flag())
 def get_tree_node(
     model: Function, x: Tensor, moleculess: list[Groups], sep_th: float = 1e-2, skip_test: bool = True
 ) -> tuple[list[list[int]], list[list[str]]]:
-    """How many groups each group of the next level joins, and in which way.
+    """Find for each group of the tree how many groups of the level below it joins, and in which way.
 
     Args:
         model, x: as in :func:`get_molecule`.
-        moleculess: what :func:`get_molecule` has found.
+        moleculess: the levels that :func:`get_molecule` returned.
         sep_th: threshold of the tests of separability.
-        skip_test: whether to leave these out, which take most of the time.
+        skip_test: whether to skip these tests, which take most of the time.
 
     Returns:
-        For each level but the last the numbers; and ``"Id"`` for a group that goes on alone, ``"GS"`` for one that is
-        generally separable, at the last level ``"Add"`` or ``"Mul"`` for a sum or a product, and ``""`` else.
+        Two lists with an entry for each level but the first, both lists with an entry for each group: the number of
+        groups that it joins; and the way, which is ``"Id"`` for a single group, ``"GS"`` for groups that are
+        generally separable, at the last level ``"Add"`` or ``"Mul"`` for a sum or a product, and ``""`` otherwise.
 
     Raises:
         TypeError, ValueError: for levels that don't follow from one another.
@@ -136,15 +139,15 @@ def _property(model: Function, x: Tensor, groups: Groups, sep_th: float, skip_te
 
 
 class Label(Kind):
-    """A text, or a symbol or an expression of sympy's."""
+    """Argument kind: a text, or a symbol or expression of sympy."""
 
     def read(self, name: str, value: Any) -> Any:
         return value if isinstance(value, str) else EXPRESSION.read(name, value)
 
 
-STEP = 0.5  # from level to level
-BOX = 0.15  # half the height of a box
-MARGIN = 0.3  # of a box beyond its outer inputs, in their distance
+LEVEL_HEIGHT = 0.5
+HALF_BOX = 0.15  # half the height of a box
+MARGIN = 0.3  # of a box beyond its outermost inputs, as a share of the distance between two inputs
 
 
 @checked(
@@ -166,22 +169,22 @@ def plot_tree(
     skip_sep_test: bool = False,
     verbose: bool = False,
 ) -> Figure:
-    """Draw which inputs a function combines first, and these with which: inputs below, the output above.
+    """Draw the tree in which a function combines its inputs, with the inputs below and the output above.
 
     Args:
         model, x: as in :func:`get_molecule`.
-        in_var: symbols or texts, one for each input; None is x_1, x_2 and so on.
-        style: ``"tree"`` draws separable joints as lines that meet, with + or × for a sum or a product, and a box for
-            any other; ``"box"`` draws a box with its property in it for each.
+        in_var: symbols or texts, one for each input; None names them x_1, x_2 and so on.
+        style: ``"tree"`` draws separable groups as lines that meet, with + or × for a sum or a product, and any other
+            group as a box; ``"box"`` draws each group as a box with its property, as :func:`get_tree_node` names it.
         sym_th, sep_th: thresholds of :func:`get_molecule` and :func:`get_tree_node`.
-        skip_sep_test: whether to leave the tests of separability out.
-        verbose: whether each try is printed.
+        skip_sep_test: whether to skip the tests of separability.
+        verbose: whether each test is printed.
 
     Returns:
         The figure.
 
     Raises:
-        ValueError: for another number of names than of inputs.
+        ValueError: if the number of names differs from the number of inputs.
         ImportError: without matplotlib.
 
     Example:
@@ -190,7 +193,7 @@ def plot_tree(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['×', '$x_{1}$', '$x_{2}$', '$x_{3}$']
     """
-    from .show import open_pyplot, show_once
+    from .plot import open_pyplot, show_once
 
     check_rows(x, least=2)
     count = x.shape[1]
@@ -204,18 +207,18 @@ def plot_tree(
     figure, axes = pyplot.subplots()
     show_once(figure)
     order = [i for (i,) in levels[0]]
-    place = {i: (n + 0.5) / count for n, i in enumerate(order)}
-    center = {id(group): place[group[0]] for group in levels[0]}
+    position = {i: (n + 0.5) / count for n, i in enumerate(order)}
+    center = {id(group): position[group[0]] for group in levels[0]}
     for group in levels[0]:
-        axes.plot([center[id(group)]] * 2, [0, STEP / 2 - BOX], color="black")
+        axes.plot([center[id(group)]] * 2, [0, LEVEL_HEIGHT / 2 - HALF_BOX], color="black")
     for level, (below, above) in enumerate(itertools.pairwise(levels)):
-        middle = (level + 0.5) * STEP
+        middle = (level + 0.5) * LEVEL_HEIGHT
         for group, kind in zip(above, properties[level]):
             parts = _parts(group, below)
-            ends = [place[i] for i in group]
+            ends = [position[i] for i in group]
             at = (min(ends) + max(ends)) / 2
             center[id(group)] = at
-            low, high = middle - BOX, middle + BOX
+            low, high = middle - HALF_BOX, middle + HALF_BOX
             if style == "tree" and (kind in ("GS", "Add", "Mul", "Id")):
                 for part in parts:
                     axes.plot([center[id(part)], at], [low, high], color="black" if kind == "Id" else "blue")
@@ -229,9 +232,9 @@ def plot_tree(
                 )
                 if style == "box":
                     axes.text(at, middle, kind, ha="center", va="center", fontsize=15)
-            axes.plot([at, at], [high, middle + STEP - BOX], color="black")
+            axes.plot([at, at], [high, middle + LEVEL_HEIGHT - HALF_BOX], color="black")
     for i in order:
-        axes.text(place[i], -0.05 * len(levels), f"${names[i]}$", ha="center", fontsize=20)
+        axes.text(position[i], -0.05 * len(levels), f"${names[i]}$", ha="center", fontsize=20)
     axes.set_xlim(0, 1)
     axes.set_axis_off()
     return figure

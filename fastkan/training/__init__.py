@@ -1,1 +1,1 @@
-"""Training of a network: data, objective, optimizers and the fit."""
+"""Training of a network: data sets, the objective, its optimizers, and ``fit``."""

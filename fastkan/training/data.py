@@ -1,4 +1,4 @@
-"""Data to train on: drawn from a function, split from a table, and read by ``fit``."""
+"""Data sets for training: made from a function or a table, and read by ``fit``."""
 
 from __future__ import annotations
 
@@ -40,32 +40,33 @@ def create_dataset(
     *,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Random inputs and what a function makes of them, for training and for testing.
+    """Draw random inputs and compute a function of them, for training and for testing.
 
-    The arguments are pykan's, and so are the numbers that a seed gives. They are drawn, and f is computed, on the
-    CPU: every device gets the same.
+    The arguments are pykan's, and a seed gives the same numbers as in pykan. Inputs are drawn, and f is computed, on
+    the CPU, so that the data are the same for every device.
 
     Args:
-        f: of inputs ``[N, n_var]`` to labels ``[N, out]`` or ``[N]``.
+        f: function from inputs ``[N, n_var]`` to labels ``[N, out]`` or ``[N]``.
         n_var: number of variables.
-        f_mode: ``"row"`` hands f the inputs' transpose, ``[n_var, N]``; its labels are the same.
-        ranges: ends of the inputs' range; for all ``(2,)``, or for each variable ``(n_var, 2)``.
-        train_num, test_num: how many rows; ``test_num`` may be 0.
-        normalize_input, normalize_label: whether each column of inputs, or of labels, is shifted and scaled so that
-            over the training rows its mean is 0 and its standard deviation 1.
-        device: where the tensors go.
-        seed: None draws from torch's own generator.
-        dtype: of the inputs and of labels that aren't integers; None is torch's default. In half precision f gets
-            float32, and the labels are rounded.
+        f_mode: with ``"row"``, f gets the transposed inputs, ``[n_var, N]``; its labels have the same shape as with
+            ``"col"``.
+        ranges: lower and upper end of the inputs: ``(2,)`` for all variables, or ``(n_var, 2)``.
+        train_num, test_num: numbers of rows; ``test_num`` may be 0.
+        normalize_input, normalize_label: whether each column of the inputs, or of the labels, is shifted and scaled to
+            mean 0 and standard deviation 1 over the training rows.
+        device: device of the returned tensors.
+        seed: seed of the random inputs; None draws from torch's global generator.
+        dtype: dtype of the inputs and of labels that aren't integers; None is torch's default. For a 16-bit dtype f is
+            called in float32 and its labels are rounded.
 
     Returns:
-        ``train_input`` and ``test_input`` ``[N, n_var]``, ``train_label`` and ``test_label`` ``[N, out]``; where they
-        are normalised also what was taken off and divided by, ``input_mean`` and ``input_std`` ``[n_var]``,
-        ``label_mean`` and ``label_std`` ``[out]``.
+        A dictionary with ``train_input`` and ``test_input`` ``[N, n_var]``, ``train_label`` and ``test_label``
+        ``[N, out]``; if normalised, also the means and standard deviations that were used: ``input_mean`` and
+        ``input_std`` ``[n_var]``, ``label_mean`` and ``label_std`` ``[out]``.
 
     Raises:
-        TypeError, ValueError: for arguments out of range or that don't fit together, labels of another shape, or
-            such that are NaN or infinite; and for a column that can't be normalised since it doesn't vary.
+        TypeError, ValueError: for arguments that are out of range or don't fit together, for labels that have another
+            shape or are not finite, and for a constant column that should be normalised.
 
     Example:
         >>> f = lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2)
@@ -80,18 +81,18 @@ def create_dataset(
     exact = torch.float32 if dtype.itemsize == 2 else dtype
     inputs = {"train": torch.empty(train_num, n_var, dtype=exact), "test": torch.empty(test_num, n_var, dtype=exact)}
     for i, (low, high) in enumerate(limits):
-        for x in inputs.values():  # in pykan's order
+        for x in inputs.values():  # column by column, training rows first, as pykan draws them
             x[:, i] = torch.rand(len(x), generator=generator, dtype=exact) * (high - low) + low
-    found: dict[str, Tensor] = {}
+    dataset: dict[str, Tensor] = {}
     for name, x in inputs.items():
         rounded = x.to(dtype)
         check_finite(f"{name}_input in {dtype}", rounded)
-        found[f"{name}_input"] = rounded
-        found[f"{name}_label"] = _labels(f, rounded, exact, f_mode, name)
-    for what, wanted in (("input", normalize_input), ("label", normalize_label)):
-        if wanted:
-            _normalize(found, what, exact, dtype)
-    return {name: value.to(device) for name, value in found.items()}
+        dataset[f"{name}_input"] = rounded
+        dataset[f"{name}_label"] = _labels(f, rounded, exact, f_mode, name)
+    for part, normalize in (("input", normalize_input), ("label", normalize_label)):
+        if normalize:
+            _normalize(dataset, part, exact, dtype)
+    return {name: value.to(device) for name, value in dataset.items()}
 
 
 @kinds.checked(train_ratio=kinds.Real(above=0, most=1), device=kinds.Device(), seed=kinds.SEED)
@@ -102,17 +103,18 @@ def create_dataset_from_data(
 
     Args:
         inputs: ``[N, n_var]``, a tensor, a NumPy array, a DataFrame, or lists of numbers.
-        labels: ``[N, out]`` or ``[N]``.
-        train_ratio: share of the rows that are for training, rounded down.
-        device: where the tensors go.
-        seed: None draws from torch's own generator.
+        labels: ``[N, out]`` or ``[N]``, of the same kinds.
+        train_ratio: share of the rows that are for training; their number is rounded down.
+        device: device of the returned tensors.
+        seed: seed of the random order; None draws from torch's global generator.
 
     Returns:
-        ``train_input``, ``test_input``, ``train_label`` and ``test_label``, copies in the dtypes that came.
+        A dictionary with ``train_input``, ``test_input``, ``train_label`` and ``test_label``: copies, in the dtypes of
+        the arguments.
 
     Raises:
-        TypeError, ValueError: for what is no table, for labels of another number of rows, or a share out of range or
-            so small that no row is left for training.
+        TypeError, ValueError: for inputs that are not a table, for labels with another number of rows, and for a share
+            that is out of range or leaves no row for training.
 
     Example:
         >>> dataset = create_dataset_from_data(torch.rand(50, 3), torch.rand(50, 1))
@@ -126,11 +128,11 @@ def create_dataset_from_data(
     if count == 0:
         raise ValueError(f"train_ratio={train_ratio} of {len(x)} rows leaves none for training")
     order = torch.randperm(len(x), generator=_generator(seed))
-    found = {}
+    dataset = {}
     for name, rows in (("train", order[:count]), ("test", order[count:])):
-        found[f"{name}_input"] = x[rows.to(x.device)].to(device)
-        found[f"{name}_label"] = y[rows.to(y.device)].to(device)
-    return found
+        dataset[f"{name}_input"] = x[rows.to(x.device)].to(device)
+        dataset[f"{name}_label"] = y[rows.to(y.device)].to(device)
+    return dataset
 
 
 def _limits(ranges: Any, n_var: int) -> list[tuple[float, float]]:
@@ -151,8 +153,8 @@ def _generator(seed: int | None) -> torch.Generator | None:
 
 
 def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f_mode: str, name: str) -> Tensor:
-    """``[N, out]``, of a copy of the inputs, as f may write into them."""
-    x = inputs.to(exact, copy=True)
+    """Checked labels ``[N, out]`` in the dtype of the inputs, or as integers."""
+    x = inputs.to(exact, copy=True)  # f may write into it
     labels = f(x if f_mode == "col" else x.t())
     if not isinstance(labels, Tensor):
         raise TypeError(f"f must return a torch.Tensor, got {type(labels).__name__}")
@@ -171,16 +173,16 @@ def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f
     return labels
 
 
-def _normalize(found: dict[str, Tensor], what: str, exact: torch.dtype, dtype: torch.dtype) -> None:
-    train = found[f"train_{what}"].to(exact)
+def _normalize(dataset: dict[str, Tensor], part: str, exact: torch.dtype, dtype: torch.dtype) -> None:
+    train = dataset[f"train_{part}"].to(exact)
     mean = train.mean(0, keepdim=True)
     std = train.std(0, keepdim=True) if len(train) > 1 else torch.zeros_like(mean)
-    flat = (~((std > 0) & std.isfinite()))[0].nonzero().flatten().tolist()
-    if flat:
-        raise ValueError(f"normalize_{what} needs columns that vary, but those of train_{what} at {flat[:8]} don't")
-    for name in (f"train_{what}", f"test_{what}"):
-        found[name] = ((found[name].to(exact) - mean) / std).to(dtype)
-    found[f"{what}_mean"], found[f"{what}_std"] = mean[0], std[0]
+    constant = (~((std > 0) & std.isfinite()))[0].nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(f"normalize_{part} needs columns that vary, but those of train_{part} at {constant[:8]} don't")
+    for name in (f"train_{part}", f"test_{part}"):
+        dataset[name] = ((dataset[name].to(exact) - mean) / std).to(dtype)
+    dataset[f"{part}_mean"], dataset[f"{part}_std"] = mean[0], std[0]
 
 
 # -- reading data ---------------------------------------------------------------------------------
@@ -188,14 +190,15 @@ def _normalize(found: dict[str, Tensor], what: str, exact: torch.dtype, dtype: t
 
 @dataclass(frozen=True)
 class Data:
-    """What a network is trained on, checked, in its dtype and on its device; :func:`read_data` makes it.
+    """Checked training and test data in a network's dtype and on its device, as :func:`read_data` returns them.
 
     Args:
-        train_input: ``[N, in]``; of a loader its first batch.
-        train_label: as many rows.
+        train_input: ``[N, in]``; for a loader, its first batch.
+        train_label: labels with as many rows.
         test_input, test_label: the same for testing, or None.
-        loader: makes an endless iterator of a loader's batches; None where all the data are here.
-        labels: the form that the labels have.
+        loader: function that returns an endless iterator of a loader's batches; None for data that are not a loader.
+        labels: the form of the labels that the loss takes.
+        loaded: inputs of all batches of a loader, 10,000 rows at most; None for data that are not a loader.
 
     Example:
         >>> from fastkan.training.data import Data
@@ -214,29 +217,30 @@ class Data:
 
     @property
     def rows(self) -> Tensor:
-        """The inputs for training, also where a loader brings them in batches."""
+        """Inputs for training; for a loader, those of all its batches (10,000 rows at most)."""
         return self.train_input if self.loaded is None else self.loaded
 
     @property
     def train(self) -> Pair:
-        """Inputs and labels for training."""
+        """Pair of inputs and labels for training."""
         return self.train_input, self.train_label
 
     @property
     def test(self) -> Pair | None:
-        """The same for testing, if there are any."""
+        """Pair of inputs and labels for testing, or None."""
         return None if self.test_input is None or self.test_label is None else (self.test_input, self.test_label)
 
     def batches(self, batch: int = -1, seed: int | None = 0) -> Iterator[Pair]:
-        """An endless iterator of ``(x, y)``.
+        """Return an endless iterator of batches ``(x, y)``.
 
         Args:
-            batch: rows of each; -1, or at least as many as there are, gives all rows, not copied. Else every row
-                comes once before any comes again, but for those that are too few for one more batch.
-            seed: of the order, which is the same on every device; None draws from torch's own generator.
+            batch: number of rows in each batch. With -1, or if there are no more rows than that, each batch has all
+                rows and is not a copy. Otherwise each pass over the data has a new random order, and the rows left
+                over at its end, too few for a batch, are skipped.
+            seed: seed of the order, which is the same on every device; None draws from torch's global generator.
 
         Raises:
-            TypeError, ValueError: for a size below 1, or any for a loader, which makes its own batches.
+            TypeError, ValueError: for a size below 1, and for any size with a loader, which makes its own batches.
         """
         if batch != -1:
             check_int("batch", batch, least=1)
@@ -266,24 +270,25 @@ def read_data(
     dtype: torch.dtype | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Data:
-    """Check what a network shall be trained on, and bring it to the network's dtype and device.
+    """Check a data set for training, and convert it to a network's dtype and device.
 
     Args:
-        dataset: a dictionary with ``train_input`` and ``train_label`` and, if wanted, ``test_input`` and
-            ``test_label`` (without rows they count as not there; other entries are ignored); a pair ``(x, y)``; or
-            batches of such pairs: a DataLoader, a list, whatever can be iterated over again and again; or a
-            ``torch.utils.data.Dataset`` of samples, of which all are taken. All are tensors, NumPy arrays, DataFrames
-            or lists of numbers.
-        in_features: columns of the inputs.
-        out_features: columns of the output.
-        loss_fn: what the labels are for; None is the mean squared error, whose labels are ``[N, out_features]``, and
-            become floating point. ``[N]`` is taken as ``[N, 1]`` where that is it. With a loss, integers ``[N]`` are
-            classes where there are several outputs, and labels of a shape that can't be broadcast against the
-            output's are left to the loss.
+        dataset: a dictionary with ``train_input`` and ``train_label`` and optionally ``test_input`` and ``test_label``
+            (ignored if they have no rows, as other entries are); a pair ``(x, y)``; batches of such pairs, as a
+            DataLoader, a list, or any other iterable that can be iterated over repeatedly; or a
+            ``torch.utils.data.Dataset`` of samples, all of which are read. Inputs and labels may be tensors, NumPy
+            arrays, DataFrames or lists of numbers.
+        in_features: number of columns of the inputs.
+        out_features: number of columns of the network's output.
+        device, dtype: device and dtype of the network; None is torch's default dtype.
+        loss_fn: the loss that the labels are for. For the mean squared error (None) labels are ``[N, out_features]``
+            and become floating point; ``[N]`` becomes ``[N, 1]`` for one output. For any other loss, integers ``[N]``
+            count as classes if there are several outputs, and labels that can't be broadcast against the output are
+            passed to the loss as they are.
 
     Raises:
-        TypeError, ValueError: for anything else, for no rows, for NaN or infinities, and for labels that a loss would
-            broadcast against the output; a loader's later batches are checked when they come.
+        TypeError, ValueError: for any other data set, for data without rows, NaN or infinities, and for labels that a
+            loss would broadcast against the output. Later batches of a loader are checked when they are read.
 
     Example:
         >>> from fastkan.training.data import read_data
@@ -342,7 +347,7 @@ def read_data(
 
 
 class _Form(NamedTuple):
-    """What inputs and labels must look like, and become."""
+    """Shape, dtype and device that inputs and labels are checked for and converted to."""
 
     in_features: int
     device: torch.device
@@ -355,11 +360,11 @@ class _Form(NamedTuple):
         _check_rows(x_name, x, y_name, y)
         if len(x) < least:
             raise ValueError(f"{x_name} must have at least one row, got none")
-        read = self.labels.read(y_name, y, len(x)).to(self.device)
-        check_finite(y_name if read.dtype == y.dtype else f"{y_name} in {read.dtype}", read)
-        moved = x.to(self.device, self.dtype)
-        check_finite(x_name if moved.dtype == x.dtype else f"{x_name} in {moved.dtype}", moved)
-        return moved, read
+        new_y = self.labels.read(y_name, y, len(x)).to(self.device)
+        check_finite(y_name if new_y.dtype == y.dtype else f"{y_name} in {new_y.dtype}", new_y)
+        new_x = x.to(self.device, self.dtype)
+        check_finite(x_name if new_x.dtype == x.dtype else f"{x_name} in {new_x.dtype}", new_x)
+        return new_x, new_y
 
 
 def _check_rows(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:

@@ -1,7 +1,8 @@
-"""Training: ``KAN.fit``."""
+"""``KAN.fit``: the training loop, its record of losses, and its checks of data and parameters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -29,25 +30,27 @@ from fastkan_kernels import (
 )
 from fastkan_kernels import Path as PathKind
 
+from ..layers import grid
 from ..layers.distributed import check_one_process
 from ..network.refine import update_grid_from_samples
 from ..network.samples import Sample
-from . import node_search as sparsity
-from .data import Data, read_data
-from .objective import Loss, Objective
+from .data import Data, Pair, read_data
+from .node_search import NodeTrials, copy_state, penalty_ramp
+from .objective import Evaluated, Loss, Objective
 from .optimizers import OPTIMIZERS
-from .record import Record
 from .regularization import REG_METRICS, Penalty
-from .scale import warn_of_scale
 
 if TYPE_CHECKING:
     from ..network.core import Network
 
 TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
+LOSSES = ("train_loss", "test_loss", "reg")
+MAX_MEDIAN = 50.0  # median magnitude of a column; beyond it the base function is nearly a straight line
+MAX_OUTSIDE = 0.5  # share of a column's rows outside of the grid
 
 
 class _Opt(Choice):
-    """An optimizer's name; labels are what comes in its place from those who pass two arguments."""
+    """Argument kind: an optimizer's name. The mistake ``fit(x, y)``, which passes labels here, gets its own message."""
 
     def read(self, name: str, value: Any) -> str:
         if is_sequence(value) or hasattr(value, "__array__"):
@@ -58,7 +61,7 @@ class _Opt(Choice):
 
 
 class _Names(Kind):
-    """Some of the names that there are; not a string, which holds letters."""
+    """Argument kind: a collection of names out of a given list; a plain string, a collection of letters, is refused."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -143,62 +146,68 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """Train the network on data; the arguments are pykan's, and after the star there are more.
+    """Train the network on data; the positional arguments are pykan's, the keyword-only ones are added here.
 
-    An exception in a function of the caller's, or a KeyboardInterrupt, leaves the network as it was after the last
-    whole step, and the record up to it in ``model.history``.
+    After an exception in a function of the caller's, or a KeyboardInterrupt, the network is as it was after the last
+    complete step, and ``model.history`` holds the record up to that step.
 
     Args:
-        dataset: a dictionary with ``train_input``, ``train_label`` and, if wanted, ``test_input`` and
-            ``test_label``, as :func:`create_dataset` makes it; a pair ``(x, y)``; a Dataset of samples; or a DataLoader
-            of such pairs. Labels are ``[N, width[-1]]``, or ``[N]`` for one output; with a loss of classes they are
-            integers, ``[N]``.
-        opt: ``"LBFGS"`` (each step up to 20 iterations with a line search) or ``"Adam"``.
-        steps: how many steps.
-        log: every how many steps the progress bar changes, and the test loss is measured.
-        lamb: strength of all that is added to the loss; 0 is none.
-        lamb_l1, lamb_entropy: of the sizes of edges, and of the entropy of how nodes share them among edges.
-        lamb_coef, lamb_coefdiff: of the splines' coefficients, and of their differences.
-        update_grid: whether knots move to where the samples are, ``grid_update_num`` times, evenly from step
-            ``start_grid_update_step`` to ``stop_grid_update_step``.
-        loss_fn: of prediction and label, to a tensor with one number; None is the mean squared error. It is tried
-            on the first batch before anything changes.
+        dataset: a dictionary with ``train_input``, ``train_label`` and optionally ``test_input`` and ``test_label``,
+            as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of such pairs; or a
+            ``torch.utils.data.Dataset`` of samples. Labels are ``[N, width[-1]]``, or ``[N]`` for one output; for a
+            classification loss they are integers ``[N]``.
+        opt: ``"LBFGS"`` (each step is up to 20 iterations with a line search) or ``"Adam"``.
+        steps: number of steps.
+        log: number of steps between updates of the progress bar and measurements of the test loss.
+        lamb: strength of the whole penalty; 0 adds none.
+        lamb_l1, lamb_entropy: weights, within the penalty, of the sum of the edges' sizes and of the entropy of their
+            distribution at each node.
+        lamb_coef, lamb_coefdiff: weights, within the penalty, of the magnitudes of the spline coefficients, and of the
+            magnitudes of the differences between consecutive coefficients.
+        update_grid: whether the knots are moved to where the samples lie, ``grid_update_num`` times at equal
+            intervals from step ``start_grid_update_step`` to ``stop_grid_update_step``.
+        loss_fn: a function of prediction and label that returns a tensor with one number; None is the mean squared
+            error. It is called once on the first batch before anything changes.
         lr: learning rate.
-        batch: rows in a step; -1 is all.
-        metrics: functions without argument, whose values are recorded after each step under their names.
+        batch: number of rows in a step; -1 uses all.
+        metrics: functions without argument; their values are recorded after each step under their names.
         save_fig: whether the network is drawn into ``img_folder`` every ``save_fig_freq`` steps, with ``in_vars``,
-            ``out_vars`` and ``beta`` as :meth:`KAN.plot` takes them.
+            ``out_vars`` and ``beta`` as in :meth:`KAN.plot`.
         singularity_avoiding, y_th: as in :meth:`KAN.forward`.
         reg_metric: how an edge's size is measured: a name in ``fastkan.training.regularization.REG_METRICS``.
-        display_metrics: what the progress bar shows, of the recorded names.
-        train: what is trained: of ``"spline"``, ``"base"``, ``"scale"``, ``"symbolic"``, ``"affine"`` and
-            ``"grid"`` (which stands for grid updates); None is all that is trainable. ``train=("spline",)`` is
-            continual learning: what data of one region teaches changes nothing elsewhere.
-        try_without: whether a fit with ``lamb > 0`` by L-BFGS, on all rows and of all splines, also searches: the
-            penalty rises over the first quarter of the steps, and every third step is tried without one hidden node
-            as well; what came out better goes on (see ``fastkan.training.node_search``).
-        callbacks: called after each step with the model, the step and the record; one that returns True ends the fit.
-        early_stopping: after how many steps without a better test loss (or training loss, without a test set) the
-            fit ends; the best parameters are kept.
-        seed: of the batches' order.
+        display_metrics: names of the recorded values that the progress bar shows.
+        train: groups of parameters to train, out of ``"spline"``, ``"base"``, ``"scale"``, ``"symbolic"``,
+            ``"affine"`` and ``"grid"`` (which stands for grid updates); None trains all that are trainable. With
+            ``train=("spline",)`` data from one region leave the functions elsewhere unchanged (continual learning).
+        try_without: whether to search for a sparser network as well, in a fit by L-BFGS with ``lamb > 0`` on all rows
+            and of all parameters: the penalty ramps up over the first quarter of the steps, and every third step is
+            also tried with one hidden node set to zero. The better of the two results is kept (see
+            ``fastkan.training.node_search``).
+        callbacks: functions called after each step with the model, the step and the record; the fit ends when one
+            returns True.
+        early_stopping: number of steps without a better test loss (without a test set, training loss) after which the
+            fit ends; the best parameters are restored.
+        seed: seed of the order of the batches.
         progress: whether a progress bar is shown.
 
     Returns:
-        ``train_loss``, ``test_loss`` (empty without a test set) and ``reg`` after each step, and the metrics. Losses
-        are root mean squares, or with a ``loss_fn`` its values. ``train_loss`` is of the step's batch. ``test_loss``
-        is of the test set; with ``batch`` and without ``early_stopping`` it is of ``batch`` of its rows, drawn anew.
-        With ``log > 1`` and without ``early_stopping`` steps between repeat the entry before. The last entry is of
-        the whole test set always.
+        A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
+        ``reg`` (the penalty) and one list for each metric. Losses are root mean squared errors, or the values of
+        ``loss_fn``. ``train_loss`` is measured on the batch of the step. ``test_loss`` is measured on the test set;
+        with ``batch``, on that many of its rows, drawn again each time; with ``log > 1``, every ``log`` steps only,
+        and repeated in between. With ``early_stopping`` it is measured on the whole test set at every step. The last
+        entry is always measured on the whole test set.
 
     Raises:
-        TypeError, ValueError: for data that is not finite or doesn't fit the network, and for arguments out of range,
+        TypeError, ValueError: for data that are not finite or don't fit the network, and for arguments out of range,
             before anything has changed.
-        RuntimeError: where ``torch.distributed`` is initialised with several processes.
+        RuntimeError: if ``torch.distributed`` is initialised with several processes.
 
     Warns:
-        RuntimeWarning: when a step makes the loss infinite or NaN. The network then has the last good parameters.
-        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to, and for columns of
-            inputs that a fit can hardly use as they are.
+        RuntimeWarning: when a step makes the loss infinite or NaN. The network then has the parameters from before
+            that step.
+        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to, and when columns of
+            the inputs should be normalised.
 
     Example:
         >>> model = KAN(width=[2, 1], grid=3, seed=0)
@@ -220,89 +229,90 @@ def fit(
         loss_fn=loss_fn,
     )
     guarded = singularity_avoiding, y_th
-    objective = Objective(model, _tried(model, data, batch, guarded), penalty, lamb, guarded)
-    stops = early_stopping is not None
-    record = Record(objective, data, metrics or (), -1 if stops else batch, 1 if stops else log, seed)
+    objective = Objective(model, _checked_loss(model, data, batch, guarded), penalty, lamb, guarded)
+    stops_early = early_stopping is not None
+    record = Record(objective, data, metrics or (), -1 if stops_early else batch, 1 if stops_early else log, seed)
     results = record.results
     if display_metrics is not None:
         display_metrics = _Names(sorted(results)).read("display_metrics", display_metrics)
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
     draw = partial(_draw, model, Path(img_folder), in_vars=in_vars, out_vars=out_vars, beta=beta)
-    parameters = _trained(model, train)
+    parameters = _trained_parameters(model, train)
     objective.is_partial = train is not None
-    takes_all = data.loader is None and (batch == -1 or batch >= len(data.train_input))
-    searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and takes_all
+    is_full_batch = data.loader is None and (batch == -1 or batch >= len(data.train_input))
+    searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and is_full_batch
     active = [layer for layer in model.layers if not layer._frozen]
     searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
-    is_left_alone = not (metrics or callbacks or save_fig)  # between steps
-    options = {"ahead": takes_all and is_left_alone} if opt == "Adam" else {}
-    make_step = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
-    take = make_step()
-    trials = sparsity.NodeTrials(model, make_step, objective, bool(updates), steps) if searches else None
+    runs_callers_code = bool(metrics or callbacks or save_fig)  # between steps, where it may change the network
+    options = {"same_batch": is_full_batch and not runs_callers_code} if opt == "Adam" else {}
+    make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
+    optimizer = make_optimizer()
+    trials = NodeTrials(model, make_optimizer, objective, bool(updates), steps) if searches else None
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
-    rows = data.rows if takes_all else Sample(data.rows).rows
-    warn_of_scale(model, data.rows, bool(updates))
+    grid_rows = data.rows if is_full_batch else Sample(data.rows).rows
+    _warn_of_scale(model, data.rows, bool(updates))
 
-    good = sparsity.state_of(model), 0  # after so many whole steps
-    best, best_step = good[0], -1
-    with _course(model, parameters, results), _bar(steps, progress) as bar:
+    last_good = copy_state(model), 0  # after the last complete step, with its count; set together, for interrupts
+    best_state, best_step = last_good[0], -1
+    with _in_history(model, parameters, results), _progress_bar(steps, progress) as bar:
         try:
             for step in bar:
                 x, y = next(batches)
                 if step in updates:
-                    update_grid_from_samples(model, x if takes_all else rows)  # not where a few of them lie
-                    take.restart()
+                    update_grid_from_samples(model, x if is_full_batch else grid_rows)  # a batch may cover too little
+                    optimizer.restart()
                 evaluated = None
                 if trials is None:
-                    evaluated = take(x, y)
+                    evaluated = optimizer(x, y)
                 else:
-                    objective.strength = lamb * sparsity.rise(step, steps)
+                    objective.strength = lamb * penalty_ramp(step, steps)
                     if not trials.due(step):
-                        evaluated = take(x, y)
-                    elif trials(take, x, y, step):
-                        take.restart()
+                        evaluated = optimizer(x, y)
+                    elif trials(optimizer, x, y, step):
+                        optimizer.restart()
                 if not record.measure(step, x, y, evaluated):
-                    model.load_state_dict(good[0])
-                    warn(_LOST.format(step=step), RuntimeWarning)
+                    model.load_state_dict(last_good[0])
+                    warn(_NOT_FINITE.format(step=step), RuntimeWarning)
                     break
                 record.measure_metrics()
-                good = sparsity.state_of(model), step + 1
-                _tell(bar, step, log, results, display_metrics)
+                last_good = copy_state(model), step + 1
+                _describe(bar, step, log, results, display_metrics)
                 if save_fig and step % save_fig_freq == 0:
                     draw(step=step)
-                answers = [callback(model, step, results) for callback in callbacks]
-                if not is_left_alone:
-                    good = sparsity.state_of(model), step + 1
-                if callbacks and not _are_same(parameters, now := _trained(model, train)):
-                    parameters[:] = now  # a callback has given the network others
-                    take = make_step()
-                ends = any(answer is True for answer in answers)
+                returned = [callback(model, step, results) for callback in callbacks]
+                if runs_callers_code:
+                    last_good = copy_state(model), step + 1
+                if callbacks and not _are_same(parameters, current := _trained_parameters(model, train)):
+                    parameters[:] = current  # a callback has replaced parameters of the network
+                    optimizer = make_optimizer()
+                ends = any(value is True for value in returned)
                 if early_stopping is not None:
-                    watched = results["test_loss"] or results["train_loss"]
-                    if watched[-1] <= min(watched):
-                        best, best_step = good[0], step
+                    losses = results["test_loss"] or results["train_loss"]
+                    if losses[-1] <= min(losses):
+                        best_state, best_step = last_good[0], step
                     ends = ends or step - best_step >= early_stopping
                 if ends:
                     break
             record.finish()
-        except BaseException:  # KeyboardInterrupt too, in the middle of anything
-            model.load_state_dict(good[0])
-            record.cut(good[1])
+        except BaseException:  # a KeyboardInterrupt too, which can come at any point of a step
+            model.load_state_dict(last_good[0])
+            record.truncate(last_good[1])
             raise
         finally:
             if early_stopping is not None and best_step >= 0:
-                model.load_state_dict(best)
+                model.load_state_dict(best_state)
             model.sample = data.rows
     return results
 
 
-_LOST = "step {step} made the loss infinite or NaN; the fit ends with the parameters before that step"
+_NOT_FINITE = "step {step} made the loss infinite or NaN; the fit ends with the parameters before that step"
 
 
-def _tried(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) -> Loss | None:
-    """The loss, after a first call on the rows of a first step; a loss of classes has then seen all labels."""
+def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) -> Loss | None:
+    """Return the loss after calling it once, on as many rows as the first step has; a classification loss also has all
+    labels checked against the number of outputs."""
     assert data.labels is not None
     x, y = data.train
     rows = len(x) if batch == -1 or data.loader is not None else min(batch, len(x))
@@ -310,8 +320,8 @@ def _tried(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) 
         return None
     with torch.no_grad():
         prediction = model._forward_with_std(x[:rows], *guarded)[0]
-    loss = data.labels.settled(prediction, y[:rows])
-    if data.labels.classes:
+    loss = data.labels.checked_loss(prediction, y[:rows])
+    if data.labels.takes_classes:
         data.labels.check_classes("train_label", y)
         if data.test is not None:
             data.labels.check_classes("test_label", data.test[1])
@@ -319,17 +329,17 @@ def _tried(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) 
 
 
 def _grid_updates(
-    wanted: bool, train: Collection[str] | None, steps: int, start: int, stop: int, count: int
+    update_grid: bool, train: Collection[str] | None, steps: int, start: int, stop: int, count: int
 ) -> set[int]:
-    """At which steps the grids are updated."""
-    if not wanted or (train is not None and "grid" not in train):
+    """Steps at which the grids are updated."""
+    if not update_grid or (train is not None and "grid" not in train):
         return set()
     every = max(1, stop // count)
     return {step for step in range(0, min(steps, stop), every) if step >= start}
 
 
-def _trained(model: Network, train: Collection[str] | None) -> list[nn.Parameter]:
-    """The parameters that are trained."""
+def _trained_parameters(model: Network, train: Collection[str] | None) -> list[nn.Parameter]:
+    """Trainable parameters of the groups in ``train``, without those of layers whose edges are all formulas."""
     groups: dict[str, list[nn.Parameter | None]] = {
         "spline": [layer.spline_weight for layer in model.layers],
         "base": [layer.base_weight for layer in model.layers],
@@ -337,11 +347,11 @@ def _trained(model: Network, train: Collection[str] | None) -> list[nn.Parameter
         "symbolic": [symbolic.affine for symbolic in model.symbolic],
         "affine": [*model.node_scale, *model.node_bias, *model.subnode_scale, *model.subnode_bias],
     }
-    left = {id(p) for layer in range(model.depth) if not model._has_numeric_edges(layer)
+    excluded = {id(p) for layer in range(model.depth) if not model._has_numeric_edges(layer)
             for p in model.layers[layer].parameters()}  # fmt: skip
     if train is not None:
-        left |= {id(p) for name, group in groups.items() if name not in train for p in group}
-    trained = [p for p in model.parameters() if p.requires_grad and p.numel() and id(p) not in left]
+        excluded |= {id(p) for name, group in groups.items() if name not in train for p in group}
+    trained = [p for p in model.parameters() if p.requires_grad and p.numel() and id(p) not in excluded]
     if not trained:
         raise ValueError(f"train={train!r} leaves nothing to train")
     return trained
@@ -352,9 +362,9 @@ def _are_same(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> b
 
 
 @contextmanager
-def _course(model: Network, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
-    """The record is in the model's history meanwhile, and stays there if a step was made or nothing broke off; the
-    parameters get back the gradients that they had."""
+def _in_history(model: Network, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
+    """Append the record to ``model.history`` for the duration of a fit and after it, unless an exception comes before
+    the first step is complete; restore the gradients that the parameters had before."""
     before = [(parameter, parameter.grad) for parameter in parameters]
     model.history.append(results)
     try:
@@ -371,24 +381,25 @@ def _course(model: Network, parameters: list[nn.Parameter], results: dict[str, l
 
 
 @contextmanager
-def _bar(steps: int, progress: bool) -> Iterator[Any]:
+def _progress_bar(steps: int, progress: bool) -> Iterator[Any]:
     from tqdm import tqdm
 
     with tqdm(range(steps), disable=not progress, ncols=100, desc="fit") as bar:
         yield bar
 
 
-def _tell(bar: Any, step: int, log: int, results: dict[str, list[float]], names: Sequence[str] | None) -> None:
+def _describe(bar: Any, step: int, log: int, results: dict[str, list[float]], names: Sequence[str] | None) -> None:
     if bar.disable or step % log:
         return
-    shown = names or [name for name in ("train_loss", "test_loss", "reg") if results[name]]
+    shown = names or [name for name in LOSSES if results[name]]
     bar.set_description(" | ".join(f"{name}: {results[name][-1]:.2e}" for name in shown))
 
 
 def _draw(
     model: Any, folder: Path, step: int | None, in_vars: Sequence | None, out_vars: Sequence | None, beta: float
 ) -> None:
-    """A picture into the folder; without a step none, but all that could fail has been done."""
+    """Draw the network and write the picture into the folder. Without a step it is only drawn, before the fit begins,
+    so that invalid arguments raise then."""
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -403,7 +414,7 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
     """Root mean squared error over ``test_input`` and ``test_label`` of a dataset, as ``{"test_loss": ...}``.
 
     Raises:
-        TypeError, ValueError: for data that is not finite or doesn't fit the network.
+        TypeError, ValueError: for data that are not finite or don't fit the network.
     """
     if not isinstance(dataset, Mapping) or not {"test_input", "test_label"} <= set(dataset):
         got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
@@ -416,3 +427,143 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
         dtype=model.dtype,
     )
     return {"test_loss": (model(data.train_input) - data.train_label).square().mean().sqrt().item()}
+
+
+# -- the record ------------------------------------------------------------------------------------
+
+
+class Record:
+    """The losses, the penalty and the metrics of each step, as :func:`fit` returns them.
+
+    Args:
+        objective: objective of the fit.
+        data: data of the fit.
+        metrics: functions without argument.
+        batch: number of test rows on which the test loss is measured; -1 uses all.
+        log: number of steps between measurements of the test loss.
+        seed: seed of the order of the test rows.
+
+    Raises:
+        ValueError: if two metrics have the same name, or one is named like a loss.
+
+    Attributes:
+        results: for each name a list with an entry for each step.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: Data,
+        metrics: Sequence[Callable[[], Any]] = (),
+        batch: int = -1,
+        log: int = 1,
+        seed: int | None = 0,
+    ) -> None:
+        self.objective, self.test, self.log, self.metrics = objective, data.test, log, metrics
+        self.batches = None if data.test is None else Data(*data.test).batches(batch, seed)
+        self.uses_whole_test_set = data.test is None or batch == -1 or batch >= len(data.test[0])
+        self.names = [getattr(metric, "__name__", type(metric).__name__) for metric in metrics]
+        names = [*LOSSES, *self.names]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"metrics must have names of their own, got {repeated} twice")
+        self.results: dict[str, list[float]] = {name: [] for name in names}
+        self.is_final = True  # whether the last test loss is that of the current parameters on the whole test set
+
+    def measure(self, step: int, x: Tensor, y: Tensor, evaluated: Evaluated | None) -> bool:
+        """Append the losses and the penalty after a step.
+
+        Args:
+            x, y: the batch of the step.
+            evaluated: loss and penalty on this batch if they are known already.
+
+        Returns:
+            Whether they are finite; if not, nothing is appended.
+        """
+        with torch.no_grad():
+            loss, penalty = self.objective.terms(x, y) if evaluated is None else evaluated
+        train_loss, reg = self._as_recorded(loss), 0.0 if penalty is None else float(penalty)
+        if not math.isfinite(train_loss + reg):
+            return False
+        self.results["train_loss"].append(train_loss)
+        self.results["reg"].append(reg)
+        if self.batches is not None:
+            is_due = step % self.log == 0
+            self.is_final = is_due and self.uses_whole_test_set
+            self.results["test_loss"].append(
+                self._loss(next(self.batches)) if is_due else self.results["test_loss"][-1]
+            )
+        return True
+
+    def measure_metrics(self) -> None:
+        """Append the values of the metrics, once all of them have returned.
+
+        Raises:
+            TypeError: for a metric that does not return a number.
+        """
+        values = [(name, _number(name, metric())) for name, metric in zip(self.names, self.metrics)]
+        for name, value in values:
+            self.results[name].append(value)
+
+    def finish(self) -> None:
+        """Replace the last test loss by that of the current parameters on the whole test set."""
+        if not self.is_final and self.test is not None and self.results["test_loss"]:
+            self.results["test_loss"][-1] = self._loss(self.test)
+            self.is_final = True
+
+    def truncate(self, steps: int) -> None:
+        """Keep the entries of the first ``steps`` steps only."""
+        self.is_final = self.is_final and len(self.results["train_loss"]) <= steps
+        for values in self.results.values():
+            del values[steps:]
+
+    @torch.no_grad()
+    def _loss(self, rows: Pair) -> float:
+        model, objective = self.objective.model, self.objective
+        avoiding, y_th = objective.guarded
+        return self._as_recorded(objective.loss(model(rows[0], singularity_avoiding=avoiding, y_th=y_th), rows[1]))
+
+    def _as_recorded(self, loss: Any) -> float:
+        """The root of a mean squared error; any other loss as it is."""
+        value = float(loss)
+        return math.sqrt(value) if self.objective.squares and value >= 0 else value
+
+
+def _number(name: str, value: Any) -> float:
+    """A metric's value as a float."""
+    try:
+        return float(value.detach() if isinstance(value, Tensor) else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"the metric {name} must return a number, got {type(value).__name__}") from None
+
+
+def _warn_of_scale(model: Network, x: Tensor, updates_grid: bool) -> None:
+    """Warn of input columns that should be normalised before a fit.
+
+    Args:
+        x: ``[N, in_features]``.
+        updates_grid: whether the fit moves the knots to the rows; if so, only the base function depends on the scale.
+
+    Warns:
+        UserWarning: for columns with most rows outside of the grid or, if the fit updates grids, columns of large
+            numbers.
+    """
+    layer, rows = model.layers[0], model._select_inputs(x)
+    if not model._has_numeric_edges(0):
+        return
+    if updates_grid:
+        if layer.base == "none":
+            return
+        is_far = rows.abs().median(0).values > MAX_MEDIAN
+        problem = f"hold numbers beyond {MAX_MEDIAN:g} for the most part, where the base function is a straight line"
+        remedy = ""
+    else:
+        limits = grid.interior(layer.knots, layer.spline_order)
+        outside = (rows < limits[:, 0]) | (rows > limits[:, -1])
+        is_far = outside.to(torch.float32).mean(0) > MAX_OUTSIDE
+        problem = "lie outside of the grid for the most part, where splines are 0"
+        remedy = ", or fit with update_grid=True"
+    columns = model.input_id[is_far].tolist()
+    if columns:
+        shown = f"{columns[:8]}{' and more' if len(columns) > 8 else ''}"
+        warn(f"the inputs' columns {shown} {problem}; normalise them, as by (x - x.mean(0)) / x.std(0){remedy}")

@@ -1,7 +1,8 @@
-"""The search for a sparser network, beside the descent to one.
+"""The search for a sparser network that a fit with a sparsity penalty makes beside its descent.
 
-Sparsity has many local minima: a node that is hardly needed is kept, because its neighbours would first have to get
-worse to take over. So now and then a fit also tries to do without one hidden node, and keeps what came out better.
+Sparsity has many local minima: a node that is hardly needed survives, because the objective would first have to get
+worse before its neighbours could take over. So from time to time a fit also tries a step with one hidden node set to
+zero, and continues from whichever of the two networks has the smaller objective.
 """
 
 from __future__ import annotations
@@ -21,92 +22,100 @@ from .objective import Objective
 if TYPE_CHECKING:
     from ..network.core import Network
 
-FIRST, EVERY = 4, 3  # steps
-SHORTEST, LONGEST = 4, 8  # steps of a trial
-HOPE = 0.97  # of its objective that each more must come to while it is still above the other's
-ALIVE = 1e-2  # what a node must be worth to be tried
-MULTIPLIED = 5  # trials of multiplications alone
-Node = tuple[int, int]  # layer, and place in it
+FIRST_TRIAL, TRIAL_INTERVAL = 4, 3  # in steps of the fit
+MIN_TRIAL_STEPS, MAX_TRIAL_STEPS = 4, 8
+MIN_PROGRESS = 0.97  # a trial that is still worse must shrink its objective by this factor per step to continue
+MIN_SCORE = 1e-2  # attribution score from which on a node counts as alive
+MAX_MULTIPLICATION_TRIALS = 5  # trials with all addition nodes beside multiplication nodes set to zero
+Node = tuple[int, int]  # layer of nodes, index in it
 
 
-def rise(step: int, steps: int) -> float:
-    """By how much the penalty counts: it rises over the first quarter of the steps, so that the data are known before
-    nodes die."""
+def penalty_ramp(step: int, steps: int) -> float:
+    """Factor of the penalty's strength: it grows linearly to 1 over the first quarter of the steps, so that the network
+    has learned something from the data before nodes vanish."""
     return min(1.0, (step + 1) / max(1, steps // 4))
 
 
 class Trial(NamedTuple):
-    """What is tried: to do without hidden nodes, from where the others are or, with a seed, with fresh edges."""
+    """Hidden nodes to set to zero, and the seed of fresh parameters for the other edges, or None to keep those."""
 
-    without: list[Node]
+    zeroed: list[Node]
     seed: int | None
-    multiplied: bool = False  # whether it is the multiplications alone
+    multiplications_only: bool = False  # whether these are all addition nodes beside multiplication nodes
 
 
 class NodeTrials:
-    """Tries without one hidden node, the least important first, in turn: from where the others are and, in the next
-    round of a network's first fit, with fresh edges for them. Where some nodes of a layer add and others multiply, that
-    fit also tries the multiplications alone, some times: squares of sums make products too, but longer ones, and a
-    multiplication that has died has no slope to come back by.
+    """Trials in which a fit continues without one of the hidden nodes, starting with the least important one.
+
+    The first round keeps the parameters of the other edges; a second round, in the first fit of a network only, draws
+    them again. If a layer has both addition and multiplication nodes, the first fit also tries the multiplication
+    nodes alone, a few times: sums can express products through squares, but with more edges, and a multiplication
+    node whose factors have all become 0 has a zero gradient and cannot recover.
 
     Args:
-        make_step: a fresh optimizer's step.
-        objective: of a batch.
-        update_grid: whether knots may move.
-        steps: of the fit.
+        make_optimizer: returns a new optimizer, which makes one step when called with a batch.
+        objective: objective of the fit.
+        update_grid: whether knots may be moved.
+        steps: number of steps of the fit.
     """
 
     def __init__(
         self,
         model: Network,
-        make_step: Callable[[], Callable[[Tensor, Tensor], Any]],
+        make_optimizer: Callable[[], Callable[[Tensor, Tensor], Any]],
         objective: Objective,
         update_grid: bool,
         steps: int,
     ) -> None:
-        self.model, self.make_step, self.objective, self.update_grid = model, make_step, objective, update_grid
-        self.steps, self.failed, self.multiplied = steps, 0, 0
-        self.is_first = not model.history
+        self.model, self.objective, self.make_optimizer = model, objective, make_optimizer
+        self.update_grid, self.steps = update_grid, steps
+        self.failures = 0  # failed trials of single nodes since the last success
+        self.multiplication_trials = 0
+        self.is_first_fit = not model.history
 
     def due(self, step: int) -> bool:
-        """Whether a trial belongs to this step."""
-        return step >= FIRST and step % EVERY == 0
+        """Whether a trial is made at this step."""
+        return step >= FIRST_TRIAL and step % TRIAL_INTERVAL == 0
 
-    def __call__(self, take: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
-        """One step as it is, and a trial; whether the trial's parameters are kept. What breaks off in it leaves the
-        network in the middle of the trial."""
-        trial = self._next(x, risen=rise(step, self.steps) == 1)
+    def __call__(self, optimizer: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
+        """Make a normal step and a trial from the same parameters, and keep the better result. An exception leaves the
+        network in the middle of the trial.
+
+        Returns:
+            Whether the trial was better.
+        """
+        trial = self._next(x, at_full_strength=penalty_ramp(step, self.steps) == 1)
         if trial is None:
-            take(x, y)
+            optimizer(x, y)
             return False
-        before = state_of(self.model)
-        take(x, y)
-        plain, reached = state_of(self.model), self._value(x, y)
+        before = copy_state(self.model)
+        optimizer(x, y)
+        after, target = copy_state(self.model), self._value(x, y)
         self.model.load_state_dict(before)
         full = self.objective.strength
         if trial.seed is not None:
-            redraw(self.model, trial.without, trial.seed, regrid=trial.multiplied and self.update_grid)
+            reinit(self.model, trial.zeroed, trial.seed, reset_grid=trial.multiplications_only and self.update_grid)
         else:
-            for node in trial.without:
-                silence(self.model, *node)
-        try_step = self.make_step()
+            for node in trial.zeroed:
+                zero_node(self.model, *node)
+        trial_optimizer = self.make_optimizer()
         value = float("inf")
-        for tried in range(1, LONGEST + 1):
-            if self.update_grid and tried > 1:
+        for count in range(1, MAX_TRIAL_STEPS + 1):
+            if self.update_grid and count > 1:
                 update_grid_from_samples(self.model, x)
-                try_step = self.make_step()
-            last = value
-            self.objective.strength = full * min(1.0, tried / SHORTEST) ** 2 if trial.seed is not None else full
-            try_step(x, y)
+                trial_optimizer = self.make_optimizer()
+            previous = value
+            self.objective.strength = full * min(1.0, count / MIN_TRIAL_STEPS) ** 2 if trial.seed is not None else full
+            trial_optimizer(x, y)
             self.objective.strength = full
             value = self._value(x, y)
-            if value < reached or (tried >= SHORTEST and not value < HOPE * last):
+            if value < target or (count >= MIN_TRIAL_STEPS and not value < MIN_PROGRESS * previous):
                 break
-        if value < reached:
-            self.failed = 0
+        if value < target:
+            self.failures = 0
             return True
-        self.model.load_state_dict(plain)
-        self.failed += not trial.multiplied  # which has a count of its own
+        self.model.load_state_dict(after)
+        self.failures += not trial.multiplications_only
         return False
 
     def _value(self, x: Tensor, y: Tensor) -> float:
@@ -114,40 +123,42 @@ class NodeTrials:
             return self.objective(x, y).item()
 
     @torch.no_grad()
-    def _next(self, x: Tensor, risen: bool) -> Trial | None:
-        """None where a layer's last node is left or a formula is, and when each has been tried in both ways."""
+    def _next(self, x: Tensor, at_full_strength: bool) -> Trial | None:
+        """Return the next trial; None if a hidden layer has only one node alive or an edge beside it is a formula, and
+        once each node has been tried in both rounds."""
         model = self.model
         scores = attribution_scores(model, [step.nodes for step in trace(model, x)])
         alive: list[tuple[float, int, int]] = []
         dead: list[Node] = []
         for layer in range(1, model.depth):
-            worth = scores.nodes[layer].amax(0).tolist()
-            found = [(score, layer, node) for node, score in enumerate(worth) if score > ALIVE]
-            if len(found) < 2 or model.symbolic[layer - 1].edges or model.symbolic[layer].edges:
+            layer_scores = scores.nodes[layer].amax(0).tolist()
+            above = [(score, layer, node) for node, score in enumerate(layer_scores) if score > MIN_SCORE]
+            if len(above) < 2 or model.symbolic[layer - 1].edges or model.symbolic[layer].edges:
                 return None
-            alive += found
-            dead += [(layer, node) for node, score in enumerate(worth) if not score > ALIVE]
+            alive += above
+            dead += [(layer, node) for node, score in enumerate(layer_scores) if not score > MIN_SCORE]
         nodes = [(layer, node) for _, layer, node in sorted(alive)]
-        sums = self._beside_multiplications()
-        if risen and self.is_first and self.multiplied < MULTIPLIED and set(sums) & set(nodes):
-            self.multiplied += 1
-            return Trial(sums, self.multiplied - 1, multiplied=True)
-        if self.failed < len(nodes):
-            return Trial([nodes[self.failed]], None)
-        if self.failed < 2 * len(nodes) and self.is_first:
-            return Trial([nodes[self.failed - len(nodes)], *dead], self.failed)
+        additions = self._additions_beside_multiplications()
+        may_multiply = self.is_first_fit and self.multiplication_trials < MAX_MULTIPLICATION_TRIALS
+        if at_full_strength and may_multiply and set(additions) & set(nodes):
+            self.multiplication_trials += 1
+            return Trial(additions, self.multiplication_trials - 1, multiplications_only=True)
+        if self.failures < len(nodes):
+            return Trial([nodes[self.failures]], None)
+        if self.failures < 2 * len(nodes) and self.is_first_fit:
+            return Trial([nodes[self.failures - len(nodes)], *dead], self.failures)
         return None
 
-    def _beside_multiplications(self) -> list[Node]:
-        """The hidden nodes that add, in layers where others multiply."""
+    def _additions_beside_multiplications(self) -> list[Node]:
+        """Hidden addition nodes in layers that also have multiplication nodes."""
         nodes = self.model.architecture
         layers = (layer for layer in range(1, self.model.depth) if nodes.arities[layer])
         return [(layer, node) for layer in layers for node in range(nodes.sums[layer])]
 
 
 @torch.no_grad()
-def silence(model: Network, layer: int, node: int) -> None:
-    """Set the numeric edges into and out of a node to 0."""
+def zero_node(model: Network, layer: int, node: int) -> None:
+    """Set the parameters of all numeric edges into and out of a node to 0."""
     into, out = model.layers[layer - 1], model.layers[layer]
     subnodes = model.architecture.factors(layer)[node]
     for weights in (into.spline_weight, into.base_weight):
@@ -159,20 +170,20 @@ def silence(model: Network, layer: int, node: int) -> None:
 
 
 @torch.no_grad()
-def redraw(model: Network, without: list[Node], seed: int, regrid: bool) -> None:
-    """Fresh numeric edges everywhere, but for hidden nodes to do without; with ``regrid`` on the first grids behind
-    hidden nodes."""
+def reinit(model: Network, zeroed: list[Node], seed: int, reset_grid: bool) -> None:
+    """Draw the parameters of all numeric edges again, and set some hidden nodes to zero. With ``reset_grid`` the layers
+    after the first also get the knots of a fresh layer."""
     generator = torch.Generator().manual_seed(seed)
-    for place, layer in enumerate(model.layers):
-        if regrid and place > 0:
+    for index, layer in enumerate(model.layers):
+        if reset_grid and index > 0:
             layer._write_knots(layer._initial_knots())
         reinitialize(layer, generator)
-    for node in without:
-        silence(model, *node)
+    for node in zeroed:
+        zero_node(model, *node)
 
 
-def state_of(model: Network) -> dict[str, Any]:
-    """A copy of everything that training changes."""
+def copy_state(model: Network) -> dict[str, Any]:
+    """Copy of the state dict, which holds everything that training changes."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else value
         for name, value in model.state_dict().items()

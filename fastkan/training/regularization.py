@@ -1,8 +1,8 @@
-"""What a fit may ask for beside a small error: few edges, short and smooth coefficients.
+"""The penalty of a fit, for few edges and for small and smooth spline coefficients.
 
-An edge's size is the spread of its values over a batch. It comes from the covariance of the splines
-(``fastkan_kernels.statistics``), so no N x I x O tensor is made, and it is differentiable. The terms are those of pykan
-0.2.8, but that every metric here has a gradient.
+The size of an edge is measured by the standard deviation of its values over a batch. It is computed from the covariance
+of the splines (``fastkan_kernels.statistics``), without an N x I x O tensor, and is differentiable. The terms are those
+of pykan 0.2.8, except that each metric has a gradient here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from ..network.attribution import attribution_scores
 if TYPE_CHECKING:
     from ..network.core import Network
 
-INPUT_FLOOR = 0.1  # added to an input's spread, which may be 0
-TINY = 1e-4  # added to a share before its logarithm
+INPUT_FLOOR = 0.1  # added to the standard deviation of an input, which may be 0, before dividing by it
+TINY = 1e-4  # added to a share before its logarithm is taken
 BITS = 1 / math.log(2)
 
 REG_METRICS = (
@@ -33,24 +33,25 @@ REG_METRICS = (
     "edge_backward",
     "node_backward",
 )
-MLP_METRICS = ("w", "act", "fa", "a")  # of the network in interop.pykan.mlp
+MLP_METRICS = ("w", "act", "fa", "a")  # metrics of `fastkan.interop.pykan.MLP`
 
 
 class Penalty:
-    """A network's forward and the penalty of its edges on the same batch.
+    """The penalty of a network's edges, computed in one pass with the network's output.
 
     Args:
         lamb_l1, lamb_entropy: see :func:`edge_penalty`.
         lamb_coef, lamb_coefdiff: see :func:`coefficient_penalty`.
-        metric: a name in :data:`REG_METRICS`: the size of an edge is
+        metric: a name in :data:`REG_METRICS`. With std for the standard deviation over the batch, the size of an edge
+            is
 
-            - ``"edge_forward_spline_n"``: the spread of what it gives for one of what it is given, of its spline and
-              base function alone;
+            - ``"edge_forward_spline_n"``: the std of its values, without its formula, divided by the std of its input
+              plus 0.1;
             - ``"edge_forward_sum"``: the same, with its formula;
-            - ``"edge_forward_spline_u"``: the spread of what it gives, with its formula;
-            - ``"edge_backward"``: its share in the outputs' spread;
-            - ``"node_backward"``: not an edge's, but the inputs' shares in the spread of each node behind them, times
-              that node's own share in the outputs'.
+            - ``"edge_forward_spline_u"``: the std of its values, with its formula;
+            - ``"edge_backward"``: its attribution score, that is its share in the std of the outputs;
+            - ``"node_backward"``: not defined for edges, but for pairs of a node and a network input: the share of the
+              input in the std of the node, times the attribution score of the node.
 
     Raises:
         ValueError: for another name.
@@ -67,13 +68,13 @@ class Penalty:
     def __call__(
         self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, smooth: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """``x [N, in_features]`` to the output and the penalty, of sizes that are :func:`rounded`."""
+        """Compute the network's output for ``x [N, in_features]``, and the penalty of :func:`rounded` sizes."""
         model = self.model
-        if len(x) < 2:  # the last batch of a loader; one row has no spread, and every edge the size 0
+        if len(x) < 2:  # as in the last batch of a loader; with a single row all standard deviations and sizes are 0
             output, sizes = model._forward_with_std(x, singularity_avoiding, y_th)[0], []
         elif self.metric == "edge_forward_spline_n":
-            output, spreads = model._forward_with_std(x, singularity_avoiding, y_th, with_std=True)
-            sizes = [edges / (inputs + INPUT_FLOOR).unsqueeze(1) for edges, inputs in spreads]
+            output, stds = model._forward_with_std(x, singularity_avoiding, y_th, with_std=True)
+            sizes = [edges / (inputs + INPUT_FLOOR).unsqueeze(1) for edges, inputs in stds]
         else:
             nodes = [model._select_inputs(x)]
             for layer in range(model.depth):
@@ -92,40 +93,51 @@ class Penalty:
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
     def vjp(
-        self, spreads: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
+        self, stds: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
     ) -> tuple[float, float, list[tuple[Any, Any]]]:
-        """The penalty, the same of sizes that are :func:`rounded` and, times ``unit``, the gradients of this by the
-        spreads of each layer's edges and inputs; of arrays."""
+        """Compute the penalty and its gradients with respect to standard deviations, in NumPy.
+
+        Args:
+            stds: for each layer the standard deviations of its edges, ``[in, out]``, and of its inputs, ``[in]``.
+            unit: factor of the gradients.
+            smooth: as in :func:`rounded`.
+
+        Returns:
+            The penalty; the penalty of :func:`rounded` sizes; and for each layer the gradients of the latter with
+            respect to the two standard deviations, times ``unit``.
+        """
         import numpy as np
 
-        lamb_l1, lamb_entropy = map(float, self.of_edges)  # NumPy's own numbers would widen float32
-        exact, total, pulled = 0.0, 0.0, []
-        for edges, inputs in spreads:
-            floored = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
-            size = edges / floored
+        lamb_l1, lamb_entropy = map(float, self.of_edges)  # as NumPy scalars they would promote float32 to float64
+        exact, total, gradients = 0.0, 0.0, []
+        for edges, inputs in stds:
+            divisor = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
+            size = edges / divisor
             value, slope = _value_and_slope(rounded(size, smooth), np.log2, lamb_l1, lamb_entropy)
             total += float(value)
             if smooth:
                 slope = slope * (size / (size * size + smooth * smooth) ** 0.5)
                 value, _ = _value_and_slope(size, np.log2, lamb_l1, lamb_entropy)
             exact += float(value)
-            by_edges = slope * (unit / floored)
-            pulled.append((by_edges, -(by_edges * edges).sum(1) / floored[:, 0]))
-        return exact, total, pulled
+            edge_gradient = slope * (unit / divisor)
+            gradients.append((edge_gradient, -(edge_gradient * edges).sum(1) / divisor[:, 0]))
+        return exact, total, gradients
 
 
 def rounded(size: Any, smooth: float) -> Any:
-    """Sizes whose slope goes to 0 as they do, within a length of ``smooth``; a size's own jumps there."""
+    """Smooth approximation of ``size``, from which it differs by at most ``smooth``. The derivative of a standard
+    deviation with respect to the parameters jumps where the standard deviation is 0; that of this function does not."""
     return (size * size + smooth * smooth) ** 0.5 - smooth if smooth else size
 
 
 def edge_sizes(
     model: Network, nodes: Sequence[Tensor], metric: str, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> list[Tensor]:
-    """The size of every edge of each layer, ``[in, out]``, in a metric of :data:`REG_METRICS`.
+    """Sizes of the edges, ``[in, out]`` for each layer, in a metric of :data:`REG_METRICS`.
 
     Args:
-        nodes: what enters each layer, ``[N, nodes]``.
+        nodes: inputs of each layer, ``[N, nodes]``.
+        metric: see :class:`Penalty`.
         singularity_avoiding, y_th: as in :meth:`KAN.forward`.
     """
     guarded = singularity_avoiding, y_th
@@ -137,22 +149,27 @@ def edge_sizes(
             attribution_scores(model, nodes, layer, scores.nodes[layer], *guarded).nodes[0].t()
             for layer in range(1, model.depth + 1)
         ]
-    found = []
+    sizes = []
     for numeric, symbolic, x in zip(model.layers, model.symbolic, nodes):
-        alone = metric == "edge_forward_spline_n"
-        size = numeric_edge_std(numeric, x) if alone else all_edge_std(numeric, symbolic, x, *guarded)
+        if metric == "edge_forward_spline_n":
+            size = numeric_edge_std(numeric, x)
+        else:
+            size = all_edge_std(numeric, symbolic, x, *guarded)
         if metric != "edge_forward_spline_u":
             size = size / (column_std(x) + INPUT_FLOOR).unsqueeze(1)
-        found.append(size)
-    return found
+        sizes.append(size)
+    return sizes
 
 
 def edge_penalty(sizes: Sequence[Tensor], lamb_l1: float, lamb_entropy: float) -> Tensor:
-    """Sum over layers of ``lamb_l1`` times the sizes' sum, and ``lamb_entropy`` times the entropies of how nodes share
-    their sizes among their edges, mean over each side's nodes; differentiable.
+    """Compute the penalty of the sizes of edges; differentiable.
+
+    It is the sum over layers of ``lamb_l1`` times the sum of all sizes and ``lamb_entropy`` times two entropies, in
+    bits: the mean over input nodes of the entropy of the sizes of the edges from a node, each divided by their sum plus
+    1, and the same for the edges into output nodes.
 
     Args:
-        sizes: ``[in, out]`` of each layer, 0 or more.
+        sizes: non-negative tensors ``[in, out]``, one for each layer.
 
     Example:
         >>> edge_penalty([torch.tensor([[1.0], [0.0]])], lamb_l1=1.0, lamb_entropy=0.0)
@@ -165,7 +182,8 @@ def edge_penalty(sizes: Sequence[Tensor], lamb_l1: float, lamb_entropy: float) -
 
 
 class _EdgePenalty(torch.autograd.Function):
-    """Of one layer, with its gradient made at once; on a CPU in NumPy, whose calls cost a third."""
+    """:func:`edge_penalty` of one layer, with the gradient computed in the forward pass; on a CPU in NumPy, since a
+    call of NumPy costs a third of a call of PyTorch and the sizes are small arrays."""
 
     @staticmethod
     def forward(ctx, size: Tensor, lamb_l1: float, lamb_entropy: float) -> Tensor:
@@ -183,30 +201,34 @@ class _EdgePenalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         size, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative will be wanted
+        if torch.is_grad_enabled():  # the gradient itself must be differentiable
             value = _value_and_slope(size, torch.log2, *ctx.weights)[0]
             (slope,) = torch.autograd.grad(value, size, create_graph=True)
         return slope * upstream, None, None
 
 
 def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: float) -> tuple[Any, Any]:
-    """The penalty of one layer and its gradient, of a tensor or an array."""
+    """Penalty of one layer and its gradient with respect to ``size``, both tensors or both NumPy arrays."""
     value, slope = lamb_l1 * size.sum(), 0 * size + lamb_l1
     if lamb_entropy:
-        for along in (0, 1):
-            whole = size.sum(axis=along, keepdims=True) + 1
-            share = size / whole
-            moved = share + TINY
-            bits = log2(moved)
-            weight = lamb_entropy / size.shape[1 - along]
+        for axis in (0, 1):
+            total = size.sum(axis=axis, keepdims=True) + 1
+            share = size / total
+            shifted = share + TINY
+            bits = log2(shifted)
+            weight = lamb_entropy / size.shape[1 - axis]
             value = value - weight * (share * bits).sum()
-            by_share = bits + share / moved * BITS
-            slope = slope - weight * (by_share - (by_share * share).sum(axis=along, keepdims=True)) / whole
+            share_slope = bits + share / shifted * BITS
+            slope = slope - weight * (share_slope - (share_slope * share).sum(axis=axis, keepdims=True)) / total
     return value, slope
 
 
 def coefficient_penalty(model: Network, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
-    """Sizes of the splines' coefficients, and of their differences from one to the next, mean over outputs."""
+    """Compute the penalty of the spline coefficients of all layers; differentiable.
+
+    It is ``lamb_coef`` times the sum of the coefficients' magnitudes plus ``lamb_coefdiff`` times that of the
+    differences of consecutive coefficients, both averaged over the outputs of each layer.
+    """
     total = model.layers[0].spline_weight.new_zeros(())
     for layer in model.layers:
         weight = layer.spline_weight if layer.mask is None else layer.spline_weight * layer.mask

@@ -9,7 +9,7 @@ import torch
 from networks import D, network
 
 from fastkan import KAN
-from fastkan.kan.old_arguments import WITHOUT_MEANING
+from fastkan.kan.old_arguments import IGNORED
 
 
 def test_nothing_global_is_seeded_and_no_argument_changed() -> None:
@@ -45,7 +45,7 @@ def test_seeds() -> None:
     assert torch.equal(KAN([2, 3, 1], seed=None)(x), drawn[0])
 
 
-@pytest.mark.parametrize("name", sorted(WITHOUT_MEANING))
+@pytest.mark.parametrize("name", sorted(IGNORED))
 def test_arguments_without_a_meaning_are_taken_and_say_so(name: str) -> None:
     with pytest.warns(UserWarning, match=f"{name} has no meaning here") as caught:
         model = KAN([2, 1], seed=0, **{name: True})

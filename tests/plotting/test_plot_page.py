@@ -220,20 +220,13 @@ def test_a_notebook_shows_a_figure_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "IPython.display", notebook)
     figure = plots.plot(made())
     figure._ipython_display_()
-    assert shown == [figure]  # Agg shows nothing by itself
+    assert shown == [figure]
+    assert plt.fignum_exists(figure.number)  # Agg shows nothing by itself
     monkeypatch.setattr(matplotlib, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
-
-    class DisplayHook:
-        def __call__(self, value: Figure) -> None:
-            value._ipython_display_()
-
-    monkeypatch.setattr(sys, "displayhook", DisplayHook())
-    sys.displayhook(figure)
-    assert shown == [figure]  # pyplot will ask at the cell's end
     figure._ipython_display_()
     assert shown == [figure, figure]
-    plt.close(figure)
-    sys.displayhook(figure)
+    assert not plt.fignum_exists(figure.number)  # pyplot would show it at the cell's end
+    figure._ipython_display_()
     assert shown == [figure, figure, figure]
     assert len(pickle.loads(pickle.dumps(figure)).axes) == 1
 

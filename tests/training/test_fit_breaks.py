@@ -13,7 +13,7 @@ from test_fit import OPTS, data, dataset, fit, fresh, rmse
 from torch import Tensor
 
 from fastkan.kan.model import KAN
-from fastkan.training import node_search as sparsity
+from fastkan.training.node_search import NodeTrials
 from fastkan.training.objective import Objective
 
 SPARSE: dict[str, Any] = {"steps": 20, "lamb": 0.01, "lamb_entropy": 10.0}
@@ -33,7 +33,7 @@ class Interrupted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> None:
         self.count, self.trying, self.tried = 0, False, []
-        vjp, trial = Objective.value_and_grad, sparsity.NodeTrials.__call__
+        vjp, trial = Objective.value_and_grad, NodeTrials.__call__
 
         def counted(objective: Objective, *arguments: Any) -> float:
             if self.count == at:
@@ -42,7 +42,7 @@ class Interrupted:
             self.count += 1
             return vjp(objective, *arguments)
 
-        def noted(trials: sparsity.NodeTrials, *arguments: Any) -> bool:
+        def noted(trials: NodeTrials, *arguments: Any) -> bool:
             self.trying = True
             try:
                 return trial(trials, *arguments)
@@ -50,7 +50,7 @@ class Interrupted:
                 self.trying = False
 
         monkeypatch.setattr(Objective, "value_and_grad", counted)
-        monkeypatch.setattr(sparsity.NodeTrials, "__call__", noted)
+        monkeypatch.setattr(NodeTrials, "__call__", noted)
 
 
 def test_an_interrupt_at_any_evaluation_leaves_what_the_record_says(monkeypatch: pytest.MonkeyPatch) -> None:

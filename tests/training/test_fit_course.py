@@ -13,6 +13,7 @@ from test_fit import OPTS, data, dataset, fit, fresh, rmse
 from torch import Tensor
 
 from fastkan.kan.model import KAN
+from fastkan.network.refine import update_grid_from_samples
 from fastkan.training.regularization import Penalty
 
 # -- grid updates -----------------------------------------------------------------------------------
@@ -24,13 +25,13 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at: list[int] = []
         self.step = 0
-        update = KAN.update_grid_from_samples
+        update = update_grid_from_samples
 
         def noted(model: KAN, x: Tensor | None = None) -> None:
             self.at.append(self.step)
             update(model, x)
 
-        monkeypatch.setattr(KAN, "update_grid_from_samples", noted)
+        monkeypatch.setattr("fastkan.training.fit.update_grid_from_samples", noted)
 
     def __call__(self, model: KAN, step: int, record: dict) -> None:
         self.step = step + 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastkan import create_dataset
 from fastkan.kan.model import KAN
-from fastkan.training.node_search import EVERY, FIRST, MULTIPLIED, NodeTrials, Trial
+from fastkan.training.node_search import FIRST_TRIAL, MAX_MULTIPLICATION_TRIALS, TRIAL_INTERVAL, NodeTrials, Trial
 
 LATE = 99  # a step at which the penalty has risen
 
@@ -64,18 +64,18 @@ def test_multiplications_alone_take_no_turn_of_a_node() -> None:
     made, told, _ = trials(model, rises=True)
     x = points(model)
     taken = []
-    for _ in range(MULTIPLIED + 2 * 3 + 1):
+    for _ in range(MAX_MULTIPLICATION_TRIALS + 2 * 3 + 1):
         assert not made(lambda x, y: taken.append(len(x)), x, x[:, :1], LATE)
     *tried, last = told
     assert last is None
     assert len(taken) == len(told)  # a step is taken each time
     assert all(trial is not None for trial in tried)
-    alone, each, afresh = tried[:MULTIPLIED], tried[MULTIPLIED:-3], tried[-3:]
-    assert [trial.without for trial in alone] == MULTIPLIED * [[(1, 0), (1, 1)]]
-    assert len({trial.seed for trial in alone}) == MULTIPLIED
-    assert sorted(trial.without for trial in each) == [[(1, 0)], [(1, 1)], [(1, 2)]]
+    alone, each, afresh = tried[:MAX_MULTIPLICATION_TRIALS], tried[MAX_MULTIPLICATION_TRIALS:-3], tried[-3:]
+    assert [trial.zeroed for trial in alone] == MAX_MULTIPLICATION_TRIALS * [[(1, 0), (1, 1)]]
+    assert len({trial.seed for trial in alone}) == MAX_MULTIPLICATION_TRIALS
+    assert sorted(trial.zeroed for trial in each) == [[(1, 0)], [(1, 1)], [(1, 2)]]
     assert all(trial.seed is None for trial in each)
-    assert [trial.without for trial in afresh] == [trial.without for trial in each]
+    assert [trial.zeroed for trial in afresh] == [trial.zeroed for trial in each]
     assert all(trial.seed is not None for trial in afresh)
 
 
@@ -95,8 +95,8 @@ def test_multiplications_alone_are_not_tried_where(width: list, why: str) -> Non
     made, told, _ = trials(model, rises=True)
     x = points(model)
     for _ in range(4):
-        made(lambda x, y: None, x, x[:, :1], FIRST if why == "the penalty has not risen" else LATE)
-    assert all(trial is None or len(trial.without) == 1 for trial in told)
+        made(lambda x, y: None, x, x[:, :1], FIRST_TRIAL if why == "the penalty has not risen" else LATE)
+    assert all(trial is None or len(trial.zeroed) == 1 for trial in told)
     assert told[0] is not None
 
 
@@ -122,7 +122,7 @@ def test_trials_that_fail_leave_everything_as_it_was(update_grid: bool) -> None:
     model, before, trained, grid = set_up()
     made, told, objective = trials(model, True, update_grid)
     x = points(model)
-    for _ in range(MULTIPLIED + 2 * 5):
+    for _ in range(MAX_MULTIPLICATION_TRIALS + 2 * 5):
         made(lambda x, y: None, x, x[:, :1], LATE)
         unchanged(model, before)
         assert objective.strength == 0.5
@@ -138,7 +138,7 @@ def test_a_trial_that_is_kept_changes_weights_and_knots_alone(update_grid: bool)
     x = points(model)
     assert made(lambda x, y: None, x, x[:, :1], LATE)
     assert told[0] is not None
-    assert told[0].multiplied
+    assert told[0].multiplications_only
     assert objective.strength == 0.5
     after = parameters_of(model)
     assert after.keys() == before.keys()
@@ -164,4 +164,4 @@ def test_trials_are_due_every_few_steps() -> None:
     made, _, _ = trials(network([2, 3, 1]), rises=True)
     due = [step for step in range(20) if made.due(step)]
     assert due
-    assert all(step >= FIRST and step % EVERY == 0 for step in due)
+    assert all(step >= FIRST_TRIAL and step % TRIAL_INTERVAL == 0 for step in due)

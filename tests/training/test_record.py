@@ -150,8 +150,8 @@ def test_a_strong_penalty_does_not_stop_lbfgs_far_from_a_minimum(seed: int, monk
     """Where edges come to 0 their sizes have kinks, at which every line search fails."""
     x, y = data(100)
     reached = []
-    for smooth in (optimizers.SMOOTH, 0.0):
-        monkeypatch.setattr(optimizers, "SMOOTH", smooth)
+    for smooth in (optimizers.SMOOTHING_LENGTH, 0.0):
+        monkeypatch.setattr(optimizers, "SMOOTHING_LENGTH", smooth)
         model = KAN([2, 3, 1], grid=5, seed=seed, dtype=D)
         results = fit(model, (x, y), steps=150, lamb=1.0, try_without=False)
         loss, penalty = Penalty(model, 1.0, 2.0, 0.0, 0.0, "edge_forward_spline_n")(x)

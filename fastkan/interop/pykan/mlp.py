@@ -340,7 +340,7 @@ class MLP(nn.Module):
         """
         from matplotlib.collections import LineCollection
 
-        from ...plotting.show import open_pyplot, show_once
+        from ...plotting.plot import open_pyplot, show_once
 
         if metric == "w":
             sizes = [weight.detach() for weight in self.w]
