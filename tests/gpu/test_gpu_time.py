@@ -16,13 +16,13 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("triton")
 
+import oracle
 from gpu_runs import rehearse
 
 from bench.gpu import deadline, hazard, join, needed, parts, stages, suite, trials, variants, warm
 from bench.gpu.place import Place
 from bench.gpu.record import Record
 from bench.gpu.rows import MANY, ROWS, Row
-from bench.gpu.truth import exact
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -322,7 +322,7 @@ def test_a_variant_lacks_its_stage_and_no_other(contraction: str, outputs: dict[
         assert not torch.allclose(out, whole, rtol=1e-2, atol=1e-2), stage
     o, basis = parts.operands_of(part, place)
     half = o._replace(**{name: torch.full_like(getattr(o, name), 0.5) for name in ("weight", "base_weight", "g")})
-    expected = exact(contraction, half, basis, part.derivative)[0].value
+    expected = oracle.exact_with_sizes(contraction, half, basis, part.derivative)[0].value
     got = outputs["loads"].double().view_as(expected)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 
