@@ -12,9 +12,8 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import DEVICE, compute, forced, forced_triton, gluon_by_the_machine, make_case, no_triton
+from cases import DEVICE, assert_rounded, compute, forced, forced_triton, gluon_by_the_machine, make_case, no_triton
 from oracle import Example
-from test_triton import assert_rounded
 
 from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton import hardware, hopper

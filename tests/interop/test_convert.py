@@ -11,97 +11,26 @@ import numpy as np
 import peers
 import pytest
 import torch
-from peers import D, formula, inkan, points, pykan
+from peers import (
+    SOURCES,
+    D,
+    close,
+    columns,
+    formula,
+    inkan,
+    masked,
+    points,
+    pykan,
+    read_in_part,
+    value,
+    value_and_slope,
+    with_formulas,
+)
 from torch import Tensor, nn
 
 import fastkan
 from fastkan import KAN, KANLinear, convert, convert_state_dict
 from fastkan.layers.symbolic import SymbolicEdges
-
-FORMULAS = [(0, 0, 0, "sin", (2.0, 0.3, 1.5, -0.2)), (0, 1, 2, "x^2", (1.2, 0.1, 0.7, 0.4)),
-            (1, 1, 0, "tanh", (0.8, 0.0, 1.1, 0.3))]  # fmt: skip
-
-
-def with_formulas(**options: Any) -> Any:
-    model = pykan(**options)
-    for place, (l, i, j, name, row) in enumerate(FORMULAS):
-        formula(model, l, i, j, name, row, keep=place == 0)
-    return model
-
-
-def masked(**options: Any) -> Any:
-    model = pykan(**options)
-    for layer in model.act_fun:
-        draw = torch.rand(layer.mask.shape, generator=torch.Generator().manual_seed(2))
-        layer.mask.data = (draw > 0.3).to(layer.mask)
-    return model
-
-
-def read_in_part(**options: Any) -> Any:
-    """The columns 3 and 1 of what it is given."""
-    model = pykan((2, 3, 1), **options)
-    model.input_id = torch.tensor([3, 1])
-    return model
-
-
-SOURCES: dict[str, Callable[..., Any]] = {
-    "pykan": pykan,
-    "pykan, deep": lambda **o: pykan((2, 3, 3, 2), grid=[3, 5, 4], k=[3, 2, 4], **o),
-    "pykan, order 1": lambda **o: pykan(k=1, **o),
-    "pykan, order 5": lambda **o: pykan(k=5, grid=6, **o),
-    "pykan, identity": lambda **o: pykan(base_fun="identity", **o),
-    "pykan, zero": lambda **o: pykan(base_fun="zero", **o),
-    "pykan, products": lambda **o: pykan((3, (2, 2), 2), **o),
-    "pykan, products of three": lambda **o: pykan((3, (1, 2), 2), mult_arity=3, affine=True, **o),
-    "pykan, products of many": lambda **o: pykan((3, (1, 2), (2, 1), 1), mult_arity=[[], [2, 4], [3], []],
-                                                 affine=True, **o),
-    "pykan, affine maps": lambda **o: pykan((2, 4, 2), affine=True, **o),
-    "pykan, masks": masked,
-    "pykan, sparse from the start": lambda **o: pykan((3, 5, 2), sparse_init=True, **o),
-    "pykan, formulas": with_formulas,
-    "pykan, some inputs": read_in_part,
-    "pykan, layer": lambda **o: pykan((3, 4), **o).act_fun[0],
-    "inkan": lambda **o: inkan(3, 5, 2, **o),
-    "inkan, layer": lambda **o: inkan(3, 5, grid_range=(-0.7, 1.2), **o),
-    "inkan, fine grid": lambda **o: inkan(3, 2, grid_size=60, **o),
-    "inkan, dense": lambda **o: inkan(3, 2, basis_mode="dense", contraction="dense", **o),
-    "efficient-kan": lambda dtype: peers.KAN([3, 5, 2]).to(dtype),
-    "efficient-kan, layer": lambda dtype: peers.KANLinear(3, 4, 6, 2).to(dtype),
-    "efficient-kan, no scale": lambda dtype: peers.KANLinear(3, 4, scaled=False).to(dtype),
-    "efficient-kan, identity": lambda dtype: peers.KANLinear(3, 4, base_activation=nn.Identity).to(dtype),
-}  # fmt: skip
-
-
-def columns(source: Any) -> int:
-    """How many columns its input has."""
-    if hasattr(source, "input_id"):
-        return int(source.input_id.max()) + 1
-    first = source.layers[0] if hasattr(source, "layers") else source
-    for name in ("in_dim", "in_features"):
-        if hasattr(first, name):
-            return getattr(first, name)
-    return first.grid.shape[0]
-
-
-def value(source: Any, x: Tensor) -> Tensor:
-    """Its output: pykan's layer has three more."""
-    y = source(x)
-    return y[0] if isinstance(y, tuple) else y
-
-
-def value_and_slope(source: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    y = value(source, x)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=D).to(y.dtype)
-    return y.detach(), torch.autograd.grad(y, x, weights)[0]
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    """To 1e-10 of the largest in float64, to 1e-5 in float32."""
-    digits = 1e-10 if expected.dtype == D else 1e-5
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    assert float((got - expected).abs().max()) <= digits * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])

@@ -8,15 +8,26 @@ from __future__ import annotations
 import numpy as np
 import oracle
 import pytest
-import test_special_values
 import torch
-from cases import DEVICE, KNOTS, TRITON_WAYS, assert_within, check, compute, forced, forced_triton, make_case, no_triton
+from cases import (
+    DEVICE,
+    KNOTS,
+    TRITON_WAYS,
+    WITH_TRITON,
+    absolute_terms,
+    assert_rounded,
+    assert_within,
+    check,
+    compute,
+    forced,
+    forced_triton,
+    make_case,
+)
 from oracle import Example
 
 import fastkan_kernels
-from fastkan_kernels import Basis
 
-pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+pytestmark = WITH_TRITON
 
 # order, derivatives, kinds of knots
 ORDERS = [
@@ -127,34 +138,7 @@ def test_the_same_bits_each_time(way: str) -> None:
                 assert torch.equal(one, other)
 
 
-# -- NaN and infinities ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("base", "derivative"), [("silu", 0), ("silu", 4), ("identity", 1), ("none", 0), ("none", 1)])
-@pytest.mark.parametrize("kind", test_special_values.KINDS)
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_nan(way: str, kind: str, derivative: int, base: str) -> None:
-    test_special_values.test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(way, kind, derivative, base)
-
-
-@pytest.mark.parametrize("derivative", [0, 2])
-@pytest.mark.parametrize("kind", test_special_values.KINDS)
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_nothing_but_nan(way: str, kind: str, derivative: int) -> None:
-    test_special_values.test_nothing_but_nan_is_nothing_but_nan(way, kind, derivative)
-
-
-@pytest.mark.parametrize(("base", "derivative"), [("silu", 0), ("silu", 4), ("identity", 1), ("none", 0), ("none", 1)])
-@pytest.mark.parametrize("kind", test_special_values.KINDS)
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_infinities(way: str, kind: str, derivative: int, base: str) -> None:
-    test_special_values.test_at_infinities_only_the_base_function_is_left(way, kind, derivative, base)
-
-
-@pytest.mark.parametrize("kind", test_special_values.KINDS)
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_far_outside(way: str, kind: str) -> None:
-    test_special_values.test_far_outside_the_grid_nothing_overflows(way, kind, 1, 3e38)
+# -- range and views ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1e-10, 1e10])
@@ -193,23 +177,6 @@ def test_negated_views_are_what_they_say(way: str) -> None:
 # -- half precision ----------------------------------------------------------------------------------
 
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def assert_rounded(o: Example, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
-    """Each factor of a product is rounded to ``dtype`` at most once, and the result to its own."""
-    half_ulp = torch.finfo(dtype).eps / 2
-    for name in "FGH":
-        with forced(way):
-            values = compute(name, o, basis, derivative)
-        sizes = test_special_values.absolute_terms(name, o, basis, derivative)
-        rounding = oracle.budget(name, o, basis, derivative, way, sums=True)
-        for value, exact, size, bound in zip(
-            values, oracle.exact(name, o, basis, derivative), sizes, rounding, strict=True
-        ):
-            assert value.dtype == o.x.dtype
-            once = torch.finfo(value.dtype).eps / 2 * np.abs(exact) * 1.01 + torch.finfo(value.dtype).tiny
-            # features (with v), weights, g and, where the product is stored in between, that
-            assert_within(value, exact, bound + 3.1 * half_ulp * size + once, f"{name}_{derivative}")
 
 
 @pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
@@ -276,18 +243,6 @@ def test_precision_of_float32_products(setting: str) -> None:
             (value,) = compute("F", o, basis)
     finally:
         torch.set_float32_matmul_precision(before)
-    exact, size = oracle.exact("F", o, basis)[0], test_special_values.absolute_terms("F", o, basis, 0)[0]
+    exact, size = oracle.exact("F", o, basis)[0], absolute_terms("F", o, basis, 0)[0]
     error = np.abs(value.double().numpy() - exact).max() / np.abs(size).max()
     assert (error < 1e-6) == (setting == "highest")
-
-
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_derivatives_of_silu_far_out(way: str) -> None:
-    test_special_values.tail_of_silu(way)
-
-
-@pytest.mark.skipif(DEVICE != "cpu", reason="it computes on the CPU")
-@pytest.mark.parametrize("base", ["silu", "identity"])
-@pytest.mark.parametrize("way", TRITON_WAYS)
-def test_what_float16_has_no_range_for_is_infinite(way: str, base: str) -> None:
-    test_special_values.autocast_to_float16(way, base)

@@ -232,6 +232,15 @@ def no_triton() -> str | None:
     return BACKENDS["triton"].unable(torch.device(DEVICE))
 
 
+WITH_TRITON = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+FUSED = pytest.param("fused", marks=WITH_TRITON)  # one of Triton's ways beside backends of the CPU
+
+
+def by_triton(*rest: tuple) -> list[Any]:
+    """Parameters ``(way, *values)`` of each of Triton's ways with each of ``rest``."""
+    return [pytest.param(way, *values, marks=WITH_TRITON) for way in TRITON_WAYS for values in rest]
+
+
 @contextmanager
 def small_blocks() -> Iterator[None]:
     """Cut even a small case into many blocks, of rows and of splines."""
@@ -316,3 +325,31 @@ def check(o: Example, basis: Basis, derivative: int, way: str, names: str = "FGH
                 ratio = np.abs(ref.detach().double().numpy() - want) / bound
             worst = ratio[np.isfinite(ratio)].max(initial=0.0)
             assert_within(value, want, 2 * worst * bound + rounding, f"{name}_{derivative}, {way}")
+
+
+def absolute_terms(name: str, o: Example, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
+    """The sums of the absolute values of all terms v psi W g, and of float16's error below its normal numbers."""
+    a = o.array()
+    sizes = Example(*(None if t is None else np.abs(t) for t in a))
+    h = float(o.knots[0].diff().mean())
+    psi = np.abs(oracle.splines(a.x, a.knots, basis.order, derivative))
+    floor = 2.0**-13  # a subnormal of float16 is off by 2^-25, that is 2^-13 half ulps of 1
+    base = None if basis.base == "none" else np.abs(oracle.base_function(a.x, basis.base, derivative)) + floor
+    return oracle.contract(name, sizes, psi + floor * (psi > 0) / h**derivative, base)
+
+
+def assert_rounded(o: Example, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
+    """Each factor of a product is rounded to ``dtype`` at most once, and the result to its own."""
+    half_ulp = torch.finfo(dtype).eps / 2
+    for name in "FGH":
+        with forced(way):
+            values = compute(name, o, basis, derivative)
+        sizes = absolute_terms(name, o, basis, derivative)
+        rounding = oracle.budget(name, o, basis, derivative, way, sums=True)
+        for value, exact, size, bound in zip(
+            values, oracle.exact(name, o, basis, derivative), sizes, rounding, strict=True
+        ):
+            assert value.dtype == o.x.dtype
+            once = torch.finfo(value.dtype).eps / 2 * np.abs(exact) * 1.01 + torch.finfo(value.dtype).tiny
+            # features (with v), weights, g and, where the product is stored in between, that
+            assert_within(value, exact, bound + 3.1 * half_ulp * size + once, f"{name}_{derivative}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,8 @@ def set_ratio(run: join.Run, row: str, anchor: str, ratio: float, name: str = co
 def bar(anchor: str, row: str = bars.FIRST) -> bars.Bar:
     """The bar of a row and an anchor."""
     return next(b for b in bars.BARS if (b.row, b.anchor) == (row, anchor))
+
+
+def hold(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)

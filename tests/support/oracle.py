@@ -141,13 +141,14 @@ def contract(name: str, o: Example, psi: Any, base: Any) -> tuple[Any, ...]:
     rows, count, inputs = psi.shape
     if name in "FG" and o.v is not None:
         psi, base = psi * o.v[:, None], None if base is None else base * o.v
-    flat, weight = psi.reshape(rows, count * inputs), o.weight.reshape(count * inputs, -1)
+    flat = psi.reshape(rows, count * inputs)
     if name == "F":
-        y = flat @ weight
+        y = flat @ o.weight.reshape(count * inputs, o.weight.shape[2])
         return (y if base is None else y + base @ o.base_weight,)
     if name == "G":
-        by_spline = (flat.T @ o.g).reshape(count, inputs, -1)
+        by_spline = (flat.T @ o.g).reshape(count, inputs, o.g.shape[1])
         return (by_spline,) if base is None else (by_spline, base.T @ o.g)
+    weight = o.weight.reshape(count * inputs, o.weight.shape[2])
     h = (psi * (o.g @ weight.T).reshape(rows, count, inputs)).sum(1)
     return (h if base is None else h + base * (o.g @ o.base_weight.T),)
 

@@ -147,6 +147,7 @@ def assert_step(found: list[torch.Tensor], expected: list, rtol: float = 1e-10) 
         np.testing.assert_allclose(value.numpy(), want, rtol=rtol, atol=rtol * np.abs(want).max())
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("route", [by_autograd, *TRANSFORMS])
 @pytest.mark.parametrize("kind", KINDS)
 def test_eager(kind: str, route) -> None:
@@ -154,6 +155,7 @@ def test_eager(kind: str, route) -> None:
     assert_step(step(route, layer, x), expected_step(a))
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize(("kind", "route"), [("shared", by_autograd), *(("adapted", route) for route in COMPILED)])
 def test_compiled(kind: str, route) -> None:
     layer, a, x = one_layer(kind)
@@ -166,6 +168,7 @@ def test_compiled_to_machine_code() -> None:
     assert_step(step(by_autograd, layer, x, compiled("inductor")), expected_step(a))
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_a_step_broken_into_several_graphs_is_not_silently_wrong() -> None:
     """Without trace_autograd_ops the inner gradients run between graphs, and a compiled graph has no
     second derivative: torch says so."""
@@ -179,6 +182,7 @@ def test_a_step_broken_into_several_graphs_is_not_silently_wrong() -> None:
     assert_step(found, expected_step(a))
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_the_gradient_by_parameters_through_functional_call() -> None:
     """torch.func all the way: the derivative by the parameters of derivatives by the input."""
     layer, a, x = one_layer("adapted")
@@ -204,6 +208,7 @@ def two_layers() -> tuple[torch.nn.Module, torch.Tensor]:
     return network, x
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_two_layers_agree_with_differences() -> None:
     """Of the loss, along a random direction of all parameters and x."""
     network, x = two_layers()
@@ -227,12 +232,14 @@ def test_two_layers_agree_with_differences() -> None:
     torch.testing.assert_close(ruled, slope, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("route", TRANSFORMS)
 def test_two_layers_by_torch_func(route) -> None:
     network, x = two_layers()
     assert_step(step(route, network, x), step(by_autograd, network, x), rtol=1e-9)
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_two_layers_compiled() -> None:
     network, x = two_layers()
     expected = step(by_autograd, network, x)
