@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 
 import numpy as np
 import oracle
@@ -256,16 +255,20 @@ def test_a_grid_far_from_0_loses_no_more_than_its_knots_have(low: float, inputs:
     assert (layer(x) / inputs - 1).abs().max() < 1e-6
 
 
-def test_a_large_fresh_layer_is_made_at_once() -> None:
-    """One small solve for all edges, not one for each: KANs have been seen to take minutes."""
-    start = time.perf_counter()
-    KANLinear(256, 16, 100)
-    assert time.perf_counter() - start < 2
-
-
 def test_a_step_by_triton_is_made_of_launches(each_backend: list[str]) -> None:
     """F, G of the splines and of the base function, and H: else no test that runs on both backends would prove much."""
     layer, x = KANLinear(3, 4), torch.rand(5, 3, requires_grad=True)
     layer(x).sum().backward()
     assert len(each_backend) in (0, 4)
     assert (len(each_backend) == 4) == (dispatch._AUTO["cpu"] == "triton" or x.is_cuda)
+
+
+def test_a_fresh_layer_takes_one_small_solve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for all edges, not one for each: KANs that take minutes to make are on record."""
+    solves: list[torch.Size] = []
+    for name in ("pinv", "lstsq", "solve"):
+        real = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda a, *r, f=real, **k: (solves.append(a.shape), f(a, *r, **k))[1])
+    KANLinear(256, 16, 100)
+    assert set(solves) == {(1, 101, 103)}
+    assert len(solves) <= 2

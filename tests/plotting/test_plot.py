@@ -236,6 +236,7 @@ def test_an_invisible_network_says_why() -> None:
 
 
 def test_they_are_methods() -> None:
+    assert KAN([2, 1], seed=0).speed().plot() is not None
     methods = [unwrap(method) for method in (KAN.plot, KAN.plot_edge, KAN.plot_history)]
     assert methods == [unwrap(function) for function in (plots.plot, plots.plot_edge, plots.plot_history)]
 

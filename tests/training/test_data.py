@@ -343,8 +343,13 @@ LOSSES = {
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("form", ["pair", "loader", "dictionary", "arrays", "dataset"])
-@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, "pair") for name in LOSSES),
+        *(("lambda", form) for form in ("loader", "dictionary", "arrays", "dataset")),
+    ],
+)
 def test_labels_of_one_dimension_are_learned_row_by_row(name: str, form: str) -> None:
     given: dict[str, Any] = {
         "pair": (INPUTS, VALUES),

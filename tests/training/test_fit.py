@@ -149,22 +149,6 @@ def test_a_loaders_batches_come_in_turn_and_again() -> None:
     assert seen[4] == y[40:].flatten().tolist()
 
 
-def test_batches_are_random_rows_each_once_before_any_comes_again() -> None:
-    x, y = data(60)
-    seen: list[Tensor] = []
-
-    def loss(p: Tensor, y: Tensor) -> Tensor:
-        if p.grad_fn is not None:  # of a step
-            seen.append(y)
-        return (p - y).square().mean()
-
-    fit(fresh(), (x, y), "Adam", 6, batch=20, loss_fn=loss)
-    for turn in (seen[:3], seen[3:]):
-        assert sorted(torch.cat(turn).flatten().tolist()) == sorted(y.flatten().tolist())
-    assert not torch.equal(seen[0], y[:20])
-    assert not torch.equal(seen[0], seen[3])
-
-
 @pytest.mark.parametrize("opt", OPTS)
 def test_a_batch_larger_than_the_set_is_the_set(opt: str) -> None:
     one, other = fresh(), fresh()
@@ -173,25 +157,6 @@ def test_a_batch_larger_than_the_set_is_the_set(opt: str) -> None:
     fit(one, given, opt, batch=1000)
     fit(other, given, opt)
     unchanged(one, parameters_of(other))
-
-
-@pytest.mark.parametrize("opt", OPTS)
-def test_labels_without_a_second_dimension(opt: str) -> None:
-    x, y = data()
-    one, other = fresh(), fresh()
-    assert fit(one, (x, y[:, 0]), opt) == fit(other, (x, y), opt)
-    unchanged(one, parameters_of(other))
-    test = {"test_input": x, "test_label": y[:, 0]}
-    assert one.evaluate(test)["test_loss"] == pytest.approx(rmse(one, x, y), rel=1e-12)
-
-
-def test_data_come_in_any_dtype() -> None:
-    x, y = data()
-    one, other = fresh(), fresh()
-    fit(one, (x.float(), y.float()))
-    fit(other, (x.float().double(), y.float().double()))
-    unchanged(one, parameters_of(other))
-    assert fit(fresh().float(), (x, y), steps=12)["train_loss"][-1] < 0.02
 
 
 @pytest.mark.parametrize("name", ["train_input", "train_label", "test_input", "test_label"])
@@ -851,56 +816,18 @@ def test_pictures_of_a_fit(tmp_path: Path) -> None:
 
 # -- what is refused --------------------------------------------------------------------------------
 
-REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"opt": "SGD"}, ValueError, "opt must be one of 'LBFGS', 'Adam'; got 'SGD'"),
-    ({"steps": -1}, ValueError, "steps must be at least 0"),
-    ({"steps": 2.0}, TypeError, "steps must be an int"),
-    ({"log": 0}, ValueError, "log must be at least 1"),
-    ({"batch": 0}, ValueError, "batch must be at least 1"),
-    ({"batch": -2}, ValueError, "batch must be at least 1"),
-    ({"grid_update_num": 0}, ValueError, "grid_update_num must be at least 1"),
-    ({"early_stopping": 0}, ValueError, "early_stopping must be at least 1"),
-    ({"save_fig_freq": 0}, ValueError, "save_fig_freq must be at least 1"),
-    ({"train": "spline"}, ValueError, "train must be a tuple of names"),
-    ({"train": ("splines",)}, ValueError, "train must be a tuple of names"),
-    ({"train": ()}, ValueError, "leaves nothing to train"),
-    ({"train": ("affine",)}, ValueError, "leaves nothing to train"),
-    ({"lamb": 0.1, "reg_metric": "edges"}, ValueError, "reg_metric must be one of"),
-    ({"display_metrics": ["loss"]}, ValueError, "display_metrics must be a tuple of names of"),
-    ({"lr": -1.0}, ValueError, "[Ll]earning rate|lr"),
-]
 
-
-@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
-@pytest.mark.parametrize("opt", OPTS)
-def test_arguments_out_of_range_are_refused_and_nothing_changed(
-    opt: str, options: dict, error: type[Exception], message: str
-) -> None:
-    model = fresh()
-    before = parameters_of(model)
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    with pytest.raises(error, match=message):
-        fit(model, data(), **{"opt": opt, **options})
-    unchanged(model, before)
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-    assert (model.history, model.sample) == ([], None)
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ((torch.rand(5, 3, dtype=D), torch.rand(5, 1, dtype=D)), r"x must have the shape \[N, 2\]"),
-        ((torch.rand(5, 2, dtype=D), torch.rand(4, 1, dtype=D)), "y must have as many rows as x"),
-        ((torch.rand(5, 2, dtype=D), torch.rand(5, 2, dtype=D)), r"y must have the shape \[5, 1\]"),
-        ({"train_input": torch.rand(5, 2, dtype=D)}, "must have train_input and train_label"),
-    ],
-)
-def test_data_that_do_not_fit_are_refused(given: Any, message: str) -> None:
-    model = network([2, 3, 1])
-    before = parameters_of(model)
-    with pytest.raises(ValueError, match=message):
-        fit(model, given)
-    unchanged(model, before)
+def test_grids_that_degenerate_break_no_fit_in_float32() -> None:
+    """Each column has three values, so that quantiles coincide; solvers of other packages raise here."""
+    x = data(100)[0].float()
+    y, x = torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2), x.round()
+    model = KAN([2, 5, 1], grid=5, seed=0)
+    results = model.fit((x, y), steps=12, lamb=0.001, grid_update_num=50, progress=False)
+    assert len(results["train_loss"]) == 12
+    cells = (3 * x[:, 0] + x[:, 1]).unique(return_inverse=True)[1]
+    means = torch.stack([y[cells == cell].mean() for cell in range(9)])[cells]
+    assert results["train_loss"][-1] < 1.2 * (y[:, 0] - means).square().mean().sqrt()  # what nine numbers allow
+    assert all(p.isfinite().all() for p in model.parameters())
 
 
 # -- a fit that breaks off ---------------------------------------------------------------------------
@@ -1115,6 +1042,20 @@ def test_parameters_that_a_callback_writes_count_at_once() -> None:
 # -- what is refused before anything changes ---------------------------------------------------------
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"opt": "SGD"}, "opt must be one of 'LBFGS', 'Adam'; got 'SGD'"),
+    ({"steps": -1}, "steps must be at least 0"),
+    ({"steps": 2.0}, "steps must be an int"),
+    ({"log": 0}, "log must be at least 1"),
+    ({"batch": 0}, "batch must be at least 1"),
+    ({"batch": -2}, "batch must be at least 1"),
+    ({"grid_update_num": 0}, "grid_update_num must be at least 1"),
+    ({"early_stopping": 0}, "early_stopping must be at least 1"),
+    ({"save_fig_freq": 0}, "save_fig_freq must be at least 1"),
+    ({"train": "spline"}, "train must be a tuple of names"),
+    ({"train": ("splines",)}, "train must be a tuple of names"),
+    ({"train": ()}, "leaves nothing to train"),
+    ({"train": ("affine",)}, "leaves nothing to train"),
+    ({"display_metrics": ["loss"]}, "display_metrics must be a tuple of names of"),
     ({"lr": 0}, "lr must be above 0, got 0"),
     ({"lr": float("nan")}, "lr must be finite"),
     ({"lr": "1"}, "lr must be a number"),
@@ -1145,17 +1086,18 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS, ids=[message for _, message in BAD_OPTIONS])
-@pytest.mark.parametrize("opt", OPTS)
 def test_bad_arguments_are_refused_and_nothing_changed(
-    opt: str, options: dict, message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    options: dict, message: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = fresh()
     before = parameters_of(model)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     x, y = data()
     with pytest.raises((TypeError, ValueError), match=message):
-        fit(model, (5 * x, y), opt, **options)
+        fit(model, (5 * x, y), **options)
     unchanged(model, before)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert (model.history, model.sample) == ([], None)
 
 
