@@ -122,18 +122,17 @@ def test_gradients_on_other_knots_and_bases(backend: str, name: str, base: str, 
     o, basis = smooth_case(base=base, kind=kind, grid=8)
     call, values = function(name, o, basis, 0, wanted_of(name, basis))
     with forced(backend):
-        assert gradcheck(call, values)
+        assert gradcheck(call, values, fast_mode=backend == "fused")
 
 
-@pytest.mark.parametrize("derivative", [0, 1])
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("order", "derivative"), [(2, 1), (3, 0), (3, 1)])
 @pytest.mark.parametrize("name", "FGH")
 @pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "small", FUSED])
 def test_gradients_of_gradients(backend: str, name: str, order: int, derivative: int) -> None:
     o, basis = smooth_case(order)
     call, values = function(name, o, basis, derivative, wanted_of(name, basis))
     with forced(backend):
-        assert gradgradcheck(call, values)
+        assert gradgradcheck(call, values, fast_mode=backend == "fused")  # interpreted, each launch takes long
 
 
 @pytest.mark.parametrize("derivative", [0, 1])

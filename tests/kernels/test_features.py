@@ -269,15 +269,17 @@ def test_features_are_rounded_in_units_of_a_cell(grid: int, derivative: int) -> 
     assert derivative == 3 or not torch.equal(psi, unrounded)
 
 
-@pytest.mark.parametrize("derivative", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("kind", KNOTS)
+@pytest.mark.parametrize(
+    ("kind", "derivative"),
+    [*(("shared", d) for d in range(5)), ("uniform", 1), ("adapted", 0), ("adapted", 3), ("repeated", 2)],
+)
 @pytest.mark.parametrize("name", ["cpu", "triton"])
 def test_a_backend_makes_the_same_features(name: str, kind: str, derivative: int) -> None:
     entry = BACKENDS[name]
     assert entry.features is not None
     if reason := entry.unable(torch.device(DEVICE)):
         pytest.skip(reason)
-    for grid, dtype in ((5, torch.float64), (40, torch.float64), (5, torch.bfloat16)):
+    for grid, dtype in ((5, torch.float64), (20, torch.float64), (5, torch.bfloat16)):
         o, basis = make_case(kind, rows=37, grid=grid)
         x, knots = o.x.to(DEVICE, dtype), o.knots.to(DEVICE, torch.promote_types(dtype, torch.float32))
         found = entry.features(x, knots, basis, derivative)
