@@ -1,4 +1,4 @@
-"""``convert``: the same numbers as the packages' own, and what is kept of a module around."""
+"""``convert``: the same numbers as the packages' own, modules around them, changed sources, and refusals."""
 
 from __future__ import annotations
 
@@ -235,13 +235,6 @@ def test_converting_again_copies() -> None:
     assert again is not ours
     assert torch.equal(again(points(3)), ours(points(3)))
     assert convert(ours, inplace=True) is ours
-
-
-def test_hooks_are_left_behind_with_a_word() -> None:
-    source = inkan(3, 4)
-    source.register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are left behind"):
-        convert(source)
 
 
 # -- what is refused ------------------------------------------------------------------------------------

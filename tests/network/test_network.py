@@ -1,4 +1,4 @@
-"""``KAN``: what it computes, against the formulas on paper; that it moves, copies and compiles like any module."""
+"""``KAN``: its arguments, and its values against formulas on paper; it moves, copies and compiles like any module."""
 
 from __future__ import annotations
 

@@ -455,22 +455,17 @@ def test_functions_that_are_not_in_the_library_are_named(path: Path) -> None:
         save(model, path)
 
 
-def put(*keys: Any, to: Any) -> Callable[[dict, dict], None]:
+def put(*keys: Any, **value: Any) -> Callable[[dict, dict], None]:
+    """Set the entry at ``keys`` to ``to``, or delete it without one."""
+
     def change(header: dict, tensors: dict) -> None:
         place: Any = {"header": header, "tensors": tensors}
         for key in keys[:-1]:
             place = place[key]
-        place[keys[-1]] = to
-
-    return change
-
-
-def without(*keys: Any) -> Callable[[dict, dict], None]:
-    def change(header: dict, tensors: dict) -> None:
-        place: Any = {"header": header, "tensors": tensors}
-        for key in keys[:-1]:
-            place = place[key]
-        del place[keys[-1]]
+        if value:
+            place[keys[-1]] = value["to"]
+        else:
+            del place[keys[-1]]
 
     return change
 
@@ -479,8 +474,8 @@ HEADER = ("sums", "arities", "in_features", "grid_eps", "layers", "symbolic", "t
           "history", "format", "sha256")  # fmt: skip
 LAYERS = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scale", "outside")
 MISFITS: dict[str, Callable[[dict, dict], None]] = {
-    **{f"no {name}": without("header", name) for name in HEADER},
-    **{f"no layer's {name}": without("header", "layers", 1, name) for name in LAYERS},
+    **{f"no {name}": put("header", name) for name in HEADER},
+    **{f"no layer's {name}": put("header", "layers", 1, name) for name in LAYERS},
     "format 0": put("header", "format", to=0),
     "format text": put("header", "format", to="1"),
     "sums": put("header", "sums", 1, to=5),
@@ -498,9 +493,9 @@ MISFITS: dict[str, Callable[[dict, dict], None]] = {
     "scale": put("header", "layers", 0, "spline_scale", to=False),
     "outside": put("header", "layers", 0, "outside", to="up"),
     "range": put("header", "layers", 0, "grid_range", to=[1, 1]),
-    "fewer layers": without("header", "layers", 2),
+    "fewer layers": put("header", "layers", 2),
     "more layers": lambda header, _: header["layers"].append(header["layers"][0]),
-    "fewer formulas": without("header", "symbolic", 2),
+    "fewer formulas": put("header", "symbolic", 2),
     "more formulas": lambda header, _: header["symbolic"].append([]),
     "edge outside": put("header", "symbolic", 0, 0, to=[3, 0, "sin"]),
     "edge twice": put("header", "symbolic", 0, 0, to=[2, 1, "sin"]),
@@ -512,10 +507,10 @@ MISFITS: dict[str, Callable[[dict, dict], None]] = {
     "no column": put("tensors", "input_id", to=torch.tensor([-1, 0, 3])),
     "columns not integer": put("tensors", "input_id", to=torch.tensor([0.5, 1.0, 3.0])),
     "grid_eps": put("header", "grid_eps", to=2),
-    "missing tensor": without("tensors", "layers.1.base_weight"),
-    "missing splines": without("tensors", "layers.1.spline_weight"),
-    "missing knots": without("tensors", "layers.1.knots"),
-    "missing prune mask": without("tensors", "prune_mask.1"),
+    "missing tensor": put("tensors", "layers.1.base_weight"),
+    "missing splines": put("tensors", "layers.1.spline_weight"),
+    "missing knots": put("tensors", "layers.1.knots"),
+    "missing prune mask": put("tensors", "prune_mask.1"),
     "other tensor": put("tensors", "layers.3.knots", to=torch.ones(3)),
     "shape": put("tensors", "layers.1.base_weight", to=torch.ones(3, 3)),
     "affine": put("tensors", "symbolic.0.affine", to=torch.ones(1, 4)),

@@ -1,4 +1,4 @@
-"""Pictures of networks: what is drawn is the network, and what is left out is said."""
+"""Pictures of networks, single edges and histories: what is drawn is the network, and what is left out is said."""
 
 from __future__ import annotations
 

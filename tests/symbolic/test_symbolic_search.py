@@ -1,4 +1,4 @@
-"""The search for formulas: right functions and constants, against scipy and pykan, in bounded memory."""
+"""The search for formulas: functions, constants and their ranking, against scipy and pykan, in bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``fit`` may be given, and the batches that become of it."""
+"""Data for training: the forms that ``fit`` takes, batches, labels with every loss, and ``create_dataset``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``KAN.fit``: what it trains on, what it trains, and what it returns."""
+"""``KAN.fit``: what it trains and records, the course of a fit, and fits that break off."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def data(rows: int = 60, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, target(x)
 
 
-def dataset() -> dict[str, Tensor]:
-    (x, y), (test_x, test_y) = data(), data(seed=1)
+def dataset(tests: int = 60) -> dict[str, Tensor]:
+    (x, y), (test_x, test_y) = data(), data(tests, seed=1)
     return {"train_input": x, "train_label": y, "test_input": test_x, "test_label": test_y}
 
 
@@ -359,11 +359,6 @@ def test_a_copy_goes_on_as_the_original() -> None:
 # -- what a fit records ------------------------------------------------------------------------------
 
 
-def large(rows: int = 60, tests: int = 90) -> dict[str, Tensor]:
-    (x, y), (test_x, test_y) = data(rows), data(tests, seed=1)
-    return {"train_input": x, "train_label": y, "test_input": test_x, "test_label": test_y}
-
-
 class Evaluations:
     """Counts evaluations with a gradient, and notes the rows of those without one."""
 
@@ -412,7 +407,7 @@ def test_a_step_of_lbfgs_is_recorded_from_its_own_evaluations(
 def test_what_is_recorded_is_measured_after_the_step(opt: str, lamb: float) -> None:
     """Whether by an evaluation that is made anyhow, or, where somebody looks on, by one of its own."""
     one, other, seen = fresh(), fresh(), []
-    given = large()
+    given = dataset(tests=90)
     results = fit(one, given, opt, 12, lamb=lamb)
 
     def watch(m: KAN, step: int, record: dict) -> None:
@@ -426,7 +421,7 @@ def test_what_is_recorded_is_measured_after_the_step(opt: str, lamb: float) -> N
 
 
 def test_with_batches_the_test_is_as_large_as_a_batch_and_whole_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given, seen = fresh(), large(tests=90), Evaluations(monkeypatch)
+    model, given, seen = fresh(), dataset(tests=90), Evaluations(monkeypatch)
     results = fit(model, given, "Adam", 7, batch=30, update_grid=False)
     tests = [x for x in seen.without if any((x[0] == row).all() for row in given["test_input"])]
     assert [len(x) for x in tests] == [30] * 7 + [90]
@@ -440,7 +435,7 @@ def test_with_batches_the_test_is_as_large_as_a_batch_and_whole_at_the_end(monke
 
 @pytest.mark.parametrize("opt", OPTS)
 def test_with_log_the_test_is_measured_now_and_then_and_at_the_end(opt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, given, seen = fresh(), large(), Evaluations(monkeypatch)
+    model, given, seen = fresh(), dataset(tests=90), Evaluations(monkeypatch)
     results = fit(model, given, opt, 9, log=4)
     assert [len(x) for x in seen.without].count(90) == 3  # after steps 0, 4 and 8
     every = fit(fresh(), given, opt, 9)
@@ -455,7 +450,7 @@ def test_with_log_the_test_is_measured_now_and_then_and_at_the_end(opt: str, mon
 @pytest.mark.parametrize("opt", OPTS)
 def test_early_stopping_is_by_the_whole_test_set_after_each_step(opt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Evaluations(monkeypatch)
-    fit(fresh(), large(), opt, 6, log=4, batch=20, early_stopping=6)
+    fit(fresh(), dataset(tests=90), opt, 6, log=4, batch=20, early_stopping=6)
     assert [len(x) for x in seen.without].count(90) == 6
 
 
@@ -463,7 +458,7 @@ def test_early_stopping_is_by_the_whole_test_set_after_each_step(opt: str, monke
 @pytest.mark.parametrize("options", [{"batch": 20}, {"log": 5}, {"batch": 20, "log": 3}])
 @pytest.mark.parametrize("end", ["callback", "steps", "NaN"])
 def test_the_last_test_loss_is_the_networks_however_a_fit_ends(opt: str, options: dict[str, Any], end: str) -> None:
-    given, model, now = large(), fresh(), []
+    given, model, now = dataset(tests=90), fresh(), []
     x, y = given["test_input"], given["test_label"]
 
     def loss(p: Tensor, label: Tensor) -> Tensor:
@@ -482,7 +477,7 @@ def test_the_last_test_loss_is_the_networks_however_a_fit_ends(opt: str, options
 
 def test_half_precision_and_one_test_row() -> None:
     model = fresh().to(torch.bfloat16)
-    given = {name: value.to(D)[: 1 if "test" in name else None] for name, value in large().items()}
+    given = {name: value.to(D)[: 1 if "test" in name else None] for name, value in dataset(tests=90).items()}
     results = fit(model, given, "Adam", 4, batch=20)
     assert all(len(results[name]) == 4 for name in ("train_loss", "test_loss", "reg"))
 

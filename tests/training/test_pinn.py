@@ -39,19 +39,19 @@ def point(network):
     return lambda p: network(p[None])[0, 0]
 
 
-def by_hessian(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(hessian(u))(x)[:, 0, 0]
+def by_second(second):
+    """The route whose u_xx is an element of ``second`` of u, at each point."""
+
+    def route(network, x):
+        u = point(network)
+        return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(second(u))(x)[:, 0, 0]
+
+    return route
 
 
-def by_reverse_twice(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(jacrev(jacrev(u)))(x)[:, 0, 0]
-
-
-def by_forward_twice(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(jacfwd(u))(x)[:, 1], vmap(jacfwd(jacfwd(u)))(x)[:, 0, 0]
+by_hessian = by_second(hessian)
+by_reverse_twice = by_second(lambda u: jacrev(jacrev(u)))
+by_forward_twice = by_second(lambda u: jacfwd(jacfwd(u)))
 
 
 def by_jvp_of_jvp(network, x):

@@ -1,4 +1,4 @@
-"""Which rows the functions of a network go by: those given, those of the last fit, never those of a forward."""
+"""The rows that decide about a network: those given, else those of the last fit, never those of a forward."""
 
 from __future__ import annotations
 
