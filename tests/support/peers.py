@@ -1,4 +1,4 @@
-"""Models of other packages to convert: pykan's and inkan's own, and stand-ins for efficient-kan's, which is a file."""
+"""Models of other packages to convert: pykan's and inkan's own, and copies of efficient-kan's, which is a file."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pykan(width: Sequence = (2, 5, 1), dtype: torch.dtype = D, affine: bool = Fa
 
 
 def formula(model: Any, l: int, i: int, j: int, name: str, row: Sequence[float], keep: bool = False) -> None:
-    """Make an edge of a ``MultKAN`` a formula, and with ``keep`` a spline still."""
+    """Make an edge of a ``MultKAN`` a formula; with ``keep`` its spline stays."""
     model.fix_symbolic(l, i, j, name, fit_params_bool=False, verbose=False, log_history=False)
     with torch.no_grad():
         model.symbolic_fun[l].affine[j, i] = torch.tensor(row).to(model.symbolic_fun[l].affine)
