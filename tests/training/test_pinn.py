@@ -155,9 +155,16 @@ def test_eager(kind: str, route) -> None:
     assert_step(step(route, layer, x), expected_step(a))
 
 
-@pytest.mark.usefixtures("each_backend")
-@pytest.mark.parametrize(("kind", "route"), [("shared", by_autograd), *(("adapted", route) for route in COMPILED)])
-def test_compiled(kind: str, route) -> None:
+@pytest.mark.parametrize(
+    ("kind", "route", "each_backend"),
+    [
+        ("shared", by_autograd, "cpu"),
+        *(("adapted", route, "cpu") for route in COMPILED),
+        ("adapted", by_autograd, "triton"),
+    ],
+    indirect=["each_backend"],
+)
+def test_compiled(kind: str, route, each_backend: list[str]) -> None:
     layer, a, x = one_layer(kind)
     assert_step(step(route, layer, x, compiled("aot_eager")), expected_step(a))
 
@@ -168,7 +175,6 @@ def test_compiled_to_machine_code() -> None:
     assert_step(step(by_autograd, layer, x, compiled("inductor")), expected_step(a))
 
 
-@pytest.mark.usefixtures("each_backend")
 def test_a_step_broken_into_several_graphs_is_not_silently_wrong() -> None:
     """Without trace_autograd_ops the inner gradients run between graphs, and a compiled graph has no
     second derivative: torch says so."""
@@ -182,7 +188,6 @@ def test_a_step_broken_into_several_graphs_is_not_silently_wrong() -> None:
     assert_step(found, expected_step(a))
 
 
-@pytest.mark.usefixtures("each_backend")
 def test_the_gradient_by_parameters_through_functional_call() -> None:
     """torch.func all the way: the derivative by the parameters of derivatives by the input."""
     layer, a, x = one_layer("adapted")
@@ -208,7 +213,6 @@ def two_layers() -> tuple[torch.nn.Module, torch.Tensor]:
     return network, x
 
 
-@pytest.mark.usefixtures("each_backend")
 def test_two_layers_agree_with_differences() -> None:
     """Of the loss, along a random direction of all parameters and x."""
     network, x = two_layers()
@@ -232,14 +236,17 @@ def test_two_layers_agree_with_differences() -> None:
     torch.testing.assert_close(ruled, slope, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.usefixtures("each_backend")
-@pytest.mark.parametrize("route", TRANSFORMS)
-def test_two_layers_by_torch_func(route) -> None:
+@pytest.mark.parametrize(
+    ("route", "each_backend"),
+    [*((route, "cpu") for route in TRANSFORMS), (by_hessian, "triton")],
+    indirect=["each_backend"],
+)
+def test_two_layers_by_torch_func(route, each_backend: list[str]) -> None:
+    """Transforms go by the reference, ``by_autograd`` by each backend."""
     network, x = two_layers()
     assert_step(step(route, network, x), step(by_autograd, network, x), rtol=1e-9)
 
 
-@pytest.mark.usefixtures("each_backend")
 def test_two_layers_compiled() -> None:
     network, x = two_layers()
     expected = step(by_autograd, network, x)
