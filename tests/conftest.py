@@ -1,4 +1,4 @@
-"""What every test shares: one seed, a fresh compiler, reproducible examples."""
+"""Settings and fixtures of every test: one seed, a fresh compiler, reproducible examples."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-# read when torch is loaded: no run compiles by what another has left on disk
+# torch reads this when it is imported; no run then uses code that another has left on disk
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
-# read when Triton is loaded: without a GPU its kernels are interpreted
+# Triton reads this when it is imported; without a GPU its kernels are interpreted
 if os.environ.setdefault("FASTKAN_TEST_DEVICE", "cpu") == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -18,19 +18,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# of the extra "bench", which those tests need
+# the tests of bench need the packages of the extra "bench"
 if not all(map(find_spec, ("matplotlib", "rich", "sklearn", "tqdm"))):
     collect_ignore = ["bench"]
 
-# The same examples on every run: a suite that fails once a week teaches nobody anything.
+# Hypothesis draws the same examples on every run, so that a failure can be repeated.
 settings.register_profile(
     "fastkan", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 settings.load_profile("fastkan")
 
 
-# Tensors here are small, and on a busy machine threads mostly wait for each other. What threads could
-# change is asked in test_contractions.py.
+# Tensors are small here, and on a busy machine threads mostly wait for each other. test_contractions.py tests what
+# threads could change.
 torch.set_num_threads(1)
 
 
@@ -40,8 +40,8 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     device_call = interpreter.InterpretedFunction.__call__
 
     def call(self, *args, **kwargs):
-        """The interpreter makes Triton's language its own for a kernel, and again, for a third of its time,
-        for each function that the kernel calls; only those of Triton's own modules need it."""
+        """Call a function of a kernel without patching Triton's language again, which takes a third of the
+        interpreter's time; only the functions of Triton's own modules need it."""
         if self.fn.__module__.startswith("fastkan_kernels"):
             return self.rewrite()(*args, **kwargs)
         return device_call(self, *args, **kwargs)
@@ -54,9 +54,42 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["cpu", "triton"])
+def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Run a test as it is, and again with Triton's kernels wherever "auto" would take another backend.
+
+    Its value lists the kernels that were launched. With a GPU the second run takes place there.
+    """
+    from cases import DEVICE, no_triton
+
+    launched: list[str] = []
+    if request.param == "cpu":
+        yield launched
+        return
+    if reason := no_triton():
+        pytest.skip(reason)
+    from fastkan_kernels.autograd import dispatch
+    from fastkan_kernels.backends.triton.launch import Launch
+
+    run, numpy = Launch.run, torch.Tensor.numpy
+
+    def counted(self: Launch) -> None:
+        launched.append(self.kernel.__name__)
+        run(self)
+
+    monkeypatch.setattr(Launch, "run", counted)
+    if DEVICE == "cpu":
+        monkeypatch.setitem(dispatch._AUTO, "cpu", "triton")
+        yield launched
+        return
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: numpy(self.cpu()))
+    with torch.device(DEVICE):
+        yield launched
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> Iterator[None]:
-    """No test runs what another has compiled."""
+    """Drop compiled code after each test, so that no test runs the code of another."""
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()

@@ -1,24 +1,24 @@
-"""How wrong a layer is on a GPU: against the plain recursion in float64, from the same rounded numbers."""
+"""Errors of a layer on a GPU against the float64 oracle, from the same rounded numbers."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from fastkan_kernels import basis_of
+from tests.support.oracle import Example, exact_with_sizes
+
 from ..cases import Edges
-from ..plain import KANLinear as PlainKANLinear
 from .place import Place
 from .rows import Row
 from .settings import BOUNDS, kind
 
-BLOCK_ELEMENTS = 1 << 24  # of float64 splines at a time; autograd holds some thirty such tensors
-MOST = 4  # times the bound of the norm is that of the largest deviation
+MAX_RATIO = 4  # the bound of the largest deviation in units of the bound of the norm
 
 
 class Material(NamedTuple):
-    """What all contestants of a row are given, rounded to the row's dtype, on its device."""
+    """Input, upstream gradient and weights of all contestants of a row, in the row's dtype and on its device."""
 
     x: Tensor  # [N, I]
     upstream: Tensor  # [N, O]
@@ -26,21 +26,21 @@ class Material(NamedTuple):
 
     @classmethod
     def of(cls, row: Row, place: Place) -> Material:
-        """The same each time, random."""
+        """Return the same random numbers each time."""
         case, to = row.case, kind(row.dtype, place.device)
         (edges,) = case.edges()
         return cls(case.inputs().to(**to), case.upstream().to(**to), Edges(*(part.to(**to) for part in edges)))
 
 
 class Deviation(NamedTuple):
-    """Relative: of the norms, and the largest over the largest true value."""
+    """Relative errors: norm by norm, and the largest error by the largest true value."""
 
     norm: float
     largest: float
 
     def exceeds(self, bound: float) -> bool:
-        """Whether the norm does, or the largest does by far; a NaN does."""
-        return not (self.norm <= bound and self.largest <= MOST * bound)
+        """Whether the norm exceeds ``bound``, or the largest error ``MAX_RATIO`` times it; a NaN does."""
+        return not (self.norm <= bound and self.largest <= MAX_RATIO * bound)
 
 
 class Truth:
@@ -48,41 +48,24 @@ class Truth:
 
     def __init__(self, row: Row, material: Material, knots: Tensor) -> None:
         self._bound = BOUNDS[row.dtype]
-        layer = PlainKANLinear(row.inputs, row.outputs, row.grid, dtype=torch.float64).to(material.x.device)
-        layer.load(*material.edges)
-        layer.grid.copy_(knots)
-        step = max(1, BLOCK_ELEMENTS // (row.inputs * (row.grid + 6)))
-        ys, dxs = [], []
-        for x, upstream in zip(material.x.split(step), material.upstream.split(step)):
-            x = x.double().requires_grad_(row.mode == "step")
-            with torch.set_grad_enabled(row.mode == "step"):
-                y = layer(x)
-            if row.mode == "step":
-                y.backward(upstream.double())
-                assert x.grad is not None
-                dxs.append(x.grad)
-            ys.append(y.detach())
-        self.values = {"y": torch.cat(ys)}
-        if row.mode == "step":
-            assert layer.spline_weight.grad is not None
-            assert layer.base_weight.grad is not None
-            self.values |= {
-                "dx": torch.cat(dxs),
-                "dw": layer.spline_weight.grad.permute(2, 1, 0),
-                "db": layer.base_weight.grad.t(),
-            }
+        o = Example(material.x, knots, None, *material.edges, material.upstream)
+        asked = {("y",): ("F", 0)} | ({("dx",): ("H", 1), ("dw", "db"): ("G", 0)} if row.mode == "step" else {})
+        self.values: dict[str, Tensor] = {}
+        for names, (contraction, derivative) in asked.items():
+            found = exact_with_sizes(contraction, o, basis_of(knots, row.case.order), derivative)
+            self.values.update((name, part.value) for name, part in zip(names, found, strict=True))
 
     def deviations(self, found: dict[str, Tensor]) -> dict[str, Deviation]:
-        """Of those that were found."""
+        """Deviations of the results that a contestant has."""
         return {name: deviation(value, self.values[name]) for name, value in found.items()}
 
     def wrong(self, deviations: dict[str, Deviation]) -> str | None:
-        """Which are further off than the row's precision explains, in words."""
+        """A message naming the results that are further off than the row's precision explains, or None."""
         far = [f"{n} by {d.norm:.1e} and {d.largest:.1e}" for n, d in deviations.items() if d.exceeds(self._bound)]
         return f"wrong: {', '.join(far)} (bound {self._bound:g})" if far else None
 
 
 def deviation(value: Tensor, truth: Tensor) -> Deviation:
-    """Of a result from what it should be."""
+    """Deviation of a result from its true value."""
     off = value.double() - truth
     return Deviation(float(off.norm() / truth.norm()), float(off.abs().max() / truth.abs().max()))

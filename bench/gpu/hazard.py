@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis
+from tests.support.oracle import Exact, Example, exact_with_sizes
 
 from . import ways
 from .place import Place
@@ -23,7 +24,7 @@ from .poison import Poison
 from .record import Record
 from .settings import precision
 from .trials import Trial, operands, trials, whole
-from .truth import Exact, Example, compute, exact
+from .truth import budget, compute, kernel_operands
 from .warm import in_parallel
 
 REPEATS = 1000
@@ -104,7 +105,7 @@ def attempt(trial: Trial, place: Place, repeats: int, seconds: float = MAX_SECON
         ways.NoSuchWay: where the trial's way does not have this contraction.
     """
     o, basis = operands(trial, place.device)
-    truth = exact(trial.contraction, o, basis, trial.derivative)
+    truth = exact_with_sizes(trial.contraction, o, basis, trial.derivative)
 
     def call() -> tuple[Tensor, ...]:
         return compute(trial.contraction, o, basis, trial.derivative)
@@ -174,7 +175,7 @@ def _beyond_budget(trial: Trial, o: Example, got: tuple[Tensor, ...], truth: tup
     rate = float(1 / o.knots.diff(dim=1).min())
     for number, (value, part) in enumerate(zip(got, truth, strict=True)):
         off = (value.double() - part.value).abs()
-        allowed = part.budget(trial.setting, value.dtype, cells, rate, trial.derivative)
+        allowed = budget(part, trial.setting, value.dtype, cells, rate, trial.derivative)
         wrong = ~(off <= allowed)
         if bool(wrong.any()):
             at = tuple(int(index) for index in wrong.nonzero()[0])
@@ -206,7 +207,7 @@ def _config(trial: Trial, place: Place, o: Example, basis: Basis) -> Any:
     """The configuration of the trial's way; None where the backend has but one."""
     if not ways.available(place):
         return None
-    arguments = (trial.contraction, o.x, o.knots, o.slots(trial.contraction), basis, trial.derivative)
+    arguments = (trial.contraction, o.x, o.knots, kernel_operands(trial.contraction, o), basis, trial.derivative)
     return ways.candidates(*arguments)[0] if trial.way == "auto" else ways.of_way(trial.way, *arguments)
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastkan_kernels import Basis, basis_of, uniform_knots
+from tests.support.oracle import Example
 
 from ..measure import Task, ratio, times
 from . import child, ways
@@ -23,7 +24,7 @@ from .place import Place
 from .record import Record
 from .rows import CONTRACTIONS, MANY, WIDE, Row
 from .settings import precision
-from .truth import Example
+from .truth import kernel_operands
 from .variants import FOLDERS, FUSED, PIPELINED, STAGES, shipped
 from .variants import chunked as chunked_without
 from .variants import module as variant
@@ -126,7 +127,7 @@ def launches(part: Part, place: Place, whole_only: bool = False) -> tuple[Any, d
     from fastkan_kernels.backends.triton.problem import problem
 
     o, basis = operands_of(part, place)
-    arguments = (part.contraction, o.x, o.knots, o.slots(part.contraction), basis, part.derivative)
+    arguments = (part.contraction, o.x, o.knots, kernel_operands(part.contraction, o), basis, part.derivative)
     config = ways.of_way(part.way, *arguments)
     p = problem(*arguments)
     of = part.contraction

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.backends.triton.tuning.config import WAYS
+from tests.support.oracle import Example
 
 from ..cases import SEED
 from .rows import CONTRACTIONS
 from .settings import DTYPES, REHEARSED
-from .truth import Example
 
 LARGE = (16384, 256, 512)  # rows, inputs, outputs: more tiles than a GPU has multiprocessors
 LARGEST = (8192, 1024, 1024)

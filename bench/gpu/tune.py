@@ -15,6 +15,7 @@ import torch
 
 from fastkan_kernels import Basis, basis_of, uniform_knots
 from fastkan_kernels.trilinear import Operands
+from tests.support.oracle import Example, exact_with_sizes
 
 from ..measure import Task, ratio, times
 from . import static, ways
@@ -24,7 +25,7 @@ from .place import Place
 from .record import Record
 from .rows import CONTRACTIONS, ROWS, Row
 from .settings import BOUNDS, precision
-from .truth import Example, compute, exact
+from .truth import compute, kernel_operands
 from .warm import in_parallel
 
 TABLE = "tuned.json"
@@ -128,7 +129,7 @@ def tuned(
         configs = ways.candidates(*arguments)
         if not place.is_gpu:
             configs = configs[:REHEARSED]
-        truth = exact(choice.contraction, o, basis, choice.derivative)
+        truth = exact_with_sizes(choice.contraction, o, basis, choice.derivative)
         tasks: dict[str, Task] = {}
         dropped: list[dict[str, Any]] = []
         for number, config in enumerate(configs):
@@ -183,7 +184,7 @@ def _operands(choice: Choice, place: Place) -> tuple[Example, Basis, Operands]:
     material = Material.of(row, place)
     knots = uniform_knots(row.inputs, row.grid, row.case.order, device=place.device)
     o = Example(material.x, knots, None, *material.edges, material.upstream)
-    return o, basis_of(knots, row.case.order), o.slots(choice.contraction)
+    return o, basis_of(knots, row.case.order), kernel_operands(choice.contraction, o)
 
 
 def _task(choice: Choice, o: Example, basis: Basis, config: Any, place: Place) -> Task:

@@ -17,7 +17,7 @@ from torch import Tensor
 pytest.importorskip("rich")
 
 from bench import __main__ as bench_command
-from bench.gpu import child, hazard, sanitizer, stages, suite, trials, truth, tune, warm
+from bench.gpu import child, hazard, sanitizer, stages, suite, trials, tune, warm
 from bench.gpu.accuracy import Deviation
 from bench.gpu.place import Place
 from bench.gpu.poison import Poison
@@ -26,6 +26,7 @@ from bench.gpu.settings import DTYPES
 from bench.measure import Task
 from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.bspline.cox_de_boor import features
+from tests.support.oracle import exact_with_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -182,19 +183,6 @@ def test_every_kernel_dtype_and_form_is_tried_and_has_a_name() -> None:
                 assert tried == (set("FH") if way == "gather" else set("FGH"))
 
 
-def test_the_truth_is_right_and_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(truth, "BLOCK_ELEMENTS", 400)
-    trial = trials.Trial("random", "F", 0, (37, 5, 7), "highest", "adapted", "auto", multiplied=True)
-    o, basis = trials.operands(trial, CPU)
-    o = o.map(torch.Tensor.double)
-    for name, derivative in (("F", 0), ("G", 1), ("H", 1)):
-        with PLACE.ours():
-            got = truth.compute(name, o, basis, derivative)
-        for value, part in zip(got, truth.exact(name, o, basis, derivative), strict=True):
-            torch.testing.assert_close(part.value, value, rtol=1e-12, atol=1e-12)
-            assert bool((part.size >= part.value.abs() - 1e-12).all())
-
-
 def test_hazard_passes_what_is_right(tmp_path: Path) -> None:
     assert rehearse(tmp_path, "--only", "hazard", "--cases", "float16 37x5x7") == 0
     found = results(tmp_path, "hazard")
@@ -295,7 +283,7 @@ def test_what_is_too_far_off(deviation: Deviation) -> None:
 def test_a_candidate_that_is_wrong_or_fails_is_not_timed() -> None:
     choice = tune.choices(rehearsal=True)[0]
     o, basis, _ = tune._operands(choice, PLACE)
-    exact = truth.exact("F", o, basis, 0)
+    exact = exact_with_sizes("F", o, basis)
     right = exact[0].value.to(o.x.dtype)
 
     def failing() -> None:

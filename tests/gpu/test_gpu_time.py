@@ -16,13 +16,13 @@ import torch
 pytest.importorskip("rich")
 pytest.importorskip("triton")
 
+import oracle
 from gpu_runs import rehearse
 
 from bench.gpu import deadline, hazard, join, needed, parts, stages, suite, trials, variants, warm
 from bench.gpu.place import Place
 from bench.gpu.record import Record
 from bench.gpu.rows import MANY, ROWS, Row
-from bench.gpu.truth import exact
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -87,16 +87,11 @@ def test_a_stage_that_hangs_is_stopped_and_says_so(tmp_path: Path, monkeypatch: 
     assert results(tmp_path, "tune")["left_out"] == ["b"]
 
 
-def hold(path: Path) -> None:
-    path.write_text(str(os.getpid()))
-    time.sleep(600)
-
-
 HOLDING = """
 import sys
 from pathlib import Path
 from bench.gpu import warm
-from test_gpu_time import hold
+from gpu_runs import hold
 if __name__ == "__main__":
     warm.in_parallel(hold, [Path(sys.argv[1])], 1, 600)
 """
@@ -105,7 +100,8 @@ if __name__ == "__main__":
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     script, path = tmp_path / "script.py", tmp_path / "pid"
     script.write_text(HOLDING)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))}
+    folders = (ROOT, ROOT / "kernels", ROOT / "tests" / "support")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     process = subprocess.Popen([sys.executable, str(script), str(path)], env=environment, cwd=tmp_path)
     try:
         worker = int(_when(lambda: path.exists() and path.read_text()))
@@ -322,7 +318,7 @@ def test_a_variant_lacks_its_stage_and_no_other(contraction: str, outputs: dict[
         assert not torch.allclose(out, whole, rtol=1e-2, atol=1e-2), stage
     o, basis = parts.operands_of(part, place)
     half = o._replace(**{name: torch.full_like(getattr(o, name), 0.5) for name in ("weight", "base_weight", "g")})
-    expected = exact(contraction, half, basis, part.derivative)[0].value
+    expected = oracle.exact_with_sizes(contraction, half, basis, part.derivative)[0].value
     got = outputs["loads"].double().view_as(expected)
     torch.testing.assert_close(got, expected, rtol=1e-2, atol=1e-2)
 

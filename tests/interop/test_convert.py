@@ -1,104 +1,36 @@
-"""``convert``: the numbers of the packages' own layers, and the modules around converted layers."""
+"""``convert``: the same numbers as the packages' own, modules around them, changed sources, and refusals."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import peers
 import pytest
 import torch
-from peers import D, formula, inkan, points, pykan
+from peers import (
+    SOURCES,
+    D,
+    close,
+    columns,
+    formula,
+    inkan,
+    masked,
+    points,
+    pykan,
+    read_in_part,
+    value,
+    value_and_slope,
+    with_formulas,
+)
 from torch import Tensor, nn
 
 import fastkan
-from fastkan import KAN, KANLinear, convert
-
-FORMULAS = [(0, 0, 0, "sin", (2.0, 0.3, 1.5, -0.2)), (0, 1, 2, "x^2", (1.2, 0.1, 0.7, 0.4)),
-            (1, 1, 0, "tanh", (0.8, 0.0, 1.1, 0.3))]  # fmt: skip
-
-
-def with_formulas(**options: Any) -> Any:
-    model = pykan(**options)
-    for place, (l, i, j, name, row) in enumerate(FORMULAS):
-        formula(model, l, i, j, name, row, keep=place == 0)
-    return model
-
-
-def masked(**options: Any) -> Any:
-    model = pykan(**options)
-    for layer in model.act_fun:
-        draw = torch.rand(layer.mask.shape, generator=torch.Generator().manual_seed(2))
-        layer.mask.data = (draw > 0.3).to(layer.mask)
-    return model
-
-
-def read_in_part(**options: Any) -> Any:
-    """Return columns 3 and 1 of the input."""
-    model = pykan((2, 3, 1), **options)
-    model.input_id = torch.tensor([3, 1])
-    return model
-
-
-SOURCES: dict[str, Callable[..., Any]] = {
-    "pykan": pykan,
-    "pykan, deep": lambda **o: pykan((2, 3, 3, 2), grid=[3, 5, 4], k=[3, 2, 4], **o),
-    "pykan, order 1": lambda **o: pykan(k=1, **o),
-    "pykan, order 5": lambda **o: pykan(k=5, grid=6, **o),
-    "pykan, identity": lambda **o: pykan(base_fun="identity", **o),
-    "pykan, zero": lambda **o: pykan(base_fun="zero", **o),
-    "pykan, products": lambda **o: pykan((3, (2, 2), 2), **o),
-    "pykan, products of three": lambda **o: pykan((3, (1, 2), 2), mult_arity=3, affine=True, **o),
-    "pykan, products of many": lambda **o: pykan((3, (1, 2), (2, 1), 1), mult_arity=[[], [2, 4], [3], []],
-                                                 affine=True, **o),
-    "pykan, affine maps": lambda **o: pykan((2, 4, 2), affine=True, **o),
-    "pykan, masks": masked,
-    "pykan, sparse from the start": lambda **o: pykan((3, 5, 2), sparse_init=True, **o),
-    "pykan, formulas": with_formulas,
-    "pykan, some inputs": read_in_part,
-    "pykan, layer": lambda **o: pykan((3, 4), **o).act_fun[0],
-    "inkan": lambda **o: inkan(3, 5, 2, **o),
-    "inkan, layer": lambda **o: inkan(3, 5, grid_range=(-0.7, 1.2), **o),
-    "inkan, fine grid": lambda **o: inkan(3, 2, grid_size=60, **o),
-    "inkan, dense": lambda **o: inkan(3, 2, basis_mode="dense", contraction="dense", **o),
-    "efficient-kan": lambda dtype: peers.KAN([3, 5, 2]).to(dtype),
-    "efficient-kan, layer": lambda dtype: peers.KANLinear(3, 4, 6, 2).to(dtype),
-    "efficient-kan, no scale": lambda dtype: peers.KANLinear(3, 4, scaled=False).to(dtype),
-    "efficient-kan, identity": lambda dtype: peers.KANLinear(3, 4, base_activation=nn.Identity).to(dtype),
-}  # fmt: skip
-
-
-def columns(source: Any) -> int:
-    """Number of columns of a model's input."""
-    if hasattr(source, "input_id"):
-        return int(source.input_id.max()) + 1
-    first = source.layers[0] if hasattr(source, "layers") else source
-    for name in ("in_dim", "in_features"):
-        if hasattr(first, name):
-            return getattr(first, name)
-    return first.grid.shape[0]
-
-
-def value(source: Any, x: Tensor) -> Tensor:
-    """First output of a source, since pykan's layer returns four."""
-    y = source(x)
-    return y[0] if isinstance(y, tuple) else y
-
-
-def value_and_slope(source: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    y = value(source, x)
-    weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(9), dtype=D).to(y.dtype)
-    return y.detach(), torch.autograd.grad(y, x, weights)[0]
-
-
-def close(got: Tensor, expected: Tensor) -> None:
-    """Compare to 1e-10 of the largest value in float64, to 1e-5 in float32."""
-    digits = 1e-10 if expected.dtype == D else 1e-5
-    assert got.shape == expected.shape
-    assert got.dtype == expected.dtype
-    assert float((got - expected).abs().max()) <= digits * float(expected.abs().max())
+from fastkan import KAN, KANLinear, convert, convert_state_dict
+from fastkan.layers.symbolic import SymbolicEdges
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])
@@ -305,13 +237,6 @@ def test_converting_again_copies() -> None:
     assert convert(ours, inplace=True) is ours
 
 
-def test_hooks_are_left_behind_with_a_word() -> None:
-    source = inkan(3, 4)
-    source.register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted"):
-        convert(source)
-
-
 # -- refused sources ------------------------------------------------------------------------------------
 
 
@@ -376,13 +301,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_be_the_same_is_refused_by_name(case: str) -> None:
-    make, message = REFUSED[case]
-    with pytest.raises((TypeError, ValueError), match=message):
-        convert(make())
-
-
 def test_an_exact_copy_of_efficient_kan_and_the_package_itself_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(peers.KANLinear).__module__ != "efficient_kan.kan"
     assert type(convert(peers.KANLinear(2, 3))) is KANLinear
@@ -395,3 +313,462 @@ def test_an_exact_copy_of_efficient_kan_and_the_package_itself_are_taken(monkeyp
 def test_all_four_are_there() -> None:
     names = ("convert", "convert_state_dict", "to_efficient_kan_state_dict", "to_pykan", "replace_linear")
     assert all(name in fastkan.__all__ for name in names)
+
+
+# -- sources that are shared, changed or degenerate --------------------------------------------------
+
+# -- shared modules -------------------------------------------------------------------------------------
+
+
+class Holder(nn.Module):
+    """A network, followed by one of its own layers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.first = net.layers[0]
+        self.plain = [net.layers[1]]
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_layer_of_a_network_that_is_held_again_stays_one(inplace: bool) -> None:
+    holder = Holder(inkan(3, 5, 2))
+    net, layers = holder.net, list(holder.net.layers)
+    ours = convert(holder, inplace=inplace)
+    assert type(ours.first) is KANLinear
+    assert ours.first is ours.net.layers[0]
+    if not inplace:
+        assert ours.plain[0] is ours.net.layers[1]
+    assert list(net.layers) == layers  # the source is not changed
+
+
+def test_networks_that_share_layers_still_do() -> None:
+    one, other = inkan(3, 3, 3), inkan(3, 3, 3)
+    other.layers[0] = one.layers[1] = one.layers[0]
+    ours = convert(nn.ModuleList([one, other]))
+    assert ours[0].layers[0] is ours[0].layers[1] is ours[1].layers[0]
+    assert len(list(ours.parameters())) == len({id(p) for p in ours.parameters()})
+
+
+def test_formulas_that_a_refined_model_shares_with_its_parent_stay_shared() -> None:
+    one, other = pykan(), pykan(grid=8)
+    formula(one, 0, 0, 0, "sin", (2, 0.1, 1, 0))
+    for l in range(2):
+        other.symbolic_fun[l] = one.symbolic_fun[l]  # pykan's refine shares modules like this
+    ours = convert(nn.ModuleList([one, other]))
+    assert ours[0].symbolic[0] is ours[1].symbolic[0]
+    assert [tuple(edge) for edge in ours[1].symbolic[0].edges] == [(0, 0, "sin")]
+    close(ours[1](points(2)).detach(), other(points(2)).detach())
+
+
+def test_training_modes_of_a_network_s_layers_are_kept() -> None:
+    source = inkan(3, 4, 2).eval()
+    source.layers[0].train()
+    ours = convert(source)
+    assert [each.training for each in (ours, ours.layers[0], ours.layers[1], ours.layers)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_a_compiled_parent_goes_on_with_ours() -> None:
+    for source in (nn.Sequential(inkan(3, 4)), inkan(3, 4)):
+        compiled = torch.compile(source, backend="eager")
+        x = points(3)
+        expected = compiled(x).detach()
+        ours = convert(compiled)
+        close(ours(x).detach(), expected)
+        with torch.no_grad():
+            for parameter in ours.parameters():
+                parameter.zero_()
+        assert not ours(x).any()
+        assert compiled(x).any()
+
+
+# -- numbers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+def test_an_input_whose_samples_were_all_one_value(k: int, dtype: torch.dtype) -> None:
+    source = pykan((3, 2), k=k, dtype=dtype)
+    x = points(3, dtype=dtype)
+    x[:, 1] = 0.3
+    source.update_grid(x)
+    source.act_fun[0].grid.data[2] = torch.tensor([0.0, *source.act_fun[0].grid[2, :-1]])
+    source.act_fun[0].grid.data[2] = source.act_fun[0].grid.data[2].sort().values
+    source.act_fun[0].grid.data[2, 3] = source.act_fun[0].grid[2, 2]  # knots of edges that are off
+    source.act_fun[0].mask.data[2] = 0
+    ours = convert(source)
+    for points_ in (x, 40 * points(3, dtype=dtype)):
+        (y, slope), (y_source, slope_source) = value_and_slope(ours, points_), value_and_slope(source, points_)
+        close(y, y_source)
+        close(slope[:, 0], slope_source[:, 0])  # pykan's gradients are NaN for the other inputs
+        assert slope.isfinite().all()
+    ours(x).sum().backward()
+    assert not ours.layers[0].spline_weight.grad[:, 1].any()  # the splines stay 0, as in pykan
+    assert ours.layers[0].base_weight.grad[1].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_copies_are_compared_without_their_rounding(dtype: torch.dtype) -> None:
+    source = peers.KANLinear(3, 4).to(dtype)
+    ours = convert(source)
+    assert ours.spline_weight.dtype == dtype
+    close(ours.double()(points(3)).detach(), source.double()(points(3)).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_grids_of_inkan_stay_even(dtype: torch.dtype) -> None:
+    ours = convert(inkan(3, 4, grid_size=40, dtype=dtype))
+    assert ours.basis.uniform
+    assert ours.knots.dtype == torch.float32
+
+
+def test_a_scale_that_is_switched_off_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers.KANLinear, "__module__", "efficient_kan.kan")
+    source = peers.KANLinear(3, 4)
+    source.enable_standalone_scale_spline = False
+    ours = convert(source)
+    assert ours.spline_scale is None
+    close(ours(points(3)).detach(), source(points(3)).detach())
+
+
+def test_sizes_in_numpy_s_integers() -> None:
+    source = pykan((2, (2, 1), 1), mult_arity=[[], [2], []])
+    source.width = [[np.int64(count) for count in pair] for pair in source.width]
+    source.mult_arity = [[], [np.int64(2)], []]
+    ours = convert(source)
+    assert ours.width == [[2, 0], [2, 1], [1, 0]]
+    close(ours(points(2)).detach(), source(points(2)).detach())
+
+
+def test_it_is_one_s_own_mode_that_counts() -> None:
+    source = nn.Sequential(inkan(3, 4), peers.KANLinear(4, 2))
+    with torch.inference_mode():
+        ours = convert(source)
+    ours(points(3)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = convert(source.float())
+    assert type(ours[1]) is KANLinear
+
+
+def test_a_network_of_that_name_with_other_parts_is_looked_through() -> None:
+    for layers in (nn.ModuleDict({"a": inkan(3, 4)}), None):
+        other = type("KAN", (nn.Module,), {})()
+        other.register_module("layers", layers)
+        ours = convert(nn.ModuleList([other, inkan(3, 4)]))
+        assert type(ours[0]).__name__ == "KAN"
+        assert layers is None or type(ours[0].layers["a"]) is KANLinear
+
+
+def test_many_formulas_are_set_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pykan((6, 6, 1))
+    layer = source.symbolic_fun[0]
+    layer.mask.data[:] = 1
+    layer.funs_name = [["sin"] * 6 for _ in range(6)]
+    layer.funs = [[torch.sin] * 6 for _ in range(6)]
+    layer.affine.data.normal_(generator=torch.Generator().manual_seed(0))
+    source.act_fun[0].mask.data[:] = 0
+    layer.affine.requires_grad_(False)
+    monkeypatch.delattr(SymbolicEdges, "fix")  # its time grows with the number of edges, so it must not be called
+    ours = convert(source)
+    assert not ours.symbolic[0].affine.requires_grad
+    close(ours(points(6)).detach(), source(points(6)).detach())
+
+
+# -- what is not converted, with a warning ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hook", [
+    lambda source: source.register_full_backward_hook(lambda *of: None),
+    lambda source: source.weight.register_hook(lambda gradient: 0 * gradient),
+], ids=["backward", "parameter"])  # fmt: skip
+def test_hooks_of_all_kinds_are_told(hook: Callable[[Any], Any]) -> None:
+    source = inkan(3, 4)
+    hook(source)
+    with pytest.warns(UserWarning, match="hooks of a KANLayer are not converted") as told:
+        convert(source)
+    assert told[0].filename == __file__
+
+
+# -- refused sources ------------------------------------------------------------------------------------
+
+
+def changed(source: Any, change: Callable[[Any], Any]) -> Any:
+    change(source)
+    return source
+
+
+class Doubled:
+    def forward(self, x: Tensor) -> Any:
+        y, *rest = super().forward(x)
+        return (2 * y, *rest)
+
+
+def with_a_subclass(source: Any) -> None:
+    layer = source.act_fun[0]
+    layer.__class__ = type("Doubled", (Doubled, type(layer)), {})
+
+
+def renamed_formula() -> Any:
+    source = pykan()
+    formula(source, 0, 0, 0, "sin", (1, 0, 1, 0))
+    source.symbolic_fun[0].funs[0][0] = lambda x: x**3
+    return source
+
+
+def endless_formula() -> Any:
+    source = pykan()
+    formula(source, 0, 1, 2, "sin", (math.nan, 0, 1, 0))
+    return source
+
+
+def trained_formula_mask() -> Any:
+    return changed(pykan(), lambda source: source.symbolic_fun[1].mask.requires_grad_())
+
+
+def tied_inside() -> Any:
+    source = inkan(3, 3, 3)
+    source.layers[1].weight = source.layers[0].weight
+    return source
+
+
+def tied_to_its_parent() -> nn.Module:
+    parent = nn.Sequential(inkan(3, 3))
+    parent.weight = parent[0].weight
+    return parent
+
+
+def with_a_product() -> nn.Module:
+    parent = nn.Sequential(inkan(3, 4))
+    parent.last = parent(points(3))
+    return parent
+
+
+def doubled_forward(source: Any) -> None:
+    before = source.forward
+    source.forward = lambda x: 2 * before(x)
+
+
+def with_bias(source: nn.Module) -> None:
+    source.bias = nn.Parameter(torch.zeros(4))
+
+
+def half_double(source: Any) -> None:
+    coef = source.act_fun[1].coef
+    coef.data = coef.data.float()
+
+
+def coincident(source: Any) -> None:
+    source.act_fun[0].grid.data[0, 5] = source.act_fun[0].grid.data[0, 4]
+
+
+REFUSED |= {
+    "base in place": (lambda: pykan(base_fun=nn.SiLU(inplace=True)), "base_fun=SiLU changes its input in place"),
+    "base that differs far out": (lambda: pykan(base_fun=nn.Hardtanh(-10, 10)), "base_fun=Hardtanh is none of"),
+    "base with a parameter": (lambda: peers.KANLinear(2, 3, base_activation=lambda: nn.PReLU(init=1.0)),
+                              "base_activation=PReLU has parameters"),
+    "trained grid": (lambda: pykan().requires_grad_(),
+                     r"act_fun.0: grid requires a gradient.*grid.requires_grad_\(False\)"),
+    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask requires a gradient"),
+    "coincident knots": (lambda: changed(pykan(), coincident), r"act_fun.0: knots of the inputs \[0\] coincide"),
+    "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, got .*32 and .*64"),
+    "two dtypes in a layer": (lambda: changed(pykan(), half_double),
+                              "act_fun.1: its parameters must have one dtype"),
+    "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "Doubled is a subclass of kan.KANLayer.KANLayer"),
+    "another layer inside": (lambda: changed(inkan(3, 4, 2), lambda s: s.layers.insert(1, nn.LayerNorm(4))),
+                             "its layer 1 must be inkan's KANLayer, got a LayerNorm"),
+    "forward of the instance": (lambda: changed(inkan(3, 4), doubled_forward), "its forward was replaced"),
+    "forward of a network": (lambda: changed(inkan(3, 4, 2), doubled_forward), "its forward was replaced"),
+    "one more parameter": (lambda: changed(peers.KANLinear(3, 4), with_bias),
+                           "it has the parameter bias, which efficient-kan's layer does not have"),
+    "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
+                              "it has the parameter bias, which efficient-kan's network does not have"),
+    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
+    "formula of NaN": (endless_formula, r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
+    "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
+    "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
+    "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on the meta device"),
+    "no copy": (with_a_product, "module, a Sequential, can't be copied; convert it with inplace=True"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_can_not_be_the_same_is_refused_by_name(case: str) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises((TypeError, ValueError), match=message):
+        convert(make())
+
+
+def test_what_can_not_be_copied_is_converted_in_place() -> None:
+    parent = with_a_product()
+    assert type(convert(parent, inplace=True)[0]) is KANLinear
+
+
+def test_a_compiled_layer_is_not_converted_in_place() -> None:
+    parent = nn.Sequential(torch.compile(inkan(3, 4), backend="eager"))
+    with pytest.raises(ValueError, match="a compiled layer would still call its source"):
+        convert(parent, inplace=True)
+
+
+def test_a_range_without_few_decimals() -> None:
+    source = inkan(3, 2, grid_range=(-math.pi, math.pi / 3), grid_size=9)
+    close(convert(source)(points(3)).detach(), source(points(3)).detach())
+
+
+# -- changed copies of efficient-kan's classes -------------------------------------------------------
+
+
+def layer(forward: Callable[[Any, Tensor], Tensor], change: Callable[[Any], None] = lambda layer: None) -> Any:
+    """A layer with the name and tensors of efficient-kan's, but another forward."""
+
+    def call(self: Any, x: Tensor) -> Tensor:
+        return forward(self, x)
+
+    made = type("KANLinear", (peers.KANLinear,), {"forward": call})(3, 4)
+    change(made)
+    return made
+
+
+def plain(self: Any, x: Tensor) -> Tensor:
+    return peers.KANLinear.forward(self, x)
+
+
+def with_dropout_of_its_own(self: Any, x: Tensor) -> Tensor:
+    return plain(self, nn.functional.dropout(x, 0.1, self.training))
+
+
+def with_a_dropout_layer(self: Any, x: Tensor) -> Tensor:
+    return self.dropout(plain(self, x))
+
+
+def give_a_dropout_layer(self: Any) -> None:
+    self.dropout = nn.Dropout(0.02)
+
+
+def with_noise(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x) + (1e-12 * torch.randn(len(x), 4, dtype=x.dtype) if self.training else 0.0)
+
+
+def doubled_in_training(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x) * (2 if self.training else 1)
+
+
+def doubled_in_evaluation(self: Any, x: Tensor) -> Tensor:
+    return plain(self, x) * (1 if self.training else 2)
+
+
+CHANGED: dict[str, tuple[Callable[[], Any], str]] = {
+    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as dropout does"),
+    "a dropout layer": (lambda: layer(with_a_dropout_layer, give_a_dropout_layer), "it draws random numbers"),
+    "noise": (lambda: layer(with_noise), "it draws random numbers"),
+    "another in training": (lambda: layer(doubled_in_training), "computes something else in training mode"),
+    "another in evaluation": (lambda: layer(doubled_in_evaluation), "computes something else$"),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_a_layer_does_in_either_mode_counts(name: str, training: bool) -> None:
+    make, message = CHANGED[name]
+    source = nn.Sequential(make().train(training), nn.Tanh())
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"0, a KANLinear: .*{message}"):
+        convert(source)
+    assert source[0].training is training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_dropout_inside_of_a_network_counts() -> None:
+    source = peers.KAN([3, 4]).eval()
+    source.layers[0] = layer(with_dropout_of_its_own)
+    source.layers[0].eval()
+    with pytest.raises(ValueError, match="module, a KAN: it draws random numbers"):
+        convert(source)
+
+
+def test_the_source_is_left_as_it_was() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = plain(self, x)
+        with torch.no_grad():
+            self.calls += 1
+            if self.training:
+                self.spline_weight += 1
+                self.grid = self.grid + 1
+        return y
+
+    source = layer(forward, lambda layer: layer.register_buffer("calls", torch.zeros(())))
+    source.base_activation.eval()
+    before = {name: value.clone() for name, value in source.state_dict().items()}
+    grid = source.grid
+    ours = convert(source)
+    assert all(torch.equal(value, before[name]) for name, value in source.state_dict().items())
+    assert source.grid is grid
+    assert (source.training, source.base_activation.training, ours.training) == (True, False, True)
+    source.calls -= 1
+    close(ours(points(3)).detach(), peers.KANLinear.forward(source, points(3)).detach())
+
+
+def test_a_changed_file_in_a_folder_of_the_package_s_name_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = layer(doubled_in_evaluation)
+    monkeypatch.setattr(type(source), "__module__", "efficient_kan.kan")
+    with pytest.raises(ValueError, match="computes something else"):
+        convert(source)
+
+
+def test_a_layer_that_calls_silu_itself() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        base = nn.functional.linear(function(x), self.base_weight)
+        weight = self.spline_weight * self.spline_scaler.unsqueeze(2)
+        return base + nn.functional.linear(self.splines(x).flatten(1), weight.flatten(1))
+
+    source = layer(forward, lambda layer: delattr(layer, "base_activation"))
+    function: Callable[[Tensor], Tensor] = nn.functional.silu
+    ours = convert(source)
+    assert ours.base == "silu"
+    close(ours(points(3)).detach(), source(points(3)).detach())
+    function = nn.functional.gelu
+    with pytest.raises(ValueError, match="computes something else"):
+        convert(source)
+
+
+def grouped() -> Any:
+    """convkan's layer, which has one weight for each group of channels."""
+    made = layer(plain)
+    made.spline_weight = nn.Parameter(torch.ones(2, 4, 3, 8, dtype=D))
+    made.base_weight = nn.Parameter(torch.ones(2, 4, 3, dtype=D))
+    return made
+
+
+def test_weights_of_groups_are_refused_by_name() -> None:
+    message = r"spline_weight must have 3 dimensions, as in efficient-kan; got the shape \[2, 4, 3, 8\]"
+    with pytest.raises(ValueError, match=f"module, a KANLinear: {message}"):
+        convert(grouped())
+    with pytest.raises(ValueError, match=f"state_dict: {message}"):
+        convert_state_dict(grouped().state_dict())
+
+
+class Convolution(nn.Module):
+    """A convolution made of a list of layers, each applied to patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(peers.KANLinear(9, 1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = nn.functional.unfold(x, 3).transpose(1, 2)
+        return torch.cat([conv(patches.flatten(0, 1)) for conv in self.convs], 1)
+
+
+@pytest.mark.parametrize("name", ["KAN_Convolutional_Layer", "KANLinear"])
+def test_a_module_that_is_named_like_a_layer_and_holds_some_is_looked_through(name: str) -> None:
+    source = nn.Sequential(type(name, (Convolution,), {})(), peers.KAN([2, 3]))
+    x = points(36, 5).reshape(5, 1, 6, 6)
+    expected = source(x).detach()
+    ours = convert(source)
+    assert [type(each) for each in ours[0].convs] == [KANLinear] * 2
+    assert type(ours[1]) is KAN
+    close(ours(x).detach(), expected)

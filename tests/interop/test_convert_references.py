@@ -12,8 +12,7 @@ from typing import Any
 import peers
 import pytest
 import torch
-from peers import points
-from test_convert import close
+from peers import close, points
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -9,8 +9,7 @@ import numpy as np
 import peers
 import pytest
 import torch
-from peers import D, formula, inkan, points, pykan
-from test_convert import SOURCES, close, columns, value, with_formulas
+from peers import SOURCES, D, close, columns, formula, inkan, points, pykan, value, with_formulas
 from torch import Tensor, nn
 
 from fastkan import KAN, KANLinear, convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan

@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, Example, compute, forced, inside_cells, make_case, serves
+from cases import CPU_WAYS, FUSED, Example, compute, forced, inside_cells, make_case, serves
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
@@ -116,28 +116,27 @@ def test_gradients_by_every_operand(way: str, name: str, derivative: int, order:
 @pytest.mark.parametrize("kind", ["uniform", "adapted", "repeated"])
 @pytest.mark.parametrize("base", ["identity", "none"])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "auto", FUSED])
 def test_gradients_on_other_knots_and_bases(backend: str, name: str, base: str, kind: str) -> None:
     o, basis = smooth_case(base=base, kind=kind, grid=8)
     call, values = function(name, o, basis, 0, wanted_of(name, basis))
     with forced(backend):
-        assert gradcheck(call, values)
+        assert gradcheck(call, values, fast_mode=backend == "fused")
 
 
-@pytest.mark.parametrize("derivative", [0, 1])
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("order", "derivative"), [(2, 1), (3, 0), (3, 1)])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "small"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "small", FUSED])
 def test_gradients_of_gradients(backend: str, name: str, order: int, derivative: int) -> None:
     o, basis = smooth_case(order)
     call, values = function(name, o, basis, derivative, wanted_of(name, basis))
     with forced(backend):
-        assert gradgradcheck(call, values)
+        assert gradgradcheck(call, values, fast_mode=backend == "fused")  # interpreted, each launch takes long
 
 
 @pytest.mark.parametrize("derivative", [0, 1])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "small"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "small", FUSED])
 def test_third_order(backend: str, name: str, derivative: int) -> None:
     """gradgradcheck of a gradient, with cotangents that are differentiated as well."""
     o, basis = smooth_case(order=4)
@@ -152,6 +151,7 @@ def test_third_order(backend: str, name: str, derivative: int) -> None:
         assert gradgradcheck(slopes, values, fast_mode=True)
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", "FGH")
@@ -256,6 +256,7 @@ def test_features_are_not_saved_for_the_backward() -> None:
     assert all(t.data_ptr() in mine for t in saved)
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_an_operand_changed_before_the_backward_is_noticed() -> None:
     o, basis = smooth_case()
     call, (x, weight) = function("F", o, basis, 0, ("x", "weight"))
@@ -266,7 +267,7 @@ def test_an_operand_changed_before_the_backward_is_noticed() -> None:
         y.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("backend", ["reference", "auto", FUSED])
 @pytest.mark.parametrize("name", "FGH")
 def test_nothing_beyond_silus_fourth_derivative_is_silent(name: str, backend: str) -> None:
     """F_4 itself is right; what needs the fifth derivative raises when it is asked for."""
@@ -283,6 +284,7 @@ def test_nothing_beyond_silus_fourth_derivative_is_silent(name: str, backend: st
 # -- on knots, and mixed at random ------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", ["shared", "uniform", "repeated"])
 def test_repeated_gradients_on_knots_are_those_of_scipy(kind: str, order: int) -> None:
@@ -297,6 +299,7 @@ def test_repeated_gradients_on_knots_are_those_of_scipy(kind: str, order: int) -
         np.testing.assert_allclose(value.detach().numpy(), exact, rtol=1e-9, atol=1e-9 * max(1.0, np.abs(exact).max()))
 
 
+@pytest.mark.parametrize("backend", ["auto", FUSED])
 @given(
     first=st.sampled_from([(name, by) for name, by in DERIVATIVES if by != "W"] + [("F", "weight"), ("H", "weight")]),
     second=st.sampled_from(["x", "v", "weight", "base_weight", "g"]),
@@ -305,7 +308,9 @@ def test_repeated_gradients_on_knots_are_those_of_scipy(kind: str, order: int) -
     kind=st.sampled_from(["shared", "adapted"]),
     sizes=st.tuples(*[st.integers(1, 4)] * 3),
 )
-def test_mixed_second_derivatives_agree_with_the_reference(first, second, derivative, order, kind, sizes) -> None:
+def test_mixed_second_derivatives_agree_with_the_reference(
+    backend, first, second, derivative, order, kind, sizes
+) -> None:
     """The reference by PyTorch's own rules; the Functions by the table, twice."""
     rows, inputs, outputs = sizes
     o, basis = smooth_case(order, kind=kind, rows=rows, inputs=inputs, outputs=outputs)
@@ -314,7 +319,7 @@ def test_mixed_second_derivatives_agree_with_the_reference(first, second, deriva
         leaves = {part: getattr(o, part).clone().requires_grad_() for part in ("x", "v", "weight", "base_weight", "g")}
         # a gradient by the knots makes everything composite, that is, PyTorch's own
         knots = o.knots.clone().requires_grad_(composite)
-        with forced("reference" if composite else "auto"):
+        with forced("reference" if composite else backend):
             value = compute(name, o._replace(knots=knots, **leaves), basis, derivative)
             torch.manual_seed(3)
             upstream = [torch.randn(part.shape, dtype=part.dtype) for part in value]  # whatever its strides

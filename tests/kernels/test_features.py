@@ -10,6 +10,7 @@ import torch
 from cases import DEVICE, KNOTS, assert_within, inside_cells, make_case, make_inputs, make_knots
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import Example
 
 from fastkan_kernels import Basis
 from fastkan_kernels.backends.registry import BACKENDS
@@ -26,6 +27,39 @@ def assert_splines(x: torch.Tensor, knots: torch.Tensor, order: int, derivative:
     exact = oracle.splines(points, t, order, derivative)
     sizes = oracle.magnitudes(np.nan_to_num(points, posinf=1e300, neginf=-1e300), t, order, derivative)
     assert_within(splines(x, knots, order, derivative), exact, (5 * order + derivative + 4) * EPS * sizes)
+
+
+@pytest.mark.parametrize("kind", KNOTS)
+@pytest.mark.parametrize(("order", "derivative"), CASES, ids=str)
+def test_the_oracles_recursion_is_scipys_and_can_be_differentiated(kind: str, order: int, derivative: int) -> None:
+    knots = make_knots(kind, inputs=3, grid=7, order=order)
+    x = make_inputs(60, knots)
+    x[5, 1], x[6, 2], x[7, 0] = torch.nan, torch.inf, -torch.inf
+    exact = [oracle.splines(x.numpy(), knots.numpy(), order, derivative + more) for more in (0, 1)]
+    sizes = oracle.magnitudes(np.nan_to_num(x.numpy()), knots.numpy(), order, derivative)
+    x.requires_grad_()
+    psi = oracle.recursion(x, knots, order, derivative)
+    np.testing.assert_array_equal(oracle.recursion(x.detach().numpy(), knots.numpy(), order, derivative), psi.detach())
+    assert_within(psi, exact[0], (5 * order + derivative + 4) * EPS * sizes)
+    inside = x.isfinite().unsqueeze(1) & torch.from_numpy(np.isfinite(exact[1]))
+    slope = torch.stack([torch.autograd.grad(each.sum(), x, retain_graph=True)[0] for each in psi.unbind(1)], 1)
+    largest = np.abs(exact[1][inside]).max()
+    np.testing.assert_allclose(slope[inside], exact[1][inside], rtol=0, atol=1e-11 * largest + 1e-12)
+
+
+@pytest.mark.parametrize("name", "FGH")
+@pytest.mark.parametrize("v", [False, True])
+def test_the_oracle_gives_sizes_and_works_in_blocks(name: str, v: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    o, basis = make_case("adapted", rows=37, v=v)
+    sizes = Example(*(None if t is None else np.abs(t) for t in o.array()))
+    x, knots = o.x.numpy(), o.knots.numpy()
+    psi, base = np.abs(oracle.splines(x, knots, 3, 1)), np.abs(oracle.silu(x, 1))
+    monkeypatch.setattr(oracle, "BLOCK_ELEMENTS", 100)
+    values, summed = oracle.exact(name, o, basis, 1), oracle.contract(name, sizes, psi, base)
+    ones = oracle.contract(name, sizes, np.ones_like(psi), np.ones_like(base))
+    for part, *numbers in zip(oracle.exact_with_sizes(name, o, basis, 1), values, summed, ones, strict=True):
+        for found, exact in zip(part, numbers, strict=True):
+            np.testing.assert_allclose(found, exact, rtol=1e-12, atol=1e-12 * np.abs(numbers[1]).max())
 
 
 @pytest.mark.parametrize("kind", KNOTS)
@@ -235,15 +269,17 @@ def test_features_are_rounded_in_units_of_a_cell(grid: int, derivative: int) -> 
     assert derivative == 3 or not torch.equal(psi, unrounded)
 
 
-@pytest.mark.parametrize("derivative", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("kind", KNOTS)
+@pytest.mark.parametrize(
+    ("kind", "derivative"),
+    [*(("shared", d) for d in range(5)), ("uniform", 1), ("adapted", 0), ("adapted", 3), ("repeated", 2)],
+)
 @pytest.mark.parametrize("name", ["cpu", "triton"])
 def test_a_backend_makes_the_same_features(name: str, kind: str, derivative: int) -> None:
     entry = BACKENDS[name]
     assert entry.features is not None
     if reason := entry.unable(torch.device(DEVICE)):
         pytest.skip(reason)
-    for grid, dtype in ((5, torch.float64), (40, torch.float64), (5, torch.bfloat16)):
+    for grid, dtype in ((5, torch.float64), (20, torch.float64), (5, torch.bfloat16)):
         o, basis = make_case(kind, rows=37, grid=grid)
         x, knots = o.x.to(DEVICE, dtype), o.knots.to(DEVICE, torch.promote_types(dtype, torch.float32))
         found = entry.features(x, knots, basis, derivative)

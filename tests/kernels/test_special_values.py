@@ -8,7 +8,24 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, WAYS, Example, assert_within, check, compute, forced, make_case, places, small_blocks
+from cases import (
+    CPU_WAYS,
+    DEVICE,
+    TRITON_WAYS,
+    WAYS,
+    WITH_TRITON,
+    Example,
+    absolute_terms,
+    assert_within,
+    by_triton,
+    check,
+    compute,
+    forced,
+    make_case,
+    no_triton,
+    places,
+    small_blocks,
+)
 
 from fastkan import KANLinear
 from fastkan.functional import predecessor
@@ -16,21 +33,30 @@ from fastkan_kernels import Basis, basis_of, uniform_knots
 
 BASES = ["silu", "identity", "none"]
 KINDS = ("shared", "adapted")
+ON_CPU = pytest.mark.skipif(no_triton() is not None or DEVICE != "cpu", reason="it computes on the CPU")
 
 
 def case(kind: str, base: str = "silu") -> tuple[Example, Basis]:
     return make_case(kind, rows=23, inputs=4, outputs=3, grid=7, base=base)
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, 3, 4, kinds=KINDS))
+BY_TRITON = by_triton(
+    ("shared", 0, "silu"), ("adapted", 0, "silu"), ("adapted", 4, "silu"), ("shared", 1, "identity"),
+    ("shared", 1, "none"), ("adapted", 0, "none"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative", "base"),
+    [*((*place, base) for place in places(0, 1, 3, 4, kinds=KINDS) for base in BASES), *BY_TRITON],
+)
 def test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(
     way: str, kind: str, derivative: int, base: str
 ) -> None:
     o, basis = case(kind, base)
     spoiled = o.x.clone()
     spoiled[6, 2] = torch.nan
-    for blocks in (False, True):
+    for blocks in (False, True) if way in WAYS else (False,):  # Triton's blocks are its tiles, which are small here
         with forced(way), small_blocks() if blocks else forced(way):
             clean = [value for name in "FGH" for value in compute(name, o, basis, derivative)]
             got = [value for name in "FGH" for value in compute(name, o._replace(x=spoiled), basis, derivative)]
@@ -45,7 +71,9 @@ def test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(
             torch.testing.assert_close(after[~lost], before[~lost], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 2, kinds=KINDS))
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative"), [*places(0, 2, kinds=KINDS), *by_triton(*itertools.product(KINDS, (0, 2)))]
+)
 def test_nothing_but_nan_is_nothing_but_nan(way: str, kind: str, derivative: int) -> None:
     """A NaN must not become an index, however many of them there are."""
     o, basis = case(kind)
@@ -55,8 +83,10 @@ def test_nothing_but_nan_is_nothing_but_nan(way: str, kind: str, derivative: int
                 assert value.isnan().all()
 
 
-@pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize(("way", "kind", "derivative"), places(*range(5), kinds=KINDS))
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative", "base"),
+    [*((*place, base) for place in places(*range(5), kinds=KINDS) for base in BASES), *BY_TRITON],
+)
 def test_at_infinities_only_the_base_function_is_left(way: str, kind: str, derivative: int, base: str) -> None:
     o, basis = case(kind, base)
     o.x[3, 1], o.x[8, 2] = -torch.inf, torch.inf
@@ -89,7 +119,9 @@ def test_gradients_at_infinities_are_their_limits(way: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1e4, 1e18, 3e38])
-@pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, kinds=KINDS))
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative"), [*places(0, 1, kinds=KINDS), *by_triton(*((kind, 1) for kind in KINDS))]
+)
 def test_far_outside_the_grid_nothing_overflows(way: str, kind: str, derivative: int, size: float) -> None:
     o, basis = make_case(kind, rows=9, inputs=2, outputs=3, base="none", dtype=torch.float32)
     x = torch.where(torch.rand_like(o.x) < 0.5, size, -size)
@@ -142,17 +174,6 @@ def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
     assert torch.equal(values[0], unrounded[0]) == kept
 
 
-def absolute_terms(name: str, o: Example, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
-    """The sums of the sizes of all terms, each |v psi W g|; and what is below float16's normal numbers."""
-    a = o.array()
-    sizes = Example(*(None if t is None else np.abs(t) for t in a))
-    h = float(o.knots[0].diff().mean())
-    psi = np.abs(oracle.splines(a.x, a.knots, basis.order, derivative))
-    floor = 2.0**-13  # a subnormal of float16 is off by 2^-25, that is 2^-13 half ulps of 1
-    base = None if basis.base == "none" else np.abs(oracle.base_function(a.x, basis.base, derivative)) + floor
-    return oracle.contract(name, sizes, psi + floor * (psi > 0) / h**derivative, base)
-
-
 @pytest.mark.parametrize("grid_eps", [0.001, 0.02])
 def test_float16_products_have_finite_derivatives_on_adapted_knots(grid_eps: float) -> None:
     """Cells there are ten thousand times narrower than the mean one."""
@@ -185,13 +206,9 @@ def test_on_the_last_knot_of_all_splines_are_exactly_0(way: str, dtype: torch.dt
                     assert not any(value.any() for name in "FGH" for value in compute(name, o, basis, derivative))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=WITH_TRITON) for way in TRITON_WAYS)])
 def test_derivatives_of_silu_far_out_are_not_lost_beside_1(way: str) -> None:
     """They are even and odd functions: at 30 as large as at -30, and not 0."""
-    tail_of_silu(way)
-
-
-def tail_of_silu(way: str) -> None:
     o, basis = make_case(rows=6, inputs=1, outputs=1)
     x = torch.tensor([[-60.0], [-40.0], [-20.0], [20.0], [40.0], [60.0]], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -205,8 +222,12 @@ def tail_of_silu(way: str) -> None:
         np.testing.assert_allclose(tail[:3].numpy(), exact, rtol=1e-12, atol=0)
 
 
-def autocast_to_float16(way: str, base: str) -> None:
-    """The same elements are infinite as of a Linear: those that float16 has no range for."""
+@pytest.mark.parametrize("base", ["silu", "identity"])
+@pytest.mark.parametrize(
+    "way", [*(way for way in WAYS if way != "small"), *(pytest.param(way, marks=ON_CPU) for way in TRITON_WAYS)]
+)
+def test_what_float16_has_no_range_for_is_infinite_under_autocast(way: str, base: str) -> None:
+    """The same elements are infinite as those of a Linear."""
     layer = KANLinear(2, 3, 4, base=base, grid_range=(-1e6, 1e6))
     x = torch.tensor([[0.3, 7e4], [1e30, -0.5], [6.5e4, 1.0]], requires_grad=True)
     with forced(way), torch.autocast("cpu", torch.float16):
@@ -217,12 +238,6 @@ def autocast_to_float16(way: str, base: str) -> None:
     assert by_base.isinf().all()
     assert by_x.isfinite().all()
     assert by_spline.isfinite().all()
-
-
-@pytest.mark.parametrize("base", ["silu", "identity"])
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "small"])
-def test_what_float16_has_no_range_for_is_infinite_under_autocast(way: str, base: str) -> None:
-    autocast_to_float16(way, base)
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [(torch.float32, torch.int32), (torch.float64, torch.int64)], ids=str)

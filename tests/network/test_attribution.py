@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from networks import D, Step, mixed, network, points, same, walk
+from peers import pykan_of
 from torch import Tensor
 
 from fastkan.kan.model import KAN
@@ -71,11 +72,9 @@ def test_the_scores_are_those_on_paper(make: str) -> None:
 
 @pytest.mark.parametrize("arity", [2, 4])
 def test_pykans_scores(arity: int) -> None:
-    from test_regularization import theirs
-
     model = mixed(width=[3, [2, 2], [1, 1], 1], mult_arity=arity, formulas=[(0, 0, 0, "sin")], off=[(0, 1, 1)])
     x = points(model)
-    other = theirs(model, arity)
+    other = pykan_of(model, arity)
     other(x)
     other.attribute()
     found = model.attribute(x=x)

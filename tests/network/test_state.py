@@ -26,6 +26,7 @@ def fresh_layer() -> KANLinear:
     return KANLinear(3, 4, 6, 2, bias=True, spline_scale=True, outside="linear")
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("assign", [False, True])
 def test_a_state_dict_brings_everything_back(assign: bool) -> None:
     layer, other = full_layer(), fresh_layer()
@@ -60,6 +61,7 @@ def test_a_state_dict_of_another_grid_is_refused() -> None:
     assert set(before) == set(layer.state_dict())
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))],
                          ids=["deepcopy", "pickle"])  # fmt: skip
 def test_a_copy_is_the_same_and_its_own(copied) -> None:
@@ -78,6 +80,7 @@ def test_a_copy_is_the_same_and_its_own(copied) -> None:
     assert torch.equal(layer(x), y)
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_made_without_memory_and_filled_later() -> None:
     """The meta device, as large models are made."""
     source = full_layer()
@@ -92,6 +95,7 @@ def test_made_without_memory_and_filled_later() -> None:
     assert repr(layer) == repr(plain)
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("write", ["copy_", "averaged model", "functional_call"])
 def test_knots_that_somebody_else_wrote_are_noticed(write: str) -> None:
     """What is known of equal knots isn't used on others, whichever way they came into the layer."""
@@ -142,6 +146,7 @@ def test_a_state_dict_with_knots_that_are_none_is_refused(spoil, message: str) -
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+@pytest.mark.usefixtures("each_backend")
 def test_what_was_changed_in_inference_mode_can_be_trained_after() -> None:
     layer = KANLinear(2, 3)
     with torch.inference_mode():

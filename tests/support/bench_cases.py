@@ -1,4 +1,4 @@
-"""What the benchmark's tests share."""
+"""The smallest case of the benchmark, and its measurement."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ TINY = Case(40, (3, 4, 2))
 
 
 def measured(rivals: Sequence[Rival], modes: Sequence[str], patience: float = 15.0) -> CaseResult:
-    """The smallest case, as shortly as can be."""
+    """Measure the smallest case in the shortest time."""
     return run_case(TINY, rivals, budget=0.02, patience=patience, modes=modes)

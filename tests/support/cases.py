@@ -1,4 +1,4 @@
-"""Inputs to test on, and the ways to compute them: what several test files share."""
+"""Operands of contractions to test on, the ways to compute them, and comparisons with the oracle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_knots(kind: str, inputs: int, grid: int, order: int, dtype: torch.dtype
     """Knots ``[inputs, grid + 2 order + 1]``.
 
     ``shared``: equally spaced, the same for all inputs. ``uniform``: equally spaced, each input its
-    own. ``adapted``: cells of widths that differ by up to 9 times. ``repeated``: as well, with double
+    own. ``adapted``: cells of widths that differ by up to 9 times. ``repeated``: the same with double
     and triple knots inside and with ends of k + 1 equal knots.
     """
     count = grid + 2 * order + 1
@@ -54,7 +54,7 @@ def make_knots(kind: str, inputs: int, grid: int, order: int, dtype: torch.dtype
 
 
 def make_inputs(rows: int, knots: Tensor) -> Tensor:
-    """``[rows, I]`` in, around and on the knots, a few far outside."""
+    """Inputs ``[rows, I]`` in, around and on the knots, a few of them far outside."""
     inputs, count = knots.shape
     low, high = knots[:, 0].double(), knots[:, -1].double()
     margin = 0.2 * (high - low)
@@ -78,7 +78,7 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     v: bool = True,
 ) -> tuple[Example, Basis]:
-    """Example of every contraction and their basis, from a seed of their own."""
+    """Return operands of every contraction and their basis, from a seed of their own."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         knots = make_knots(kind, inputs, grid, order, dtype)
@@ -95,7 +95,7 @@ def make_case(
 
 
 def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
-    """``[rows, I]`` in the grid and away from every knot, where all derivatives are smooth."""
+    """Inputs ``[rows, I]`` in the grid and away from every knot, where all derivatives are smooth."""
     grid = knots[:, order : knots.shape[1] - order]
     wide = grid.diff(dim=1) > 0
     columns = []
@@ -117,8 +117,8 @@ DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels 
 
 
 def serves(way: str, kind: str, order: int, derivative: int) -> bool:
-    """Whether a way is made for this: closed forms where cells can be counted, the local ones for
-    splines that are not 0."""
+    """Whether a way supports a derivative: closed forms need uniform knots, the local ones splines that
+    are not 0."""
     if way == "closed":
         return kind in ("shared", "uniform") and derivative < order
     if way in TRITON_WAYS:
@@ -127,15 +127,15 @@ def serves(way: str, kind: str, order: int, derivative: int) -> bool:
 
 
 def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) -> list[tuple[str, str, int]]:
-    """All ways, kinds of knots and derivatives that go together."""
+    """All combinations of ways, kinds of knots and derivatives that are supported."""
     return [(w, kind, d) for w in WAYS for kind in kinds for d in derivatives if serves(w, kind, order, d)]
 
 
 @contextmanager
 def forced(way: str) -> Iterator[None]:
-    """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" is as it
-    comes. What the way is not made for, a higher derivative in a backward, goes as it would. Of the
-    Triton backend all three contractions go one way, G fused where that is "gather"."""
+    """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" forces nothing.
+    What a way doesn't support, such as a higher derivative in a backward, takes its usual way. With a way
+    of the Triton backend all three contractions take it, but G is fused where that is "gather"."""
     if way in (*TRITON_WAYS, "pipelined"):
         with forced_triton(way):
             yield
@@ -173,7 +173,7 @@ PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 16, "warps": 4, "stages":
 
 @contextmanager
 def gluon_by_the_machine(**options: Any) -> Iterator[None]:
-    """Gluon's kernels have no interpreter: they are run by :mod:`gluon_machine`, with these ``options``."""
+    """Run Gluon's kernels, for which there is no interpreter, by :mod:`gluon_machine` with these ``options``."""
     import gluon_machine
     from triton.experimental.gluon._runtime import GluonJITFunction
 
@@ -195,8 +195,8 @@ def gluon_by_the_machine(**options: Any) -> Iterator[None]:
 
 @contextmanager
 def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
-    """One way of the Triton backend, in small tiles, so that a small case has several; with several chunks and
-    parts as well, and results that are NaN until they are written. What a way is not made for goes fused."""
+    """Force one way of the Triton backend, in tiles so small that a small case has several, with several chunks
+    and parts, and results that are NaN until they are written. What the way doesn't support is fused."""
     from fastkan_kernels.backends.triton import chunked
     from fastkan_kernels.backends.triton.kernels import contract_weight
     from fastkan_kernels.backends.triton.tuning import selection
@@ -226,10 +226,19 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
 
 
 def no_triton() -> str | None:
-    """Why Triton's kernels can't be tested here, or None."""
+    """Return the reason why Triton's kernels can't be tested here, or None."""
     if find_spec("triton") is None:
         return "triton is not installed"
     return BACKENDS["triton"].unable(torch.device(DEVICE))
+
+
+WITH_TRITON = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+FUSED = pytest.param("fused", marks=WITH_TRITON)  # one of Triton's ways beside backends of the CPU
+
+
+def by_triton(*rest: tuple) -> list[Any]:
+    """Parameters ``(way, *values)`` of each of Triton's ways with each of ``rest``."""
+    return [pytest.param(way, *values, marks=WITH_TRITON) for way in TRITON_WAYS for values in rest]
 
 
 @contextmanager
@@ -244,7 +253,7 @@ def small_blocks() -> Iterator[None]:
 
 
 def compute(name: str, o: Example, basis: Basis, derivative: int = 0) -> tuple[Tensor, ...]:
-    """F, G or H by the public functions, as a tuple: G's two parts, else one."""
+    """F, G or H by the public functions: a tuple of G's two parts, or of one result."""
     if fastkan_kernels.autograd.dispatch.chosen_backend() == "triton" and DEVICE != "cpu":
         moved = Example(*(None if t is None else t.to(DEVICE) for t in o))
         return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
@@ -268,7 +277,7 @@ def _compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tens
 
 
 def described(name: str, o: Example, basis: Basis, derivative: int = 0) -> str:
-    """What the CPU backend says that it would run."""
+    """The CPU backend's description of what it would run."""
     return cpu_backend.describe(name, o.x, o.g.shape[1], basis.splines_of(o.knots), basis, derivative)
 
 
@@ -276,7 +285,7 @@ def described(name: str, o: Example, basis: Basis, derivative: int = 0) -> str:
 
 
 def assert_within(got: Tensor, exact: np.ndarray, bound: np.ndarray, what: str = "") -> None:
-    """Every number is within its own bound of the exact one, and NaN and infinite where that is."""
+    """Assert that each number is within its own bound of the exact one, and NaN or infinite where that is."""
     value = got.detach().double().numpy()
     assert value.shape == exact.shape, f"{what} has the shape {value.shape}, not {exact.shape}"
     odd = ~np.isfinite(exact)
@@ -294,10 +303,10 @@ def assert_within(got: Tensor, exact: np.ndarray, bound: np.ndarray, what: str =
 
 
 def check(o: Example, basis: Basis, derivative: int, way: str, names: str = "FGH") -> None:
-    """F, G and H by ``way`` meet the budget of :func:`oracle.budget`.
+    """Assert that F, G and H by ``way`` meet the budget of :func:`oracle.budget`.
 
-    The reference has to meet it alone. Any other way may be off by twice what the reference is in
-    the same precision, in units of its budget, and by its own rounding.
+    The reference has to meet it alone. Any other way may be off by twice the reference's error in
+    the same precision, in units of its budget, plus its own rounding.
     """
     for name in names:
         truth = oracle.exact(name, o, basis, derivative)
@@ -316,3 +325,31 @@ def check(o: Example, basis: Basis, derivative: int, way: str, names: str = "FGH
                 ratio = np.abs(ref.detach().double().numpy() - want) / bound
             worst = ratio[np.isfinite(ratio)].max(initial=0.0)
             assert_within(value, want, 2 * worst * bound + rounding, f"{name}_{derivative}, {way}")
+
+
+def absolute_terms(name: str, o: Example, basis: Basis, derivative: int) -> tuple[np.ndarray, ...]:
+    """The sums of the absolute values of all terms v psi W g, and of float16's error below its normal numbers."""
+    a = o.array()
+    sizes = Example(*(None if t is None else np.abs(t) for t in a))
+    h = float(o.knots[0].diff().mean())
+    psi = np.abs(oracle.splines(a.x, a.knots, basis.order, derivative))
+    floor = 2.0**-13  # a subnormal of float16 is off by 2^-25, that is 2^-13 half ulps of 1
+    base = None if basis.base == "none" else np.abs(oracle.base_function(a.x, basis.base, derivative)) + floor
+    return oracle.contract(name, sizes, psi + floor * (psi > 0) / h**derivative, base)
+
+
+def assert_rounded(o: Example, basis: Basis, derivative: int, way: str, dtype: torch.dtype) -> None:
+    """Assert that each factor of a product is rounded to ``dtype`` at most once, and the result to its own dtype."""
+    half_ulp = torch.finfo(dtype).eps / 2
+    for name in "FGH":
+        with forced(way):
+            values = compute(name, o, basis, derivative)
+        sizes = absolute_terms(name, o, basis, derivative)
+        rounding = oracle.budget(name, o, basis, derivative, way, sums=True)
+        for value, exact, size, bound in zip(
+            values, oracle.exact(name, o, basis, derivative), sizes, rounding, strict=True
+        ):
+            assert value.dtype == o.x.dtype
+            once = torch.finfo(value.dtype).eps / 2 * np.abs(exact) * 1.01 + torch.finfo(value.dtype).tiny
+            # features (with v), weights, g and, where the product is stored in between, that
+            assert_within(value, exact, bound + 3.1 * half_ulp * size + once, f"{name}_{derivative}")

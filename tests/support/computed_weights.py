@@ -1,4 +1,4 @@
-"""Layers whose weights are computed from others: by PyTorch's parametrizations and pruning, and by a hook."""
+"""Layers whose weights are computed: by PyTorch's parametrizations and pruning, and by a hook."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Tanh(nn.Module):
 
 
 def by_hook(model: KAN) -> None:
-    """A weight that comes from others anew."""
+    """Let a hook compute a weight from another parameter before each forward."""
     layer = model.layers[0]
     weight = layer.spline_weight
     del layer.spline_weight

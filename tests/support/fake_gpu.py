@@ -1,9 +1,9 @@
-"""A GPU that is not there: tensors that say they are on ``cuda:0``, and what would make the host wait for them.
+"""A simulated GPU: tensors that report the device ``cuda:0``, and a record of what would make the host wait for them.
 
-Their numbers lie on the CPU, so that what may wait (a first call, reading the knots) can. While :meth:`FakeGPU.capture`
-is on, what a CUDA graph can't hold raises :class:`Waits`: a value that is read, memory that goes to or from the host, a
-size that depends on values. A launch of a Triton kernel is recorded, and only run, interpreted, if asked for.
-PyTorch's own FakeTensorMode can't: without CUDA in PyTorch autograd ends the process at its first tensor on a GPU.
+Their numbers lie on the CPU, so that a step that may wait (a first call, reading the knots) works. Within
+:meth:`FakeGPU.capture`, whatever a CUDA graph can't hold raises :class:`Waits`: reading a value, a copy to or from the
+host, a size that depends on values. A launch of a Triton kernel is recorded, and interpreted only on request.
+PyTorch's own FakeTensorMode can't be used: without CUDA, autograd ends the process at its first GPU tensor.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ VIEWS = {ATEN._unsafe_view, ATEN._reshape_alias, ATEN.lift_fresh}
 
 
 class Waits(AssertionError):
-    """What a CUDA graph could not hold."""
+    """Raised by an operation that a CUDA graph can't hold."""
 
 
 class OnGPU(Tensor):
-    """A tensor that says it is on the GPU. To PyTorch's own code it is on ``meta``."""
+    """A tensor that reports a GPU as its device. For PyTorch's own code it is on ``meta``."""
 
     held: Tensor  # on the CPU
     device = property(lambda self: GPU)
@@ -66,7 +66,7 @@ class OnGPU(Tensor):
         return made
 
     def data_ptr(self) -> int:
-        """As of memory that begins where CUDA's allocator would let it."""
+        """An address with the alignment of CUDA's allocator."""
         return 512 + self.held.storage_offset() * self.held.element_size()
 
     @classmethod
@@ -75,7 +75,7 @@ class OnGPU(Tensor):
 
 
 class Launched(NamedTuple):
-    """A launch but for where its tensors lie."""
+    """A launch of a kernel, without the addresses of its tensors."""
 
     kernel: str
     grid: tuple[int, ...]
@@ -86,7 +86,7 @@ class Launched(NamedTuple):
 
 
 class Captured:
-    """What was done while a graph was captured."""
+    """The launches, operations and allocations during a capture."""
 
     def __init__(self) -> None:
         self.launches: list[Launched] = []  # of Triton's kernels
@@ -99,10 +99,10 @@ class Captured:
 
 
 class FakeGPU(TorchDispatchMode):
-    """See the file's docstring.
+    """A dispatch mode that holds tensors on a simulated GPU.
 
     Args:
-        computes: whether Triton's kernels are run by its interpreter; else their results are whatever memory holds.
+        computes: whether Triton's interpreter runs the kernels; else their results are uninitialised memory.
     """
 
     def __init__(self, computes: bool = False) -> None:
@@ -113,7 +113,7 @@ class FakeGPU(TorchDispatchMode):
 
     @contextmanager
     def capture(self) -> Iterator[Captured]:
-        """Raise :class:`Waits` for what a CUDA graph can't hold."""
+        """Raise :class:`Waits` within the context for whatever a CUDA graph can't hold."""
         assert self.captured is None
         self.captured = Captured()
         try:
@@ -122,13 +122,13 @@ class FakeGPU(TorchDispatchMode):
             self.captured = None
 
     def wait(self, why: str) -> None:
-        """The host waits here."""
+        """Record that the host waits, or raise during a capture."""
         self.waits.append(why)
         if self.captured is not None:
             raise Waits(why)
 
     def put(self, tensor: Tensor) -> OnGPU:
-        """A tensor's copy on the GPU, a leaf."""
+        """Return a copy of a tensor on the GPU, as a leaf."""
         with off():
             held = tensor.detach().clone(memory_format=torch.preserve_format)
         return OnGPU(held).requires_grad_(tensor.requires_grad)
@@ -165,7 +165,7 @@ class FakeGPU(TorchDispatchMode):
         return done
 
     def _look(self, func, args, ours: list, tensors: list, lands: bool) -> None:
-        """Whether the host waits."""
+        """Call :meth:`wait` if an operation makes the host wait."""
         packet = func.overloadpacket
         if ours and packet in READS:
             self.wait(f"{func} reads values")
@@ -180,7 +180,7 @@ class FakeGPU(TorchDispatchMode):
     # -- Triton's -------------------------------------------------------------------------------
 
     def launch(self, launch: Launch) -> None:
-        """What stands in for :meth:`Launch.run`."""
+        """Replacement for :meth:`Launch.run`."""
         tensors = [a.base if _describes(a) else a for a in launch.arguments.values()]
         assert all(isinstance(t, (OnGPU, int)) for t in tensors), "an argument is neither on the GPU nor an integer"
         if self.captured is not None:
@@ -208,7 +208,7 @@ def _recorded(launch: Launch) -> Launched:
 
 
 def _describes(argument: Any) -> bool:
-    """Whether it is a tensor descriptor: Triton's, or Gluon's own."""
+    """Whether ``value`` is a tensor descriptor of Triton or Gluon."""
     return hasattr(argument, "block_shape")
 
 
@@ -219,7 +219,7 @@ def _held(argument: Any) -> Any:
 
 
 class Notice:
-    """``fastkan.layers.value_cache.Notice``, whose answers are there at once."""
+    """A stand-in for ``fastkan.layers.value_cache.Notice`` whose answers are available at once."""
 
     def __init__(self) -> None:
         self.answer = False
@@ -233,7 +233,7 @@ class Notice:
 
 
 class _Devices(TorchFunctionMode):
-    """Calls that name the GPU, which PyTorch's own code would look for."""
+    """A mode that answers calls which name the GPU, since PyTorch would search for a real one."""
 
     def __init__(self, gpu: FakeGPU) -> None:
         super().__init__()
@@ -262,12 +262,12 @@ def _is_gpu(argument: Any) -> bool:
 
 
 def _has_values(*tensors: Tensor) -> bool:
-    """``small.has_values`` as it would answer on a real GPU."""
+    """``small.has_values`` with the answer of a real GPU."""
     return all(isinstance(x, OnGPU) for x in tensors) and not torch.compiler.is_compiling()
 
 
 def _forget() -> None:
-    """What was found out about GPUs."""
+    """Clear the caches of facts about GPUs."""
     for name, module in list(sys.modules.items()):
         if name.startswith("fastkan_kernels.backends.triton"):
             for function in vars(module).values():
@@ -276,7 +276,7 @@ def _forget() -> None:
 
 @contextmanager
 def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
-    """A GPU while it lasts, an H100 by its numbers."""
+    """Simulate a GPU within the context, with an H100's properties."""
     gpu = FakeGPU(computes)
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr(Launch, "run", lambda launch: gpu.launch(launch))
@@ -296,7 +296,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
 
 @contextmanager
 def autocast(dtype: torch.dtype) -> Iterator[None]:
-    """``torch.autocast("cuda")``, which without CUDA switches itself off."""
+    """``torch.autocast("cuda")`` for a machine without CUDA, where PyTorch disables it."""
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", dtype)

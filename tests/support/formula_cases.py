@@ -17,7 +17,7 @@ ROWS = 64
 
 
 def affine_for(name: str, nodes: torch.Tensor, choose: random.Random) -> list[float]:
-    """Parameters a, b, c, d that map these values well inside the function's domain."""
+    """Return a, b, c, d with which a x + b lies well inside the function's domain for these values x."""
     branch = choose.choice(SYMBOLIC_LIB[name].branches())
     low = branch.low if math.isfinite(branch.low) else min(branch.high - 3, -1.5)
     high = branch.high if math.isfinite(branch.high) else max(branch.low + 3, 1.5)
@@ -25,12 +25,12 @@ def affine_for(name: str, nodes: torch.Tensor, choose: random.Random) -> list[fl
     least, most = nodes.min().item(), nodes.max().item()
     a = (high - low) / max(most - least, 0.1) * choose.choice([0.5, 1])
     a *= choose.choice([1, -1])
-    b = (low + high) / 2 + 0.05 * (high - low) - a * (least + most) / 2  # a constant input is not put where sgn jumps
+    b = (low + high) / 2 + 0.05 * (high - low) - a * (least + most) / 2  # keeps a constant away from the jump of sgn
     return [a, b, choose.choice([1, -1]) * choose.uniform(0.3, 1.5), choose.uniform(-1, 1)]
 
 
 def randomized(model: KAN, x: torch.Tensor, choose: random.Random, formula: float, spline: float) -> KAN:
-    """Random affine maps and parameters; each edge is a formula, a spline, both or off."""
+    """Set random affine maps and parameters, and make each edge a formula, a spline, both or none."""
     with torch.no_grad():
         for part in (model.subnode_scale, model.subnode_bias, model.node_scale, model.node_bias):
             for parameter in part:
@@ -68,7 +68,7 @@ WIDTHS = [[1, 1], [2, 3, 1], [3, [1, 2], 2], [2, [0, 3], [2, 1], 2], [2, [2, 1],
 
 
 def of_formulas(formulas: list[Any], variables: list[Any], x: torch.Tensor) -> torch.Tensor:
-    """Values of formulas, compiled by ``sympy.lambdify``."""
+    """Values of formulas by sympy's ``lambdify`` for NumPy, ``[N, out]``."""
     function = sympy.lambdify(variables, formulas, "numpy")
     with np.errstate(all="ignore"):
         columns = function(*x.numpy().T)
@@ -76,7 +76,7 @@ def of_formulas(formulas: list[Any], variables: list[Any], x: torch.Tensor) -> t
 
 
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Compare to 1e-9 of each output's largest value, where the expected values are finite."""
+    """Assert equality to 1e-9 of each output's largest value, wherever the expected value is finite."""
     finite = expected.isfinite()
     assert finite.double().mean() > 0.9
     size = torch.where(finite, expected, 0).abs().amax(0).clamp(min=1e-3).expand_as(expected)
@@ -84,7 +84,7 @@ def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def fixed(width: list[Any], *edges: tuple[Any, ...], **options: Any) -> KAN:
-    """A network in which only these edges ``(l, i, j, name, affine)`` are on."""
+    """A network whose only edges are these formulas ``(l, i, j, name, affine)``."""
     model = KAN(width=width, **{"dtype": torch.float64, **options})
     for layer in model.layers:
         layer.set_mask(torch.zeros_like(layer.spline_weight[0]))

@@ -1,10 +1,12 @@
-"""Runs of ``python -m bench --gpu`` as a GPU would leave them: a rehearsal's files that say they are none. In tests
-only; nothing of it is written into ``bench/results``."""
+"""Files of ``python -m bench --gpu`` like those of a GPU, made from a rehearsal's. For tests only: nothing is written
+into ``bench/results``."""
 
 from __future__ import annotations
 
 import copy
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,12 @@ GPU = {
 
 
 def rehearse(out: Path, *arguments: str) -> int:
-    """The command on the CPU, by the reference, in this process."""
+    """Run the command on the CPU by the reference, in this process."""
     return bench_command.main(["--gpu", str(out), "--device", "cpu", "--backend", "reference", *arguments])
 
 
 def as_of_a_gpu(run: join.Run) -> join.Run:
-    """The rehearsal's rows under the names of the rows that the bars ask for."""
+    """The rehearsal's rows under the names of the rows that the bars need."""
     found = copy.deepcopy(run)
     for stage in found.values():
         stage |= {"rehearsal": False, "gpu": copy.deepcopy(GPU), "commit": COMMIT, "sources": sources.here()}
@@ -42,7 +44,7 @@ def as_of_a_gpu(run: join.Run) -> join.Run:
 
 
 def write(run: join.Run, folder: Path) -> Path:
-    """As files."""
+    """Write a run's files."""
     folder.mkdir()
     for name, stage in run.items():
         (folder / f"{name}.json").write_text(json.dumps(stage))
@@ -50,13 +52,13 @@ def write(run: join.Run, folder: Path) -> Path:
 
 
 def entry(run: join.Run, row: str, name: str = contest.AUTO) -> dict[str, Any]:
-    """A contestant of a row, to be changed."""
+    """A contestant's entry in a row, which the caller may change."""
     (result,) = (r for r in run["speed"]["results"] if r["name"] == row)
     return next(c for c in result["contestants"] if c["name"] == name)
 
 
 def set_ratio(run: join.Run, row: str, anchor: str, ratio: float, name: str = contest.AUTO) -> None:
-    """Ours divided by the anchor's time."""
+    """Set the ratio of our time to the anchor's."""
     spread = {"median": ratio, "low": ratio * 0.99, "high": ratio * 1.01, "rounds": 9}
     entry(run, row, name)["cold"]["ratios"][anchor] = spread
 
@@ -64,3 +66,8 @@ def set_ratio(run: join.Run, row: str, anchor: str, ratio: float, name: str = co
 def bar(anchor: str, row: str = bars.FIRST) -> bars.Bar:
     """The bar of a row and an anchor."""
     return next(b for b in bars.BARS if (b.row, b.anchor) == (row, anchor))
+
+
+def hold(path: Path) -> None:
+    path.write_text(str(os.getpid()))
+    time.sleep(600)

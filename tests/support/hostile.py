@@ -1,4 +1,4 @@
-"""What nobody means to pass, and how every public function is called: for ``test_arguments``."""
+"""Hostile arguments, and calls of every public function to pass them to; for ``test_arguments``."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class Call(NamedTuple):
-    """One argument of one function, and what it is given."""
+    """One argument of one function, and the hostile value that it gets."""
 
     function: str
     argument: str
@@ -236,7 +236,7 @@ class Call(NamedTuple):
 
 
 def subject(function: str, folder: Any) -> tuple[Any, Callable, dict[str, Any]]:
-    """What a function is called on, or None; the function; and arguments that it takes."""
+    """The object that a function is a method of, or None; the function; and arguments that it accepts."""
     kind, _, name = function.rpartition(".")
     if not kind:
         return None, *FUNCTIONS[name]
@@ -268,12 +268,12 @@ def subject(function: str, folder: Any) -> tuple[Any, Callable, dict[str, Any]]:
 
 
 def names() -> list[str]:
-    """All functions."""
+    """Names of all functions."""
     return [*FUNCTIONS, *(f"{kind}.{name}" for kind, methods in METHODS.items() for name in methods)]
 
 
 def parameters(function: Callable) -> Iterator[str]:
-    """What can be passed by name, but for what the function is called on."""
+    """Names of a function's parameters without ``self``."""
     for name, one in inspect.signature(function).parameters.items():
         if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
             yield name

@@ -1,10 +1,10 @@
-"""Machine code for tests, in the form of nvdisasm."""
+"""Machine code in nvdisasm's format."""
 
 from __future__ import annotations
 
 from bench.codegen import sass
 
-# a product whose left operand lies in R152 to R155, and whose accumulators are R24 to R151
+# a loop with a product whose left operand lies in R152 to R155 and whose accumulators are R24 to R151
 LOOP = """
     FMUL R152, R1, R2
     .L_x_0:
@@ -19,7 +19,7 @@ LOOP = """
 
 
 def printed(text: str) -> str:
-    """Lines of instructions and labels, as nvdisasm would print them."""
+    """Format instructions and labels as nvdisasm does."""
     lines = [line.strip() for line in text.strip().splitlines()]
     return "\n".join(
         line if line.endswith(":") else f"        /*{16 * n:04x}*/   {line} ;" for n, line in enumerate(lines)

@@ -1,4 +1,4 @@
-"""Networks to test on, and what they compute by float64 NumPy, scipy and the formulas on paper."""
+"""Networks to test on, and their values by float64 NumPy, scipy and formulas written out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import oracle
 import torch
 from cases import make_knots
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastkan.kan.model import KAN
 
@@ -82,7 +83,7 @@ def network(
 
 
 def mixed(**options: Any) -> KAN:
-    """A network of everything there is: products of 2, 3 and 4 factors, formulas, edges that are off, affine maps."""
+    """A network with products of 2, 3 and 4 factors, formulas, edges that are off, and affine maps."""
     made: dict[str, Any] = {
         "affine": True,
         "formulas": [(0, 0, 0, "sin"), (0, 2, 5, "exp"), (1, 1, 2, "tanh"), (1, 4, 0, "x^2"), (2, 0, 1, "sin")],
@@ -93,7 +94,7 @@ def mixed(**options: Any) -> KAN:
 
 
 class Step(NamedTuple):
-    """What happens in one layer, in NumPy."""
+    """The values of one layer, in NumPy."""
 
     nodes: Array  # [N, in]
     edges: Array  # [N, in, subnodes]
@@ -102,7 +103,7 @@ class Step(NamedTuple):
 
 
 def walk(model: KAN, x: Tensor | Array) -> list[Step]:
-    """Every layer on paper."""
+    """Return the values of every layer, by NumPy alone."""
     nodes = np.asarray(x, dtype=float)[:, model.input_id.numpy()]
     steps = []
     for l in range(model.depth):
@@ -122,7 +123,7 @@ def walk(model: KAN, x: Tensor | Array) -> list[Step]:
 
 
 def edge_values(model: KAN, l: int, nodes: Array) -> Array:
-    """Every edge function of a layer at every row, ``[N, in, subnodes]``."""
+    """Values of every edge function of a layer, ``[N, in, subnodes]``."""
     layer, symbolic = model.layers[l], model.symbolic[l]
     psi = oracle.splines(nodes, _array(layer.knots), layer.spline_order)
     weight = _array(layer.spline_weight) * _array(layer.spline_scale)
@@ -141,20 +142,20 @@ def _array(tensor: Tensor) -> Array:
 
 
 def points(model: KAN, rows: int = 60, seed: int = 0, wide: float = 1.3) -> Tensor:
-    """``[rows, in_features]`` in the grids and around them."""
+    """Random inputs ``[rows, in_features]`` in the grids and around them."""
     draw = torch.Generator().manual_seed(seed)
     return (wide * (2 * torch.rand(rows, model.in_features, generator=draw, dtype=D) - 1)).to(model.dtype)
 
 
 def same(got: Tensor, expected: Any, digits: float = 1e-11) -> None:
-    """Equal but for float64's rounding, in units of the largest."""
+    """Assert equality up to float64's rounding, relative to the largest value."""
     expected = torch.as_tensor(expected, dtype=got.dtype).detach()
     size = float(expected.abs().max()) if expected.numel() else 0.0
     torch.testing.assert_close(got.detach(), expected, rtol=0, atol=digits * max(size, 1e-300))
 
 
 def parameters_of(model: KAN) -> dict[str, Tensor]:
-    """Everything in its state, copied."""
+    """A copy of everything in a model's state."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else value
         for name, value in model.state_dict().items()
@@ -162,7 +163,7 @@ def parameters_of(model: KAN) -> dict[str, Tensor]:
 
 
 def unchanged(model: KAN, before: dict[str, Tensor]) -> None:
-    """Bit by bit."""
+    """Assert that a model's state equals ``before`` bit by bit."""
     after = parameters_of(model)
     assert after.keys() == before.keys()
     for name, value in before.items():
@@ -173,10 +174,17 @@ def unchanged(model: KAN, before: dict[str, Tensor]) -> None:
 
 
 def nothing_shared(one: torch.nn.Module, other: torch.nn.Module) -> None:
-    """No storage is in both."""
+    """Assert that two modules share no storage."""
 
     def storages(module: torch.nn.Module) -> set[int]:
         tensors = [*module.parameters(), *module.buffers()]
         return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
 
     assert not storages(one) & storages(other)
+
+
+class Passive(TorchDispatchMode):
+    """A dispatch mode that runs every operation as it is."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))

@@ -1,7 +1,10 @@
-"""The oracle: F, G and H in float64 NumPy on features that scipy and sympy make, and the error budget.
+"""The oracle: F, G and H in float64, from features that scipy and sympy define, and the error budget.
 
-Nothing here is computed by the code under test. The budget says how far a backend may be from the
-oracle; it follows from the dtype and from how each way computes psi, never from what was seen to pass.
+Nothing here is computed by the code under test. The tests' features are scipy's, in NumPy (:func:`exact`). For
+operands on another device, and where PyTorch must differentiate, they are Cox-de Boor's recursion (:func:`recursion`),
+which a test compares with scipy; :func:`exact_with_sizes` gives with each number the sum of the absolute values of its
+terms. The budget bounds a backend's distance from the oracle. It follows from the dtype and from how each way computes
+psi, never from what was seen to pass.
 """
 
 from __future__ import annotations
@@ -14,8 +17,11 @@ import numpy as np
 import sympy
 import torch
 from scipy.interpolate import BSpline
+from torch import Tensor
 
 Array = np.ndarray
+
+BLOCK_ELEMENTS = 1 << 25  # numbers in one block of float64 features of exact_with_sizes
 
 # -- features ---------------------------------------------------------------------------------------
 
@@ -44,35 +50,70 @@ def splines(x: Array, knots: Array, order: int, derivative: int = 0) -> Array:
     return np.where(np.isnan(x)[:, None], np.nan, out)
 
 
+def recursion(x: Any, knots: Any, order: int, derivative: int = 0, sizes: bool = False) -> Any:
+    """psi_b^(d)(x[n, i]) as ``[N, K, I]`` by Cox-de Boor's recursion, of NumPy arrays or of tensors on any device.
+
+    PyTorch differentiates it with respect to x, as often as wanted.
+
+    Args:
+        sizes: add where the recursion subtracts: the sums of the absolute values of what each psi^(d) is made of.
+    """
+    xp: Any = torch if isinstance(x, Tensor) else np
+    x, t, sign = x[:, None], knots.T[None], 1 if sizes else -1
+    values = xp.where((x >= t[:, :-1]) & (x < t[:, 1:]), xp.ones_like(x), xp.zeros_like(x))
+    x = xp.clip(x, t[:, :1], t[:, -1:])  # since infinity times 0 would be NaN
+    if derivative > order:
+        values, order = xp.zeros_like(values[:, order:]), 0
+    for degree in range(1, order + 1):
+        width = t[:, degree:] - t[:, :-degree]
+        inverse = xp.where(width > 0, 1 / xp.where(width > 0, width, xp.ones_like(width)), xp.zeros_like(width))
+        here, there = values[:, :-1] * inverse[:, :-1], values[:, 1:] * inverse[:, 1:]
+        if degree > order - derivative:
+            values = degree * (here + sign * there)
+        else:
+            left, right = x - t[:, : -degree - 1], t[:, degree + 1 :] - x
+            values = (xp.abs(left) * here + xp.abs(right) * there) if sizes else (left * here + right * there)
+    return xp.where(xp.isnan(x), x, values)
+
+
 @functools.cache
 def _silu(derivative: int):
-    x = sympy.Symbol("x", real=True)
-    return sympy.lambdify(x, sympy.diff(x / (1 + sympy.exp(-x)), x, derivative), modules="numpy", cse=True)
+    """silu^(d) as a polynomial in x, the logistic s = 1 / (1 + exp(-x)) and r = 1 - s, for which s' = s r = -r'."""
+    x, s, r = sympy.symbols("x s r")
+    value = x * s
+    for _ in range(derivative):
+        value = sympy.diff(value, x) + (sympy.diff(value, s) - sympy.diff(value, r)) * s * r
+    return sympy.lambdify((x, s, r), sympy.factor_terms(value), modules=[])
 
 
-def silu(x: Array, derivative: int = 0) -> Array:
-    """silu^(d) by sympy's derivative, evaluated in extended precision; at infinities its limits."""
-    limits = {0: (0.0, np.inf), 1: (0.0, 1.0)}.get(derivative, (0.0, 0.0))
+def silu(x: Any, derivative: int = 0) -> Any:
+    """silu^(d) of an array or a tensor, by sympy's derivative; NumPy computes it in extended precision.
+
+    The result is float64. At infinities it is the limit; beyond 300 the value equals its limit to far below a rounding.
+    """
+    xp: Any = torch if isinstance(x, Tensor) else np
     with np.errstate(all="ignore"):
-        # beyond 300 the value is the limit's, to far below a rounding
-        value = _silu(derivative)(np.clip(x, -300, 300).astype(np.longdouble)).astype(np.float64)
-    value = np.where(x < -300, limits[0], value)
-    return np.where(x > 300, x if derivative == 0 else limits[1], value)
+        near = xp.clip(x, -300, 300)
+        near = near.double() if xp is torch else near.astype(np.longdouble)
+        value = _silu(derivative)(near, 1 / (1 + xp.exp(-near)), 1 / (1 + xp.exp(near)))
+        value = value if xp is torch else value.astype(np.float64)
+    beyond = x if derivative == 0 else xp.full_like(x, float(derivative == 1))
+    return xp.where(x > 300, beyond, xp.where(x < -300, xp.zeros_like(x), value))
 
 
-def base_function(x: Array, name: str, derivative: int = 0) -> Array:
+def base_function(x: Any, name: str, derivative: int = 0) -> Any:
+    """b^(d) of an array or a tensor, of the base function ``"silu"`` or ``"identity"``."""
     if name == "silu":
         return silu(x, derivative)
-    if derivative == 0:
-        return x
-    return np.where(np.isnan(x), np.nan, float(derivative == 1))
+    xp: Any = torch if isinstance(x, Tensor) else np
+    return x if derivative == 0 else xp.where(xp.isnan(x), x, xp.full_like(x, float(derivative == 1)))
 
 
 # -- contractions -----------------------------------------------------------------------------------
 
 
 class Example(NamedTuple):
-    """Everything that F, G and H are made of; ``v`` and ``base_weight`` may be None."""
+    """The operands of F, G and H; ``v`` and ``base_weight`` may be None."""
 
     x: Any
     knots: Any
@@ -81,53 +122,94 @@ class Example(NamedTuple):
     base_weight: Any
     g: Any
 
+    def map(self, function: Any) -> Example:
+        """``function`` of each operand that is not None."""
+        return Example(*(None if t is None else function(t) for t in self))
+
     def array(self) -> Example:
-        """In float64 NumPy, exactly the values that the tensors hold."""
-        return Example(*(None if t is None else t.detach().double().numpy() for t in self))
+        """The tensors' values as float64 NumPy arrays, exactly."""
+        return self.map(lambda t: t.detach().double().numpy())
 
 
-def contract(name: str, o: Example, psi: Array, base: Array | None) -> tuple[Array, ...]:
-    """F, G or H of NumPy operands on given features, as a tuple: G's two parts, else one."""
-    inputs = o.x.shape[1]
-    v = np.ones(o.x.shape) if o.v is None else o.v
+def contract(name: str, o: Example, psi: Any, base: Any) -> tuple[Any, ...]:
+    """F, G or H of given features, all NumPy arrays or all tensors: a tuple of G's two parts, or of one result.
+
+    Args:
+        psi: the splines, ``[N, K, I]``.
+        base: the base function, ``[N, I]``, or None.
+    """
+    rows, count, inputs = psi.shape
+    if name in "FG" and o.v is not None:
+        psi, base = psi * o.v[:, None], None if base is None else base * o.v
+    flat = psi.reshape(rows, count * inputs)
     if name == "F":
-        y = np.tensordot(psi * v[:, None], o.weight, ([1, 2], [0, 1]))
-        return (y if base is None else y + (base * v) @ o.base_weight,)
+        y = flat @ o.weight.reshape(count * inputs, o.weight.shape[2])
+        return (y if base is None else y + base @ o.base_weight,)
     if name == "G":
-        splines_ = np.tensordot(psi * v[:, None], o.g, (0, 0))
-        return (splines_,) if base is None else (splines_, (base * v).T @ o.g)
-    h = np.stack([(psi[:, :, i] * (o.g @ o.weight[:, i].T)).sum(1) for i in range(inputs)], 1) if inputs else o.x
+        by_spline = (flat.T @ o.g).reshape(count, inputs, o.g.shape[1])
+        return (by_spline,) if base is None else (by_spline, base.T @ o.g)
+    weight = o.weight.reshape(count * inputs, o.weight.shape[2])
+    h = (psi * (o.g @ weight.T).reshape(rows, count, inputs)).sum(1)
     return (h if base is None else h + base * (o.g @ o.base_weight.T),)
 
 
 def exact(name: str, o: Example, basis: Any, derivative: int = 0) -> tuple[Array, ...]:
-    """F, G or H of these tensors, in float64."""
+    """F, G or H of these tensors, in float64 NumPy."""
     a = o.array()
-    with np.errstate(invalid="ignore"):  # inf - inf where the test is about infinities
-        return contract(name, a, *_features(a, basis, derivative))
-
-
-def _features(a: Example, basis: Any, derivative: int) -> tuple[Array, Array | None]:
     psi = splines(a.x, a.knots, basis.order, derivative)
-    return psi, None if basis.base == "none" else base_function(a.x, basis.base, derivative)
+    base = None if basis.base == "none" else base_function(a.x, basis.base, derivative)
+    with np.errstate(invalid="ignore"):  # tests of infinities subtract inf from inf
+        return contract(name, a, psi, base)
+
+
+class Exact(NamedTuple):
+    """A result in float64, ``value``, and what a bound of its error is made of.
+
+    ``size`` is the sum of the absolute values of each number's terms; ``ones`` is that sum with 1 in place of |psi|.
+    """
+
+    value: Tensor
+    size: Tensor
+    ones: Tensor
+
+
+def exact_with_sizes(name: str, o: Example, basis: Any, derivative: int = 0) -> tuple[Exact, ...]:
+    """F, G or H of these tensors with the sizes of their sums, on their device, in blocks of rows."""
+    wide = o.map(lambda t: t.detach().double())
+    count = o.knots.shape[1] - basis.order - 1
+    step = max(1, BLOCK_ELEMENTS // max(1, count * o.x.shape[1]))
+    blocks = []
+    for start in range(0, max(1, len(o.x)), step):
+        rows = slice(start, start + step)
+        part = wide._replace(x=wide.x[rows], g=wide.g[rows], v=None if wide.v is None else wide.v[rows])
+        psi = recursion(part.x, part.knots, basis.order, derivative)
+        has_base = basis.base != "none" and (name == "G" or o.base_weight is not None)
+        base = base_function(part.x, basis.base, derivative) if has_base else None
+        sizes = part.map(torch.abs)
+        of_ones = torch.ones_like(psi), None if base is None else torch.ones_like(base)
+        of_sizes = psi.abs(), None if base is None else base.abs()
+        three = (contract(name, part, psi, base), contract(name, sizes, *of_sizes), contract(name, sizes, *of_ones))
+        blocks.append([Exact(*each) for each in zip(*three, strict=True)])
+    join = torch.cat if name != "G" else lambda parts: torch.stack(parts).sum(0)
+    return tuple(Exact(*(join(list(kind)) for kind in zip(*parts))) for parts in zip(*blocks))
 
 
 # -- the error budget -------------------------------------------------------------------------------
 
 
 def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: bool) -> tuple[Array, ...]:
-    """How far rounding may take each number of F, G or H from its exact value.
+    """Largest distance that rounding may cause between each number of F, G or H and its exact value.
 
-    1. Each feature costs about 5 roundings a degree, each of them of the size of what it is a sum or
-       a difference of (:func:`magnitudes`), and its products 4 more.
-    2. A way that counts cells, t = (x - first) * rate, moves every input and every knot by
-       :func:`_shift`, and with them the features by their slope. Its truncated powers round once more.
-    3. ``sums``: a sum of n products costs 2 sqrt(n) roundings of the sum of their sizes (Higham and
-       Mary, 2019: the chance that it costs more is below a thousandth of a thousandth).
-    4. The small way adds up a cell's polynomials about its middle (:func:`polynomial_sizes`), for G after
-       sums over the cell: k + 1 coefficients of a rounding each, powers up to k, h^-d and k sums.
+    1. Each feature costs about 5 roundings per degree, relative to the absolute values of the terms that it is a sum or
+       a difference of (:func:`magnitudes`), and its products cost 4 more.
+    2. A way that counts cells, t = (x - first) * rate, shifts every input and every knot by
+       :func:`_shift`, and thereby the features by their slope. Its truncated powers round once more.
+    3. ``sums``: a sum of n products costs 2 sqrt(n) roundings of the sum of their absolute values (Higham and
+       Mary, 2019: the probability of a larger error is below one in a million).
+    4. The small way sums a cell's polynomials about its middle (:func:`polynomial_sizes`), for G after
+       sums over the cell: k + 1 coefficients with one rounding each, powers up to k, h^-d and k sums.
 
-    The oracle's own rounding, in float64, is counted as well.
+    The oracle's own rounding, in float64, is included.
     """
     a = o.array()
     eps = torch.finfo(torch.float64 if o.x.dtype == torch.float64 else torch.float32).eps
@@ -137,7 +219,7 @@ def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: b
     base = None if basis.base == "none" else _base_magnitude(finite, basis.base, derivative)
     if way == "small":
         psi = polynomial_sizes(finite, a.knots, basis.order, derivative)
-    # what is added up for one number of the result
+    # the number of terms in one number of the result
     terms = {"F": (basis.order + 2) * a.x.shape[1], "G": len(a.x), "H": (basis.order + 2) * (a.g.shape[1])}[name]
     made = 3 if way == "small" else 2
     rounding = made * basis.order + derivative + 4 + (2 * np.sqrt(terms) if sums or way == "small" else 0)
@@ -150,25 +232,13 @@ def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: b
 
 
 def magnitudes(x: Array, knots: Array, order: int, derivative: int) -> Array:
-    """Cox-de Boor's recursion with every difference made a sum: the sizes of what psi^(d) is made of."""
-    if derivative > order:
-        return np.zeros((len(x), knots.shape[1] - order - 1, x.shape[1]))
-    x, t = x[:, None], knots.T[None]
-    values = ((x >= t[:, :-1]) & (x < t[:, 1:])).astype(float)
-    for degree in range(1, order + 1):
-        width, next_width = t[:, degree:-1] - t[:, : -degree - 1], t[:, degree + 1 :] - t[:, 1:-degree]
-        here = np.divide(values[:, :-1], width, out=np.zeros_like(values[:, :-1]), where=width > 0)
-        there = np.divide(values[:, 1:], next_width, out=np.zeros_like(values[:, 1:]), where=next_width > 0)
-        if degree > order - derivative:
-            values = degree * (here + there)
-        else:
-            values = np.abs(x - t[:, : -degree - 1]) * here + np.abs(t[:, degree + 1 :] - x) * there
-    return values
+    """The sums of the absolute values of what psi^(d) is made of by Cox-de Boor's recursion."""
+    return recursion(x, knots, order, derivative, sizes=True)
 
 
 def polynomial_sizes(x: Array, knots: Array, order: int, derivative: int) -> Array:
-    """Sizes of what psi^(d) is a sum of as a polynomial about its cell's middle m: the splines' derivatives there, by
-    Taylor, |psi^(d+j)(m)| |x - m|^j / j!."""
+    """The sum of the absolute values of psi^(d)'s terms as a Taylor polynomial about the middle m of its cell:
+    |psi^(d+j)(m)| |x - m|^j / j!."""
     middle = np.zeros_like(x)
     for i, t in enumerate(knots):
         cell = np.searchsorted(t, x[:, i], side="right") - 1
@@ -182,10 +252,10 @@ def polynomial_sizes(x: Array, knots: Array, order: int, derivative: int) -> Arr
 
 
 def _shift(knots: Array, eps: float) -> tuple[Array, Array]:
-    """By how many cells counting moves an input, and a knot: ``([I], [I])``.
+    """The shifts of an input and of a knot, in cells, that counting cells causes: ``([I], [I])``.
 
-    (x - first) * rate has four roundings, half an eps each of at most all cells; uniform knots are
-    allowed to be 4 eps of the largest off their places.
+    (x - first) * rate has four roundings, each of half an eps of at most the number of cells. Uniform knots may lie
+    4 eps of the largest knot off their places.
     """
     cells = knots.shape[1] - 1
     width = (knots[:, -1] - knots[:, 0]) / cells
@@ -194,11 +264,11 @@ def _shift(knots: Array, eps: float) -> tuple[Array, Array]:
 
 def _counting_error(x: Array, knots: Array, order: int, derivative: int, eps: float) -> Array:
     """Bound of the error of psi^(d) made from counted cells: slope times shift, and rounding, wherever
-    the input is in a spline's support or not a cell away from it.
+    the input is in a spline's support or less than a cell away from it.
 
-    In units of a cell |psi^(d)| <= 2^d, as d differences of numbers up to 1. Knots moved by s change
-    each of the d differences' widths by up to 2 s. The truncated powers are folded: their sum of
-    sizes is below 4 times the largest value (450/120 at k = 5), and they take 2 k roundings.
+    In units of a cell |psi^(d)| <= 2^d, as d differences of numbers up to 1. Knots shifted by s change
+    each of the d differences' widths by up to 2 s. The truncated powers are folded: the sum of their absolute
+    values is below 4 times the largest value (450/120 at k = 5), and they take 2 k roundings.
     """
     x_shift, knot_shift = _shift(knots, eps)
     width = (knots[:, -1] - knots[:, 0]) / (knots.shape[1] - 1)
@@ -210,8 +280,8 @@ def _counting_error(x: Array, knots: Array, order: int, derivative: int, eps: fl
 
 
 def _base_magnitude(x: Array, name: str, derivative: int) -> Array:
-    """Sizes of what the base function's closed form adds up, d s^(d-1) + x s^(d), with s^(d) of the
-    logistic s in factors: s', s' (1 - 2s), s' (1 - 6s'), s' (1 - 2s)(1 - 12s'), and s' <= min(s, 1/4)."""
+    """The sum of the absolute values of the terms of the base function's closed form, d s^(d-1) + x s^(d), where the
+    derivatives of the logistic s are s', s' (1 - 2s), s' (1 - 6s'), s' (1 - 2s)(1 - 12s'), and s' <= min(s, 1/4)."""
     if name == "identity":
         return np.abs(base_function(x, name, derivative))
     terms = (1, 1, 3, 3, 12)[derivative]

@@ -1,4 +1,4 @@
-"""What the tests of pictures share: networks, and what was drawn of them."""
+"""Networks for tests of pictures, and the parts of a figure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def curves(figure: Figure) -> list[torch.Tensor]:
 
 
 def boxes(figure: Figure) -> list[tuple[float, float, float, float]]:
-    """Left, lower, right and upper end of each."""
+    """Left, lower, right and upper end of each box."""
     return [path.get_extents().extents for path in part(figure, "boxes").get_paths()]
 
 

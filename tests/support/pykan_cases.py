@@ -1,4 +1,4 @@
-"""Helpers for tests against pykan's own functions."""
+"""Helpers of tests that compare with pykan's own functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def float64() -> Iterator[None]:
 
 
 def kan(name: str) -> Any:
-    """Import a module of pykan."""
+    """Import a module of pykan, or skip the test."""
     pytest.importorskip("kan")
     return __import__(f"kan.{name}", fromlist=["_"])
 

@@ -1,6 +1,6 @@
 """Draw sentences of docstrings and comments at random, to be read by somebody who has not written them.
 
-    python tests/support/sentences.py --seed 14 --count 100 fastkan kernels
+python tests/support/sentences.py --seed 14 --count 100 fastkan kernels
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Networks whose splines go through functions, and what became of them."""
+"""Networks whose splines interpolate given functions, and comparisons of states."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def network(width: Any = (2, 3, 1), **options: Any) -> KAN:
 
 
 def through(layer: KANLinear, i: int, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Make the spline of input i to the first output go through a function on the grid from -1 to 1."""
+    """Let the spline from input i to the first output interpolate ``function`` on the grid from -1 to 1."""
     x = torch.linspace(-1, 1, 2000, dtype=torch.float64)
     basis = splines(x.unsqueeze(1), layer.knots[:1], layer.spline_order)[:, :, 0]
     with torch.no_grad():
@@ -27,7 +27,7 @@ def through(layer: KANLinear, i: int, function: Callable[[torch.Tensor], torch.T
 
 
 def shaped(*functions: Callable[[torch.Tensor], torch.Tensor]) -> KAN:
-    """One layer, one output; the splines go through these functions."""
+    """A network of one layer and one output whose splines interpolate these functions."""
     model = KAN(width=[len(functions), 1], grid=40, base_fun="zero", dtype=torch.float64)
     for i, function in enumerate(functions):
         through(model.layers[0], i, function)

@@ -1,4 +1,4 @@
-"""Formulas to search for, shared by several test files."""
+"""Formulas to search for, and their samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastkan.symbolic import SYMBOLIC_LIB
 
 PI = math.pi
 
-# name: the arguments (p, q) to which u = -1 and u = 1 are mapped, and c, d
+# for each name the ends (p, q) of the interval that u from -1 to 1 is mapped to; then c and d
 CASES: dict[str, list[tuple[float, float, float, float]]] = {
     "x": [(-1, 1, 3, 0.5)],
     "x^2": [(-1, 1, 2, 1), (-0.3, 2, -1.5, 0), (1, 4, 0.7, -2)],
@@ -47,7 +47,7 @@ RANGES = [(0.2, 0.4), (2.0, -1.0), (20.0, 3.0)]
 
 
 def samples(count: int = 1000) -> torch.Tensor:
-    """Random numbers from 0 to 1, with both ends included."""
+    """Random numbers from 0 to 1 that include both ends."""
     t = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     t[:2] = torch.tensor([0.0, 1.0])
     return t
@@ -67,7 +67,7 @@ def data(name: str, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def values(name: str, affine: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Values of fits ``[E, 4]`` at ``x [N, E]``."""
+    """Values of the fits ``[E, 4]`` at ``x [N, E]``."""
     a, b, c, d = affine.unbind(1)
     return c * SYMBOLIC_LIB[name].fun(a * x + b) + d
 
@@ -76,7 +76,7 @@ def r_squared(got: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return 1 - (got - y).square().sum(0) / (y - y.mean(0)).square().sum(0)
 
 
-# the canonical form of c f(a x + b) + d
+# the simplest form of c f(a x + b) + d
 FORMS = [
     ("x", (1, 0, 3, 0.5)), ("x^2", (1, 0.25, 3, -1)), ("x^3", (1, -0.5, 2, 1)), ("x^4", (1, 0.3, -2, 1)),
     ("x^5", (1, 0.3, -2, 1)), ("1/x", (1, 1.5, 2, 1)), ("1/x", (1, -1.25, 2, 1)), ("1/x^2", (1, 1.5, 2, 1)),

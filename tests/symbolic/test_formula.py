@@ -1,9 +1,12 @@
-"""Formulas equal the forward, for networks of all functions in the library and of splines."""
+"""The formula equals the forward: networks of formulas and of splines, and the formula in sympy's hands."""
 
 from __future__ import annotations
 
 import math
+import pickle
 import random
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +17,11 @@ import torch
 from formula_cases import NAMES, ROWS, WIDTHS, affine_for, assert_equal, fixed, network, of_formulas, randomized
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spline_cases import shaped
 
 from fastkan import KAN, add_symbolic, create_dataset
 from fastkan.layers.function_library import remove_symbolic
+from fastkan.symbolic.expressions import named_edge, taylor_pieces
 from fastkan.symbolic.rounding import number, rounded
 
 
@@ -289,3 +294,387 @@ def test_a_formula_leaves_the_model_alone() -> None:
     assert after.keys() == before.keys()
     for name, value in after.items():
         assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name]
+
+
+# -- splines as exact polynomials on their cells -----------------------------------------------------
+
+
+def with_splines(width: list[Any], seed: int, formula: float) -> tuple[KAN, torch.Tensor, torch.Tensor]:
+    """A random network of splines and formulas on adapted knots, inputs in, around and on the knots, and outputs."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    x = 3 * torch.randn(ROWS, width[0], dtype=torch.float64)
+    model = network(choose, width, width[0])
+    model.layers[0].update_grid(torch.randn(50, width[0], dtype=torch.float64), grid_eps=0.3)
+    x[:8] = model.layers[0].knots[:, :8].t()[:, model.input_id.argsort()].repeat(8, 1)[:8]
+    randomized(model, x, choose, formula=formula, spline=0.6)
+    return model, x, model(x).detach()
+
+
+@pytest.mark.parametrize("width", [*WIDTHS[:3], [1, [1, 1], 1]], ids=str)
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25)
+def test_pieces_equal_the_forward_inside_and_outside_the_grid(width: list[Any], seed: int) -> None:
+    model, x, expected = with_splines(width, seed, formula=0.3)
+    assert_equal(torch.from_numpy(model.formula_numpy(numeric="piecewise")(x)), expected)
+    if len(width) < 3:
+        assert_equal(of_formulas(*model.symbolic_formula(numeric="piecewise"), x), expected)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+def test_pieces_of_one_edge(order: int, outside: str, base: str) -> None:
+    model = KAN(width=[1, 1], grid=4, k=order, base_fun=base, noise_scale=5.0, dtype=torch.float64)
+    model.layers[0].outside = outside
+    knots = model.layers[0].knots[0]
+    ends = torch.tensor([-1e3, -5.0, 5.0, 1e3], dtype=torch.float64)
+    x = torch.cat([knots, torch.linspace(-2.5, 2.5, 301, dtype=torch.float64), ends]).unsqueeze(1)
+    assert_equal(of_formulas(*model.symbolic_formula(numeric="piecewise"), x), model(x).detach())
+
+
+def test_pieces_are_right_continuous() -> None:
+    """At a knot where the spline jumps, the formula has the value of the cell to the right."""
+    for _ in range(5):
+        model = KAN(width=[1, 1], grid=4, k=1, base_fun="zero", noise_scale=5.0, dtype=torch.float64)
+        knots = model.layers[0].knots + torch.rand(1, dtype=torch.float64)
+        knots[0, 3] = knots[0, 2]
+        model.layers[0].set_knots(knots)
+        on = knots[:1, 2:3]
+        x = torch.cat([torch.nextafter(on, on - 1), on, torch.nextafter(on, on + 1)])
+        y = model(x).detach()
+        assert (y[1] - y[0]).abs() > 0.01
+        assert_equal(of_formulas(*model.symbolic_formula(numeric="piecewise"), x), y)
+
+
+def test_pieces_far_from_zero_keep_their_digits() -> None:
+    """Far from 0 the formula keeps its digits; polynomials in x itself would lose nine of them."""
+    model = KAN(width=[1, 1], grid=5, k=3, grid_range=(1000, 1001), noise_scale=5.0, dtype=torch.float64)
+    x = torch.linspace(999, 1002, 500, dtype=torch.float64).unsqueeze(1)
+    with torch.no_grad():
+        model.layers[0].base_weight.zero_()
+    error = of_formulas(*model.symbolic_formula(numeric="piecewise"), x) - model(x).detach()
+    assert error.abs().max() < 1e-11 * model(x).abs().max()
+
+
+def test_pieces_of_pieces_take_no_minutes() -> None:
+    model = KAN(width=[2, 5, 5, 1], noise_scale=3.0, dtype=torch.float64)
+    x = torch.randn(50, 2, dtype=torch.float64)
+    (formula,), variables = model.symbolic_formula(numeric="piecewise")
+    assert formula.has(sympy.Piecewise)
+    assert variables == [sympy.Symbol("x_1"), sympy.Symbol("x_2")]
+    assert_equal(torch.from_numpy(model.formula_numpy(numeric="piecewise")(x)), model(x).detach())
+
+
+def test_a_formula_of_pieces_can_be_used_in_sympy() -> None:
+    model = KAN(width=[1, 2, 1], grid=2, k=2, noise_scale=3.0, dtype=torch.float64)
+    (formula,), (x,) = model.symbolic_formula(numeric="piecewise")
+    for at in (-3.0, -0.4, 0.5):
+        expected = model(torch.tensor([[at]], dtype=torch.float64)).item()
+        assert float(formula.xreplace({x: sympy.Float(at)})) == pytest.approx(expected, rel=1e-10)
+    single = KAN(width=[1, 1], grid=2, k=2, base_fun="zero", noise_scale=3.0, dtype=torch.float64)
+    (formula,), (x,) = single.symbolic_formula(numeric="piecewise")
+    at = torch.tensor([[0.3]], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(single(at).sum(), at)
+    assert float(formula.diff(x).subs(x, 0.3)) == pytest.approx(slope.item(), rel=1e-10)
+
+
+def test_an_edge_that_is_both_is_the_sum() -> None:
+    model = KAN(width=[1, 1], noise_scale=3.0, dtype=torch.float64)
+    x = torch.randn(50, 1, dtype=torch.float64)
+    spline = model(x).detach()
+    model.symbolic[0].fix(0, 0, "sin")
+    found = torch.from_numpy(model.formula_numpy(numeric="piecewise")(x))
+    assert_equal(found, spline + x.sin())
+
+
+def test_numeric_edges_are_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fixed([2, [1, 1], 1], (0, 0, 0, "sin"), mult_arity=3)
+    for layer, i, j in ((0, 0, 0), (0, 1, 3), (1, 1, 0)):
+        mask = model.layers[layer].mask.clone()
+        mask[i, j] = 1
+        model.layers[layer].set_mask(mask)
+    monkeypatch.setattr("fastkan.symbolic.formula.default_rows", lambda model: pytest.fail("rows were read"))
+    for ask in (model.symbolic_formula, model.formula_latex, model.formula_numpy):
+        with pytest.raises(ValueError, match="without spline edges") as caught:
+            ask(digits="auto", numeric="raise")
+        message = str(caught.value)
+        assert re.findall(r"\(\d, \d, \d\)", message) == ["(0, 0, 0)", "(0, 1, 3)", "(1, 1, 0)"]
+        for help in ("auto_symbolic", "fix_symbolic", "remove_edge", "numeric='functions'", "numeric='piecewise'"):
+            assert help in message
+
+
+# -- splines as functions phi_l_i_j ------------------------------------------------------------------
+
+D = torch.float64
+
+
+def quiet(model: KAN, **options: Any) -> tuple[list[Any], list[Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.symbolic_formula(**options)
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids=str)
+@pytest.mark.parametrize("seed", range(2))
+def test_formulas_with_splines_equal_the_forward_inside_and_outside_the_grid(width: list[Any], seed: int) -> None:
+    model, x, expected = with_splines(width, seed, formula=0.4)
+    assert_equal(of_formulas(*quiet(model), x), expected)
+    assert_equal(torch.from_numpy(model.formula_numpy()(x)), expected)
+    if seed == 0:
+        assert_equal(torch.from_numpy(model.formula_numpy(digits=15)(x)), expected)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+def test_values_and_derivatives_of_one_edge(order: int, outside: str, base: str) -> None:
+    model = KAN(width=[1, 1], grid=4, k=order, base_fun=base, noise_scale=5.0, dtype=D)
+    model.layers[0].outside = outside
+    knots = model.layers[0].knots[0]
+    x = torch.cat([knots, torch.linspace(-2.5, 2.5, 301, dtype=D), torch.tensor([-1e3, 1e3], dtype=D)]).unsqueeze(1)
+    (formula,), (symbol,) = quiet(model)
+    assert formula == formula.func(symbol)
+    assert_equal(of_formulas([formula], [symbol], x), model(x).detach())
+    at = torch.linspace(-0.97, 0.94, 40, dtype=D).unsqueeze(1).requires_grad_()
+    value = model(at)
+    for _ in range(min(order, 3)):
+        (value,) = torch.autograd.grad(value.sum(), at, create_graph=True)
+        formula = formula.diff(symbol)
+        assert not formula.has(sympy.Derivative)
+        assert_equal(of_formulas([formula], [symbol], at.detach()), value.detach())
+    assert formula.func.__name__ == f"phi_0_0_0_d{min(order, 3)}"
+
+
+def test_nan_and_infinities_are_the_forwards() -> None:
+    for base, outside in (("silu", "zero"), ("identity", "zero"), ("zero", "zero"), ("silu", "linear")):
+        model = KAN(width=[1, 1], base_fun=base, noise_scale=3.0, dtype=D)
+        model.layers[0].outside = outside
+        x = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [0.3]], dtype=D)
+        found = model.formula_numpy()(x)
+        np.testing.assert_allclose(found, model(x).detach().numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize("weight", ["drawn", "constant"])  # a constant spline has tangents of slope 0
+def test_derivatives_at_nan_and_infinities_are_the_forwards(outside: str, base: str, weight: str) -> None:
+    model = KAN(width=[1, 1], base_fun=base, noise_scale=3.0, dtype=D)
+    layer = model.layers[0]
+    layer.outside = outside
+    if weight == "constant":
+        with torch.no_grad():
+            layer.spline_weight.fill_(0.5)
+    x = torch.tensor([[torch.nan], [torch.inf], [-torch.inf], [0.3]], dtype=D, requires_grad=True)
+    (formula,), (symbol,) = quiet(model)
+    value = model(x)
+    for power in range(3):
+        if power:
+            (value,) = torch.autograd.grad(value.sum(), x, create_graph=True)
+            formula = formula.diff(symbol)
+        assert formula == formula.func(symbol)
+        found = formula.func._imp_(x.detach().numpy())
+        np.testing.assert_allclose(found, value.detach().numpy(), rtol=1e-9, atol=1e-12)
+        if not power:
+            for row, expected in zip(x[1:].tolist(), value[1:, 0].tolist()):
+                constant = named_edge("phi", layer, taylor_pieces(layer), 0, 0, sympy.Float(row[0]))
+                assert float(constant) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+
+
+def test_sympy_evaluates_substitutes_and_compiles() -> None:
+    model = KAN(width=[2, 2, 1], noise_scale=3.0, seed=3, dtype=D)
+    x = torch.rand(20, 2, dtype=D) * 2 - 1
+    (formula,), variables = quiet(model, var=["a", "b"])
+    assert "phi_0_0_1(a)" in str(formula)
+    assert "phi_1_1_0(" in str(formula)
+    for row, y in zip(x[:5].tolist(), model(x[:5]).flatten().tolist()):
+        assert float(formula.subs(dict(zip(("a", "b"), row))).evalf()) == pytest.approx(y, rel=1e-12)
+        assert float(formula.evalf(subs=dict(zip(variables, row)))) == pytest.approx(y, rel=1e-12)
+    function = sympy.lambdify(sympy.symbols("a b"), formula)
+    np.testing.assert_allclose(function(*x.numpy().T), model(x).detach()[:, 0], rtol=1e-12)
+    assert r"\phi_{0 0 0}" in sympy.latex(formula)
+    again = pickle.loads(pickle.dumps(formula))
+    np.testing.assert_allclose(sympy.lambdify(variables, again)(*x.numpy().T), model(x).detach()[:, 0], rtol=1e-12)
+    gradient = torch.autograd.functional.jacobian(lambda rows: model(rows).sum(), x)
+    for column, variable in enumerate(variables):
+        slope = sympy.lambdify(variables, formula.diff(variable))
+        np.testing.assert_allclose(slope(*x.numpy().T), gradient[:, column], rtol=1e-9, atol=1e-12)
+
+
+def test_functions_of_one_name_are_told_apart_by_what_they_compute() -> None:
+    """sympy caches results by equality of functions, so functions of two models must differ."""
+    x = torch.rand(20, 1, dtype=D)
+    models = [KAN(width=[1, 1], noise_scale=3.0, seed=seed, dtype=D) for seed in (0, 1)]
+    formulas = [quiet(model)[0][0] for model in models]
+    assert formulas[0] != formulas[1]
+    assert str(formulas[0]) == str(formulas[1]) == "phi_0_0_0(x_1)"
+    for model, formula in zip(models, formulas):
+        assert_equal(of_formulas([formula], [sympy.Symbol("x_1")], x), model(x).detach())
+        assert quiet(model)[0][0] == formula
+    before = models[0](x).detach()
+    with torch.no_grad():
+        models[0].layers[0].spline_weight.mul_(2)
+    assert quiet(models[0])[0][0] != formulas[0]
+    # a formula doesn't follow later changes of the model
+    assert_equal(of_formulas([formulas[0]], [sympy.Symbol("x_1")], x), before)
+
+
+def test_a_warning_names_the_edges_and_what_fits_each_best() -> None:
+    model = shaped(lambda x: torch.sin(3 * x), lambda x: torch.sin(20 * x**3) + 0.3 * x.abs().sqrt())
+    model.fix_symbolic(0, 0, 0, "sin", verbose=False)
+    with pytest.warns(UserWarning, match=r"phi_0_1_0 \(best is \w+, R2 0\.\d{4}\)") as caught:
+        model.symbolic_formula()
+    (warning,) = caught
+    assert warning.filename == __file__
+    assert "phi_0_0_0" not in str(warning.message)
+    for help in ("auto_symbolic(force=True)", "fix_symbolic", "remove_edge", "numeric='piecewise'"):
+        assert help in str(warning.message)
+    many = KAN(width=[4, 3, 1])
+    with pytest.warns(UserWarning, match=r"phi_0_3_0 .* and 5 more\. "):
+        many.formula_latex()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.formula_numpy()
+        model.symbolic_formula(numeric="piecewise")
+        model.auto_symbolic(force=True, verbose=0)
+        model.symbolic_formula()
+
+
+def test_rounding_leaves_splines_as_they_are() -> None:
+    model = KAN(width=[2, 1], noise_scale=3.0, dtype=D)
+    x = torch.rand(30, 2, dtype=D)
+    model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    with torch.no_grad():
+        model.symbolic[0].affine.copy_(torch.tensor([[1.23456, 0, 1, 0]]))
+    formulas, variables = quiet(model, digits=2)
+    assert str(formulas[0]) == "phi_0_1_0(x_2) + sin(1.2*x_1)"
+    spline = model(x)[:, 0] - (1.23456 * x[:, 0]).sin()
+    found = of_formulas(formulas, variables, x)[:, 0] - (1.2 * x[:, 0]).sin()
+    assert (found - spline).abs().max() < 1e-7  # the affine map is computed in float32 in the model
+    quiet(model, digits="auto", simplify=True)
+
+
+# -- formulas in sympy's hands -----------------------------------------------------------------------
+
+X1, X2 = sympy.symbols("x_1 x_2")
+
+
+def article() -> KAN:
+    """exp(sin(3 x_1) + x_2^2 / 2)."""
+    return fixed([2, 1, 1], (0, 0, 0, "sin", (3, 0, 1, 0)), (0, 1, 0, "x^2", (1, 0, 0.5, 0)), (1, 0, 0, "exp"))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        {"x_1": 0.3, "x_2": -0.4},
+        {X1: 0.3, X2: -0.4},
+        [("x_1", 0.3), ("x_2", -0.4)],
+    ],
+    ids=["names", "symbols", "pairs"],
+)
+def test_subs(put: Any) -> None:
+    (formula,), _ = article().symbolic_formula()
+    assert float(formula.subs(put)) == pytest.approx(math.exp(math.sin(0.9) + 0.08), rel=1e-12)
+
+
+def test_names_that_are_given_are_met_too() -> None:
+    (formula,), variables = article().symbolic_formula(var=["Age", "BMI"])
+    assert variables == list(sympy.symbols("Age BMI"))
+    assert float(formula.subs({"Age": 0.3, "BMI": -0.4})) == pytest.approx(math.exp(math.sin(0.9) + 0.08), rel=1e-12)
+    positive = sympy.Symbol("t", positive=True)
+    (formula,), _ = article().symbolic_formula(var=[positive, "u"])
+    assert formula.free_symbols == {positive, sympy.Symbol("u")}
+
+
+def test_diff() -> None:
+    model = article()
+    x = torch.tensor([[0.3, -0.4]], dtype=torch.float64, requires_grad=True)
+    (slopes,) = torch.autograd.grad(model(x).sum(), x)
+    (formula,), _ = model.symbolic_formula()
+    for name, slope in zip(("x_1", "x_2"), slopes[0].tolist()):
+        found = sympy.diff(formula, sympy.Symbol(name)).subs({"x_1": 0.3, "x_2": -0.4})
+        assert float(found) == pytest.approx(slope, rel=1e-12)
+
+
+def test_solve() -> None:
+    model = fixed([1, 1], (0, 0, 0, "x^2", (1, 0.5, 2, -8)))
+    (formula,), _ = model.symbolic_formula()
+    assert sorted(map(float, sympy.solve(formula, sympy.Symbol("x_1")))) == [-2.5, 1.5]
+
+
+def test_sympify_of_the_text_is_the_formula() -> None:
+    (formula,), _ = article().symbolic_formula()
+    assert sympy.sympify(str(formula)) == formula
+    for seed in range(10):
+        choose = random.Random(seed)
+        torch.manual_seed(seed)
+        x = torch.randn(ROWS, 2, dtype=torch.float64)
+        model = randomized(network(choose, [2, 2], 2), x, choose, formula=1, spline=0)
+        for formula in model.symbolic_formula(digits=4)[0]:
+            assert sympy.sympify(str(formula)) == formula
+            assert sympy.sympify(str(formula)) - formula == 0
+
+
+def test_lambdify_by_new_symbols_of_the_same_names() -> None:
+    model = article()
+    x = torch.randn(20, 2, dtype=torch.float64)
+    function = sympy.lambdify(sympy.symbols("x_1 x_2"), model.symbolic_formula()[0][0])
+    np.testing.assert_allclose(function(*x.numpy().T), model(x).detach()[:, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"digits": 5}, {"digits": "auto"}, {"simplify": True}, {"var": ["a", "b"]},
+                                     {"normalizer": [[1, 2], [3, 4]]}], ids=str)  # fmt: skip
+def test_symbols_are_plain_in_every_case(options: dict[str, Any]) -> None:
+    model = article()
+    model.get_act(torch.randn(50, 2, dtype=torch.float64))
+    (formula,), variables = model.symbolic_formula(**options)
+    assert formula.free_symbols == set(variables)
+    assert variables == list(sympy.symbols(options.get("var", ["x_1", "x_2"])))
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("width", [[1, 1, 1], [2, 1], [1, [0, 1]]], ids=str)
+def test_simplified_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
+    """Also for roots, logarithms and absolute values, which sympy simplifies by assumptions about their arguments."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    x = 3 * torch.randn(ROWS, width[0], dtype=torch.float64)
+    model = randomized(network(choose, width, width[0]), x, choose, formula=1, spline=0)
+    assert_equal(of_formulas(*model.symbolic_formula(simplify=True), x), model(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "text"),
+    [("x^2", "sqrt", "Abs(x_1)"), ("abs", "x^2", "x_1**2"), ("x^2", "log", "log(x_1**2)"), ("exp", "log", "x_1")],
+)
+def test_what_is_simplified_is_right_for_real_numbers(inner: str, outer: str, text: str) -> None:
+    model = fixed([1, 1, 1], (0, 0, 0, inner), (1, 0, 0, outer))
+    x = torch.tensor([[-2.0], [-0.5], [0.75], [3.0]], dtype=torch.float64)
+    (formula,), variables = model.symbolic_formula(simplify=True)
+    assert_equal(of_formulas([formula], variables, x), model(x).detach())
+    assert sympy.simplify(formula.subs("x_1", sympy.Symbol("t", real=True))) == sympy.sympify(
+        text, {"x_1": sympy.Symbol("t", real=True)}
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_products_that_are_nan_everywhere(seed: int) -> None:
+    """Factors that are constants outside a domain: sympy can neither print nor compile such products."""
+    choose = random.Random(seed)
+    torch.manual_seed(seed)
+    x = 3 * torch.randn(ROWS, 2, dtype=torch.float64)
+    model = randomized(network(choose, [2, [0, 3], [2, 1], 2], 2), x, choose, formula=1, spline=0)
+    with torch.no_grad():
+        for symbolic in model.symbolic:
+            symbolic.affine.normal_().mul_(2)
+    finite = model(x).detach().isfinite().numpy()
+    assert np.isfinite(model.formula_numpy()(x)[finite]).all()
+    model.symbolic_formula(digits="auto")
+    model.formula_latex(digits=3)
+
+
+def test_a_product_with_a_nan_is_nan() -> None:
+    model = fixed([1, [0, 1], 1], (0, 0, 0, "sin"), (0, 0, 1, "log", (0, -1, 1, 0)), (1, 0, 0, "x", (1, 0, 2, 1)))
+    assert model.symbolic_formula()[0] == [sympy.nan]
+    assert np.isnan(model.formula_numpy()([[0.5]])).all()

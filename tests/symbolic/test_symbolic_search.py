@@ -1,13 +1,29 @@
-"""The search for formulas finds the right functions and constants; comparisons with scipy and pykan."""
+"""The search for formulas: functions, constants and their ranking, against scipy and pykan, in bounded memory."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from symbolic_cases import CASES, FORMS, RANGES, data, r_squared, samples, values
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastkan.symbolic import SYMBOLIC_LIB, SymbolicEdges, fit_params, names_of, rank, search
+from fastkan.symbolic import (
+    SYMBOLIC_LIB,
+    SymbolicEdges,
+    SymbolicFits,
+    add_symbolic,
+    fit_params,
+    fitting,
+    names_of,
+    rank,
+    remove_symbolic,
+    search,
+)
+from fastkan.symbolic.search import r2_loss
 
 # -- the right function, and its constants ---------------------------------------------------------
 
@@ -186,3 +202,261 @@ def test_few_samples(count: int) -> None:
     fits = search(x, x.square() + 1)
     assert fits.affine.isfinite().all()
     assert ((fits.r2 >= 0) & (fits.r2 <= 1)).all()
+
+
+# -- bounds, functions of one's own, and the ranking -------------------------------------------------
+
+
+@pytest.fixture
+def own() -> Iterator[str]:
+    name = "my function"
+    yield name
+    if name in SYMBOLIC_LIB:
+        remove_symbolic(name)
+
+
+# -- bounds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranges", [
+    {"a_range": (-10, 10), "b_range": (-10, 10)}, {"a_range": (0.5, 2)}, {"b_range": (2, 3)},
+    {"a_range": (-4, -1), "b_range": (-1.5, 0)},
+], ids=str)  # fmt: skip
+def test_bounds_are_kept_in_units_of_x(ranges: dict[str, tuple[float, float]]) -> None:
+    t = samples(300)
+    x = torch.stack([4 * t - 1, 0.2 * t + 0.5], 1)
+    y = torch.stack([torch.sin(4 * t), torch.exp(3 * t)], 1)
+    fits, free = search(x, y, **ranges), search(x, y)
+    for column, key in enumerate(("a_range", "b_range")):
+        low, high = ranges.get(key, (-math.inf, math.inf))
+        found = fits.affine[..., column][fits.r2 > 0]  # a function that doesn't fit is returned as a constant
+        assert ((found >= low) & (found <= high)).all()
+    assert (1 - free.r2 <= 1.0005 * (1 - fits.r2) + 1e-5).all()
+    for index, name in enumerate(fits.names):
+        got = values(name, fits.affine[index], x)
+        torch.testing.assert_close(r_squared(got, y), fits.r2[index], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "affine"), [form for form in FORMS if form[0] not in ("x", "sgn")], ids=str)
+def test_what_is_within_bounds_is_found(name: str, affine: tuple[float, ...]) -> None:
+    x = 2 * samples().unsqueeze(1) - 1
+    y = values(name, torch.tensor([affine], dtype=torch.float64), x)
+    a, b, *_ = affine
+    fits = search(x, y, [name], a_range=(a - 0.7, a + 1.1), b_range=(b - 0.4, b + 0.3))
+    assert 1 - fits.r2[0, 0] < 1e-9
+
+
+@pytest.mark.parametrize("name", ["sin", "tanh", "gaussian", "arctan"])
+def test_at_a_bound_the_rest_fits_as_well_as_it_can(name: str) -> None:
+    x = 2 * samples(300).unsqueeze(1) - 1
+    y = values(name, torch.tensor([[3, 0.4, 2, 1]], dtype=torch.float64), x)
+    fits = search(x, y, [name], a_range=(0.5, 2))
+    assert fits.affine[0, 0, 0] == 2
+    b = torch.linspace(-2, 2, 4001, dtype=torch.float64)
+    f = SYMBOLIC_LIB[name].fun(2 * x + b)  # [N, B]
+    correlation = torch.corrcoef(torch.cat([y, f], 1).t())[0, 1:]
+    best = correlation.square().amax()
+    # the steps end early where little decrease is expected; for sin all steps are taken
+    assert 1 - fits.r2[0, 0] <= (1 + 1e-7 if name == "sin" else 1.0005) * (1 - best)
+    assert best < 0.9999
+
+
+def test_what_float32_can_not_hold_is_no_fit() -> None:
+    x = samples(200).float().unsqueeze(1)
+    fits = search(x, torch.exp(2 * x), ["sinh", "cosh", "exp"], b_range=(95, 100))
+    for index, name in enumerate(fits.names):
+        assert (fits.affine[index, 0, 2] * SYMBOLIC_LIB[name].fun(fits.affine[index, 0, 1].float())).isfinite(), name
+
+
+# -- functions that users add ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fun", "domain", "p", "q"), [
+    (torch.special.bessel_j0, (-math.inf, math.inf), -2.0, 11.0),
+    (torch.nn.functional.softplus, (-math.inf, math.inf), -3.0, 5.0),
+    (lambda z: torch.log1p(z) * z, (-1, math.inf), -0.8, 2.0),
+    (lambda z: torch.sqrt(2 - z) + z, (-math.inf, 2), 1.9, -3.0),
+    (lambda z: torch.arcsin(z) + z.square(), (-1, 1), 0.7, -0.9),
+], ids=["bessel", "softplus", "half-line", "other half", "interval"])  # fmt: skip
+def test_a_function_that_nothing_is_known_of(own: str, fun, domain, p: float, q: float) -> None:
+    add_symbolic(own, fun, domain=domain)
+    t = samples()
+    x, y = 20 * t + 3, 2 * fun(p + (q - p) * t) - 1
+    fits = search(x.unsqueeze(1), y.unsqueeze(1), [own])
+    assert 1 - fits.r2[0, 0] < 1e-9
+    params, r2 = fit_params(x, y, own)
+    assert torch.equal(params, fits.affine[0, 0])
+    assert r2 == fits.r2[0, 0]
+
+
+def test_a_function_without_derivatives(own: str) -> None:
+    add_symbolic(own, torch.floor)
+    t = samples()
+    y = torch.floor(3.3 * t - 0.7)
+    assert search(t.unsqueeze(1), y.unsqueeze(1), [own]).r2[0, 0] > 0.98
+
+
+def test_one_edge_by_name_and_by_function() -> None:
+    t = samples(200)
+    y = 2 * torch.sin(3 * t + 1) + 0.5
+    by_name, by_function = fit_params(t, y, "sin"), fit_params(t, y, torch.sin)
+    assert torch.equal(by_name[0], by_function[0])
+    assert by_name[1] == by_function[1]
+    by_lambda = fit_params(t, y, lambda z: torch.sin(z))
+    assert by_lambda[1] > 1 - 1e-9
+    bounded, r2 = fit_params(t, y, "sin", a_range=(1, 2), b_range=(0, 1))
+    assert 1 <= bounded[0] <= 2
+    assert r2 < by_name[1]
+
+
+# -- memory and determinism ------------------------------------------------------------------------
+
+
+class Largest(TorchDispatchMode):
+    """Largest number of elements of any tensor computed during a call."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(part, torch.Tensor):
+                self.elements = max(self.elements, part.numel())
+        return result
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded; pykan's grid of 101 x 101 places would take 20 million numbers for each edge and function."""
+    x = samples(2000).unsqueeze(1).expand(-1, 60)
+    y = torch.sin(x * torch.linspace(1, 9, 60))
+    names = ["sin", "tanh", "gaussian", "x^3", "exp"]
+    with Largest() as at_once:
+        whole = search(x, y, names)
+    monkeypatch.setattr(fitting, "BLOCK_ELEMENTS", 1 << 16)
+    with Largest() as in_blocks:
+        parts = search(x, y, names)
+    assert at_once.elements <= 2 * len(names) * x.numel()
+    assert in_blocks.elements <= 1 << 17
+    torch.testing.assert_close(parts.r2, whole.r2, rtol=0, atol=1e-6)
+
+
+def test_the_same_on_every_run_and_nothing_else_changed() -> None:
+    x, y = data("sin", 1e-3)
+    many = x.repeat(3, 1), y.repeat(3, 1)  # more samples than the last stage of the fit uses
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    first = search(*many, ["sin", "exp", "sqrt"])
+    again = search(*many, ["sin", "exp", "sqrt"])
+    assert torch.equal(first.affine, again.affine)
+    assert torch.equal(first.r2, again.r2)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    alone = search(many[0][:, 4:5], many[1][:, 4:5], ["sin"])
+    torch.testing.assert_close(alone.r2[0], first.r2[0, 4:5], rtol=0, atol=1e-9)
+
+
+def test_modes_and_defaults_are_no_matter() -> None:
+    x, y = data("exp")
+    x, y = x.float(), y.float().requires_grad_()
+    expected = search(x, y, ["exp", "sin", "sgn"])
+    assert not expected.affine.requires_grad
+    with torch.inference_mode():
+        inferred = search(x.clone(), y.clone(), ["exp", "sin", "sgn"])
+    with torch.device("meta"):
+        elsewhere = search(x, y, ["exp", "sin", "sgn"])
+    for got in (inferred, elsewhere):
+        assert torch.equal(got.affine, expected.affine)
+    assert not inferred.affine.is_inference()
+    narrow = search(x.bfloat16(), y.bfloat16(), ["exp"])
+    assert (narrow.r2 > 0.99).all()
+
+
+# -- ranking ---------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_pykan_where_it_is_asked_to() -> None:
+    x, y = data("sqrt", 1e-3)
+    fits = search(x, y)
+
+    def theirs(r2: float) -> float:
+        return math.log2(1 + 1e-5 - r2)
+
+    ranked = rank(fits, 2, weight_simple=0.7, r2_loss_fun=theirs, c_loss_fun=lambda c: 2 * c, parameter_bits=0)
+    losses = [candidate.loss for candidate in ranked if candidate.r2 > 0]
+    assert losses == sorted(losses)
+    assert {candidate.name for candidate in ranked} == set(fits.names)
+    for name, affine, r2, complexity, loss in ranked:
+        index = fits.names.index(name)
+        assert affine == tuple(fits.affine[index, 2].tolist())
+        assert r2 == fits.r2[index, 2]
+        assert complexity == SYMBOLIC_LIB[name].complexity
+        assert loss == pytest.approx(0.7 * 2 * complexity + 0.3 * theirs(r2))
+
+
+def made(*fits: tuple[str, float, float]) -> SymbolicFits:
+    """Fits of one edge, from names, b and R2."""
+    affine = torch.tensor([[[1.0, b, 1.0, 0.0]] for _, b, _ in fits], dtype=torch.float64)
+    return SymbolicFits([name for name, _, _ in fits], affine, torch.tensor([[r2] for _, _, r2 in fits]).double())
+
+
+def test_functions_that_are_the_same_have_the_same_r2() -> None:
+    x, y = data("x^2", 0.1)
+    fits = search(x, y, ["sin", "cos", "arcsin", "arccos", "tanh", "sigmoid", "sqrt", "x^0.5"])
+    for one in range(0, 8, 2):
+        assert torch.equal(fits.r2[one], fits.r2[one + 1])
+        got, same = (values(fits.names[n], fits.affine[n], x) for n in (one, one + 1))
+        torch.testing.assert_close(got, same, rtol=1e-6, atol=1e-6)
+
+
+def test_what_decides_between_functions() -> None:
+    # the same R2 and complexity: x^2 has three parameters, a cos four
+    assert rank(made(("cos", 0.0, 0.999), ("x^2", 1.0, 0.999)))[0].name == "x^2"
+    assert rank(made(("x^2", 0.0, 0.999), ("cos", 1.0, 0.9999)))[0].name == "cos"
+    # equal in all of these
+    assert rank(made(("sin", 1.2, 0.999), ("cos", -0.4, 0.999)))[0].name == "cos"
+    # below the error of trained splines, differences of R2 don't count
+    assert rank(made(("exp", 0.0, 1 - 1e-10), ("tanh", 0.0, 1 - 1e-15)))[0].name == "exp"
+    assert rank(made(("exp", 0.0, 1 - 1e-3), ("tanh", 0.0, 1 - 1e-6)))[0].name == "tanh"
+    # functions with an R2 of 0
+    assert [one.name for one in rank(made(("0", 0.0, 0.0), ("arctan", 0.0, 0.9)))] == ["arctan", "0"]
+    assert rank(made(("arctan", 0.0, 1.0), ("0", 0.0, 1.0)))[0].name == "0"
+    (only,) = rank(made(("exp", 0.0, 0.75)), weight_simple=0)
+    assert only.loss == pytest.approx(r2_loss(0.75) + 0.5 * 3)
+    (only,) = rank(made(("exp", 0.0, 0.75)), weight_simple=1)
+    assert only.loss == 2
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+X = torch.rand(5, 2)
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: search([1.0], X), TypeError, "x must be a torch.Tensor, got list"),
+    (lambda: search(X.long(), X), TypeError, "x must be float16.*got torch.int64"),
+    (lambda: search(X[0], X[0]), ValueError, r"x must have the shape \[N, E\], got \[2\]"),
+    (lambda: search(X, X[:3]), ValueError, r"y must have the shape \[5, 2\], got \[3, 2\]"),
+    (lambda: search(X[:0], X[:0]), ValueError, "x must have at least one sample, got none"),
+    (lambda: search(X * math.nan, X), ValueError, "x must be finite, got 10 NaN"),
+    (lambda: search(X, X / 0), ValueError, "y must be finite"),
+    (lambda: search(X, X, ["sine"]), ValueError, "names must be in the library, got 'sine'; did you mean 'sin'"),
+    (lambda: search(X, X, []), ValueError, "names must name a function, got none"),
+    (lambda: search(X, X, a_range=(1, 0)), ValueError, "a_range must be finite and increasing"),
+    (lambda: search(X, X, b_range=3), TypeError, "b_range must be two numbers, got 3"),
+    (lambda: fit_params(X, X, "sin"), ValueError, r"x must have the shape \[N\], got \[5, 2\]"),
+    (lambda: fit_params(X[:, 0], X, "sin"), ValueError, r"y must have the shape \[5\], got \[5, 2\]"),
+    (lambda: fit_params(X[:, 0], X[:, 1], 3), TypeError, "fun must be a name or a function, got int"),
+    (lambda: fit_params(X[:, 0], X[:, 1], "sine"), ValueError, "'sine'"),
+    (lambda: rank(made(("sin", 0, 1.0)), 1), ValueError, "edge must be below 1, got 1"),
+    (lambda: rank(made(("sin", 0, 1.0)), 0.0), TypeError, "edge must be an int, got float"),
+    (lambda: rank(made(("sin", 0, 1.0)), weight_simple=1.5), ValueError, "weight_simple must be from 0 to 1, got 1.5"),
+    (lambda: rank(made(("sin", 0, 1.0)), weight_simple="1"), TypeError, "weight_simple must be a number, got str"),
+])  # fmt: skip
+def test_bad_input_is_refused(call, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_edges_have_no_fits() -> None:
+    fits = search(torch.rand(5, 0), torch.rand(5, 0), ["sin", "exp"])
+    assert fits.affine.shape == (2, 0, 4)
+    assert fits.r2.shape == (2, 0)

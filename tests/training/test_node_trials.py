@@ -21,7 +21,7 @@ def product(seed: int) -> tuple[KAN, dict[str, Tensor]]:
     return model, create_dataset(lambda x: x[:, [0]] * x[:, [1]], n_var=2, train_num=50, test_num=50, dtype=D)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_a_product_is_found_as_the_multiplication_alone(seed: int) -> None:
     """Without trials a sum takes over, which makes the product of squares."""
     widths = []

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from computed_weights import COMPUTED
-from networks import D, mixed, network, points, same
-from test_stack_routes import Seen
+from networks import D, Passive, mixed, network, points, same
 from torch import Tensor, nn
 
 import fastkan
@@ -246,7 +245,7 @@ ELSEWHERE: dict[str, Callable[[], Case]] = {
     "counting": lambda: changed(lambda m: m.layers[0].count_outside()),
     "a mask that learns": lambda: changed(lambda m: m.layers[0].mask.requires_grad_()),
     **{name: lambda change=change: changed(change) for name, change in COMPUTED.items()},
-    "a dispatch mode": lambda: case(context=Seen),
+    "a dispatch mode": lambda: case(context=Passive),
     "the reference": lambda: case(context=lambda: fastkan.backend("reference")),
 }  # fmt: skip
 

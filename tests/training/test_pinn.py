@@ -39,19 +39,19 @@ def point(network):
     return lambda p: network(p[None])[0, 0]
 
 
-def by_hessian(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(hessian(u))(x)[:, 0, 0]
+def by_second(second):
+    """The route whose u_xx is an element of ``second`` of u, at each point."""
+
+    def route(network, x):
+        u = point(network)
+        return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(second(u))(x)[:, 0, 0]
+
+    return route
 
 
-def by_reverse_twice(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(grad(u))(x)[:, 1], vmap(jacrev(jacrev(u)))(x)[:, 0, 0]
-
-
-def by_forward_twice(network, x):
-    u = point(network)
-    return vmap(u)(x), vmap(jacfwd(u))(x)[:, 1], vmap(jacfwd(jacfwd(u)))(x)[:, 0, 0]
+by_hessian = by_second(hessian)
+by_reverse_twice = by_second(lambda u: jacrev(jacrev(u)))
+by_forward_twice = by_second(lambda u: jacfwd(jacfwd(u)))
 
 
 def by_jvp_of_jvp(network, x):
@@ -147,6 +147,7 @@ def assert_step(found: list[torch.Tensor], expected: list, rtol: float = 1e-10) 
         np.testing.assert_allclose(value.numpy(), want, rtol=rtol, atol=rtol * np.abs(want).max())
 
 
+@pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("route", [by_autograd, *TRANSFORMS])
 @pytest.mark.parametrize("kind", KINDS)
 def test_eager(kind: str, route) -> None:
@@ -154,8 +155,16 @@ def test_eager(kind: str, route) -> None:
     assert_step(step(route, layer, x), expected_step(a))
 
 
-@pytest.mark.parametrize(("kind", "route"), [("shared", by_autograd), *(("adapted", route) for route in COMPILED)])
-def test_compiled(kind: str, route) -> None:
+@pytest.mark.parametrize(
+    ("kind", "route", "each_backend"),
+    [
+        ("shared", by_autograd, "cpu"),
+        *(("adapted", route, "cpu") for route in COMPILED),
+        ("adapted", by_autograd, "triton"),
+    ],
+    indirect=["each_backend"],
+)
+def test_compiled(kind: str, route, each_backend: list[str]) -> None:
     layer, a, x = one_layer(kind)
     assert_step(step(route, layer, x, compiled("aot_eager")), expected_step(a))
 
@@ -227,8 +236,13 @@ def test_two_layers_agree_with_differences() -> None:
     torch.testing.assert_close(ruled, slope, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("route", TRANSFORMS)
-def test_two_layers_by_torch_func(route) -> None:
+@pytest.mark.parametrize(
+    ("route", "each_backend"),
+    [*((route, "cpu") for route in TRANSFORMS), (by_hessian, "triton")],
+    indirect=["each_backend"],
+)
+def test_two_layers_by_torch_func(route, each_backend: list[str]) -> None:
+    """Transforms go by the reference, ``by_autograd`` by each backend."""
     network, x = two_layers()
     assert_step(step(route, network, x), step(by_autograd, network, x), rtol=1e-9)
 

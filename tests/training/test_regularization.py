@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from networks import D, mixed, network, points, same
+from peers import pykan_of
 from torch import Tensor
 
 import fastkan
@@ -153,34 +154,12 @@ def test_second_derivatives(make: str, metric: str) -> None:
 # -- beside pykan -------------------------------------------------------------------------------------
 
 
-def theirs(model: KAN, arity: int):
-    """pykan's network of the same weights. (Its scores of nodes of several arities raise, or are wrong.)"""
-    kan = pytest.importorskip("kan")
-    theirs = kan.KAN(
-        width=copy.deepcopy(model.width), mult_arity=arity, grid=model.grid[0], k=model.k[0], auto_save=False
-    ).double()
-    for l, (ours, act) in enumerate(zip(model.layers, theirs.act_fun)):
-        act.grid.data = ours.knots.clone()
-        act.coef.data = ours.spline_weight.detach().permute(1, 2, 0).clone()
-        act.scale_base.data = ours.base_weight.detach().clone()
-        act.scale_sp.data = ours.spline_scale.detach().clone()
-        act.mask.data = torch.ones_like(act.mask) if ours.mask is None else ours.mask.clone()
-        for edge, affine in zip(model.symbolic[l].edges, model.symbolic[l].affine):
-            on = act.mask.data[edge.i, edge.j].clone()
-            theirs.fix_symbolic(l, edge.i, edge.j, edge.name, fit_params_bool=False, verbose=False, log_history=False)
-            theirs.symbolic_fun[l].affine.data[edge.j, edge.i] = affine.detach()
-            act.mask.data[edge.i, edge.j] = on
-        for name in ("node_scale", "node_bias", "subnode_scale", "subnode_bias"):
-            getattr(theirs, name)[l].data = getattr(model, name)[l].detach().clone()
-    return theirs
-
-
 @pytest.mark.parametrize("arity", [2, 3, None])
 def test_pykans_numbers(arity: int | None) -> None:
     options = {"width": [3, [2, 2], [1, 1], 2], "mult_arity": arity}
     model = NETWORKS["stack"]() if arity is None else mixed(**options, formulas=FORMULAS, off=[(0, 1, 1), (1, 2, 1)])
     x = points(model, 50)
-    other = theirs(model, arity or 2)
+    other = pykan_of(model, arity or 2)
     same(model(x), other(x))
     other.attribute()
     other.node_attribute()  # which asks for less than all, and leaves that
