@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..cases import Edges
-from ..plain import KANLinear as PlainKANLinear
+from ..suite.cases import Edges
+from ..suite.plain import KANLinear as PlainKANLinear
 from .place import Place
 from .rows import Row
 from .settings import BOUNDS, kind

@@ -11,7 +11,7 @@ from fastkan_kernels import uniform_knots
 from fastkan_kernels.autograd.dispatch import route
 
 from ..measure import Samples, Spread, ratio, times
-from ..memory import peak_bytes
+from ..measure import peak_bytes
 from . import bars, ceilings, contest, graphed
 from .accuracy import Material, Truth
 from .clock import Clock

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.backends.triton.tuning.config import WAYS
 
-from ..cases import SEED
+from ..suite.cases import SEED
 from .rows import CONTRACTIONS
 from .settings import DTYPES, REHEARSED
 from .truth import Example
