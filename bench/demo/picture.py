@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from fastkan import KANLinear, convert
 from fastkan_kernels import Basis, edge_std, edge_values
 
-from ..measure import times
-from ..report import BUSY
+from ..measure import BUSY, times
 from .classifier import Cost, Digits, Learner
 
 EDGES = 6
-# the plain one pale and wide, ours dark and narrow: both can be seen where they lie on each other
+# the plain layer's curves are pale and wide, fastkan's dark and narrow, so that both show where they coincide
 STYLES: tuple[dict[str, Any], ...] = ({"color": "#f2a65a", "linewidth": 5}, {"color": "#1b4965", "linewidth": 1.5})
 
 
@@ -39,14 +38,14 @@ def draw(both: dict[str, Learner], cost: Cost, data: Digits, picture: Path) -> N
         share = [100 * accuracy for accuracy in learner.accuracies]
         curves[1].plot(range(1, len(share) + 1), share, label=name, **style)
     _name(curves[0], "Training loss", "epoch", "cross entropy")
-    _name(curves[1], "Test accuracy", "epoch", "images told right, %")
+    _name(curves[1], "Test accuracy", "epoch", "images classified correctly, %")
     for axes in curves[:2]:
         axes.legend(frameon=False)
     spreads = [times(samples) for samples in cost.seconds.values()]
     medians = [1e3 * s.median for s in spreads]
     errors = [[1e3 * (s.median - s.low) for s in spreads], [1e3 * (s.high - s.median) for s in spreads]]
     _bars(curves[2], list(both), medians, errors)
-    busy = cost.others is not None and cost.others > BUSY
+    busy = cost.load > BUSY
     _name(curves[2], "Training step" + "\non a busy machine" * busy, "", "ms, median and quartiles")
     _bars(curves[3], list(both), [peak / 2**20 for peak in cost.memory.values()])
     _name(curves[3], "Memory of a step", "", "MiB, peak")
@@ -78,7 +77,7 @@ def _edge_functions(panels: list[Axes], both: dict[str, Learner], data: Digits) 
         axes.title.set_fontsize(10)
         axes.grid(alpha=0.3)
         if number == 0:
-            axes.set_ylabel("what the edge adds")
+            axes.set_ylabel("value of the edge function")
 
 
 def _as_ours(layer: nn.Module) -> KANLinear:
