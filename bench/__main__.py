@@ -36,18 +36,18 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--quick", action="store_true", help="under two minutes: nothing compiled, no large case")
     which.add_argument("--cases", nargs="+", metavar="PART", help="only cases whose names contain a part")
     which.add_argument("--sweep", nargs="+", metavar="NAME", help=f"one size varied: {', '.join(cases.SWEEPS)} or all")
-    what.add_argument("--modes", nargs="+", metavar="NAME", help=f"{', '.join(modes.MODES)} or all; default: the first two")
-    what.add_argument("--contenders", "--rivals", nargs="+", metavar="PART", help="only those whose names contain a part, "
-                      "and the anchors; needed for compiled ones with --quick or --sweep")  # fmt: skip
-    what.add_argument("--add", action="append", metavar="MODULE", help="a module or FILE.py with contenders of your own")
+    what.add_argument("--modes", nargs="+", metavar="NAME", help=f"{', '.join(modes.MODES)} or all; else the first two")
+    words = "only those with a part in their names, and the anchors; needed for compiled ones with --quick or --sweep"
+    what.add_argument("--contenders", "--rivals", nargs="+", metavar="PART", help=words)
+    what.add_argument("--add", action="append", metavar="MODULE", help="a module or FILE.py that enters contenders")
     what.add_argument("--threads", type=int, help="torch's threads; default: all")
-    what.add_argument("--budget", type=float, help=f"seconds of each timing ({BUDGET:g}; with --sweep {SWEEP_BUDGET:g})")
+    what.add_argument("--budget", type=float, help=f"seconds of each timing ({BUDGET:g}; of a sweep {SWEEP_BUDGET:g})")
     what.add_argument("--from", dest="given", type=Path, metavar="FILE", help="measure nothing, read this JSON")
     then.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     then.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     then.add_argument("--plots", type=Path, metavar="FOLDER", help="draw PNG files into it")
-    then.add_argument("--compare", type=Path, metavar="OLD.json", help="exit with 1 if fastkan became slower, relative to "
-                      "the anchors, or takes more memory, or lost a time")  # fmt: skip
+    words = "exit with 1 if fastkan became slower, relative to the anchors, takes more memory, or lost a time"
+    then.add_argument("--compare", type=Path, metavar="OLD.json", help=words)
     then.add_argument("--threshold", type=float, default=compare.THRESHOLD, help="by which factor (%(default)s)")
     arguments.add_argument("--gpu", metavar="OUT", help="the Triton kernels on a GPU instead; see --gpu OUT --help")
     return arguments

@@ -92,7 +92,9 @@ def _compare_time(found: Comparison, where: str, old: Result, new: Result, thres
         _enter(found, where, new, LOST, then, new["note"] or "nothing to time", factor=None)
         found.compared += 1
         return
-    both = [(anchor, old["ratios"][anchor], new["ratios"][anchor]) for anchor in old["ratios"] if anchor in new["ratios"]]
+    both = [
+        (anchor, old["ratios"][anchor], new["ratios"][anchor]) for anchor in old["ratios"] if anchor in new["ratios"]
+    ]
     if not both:
         found.missing.append(f"{where}, {new['contender']}: no anchor in common")
     if not both or not calm:

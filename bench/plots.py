@@ -121,9 +121,7 @@ def _bars(
     return figure
 
 
-def bar_panels(
-    count: int, label: str, margin: float, height: float, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
+def bar_panels(count: int, label: str, margin: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of panels in up to two columns, on one logarithmic axis that is labelled below each column."""
     columns = min(2, count)
     lines = -(-count // columns)
@@ -151,9 +149,7 @@ def draw_bar(
     axes.annotate(words, (max(high, floor), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
 
 
-def _lines(
-    results: Sequence[Result], name: str, cases: Sequence[Case], looks: dict[str, Look], where: str
-) -> Figure:
+def _lines(results: Sequence[Result], name: str, cases: Sequence[Case], looks: dict[str, Look], where: str) -> Figure:
     """A column for each mode, time above and memory below; a line for each contender with a band of quartiles."""
     words, value = VARIED[name]
     values = {case.name: value(case) for case in sorted(cases, key=value)}

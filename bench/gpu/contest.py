@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import Task
-from ..suite.plain import KANLinear as PlainKANLinear
 from ..suite.contenders import CONTENDERS
+from ..suite.plain import KANLinear as PlainKANLinear
 from . import ways
 from .accuracy import Material
 from .place import Place

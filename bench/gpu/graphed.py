@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..suite.cases import Case
-from ..suite.errors import BOUND, Oracle
 from ..measure import Samples, Task, ratio, times
+from ..suite.cases import Case
 from ..suite.contenders import CONTENDERS
+from ..suite.errors import BOUND, Oracle
 from .clock import Clock
 from .place import Place
 from .rows import Graphed

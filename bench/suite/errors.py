@@ -90,9 +90,7 @@ class Oracle:
         assert probe is not None
         rows = slice(None) if mode == "sparse" else self.rows  # the penalty's statistics are those of all rows
         network = Exact(self.case, penalised=mode == "sparse")
-        found = probe(
-            network, self.x[rows].double().requires_grad_(), self.upstream[rows].double(), slice(None)
-        )
+        found = probe(network, self.x[rows].double().requires_grad_(), self.upstream[rows].double(), slice(None))
         weights = list(network.weights)
         slopes = torch.autograd.grad(found.loss, weights)
         moved = _moved([weight.detach() for weight in weights], slopes)

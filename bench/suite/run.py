@@ -82,7 +82,7 @@ def _prepared(
     if contender.anchor or contender.ours:
         patience = float("inf")
     sizes = {name: value for name, value in case._asdict().items() if name != "quick"}
-    nothing = {"note": None, "error": None, "seconds": None, "ratios": {}, "peak_bytes": None, "load": None}
+    nothing: Result = {"note": None, "error": None, "seconds": None, "ratios": {}, "peak_bytes": None, "load": None}
     common: Result = {"case": case.name, **sizes, "mode": None, "contender": contender.name, **nothing}
     with _noting(common):
         _raise(contender.why_not(case))

@@ -26,8 +26,8 @@ EVALUATIONS = 20
 LEGEND = (
     "Milliseconds of processor time of a training step of a fit, with its share of grid updates and test losses: "
     "medians over rounds in which the packages take turns. Ratios are fastkan's time over the other's, medians of the "
-    "ratios within each round, ± half the distance of the quartiles. fastkan's fit has try_without=False, an option that pykan lacks; "
-    "efficient-kan is its layer in a training loop with fixed knots and without penalties."
+    "ratios within each round, ± half the distance of the quartiles. fastkan's fit has try_without=False, an option "
+    "that pykan lacks; efficient-kan is its layer in a training loop with fixed knots and without penalties."
 )
 
 

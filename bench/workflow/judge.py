@@ -16,7 +16,7 @@ SAMPLES = 2000
 
 
 def error(target: Target, formula: Any, variables: list[Any]) -> float:
-    """Root mean square of the difference of formula and target at fresh points, over the target's standard deviation."""
+    """Root mean square of formula minus target at fresh points, over the target's standard deviation."""
     import sympy
 
     points = _points(target)

@@ -55,9 +55,7 @@ def test_the_mlp_has_as_many_parameters() -> None:
 
 @pytest.mark.parametrize(("contender", "mode"), COMPARED)
 def test_every_contender_agrees_with_float64(contender: Contender, mode: str) -> None:
-    error = Oracle(TINY).error(
-        contender.make(TINY, mode=mode), lambda edges: contender.make(TINY, edges, mode), mode
-    )
+    error = Oracle(TINY).error(contender.make(TINY, mode=mode), lambda edges: contender.make(TINY, edges, mode), mode)
     assert max(error) < BOUND / 10, error  # type: ignore[type-var]
 
 
