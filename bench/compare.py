@@ -63,65 +63,52 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
     results = {(r["case"], r["mode"], r["contender"]): r for r in new.results}
     measured = {result["case"] for result in new.results}
     loads = pd.DataFrame([*old.results, *new.results]).groupby("case")["load"].max()
-    for result in old.results:
-        case = result["case"]
-        if not is_ours(result["contender"]) or result["seconds"] is None:
+    for then in old.results:
+        case, mode, contender = then["case"], then["mode"], then["contender"]
+        if not is_ours(contender) or then["seconds"] is None:
             continue
-        where = f"{case}, {MODES[result['mode']].heading}"
-        now = results.get((case, result["mode"], result["contender"]))
+        where = f"{case}, {MODES[mode].heading}"
+        now = results.get((case, mode, contender))
         if now is None:
-            missing = case if case not in measured else f"{where}, {result['contender']}"
-            found.missing += [missing] if missing not in found.missing else []
+            found.missing.append(f"{where}, {contender}" if case in measured else case)
             continue
-        calm = not loads[case] > MAX_LOAD
-        if not calm and case not in found.disturbed:
+        if loads[case] > MAX_LOAD:
             found.disturbed.append(case)
-        _compare_time(found, where, result, now, threshold, calm)
-        _compare_memory(found, where, result, now, threshold)
+        changes = [*_time(found, where, then, now, threshold), *_memory(then, now, threshold)]
+        found.changes += [{"where": where, "contender": contender, **change} for change in changes]
+    found.missing, found.disturbed = list(dict.fromkeys(found.missing)), list(dict.fromkeys(found.disturbed))
     return found
 
 
-def _enter(found: Comparison, where: str, now: Result, verdict: str, *texts: str, factor: float | None) -> None:
-    change = {"where": where, "contender": now["contender"], "then": texts[0], "now": texts[1]}
-    found.changes.append(change | {"factor": factor, "verdict": verdict})
-
-
-def _compare_time(found: Comparison, where: str, old: Result, new: Result, threshold: float, calm: bool) -> None:
-    if new["seconds"] is None:
-        then = f"{old['seconds'][0] * 1e3:.3g} ms"
-        _enter(found, where, new, LOST, then, new["note"] or "nothing to time", factor=None)
+def _time(found: Comparison, where: str, then: Result, now: Result, threshold: float) -> Iterator[dict]:
+    if now["seconds"] is None:
         found.compared += 1
+        texts = f"{then['seconds'][0] * 1e3:.3g} ms", now["note"] or "nothing to time"
+        yield {"then": texts[0], "now": texts[1], "factor": None, "verdict": LOST}
         return
-    both = [
-        (anchor, old["ratios"][anchor], new["ratios"][anchor]) for anchor in old["ratios"] if anchor in new["ratios"]
-    ]
+    both = [(name, ratio, now["ratios"][name]) for name, ratio in then["ratios"].items() if name in now["ratios"]]
     if not both:
-        found.missing.append(f"{where}, {new['contender']}: no anchor in common")
-    if not both or not calm:
+        found.missing.append(f"{where}, {now['contender']}: no anchor in common")
+    if not both or now["case"] in found.disturbed:
         return
     found.compared += 1
-    if all(_grew(before, after, threshold) for _, before, after in both):
-        verdict = SLOWER
-    elif all(_grew(after, before, threshold) for _, before, after in both):
-        verdict = FASTER
-    else:
-        return
-    anchor, before, after = both[0]
-    then, now = (f"{m:.3g} [{low:.3g}-{high:.3g}] /{short_name(anchor)}" for m, low, high, _ in (before, after))
-    _enter(found, where, new, verdict, then, now, factor=after[0] / before[0])
-
-
-def _compare_memory(found: Comparison, where: str, old: Result, new: Result, threshold: float) -> None:
-    if new["seconds"] is None or not old["peak_bytes"] or not new["peak_bytes"]:
-        return
-    factor = new["peak_bytes"] / old["peak_bytes"]
-    if max(factor, 1 / factor) > threshold:
-        then, now = (f"{result['peak_bytes'] / 2**20:.3g} MiB" for result in (old, new))
-        _enter(found, where, new, MORE if factor > 1 else LESS, then, now, factor=factor)
+    slower = all(_grew(before, after, threshold) for _, before, after in both)
+    if slower or all(_grew(after, before, threshold) for _, before, after in both):
+        name, *pair = both[0]
+        texts = tuple(f"{m:.3g} [{low:.3g}-{high:.3g}] /{short_name(name)}" for m, low, high, _ in pair)
+        factor = pair[1][0] / pair[0][0]
+        yield {"then": texts[0], "now": texts[1], "factor": factor, "verdict": SLOWER if slower else FASTER}
 
 
 def _grew(before: list[float], after: list[float], threshold: float) -> bool:
     return after[0] > threshold * before[0] and after[1] > before[2]
+
+
+def _memory(then: Result, now: Result, threshold: float) -> Iterator[dict]:
+    old, new = then["peak_bytes"], now["peak_bytes"]
+    if now["seconds"] is not None and old and new and not 1 / threshold <= new / old <= threshold:
+        texts = f"{old / 2**20:.3g} MiB", f"{new / 2**20:.3g} MiB"
+        yield {"then": texts[0], "now": texts[1], "factor": new / old, "verdict": MORE if new > old else LESS}
 
 
 def tell(found: Comparison, old: Record, new: Record, threshold: float, console: Console) -> None:
@@ -130,19 +117,13 @@ def tell(found: Comparison, old: Record, new: Record, threshold: float, console:
         frame = pd.DataFrame(sorted(found.changes, key=lambda change: change["verdict"] not in BAD))
         frame["factor"] = frame["factor"].map("{:.2f}".format, na_action="ignore")
         show(console, frame.set_index("where"), "Changes")
-    for line in _summary(found, old, new, threshold):
-        console.print(line, markup=False)
-
-
-def _summary(found: Comparison, old: Record, new: Record, threshold: float) -> Iterator[str]:
-    yield f"then: {place(old.about)}"
+    lines = [f"then: {place(old.about)}"]
     if old.about["machine"] != new.about["machine"]:
-        yield "The machines differ, so small changes of ratios mean little."
+        lines.append("The machines differ, so small changes of ratios mean little.")
     if found.missing:
-        yield f"Not measured now: {'; '.join(found.missing)}."
+        lines.append(f"Not measured now: {'; '.join(found.missing)}.")
     if found.disturbed:
-        yield f"Times are not compared where other processes disturbed one of the runs: {'; '.join(found.disturbed)}."
-    if not found.compared:
-        yield "Nothing of ours could be compared."
-        return
-    yield f"{found.compared} times compared, {found.worse} things worse (threshold {threshold:g})."
+        lines.append(f"Not compared in time, because other processes disturbed a run: {'; '.join(found.disturbed)}.")
+    compared = f"{found.compared} times compared, {found.worse} things worse (threshold {threshold:g})."
+    lines.append(compared if found.compared else "Nothing of ours could be compared.")
+    console.print("\n".join(lines), markup=False)

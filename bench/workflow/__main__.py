@@ -15,7 +15,7 @@ from rich.progress import Progress
 from ..records import Record, Result, describe, place, read, write
 from ..report import console as make_console
 from ..report import markdown, show
-from .sessions import SESSIONS, run
+from .sessions import MODULES, run
 from .targets import ARTICLE, SUITE
 
 LEGEND = (
@@ -29,7 +29,7 @@ LEGEND = (
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser("python -m bench.workflow", description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--packages", nargs="+", choices=list(SESSIONS), default=["fastkan"])
+    made.add_argument("--packages", nargs="+", choices=list(MODULES), default=["fastkan"])
     made.add_argument("--seeds", type=int, default=10, help="number of seeds of the article's formula, from 0")
     made.add_argument("--only", nargs="+", help="names of formulas")
     made.add_argument("--suite-seeds", type=int, default=1, help="of each other formula; 0 leaves the suite out")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import os
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,11 +19,10 @@ import torch
 from ..records import Result
 from . import silenced
 from .judge import error, is_found
-from .targets import Recipe, Target
+from .targets import Target
 
 FREE: dict[str, Any] = {"opt": "LBFGS", "steps": 50}
-Plot = Callable[[Any], Any]
-Session = Callable[[Target, int, Result, bool], None]
+MODULES = {"fastkan": "fastkan", "pykan": "kan"}  # import names of the packages
 
 
 def run(package: str, target: Target, seed: int, dtype: torch.dtype = torch.float32, plots: bool = False) -> Result:
@@ -39,7 +40,7 @@ def run(package: str, target: Target, seed: int, dtype: torch.dtype = torch.floa
     torch.set_default_dtype(dtype)
     try:
         with silenced(), _own_folder():
-            SESSIONS[package](target, seed, found, plots)
+            _session(package, target, seed, found, plots)
             found["error"] = error(target, found["formula"], found.pop("variables"))
             found["found"] = is_found(target, found["formula"], found["error"])
     except Exception as problem:  # of any kind: an error in a package must not end the run
@@ -63,42 +64,25 @@ def _part(found: Result, name: str) -> Iterator[None]:
         found["seconds"][name] = found["seconds"].get(name, 0.0) + time.process_time() - start
 
 
-def _fastkan(target: Target, seed: int, found: Result, plots: bool) -> None:
-    from fastkan import KAN, create_dataset
+def _session(package: str, target: Target, seed: int, found: Result, plots: bool) -> None:
+    """The calls of the target's recipe, which both packages have."""
+    module, recipe = importlib.import_module(MODULES[package]), target.recipe
 
-    with _part(found, "create"):
-        model = KAN(width=target.width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
-        dataset = create_dataset(target.function, n_var=target.variables, ranges=target.ranges)
-    _follow(target.recipe, model, dataset, found, (lambda pruned: model.plot(mask=True)) if plots else None)
-
-
-def _pykan(target: Target, seed: int, found: Result, plots: bool) -> None:
-    import kan
-
-    with _part(found, "create"):
-        width = copy.deepcopy(list(target.width))  # since it changes the argument
-        model = kan.KAN(width=width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
-        dataset = kan.create_dataset(target.function, n_var=target.variables, ranges=list(target.ranges))
-    _follow(target.recipe, model, dataset, found, (lambda pruned: pruned.plot()) if plots else None)
-
-
-SESSIONS: dict[str, Session] = {"fastkan": _fastkan, "pykan": _pykan}
-
-
-def _follow(recipe: Recipe, model: Any, dataset: dict, found: Result, plot_pruned: Plot | None) -> None:
-    """The calls of a recipe, which both packages have; with plots unless ``plot_pruned`` is None."""
-
-    def draw(plot: Plot, network: Any) -> None:
-        if plot_pruned is not None:
+    def draw(plot: Callable[[], Any]) -> None:
+        if plots:
             with _part(found, "plot"):
-                _save(plot(network))
+                _save(plot())
 
+    with _part(found, "create"):
+        width = copy.deepcopy(list(target.width))  # since pykan changes the argument
+        model = module.KAN(width=width, grid=recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
+        dataset = module.create_dataset(target.function, n_var=target.variables, ranges=list(target.ranges))
     with _part(found, "sparse training"):
         model.fit(dataset, **recipe.sparse)
-    draw(lambda network: network.plot(), model)
+    draw(model.plot)
     with _part(found, "prune"):
         pruned = model.prune()
-    draw(plot_pruned or (lambda network: None), pruned)
+    draw(partial(model.plot, mask=True) if package == "fastkan" else pruned.plot)
     found["width"] = pruned.width
     with _part(found, "training"):
         pruned.fit(dataset, **FREE)

@@ -58,12 +58,12 @@ def test_a_session_finds_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_session_that_breaks_off_says_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(target, seed, found, plots):
+    def broken(package, target, seed, found, plots):
         found["width"] = [[2, 0], [1, 0]]
         raise RuntimeError("no luck\nat all")
 
-    monkeypatch.setitem(sessions.SESSIONS, "broken", broken)
-    outcome = sessions.run("broken", ARTICLE, 0)
+    monkeypatch.setattr(sessions, "_session", broken)
+    outcome = sessions.run("fastkan", ARTICLE, 0)
     assert (outcome["found"], outcome["note"], outcome["width"]) == (
         False,
         "RuntimeError in broken: no luck",
