@@ -30,9 +30,9 @@ MEASURING = ("quick", "cases", "sweep", "modes", "contenders", "add", "threads",
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     arguments = argparse.ArgumentParser("python -m bench", description=__doc__)
-    what = arguments.add_argument_group("what is measured")
+    what = arguments.add_argument_group("measurement")
     which = what.add_mutually_exclusive_group()
-    then = arguments.add_argument_group("what is made of it")
+    then = arguments.add_argument_group("output")
     what.add_argument("--quick", action="store_true", help="under two minutes: nothing compiled, no large case")
     which.add_argument("--cases", nargs="+", metavar="PART", help="only cases whose names contain a part")
     which.add_argument("--sweep", nargs="+", metavar="NAME", help=f"one size varied: {', '.join(cases.SWEEPS)} or all")
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     worse = False
     if old is not None:
         found = compare.compare(old, new, options.threshold)
-        compare.tell(found, old, new, options.threshold, console)
+        compare.report_changes(found, old, new, options.threshold, console)
         worse = found.fails
     return int(worse or any(_lacks_time(result) for result in new.results))
 

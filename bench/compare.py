@@ -111,7 +111,7 @@ def _memory(then: Result, now: Result, threshold: float) -> Iterator[dict]:
         yield {"then": texts[0], "now": texts[1], "factor": new / old, "verdict": MORE if new > old else LESS}
 
 
-def tell(found: Comparison, old: Record, new: Record, threshold: float, console: Console) -> None:
+def report_changes(found: Comparison, old: Record, new: Record, threshold: float, console: Console) -> None:
     """Print the changes, the worse ones first, and a summary."""
     if found.changes:
         frame = pd.DataFrame(sorted(found.changes, key=lambda change: change["verdict"] not in BAD))

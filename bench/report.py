@@ -20,7 +20,6 @@ from rich.table import Table
 from .gpu import block
 from .measure import BUSY
 from .records import RESULTS, ROOT, Result, place, read
-from .suite.cases import CUBIC
 from .suite.contenders import MLP, NOT_INSTALLED, is_ours
 from .suite.errors import BOUND
 from .suite.modes import MODES, PLAIN
@@ -111,23 +110,23 @@ def tables(results: Sequence[Result]) -> Iterator[tuple[str, pd.DataFrame, str]]
 
 def _table(shown: Sequence[Result]) -> pd.DataFrame:
     anchors = dict.fromkeys(anchor for result in shown for anchor in result["ratios"])
-    rows: dict[str, dict[str, str | None]] = {}
-    columns: dict[str, None] = {}
-    last = [mode for mode in MODES if any(result["mode"] == mode for result in shown)][-1]
-    for result in shown:
-        if result["note"] is not None and result["error"] is None:
-            continue
-        mode, row = MODES[result["mode"]], rows.setdefault(result["contender"], {})
-        row[f"{mode.heading} ms"] = spread_text(result["seconds"], 1e3)
+    timed = [mode for mode in MODES.values() if any(result["mode"] == mode.name for result in shown)]
+    listed = [result for result in shown if result["note"] is None or result["error"] is not None]
+    columns: dict[str, dict[str, str | None]] = {}
+    for mode in timed:
+        of = {result["contender"]: result for result in listed if result["mode"] == mode.name}
+        columns[f"{mode.heading} ms"] = {name: spread_text(r["seconds"], 1e3) for name, r in of.items()}
         for anchor in anchors:
-            row[f"{mode.heading} /{short_name(anchor)}"] = spread_text(result["ratios"].get(anchor))
-        if result["mode"] == last:
-            for heading, error in zip(mode.errors, result["error"] or ()):
-                row[heading] = None if error is None else f"{error:.0e}"
-            row["MiB"] = None if result["peak_bytes"] is None else f"{result['peak_bytes'] / 2**20:.1f}"
-    for mode in (MODES[name] for name in MODES if any(result["mode"] == name for result in shown)):
-        columns |= dict.fromkeys([f"{mode.heading} ms", *(f"{mode.heading} /{short_name(a)}" for a in anchors)])
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=[*columns, *MODES[last].errors, "MiB"])
+            heading = f"{mode.heading} /{short_name(anchor)}"
+            columns[heading] = {name: spread_text(r["ratios"].get(anchor)) for name, r in of.items()}
+    for number, heading in enumerate(timed[-1].errors):
+        columns[heading] = {name: f"{r['error'][number]:.0e}" for name, r in of.items() if r["error"]}
+    columns["MiB"] = {name: _mebibytes(r) for name, r in of.items()}
+    return pd.DataFrame(columns, index=list(dict.fromkeys(result["contender"] for result in listed)))
+
+
+def _mebibytes(result: Result) -> str | None:
+    return None if result["peak_bytes"] is None else f"{result['peak_bytes'] / 2**20:.1f}"
 
 
 def _notes(shown: Sequence[Result]) -> str:
@@ -168,33 +167,21 @@ def short_name(anchor: str) -> str:
 def _layers_frame(results: Sequence[Result], mode: str, value: Callable[[Result], str | None]) -> pd.DataFrame:
     """A row for each case, a column for each contender that has a time in some case."""
     timed = dict.fromkeys(result["contender"] for result in results if result["seconds"] is not None)
-    frame = pd.DataFrame(
-        {
-            "case": f"{r['rows']} rows, {'-'.join(map(str, r['widths']))}, G={r['grid_size']}"
-            + (f", k={r['order']}" if r["order"] != CUBIC else ""),
-            "contender": r["contender"],
-            "value": value(r),
-        }
-        for r in results
-        if r["mode"] == mode
-    )
-    wide = frame.pivot(index="case", columns="contender", values="value")
-    return wide.loc[frame["case"].unique(), list(timed)]
-
-
-def _to_mlp(result: Result) -> str | None:
-    return spread_text(result["ratios"].get(MLP))
+    rows: dict[str, dict[str, str | None]] = {}
+    for result in results:
+        if result["mode"] == mode:
+            label = f"{result['rows']} rows, {'-'.join(map(str, result['widths']))}, G={result['grid_size']}"
+            rows.setdefault(label, {})[result["contender"]] = value(result)
+    return pd.DataFrame.from_dict(rows, orient="index")[list(timed)]
 
 
 def layers_block(results: Sequence[Result], about: dict) -> str:
     """Ratios to the MLP, and memory, of all contenders."""
     parts = []
     for mode in ("step", "forward"):
-        frame = _layers_frame(results, mode, _to_mlp).drop(columns=MLP)
+        frame = _layers_frame(results, mode, lambda r: spread_text(r["ratios"].get(MLP))).drop(columns=MLP)
         parts.append(markdown(frame.rename_axis(f"{MODES[mode].words}, divided by the MLP's time")))
-    memory = _layers_frame(
-        results, "step", lambda r: None if r["peak_bytes"] is None else f"{r['peak_bytes'] / 2**20:.1f}"
-    )
+    memory = _layers_frame(results, "step", _mebibytes)
     eager = [name for name in memory.columns if "compile" not in name]
     parts.append(markdown(memory[eager].rename_axis("Peak memory of forward and backward, MiB")))
     return "\n\n".join([*parts, f"Measured on {place(about)}."])
@@ -208,25 +195,17 @@ def speed_block(results: Sequence[Result], about: dict) -> str:
 
 
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
-    def layers(made: Callable[[Sequence[Result], dict], str]) -> str:
-        record = read(results / "cpu.json")
-        return made(record.results, record.about)
+    from .workflow.__main__ import summaries
+    from .workflow.curve import summary
 
-    def curve() -> str:
-        from .workflow.curve import summary
-
-        return "\n".join(f"- {line}" for line in summary(read(results / "fit-curve.json").results))
-
-    def sessions() -> str:
-        from .workflow.__main__ import summaries
-
-        return "\n".join(f"- {line}" for line in summaries(read(results / "workflow.json").results))
+    def of(name: str, made: Callable[..., str]) -> Callable[[], str]:
+        return lambda: made(*read(results / name)[:2])
 
     return {
-        "speed": lambda: layers(speed_block),
-        "layers": lambda: layers(layers_block),
-        "curve": curve,
-        "sessions": sessions,
+        "speed": of("cpu.json", speed_block),
+        "layers": of("cpu.json", layers_block),
+        "curve": of("fit-curve.json", lambda found, about: "\n".join(f"- {line}" for line in summary(found))),
+        "sessions": of("workflow.json", lambda found, about: "\n".join(f"- {line}" for line in summaries(found))),
         "gpu": lambda: block.block(block.published(results), results, results.parent).rstrip("\n"),
         "gpu state": lambda: block.state(block.published(results)),
     }

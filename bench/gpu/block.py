@@ -15,7 +15,7 @@ PICTURES = {
     "roofline": "Attained rate against arithmetic intensity, below the measured ceilings",
 }
 NOTHING = (
-    "Nothing has run on a GPU yet, so there is no GPU figure here; [another page](gpu/README.md) tells what must "
+    "Nothing has run on a GPU yet, so there is no GPU figure here; [another page](gpu/README.md) says what must "
     "be reached and how it will be measured."
 )
 STATE = "**they have not run on a GPU yet**, so there is no GPU figure here."

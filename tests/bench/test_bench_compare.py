@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from bench import __main__ as command
-from bench.compare import FASTER, LESS, LOST, MORE, SLOWER, compare, tell
+from bench.compare import FASTER, LESS, LOST, MORE, SLOWER, compare, report_changes
 from bench.records import RESULTS, Record, read, write
 from bench.suite.cases import Case
 from bench.suite.contenders import MLP, OURS
@@ -130,7 +130,7 @@ def test_times_of_a_busy_machine_are_not_compared_but_memory_is() -> None:
 def test_changes_are_printed() -> None:
     old, new = run(), run(1.5, 0.6)._replace(about=ABOUT | {"machine": ABOUT["machine"] | {"threads": 1}})  # type: ignore[operator]
     console = Console(width=140, record=True, quiet=False)
-    tell(compare(old, new), old, new, 1.15, console)
+    report_changes(compare(old, new), old, new, 1.15, console)
     said = console.export_text()
     for words in ("1 [0.98-1.02] /MLP", "1.5 [1.47-1.53] /MLP", "1.50", "slower", "1 things worse", "machines differ"):
         assert words in said
