@@ -83,8 +83,8 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
 def _time(found: Comparison, where: str, then: Result, now: Result, threshold: float) -> Iterator[dict]:
     if now["seconds"] is None:
         found.compared += 1
-        texts = f"{then['seconds'][0] * 1e3:.3g} ms", now["note"] or "nothing to time"
-        yield {"then": texts[0], "now": texts[1], "factor": None, "verdict": LOST}
+        note = now["note"] or "nothing to time"
+        yield {"then": f"{then['seconds'][0] * 1e3:.3g} ms", "now": note, "factor": None, "verdict": LOST}
         return
     both = [(name, ratio, now["ratios"][name]) for name, ratio in then["ratios"].items() if name in now["ratios"]]
     if not both:
@@ -95,7 +95,7 @@ def _time(found: Comparison, where: str, then: Result, now: Result, threshold: f
     slower = all(_grew(before, after, threshold) for _, before, after in both)
     if slower or all(_grew(after, before, threshold) for _, before, after in both):
         name, *pair = both[0]
-        texts = tuple(f"{m:.3g} [{low:.3g}-{high:.3g}] /{short_name(name)}" for m, low, high, _ in pair)
+        texts = [f"{m:.3g} [{low:.3g}-{high:.3g}] /{short_name(name)}" for m, low, high, _ in pair]
         factor = pair[1][0] / pair[0][0]
         yield {"then": texts[0], "now": texts[1], "factor": factor, "verdict": SLOWER if slower else FASTER}
 
@@ -107,7 +107,7 @@ def _grew(before: list[float], after: list[float], threshold: float) -> bool:
 def _memory(then: Result, now: Result, threshold: float) -> Iterator[dict]:
     old, new = then["peak_bytes"], now["peak_bytes"]
     if now["seconds"] is not None and old and new and not 1 / threshold <= new / old <= threshold:
-        texts = f"{old / 2**20:.3g} MiB", f"{new / 2**20:.3g} MiB"
+        texts = [f"{size / 2**20:.3g} MiB" for size in (old, new)]
         yield {"then": texts[0], "now": texts[1], "factor": new / old, "verdict": MORE if new > old else LESS}
 
 

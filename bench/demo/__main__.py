@@ -20,7 +20,7 @@ from .picture import draw
 def table(both: dict[str, Learner], cost: Cost) -> pd.DataFrame:
     """The results side by side."""
     plain, ours = both[PLAIN], both[OURS]
-    rows = {
+    rows: dict[str, list[str | None]] = {
         "epochs": [str(len(learner.accuracies)) for learner in (plain, ours)],
         "test accuracy": [f"{learner.accuracies[-1]:.1%}" for learner in (plain, ours)],
         "training loss at the end": [f"{learner.losses[-1]:.2e}" for learner in (plain, ours)],
