@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # of the extra "bench", which those tests need
-if not all(map(find_spec, ("matplotlib", "rich", "sklearn", "tqdm"))):
+if not all(map(find_spec, ("matplotlib", "pandas", "psutil", "rich", "scipy", "sklearn", "tabulate", "tqdm"))):
     collect_ignore = ["bench"]
 
 # The same examples on every run: a suite that fails once a week teaches nobody anything.
