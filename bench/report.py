@@ -1,7 +1,7 @@
 """``python -m bench.report``: write the figures of ``bench/results`` into README.md and bench/README.md.
 
-A page names what it shows by ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; this command replaces what stands
-between them, and a test compares, so that no figure is written by hand. The names are those of :data:`BLOCKS`.
+A page marks each block of figures by ``<!-- bench: NAME -->`` and ``<!-- /bench -->``; this command replaces the text
+between the marks, and a test compares, so that no figure is written by hand. The names are those in :func:`_blocks`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IN_README = {  # the contenders of the small table, and their names there
     "fastkan": "fastkan",
     "inkan, compile_basis": "inkan",
     "plain Cox-de Boor": "plain Cox-de Boor",
-    "pykan, speed mode": "pykan",
+    "pykan, speed mode": "pykan, speed mode",
 }
 LEGEND = (
     "Times are medians in ms, ± half the distance of their quartiles; ratios are medians of the ratios within each "
@@ -236,6 +236,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments.add_argument("--pages", nargs="+", type=Path, default=PAGES, metavar="FILE")
     arguments.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = arguments.parse_args(argv)
+    if not options.check:
+        from .gpu import pictures
+
+        for name, data in block.published(options.results).items():
+            pictures.draw(data, options.results / name)
     stale = False
     for path in options.pages:
         text = path.read_text(encoding="utf-8")
@@ -243,13 +248,7 @@ def main(argv: list[str] | None = None) -> int:
         stale |= new != text
         if not options.check:
             path.write_text(new, encoding="utf-8")
-    if options.check:
-        return int(stale)
-    from .gpu import pictures
-
-    for name, data in block.published(options.results).items():
-        pictures.draw(data, options.results / name)
-    return 0
+    return int(stale and options.check)
 
 
 if __name__ == "__main__":
