@@ -1,4 +1,4 @@
-"""Speed, memory and error of KAN layers on this machine: ``python -m bench``."""
+"""Speed, memory and error of KAN layers on this machine: ``python -m bench``. It runs from a checkout."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import os
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("fastkan_kernels") is None:  # a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "kernels"))
+_ROOT = Path(__file__).resolve().parent.parent
+if importlib.util.find_spec("fastkan_kernels") is None:  # the checkout is not installed
+    sys.path.insert(0, str(_ROOT / "kernels"))
+sys.path.append(str(_ROOT / "tests" / "support"))  # for the float64 oracle
 
-# the profiler, which counts allocations, talks of its own affairs on stderr; read when torch is loaded
+# silence the profiler, which counts allocations and writes its progress to stderr; read when torch is loaded
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

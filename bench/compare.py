@@ -1,70 +1,57 @@
-"""Two runs side by side, for CI: what of ours became slower, hungrier, or lost its time.
+"""Two runs side by side, for CI: times and memory of fastkan that became worse, and times that were lost.
 
-Ratios to the anchors are compared, not seconds: they mean the same on another day, and nearly so on another machine.
+Ratios to the anchors are compared instead of seconds, since they change little from day to day and between machines.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from rich import box
+import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
-from .measure import MAX_OTHERS, Spread
-from .modes import MODES
-from .record import Record
-from .report import place, short_name
-from .rivals import is_ours
-from .run import Row, Timing
+from .measure import MAX_LOAD
+from .records import Record, Result, place
+from .report import short_name, show
+from .suite.contenders import is_ours
+from .suite.modes import MODES
 
 THRESHOLD = 1.15
 SLOWER, FASTER, MORE, LESS, LOST = "slower", "faster", "more memory", "less memory", "no time any more"
 BAD = (SLOWER, MORE, LOST)
 
 
-class Change(NamedTuple):
-    """One thing that is not as it was."""
-
-    where: str  # case and mode
-    rival: str
-    verdict: str  # one of those above
-    old: str
-    new: str
-    factor: float | None  # new divided by old
-
-    @property
-    def is_bad(self) -> bool:
-        return self.verdict in BAD
-
-
 @dataclass
 class Comparison:
-    """What was found.
+    """Differences between two runs.
 
     Args:
-        compared: how many times of ours both runs have.
-        changes: among them.
-        missing: what the old run has and the new one did not measure.
-        disturbed: cases in which other processes took so much of the processor, in one of the runs, that times say
-            nothing; memory is compared.
+        compared: number of times that were compared.
+        changes: one for each difference: ``where`` (case and mode), ``contender``, ``then``, ``now``, ``factor`` (now
+            divided by then, or None) and ``verdict``, one of the words above.
+        missing: what only the old run has.
+        disturbed: cases in which other processes took too much of the processor in either run.
     """
 
     compared: int = 0
-    changes: list[Change] = field(default_factory=list)
+    changes: list[dict] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     disturbed: list[str] = field(default_factory=list)
 
     @property
+    def worse(self) -> int:
+        """Number of changes for the worse."""
+        return sum(change["verdict"] in BAD for change in self.changes)
+
+    @property
     def fails(self) -> bool:
         """Whether something of ours is worse, or nothing could be compared."""
-        return self.compared == 0 or any(change.is_bad for change in self.changes)
+        return self.compared == 0 or self.worse > 0
 
 
 def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Comparison:
-    """Compare our rows.
+    """Compare the results of fastkan.
 
     A time is slower if its ratio to every anchor that both runs have grew by more than ``threshold``, and the quartiles
     of both runs lie apart. Memory has no spread.
@@ -73,104 +60,70 @@ def compare(old: Record, new: Record, threshold: float = THRESHOLD) -> Compariso
         threshold: a factor, 1 or more.
     """
     found = Comparison()
-    measured = {result.case.name: result for result in new.results}
-    for result in old.results:
-        name = result.case.name
-        if name not in measured:
-            found.missing.append(name)
+    results = {(r["case"], r["mode"], r["contender"]): r for r in new.results}
+    measured = {result["case"] for result in new.results}
+    loads = pd.DataFrame([*old.results, *new.results]).groupby("case")["load"].max()
+    for then in old.results:
+        case, mode, contender = then["case"], then["mode"], then["contender"]
+        if not is_ours(contender) or then["seconds"] is None:
             continue
-        calm = max(result.others or 0.0, measured[name].others or 0.0) <= MAX_OTHERS
-        if not calm:
-            found.disturbed.append(name)
-        rows = {row.rival: row for row in measured[name].rows}
-        for row in (row for row in result.rows if is_ours(row.rival)):
-            for mode, timing in row.timings.items():
-                where = f"{name}, {MODES[mode].heading}"
-                if row.rival not in rows or mode not in measured[name].modes:
-                    found.missing.append(f"{where}, {row.rival}")
-                    continue
-                pair = Pair(where, timing, rows[row.rival], mode)
-                _compare_time(found, pair, threshold, calm)
-                _compare_memory(found, pair, threshold)
+        where = f"{case}, {MODES[mode].heading}"
+        now = results.get((case, mode, contender))
+        if now is None:
+            found.missing.append(f"{where}, {contender}" if case in measured else case)
+            continue
+        if loads[case] > MAX_LOAD:
+            found.disturbed.append(case)
+        changes = [*_time(found, where, then, now, threshold), *_memory(then, now, threshold)]
+        found.changes += [{"where": where, "contender": contender, **change} for change in changes]
+    found.missing, found.disturbed = list(dict.fromkeys(found.missing)), list(dict.fromkeys(found.disturbed))
     return found
 
 
-class Pair(NamedTuple):
-    """A time of ours, and the row in which it should be found again."""
-
-    where: str
-    old: Timing
-    row: Row
-    mode: str
-
-    @property
-    def new(self) -> Timing | None:
-        return self.row.timings.get(self.mode)
-
-
-def _compare_time(found: Comparison, pair: Pair, threshold: float, calm: bool) -> None:
-    where, old, row, mode = pair
-    if pair.new is None:
-        why = row.note or row.notes.get(mode) or "nothing to time"
-        found.changes.append(Change(where, row.rival, LOST, f"{old.seconds.median * 1e3:.3g} ms", why, None))
+def _time(found: Comparison, where: str, then: Result, now: Result, threshold: float) -> Iterator[dict]:
+    if now["seconds"] is None:
         found.compared += 1
+        note = now["note"] or "nothing to time"
+        yield {"then": f"{then['seconds'][0] * 1e3:.3g} ms", "now": note, "factor": None, "verdict": LOST}
         return
-    both = [(anchor, old.ratios[anchor], pair.new.ratios[anchor]) for anchor in old.ratios if anchor in pair.new.ratios]
+    both = [(name, ratio, now["ratios"][name]) for name, ratio in then["ratios"].items() if name in now["ratios"]]
     if not both:
-        found.missing.append(f"{where}, {row.rival}: no anchor in common")
-        return
-    if not calm:
+        found.missing.append(f"{where}, {now['contender']}: no anchor in common")
+    if not both or now["case"] in found.disturbed:
         return
     found.compared += 1
-    if all(_grew(before, after, threshold) for _, before, after in both):
-        verdict = SLOWER
-    elif all(_grew(after, before, threshold) for _, before, after in both):
-        verdict = FASTER
-    else:
-        return
-    anchor, before, after = both[0]
-    then, now = (f"{r.median:.3g} [{r.low:.3g}-{r.high:.3g}] /{short_name(anchor)}" for r in (before, after))
-    found.changes.append(Change(where, row.rival, verdict, then, now, after.median / before.median))
+    slower = all(_grew(before, after, threshold) for _, before, after in both)
+    if slower or all(_grew(after, before, threshold) for _, before, after in both):
+        name, *pair = both[0]
+        texts = [f"{m:.3g} [{low:.3g}-{high:.3g}] /{short_name(name)}" for m, low, high, _ in pair]
+        factor = pair[1][0] / pair[0][0]
+        yield {"then": texts[0], "now": texts[1], "factor": factor, "verdict": SLOWER if slower else FASTER}
 
 
-def _compare_memory(found: Comparison, pair: Pair, threshold: float) -> None:
-    if pair.new is None or not pair.old.peak_bytes or not pair.new.peak_bytes:
-        return
-    factor = pair.new.peak_bytes / pair.old.peak_bytes
-    if max(factor, 1 / factor) > threshold:
-        then, now = (f"{timing.peak_bytes / 2**20:.3g} MiB" for timing in (pair.old, pair.new) if timing.peak_bytes)
-        found.changes.append(Change(pair.where, pair.row.rival, MORE if factor > 1 else LESS, then, now, factor))
+def _grew(before: list[float], after: list[float], threshold: float) -> bool:
+    return after[0] > threshold * before[0] and after[1] > before[2]
 
 
-def _grew(before: Spread, after: Spread, threshold: float) -> bool:
-    return after.median > threshold * before.median and after.low > before.high
+def _memory(then: Result, now: Result, threshold: float) -> Iterator[dict]:
+    old, new = then["peak_bytes"], now["peak_bytes"]
+    if now["seconds"] is not None and old and new and not 1 / threshold <= new / old <= threshold:
+        texts = [f"{size / 2**20:.3g} MiB" for size in (old, new)]
+        yield {"then": texts[0], "now": texts[1], "factor": new / old, "verdict": MORE if new > old else LESS}
 
 
-def tell(found: Comparison, old: Record, new: Record, threshold: float, console: Console) -> None:
-    """Print what changed, and a line that sums it up."""
+def report_changes(found: Comparison, old: Record, new: Record, threshold: float, console: Console) -> None:
+    """Print the changes, the worse ones first, and a summary."""
     if found.changes:
-        table = Table(title="What changed", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for heading in ("case, mode", "", "then", "now", "factor", ""):
-            table.add_column(heading, overflow="fold")
-        for change in sorted(found.changes, key=lambda change: not change.is_bad):
-            factor = "" if change.factor is None else f"{change.factor:.2f}"
-            style = "red" if change.is_bad else "green"
-            table.add_row(change.where, change.rival, change.old, change.new, factor, change.verdict, style=style)
-        console.print(table)
-    for line in _summary(found, old, new, threshold):
-        console.print(line, markup=False)
-
-
-def _summary(found: Comparison, old: Record, new: Record, threshold: float) -> Iterator[str]:
-    yield f"then: {place(old.about)}"
+        frame = pd.DataFrame(sorted(found.changes, key=lambda change: change["verdict"] not in BAD))
+        frame["factor"] = frame["factor"].map("{:.2f}".format, na_action="ignore")
+        show(console, frame.set_index("where"), "Changes")
+    lines = [f"then: {place(old.about)}"]
     if old.about["machine"] != new.about["machine"]:
-        yield "The machines differ, so small changes of ratios mean little."
+        lines.append("The machines differ, so small changes of ratios mean little.")
     if found.missing:
-        yield f"Not measured now: {'; '.join(found.missing)}."
+        lines.append(f"Not measured now: {'; '.join(found.missing)}.")
     if found.disturbed:
-        yield f"Times are not compared where other processes disturbed one of the runs: {'; '.join(found.disturbed)}."
-    if not found.compared:
-        yield "Nothing of ours could be compared."
-        return
-    worse = sum(change.is_bad for change in found.changes)
-    yield f"{found.compared} times compared, {worse} things worse (threshold {threshold:g})."
+        lines.append(f"Not compared in time, because other processes disturbed a run: {'; '.join(found.disturbed)}.")
+    compared = f"{found.compared} times compared, {found.worse} things worse (threshold {threshold:g})."
+    lines.append(compared if found.compared else "Nothing of ours could be compared.")
+    console.print("\n".join(lines), markup=False)

@@ -26,9 +26,8 @@ from fastkan_kernels.backends.cpu import selection as choice
 from fastkan_kernels.backends.cpu.blocks import DenseFeatures
 from fastkan_kernels.bspline.local import local_features
 
-from .machine import OtherWork, describe
-from .measure import Task, interleaved, ratio, times
-from .report import BUSY, place
+from .measure import BUSY, Load, Task, interleaved, ratio, times
+from .records import describe, place
 
 ORDER = 3
 WAYS = {"banded": banded, "dense": dense}
@@ -142,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(place(describe()), style="dim")
-    others = OtherWork()
+    load = Load()
 
     found = list(constants(20 * options.budget))
     scale = found[0][1] / found[0][2]  # of PRODUCT: a quicker machine is quicker at all of them
@@ -168,8 +167,8 @@ def main(argv: list[str] | None = None) -> int:
     console.print(
         f"Chosen right (within {TIE:.2f}) in {right} of {len(factors)} sizes; the worst is {max(factors):.2f}."
     )
-    share = others.share()
-    if share is not None and share > BUSY:
+    share = load.share()
+    if share > BUSY:
         console.print(f"Other processes took {share:.0%} of the processor meanwhile: little of this is worth much.")
     return 0
 

@@ -10,17 +10,15 @@ import matplotlib.ticker as ticks
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .cases import SWEEPS, VARIED, Case
-from .measure import Spread
-from .modes import MODES
-from .record import Record
-from .report import place, title
-from .rivals import NOT_INSTALLED
-from .run import WRONG, CaseResult, Row
+from .records import Record, Result, place
+from .report import digits, title
+from .suite.cases import SWEEPS, VARIED, Case
+from .suite.contenders import MLP, NOT_INSTALLED, OURS
+from .suite.modes import MODES
+from .suite.run import WRONG
 
-ANCHOR = "MLP, as many parameters"
-COLOURS = {  # of Okabe and Ito, which colour-blind people tell apart; one for each package
-    "fastkan": "#0072B2",
+COLOURS = {  # those of Okabe and Ito, which colour-blind people can tell apart; one for each package
+    OURS: "#0072B2",
     "MLP": "#000000",
     "bare matrix products": "#8C8C8C",
     "plain Cox-de Boor": "#E69F00",
@@ -29,30 +27,30 @@ COLOURS = {  # of Okabe and Ito, which colour-blind people tell apart; one for e
     "efficient_kan": "#56B4E9",
     "pykan": "#D55E00",
 }
-SPARE_COLOUR = "#B8A800"  # for rivals that were added
+OTHER_COLOUR = "#B8A800"  # for added contenders
 HATCHES = ("", "////", "....", "xxxx")  # for the variants of a package
 DASHES = ("-", "--", ":", "-.")
 MARKERS = "osD^vP*X<>"
 DPI = 120
-MIN_POINTS = 2  # of a sweep that is worth drawing
+MIN_POINTS = 2  # of a sweep that is drawn as lines
 
 
 class Look(NamedTuple):
-    """How a rival is drawn, everywhere."""
+    """Colour, variant within the package, and marker of a contender in all pictures."""
 
     colour: str
-    variant: int  # of its package
+    variant: int
     marker: str
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
-    """Draw all that a run has into PNG files.
+    """Draw PNG files of all results.
 
     Args:
-        folder: made if it is not there; its parent must be.
+        folder: created if it does not exist; its parent must.
 
     Returns:
-        The files: a mode's name for bars of its ratios, ``memory-`` and ``sweep-`` with what they show.
+        The files: a mode's name for bars of its ratios, and names that begin with ``memory-`` and ``sweep-``.
     """
     folder.mkdir(exist_ok=True)
     return [saved(figure, folder / f"{name}.png") for name, figure in _figures(record)]
@@ -60,207 +58,178 @@ def draw(record: Record, folder: Path) -> list[Path]:
 
 def _figures(record: Record) -> Iterator[tuple[str, Figure]]:
     looks, where = _looks(record.results), place(record.about)
-    swept = {name: _of_sweep(record.results, name) for name in SWEEPS}
-    swept = {name: results for name, results in swept.items() if len(results) >= MIN_POINTS}
-    in_sweeps = {result.case.name for results in swept.values() for result in results}
-    single = [result for result in record.results if result.case.name not in in_sweeps]
+    names = {result["case"] for result in record.results}
+    sweeps = {name: [case for case in cases if case.name in names] for name, cases in SWEEPS.items()}
+    sweeps = {name: cases for name, cases in sweeps.items() if len(cases) >= MIN_POINTS}
+    in_sweeps = {case.name for cases in sweeps.values() for case in cases}
+    single = [result for result in record.results if result["case"] not in in_sweeps]
     for mode in MODES:
-        shown = [result for result in single if _has(result, mode)]
-        if shown:
-            yield mode, _bars(shown, mode, looks, where, _time)
-            yield f"memory-{mode}", _bars(shown, mode, looks, where, _memory)
-    for name, results in swept.items():
-        yield f"sweep-{name}", _lines(results, name, looks, where)
+        shown = {r["case"] for r in single if r["mode"] == mode and r["contender"] == MLP and r["seconds"]}
+        panels = [r for r in single if r["mode"] == mode and r["case"] in shown]
+        if panels:
+            yield mode, _bars(panels, mode, looks, where, _time)
+            yield f"memory-{mode}", _bars(panels, mode, looks, where, _memory)
+    for name, cases in sweeps.items():
+        yield f"sweep-{name}", _lines(record.results, name, cases, looks, where)
 
 
-class Bar(NamedTuple):
-    """A ratio to the MLP and what is written beside it."""
-
-    ratio: Spread
-    words: str
+Bar = tuple[Sequence[float], str]  # median and quartiles of a ratio to the MLP, and the text beside it
 
 
-def _time(row: Row, mode: str, anchor: Row) -> Bar | None:
-    ratio = row.timings[mode].ratios.get(ANCHOR)
-    return None if ratio is None else Bar(ratio, f"{digits(ratio.median)}x")
+def _time(result: Result, anchor: Result) -> Bar | None:
+    ratio = result["ratios"].get(MLP)
+    return None if ratio is None else (ratio, f"{digits(ratio[0])}x")
 
 
-def _memory(row: Row, mode: str, anchor: Row) -> Bar | None:
-    own, base = row.timings[mode].peak_bytes, anchor.timings[mode].peak_bytes
-    if not own or not base:
-        return None
-    return Bar(Spread(own / base, own / base, own / base, 1), f"{digits(own / 2**20)} MiB")
+def _memory(result: Result, anchor: Result) -> Bar | None:
+    own, base = result["peak_bytes"], anchor["peak_bytes"]
+    return ([own / base] * 3, f"{digits(own / 2**20)} MiB") if own and base else None
 
 
 def _bars(
-    results: list[CaseResult],
-    mode: str,
-    looks: dict[str, Look],
-    where: str,
-    bar: Callable[[Row, str, Row], Bar | None],
+    results: Sequence[Result], mode: str, looks: dict[str, Look], where: str, bar: Callable[..., Bar | None]
 ) -> Figure:
-    """A panel for each case, a line for each rival: from 1, the MLP, to the right where it takes more."""
-    names = [name for name in looks if name != ANCHOR and any(_told(result, name, mode) for result in results)]
-    columns = min(2, len(results))
-    lines = -(-len(results) // columns)
-    figure = Figure(figsize=(0.6 + 5.6 * columns, 1.5 + lines * (0.9 + 0.3 * len(names))), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, result in zip(panels.flat, results):
-        _panel(axes, result, mode, names, looks, bar)
-    for axes in panels.flat[len(results) :]:
-        axes.set_visible(False)
-    for column in range(columns):  # the lowest panel of each column names its axis
-        lowest = max((line for line in range(lines) if line * columns + column < len(results)), default=0)
-        panels[lowest, column].tick_params(labelbottom=True)
-        panels[lowest, column].set_xlabel("divided by the MLP's, log scale")
+    """A panel for each case, a bar for each contender, from 1, the MLP."""
+    names = [name for name in looks if name != MLP and any(result["contender"] == name for result in results)]
+    cases = list(dict.fromkeys(result["case"] for result in results))
     what = "time" if bar is _time else "peak memory"
+    label, height = f"{what} divided by the MLP's, log scale", 0.9 + 0.3 * len(names)
+    figure, panels = bar_panels(len(cases), label, 1.5, height, sharey=True)
+    for axes, case in zip(panels, cases):
+        rows = {result["contender"]: result for result in results if result["case"] == case}
+        axes.axvline(1, color="black", linewidth=1, zorder=3)
+        for at, name in enumerate(names):
+            row = rows.get(name)
+            found = bar(row, rows[MLP]) if row is not None and row["seconds"] else None
+            if found is None:
+                note = "-" if row is None or row["note"] is None else row["note"].split(":")[0]
+                axes.annotate(
+                    note, (1, at), (4, 0), textcoords="offset points", va="center", color="#777777", fontsize=8,
+                    style="italic",
+                )  # fmt: skip
+            else:
+                look = looks[name]
+                draw_bar(axes, at, found[0], look.colour, HATCHES[look.variant % len(HATCHES)], found[1])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_title(title(rows[MLP]), fontsize=10, loc="left")
+        tidy(axes, "x")
     spread = ", median and quartiles" if bar is _time else ""
     head(figure, f"{MODES[mode].words}: {what}{spread}", where)
-    low, high = panels[0, 0].get_xlim()
-    panels[0, 0].set_xlim(min(low, 0.7), high * (high / low) ** 0.2)  # room for what is written beside the bars
+    low, high = panels[0].get_xlim()
+    panels[0].set_xlim(min(low, 0.7), high * (high / low) ** 0.2)  # room for the text beside the bars
     return figure
 
 
-def _panel(
-    axes: Axes,
-    result: CaseResult,
-    mode: str,
-    names: Sequence[str],
-    looks: dict[str, Look],
-    bar: Callable[[Row, str, Row], Bar | None],
+def bar_panels(count: int, label: str, margin: float, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in up to two columns, on one logarithmic axis that is labelled below each column."""
+    columns = min(2, count)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(0.6 + 5.6 * columns, margin + height * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False)
+    for axes in panels.flat[count:]:
+        axes.set_visible(False)
+    for column in range(columns):
+        lowest = panels[(count - 1 - column) // columns, column]
+        lowest.tick_params(labelbottom=True)
+        lowest.set_xlabel(label, fontsize=9)
+    for axes in panels.flat[:count]:
+        axes.set_xscale("log")
+    return figure, list(panels.flat[:count])
+
+
+def draw_bar(
+    axes: Axes, at: int, spread: Sequence[float], colour: str, hatch: str, words: str, floor: float = 1.0
 ) -> None:
-    rows = {row.rival: row for row in result.rows}
-    axes.set_xscale("log")
-    axes.axvline(1, color="black", linewidth=1, zorder=3)
-    for place_, name in enumerate(names):
-        row = rows.get(name)
-        found = bar(row, mode, rows[ANCHOR]) if row is not None and mode in row.timings else None
-        if found is None:
-            axes.annotate(
-                _why_not(row, mode), (1, place_), (4, 0), textcoords="offset points", va="center", color="#777777",
-                fontsize=8, style="italic",
-            )  # fmt: skip
-            continue
-        ratio, look = found.ratio, looks[name]
-        axes.barh(
-            place_, ratio.median - 1, left=1, height=0.7, color=look.colour, hatch=HATCHES[look.variant % len(HATCHES)],
-            edgecolor="white", linewidth=0.5,
-        )  # fmt: skip
-        if ratio.high > ratio.low:
-            spread = [[ratio.median - ratio.low], [ratio.high - ratio.median]]
-            axes.errorbar(ratio.median, place_, xerr=spread, color="black", capsize=2.5, linewidth=1)
-        axes.annotate(
-            found.words, (max(ratio.high, 1.0), place_), (5, 0), textcoords="offset points", va="center", fontsize=9
-        )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_title(title(result.case), fontsize=10, loc="left")
-    tidy(axes, "x")
+    """A horizontal bar from ``floor`` to a median, with quartiles and a text."""
+    median, low, high = spread[:3]
+    axes.barh(at, median - floor, left=floor, height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5)
+    if high > low:
+        axes.errorbar(median, at, xerr=[[median - low], [high - median]], color="black", capsize=2.5, linewidth=1)
+    axes.annotate(words, (max(high, floor), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
 
 
-def _why_not(row: Row | None, mode: str) -> str:
-    note = None if row is None else row.note or row.notes.get(mode)
-    return "-" if note is None else note.split(":")[0]
-
-
-def _lines(results: list[CaseResult], name: str, looks: dict[str, Look], where: str) -> Figure:
-    """A column for each mode: time above, memory below; a line for each rival with a band of quartiles."""
-    timed = [mode for mode in MODES if any(_has(result, mode) for result in results)]
+def _lines(results: Sequence[Result], name: str, cases: Sequence[Case], looks: dict[str, Look], where: str) -> Figure:
+    """A column for each mode, time above and memory below; a line for each contender with a band of quartiles."""
+    words, value = VARIED[name]
+    values = {case.name: value(case) for case in sorted(cases, key=value)}
+    shown = [result for result in results if result["case"] in values]
+    timed = [mode for mode in MODES if any(result["mode"] == mode and result["seconds"] for result in shown)]
     figure = Figure(figsize=(3.2 + 4.4 * len(timed), 8.2), layout="constrained")
     panels = figure.subplots(2, len(timed), sharex=True, sharey="row", squeeze=False)
-    words, value = VARIED[name]
-    for column, mode in enumerate(timed):
-        above, below = panels[:, column]
-        for rival, look in looks.items():
-            found = [
-                (value(result.case), row.timings[mode])
-                for result in results
-                for row in result.rows
-                if row.rival == rival and mode in row.timings
-            ]
+    for mode, (above, below) in zip(timed, panels.T):
+        for contender, look in looks.items():
+            found = [r for r in shown if r["contender"] == contender and r["mode"] == mode and r["seconds"]]
             if not found:
                 continue
-            at, timings = zip(*found)
+            found.sort(key=lambda result: values[result["case"]])
+            at = [values[result["case"]] for result in found]
             style: dict[str, Any] = {
                 "color": look.colour, "linestyle": DASHES[look.variant % len(DASHES)], "marker": look.marker,
-                "markersize": 5, "linewidth": 2.4 if look.colour == COLOURS["fastkan"] else 1.4,
+                "markersize": 5, "linewidth": 2.4 if look.colour == COLOURS[OURS] else 1.4, "label": contender,
             }  # fmt: skip
-            above.plot(at, [1e3 * t.seconds.median for t in timings], label=rival, **style)
-            low, high = ([1e3 * getattr(t.seconds, side) for t in timings] for side in ("low", "high"))
+            median, low, high = ([1e3 * result["seconds"][part] for result in found] for part in range(3))
+            above.plot(at, median, **style)
             above.fill_between(at, low, high, color=look.colour, alpha=0.2, linewidth=0)
-            below.plot(at, [(t.peak_bytes or float("nan")) / 2**20 for t in timings], label=rival, **style)
+            below.plot(at, [(result["peak_bytes"] or float("nan")) / 2**20 for result in found], **style)
         above.set_title(MODES[mode].words, fontsize=11)
         below.set_xlabel(words)
-        values = sorted({value(result.case) for result in results})
         for axes in (above, below):
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
-            axes.set_xticks(values, [str(v) for v in values])
+            axes.set_xticks(list(values.values()), [str(v) for v in values.values()])
             axes.xaxis.set_minor_locator(ticks.NullLocator())
             tidy(axes, "y")
     panels[0, 0].set_ylabel("time, ms: median and quartiles")
     panels[1, 0].set_ylabel("peak memory, MiB")
     handles = {label: line for axes in panels[0] for line, label in zip(*axes.get_legend_handles_labels())}
-    handles = {rival: handles[rival] for rival in looks if rival in handles}
+    ordered = [name for name in looks if name in handles]
     figure.legend(
-        list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=10, handlelength=3.5
+        [handles[name] for name in ordered], ordered, loc="outside right upper", frameon=False, handlelength=3.5
     )
-    wrong = _wrong(results, value)
-    heading = f"{words[0].upper()}{words[1:]} varied; otherwise {_middle(results, name)}"
-    head(figure, heading, f"Too far from float64 to be timed: {wrong}\n{where}" if wrong else where)
+    wrong = _wrong(shown, values)
+    head(
+        figure,
+        f"{words[0].upper()}{words[1:]} varied; otherwise {_constant(cases[0], name)}",
+        f"Too far from float64 to be timed: {wrong}\n{where}" if wrong else where,
+    )
     return figure
 
 
-def _wrong(results: list[CaseResult], value: Callable[[Case], int]) -> str:
-    """Who is, and where."""
+def _wrong(results: Sequence[Result], values: dict[str, int]) -> str:
+    """The contenders that are too far from float64, and at which values of the sweep."""
     found: dict[str, list[str]] = {}
     for result in results:
-        for row in result.rows:
-            for mode, note in (("", row.note), *((f" ({MODES[mode].heading})", n) for mode, n in row.notes.items())):
-                if note == WRONG:
-                    found.setdefault(row.rival + mode, []).append(str(value(result.case)))
+        if result["note"] == WRONG:
+            name = f"{result['contender']} ({MODES[result['mode']].heading})"
+            found.setdefault(name, []).append(str(values[result["case"]]))
     return "; ".join(f"{name} at {', '.join(at)}" for name, at in found.items())
 
 
-def _middle(results: list[CaseResult], name: str) -> str:
-    """What a sweep keeps, in words."""
-    case = results[0].case
-    kept = {
+def _constant(case: Case, name: str) -> str:
+    """The properties that a sweep keeps, in words."""
+    words = {
         "rows": f"{case.rows} rows",
         "width": f"widths {'-'.join(map(str, case.widths))}",
         "grid": f"grid {case.grid_size}",
         "order": f"order {case.order}",
     }
-    return ", ".join(words for other, words in kept.items() if other != name)
+    return ", ".join(text for other, text in words.items() if other != name)
 
 
-def _looks(results: list[CaseResult]) -> dict[str, Look]:
-    """Of all rivals that are there, in the order of the tables."""
-    names = dict.fromkeys(row.rival for result in results for row in result.rows if row.note != NOT_INSTALLED)
+def _looks(results: Sequence[Result]) -> dict[str, Look]:
+    """Looks of all installed contenders, in the order of the tables."""
     found: dict[str, Look] = {}
     seen: dict[str, int] = {}
-    for number, name in enumerate(names):
+    for name in dict.fromkeys(r["contender"] for r in results if r["note"] != NOT_INSTALLED):
         package = name.split(",")[0]
         variant = seen[package] = seen.get(package, -1) + 1
-        found[name] = Look(COLOURS.get(package, SPARE_COLOUR), variant, MARKERS[number % len(MARKERS)])
+        found[name] = Look(COLOURS.get(package, OTHER_COLOUR), variant, MARKERS[len(found) % len(MARKERS)])
     return found
 
 
-def _of_sweep(results: list[CaseResult], name: str) -> list[CaseResult]:
-    wanted = {case.name for case in SWEEPS[name]}
-    return sorted((r for r in results if r.case.name in wanted), key=lambda r: VARIED[name][1](r.case))
-
-
-def _has(result: CaseResult, mode: str) -> bool:
-    return any(row.rival == ANCHOR and mode in row.timings for row in result.rows)
-
-
-def _told(result: CaseResult, name: str, mode: str) -> bool:
-    return any(row.rival == name and (mode in row.timings or row.note or mode in row.notes) for row in result.rows)
-
-
 def head(figure: Figure, words: str, where: str) -> None:
-    """A title, and below where it was measured."""
+    """Write a title, and below the picture where it was measured."""
     figure.suptitle(words, fontsize=13)
     figure.supxlabel(where, fontsize=7, color="#555555", wrap=True)
 
@@ -275,12 +244,7 @@ def tidy(axes: Axes, along: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def digits(value: float) -> str:
-    """Three of them, or fewer."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
 def saved(figure: Figure, path: Path) -> Path:
-    """As a file."""
+    """Save a figure, and return the path."""
     figure.savefig(path, dpi=DPI)
     return path

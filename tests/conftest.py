@@ -19,7 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 # the tests of bench need the packages of the extra "bench"
-if not all(map(find_spec, ("matplotlib", "rich", "sklearn", "tqdm"))):
+if not all(map(find_spec, ("matplotlib", "pandas", "psutil", "rich", "scipy", "sklearn", "tabulate", "tqdm"))):
     collect_ignore = ["bench"]
 
 # Hypothesis draws the same examples on every run, so that a failure can be repeated.

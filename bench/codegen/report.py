@@ -9,7 +9,7 @@ from rich.table import Table
 
 from fastkan_kernels.backends.triton.tuning.environment import ptxas_version
 
-from ..machine import describe
+from ..records import describe
 from .judge import Verdict
 from .product import Inner
 

@@ -1,7 +1,7 @@
 """One classifier of handwritten digits, trained twice.
 
-Once with the plain Cox-de Boor layer, once with what ``fastkan.convert`` makes of it: from the same weights, on the
-same batches, by the same optimizer, step by step in turn. Everything it tells is measured while it runs.
+Once with the plain Cox-de Boor layer, once with its conversion by ``fastkan.convert``: from the same weights, on the
+same batches, with the same optimizer, step by step in turn. All printed figures are measured while it runs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from tqdm import tqdm
 
 from fastkan import convert
 
-from ..measure import Samples, Task, interleaved
-from ..memory import peak_bytes
-from ..plain import KANLinear as PlainKANLinear
+from ..measure import Samples, Task, interleaved, peak_bytes
+from ..suite.plain import KANLinear as PlainKANLinear
 
 HIDDEN, BATCHES, EPOCHS, LEARNING_RATE = 256, 3, 30, 3e-3
 BUDGET = 6.0  # seconds, for timing steps
@@ -31,7 +30,7 @@ PLAIN, OURS = "plain Cox-de Boor", "fastkan"
 
 
 class Digits(NamedTuple):
-    """8 x 8 images as rows of 64 numbers from -1 to 1, the grid's range, and what they show."""
+    """8 x 8 images as rows of 64 numbers from -1 to 1, the grid's range, and their classes."""
 
     train_x: Tensor
     train_y: Tensor
@@ -40,15 +39,15 @@ class Digits(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a training step takes, by network."""
+    """Time and memory of a training step of each network."""
 
     seconds: dict[str, Samples]
-    memory: dict[str, int]  # bytes at the peak, beside parameters, optimizer state and input
-    others: float | None  # share of the processor that other processes took meanwhile
+    memory: dict[str, int]  # peak bytes, without parameters, optimizer state and input
+    load: float  # share of the processor that other processes took meanwhile
 
 
 class Learner:
-    """A network in training, and how it has done."""
+    """A network in training, with its losses and test accuracies so far."""
 
     def __init__(self, network: nn.Sequential) -> None:
         self.network = network
@@ -66,12 +65,12 @@ class Learner:
 
     @torch.no_grad()
     def test(self, x: Tensor, y: Tensor) -> float:
-        """Share of the images that are told right."""
+        """Share of the images that are classified correctly."""
         return (self.network(x).argmax(1) == y).float().mean().item()
 
 
 def digits() -> Digits:
-    """Scikit-learn's bundled digits, a quarter of them kept for the test."""
+    """Scikit-learn's bundled digits, a quarter of them for the test."""
     pixels, shown = load_digits(return_X_y=True)
     split = train_test_split(pixels / 8 - 1, shown, test_size=0.25, stratify=shown, random_state=0)
     train_x, test_x = (torch.tensor(part, dtype=torch.float32) for part in split[:2])
@@ -96,7 +95,7 @@ def batches(data: Digits) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def measure(both: dict[str, Learner], x: Tensor, y: Tensor) -> Cost:
-    """Steps of both side by side; these learn from one batch only and are of no other use."""
+    """Time steps of both side by side, of networks that serve no other purpose."""
     tasks = {name: Task(partial(learner.step, x, y)) for name, learner in both.items()}
     for task in tasks.values():
         task.call()
@@ -104,12 +103,12 @@ def measure(both: dict[str, Learner], x: Tensor, y: Tensor) -> Cost:
     for name, learner in both.items():
         learner.optimizer.zero_grad()
         memory[name] = peak_bytes(tasks[name].call)
-    samples, others = interleaved(tasks, BUDGET, list(tasks))
-    return Cost(samples, memory, others)
+    samples, load = interleaved(tasks, BUDGET, list(tasks))
+    return Cost(samples, memory, load)
 
 
 def train(both: dict[str, Learner], data: Digits) -> None:
-    """Both in turn, on the same batches."""
+    """Train both in turn, on the same batches."""
     start = time.perf_counter()
     with tqdm(total=EPOCHS, desc="training both", unit="epoch") as bar:
         for _ in range(EPOCHS):

@@ -1,4 +1,4 @@
-"""The demo's second part: a formula is found from data, by the steps of a well-known article on KANs."""
+"""The demo's second part: find a formula from data, by the steps of a well-known article on KANs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ SEED = 0
 
 
 def target(x: torch.Tensor) -> torch.Tensor:
-    """What the network is shown values of."""
+    """The function to find."""
     return torch.exp(torch.sin(math.pi * x[:, [0]]) + x[:, [1]] ** 2)
 
 
 def find(folder: Path, console: Console) -> None:
-    """Train sparsely, prune, train, make formulas of the edges, train, print; with two pictures."""
+    """Train sparsely, prune, train, replace edges by formulas, train, print; with two pictures."""
     began = time.perf_counter()
     dataset = create_dataset(target, n_var=2)
     model = KAN(width=[2, 5, 1], grid=5, k=3, seed=SEED)
-    console.print(f"\nA formula: {len(dataset['train_input'])} values of {TEXT}, and a KAN of 2-5-1 to find out.")
+    console.print(f"\nA formula: {len(dataset['train_input'])} values of {TEXT}, and a KAN of 2-5-1 to find it.")
     model.fit(dataset, opt="LBFGS", steps=20, lamb=0.01, lamb_entropy=10.0, progress=False)
     pictures = [folder / "kan-trained.png", folder / "kan-formula.png"]
     _save(model, pictures[0], "after sparse training")

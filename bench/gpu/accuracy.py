@@ -9,7 +9,7 @@ from torch import Tensor
 from fastkan_kernels import basis_of
 from tests.support.oracle import Example, exact_with_sizes
 
-from ..cases import Edges
+from ..suite.cases import Edges
 from .place import Place
 from .rows import Row
 from .settings import BOUNDS, kind

@@ -15,7 +15,7 @@ PICTURES = {
     "roofline": "Attained rate against arithmetic intensity, below the measured ceilings",
 }
 NOTHING = (
-    "Nothing has run on a GPU yet, so there is no GPU figure here; [another page](bench/gpu/README.md) tells what must "
+    "Nothing has run on a GPU yet, so there is no GPU figure here; [another page](gpu/README.md) says what must "
     "be reached and how it will be measured."
 )
 STATE = "**they have not run on a GPU yet**, so there is no GPU figure here."
@@ -32,7 +32,7 @@ def state(found: dict[str, dict[str, Any]]) -> str:
     if not found:
         return STATE
     told = [f"{data['gpu']['name']} ({_reached(data)})" for data in found.values()]
-    return f"they have been measured on {' and '.join(told)}: [the figures](#on-a-gpu)."
+    return f"they have been measured on {' and '.join(told)}: [the figures](bench/README.md#on-a-gpu)."
 
 
 def _reached(data: dict[str, Any]) -> str:

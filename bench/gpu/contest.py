@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..measure import Task
-from ..plain import KANLinear as PlainKANLinear
-from ..rivals import RIVALS
+from ..suite.contenders import CONTENDERS
+from ..suite.plain import KANLinear as PlainKANLinear
 from . import ways
 from .accuracy import Material
 from .place import Place
@@ -147,8 +147,8 @@ def contestants(row: Row, material: Material, place: Place) -> list[Contestant]:
 
 
 def _built(name: str, row: Row) -> nn.Module:
-    """The one layer of a rival of ``bench.rivals``, on the CPU in float32."""
-    rival = next(rival for rival in RIVALS if rival.name == name)
+    """The one layer of a rival of ``bench.suite``, on the CPU in float32."""
+    rival = next(contender for contender in CONTENDERS if contender.name == name)
     reason = rival.why_not(row.case)
     if reason is not None:
         raise Absent(reason)

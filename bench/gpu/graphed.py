@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..cases import Case
-from ..errors import BOUND, Oracle
 from ..measure import Samples, Task, ratio, times
-from ..rivals import RIVALS
+from ..suite.cases import Case
+from ..suite.contenders import CONTENDERS
+from ..suite.errors import BOUND, Oracle
 from .clock import Clock
 from .place import Place
 from .rows import Graphed
@@ -73,7 +73,7 @@ def measure(item: Graphed, place: Place, clock: Clock) -> dict[str, Any]:
 
 def _captured(name: str, case: Case, place: Place, entry: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     """Replays of both modes; ``entry`` gets the error, and a note if it is too large."""
-    rival = next(rival for rival in RIVALS if rival.name == name)
+    rival = next(contender for contender in CONTENDERS if contender.name == name)
     x, target = case.inputs().to(place.device), case.upstream().to(place.device)
     trained = Trained(rival.make(case).to(place.device), x, target, place)
     trained.backward()

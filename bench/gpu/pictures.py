@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..plots import COLOURS, HATCHES, digits, head, saved, tidy
+from ..plots import COLOURS, HATCHES, bar_panels, draw_bar, head, saved, tidy
+from ..report import digits
 from . import contest
 from .block import place
 from .rows import SWEEP, Row
@@ -61,20 +62,11 @@ def _memory(entry: dict[str, Any]) -> tuple[float, float, float] | None:
 
 def _bars(rows: Sequence[dict[str, Any]], data: dict[str, Any], what: str, value: Any) -> Figure:
     """A panel for each row, a bar for each contestant."""
-    columns = min(2, len(rows))
-    lines = -(-len(rows) // columns)
-    figure = Figure(figsize=(0.6 + 5.6 * columns, 1.3 + 1.75 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, sharex=True, squeeze=False)
-    for axes, result in zip(panels.flat, rows):
+    figure, panels = bar_panels(len(rows), what, 1.3, 1.75)
+    for axes, result in zip(panels, rows):
         _panel(axes, result, value)
-    for axes in panels.flat[len(rows) :]:
-        axes.set_visible(False)
-    for column in range(columns):
-        lowest = max(line for line in range(lines) if line * columns + column < len(rows))
-        panels[lowest, column].tick_params(labelbottom=True)
-        panels[lowest, column].set_xlabel(what, fontsize=8)
-    low, high = panels[0, 0].get_xlim()
-    panels[0, 0].set_xlim(low, high * (high / low) ** 0.2)  # room for what is written beside the bars
+    low, high = panels[0].get_xlim()
+    panels[0].set_xlim(low, high * (high / low) ** 0.2)  # room for what is written beside the bars
     head(figure, what.split(",")[0][0].upper() + what.split(",")[0][1:], place(data))
     return figure
 
@@ -82,21 +74,12 @@ def _bars(rows: Sequence[dict[str, Any]], data: dict[str, Any], what: str, value
 def _panel(axes: Axes, result: dict[str, Any], value: Any) -> None:
     of = {c["name"]: c for c in result["contestants"]}
     shown = [(name, found) for name in LOOKS if name in of and (found := value(of[name])) is not None]
-    axes.set_xscale("log")
     floor = 1.0 if value is _time else min((found[0] for _, found in shown), default=1.0) / 2
     if value is _time:
         axes.axvline(1, color="black", linewidth=1, zorder=3)
     for at, (name, (median, low, high)) in enumerate(shown):
         _, colour, hatch = LOOKS[name]
-        axes.barh(
-            at, median - floor, left=floor, height=0.7, color=colour, hatch=hatch, edgecolor="white", linewidth=0.5
-        )
-        if high > low:
-            spread = [[median - low], [high - median]]
-            axes.errorbar(median, at, xerr=spread, color="black", capsize=2.5, linewidth=1)
-        axes.annotate(
-            digits(median), (max(high, floor), at), (5, 0), textcoords="offset points", va="center", fontsize=9
-        )
+        draw_bar(axes, at, (median, low, high), colour, hatch, digits(median), floor)
     axes.set_yticks(range(len(shown)), [LOOKS[name][0] for name, _ in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_title(result["name"].replace("bfloat16", "bf16").replace("highest", "float32"), fontsize=9, loc="left")

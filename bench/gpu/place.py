@@ -14,7 +14,7 @@ from fastkan_kernels.autograd.dispatch import BACKEND_NAMES
 from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.backends.triton.tuning.environment import ptxas_version
 
-from ..machine import describe
+from ..records import describe
 from . import sources
 
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")

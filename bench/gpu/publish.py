@@ -1,7 +1,7 @@
 """``python -m bench.gpu.publish OUT [OUT ...]``: one or more runs on one GPU as ``bench/results/<gpu>.json``.
 
 What is refused: a rehearsal, runs that differ in GPU, driver, versions or sources, and sources that are not those of
-the commit. ``python -m bench.readme`` makes the README's block and the pictures from that file.
+the commit. ``python -m bench.report`` makes the page's block and the pictures from that file.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     verdicts = [one["verdict"] for one in found["bars"]]
     told = ", ".join(f"{verdicts.count(word)} {word}" for word in bars.VERDICTS if word in verdicts)
-    print(f"{path}: {told}. Now: python -m bench.readme")
+    print(f"{path}: {told}. Now: python -m bench.report")
     return 0
 
 

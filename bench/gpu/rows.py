@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-from ..cases import Case
+from ..suite.cases import Case
 from .settings import DTYPES, REHEARSED
 
 CONTRACTIONS = (("F", 0), ("G", 0), ("H", 1))  # of a step, each with its derivative

@@ -10,8 +10,7 @@ import torch
 from fastkan_kernels import uniform_knots
 from fastkan_kernels.autograd.dispatch import route
 
-from ..measure import Samples, Spread, ratio, times
-from ..memory import peak_bytes
+from ..measure import Samples, Spread, peak_bytes, ratio, times
 from . import bars, ceilings, contest, graphed
 from .accuracy import Material, Truth
 from .clock import Clock

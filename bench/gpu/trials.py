@@ -27,7 +27,7 @@ from fastkan_kernels import Basis, basis_of
 from fastkan_kernels.backends.triton.tuning.config import WAYS
 from tests.support.oracle import Example
 
-from ..cases import SEED
+from ..suite.cases import SEED
 from .rows import CONTRACTIONS
 from .settings import DTYPES, REHEARSED
 

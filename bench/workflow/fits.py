@@ -1,13 +1,10 @@
-"""A fit at a point of the curve by each package, and one evaluation of its objective, in CPU seconds."""
+"""A fit at a point of the curve with each package, and one evaluation of its objective, in CPU seconds."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +15,8 @@ from fastkan import KAN
 from fastkan.training.objective import Objective
 from fastkan.training.regularization import Penalty
 
-from ..plain import KANLinear
+from ..suite.plain import KANLinear
+from . import silenced
 from .points import LEARNING_RATES, LOSSES, Point
 
 FASTKAN, DEFAULT, PYKAN, EFFICIENT = "fastkan", "fastkan, try_without", "pykan", "efficient-kan"
@@ -27,15 +25,15 @@ METRIC = "edge_forward_spline_n"
 
 
 class TooSlow(Exception):
-    """A fit has taken more CPU seconds than it may."""
+    """A fit has taken more CPU seconds than its limit."""
 
 
 class Fits:
     """Fits of one point, each of a fresh model on the same data.
 
     Args:
-        point: what is fitted.
-        limit: CPU seconds after which a rival's fit is broken off, at its next evaluation of the loss.
+        point: network, data and settings.
+        limit: CPU seconds after which another package's fit ends, at its next evaluation of the loss.
     """
 
     def __init__(self, point: Point, limit: float) -> None:
@@ -49,13 +47,13 @@ class Fits:
             self.fits[EFFICIENT] = self._efficient
 
     def seconds(self, trainer: str, steps: int | None = None) -> float:
-        """CPU seconds of each step of a fit; making the model is off the clock.
+        """CPU seconds of each step of a fit; making the model is not timed.
 
         Raises:
-            TooSlow: for a rival's fit that takes longer than the limit.
+            TooSlow: if another package's fit takes longer than the limit.
         """
         steps = self.point.step_count if steps is None else steps
-        with _silent():
+        with silenced():
             torch.manual_seed(0)
             fit = self.fits[trainer](steps)
             start = time.process_time()
@@ -76,7 +74,7 @@ class Fits:
         return partial(model.fit, self.dataset, **options)
 
     def _efficient(self, steps: int) -> Callable[[], object]:
-        """Its layers in a loop that does what a fit does; their knots stay, as its own loop leaves them."""
+        """Its layers in a loop that does the same as a fit, with fixed knots, as in its own examples."""
         layers = [KANLinear(i, o, self.point.grid) for i, o in itertools.pairwise(self.point.widths)]
         model = nn.Sequential(*layers)
         loss = _limited(LOSSES[self.point.loss] or nn.functional.mse_loss, self.limit)
@@ -131,11 +129,3 @@ def _limited(loss: Callable[[Tensor, Tensor], Tensor], limit: float) -> Callable
         return loss(output, label)
 
     return limited
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    nowhere = io.StringIO()
-    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,4 +1,4 @@
-"""Whether a formula is the one that was looked for."""
+"""Comparison of a found formula with its target."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 from .targets import Target
 
-SAME = 1e-5  # of the target's spread: no other formula comes that near
-ALIKE = 5e-3  # what constants of two digits leave, where the functions are the same
+SAME = 1e-5  # of the target's standard deviation; another formula is further off
+ALIKE = 5e-3  # with the same functions, the error that constants of two digits leave
 SAMPLES = 2000
 
 
 def error(target: Target, formula: Any, variables: list[Any]) -> float:
-    """Root mean square of what formula and target differ by, over the target's standard deviation, at fresh points."""
+    """Root mean square of formula minus target at fresh points, over the target's standard deviation."""
     import sympy
 
     points = _points(target)
@@ -28,14 +28,14 @@ def error(target: Target, formula: Any, variables: list[Any]) -> float:
 
 
 def is_found(target: Target, formula: Any, apart: float) -> bool:
-    """Whether it is the target itself, with constants that are right to two digits."""
+    """Whether a formula of this error is the target itself, with constants right to two digits."""
     import sympy
 
     return apart < SAME or (apart < ALIKE and _functions(formula) == _functions(sympy.sympify(target.formula)))
 
 
 def _functions(expression: Any) -> set[str]:
-    """Functions and powers of variables in an expression; sine and cosine are the same to it."""
+    """Functions and powers of variables in an expression; sine and cosine count as the same."""
     import sympy
 
     found = {type(each).__name__ for each in expression.atoms(sympy.Function)}

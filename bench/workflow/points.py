@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-NOISE = 0.1  # standard deviation of what no network can learn, so that no fit ends before its steps do
+NOISE = 0.1  # standard deviation of noise in the labels, which keeps fits from ending early
 TEST_SHARE = 5  # one row in five is a test row
 LAMB = 0.01
 LEARNING_RATES = {"LBFGS": 1.0, "Adam": 0.01}
@@ -20,16 +20,16 @@ class Point(NamedTuple):
     """A network, its data and how it is fitted, float32.
 
     Args:
-        axis: the part of the curve that it belongs to.
+        axis: the part of the curve.
         widths: sizes of the layers' inputs, and of the last one's output.
         rows: training rows; a quarter as many are test rows.
         grid: G, with cubic splines.
         opt: "LBFGS" or "Adam".
         loss: "mse" or "cross entropy".
         lamb: strength of pykan's penalty, with its default weights.
-        adapted: whether the fit moves the knots to the samples, as it does by default.
-        steps: of a fit; 0 takes 5 of L-BFGS and 30 of Adam.
-        table: the name of a real table in scikit-learn, all of whose rows are taken.
+        adapted: whether the fit moves the knots to the samples, its default.
+        steps: of a fit; 0 stands for 5 of L-BFGS and 30 of Adam.
+        table: the name of a real table in scikit-learn, which is used whole.
         quick: whether ``--quick`` measures it.
     """
 
@@ -47,7 +47,7 @@ class Point(NamedTuple):
 
     @property
     def name(self) -> str:
-        """All that makes it, short, as ``--points`` looks for it."""
+        """All properties in short, for ``--points``."""
         words = [
             "-".join(map(str, self.widths)),
             f"{self.rows} rows" + (f" of {self.table}" if self.table else ""),
@@ -60,11 +60,11 @@ class Point(NamedTuple):
 
     @property
     def step_count(self) -> int:
-        """How many steps a fit makes."""
+        """Number of steps of a fit."""
         return self.steps or {"LBFGS": 5, "Adam": 30}[self.opt]
 
     def dataset(self) -> dict[str, Tensor]:
-        """Training and test rows, as ``KAN.fit`` of both packages takes them; the same each time."""
+        """Training and test rows for ``KAN.fit`` of both packages; the same at each call."""
         if self.table is not None:
             return split(*_table(self.table))
         generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 def split(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The last fifth of the rows for the test."""
+    """Training and test rows, the latter the last fifth."""
     train = len(x) - len(x) // TEST_SHARE
     return {
         "train_input": x[:train].contiguous(),

@@ -1,172 +1,117 @@
-"""The session of the article or the notebook, call for call, by either package."""
+"""The session of the article or the notebook, call for call, with either package."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import os
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 
+from ..records import Result
+from . import silenced
 from .judge import error, is_found
-from .targets import Recipe, Target
+from .targets import Target
 
 FREE: dict[str, Any] = {"opt": "LBFGS", "steps": 50}
+MODULES = {"fastkan": "fastkan", "pykan": "kan"}  # import names of the packages
 
 
-class Outcome(NamedTuple):
-    """What a session came to.
+def run(package: str, target: Target, seed: int, dtype: torch.dtype = torch.float32, plots: bool = False) -> Result:
+    """One session, without output.
 
-    Args:
-        width: of the pruned network, or None if it did not come that far.
-        rmse: of the last network on the test set.
-        error: of its formula, see :func:`error`.
-        found: whether that is the target.
-        seconds: of processor time, of each part.
-        failure: what it ended with, if it broke off.
+    Returns:
+        ``width`` of the pruned network and ``rmse`` of the last one on the test set, or None if the session did not
+        come so far; its ``formula``, the formula's ``error``, and whether it ``found`` the target; ``seconds`` of
+        processor time of each part; ``note``, the exception that it ended with, or None.
     """
-
-    package: str
-    target: str
-    seed: int
-    width: list | None
-    formula: str | None
-    rmse: float | None
-    error: float | None
-    found: bool
-    seconds: dict[str, float]
-    failure: str | None
-
-
-class _Clock:
-    """Processor time of named parts; of all threads, so that a busy machine counts for little."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
-
-
-def run(package: str, target: Target, seed: int, dtype: torch.dtype = torch.float32, plots: bool = False) -> Outcome:
-    """One session, in silence; where it breaks off, the outcome says with what."""
-    clock = _Clock()
-    seen: dict[str, Any] = {}
+    names = ("width", "formula", "rmse", "error")
+    found: Result = {"case": target.name, "contender": package, "seed": seed, **dict.fromkeys(names)}
+    found |= {"found": False, "seconds": {}, "note": None}
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with warnings.catch_warnings(), _silence():
-            warnings.simplefilter("ignore")
-            SESSIONS[package](target, seed, clock, seen, plots)
-            apart = error(target, seen["formula"], seen["variables"])
-            found, failure = is_found(target, seen["formula"], apart), None
-    except Exception as problem:  # whatever a package does, the table goes on
+        with silenced(), _own_folder():
+            _session(package, target, seed, found, plots)
+            found["error"] = error(target, found["formula"], found.pop("variables"))
+            found["found"] = is_found(target, found["formula"], found["error"])
+    except Exception as problem:  # of any kind: an error in a package must not end the run
         last = traceback.extract_tb(problem.__traceback__)[-1]
-        apart, found = None, False
-        failure = f"{type(problem).__name__} in {last.name}: {str(problem).splitlines()[0] if str(problem) else ''}"[
-            :160
-        ]
+        words = str(problem).splitlines()[0] if str(problem) else ""
+        found["note"] = f"{type(problem).__name__} in {last.name}: {words}"[:160]
     finally:
         torch.set_default_dtype(default)
-    formula = str(seen["formula"]) if "formula" in seen else None
-    rmse = seen.get("rmse")
-    return Outcome(
-        package, target.name, seed, seen.get("width"), formula, rmse, apart, found, clock.seconds, failure
-    )  # fmt: skip
+    if found["formula"] is not None:
+        found["formula"] = str(found["formula"])
+    return found
 
 
-def _fastkan(target: Target, seed: int, clock: _Clock, seen: dict[str, Any], plots: bool) -> None:
-    from fastkan import KAN, create_dataset
-
-    with clock.part("create"):
-        model = KAN(width=target.width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
-        dataset = create_dataset(target.function, n_var=target.variables, ranges=target.ranges)
-    _follow(target.recipe, model, dataset, clock, seen, plots, lambda pruned: model.plot(mask=True))
-
-
-def _pykan(target: Target, seed: int, clock: _Clock, seen: dict[str, Any], plots: bool) -> None:
-    import kan
-
-    with clock.part("create"):
-        width = copy.deepcopy(list(target.width))  # it writes into it
-        model = kan.KAN(width=width, grid=target.recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
-        dataset = kan.create_dataset(target.function, n_var=target.variables, ranges=list(target.ranges))
-    _follow(target.recipe, model, dataset, clock, seen, plots, lambda pruned: pruned.plot())
+@contextlib.contextmanager
+def _part(found: Result, name: str) -> Iterator[None]:
+    """Add the processor time of a part; of all threads, so that a busy machine changes it little."""
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        found["seconds"][name] = found["seconds"].get(name, 0.0) + time.process_time() - start
 
 
-SESSIONS: dict[str, Callable] = {"fastkan": _fastkan, "pykan": _pykan}
-
-
-def _follow(
-    recipe: Recipe,
-    model: Any,
-    dataset: dict,
-    clock: _Clock,
-    seen: dict[str, Any],
-    plots: bool,
-    plot_pruned: Callable[[Any], Any],
-) -> None:
-    """The calls of a recipe, which both packages have."""
+def _session(package: str, target: Target, seed: int, found: Result, plots: bool) -> None:
+    """The calls of the target's recipe, which both packages have."""
+    module, recipe = importlib.import_module(MODULES[package]), target.recipe
 
     def draw(plot: Callable[[], Any]) -> None:
         if plots:
-            with clock.part("plot"):
-                _close(plot())
+            with _part(found, "plot"):
+                _save(plot())
 
-    with clock.part("sparse training"):
+    with _part(found, "create"):
+        width = copy.deepcopy(list(target.width))  # since pykan changes the argument
+        model = module.KAN(width=width, grid=recipe.grid, k=3, seed=seed, mult_arity=target.mult_arity)
+        dataset = module.create_dataset(target.function, n_var=target.variables, ranges=list(target.ranges))
+    with _part(found, "sparse training"):
         model.fit(dataset, **recipe.sparse)
     draw(model.plot)
-    with clock.part("prune"):
+    with _part(found, "prune"):
         pruned = model.prune()
-    draw(lambda: plot_pruned(pruned))
-    seen["width"] = pruned.width
-    with clock.part("training"):
+    draw(partial(model.plot, mask=True) if package == "fastkan" else pruned.plot)
+    found["width"] = pruned.width
+    with _part(found, "training"):
         pruned.fit(dataset, **FREE)
         if recipe.refine is not None:
             pruned = pruned.refine(recipe.refine)
             pruned.fit(dataset, **FREE)
-    with clock.part("auto_symbolic"):
+    with _part(found, "auto_symbolic"):
         pruned.auto_symbolic()
-    with clock.part("training of the formula"):
+    with _part(found, "training of the formula"):
         results = pruned.fit(dataset, **FREE)
-    seen["rmse"] = float(results["test_loss"][-1])
-    with clock.part("formula"):
-        formulas, seen["variables"] = pruned.symbolic_formula(numeric="raise")
-    seen["formula"] = formulas[0]
+    found["rmse"] = float(results["test_loss"][-1])
+    with _part(found, "formula"):
+        formulas, found["variables"] = pruned.symbolic_formula(numeric="raise")
+    found["formula"] = formulas[0]
 
 
-def _close(figure: Any) -> None:
+def _save(figure: Any) -> None:
+    """Save a figure, or the current one where a package returns none, for the time that it takes."""
     from matplotlib import pyplot as plt
 
-    if figure is not None:
-        figure.savefig(io.BytesIO())
-    else:
-        plt.gcf().savefig(io.BytesIO())
+    (plt.gcf() if figure is None else figure).savefig(io.BytesIO())
     plt.close("all")
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No output, and a folder of its own for what a package leaves behind."""
+def _own_folder() -> Iterator[None]:
+    """Run in a temporary folder, for the files that a package leaves behind."""
     before = os.getcwd()
-    nowhere = io.StringIO()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
+    with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
             yield

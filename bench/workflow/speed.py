@@ -1,42 +1,39 @@
 """``python -m bench.workflow.speed``: steps of a small network beside pykan's, in one run, as ratios.
 
-The network of the article, 2-5-1, on 1000 rows: forward and backward, on the same rows each time, as fits of small
-networks do, on adapted grids too, and on other rows each time; what L-BFGS evaluates in a fit with all sparsity terms
-on. pykan is in both its modes.
+The network is the article's, 2-5-1, on 1000 rows. Timed are forward and backward, on the same rows each time, as in
+fits of small networks, on adapted grids too, and on other rows each time; and the evaluation of L-BFGS in a fit with
+all sparsity terms. pykan is timed in both its modes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import itertools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from fastkan import KAN, create_dataset
 from fastkan.training.objective import Objective
 from fastkan.training.regularization import Penalty
 
-from ..machine import describe
-from ..measure import Run, Task, interleaved, ratio, times
-from ..memory import settle_allocator
-from ..report import BUSY, place
+from ..measure import BUSY, Task, interleaved, settle_allocator, timing
+from ..records import Record, Result, describe, place, write
+from ..report import console as make_console
+from ..report import show, spread_text
+from . import silenced
 from .targets import ARTICLE
 
 SPARSE = (1.0, 10.0, 0.0, 0.0)  # lamb_l1, lamb_entropy and those of coefficients, as in the article
 LAMB = 0.01
 METRIC = "edge_forward_spline_n"
+FASTKAN = "fastkan"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,37 +41,44 @@ def main(argv: list[str] | None = None) -> int:
     arguments = argparse.ArgumentParser(
         "python -m bench.workflow.speed", description=(__doc__ or "").splitlines()[0].split(": ", 1)[1]
     )
+    arguments.add_argument("--quick", action="store_true", help="two seconds for each comparison")
     arguments.add_argument("--budget", type=float, default=20.0, help="seconds for each comparison")
-    arguments.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     options = arguments.parse_args(argv)
     settle_allocator()
-    console = Console() if sys.stdout.isatty() else Console(width=110)
-    dataset = create_dataset(ARTICLE.function, n_var=2)
-    found = {
-        "forward and backward": interleaved(_steps(dataset), options.budget),
-        "loss with all sparsity terms, and backward": interleaved(_closures(dataset), options.budget),
-    }
-    for title, run in found.items():
-        console.print(_table(title, run))
+    dataset, console = create_dataset(ARTICLE.function, n_var=2), make_console(110)
+    budget = 2.0 if options.quick else options.budget
+    results: list[Result] = []
+    for case, make in {"forward and backward": _steps, "loss with all sparsity terms, and backward": _closures}.items():
+        run = interleaved(make(dataset), budget)
+        found = [
+            {"case": case, "contender": name, **timing(run.samples, name, [FASTKAN]), "load": run.load}
+            for name in run.samples
+        ]
+        show(console, _frame(found), case, "on a busy machine: not reliable" if run.load > BUSY else "")
+        results += found
     console.print(place(describe()), style="dim")
     if options.json is not None:
-        rows = {title: _numbers(run) for title, run in found.items()}
-        options.json.write_text(json.dumps({**describe(), "results": rows}, indent=1) + "\n", encoding="utf-8")
+        write(options.json, Record(results, describe(), {"budget": budget}))
     return 0
 
 
+def _frame(results: Sequence[Result]) -> pd.DataFrame:
+    rows = {
+        r["contender"]: {"ms": spread_text(r["seconds"], 1e3), "/ fastkan": spread_text(r["ratios"][FASTKAN])}
+        for r in results
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def _steps(dataset: dict) -> dict[str, Task]:
+    """Forward and backward of the mean squared error."""
     fresh, adapted = (KAN(width=ARTICLE.width, grid=5, k=3, seed=0) for _ in range(2))
     adapted.update_grid_from_samples(dataset["train_input"])
     slow, quick = _pykan(ARTICLE.width), _pykan(ARTICLE.width)
-    with _silent():
+    with silenced():
         quick.speed()
-    models: dict[str, Any] = {
-        "fastkan": fresh,
-        "fastkan, adapted grids": adapted,
-        "pykan": slow,
-        "pykan, speed mode": quick,
-    }
+    models = {FASTKAN: fresh, "fastkan, adapted grids": adapted, "pykan": slow, "pykan, speed mode": quick}
     tasks = {name: Task(_step(model, model, dataset)) for name, model in models.items()}
     others = itertools.cycle([{**dataset, "train_input": dataset["train_input"] * (1 - n / 100)} for n in range(10)])
     tasks["fastkan, other rows"] = Task(lambda: _step(fresh, fresh, next(others))())
@@ -82,10 +86,10 @@ def _steps(dataset: dict) -> dict[str, Task]:
 
 
 def _closures(dataset: dict) -> dict[str, Task]:
-    """Value and gradient of loss and penalty; pykan as its fit sets it, without its symbolic branch."""
+    """Value and gradient of loss and penalty; pykan as its fit sets it up, without its symbolic branch."""
     tasks: dict[str, Task] = {}
     x, y = dataset["train_input"], dataset["train_label"]
-    for name in ("fastkan", "fastkan, adapted grids"):
+    for name in (FASTKAN, "fastkan, adapted grids"):
         model = KAN(width=ARTICLE.width, grid=5, k=3, seed=0)
         if "adapted" in name:
             model.update_grid_from_samples(x)
@@ -111,11 +115,9 @@ def _step(model: nn.Module, forward: Callable, dataset: dict) -> Callable[[], No
         for parameter in parameters:
             parameter.grad = None
         output = forward(x)
-        if isinstance(output, tuple):
-            loss = nn.functional.mse_loss(output[0], y) + LAMB * output[1]
-        else:
-            loss = nn.functional.mse_loss(output, y)
-        loss.backward()
+        output, penalty = output if isinstance(output, tuple) else (output, None)
+        loss = nn.functional.mse_loss(output, y)
+        (loss if penalty is None else loss + LAMB * penalty).backward()
 
     return step
 
@@ -123,36 +125,8 @@ def _step(model: nn.Module, forward: Callable, dataset: dict) -> Callable[[], No
 def _pykan(width: Sequence) -> Any:
     import kan
 
-    with _silent():
+    with silenced():
         return kan.KAN(width=list(width), grid=5, k=3, seed=0, auto_save=False)
-
-
-@contextlib.contextmanager
-def _silent():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-def _table(title: str, run: Run) -> Table:
-    busy = run.others is not None and run.others > BUSY
-    view = Table(title=title + (" (on a busy machine: not worth much)" if busy else ""), box=box.SIMPLE_HEAD)
-    for heading in ("", "ms", "quartiles", "times fastkan's", "quartiles"):
-        view.add_column(heading, justify="right" if heading else "left")
-    for name, row in _numbers(run).items():
-        (middle, low, high), (more, least, most) = row["seconds"], row["ratio"]
-        view.add_row(
-            name, f"{middle * 1e3:.3g}", f"{low * 1e3:.3g}-{high * 1e3:.3g}", f"{more:.3g}", f"{least:.3g}-{most:.3g}"
-        )
-    return view
-
-
-def _numbers(run: Run) -> dict[str, dict[str, list[float]]]:
-    found = {}
-    for name, samples in run.samples.items():
-        taken, more = times(samples), ratio(samples, run.samples["fastkan"])
-        assert more is not None  # every round has both
-        found[name] = {"seconds": list(taken[:3]), "ratio": list(more[:3])}
-    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The formulas that are looked for, and how. Formulas and networks were written down before any was run."""
+"""The formulas to find, and the recipes. Formulas and networks were written down before any was run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Recipe(NamedTuple):
-    """How a formula is looked for: sparse training, pruning, training, a finer grid, training, formulas, training.
+    """Steps that find a formula: sparse training, pruning, training, a finer grid, training, formulas, training.
 
     Args:
         grid: G at first.
@@ -32,10 +32,10 @@ class Target(NamedTuple):
     """A formula of some variables.
 
     Args:
-        formula: as sympy reads it, of ``x_1``, ``x_2``, ...
-        function: of ``[N, variables]``.
-        width, mult_arity: the network that looks for it.
-        ranges: of each variable.
+        formula: for sympy, with variables ``x_1``, ``x_2``, ...
+        function: of a tensor ``[N, variables]``.
+        width, mult_arity: of the network.
+        ranges: lower and upper end of each variable.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
     @property
     def variables(self) -> int:
-        """How many."""
+        """Number of variables."""
         return self.width[0]
 
 

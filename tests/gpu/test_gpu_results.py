@@ -12,7 +12,7 @@ pytest.importorskip("rich")
 
 from gpu_runs import CLOCKS, COMMIT, GPU, as_of_a_gpu, bar, entry, rehearse, set_ratio, write
 
-from bench import readme
+from bench import report
 from bench.gpu import bars, block, contest, join, pictures, publish, sources
 from bench.gpu.rows import ROWS, Row, measured
 
@@ -234,12 +234,10 @@ def results(run: join.Run, tmp_path: Path, committed: None) -> Path:
     return folder
 
 
-def test_without_a_gpu_the_readme_says_so() -> None:
-    """In both places, as long as there is no file; then in neither."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_without_a_gpu_the_page_says_so() -> None:
     found = block.published(ROOT / "bench" / "results")
-    assert (block.STATE in text) == (not found)
-    assert (block.NOTHING in text) == (not found)
+    assert (block.NOTHING in (ROOT / "bench" / "README.md").read_text(encoding="utf-8")) == (not found)
+    assert (block.state(found) == block.STATE) == (not found)
 
 
 def test_the_block_has_every_bar_and_only_pictures_that_are_there(results: Path) -> None:
@@ -257,16 +255,14 @@ def test_the_block_has_every_bar_and_only_pictures_that_are_there(results: Path)
     assert "(results/h100/time.png)" in block.block(block.published(results), results, root)
 
 
-def test_the_readme_is_written_and_drawn(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readme, "ROOT", tmp_path)
-    copied = tmp_path / "README.md"
-    copied.write_text((ROOT / "README.md").read_text())
-    arguments = ["--readme", str(copied), "--results", str(results), "--json", str(ROOT / readme.RESULTS)]
-    monkeypatch.setattr(block, "block", lambda found, folder, root, make=block.block: make(found, folder, tmp_path))
-    assert readme.main([*arguments, "--check"]) == 1
-    assert readme.main(arguments) == 0
-    assert readme.main([*arguments, "--check"]) == 0
-    text = copied.read_text()
+def test_a_page_is_written_and_drawn(results: Path, tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("<!-- bench: gpu -->\n<!-- /bench -->\nThe kernels: <!-- bench: gpu state --><!-- /bench -->")
+    arguments = ["--pages", str(page), "--results", str(results)]
+    assert report.main([*arguments, "--check"]) == 1
+    assert report.main(arguments) == 0
+    assert report.main([*arguments, "--check"]) == 0
+    text = page.read_text()
     assert block.STATE not in text
     assert block.NOTHING not in text
     assert "they have been measured on NVIDIA H100 80GB HBM3 (" in text

@@ -111,7 +111,7 @@ def test_tables_of_knots_are_bounded() -> None:
 
 def test_one_row_of_a_wide_layer_with_a_large_grid_needs_little_memory() -> None:
     """Tables once had the square of the grid for each input: 2.5 GB here."""
-    from bench.memory import peak_bytes
+    from bench.measure import peak_bytes
 
     layer = KANLinear(1000, 16, 100)
     layer.update_grid(torch.randn(300, 1000))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.plain import KANLinear as PlainKANLinear
+from bench.suite.plain import KANLinear as PlainKANLinear
 
 D = torch.float64
 

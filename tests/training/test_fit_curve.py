@@ -6,7 +6,6 @@ Where a size grows by 1.3, an evaluation of a fit's objective and its gradient t
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.records import read
 from bench.workflow import curve
 from bench.workflow.fits import DEFAULT, EFFICIENT, FASTKAN, PYKAN, Fits, TooSlow, evaluation
 from bench.workflow.points import BASE, CANCER, LAMB, POINTS, Point, chosen
@@ -149,15 +149,16 @@ TASKS = {
 def test_a_point_is_measured_by_every_package_that_can(task: str) -> None:
     pytest.importorskip("kan")
     point = TASKS[task]
-    found = curve.measure(point, budget=0.0, limit=60.0, fastkan_only=False)
+    results = curve.measure(point, budget=0.0, limit=60.0, fastkan_only=False)
+    seconds = {result["contender"]: result["seconds"] for result in results}
     others = {PYKAN, DEFAULT} if point.lamb else {PYKAN, EFFICIENT}
-    assert found["notes"] == {}
-    assert set(found["seconds"]) == {FASTKAN, *others}
-    assert set(found["ratio"]) == others
+    assert [result["note"] for result in results] == [None] * len(results)
+    assert set(seconds) == {FASTKAN, *others}
+    assert set(results[0]["ratios"]) == others
     for name in others:
-        median, _, _, rounds = found["ratio"][name]
+        median, _, _, rounds = results[0]["ratios"][name]
         assert rounds == 1
-        assert median == pytest.approx(found["seconds"][FASTKAN][0] / found["seconds"][name][0])
+        assert median == pytest.approx(seconds[FASTKAN][0] / seconds[name][0])
 
 
 def test_all_fits_learn_the_same_data_in_as_many_steps() -> None:
@@ -177,10 +178,11 @@ def test_a_rival_that_is_too_slow_is_left_out_with_a_word() -> None:
     pytest.importorskip("kan")
     with pytest.raises(TooSlow):
         Fits(SMALL, limit=0.0).seconds(PYKAN)
-    found = curve.measure(SMALL, budget=0.0, limit=0.0, fastkan_only=False)
-    assert set(found["seconds"]) == {FASTKAN}
-    assert found["ratio"] == {}
-    assert found["notes"] == dict.fromkeys((PYKAN, EFFICIENT), "a step takes more than 0 s")
+    ours, *others = curve.measure(SMALL, budget=0.0, limit=0.0, fastkan_only=False)
+    assert ours["seconds"] is not None
+    assert ours["ratios"] == {}
+    notes = {result["contender"]: result["note"] for result in others if result["seconds"] is None}
+    assert notes == dict.fromkeys((PYKAN, EFFICIENT), "a step takes more than 0 s")
 
 
 def test_an_evaluation_is_that_of_the_fit() -> None:
@@ -203,9 +205,9 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
         assert curve.main(arguments) == 0
     finally:
         torch.set_num_threads(threads)
-    (point,) = json.loads(written.read_text())["points"]
-    assert (point["rows"], point["widths"], point["ratio"]) == (100, [8, 5, 1], {})
-    assert f"{point['seconds'][FASTKAN][0] * 1e3:.3g}" in capsys.readouterr().out
+    (point,) = read(written).results
+    assert (point["rows"], point["widths"], point["ratios"]) == (100, [8, 5, 1], {})
+    assert f"{point['seconds'][0] * 1e3:.3g}" in capsys.readouterr().out
 
 
 def test_points_are_chosen_by_axis_and_name() -> None:
@@ -219,7 +221,7 @@ def test_points_are_chosen_by_axis_and_name() -> None:
 
 def test_ratios_are_summed_up() -> None:
     found = [
-        {"name": str(value), "ratio": {PYKAN: [value, value, value, 1]} if value else {}}
+        {"case": str(value), "ratios": {PYKAN: [value, value, value, 1]} if value else {}}
         for value in (0.1, 0.4, 0.2, 0)
     ]
     assert curve.summary(found) == ["fastkan / pykan at 3 points: 0.200 in the median, 0.40 at worst (0.4)"]

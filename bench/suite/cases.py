@@ -1,4 +1,4 @@
-"""What is measured: sizes, inputs and the weights that every rival starts from."""
+"""The measured networks: their sizes, inputs, and the weights that all contenders start from."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 SEED = 0
-L1, ENTROPY = 1.0, 2.0  # weights of the sparsity terms, pykan's own defaults
+L1, ENTROPY = 1.0, 2.0  # weights of the sparsity terms, which are pykan's defaults
 CUBIC = 3
 
 
 class Edges(NamedTuple):
-    """Weights of one layer, in :class:`fastkan.KANLinear`'s layout, on equally spaced knots."""
+    """Weights of one layer, in the layout of :class:`fastkan.KANLinear`, on equally spaced knots."""
 
     spline_weight: Tensor  # [G + k, in, out]
-    base_weight: Tensor  # [in, out], of silu
+    base_weight: Tensor  # [in, out], which multiplies silu(x)
 
 
 class Case(NamedTuple):
-    """A network of KAN layers on a batch, float32.
+    """A network of KAN layers and its batch, float32.
 
     Args:
-        rows: N, the batch.
-        widths: sizes of the layers' inputs, and of the last one's output.
+        rows: N, the batch size.
+        widths: numbers of inputs of each layer, then of the last layer's outputs.
         grid_size: G, on the range -1 to 1.
         order: k.
         quick: whether ``--quick`` measures it.
@@ -40,7 +40,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Short, for files and the command line; the order only where it is not the usual one."""
+        """A short name for files and the command line; it contains the order unless splines are cubic."""
         order = "" if self.order == CUBIC else f"-k{self.order}"
         return f"{self.rows}x{'-'.join(map(str, self.widths))}-G{self.grid_size}{order}"
 
@@ -56,11 +56,11 @@ class Case(NamedTuple):
 
     @property
     def largest_edges(self) -> int:
-        """Numbers in the largest N x in x out tensor, which some rivals make."""
+        """Size of the largest N x in x out tensor, which some packages allocate."""
         return max(self.rows * i * o for i, o in self.layers)
 
     def inputs(self) -> Tensor:
-        """A batch on the grid, ``[N, in]``; the same each time."""
+        """A batch inside the grid, ``[N, in]``; the same at each call."""
         return torch.rand(self.rows, self.widths[0], generator=_generator(1)) * 2 - 1
 
     def upstream(self) -> Tensor:
@@ -68,16 +68,13 @@ class Case(NamedTuple):
         return torch.randn(self.rows, self.widths[-1], generator=_generator(2))
 
     def edges(self) -> list[Edges]:
-        """Starting weights, which keep most hidden values on the grid."""
+        """Starting weights, which keep most hidden values inside the grid."""
         generator = _generator(3)
-        count = self.features - 1
-        return [
-            Edges(
-                torch.randn(count, i, o, generator=generator) * (0.5 / math.sqrt(i)),
-                torch.randn(i, o, generator=generator) * (0.5 / math.sqrt(i)),
-            )
-            for i, o in self.layers
-        ]
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator) * (0.5 / math.sqrt(size[-2]))
+
+        return [Edges(draw(self.features - 1, i, o), draw(i, o)) for i, o in self.layers]
 
 
 def _generator(stream: int) -> torch.Generator:
@@ -91,13 +88,26 @@ CASES = (
     Case(1000, (2, 5, 1)),
     Case(4096, (64, 64, 64), grid_size=64),
 )
+MIDDLE = Case(2048, (64, 64, 64))
+SWEEPS = {  # each varies one property of the middle case
+    "rows": tuple(MIDDLE._replace(rows=rows) for rows in (128, 512, 2048, 8192)),
+    "width": tuple(MIDDLE._replace(widths=(width,) * 3) for width in (16, 32, 64, 128)),
+    "grid": tuple(MIDDLE._replace(grid_size=grid) for grid in (5, 10, 20, 50)),
+    "order": tuple(MIDDLE._replace(order=order) for order in (2, 3, 4, 5)),
+}
+VARIED: dict[str, tuple[str, Callable[[Case], int]]] = {  # axis label and value of each sweep
+    "rows": ("rows N", lambda case: case.rows),
+    "width": ("width of all layers", lambda case: case.widths[0]),
+    "grid": ("grid intervals G", lambda case: case.grid_size),
+    "order": ("spline order k", lambda case: case.order),
+}
 
 
 def chosen(patterns: list[str] | None, quick: bool) -> list[Case]:
-    """The cases whose names contain any of ``patterns``; without any, all (the quick ones).
+    """Cases whose names contain any of ``patterns``; without patterns all cases, or all quick ones.
 
     Raises:
-        ValueError: if a pattern fits none.
+        ValueError: if a pattern matches none.
     """
     if not patterns:
         return [case for case in CASES if case.quick or not quick]
@@ -105,21 +115,6 @@ def chosen(patterns: list[str] | None, quick: bool) -> list[Case]:
         if not any(pattern in case.name for case in CASES):
             raise ValueError(f"no case is named like {pattern!r}; there are {', '.join(c.name for c in CASES)}")
     return [case for case in CASES if any(pattern in case.name for pattern in patterns)]
-
-
-MIDDLE = Case(2048, (64, 64, 64))
-SWEEPS = {  # each varies one thing around the middle
-    "rows": tuple(MIDDLE._replace(rows=rows) for rows in (128, 512, 2048, 8192)),
-    "width": tuple(MIDDLE._replace(widths=(width,) * 3) for width in (16, 32, 64, 128)),
-    "grid": tuple(MIDDLE._replace(grid_size=grid) for grid in (5, 10, 20, 50)),
-    "order": tuple(MIDDLE._replace(order=order) for order in (2, 3, 4, 5)),
-}
-VARIED: dict[str, tuple[str, Callable[[Case], int]]] = {  # what each varies, in a plot's words, and its value
-    "rows": ("rows N", lambda case: case.rows),
-    "width": ("width of all layers", lambda case: case.widths[0]),
-    "grid": ("grid intervals G", lambda case: case.grid_size),
-    "order": ("spline order k", lambda case: case.order),
-}
 
 
 def swept(names: list[str]) -> list[Case]:

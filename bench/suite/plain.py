@@ -1,8 +1,8 @@
 """The plain Cox-de Boor layer: the baseline of all comparisons.
 
-The algorithm that most KAN layers in PyTorch use: the whole [N, in, G + k] tensor of splines by the
-recursion over the knots, flattened, and one ``F.linear``; the base function beside it. It has the name and the
-tensors of efficient-kan's layer, which many projects have copied, so :func:`fastkan.convert` knows it.
+It uses the algorithm of most KAN layers in PyTorch: the whole [N, in, G + k] tensor of splines from the recursion over
+the knots, flattened, and one ``F.linear``; plus the base function. Its class name and tensors are those of
+efficient-kan's layer, which many projects have copied, so that :func:`fastkan.convert` accepts it.
 """
 
 from __future__ import annotations

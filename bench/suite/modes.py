@@ -1,4 +1,4 @@
-"""The modes: what is timed of a network, and what of it is compared with float64."""
+"""The modes: what is timed of a network, and which of its values are compared with float64."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..measure import Task
 from .cases import Case
-from .measure import Task
 
-LAMB = 0.01  # what the sparsity terms count beside the loss
-LOWEST_PINN_ORDER = 3  # below it u_xx jumps at knots, or is 0
+LAMB = 0.01  # weight of the sparsity terms in the loss
+MIN_PINN_ORDER = 3  # with a lower order u_xx jumps at knots, or is 0
 Network = Callable[[Tensor], Tensor]
 
 
 class Subject:
-    """A rival's network with a case's input and upstream gradient, and a method for each mode.
+    """A contender's network with a case's data; it has a method for each mode.
 
     Args:
-        network: ``[N, in]`` to ``[N, out]``; for the mode ``sparse`` to that and a penalty.
+        network: ``[N, in]`` to ``[N, out]``; in the mode ``sparse`` to that and a penalty.
         x: ``[N, in]``.
         upstream: ``[N, out]``.
     """
@@ -45,12 +45,12 @@ class Subject:
         residual_loss(u, u_x, u_xx).backward()
 
     def clear(self) -> None:
-        """As ``zero_grad`` does."""
+        """Drop all gradients, as ``zero_grad`` does."""
         for parameter in self.parameters:
             parameter.grad = None
 
     def unseen(self) -> Subject:
-        """The same network with rows that it has not met, so that what it keeps of known ones is made anew."""
+        """The same network on a copy of the rows, for which it has cached nothing."""
         return Subject(self.network, self.x.clone(), self.upstream)
 
     def task(self, mode: str) -> Task:
@@ -58,7 +58,7 @@ class Subject:
 
 
 class Probed(NamedTuple):
-    """What can be compared: two tensors, and a scalar whose gradient by the weights is the third thing."""
+    """Values to compare: two tensors, and a scalar whose gradient with respect to the weights is the third."""
 
     output: Tensor
     gradient: Tensor
@@ -69,32 +69,32 @@ Probe = Callable[[nn.Module, Tensor, Tensor, slice], Probed]
 
 
 def probe_step(network: nn.Module, x: Tensor, upstream: Tensor, rows: slice) -> Probed:
-    """Output and gradient by the input of some rows, with a loss of these rows alone."""
+    """Output and gradient with respect to the input of some rows, and the loss of these rows alone."""
 
     def loss_of(y: Tensor) -> Tensor:
         return (y[rows] * upstream[rows]).sum()
 
     (dx,) = torch.autograd.grad(loss_of(network(x)), x)
-    y = network(x)  # again: a compiled network's graph may be gone back through once
+    y = network(x)  # once more, since a compiled network allows a single backward of each graph
     return Probed(y[rows], dx[rows], loss_of(y))
 
 
 def probe_sparse(network: nn.Module, x: Tensor, upstream: Tensor, rows: slice) -> Probed:
-    """The penalty, which has no rows, and its gradient by the input."""
+    """The penalty of the whole batch, and its gradient with respect to the input."""
     (dx,) = torch.autograd.grad(network(x)[1], x)
     penalty = network(x)[1]
     return Probed(penalty, dx, penalty)
 
 
 def probe_pinn(network: nn.Module, x: Tensor, upstream: Tensor, rows: slice) -> Probed:
-    """u_xx and u_x of some rows, with a loss of these rows alone."""
+    """u_xx and u_x of some rows, and the loss of these rows alone."""
     u, u_x, u_xx = (value[rows] for value in derivatives(network, x))
     return Probed(u_xx, u_x, residual_loss(u, u_x, u_xx))
 
 
 def derivatives(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The first output u ``[N]``, its gradient u_x ``[N, in]`` and its second derivative by the first input, u_xx
-    ``[N]``; all with a graph."""
+    """The first output u ``[N]``, its gradient u_x ``[N, in]``, and its second derivative with respect to the first
+    input, u_xx ``[N]``; all with a graph."""
     u = network(x)[:, 0]
     (u_x,) = torch.autograd.grad(u.sum(), x, create_graph=True)
     (u_xx,) = torch.autograd.grad(u_x[:, 0].sum(), x, create_graph=True)
@@ -102,7 +102,7 @@ def derivatives(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def residual_loss(u: Tensor, u_x: Tensor, u_xx: Tensor) -> Tensor:
-    """Of an equation like Burgers': mean of ``(u_xx + u u_t)^2``, where t is the last input."""
+    """Loss of an equation like Burgers': mean of ``(u_xx + u u_t)^2``, where t is the last input."""
     return (u_xx + u * u_x[:, -1]).square().mean()
 
 
@@ -110,12 +110,12 @@ class Mode(NamedTuple):
     """Something to time.
 
     Args:
-        name: of the :class:`Subject`'s method, and in JSON.
+        name: of the method of :class:`Subject`, and in results.
         heading: in tables.
         words: in titles.
-        errors: headings of what is compared with float64: two tensors and the weights' gradient.
-        probe: makes what is compared.
-        shown_with: the mode in whose table it stands, and whose comparison counts for it; None: itself.
+        errors: headings of the errors: of two tensors, and of the gradient with respect to the weights.
+        probe: computes the values to compare.
+        shown_with: the mode whose table and comparison this one shares; None for its own.
     """
 
     name: str
@@ -127,13 +127,13 @@ class Mode(NamedTuple):
 
     @property
     def table(self) -> str:
-        """Name of the mode in whose table it stands, and whose comparison counts for it."""
+        """Name of the mode whose table and comparison this one shares."""
         return self.shown_with or self.name
 
     def why_not(self, case: Case) -> str | None:
-        """Why no network is timed in a case, or None."""
-        if self.name == "pinn" and case.order < LOWEST_PINN_ORDER:
-            return f"a second derivative asks for order {LOWEST_PINN_ORDER} and above"
+        """Reason why the mode does not apply to a case, or None."""
+        if self.name == "pinn" and case.order < MIN_PINN_ORDER:
+            return f"a second derivative needs order {MIN_PINN_ORDER} or above"
         return None
 
 
@@ -147,12 +147,12 @@ MODES = {
         Mode("pinn", "PINN", "PINN step", ("err u_xx", "err u_x", "err dW"), probe_pinn),
     )
 }
-PLAIN = "step"  # its comparison is made of every network
+PLAIN = "step"  # the mode in which every network is compared
 DEFAULT = ("forward", "step")
 
 
 def chosen(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The modes of these names, in :data:`MODES`' order; ``all`` is all of them, None the default.
+    """The modes of these names, in the order of :data:`MODES`; ``all`` is all of them, None the default.
 
     Raises:
         ValueError: for another name.
