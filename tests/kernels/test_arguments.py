@@ -105,7 +105,7 @@ def test_warnings_point_at_the_line_that_called() -> None:
         lambda: model.copy().auto_symbolic(verbose=0),
         lambda: model.symbolic_formula(),
     ):
-        with pytest.warns(UserWarning, match="meaning here|hooks of|no fit|edges that are splines") as caught:
+        with pytest.warns(UserWarning, match="meaning here|hooks of|no fit|contains spline edges") as caught:
             call()
         assert [one.filename for one in caught] == [__file__]
     matplotlib.pyplot.close("all")
