@@ -147,7 +147,7 @@ def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
-    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()  # of memory that the next call uses again
+    return _features(x, knots, Basis(order, "none"), 0, "cpu")
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
@@ -155,7 +155,7 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
-    """All features, ``[N, P, I]``, the base function last; valid until the next are made."""
+    """All features, ``[N, P, I]``, the base function last."""
     plain, quick = basis._replace(product=None), BACKENDS[backend].features
     if quick is None:
         psi, base = features(x, knots, plain, derivative)
@@ -181,7 +181,7 @@ class _Covariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
-        first = _features(x[:1], knots, basis, 0, backend).clone()
+        first = _features(x[:1], knots, basis, 0, backend)
         mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
         for part in x.split(_rows(knots, basis)):
             psi = _features(part, knots, basis, 0, backend) - first

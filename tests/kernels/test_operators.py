@@ -40,12 +40,12 @@ def test_registered_operators_compute_the_same(name: str) -> None:
 
 
 def test_other_source_is_another_operator_to_the_cache() -> None:
-    """PyTorch keeps compiled graphs on disk by the operators' arguments, whatever they are laid open to."""
+    """PyTorch keeps compiled graphs on disk by the operators' arguments, whatever they are decomposed to."""
     _, basis = make_case("shared")
-    lowered = BACKENDS["cpu"].lowered
-    assert lowered is not None
+    decomposition = BACKENDS["cpu"].decomposition
+    assert decomposition is not None
     before = ops._flat(ContractionSpec(basis, 0, "cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(lowered=lowered._replace(source="other")))
+        patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(decomposition=decomposition._replace(source="other")))
         assert ops._flat(ContractionSpec(basis, 0, "cpu")) != before
     assert ops._call(before) == ContractionSpec(basis, 0, "cpu")

@@ -19,7 +19,7 @@ import fastkan_kernels
 from fastkan_kernels import Basis
 from fastkan_kernels.backends import cpu as cpu_backend
 from fastkan_kernels.backends.cpu import backend as contract
-from fastkan_kernels.backends.cpu import banded, base, blocks, small
+from fastkan_kernels.backends.cpu import banded, dense, small
 from fastkan_kernels.backends.cpu import selection as choice
 from fastkan_kernels.backends.registry import BACKENDS
 
@@ -140,7 +140,7 @@ def forced(way: str) -> Iterator[None]:
         with forced_triton(way):
             yield
         return
-    choose, filling = contract.choose, blocks.filling
+    choose, filling = contract.choose, dense.filling
 
     def forced_choice(name: str, *sizes: Any) -> str:
         basis = next(size for size in sizes if isinstance(size, Basis))
@@ -161,7 +161,7 @@ def forced(way: str) -> Iterator[None]:
             patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
             patch.setattr(contract, "choose", forced_choice)
         if way in FILLINGS:
-            for module in (blocks, choice, contract):
+            for module in (dense, choice, contract):
                 patch.setattr(module, "filling", forced_filling)
         with fastkan_kernels.backend("reference" if way == "reference" else "cpu"):
             yield
@@ -236,10 +236,10 @@ def no_triton() -> str | None:
 def small_blocks() -> Iterator[None]:
     """Cut even a small case into many blocks, of rows and of splines."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "BLOCK_ELEMENTS", 48)
-        patch.setattr(blocks, "MIN_ROWS", 4)
+        patch.setattr(dense, "BLOCK_ELEMENTS", 48)
+        patch.setattr(dense, "MIN_ROWS", 4)
         patch.setattr(banded, "BLOCK_LOOKUPS", 48)
-        patch.setattr(base, "BLOCK_ELEMENTS", 12)
+        patch.setattr(dense, "BASE_ELEMENTS", 12)
         yield
 
 

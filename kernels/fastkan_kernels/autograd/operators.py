@@ -1,7 +1,7 @@
 """The three contractions as registered operators: the route under ``torch.compile``.
 
 The compiler sees them whole. Their backward calls them again by the same table as the Functions'.
-Small layers' operators it sees laid open (:func:`_lay_open`), and fuses.
+Small layers' operators it sees decomposed (:func:`_decompose`), and fuses.
 An operator can't return "no tensor", so G without a base function returns an empty second part.
 """
 
@@ -33,9 +33,9 @@ _OPERANDS = {
 
 
 def _flat(call: ContractionSpec) -> tuple:
-    lowered = BACKENDS[call.backend].lowered
+    decomposition = BACKENDS[call.backend].decomposition
     # PyTorch's cache on disk knows a compiled graph by its operators' names and arguments
-    source = lowered.source if lowered else ""
+    source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
 
@@ -113,23 +113,23 @@ def _register(name: str, operator_name: str):
         return found.get("x"), None, *by_operand, *(None,) * len(_flat(ctx.call))
 
     operator.register_autograd(backward, setup_context=setup_context)
-    operator.register_torch_dispatch(FunctionalTensorMode, _lay_open(name))
+    operator.register_torch_dispatch(FunctionalTensorMode, _decompose(name))
     return operator
 
 
-def _lay_open(name: str) -> Callable:
-    """What the compiler sees of an operator whose backend lays its sizes open; else the operator."""
+def _decompose(name: str) -> Callable:
+    """Return the rule that shows the compiler an operator decomposed, where its backend does that for its sizes."""
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
         operands = _OPERANDS[name]
         call = _call(tuple(rest[len(operands) :]))
-        lowered = BACKENDS[call.backend].lowered
-        if lowered is None or not lowered.serves(x, knots, call.basis):
+        decomposition = BACKENDS[call.backend].decomposition
+        if decomposition is None or not decomposition.supports(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
             slots = Operands(**dict(zip(operands, rest)))
-            out = lowered.contract(name, x, knots, slots, call.basis, call.derivative)
+            out = decomposition.contract(name, x, knots, slots, call.basis, call.derivative)
             return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
 
     return functionalize

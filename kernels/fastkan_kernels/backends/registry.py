@@ -44,14 +44,14 @@ class Small(NamedTuple):
     vjp: Callable[..., dict | None]
 
 
-class Lowered(NamedTuple):
-    """A backend's contractions laid open for a compiler that fuses them, for sizes where that pays.
+class Decomposition(NamedTuple):
+    """A backend's contractions in PyTorch operations, which a compiler fuses, for sizes where that is quicker.
 
-    ``serves(x, knots, basis)`` says for which; ``contract(name, x, knots, slots, basis, derivative)`` is
-    traced after all derivatives have been taken. ``source`` is another one for each version of its code.
+    ``supports(x, knots, basis)`` says for which; ``contract(name, x, knots, slots, basis, derivative)`` is
+    traced after all derivatives have been taken. ``source`` differs between versions of its code.
     """
 
-    serves: Callable[..., bool]
+    supports: Callable[..., bool]
     contract: Callable
     source: str
 
@@ -63,8 +63,7 @@ class Backend(NamedTuple):
     None; ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run;
     ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
     again for callers that torch.compile has compiled, where that makes a difference; ``features(x, knots,
-    basis, derivative)`` makes psi^(d) of all splines, ``[N, K, I]`` in the working dtype, in memory that its
-    next call may use again.
+    basis, derivative)`` makes psi^(d) of all splines, ``[N, K, I]`` in the working dtype.
     """
 
     contract: dict[str, Callable]
@@ -72,7 +71,7 @@ class Backend(NamedTuple):
     describe: Callable[..., str]
     small: Small | None = None
     compiling: dict[str, Callable] | None = None
-    lowered: Lowered | None = None
+    decomposition: Decomposition | None = None
     features: Callable[..., Tensor] | None = None
     missing: Callable[[], str | None] = lambda: None
 
@@ -92,7 +91,7 @@ BACKENDS: dict[str, Backend] = {
         describe=cpu.describe,
         small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
-        lowered=Lowered(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+        decomposition=Decomposition(cpu.compiled.decomposes, cpu.compiled.contract, cpu.compiled.SOURCE),
         features=cpu.all_features,
     ),
     "triton": Backend(

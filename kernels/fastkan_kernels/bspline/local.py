@@ -34,11 +34,9 @@ def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[T
     first, rate = uniform_cells(knots, basis)
     t = torch.sub(x, first).mul_(rate).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
-    # splines cell-k .. cell have their middles at these places before the input's
-    ahead = cardinal.middles(-order, order + 1, order, x).unsqueeze(1)
-    z = t.sub_(cell).unsqueeze(1) - ahead
-    scratch = [torch.empty_like(z) for _ in range(cardinal.scratch_needed(order, derivative))]
-    values = cardinal.spline_(z, order, derivative, scratch)
+    memory = x.new_empty((order + 1) * x.numel() * (1 + cardinal.scratch_needed(order, derivative)))
+    # splines cell-k .. cell, in units of a cell and counted from it
+    values = cardinal.splines_at(cell, 1.0, order, derivative, memory, t, slice(-order, 1))
     values.mul_(cardinal.scale(order, derivative) * rate**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
 

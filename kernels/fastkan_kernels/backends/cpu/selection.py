@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ...basis import Basis
 from ...bspline.piecewise import MAX_DENSE_CELLS
-from .blocks import filling
+from .dense import filling
 
 PRODUCT = 0.012  # one multiplication and addition inside a matrix product
 GATHER = 0.12  # the same with a gathered row
