@@ -22,6 +22,7 @@ from ...bspline.cox_de_boor import round_features, splines
 from ...bspline.local import local_features
 from ...bspline.recurrence import ROOMS, Recurrence
 from ...knots import uniform_cells
+from ..modes import has_values
 from . import compiled
 from .workspace import scratch
 
@@ -201,7 +202,8 @@ class DenseFeatures:
 
     def _recursive(self) -> Callable[[Tensor, slice], Tensor]:
         order, derivative = self.basis.order, self.derivative
-        made = Recurrence(self.knots, order, derivative) if derivative <= order else None
+        readable = derivative <= order and has_values(self.knots)  # Recurrence reads the knots
+        made = Recurrence(self.knots, order, derivative) if readable else None
         if made is None or not made.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)
         inputs, count = self.knots.shape
