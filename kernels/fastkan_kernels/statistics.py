@@ -92,6 +92,14 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         )
 
 
+def column_std(x: Tensor) -> Tensor:
+    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0."""
+    centred = x - x[:1]
+    variance = (centred - centred.mean(0)).square().sum(0) / (len(x) - 1)
+    varies = ~(variance <= 0)
+    return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
+
+
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
     """Every edge function at every row, ``phi_io(x[n, i])`` as ``[N, I, O]``: for plots, not for steps.
 

@@ -12,7 +12,7 @@ The routes, asked in this order:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -23,10 +23,11 @@ from torch.autograd import forward_ad
 from ..backends import registry as backends
 from ..backends.registry import BACKENDS, ContractionSpec
 from ..basis import Basis, autocast_dtype
+from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
 from ..validation import Choice, checked
 from . import operators as ops
-from .functions import FUNCTIONS, ContractOutSmall
+from .functions import FUNCTIONS
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
@@ -134,22 +135,27 @@ def _automatic(device: torch.device) -> tuple[str, str]:
     return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
 
 
-def is_small(call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands) -> bool:
-    """Whether the backend has a quicker F for a layer of this size."""
-    small = BACKENDS[call.backend].small
-    return small is not None and small.serves(x, knots, slots, call.basis, call.derivative)
+def contract(
+    name: str,
+    x: Tensor,
+    knots: Tensor,
+    slots: Operands,
+    basis: Basis,
+    derivative: int,
+    pieces: Callable[[], Pieces] | None = None,
+):
+    """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment.
 
-
-def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
-    """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment."""
+    Args:
+        pieces: makes the tables of the knots; without it they are computed with each graph that needs them.
+    """
     product = autocast_dtype(x)
     if product is not None:
         basis = basis._replace(product=product)
     taken = route(x, knots)
-    call = ContractionSpec(basis, derivative, taken.backend, {})
+    call = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces})
     if taken.way == "functions":
-        function = ContractOutSmall if name == "F" and is_small(call, x, knots, slots) else FUNCTIONS[name]
-        return function.apply(call, x, knots, *slots)
+        return FUNCTIONS[name].apply(call, x, knots, *slots)
     if taken.way == "operators":
         return ops.apply(name, call, x, knots, slots)
     return backends.contract(name, call, x, knots, slots)

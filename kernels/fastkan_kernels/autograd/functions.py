@@ -1,7 +1,8 @@
 """The three contractions as autograd Functions: the route of eager mode.
 
-They save x, W, v and g, never psi (but what a backend keeps of x for the smallest layers), and their backward is the
-table in :mod:`.trilinear` on the same Functions again, so every mixed derivative of every order is right.
+They save x, W, v and g, never psi (but for what a backend caches with the graph of a layer of few edges), and their
+backward is the table in :mod:`.trilinear` on the same Functions again, so every mixed derivative of every order is
+right.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends.registry import ContractionSpec, contract, small_of, vjp
+from ..backends.registry import ContractionSpec, contract, vjp
 from ..trilinear import Operands, gradients
 
 
@@ -81,30 +82,6 @@ class ContractOut(_Contraction):
     @staticmethod
     def backward(ctx, upstream):
         return ContractOut.differentiate(ctx, upstream)
-
-
-class ContractOutSmall(_Contraction):
-    """F_0(x, W) of a backend that keeps features of small layers; a graph of its backward is the
-    table's again."""
-
-    name = "F"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        by_x = ctx.needs_input_grad[1]
-        y, ctx.kept = small_of(call).forward(call.kept, x, knots, Operands(*slots), call.basis, by_x)
-        ctx.call = call
-        ctx.save_for_backward(x, knots, *slots)
-        return y
-
-    @staticmethod
-    def backward(ctx, upstream):
-        if torch.is_grad_enabled():
-            return ContractOut.differentiate(ctx, upstream)
-        # the saved tensors say so if somebody has written into them
-        by_x, _, _, by_weight, by_base, _ = required_grads(ctx, ctx.saved_tensors)
-        dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
-        return None, dx, None, None, dw, db, None
 
 
 class ContractWeight(_Contraction):

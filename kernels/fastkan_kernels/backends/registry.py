@@ -4,44 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..basis import Basis, exact_products
-from ..trilinear import Operands, gradients
+from ..trilinear import CONTRACTIONS, Operands, gradients
 from . import cpu, reference
 from .modes import is_batched
 from .triton import backend as triton
 
 
 class ContractionSpec(NamedTuple):
-    """The fixed part of a contraction: which features, which derivative, computed by whom."""
+    """The fixed part of a contraction: its features, the order of its derivative, and the name of its backend."""
 
     basis: Basis
     derivative: int
     backend: str
-    kept: dict | None = None  # what a backend keeps of x with a graph, for contractions of the same x
-
-
-class Small(NamedTuple):
-    """A backend's ways for layers so small that calls are what costs.
-
-    The backward of F_0 uses what its forward has kept. ``serves(x, knots, slots, basis, derivative)`` says for which;
-    the other two are ``forward(kept, x, knots, slots, basis, by_x)``, which returns y and what it needs, and
-    ``backward(taken, g, by_x, by_weight, by_base)``.
-
-    Any contraction is ``contract(name, kept, x, knots, slots, basis, derivative)``, and all gradients of one, without a
-    graph, are ``vjp(name, kept, x, knots, slots, upstream, wanted, basis, derivative)``. These return None where they
-    are not for a layer like that. ``kept`` is a :class:`ContractionSpec`'s.
-    """
-
-    serves: Callable[..., bool]
-    forward: Callable[..., tuple]
-    backward: Callable[..., tuple]
-    contract: Callable
-    vjp: Callable[..., dict | None]
+    cache: dict | None = None  # what a backend caches with a graph, for contractions of the same x and knots
 
 
 class Decomposition(NamedTuple):
@@ -64,12 +45,15 @@ class Backend(NamedTuple):
     ``missing()`` says what is not installed without which it serves nothing. ``compiling`` is ``contract``
     again for callers that torch.compile has compiled, where that makes a difference; ``features(x, knots,
     basis, derivative)`` makes psi^(d) of all splines, ``[N, K, I]`` in the working dtype.
+    ``at_rows(cache, x, knots, slots, basis, *derivatives)`` returns, where that pays and else
+    None, an object whose ``contract(name, slots, derivative)`` and ``vjp(name, slots, upstream, wanted, derivative)``
+    share what they compute of x; ``cache`` is that of a :class:`ContractionSpec`.
     """
 
     contract: dict[str, Callable]
     unable: Callable[[torch.device], str | None]
     describe: Callable[..., str]
-    small: Small | None = None
+    at_rows: Callable[..., Any] | None = None
     compiling: dict[str, Callable] | None = None
     decomposition: Decomposition | None = None
     features: Callable[..., Tensor] | None = None
@@ -89,7 +73,7 @@ BACKENDS: dict[str, Backend] = {
         _CPU,
         unable=cpu.unable,
         describe=cpu.describe,
-        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
+        at_rows=cpu.piecewise.rows_of,
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         decomposition=Decomposition(cpu.compiled.decomposes, cpu.compiled.contract, cpu.compiled.SOURCE),
         features=cpu.all_features,
@@ -113,11 +97,11 @@ def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: 
         compiling: whether the caller is compiled, and the backend may compile too.
     """
     backend = BACKENDS[call.backend]
-    if backend.small is not None and not compiling:
-        kept = {} if call.kept is None else call.kept
-        value = backend.small.contract(name, kept, x, knots, slots, call.basis, call.derivative)
-        if value is not None:
-            return value
+    if backend.at_rows is not None and not compiling:
+        cache = {} if call.cache is None else call.cache
+        rows = backend.at_rows(cache, x, knots, slots, call.basis, call.derivative)
+        if rows is not None:
+            return rows.contract(name, slots, call.derivative)
     function = (backend.compiling if compiling else None) or backend.contract
     if is_batched(x, *slots):
         function = _REFERENCE  # PyTorch can batch neither what writes into given memory nor a kernel
@@ -129,21 +113,15 @@ def vjp(
     name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, upstream, wanted: Collection[str]
 ) -> dict:
     """Gradients of contraction ``name``, as :func:`.trilinear.gradients`, without a graph."""
-    small = BACKENDS[call.backend].small
-    if small is not None:
-        kept = {} if call.kept is None else call.kept
-        found = small.vjp(name, kept, x, knots, slots, upstream, wanted, call.basis, call.derivative)
-        if found is not None:
-            return found
+    at_rows, order = BACKENDS[call.backend].at_rows, call.derivative
+    if at_rows is not None:
+        cache = {} if call.cache is None else call.cache
+        full = slots.with_operand(CONTRACTIONS[name].free, upstream)
+        rows = at_rows(cache, x, knots, full, call.basis, order, order + 1)
+        if rows is not None:
+            return rows.vjp(name, slots, upstream, wanted, order)
 
     def contracted(name: str, slots: Operands, derivative: int):
         return contract(name, call._replace(derivative=derivative), x, knots, slots)
 
-    return gradients(name, slots, upstream, wanted, call.derivative, contracted)
-
-
-def small_of(call: ContractionSpec) -> Small:
-    """What the backend of ``call`` has for small layers, where it is known to have something."""
-    small = BACKENDS[call.backend].small
-    assert small is not None
-    return small
+    return gradients(name, slots, upstream, wanted, order, contracted)

@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.modes import has_values
-
 ROOMS = 3  # tensors [M, I, rows] that a block is made in
 
 
@@ -26,8 +24,7 @@ class Recurrence:
         knots: ``[I, M]``, each row non-decreasing.
 
     Attributes:
-        holds: whether the reciprocals stay in the dtype's range, as far as one may look; else only the definition is
-            right.
+        holds: whether the reciprocals stay in the dtype's range; else only the definition is right.
     """
 
     def __init__(self, knots: Tensor, order: int, derivative: int) -> None:
@@ -37,7 +34,7 @@ class Recurrence:
         limits = torch.finfo(knots.dtype)
         narrowest = torch.where(widths[0] > 0, widths[0], limits.max).min()
         tame = (narrowest > limits.tiny * 16) & ((t[-1] - t[0]).max() < narrowest * limits.max**0.5)
-        self.holds = has_values(knots) and bool(tame)
+        self.holds = bool(tame)
         if not self.holds:
             return
         self.rates = [torch.where(width > 0, 1 / width, 0.0) for width in widths]

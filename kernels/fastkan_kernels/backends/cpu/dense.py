@@ -24,6 +24,7 @@ from ...bspline.cox_de_boor import base_function, round_features, splines
 from ...bspline.local import local_features
 from ...bspline.recurrence import ROOMS, Recurrence
 from ...knots import uniform_cells
+from ..modes import has_values
 from . import compiled
 
 BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, and as much again of scratch memory (or of psi, where none is needed)
@@ -181,7 +182,8 @@ class DenseFeatures:
 
     def _recursive(self) -> Callable[[Tensor, slice], Tensor]:
         order, derivative = self.basis.order, self.derivative
-        recurrence = Recurrence(self.knots, order, derivative) if derivative <= order else None
+        readable = derivative <= order and has_values(self.knots)  # Recurrence reads the knots
+        recurrence = Recurrence(self.knots, order, derivative) if readable else None
         if recurrence is None or not recurrence.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)
         inputs, count = self.knots.shape

@@ -6,6 +6,8 @@ makes them anew. Only their ratios count, and near a tie either way will do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...basis import Basis
 from ...bspline.piecewise import MAX_DENSE_CELLS
 from .dense import filling
@@ -21,7 +23,7 @@ STEP_PRODUCT = 0.2  # one input value, spline and output
 PIECEWISE_CALLS, PIECEWISE_VALUE, PIECEWISE_CELL = 190e3, 2.0, 1.55
 PIECEWISE_TERM, PIECEWISE_LOOK_UP = 2.6, 0.14  # one coefficient of an edge, and with each cell
 PIECEWISE_DENSE, PIECEWISE_LOCAL = 0.06, 1.5  # one coefficient of the table, for each coefficient of an edge
-KEPT_CALLS, KEPT_PRODUCT = 100e3, 0.1  # the same from features that are kept
+BY_SPLINES_CALLS, BY_SPLINES_PRODUCT = 100e3, 0.1  # the same from splines that are cached with the rows
 
 
 def choose(name: str, outputs: int, count: int, basis: Basis, derivative: int) -> str:
@@ -51,7 +53,7 @@ def step_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basis) ->
 
 
 def piecewise_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basis) -> float:
-    """The same by the polynomials of its edges (:mod:`.small`)."""
+    """The same by the polynomials of its edges (:mod:`.piecewise`)."""
     cells, terms = count + basis.order, outputs * (basis.order + 1)
     each = PIECEWISE_VALUE + PIECEWISE_CELL * cells + terms * (PIECEWISE_TERM + PIECEWISE_LOOK_UP * cells)
     # coefficients of the edges' polynomials, whatever the rows, and back
@@ -59,11 +61,22 @@ def piecewise_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basi
     return PIECEWISE_CALLS + inputs * (rows * each + terms * cells * each_coefficient)
 
 
-def kept_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basis, again: bool) -> float:
-    """The same from features that are kept.
+def by_splines_cost(rows: int, inputs: int, outputs: int, count: int, basis: Basis) -> float:
+    """The same by products with splines that are cached with the rows."""
+    return BY_SPLINES_CALLS + rows * inputs * (count + 1) * outputs * BY_SPLINES_PRODUCT
+
+
+def piecewise_pays(
+    layers: Sequence[tuple[int, int, int, int, Basis]], by_splines: bool = False, contractions: float = 1
+) -> bool:
+    """Whether the piecewise way is the quickest for a step of layers, one after another.
 
     Args:
-        again: whether these rows are known to come again; else making their features counts.
+        layers: rows, inputs, outputs, number of splines and basis of each.
+        by_splines: whether the splines of the first layer are cached.
+        contractions: how many share the rows that they are at.
     """
-    product = KEPT_CALLS + rows * inputs * (count + 1) * outputs * KEPT_PRODUCT
-    return product if again else product + piecewise_cost(rows, inputs, count, count, basis) / 2
+    own = [piecewise_cost(*layer) for layer in layers]
+    if by_splines:
+        own[0] = by_splines_cost(*layers[0])
+    return sum(own) / contractions < sum(step_cost(*layer) for layer in layers)
