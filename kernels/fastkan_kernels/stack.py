@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .autograd import dispatch
 from .autograd.functions import required_grads
+from .backends.cpu import selection
 from .backends.cpu.piecewise import Arena, Array, Block, Piecewise, array, columns, has_sizes, quiet
-from .backends.cpu.selection import piecewise_pays
 from .backends.modes import has_values
 from .basis import Basis, autocast_dtype
 from .bspline.piecewise import Pieces, pieces_of
@@ -100,7 +100,7 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
         if not has_sizes(len(x), *knots.shape, weight.shape[2], basis, x.dtype):
             return False
         sizes.append((len(x), *knots.shape[:1], weight.shape[2], weight.shape[0], basis))
-    return piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
+    return selection.piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
 
 
 def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...trilinear import Operands
-from . import banded
+from . import banded, selection
 from .dense import DenseFeatures, base_blocks, block_shape, filling
-from .selection import choose
 
 
 def contract_out(
@@ -32,7 +31,7 @@ def contract_out(
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(len(x), outputs)
-    if choose("F", outputs, count, basis, derivative) == "banded":
+    if selection.choose("F", len(x), inputs, outputs, count, basis, derivative) == "banded":
         y = banded.splines_out(wide, knots, v, weight, basis, derivative)
     else:
         y = wide.new_empty(len(x), outputs)
@@ -77,7 +76,7 @@ def contract_in(
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape)
-    if choose("H", outputs, count, basis, derivative) == "banded":
+    if selection.choose("H", len(x), inputs, outputs, count, basis, derivative) == "banded":
         h = banded.splines_in(wide, knots, weight, g, basis, derivative)
     else:
         h = wide.new_zeros(wide.shape)
@@ -105,7 +104,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
-    way = choose(name, outputs, count, basis, derivative)
+    way = selection.choose(name, rows, inputs, outputs, count, basis, derivative)
     if way == "banded":
         return f"banded: the {basis.order + 1} active of {count} splines of each input, gathered"
     made = {"closed": "in closed form", "scattered": "by scattering the active ones", "recursive": "by recursion"}
