@@ -1,4 +1,4 @@
-"""``python -m bench.cpu_costs``: the nanoseconds in ``fastkan_kernels.backends.cpu.selection``, measured on this machine.
+"""``python -m bench.cpu_costs``: the constants of ``fastkan_kernels.backends.cpu.selection``, measured on this machine.
 
 A step of one layer, forward and backward, is timed by each way at a sample of sizes, and the constants are fitted to
 those times; then a table shows how much slower the chosen way is than the best, at the sizes where it is not the best.
@@ -82,7 +82,7 @@ def forced(way: str) -> Iterator[None]:
     def choose(name: str, *sizes: object) -> str:
         return "dense" if name == "G" else way
 
-    with mock.patch.object(selection, "piecewise_pays", lambda *sizes, **options: way == "piecewise"):
+    with mock.patch.object(selection, "piecewise_pays", return_value=way == "piecewise"):
         if way == "piecewise":
             yield
         else:
@@ -106,11 +106,12 @@ def step(size: Size) -> Callable[[], object]:
 def step_by_splines(size: Size) -> Callable[[], object]:
     """Return a step of the first layer of a fit, at rows that come again."""
     layer, x, g = _layer(size)
-    parts = StackLayer(layer.spline_weight.detach(), layer.base_weight.detach(), None, None, layer.knots, layer.basis)
-    pieces, cache, upstream = layer._known.read(layer.knots).pieces, StackCache(), g.T.contiguous().numpy()
+    basis, pieces = layer._known.basis_and_pieces(layer.knots)
+    parts = StackLayer(layer.spline_weight, layer.base_weight, None, None, layer.knots, basis, pieces)
+    cache, upstream = StackCache(), g.T.contiguous().numpy()
 
     def call() -> object:
-        stack = FusedStack(x, [parts._replace(pieces=pieces)], cache=cache)
+        stack = FusedStack(x, [parts], cache=cache)
         return stack.vjp(upstream, [(None, None)], (False, True, True, False, False))
 
     return call
@@ -170,7 +171,9 @@ def fitted(times: list[tuple[Size, str, float]]) -> dict[str, float]:
         return np.log(matrix @ constants + 1e-12)
 
     bounds = 1e-3 * start.clip(1e-3), np.inf
-    found = least_squares(errors, start.clip(1e-3), bounds=bounds, loss="soft_l1", f_scale=0.1, x_scale=start.clip(1e-3))
+    found = least_squares(
+        errors, start.clip(1e-3), bounds=bounds, loss="soft_l1", f_scale=0.1, x_scale=start.clip(1e-3)
+    )
     return dict(zip(names, found.x.tolist()))
 
 

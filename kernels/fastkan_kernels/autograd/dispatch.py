@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..backends import registry as backends
+from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
 from ..backends.registry import BACKENDS, ContractionSpec
 from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
 from ..validation import Choice, checked
 from . import operators as ops
-from .functions import FUNCTIONS
+from .functions import Contract
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
@@ -82,12 +81,11 @@ def chosen_backend() -> str:
 
 def needs_composite(knots: Tensor) -> str | None:
     """Why this moment needs composite PyTorch, or None."""
-    # torch has no public name for the first two; tests/test_routes.py pins them
-    if torch._C._are_functorch_transforms_active():
+    if functorch_is_active():
         return "a torch.func transform is active"
-    if forward_ad._current_level >= 0:
+    if forward_mode_is_active():
         return "a forward-mode level is active"
-    if knots.requires_grad and torch.is_grad_enabled():
+    if needs_graph(knots):
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
@@ -96,14 +94,17 @@ def needs_composite(knots: Tensor) -> str | None:
     return None
 
 
-def route(x: Tensor, knots: Tensor) -> Route:
+def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
     """Decide, and say why.
+
+    Args:
+        plain: whether :func:`has_values` has found that no transform or trace is active.
 
     Raises:
         RuntimeError: if the backend asked for can't serve this call.
     """
     asked = chosen_backend()
-    reason = needs_composite(knots)
+    reason = None if plain and not needs_graph(knots) else needs_composite(knots)
     if reason is not None:
         if asked not in ("auto", "reference"):
             raise RuntimeError(
@@ -119,7 +120,7 @@ def route(x: Tensor, knots: Tensor) -> Route:
         unable = BACKENDS[name].unable(x.device)
         if unable:
             raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
-    if torch.compiler.is_compiling():
+    if not plain and torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
     return Route("functions", "eager mode", name, because)
 
@@ -149,13 +150,15 @@ def contract(
     Args:
         pieces: makes the tables of the knots; without it they are computed with each graph that needs them.
     """
-    product = autocast_dtype(x)
+    plain, product = has_values(x, knots, *slots), autocast_dtype(x)
     if product is not None:
         basis = basis._replace(product=product)
-    taken = route(x, knots)
-    call = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces})
-    if taken.way == "functions":
-        return FUNCTIONS[name].apply(call, x, knots, *slots)
+    taken = route(x, knots, plain)
+    spec = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces}, plain)
     if taken.way == "operators":
-        return ops.apply(name, call, x, knots, slots)
-    return backends.contract(name, call, x, knots, slots)
+        return ops.apply(name, spec, x, knots, slots)
+    # autocast is off inside, since it is known where to round
+    with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
+        if taken.way == "functions":
+            return Contract.apply(name, spec, x, knots, *slots)
+        return BACKENDS["reference"].contract[name](x, knots, slots, basis, derivative)

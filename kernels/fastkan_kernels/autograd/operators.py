@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
 
-from ..backends.registry import BACKENDS, ContractionSpec, contract
-from ..basis import Basis
+from ..backends.registry import BACKENDS, ContractionSpec, implementation
+from ..basis import Basis, exact_products
 from ..trilinear import Operands, gradients
 
 _FIXED = (
@@ -57,7 +57,8 @@ def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
         operands = _OPERANDS[name]
         slots = Operands(**dict(zip(operands, rest)))
-        out = contract(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)
+        with exact_products(x):
+            out = implementation(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)()
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
         return out.contiguous()

@@ -28,7 +28,6 @@ from ...basis import Basis
 from ...bspline.cox_de_boor import base_function, check_base_derivative, silu_derivative
 from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from ...trilinear import CONTRACTIONS, Operands, gradients
-from ..modes import has_values
 from . import selection
 
 # multiplications in one product, of two matrices and with a vector, above which OpenBLAS uses several threads
@@ -459,15 +458,13 @@ def rows_of(
     Args:
         cached: dictionary in which the object is cached for further contractions of the same x, knots and basis. If
             it has ``"pieces"``, that is called for the tables of the knots.
-        operands: everything that will be contracted.
+        operands: everything that will be contracted, of plain tensors.
         derivatives: the order d of each contraction, the lowest first.
     """
     given = [x, *(each for each in operands if each is not None)]
     for each in given:
         if each.dtype != knots.dtype:
             return None
-    if not has_values(*given):
-        return None
     found: PiecewiseTensors | None = cached.get("rows")
     if found is None:
         outputs = (operands.g if operands.weight is None else operands.weight).shape[-1]

@@ -7,7 +7,8 @@ will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from ...basis import Basis
 from ...bspline.piecewise import MAX_DENSE_CELLS
@@ -37,6 +38,7 @@ NANOSECONDS = {
 }
 
 
+@lru_cache(maxsize=1024)
 def choose(name: str, rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> str:
     """Return the quicker way, "banded" or "dense", of contraction F, G or H with K = ``count`` splines."""
     if name == "G" or derivative > basis.order:  # G has no banded way
@@ -50,9 +52,7 @@ def cost(work: dict[str, float]) -> float:
     return sum(NANOSECONDS[each] * times for each, times in work.items())
 
 
-def dense_work(
-    rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int
-) -> dict[str, float]:
+def dense_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
     """Count what one contraction does by the dense way."""
     values, how = rows * inputs, dense.filling(basis, count, derivative)
     if how == "closed":
@@ -64,9 +64,7 @@ def dense_work(
     return {**work, "product": values * count * outputs}
 
 
-def banded_work(
-    rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int
-) -> dict[str, float]:
+def banded_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
     """Count what F or H does by the banded way."""
     values = rows * inputs
     return {**_active_work(values, basis, derivative), "gather": values * (basis.order + 1) * outputs}
@@ -133,6 +131,11 @@ def piecewise_pays(
     """
     own = general = 0.0
     for place, layer in enumerate(layers):
-        own += cost((by_splines_work if by_splines and place == 0 else piecewise_work)(*layer))
-        general += cost(step_work(*layer))
+        own += _cost_of(by_splines_work if by_splines and place == 0 else piecewise_work, layer)
+        general += _cost_of(step_work, layer)
     return own / contractions < general
+
+
+@lru_cache(maxsize=1024)
+def _cost_of(work: Callable[..., dict[str, float]], sizes: tuple) -> float:
+    return cost(work(*sizes))
