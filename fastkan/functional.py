@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from fastkan_kernels import (
     Choice,
     Operands,
     Optional,
+    Pieces,
     autocast_dtype,
     base_function,
     basis_of,
@@ -113,6 +116,7 @@ def forward(
     knots: Tensor,
     basis: Basis,
     outside: str,
+    pieces: Callable[[], Pieces] | None = None,
 ) -> Tensor:
     """What :func:`kan_linear` and the module share, for arguments that are known to be in order but
     for x."""
@@ -127,9 +131,11 @@ def forward(
         weight, scale = weight.float(), scale.float()  # rounded once, at the end
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    slots = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
-    compute = _linear_outside if outside == "linear" else _zero_outside
-    y = compute(rows, knots, slots, basis)
+    operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    if outside == "linear":
+        y = _linear_outside(rows, knots, operands, basis, pieces)
+    else:
+        y = contract("F", rows, knots, operands, basis, 0, pieces)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
@@ -149,11 +155,9 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
-def _zero_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
-    return contract("F", x, knots, slots, basis, 0)
-
-
-def _linear_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> Tensor:
+def _linear_outside(
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, pieces: Callable[[], Pieces] | None
+) -> Tensor:
     """F_0(near, W) + F_1(end, W, x - end) of the splines: ``near`` is x inside the grid and the nearest end
     outside, and the tangent at ``end`` counts outside alone. The base function needs no continuation."""
     order = basis.order
@@ -168,14 +172,14 @@ def _linear_outside(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> 
     # an infinity would go to infinity where the tangent rises or falls, and have no value where it is flat
     endless = torch.where(wide.isinf(), torch.nan, 0.0)
     beyond = torch.where(outside, wide - end + endless, 0.0)
-    splines, alone = basis._replace(base="none"), slots._replace(base_weight=None)
-    y = contract("F", near, knots, alone, splines, 0)
-    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1)
-    if slots.base_weight is not None:
+    splines, alone = basis._replace(base="none"), operands._replace(base_weight=None)
+    y = contract("F", near, knots, alone, splines, 0, pieces)
+    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1, pieces)
+    if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
         with exact_products(x):
-            y = y + torch.mm(base, round_weights(slots.base_weight, product, dtype))
+            y = y + torch.mm(base, round_weights(operands.base_weight, product, dtype))
     return y.to(x.dtype)
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import (
-    StackedLayer,
+    StackLayer,
     base_function,
     column_std,
     edge_std,
     edge_values,
     fold_scale_and_mask,
-    serves,
-    small_stack,
+    fused_stack,
+    supports_stack,
 )
 
 from .grid import continued
@@ -56,19 +56,17 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(hooks) or "forward" in module.__dict__
 
 
-def stacked(layer: KANLinear) -> StackedLayer:
+def stacked(layer: KANLinear) -> StackLayer:
     """What the kernels need of a layer."""
     # many calls of nn.Module.__getattr__ would show; but what computes a weight keeps it elsewhere
     own: dict[str, Any] = {**layer._buffers, **layer._parameters} if type(layer) is KANLinear else {}
     weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
-    read = layer._known.read(knots)
-    if read is None or not knots.is_cpu:
-        basis = layer._known.basis(knots) if read is None else read.basis
+    basis, pieces = layer._known.basis_and_pieces(knots)
+    if pieces is None:
         weight, base_weight = layer._known.checked(knots, basis, weight, base_weight)
-        return StackedLayer(weight, base_weight, scale, mask, knots, basis)
-    return StackedLayer(weight, base_weight, scale, mask, knots, read.basis, read.pieces)
+    return StackLayer(weight, base_weight, scale, mask, knots, basis, pieces)
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
@@ -106,9 +104,9 @@ def numeric_spread(layer: KANLinear, x: Tensor) -> Tensor:
     """Standard deviation over the rows of ``x [N, in]`` of every numeric edge, ``[in, out]``; differentiable."""
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
-    small = [stacked(layer)]
-    if len(x) > 1 and serves(x, small):
-        return small_stack(x, small, spread=True)[1][0].edges
+    stack = [stacked(layer)]
+    if len(x) > 1 and supports_stack(x, stack):
+        return fused_stack(x, stack, std=True)[1][0].edges
     return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
 
 

@@ -159,7 +159,7 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` to ``[..., out_features]``."""
         knots = self.knots  # which another thread may replace
-        basis = self._known.basis(knots)
+        basis, pieces = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
         y = forward(
             x,
@@ -171,6 +171,7 @@ class KANLinear(nn.Module):
             knots,
             basis,
             self.outside,
+            pieces,
         )
         if self._outside_count is not None:
             self._count_outside(x)

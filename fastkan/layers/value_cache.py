@@ -97,11 +97,17 @@ class KnotMetadata:
 
     def basis(self, knots: Tensor) -> Basis:
         """The basis of ``knots``."""
+        return self.basis_and_pieces(knots)[0]
+
+    def basis_and_pieces(self, knots: Tensor) -> tuple[Basis, Callable[[], Pieces] | None]:
+        """The basis of ``knots``, and what returns their tables, or None where they are not on a CPU."""
         if torch.compiler.is_compiling():  # tracing can't read values; the compiled code calls checked()
             known = self._known
-            return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base)
+            return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base), None
         read = self.read(knots)
-        return Basis(self.order, self.base) if read is None else read.basis
+        if read is None:
+            return Basis(self.order, self.base), None
+        return read.basis, read.pieces if knots.is_cpu else None
 
     def checked(
         self, knots: Tensor, basis: Basis, weight: Tensor, base_weight: Tensor | None

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastkan_kernels import FLAG, Spread, StackedLayer, column_std, needs_graph, small_stack
-from fastkan_kernels import serves as small_serves
+from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, supports_stack
 
 from ..functional import rows_of
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_spread, stacked
@@ -151,18 +150,18 @@ class Network(nn.Module):
 
     def through(
         self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, spread: bool = False
-    ) -> tuple[Tensor, list[Spread]]:
+    ) -> tuple[Tensor, list[LayerStd]]:
         """The outputs for ``rows [N, in_features]`` and, with ``spread``, standard deviations over them of each
         layer's numeric edges and inputs."""
         nodes, spreads = self.inputs(rows), []
         # a graph by x may be differentiated again, which the layers' contractions do at less cost
         stack = self.stack() if nodes.is_cpu and (spread or not needs_graph(nodes)) else None
-        if stack is not None and small_serves(nodes, stack):
-            return small_stack(nodes, stack, spread)
+        if stack is not None and supports_stack(nodes, stack):
+            return fused_stack(nodes, stack, spread)
         for layer in range(self.depth):
             subnodes = self.subnodes_of(layer, nodes, singularity_avoiding, y_th)
             if spread:  # after the call, before which some compute their weights
-                spreads.append(Spread(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
+                spreads.append(LayerStd(numeric_spread(self.layers[layer], nodes), column_std(nodes)))
             nodes = self.nodes_of(layer, subnodes)
         return nodes, spreads
 
@@ -197,7 +196,7 @@ class Network(nn.Module):
         """Whether calling it does more than its forward: by hooks, or in a class of its own."""
         return has_hooks(self) or type(self).forward is not Network.forward
 
-    def stack(self) -> list[StackedLayer] | None:
+    def stack(self) -> list[StackLayer] | None:
         """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""
         parts: dict[str, Any] = self._modules  # many calls of nn.Module.__getattr__ would show
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
