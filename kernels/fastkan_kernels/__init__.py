@@ -8,7 +8,7 @@ All that fastkan uses is imported from here:
 - features: ``Basis``, the knots (``uniform_knots``, ``knots_are_uniform``, ``basis_of``, ``uniform_basis``), and their
   values (``splines``, ``base_function``, ``pieces_of``);
 - statistics of edges: ``edge_std``, ``edge_mean_abs``, ``edge_values`` and ``feature_covariance``;
-- several small layers as one differentiable function: the names from :mod:`.autograd.stack`;
+- several layers of few edges as one differentiable function: ``fused_stack`` and its types;
 - validation of arguments: the decorator ``checked``, its kinds of arguments such as ``Int``, and functions ``check_*``.
 
 The README in this folder explains the idea on one page.
