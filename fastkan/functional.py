@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from fastkan_kernels import (
     Choice,
     Operands,
     Optional,
+    Pieces,
     autocast_dtype,
     base_function,
     basis_of,
@@ -115,6 +118,7 @@ def forward(
     knots: Tensor,
     basis: Basis,
     outside: str,
+    pieces: Callable[[], Pieces] | None = None,
 ) -> Tensor:
     """Apply a KAN layer to arguments of which all but x have been validated; :func:`kan_linear` and
     :class:`KANLinear` share it."""
@@ -130,8 +134,10 @@ def forward(
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
     operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
-    compute = _linear_outside if outside == "linear" else _zero_outside
-    y = compute(rows, knots, operands, basis)
+    if outside == "linear":
+        y = _linear_outside(rows, knots, operands, basis, pieces)
+    else:
+        y = contract("F", rows, knots, operands, basis, 0, pieces)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
@@ -151,11 +157,9 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
 
 
-def _zero_outside(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Tensor:
-    return contract("F", x, knots, operands, basis, 0)
-
-
-def _linear_outside(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Tensor:
+def _linear_outside(
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, pieces: Callable[[], Pieces] | None
+) -> Tensor:
     """Continue the splines along their tangents outside the grid: ``F_0(clamped, W) + F_1(end, W, x - end)``.
 
     ``clamped`` is x clamped to the grid, ``end`` the end of the grid nearest to x, and the second term is zero inside
@@ -174,8 +178,8 @@ def _linear_outside(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) 
     nan_if_infinite = torch.where(wide.isinf(), torch.nan, 0.0)
     beyond = torch.where(outside, wide - end + nan_if_infinite, 0.0)
     splines, alone = basis._replace(base="none"), operands._replace(base_weight=None)
-    y = contract("F", clamped, knots, alone, splines, 0)
-    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1)
+    y = contract("F", clamped, knots, alone, splines, 0, pieces)
+    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1, pieces)
     if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)

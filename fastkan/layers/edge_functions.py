@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fastkan_kernels import (
-    StackedLayer,
+    StackLayer,
     base_function,
     column_std,
     edge_std,
     edge_values,
     fold_scale_and_mask,
-    serves,
-    small_stack,
+    fused_stack,
+    supports_stack,
 )
 
 from .grid import splines_with_tangents
@@ -56,7 +56,7 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(hooks) or "forward" in module.__dict__
 
 
-def stacked(layer: KANLinear) -> StackedLayer:
+def stacked(layer: KANLinear) -> StackLayer:
     """Return the tensors of a layer in the form that the fused stack takes."""
     # Five calls of nn.Module.__getattr__ would take noticeable time. Parametrizations and torch's pruning store a
     # weight elsewhere, and for it the slow way is taken.
@@ -64,12 +64,10 @@ def stacked(layer: KANLinear) -> StackedLayer:
     weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
-    read = layer._known.read(knots)
-    if read is None or not knots.is_cpu:
-        basis = layer._known.basis(knots) if read is None else read.basis
+    basis, pieces = layer._known.basis_and_pieces(knots)
+    if pieces is None:
         weight, base_weight = layer._known.checked(knots, basis, weight, base_weight)
-        return StackedLayer(weight, base_weight, scale, mask, knots, basis)
-    return StackedLayer(weight, base_weight, scale, mask, knots, read.basis, read.pieces)
+    return StackLayer(weight, base_weight, scale, mask, knots, basis, pieces)
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
@@ -107,9 +105,9 @@ def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
     """Return the standard deviation of numeric edges over the rows of ``x [N, in]``, ``[in, out]``; differentiable."""
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
-    small = [stacked(layer)]
-    if len(x) > 1 and serves(x, small):
-        return small_stack(x, small, spread=True)[1][0].edges
+    stack = [stacked(layer)]
+    if len(x) > 1 and supports_stack(x, stack):
+        return fused_stack(x, stack, std=True)[1][0].edges
     return edge_std(x, layer.knots, *edge_weights(layer), basis=layer.basis)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastkan_kernels import BACKENDS, ContractionSpec, Operands, autocast_dtype, check_alike, is_small, route
+from fastkan_kernels import BACKENDS, Operands, autocast_dtype, check_alike, has_values, route
 
 from ..functional import rows_of
 from .linear import KANLinear
@@ -47,9 +47,10 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     basis, product = layer.basis, autocast_dtype(x)
     rows = flat.shape[0]
     taken = route(x, layer.knots)
-    slots = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
+    operands = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
     with_product = basis._replace(matmul_dtype=product)
-    small = is_small(ContractionSpec(with_product, 0, taken.backend), flat, layer.knots, slots)
+    at_rows = BACKENDS[taken.backend].at_rows if has_values(flat, layer.knots) else None
+    piecewise = at_rows is not None and at_rows({}, flat, layer.knots, operands, with_product, 0) is not None
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"
     lines = [
@@ -62,8 +63,8 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         lines.append(f"autocast: features and weights are rounded to {product} at their product".replace("torch.", ""))
     if layer.outside == "linear":
         lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
-    if taken.way == "functions" and small:
-        lines.append("F_0, small: polynomials of the cells, in few calls, kept for the backward")
+    if taken.way == "functions" and piecewise:
+        lines.append("F_0, piecewise: polynomials of the edges on the cells of the knots, cached for the backward")
         return "\n".join(lines)
     for name, derivative, what in _STEPS:
         how = BACKENDS[taken.backend].describe(name, flat, layer.out_features, count, with_product, derivative)

@@ -165,7 +165,7 @@ class KANLinear(nn.Module):
             TypeError, ValueError: for x of another shape, dtype or device.
         """
         knots = self.knots  # read once, because another thread may replace them
-        basis = self._known.basis(knots)
+        basis, pieces = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
         y = forward(
             x,
@@ -177,6 +177,7 @@ class KANLinear(nn.Module):
             knots,
             basis,
             self.outside,
+            pieces,
         )
         if self._outside_count is not None:
             self._count_outside(x)

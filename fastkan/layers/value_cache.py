@@ -101,11 +101,17 @@ class KnotMetadata:
 
     def basis(self, knots: Tensor) -> Basis:
         """Return the basis of ``knots``, as a basis of unknown spacing where their values cannot be read."""
+        return self.basis_and_pieces(knots)[0]
+
+    def basis_and_pieces(self, knots: Tensor) -> tuple[Basis, Callable[[], Pieces] | None]:
+        """Return the basis of ``knots``, and a function that returns their tables (None unless they are on a CPU)."""
         if torch.compiler.is_compiling():  # tracing can't read values; the compiled code calls checked()
             known = self._known
-            return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base)
+            return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base), None
         read = self.read(knots)
-        return Basis(self.order, self.base) if read is None else read.basis
+        if read is None:
+            return Basis(self.order, self.base), None
+        return read.basis, read.pieces if knots.is_cpu else None
 
     def checked(
         self, knots: Tensor, basis: Basis, weight: Tensor, base_weight: Tensor | None

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastkan_kernels import FLAG, Spread, StackedLayer, column_std, needs_graph, small_stack
-from fastkan_kernels import serves as small_serves
+from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, supports_stack
 
 from ..functional import rows_of
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
@@ -153,18 +152,18 @@ class Network(nn.Module):
 
     def _forward_with_std(
         self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, with_std: bool = False
-    ) -> tuple[Tensor, list[Spread]]:
+    ) -> tuple[Tensor, list[LayerStd]]:
         """Return the outputs for ``rows [N, in_features]`` and, if asked for, the standard deviations over the rows of
         each layer's numeric edges and inputs."""
         nodes, stds = self._select_inputs(rows), []
         # If x requires a gradient, its graph may be differentiated twice, for which the layers one by one are faster.
         stack = self._stacked_layers() if nodes.is_cpu and (with_std or not needs_graph(nodes)) else None
-        if stack is not None and small_serves(nodes, stack):
-            return small_stack(nodes, stack, with_std)
+        if stack is not None and supports_stack(nodes, stack):
+            return fused_stack(nodes, stack, with_std)
         for layer in range(self.depth):
             subnodes = self._subnode_values(layer, nodes, singularity_avoiding, y_th)
             if with_std:  # after the forward, because parametrizations may compute the weights in it
-                stds.append(Spread(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
+                stds.append(LayerStd(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
             nodes = self._node_values(layer, subnodes)
         return nodes, stds
 
@@ -203,7 +202,7 @@ class Network(nn.Module):
         overrides = own.forward is not Network.forward or own._forward_with_std is not Network._forward_with_std
         return overrides or has_hooks(self)
 
-    def _stacked_layers(self) -> list[StackedLayer] | None:
+    def _stacked_layers(self) -> list[StackLayer] | None:
         """Return the layers for the fused stack, or None if formulas, products, affine maps or hooks prevent it."""
         parts: dict[str, Any] = self._modules  # nn.Module.__getattr__ would take noticeable time
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import Arena, KeptFeatures, StackedLayer, Taken, operands_of, serves, small
+from fastkan_kernels import FusedStack, StackCache, StackLayer, has_values, supports_stack
 
 from .regularization import Penalty
 
 if TYPE_CHECKING:
     from ..network.core import Network
 
-MAX_FEATURES = 1 << 22  # numbers, 16 MiB of float32, that a fit keeps of rows that come again
-MIN_ROWS = 2000  # from which on its memory is kept from one evaluation to the next
 Loss = Callable[[Tensor, Tensor], Tensor]
 Evaluated = tuple[Any, Any]
 
@@ -48,10 +46,9 @@ class Objective:
     ) -> None:
         self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
         self.squares = loss is None
-        self._features = KeptFeatures(MAX_FEATURES)
-        self._rooms = [Arena() for _ in range(model.depth)]
-        self._rows: Tensor | None = None
-        self._held: tuple[Tensor, Tensor, list[StackedLayer] | None] | None = None
+        self._cache = StackCache()
+        self._repeated: Tensor | None = None  # the batch that is evaluated again and again
+        self._held: tuple[Tensor, Tensor, list[StackLayer] | None] | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
@@ -88,13 +85,14 @@ class Objective:
     @contextmanager
     def step(self, x: Tensor, y: Tensor) -> Iterator[None]:
         """Look at the network once for all evaluations of an optimizer's step, in which nothing else runs."""
+        self._repeated = x
         self._held = x, y, self._stack(x, y)
         try:
             yield
         finally:
             self._held = None
 
-    def _stack(self, x: Tensor, y: Tensor) -> list[StackedLayer] | None:
+    def _stack(self, x: Tensor, y: Tensor) -> list[StackLayer] | None:
         """The network's layers, where value and gradient can be had as numbers, without a graph."""
         if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
             return None
@@ -103,50 +101,40 @@ class Objective:
         stack = self.model._stacked_layers()
         if stack is None or y.shape != (len(x), stack[-1].weight.shape[2]):
             return None
-        if not (serves(x, stack, self._kept_of(x)) and small.has_values(y)):
+        if self._repeated is None:
+            self._repeated = x
+        if not (supports_stack(x, stack, x is self._repeated) and has_values(y)):
             return None
-        return stack if all(t is None or _takes_gradients(t) for t in operands_of(stack)) else None
-
-    def _kept_of(self, x: Tensor) -> KeptFeatures:
-        """Features of its own for rows that come again, as all evaluations of a step on all rows have them."""
-        if self._rows is None:
-            self._rows = x
-        return self._features if x is self._rows else small.SHARED
+        return stack if all(map(_takes_gradients, stack)) else None
 
     def _value_and_grad_arrays(
-        self, x: Tensor, y: Tensor, stack: list[StackedLayer], parameters: Sequence[nn.Parameter], unit: float
+        self, x: Tensor, y: Tensor, stack: list[StackLayer], parameters: Sequence[nn.Parameter], unit: float
     ) -> float:
         """:meth:`value_and_grad` of a small stack and the mean squared error, on arrays: a third of the calls of an
         autograd graph, and calls dominate the time of a small network."""
         import numpy as np
 
-        with small.quiet():
-            taken = Taken(
-                self.model._select_inputs(x),
-                stack,
-                False,
-                self.penalty is not None,
-                self._kept_of(x),
-                self._rooms if len(x) >= MIN_ROWS else None,
-            )
-            residual = taken.y - small.array(y).T
+        with np.errstate(all="ignore"):
+            cache = self._cache if x is self._repeated else None
+            run = FusedStack(self.model._select_inputs(x), stack, self.penalty is not None, cache)
+            residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
             value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
             by_spreads: list = [(None, None)] * len(stack)
             self.evaluated = value, 0.0
             if self.penalty is not None:
                 strength = float(self.strength)
-                exact, penalty, by_spreads = self.penalty.vjp(taken.spreads(), strength * unit, self.smooth)
+                exact, penalty, by_spreads = self.penalty.vjp(run.stds(), strength * unit, self.smooth)
                 self.evaluated = value, exact
                 value += strength * penalty
             value *= unit
             if not math.isfinite(value):
                 return value
-            operands = operands_of(stack)
+            operands = [operand for layer in stack for operand in layer[:4]]
             trained = set(map(id, parameters))
             needed = [id(t) in trained for t in operands]
             residual *= 2 * unit / residual.size
-            _, found = taken.vjp(residual, by_spreads, [False, *needed])
+            _, found = run.vjp(residual, by_spreads, [False, *needed])
         for parameter, gradient in zip(operands, found):
             if gradient is not None:
                 assert parameter is not None
@@ -155,6 +143,11 @@ class Objective:
         return value
 
 
-def _takes_gradients(operand: Tensor) -> bool:
-    """Whether a gradient ends there, and nobody looks on."""
-    return operand.is_leaf and not (operand._backward_hooks or operand._post_accumulate_grad_hooks)
+def _takes_gradients(layer: StackLayer) -> bool:
+    """Whether all operands of a layer are leaves without hooks, whose gradients can be set directly."""
+    for operand in layer[:4]:
+        if operand is not None and not operand.is_leaf:
+            return False
+        if operand is not None and (operand._backward_hooks or operand._post_accumulate_grad_hooks):
+            return False
+    return True

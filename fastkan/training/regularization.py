@@ -89,7 +89,7 @@ class Penalty:
         return output, total
 
     def is_of_spreads(self, x: Tensor) -> bool:
-        """Whether the penalty comes from :class:`Spread` alone, as :meth:`vjp` has it."""
+        """Whether the penalty comes from :class:`LayerStd` alone, as :meth:`vjp` has it."""
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
     def vjp(

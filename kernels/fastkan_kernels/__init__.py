@@ -8,27 +8,14 @@ All that fastkan uses is imported from here:
 - features: ``Basis``, the knots (``uniform_knots``, ``knots_are_uniform``, ``basis_of``, ``uniform_basis``), and their
   values (``splines``, ``base_function``, ``pieces_of``);
 - statistics of edges: ``edge_std``, ``edge_mean_abs``, ``edge_values`` and ``feature_covariance``;
-- several small layers as one differentiable function: the names from :mod:`.autograd.stack`;
+- several layers of few edges as one differentiable function: ``fused_stack`` and its types;
 - validation of arguments: the decorator ``checked``, its kinds of arguments such as ``Int``, and functions ``check_*``.
 
 The README in this folder explains the idea on one page.
 """
 
 from . import validation
-from .autograd.dispatch import backend, contract, is_small, needs_composite, route
-from .autograd.stack import (
-    Spread,
-    StackedLayer,
-    Taken,
-    column_std,
-    fold_scale_and_mask,
-    operands_of,
-    serves,
-    small_stack,
-)
-from .backends.cpu import small
-from .backends.cpu.by_features import KeptFeatures
-from .backends.cpu.cells import Arena
+from .autograd.dispatch import backend, contract, needs_composite, route
 from .backends.modes import has_values, needs_graph
 from .backends.registry import BACKENDS, ContractionSpec
 from .backends.triton.tuning.autotune import autotune
@@ -37,7 +24,8 @@ from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weigh
 from .bspline.piecewise import Pieces, pieces_of
 from .contractions import contract_in, contract_out, contract_weight
 from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
-from .statistics import edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
+from .stack import FusedStack, LayerStd, StackCache, StackLayer, fold_scale_and_mask, fused_stack, supports_stack
+from .statistics import column_std, edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
 from .trilinear import Operands
 from .validation import (
     BASE,
@@ -91,7 +79,6 @@ __all__ = [
     "REAL",
     "SEED",
     "SHARE",
-    "Arena",
     "Basis",
     "Bounds",
     "Callback",
@@ -99,19 +86,19 @@ __all__ = [
     "ContractionSpec",
     "Each",
     "Flag",
+    "FusedStack",
     "Instance",
     "Int",
-    "KeptFeatures",
     "Kind",
+    "LayerStd",
     "OneOrEach",
     "Operands",
     "Optional",
     "Path",
     "Pieces",
     "Real",
-    "Spread",
-    "StackedLayer",
-    "Taken",
+    "StackCache",
+    "StackLayer",
     "Text",
     "autocast_dtype",
     "autotune",
@@ -138,23 +125,20 @@ __all__ = [
     "exact_products",
     "feature_covariance",
     "fold_scale_and_mask",
+    "fused_stack",
     "has_values",
     "is_sequence",
-    "is_small",
     "kind_of",
     "knots_are_uniform",
     "needs_composite",
     "needs_graph",
-    "operands_of",
     "pieces_of",
     "plain",
     "round_weights",
     "route",
-    "serves",
-    "small",
-    "small_stack",
     "spline_values",
     "splines",
+    "supports_stack",
     "uniform_basis",
     "uniform_knots",
     "validation",

@@ -94,6 +94,14 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
         )
 
 
+def column_std(x: Tensor) -> Tensor:
+    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0."""
+    centred = x - x[:1]
+    variance = (centred - centred.mean(0)).square().sum(0) / (len(x) - 1)
+    varies = ~(variance <= 0)
+    return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0)
+
+
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
     """Values of all edge functions at all rows, ``phi_io(x[n, i])`` as ``[N, I, O]``.
 
@@ -157,8 +165,7 @@ def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
-    # The next call may overwrite the result of _features.
-    return _features(x, knots, Basis(order, "none"), 0, "cpu").clone()
+    return _features(x, knots, Basis(order, "none"), 0, "cpu")
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
@@ -166,7 +173,7 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
-    """All features, ``[N, P, I]``, the base function last. The next call may overwrite the result."""
+    """All features, ``[N, P, I]``, the base function last."""
     plain, quick = basis._replace(matmul_dtype=None), BACKENDS[backend].features
     if quick is None:
         psi, base = features(x, knots, plain, derivative)
@@ -192,7 +199,7 @@ class _Covariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
-        first = _features(x[:1], knots, basis, 0, backend).clone()
+        first = _features(x[:1], knots, basis, 0, backend)
         mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
         for part in x.split(_rows(knots, basis)):
             psi = _features(part, knots, basis, 0, backend) - first

@@ -22,8 +22,8 @@ ASKED = list(itertools.product("FGH", range(6)))
 
 
 def by(name: str, kept: dict, o: Example, basis: Basis, derivative: int) -> list[Tensor]:
-    slots = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
-    value = small.contract(name, kept, o.x, o.knots, slots, basis, derivative)
+    operands = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
+    value = small.contract(name, kept, o.x, o.knots, operands, basis, derivative)
     assert value is not None
     return [part for part in (value if name == "G" else [value]) if part is not None]
 
@@ -138,8 +138,8 @@ def test_it_is_for_small_layers_and_plain_numbers() -> None:
     o, basis = make_case("shared")
 
     def serves(o: Example, basis: Basis = basis, derivative: int = 1) -> bool:
-        slots = Operands(None, o.weight, o.base_weight, o.g)
-        return small.contract("H", {}, o.x, o.knots, slots, basis, derivative) is not None
+        operands = Operands(None, o.weight, o.base_weight, o.g)
+        return small.contract("H", {}, o.x, o.knots, operands, basis, derivative) is not None
 
     assert serves(o)
     wide = o._replace(

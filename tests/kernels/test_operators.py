@@ -40,7 +40,7 @@ def test_registered_operators_compute_the_same(name: str) -> None:
 
 
 def test_other_source_is_another_operator_to_the_cache() -> None:
-    """PyTorch keeps compiled graphs on disk by the operators' arguments, whatever they are laid open to."""
+    """PyTorch keeps compiled graphs on disk by the operators' arguments, whatever they are decomposed to."""
     _, basis = make_case("shared")
     decomposition = BACKENDS["cpu"].decomposition
     assert decomposition is not None

@@ -6,6 +6,9 @@ import itertools
 
 import pytest
 import torch
+from fastkan_kernels.backends.cpu.by_blocks import ByBlocks
+from fastkan_kernels.backends.cpu.by_edges import ByEdges
+from fastkan_kernels.backends.cpu.by_features import Features
 from scipy.interpolate import BSpline
 from torch import Tensor
 
@@ -13,9 +16,6 @@ import fastkan_kernels
 from fastkan import KANLinear
 from fastkan_kernels import basis_of
 from fastkan_kernels.backends.cpu import by_blocks, by_features
-from fastkan_kernels.backends.cpu.by_blocks import ByBlocks
-from fastkan_kernels.backends.cpu.by_edges import ByEdges
-from fastkan_kernels.backends.cpu.by_features import Features
 from fastkan_kernels.bspline import piecewise as pieces
 from fastkan_kernels.bspline.cox_de_boor import splines
 from fastkan_kernels.bspline.recurrence import SCRATCH, Recurrence

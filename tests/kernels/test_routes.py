@@ -17,7 +17,7 @@ from fastkan import KANLinear
 from fastkan.functional import kan_linear
 from fastkan_kernels import Basis
 from fastkan_kernels.autograd import dispatch as routing
-from fastkan_kernels.backends.cpu import lowered
+from fastkan_kernels.backends.cpu import compiled as cpu_compiled
 
 KINDS = ("shared", "adapted")  # a small layer with equal knots has a route of its own
 WITH_COMPILER = pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
@@ -141,12 +141,12 @@ def test_forward_mode_levels(name: str, kind: str, derivative: int) -> None:
 
 
 @pytest.mark.parametrize("backend", COMPILERS)
-@pytest.mark.parametrize("seen", ["whole", "laid open"])
+@pytest.mark.parametrize("seen", ["whole", "decomposed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_forward_and_backward(kind: str, seen: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small operators are laid open to the compiler, large ones are called by what it makes."""
+    """Small operators are decomposed for the compiler, large ones are called by what it makes."""
     if seen == "whole":
-        monkeypatch.setattr(lowered, "MAX_FEATURES", 0)
+        monkeypatch.setattr(cpu_compiled, "MAX_FEATURES", 0)
     layer, o, basis = layer_and_case(kind)
     x = o.x.clone().requires_grad_()
     y = compiled(layer, backend)(x)
@@ -187,7 +187,7 @@ def test_the_compiled_function_follows_the_backend_asked_for() -> None:
 
     ran = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lowered, "MAX_FEATURES", 0)  # an operator that is laid open calls nobody
+        patch.setattr(cpu_compiled, "MAX_FEATURES", 0)  # an operator that is decomposed calls nobody
         for name in ("reference", "cpu"):
             for table in filter(None, (BACKENDS[name].contract, getattr(BACKENDS[name], "compiling", None))):
                 plain = table["F"]

@@ -152,12 +152,12 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(
 @pytest.mark.parametrize("name", "FGH")
 @pytest.mark.parametrize("product", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("way", "kind", "derivative"), [place for place in places(0, 2, kinds=KINDS) if place[0] != "small"]
+    ("way", "kind", "derivative"), [place for place in places(0, 2, kinds=KINDS) if place[0] != "piecewise"]
 )
 def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
     way: str, kind: str, derivative: int, product: torch.dtype, name: str
 ) -> None:
-    """Each of them by half an ulp; x, v, g and the sums stay float32. (The small way has no rounding.)"""
+    """Each of them by half an ulp; x, v, g and the sums stay float32. (The piecewise way has no rounding.)"""
     o, basis = make_case(kind, rows=30, inputs=3, outputs=4, grid=64, dtype=torch.float32)
     rounded = basis._replace(matmul_dtype=product)
     half_ulp = torch.finfo(product).eps / 2

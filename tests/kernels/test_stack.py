@@ -10,11 +10,11 @@ import oracle
 import pytest
 import torch
 from cases import Example, inside_cells, make_inputs, make_knots
+from fastkan_kernels.autograd.stack import StackedLayer, small_stack
 from networks import D, same
 from torch import Tensor
 
 from fastkan_kernels import basis_of, edge_std, edge_values
-from fastkan_kernels.autograd.stack import StackedLayer, small_stack
 
 KINDS = ("shared", "uniform", "adapted", "repeated")
 BASES = ("silu", "identity", "none")

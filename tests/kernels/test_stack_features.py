@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from cases import inside_cells
+from fastkan_kernels.autograd.stack import StackedLayer, small_stack
 from networks import D, same
 from test_stack import BASES, KINDS, all_inputs, layers_of, learned, mixture, plain, stacked
 from torch import Tensor
 
 from fastkan_kernels import basis_of
-from fastkan_kernels.autograd.stack import StackedLayer, small_stack
 from fastkan_kernels.backends.cpu import by_features
 
 

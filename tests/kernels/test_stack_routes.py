@@ -10,6 +10,7 @@ import oracle
 import pytest
 import torch
 from cases import inside_cells, make_knots
+from fastkan_kernels.autograd.stack import serves, small_stack
 from networks import D, network, points, same
 from test_stack import KINDS, all_inputs, layers_of, learned, mixture, plain, stacked
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastkan
 import fastkan_kernels
 from fastkan_kernels import basis_of
-from fastkan_kernels.autograd.stack import serves, small_stack
 from fastkan_kernels.bspline import piecewise as pieces
 
 # -- tables of knots --------------------------------------------------------------------------------

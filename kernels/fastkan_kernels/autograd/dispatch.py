@@ -12,21 +12,21 @@ The first of these routes that applies is taken:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..backends import registry as backends
+from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
 from ..backends.registry import BACKENDS, ContractionSpec
 from ..basis import Basis, autocast_dtype
+from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
 from ..validation import Choice, checked
 from . import operators as ops
-from .functions import FUNCTIONS, ContractOutSmall
+from .functions import Contract
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
@@ -81,12 +81,11 @@ def chosen_backend() -> str:
 
 def needs_composite(knots: Tensor) -> str | None:
     """The reason why the composite route is needed now, in words, or None."""
-    # PyTorch has no public names for the first two; tests/kernels/test_routes.py fails if they change.
-    if torch._C._are_functorch_transforms_active():
+    if functorch_is_active():
         return "a torch.func transform is active"
-    if forward_ad._current_level >= 0:
+    if forward_mode_is_active():
         return "a forward-mode level is active"
-    if knots.requires_grad and torch.is_grad_enabled():
+    if needs_graph(knots):
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
@@ -95,14 +94,17 @@ def needs_composite(knots: Tensor) -> str | None:
     return None
 
 
-def route(x: Tensor, knots: Tensor) -> Route:
+def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
     """The route and backend that a contraction of x takes now.
+
+    Args:
+        plain: whether :func:`has_values` has found that no transform or trace is active.
 
     Raises:
         RuntimeError: if the backend chosen by :func:`backend` cannot compute this call.
     """
     asked = chosen_backend()
-    reason = needs_composite(knots)
+    reason = None if plain and not needs_graph(knots) else needs_composite(knots)
     if reason is not None:
         if asked not in ("auto", "reference"):
             raise RuntimeError(
@@ -118,7 +120,7 @@ def route(x: Tensor, knots: Tensor) -> Route:
         unable = BACKENDS[name].unable(x.device)
         if unable:
             raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
-    if torch.compiler.is_compiling():
+    if not plain and torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
     return Route("functions", "eager mode", name, because)
 
@@ -134,22 +136,30 @@ def _automatic(device: torch.device) -> tuple[str, str]:
     return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
 
 
-def is_small(call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands) -> bool:
-    """Whether the backend has an F of its own for a layer as small as this."""
-    small = BACKENDS[call.backend].small
-    return small is not None and small.serves(x, knots, slots, call.basis, call.derivative)
+def contract(
+    name: str,
+    x: Tensor,
+    knots: Tensor,
+    operands: Operands,
+    basis: Basis,
+    derivative: int,
+    pieces: Callable[[], Pieces] | None = None,
+):
+    """Contraction ``name``, differentiable, by the current route and backend.
 
-
-def contract(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int):
-    """Contraction ``name``, differentiable, by the current route and backend."""
-    product = autocast_dtype(x)
+    Args:
+        pieces: function that returns the tables of the knots; by default they are computed for each graph that needs
+            them.
+    """
+    plain, product = has_values(x, knots, *operands), autocast_dtype(x)
     if product is not None:
         basis = basis._replace(matmul_dtype=product)
-    taken = route(x, knots)
-    call = ContractionSpec(basis, derivative, taken.backend, {})
-    if taken.way == "functions":
-        function = ContractOutSmall if name == "F" and is_small(call, x, knots, slots) else FUNCTIONS[name]
-        return function.apply(call, x, knots, *slots)
+    taken = route(x, knots, plain)
+    spec = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces}, plain)
     if taken.way == "operators":
-        return ops.apply(name, call, x, knots, slots)
-    return backends.contract(name, call, x, knots, slots)
+        return ops.apply(name, spec, x, knots, operands)
+    # Autocast is off inside, since its dtype is in the basis and the backends round themselves.
+    with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
+        if taken.way == "functions":
+            return Contract.apply(name, spec, x, knots, *operands)
+        return BACKENDS["reference"].contract[name](x, knots, operands, basis, derivative)

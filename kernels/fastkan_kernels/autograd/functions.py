@@ -1,7 +1,7 @@
-"""The three contractions as autograd Functions, which are used in eager mode.
+"""The three contractions as one autograd Function, which is used in eager mode.
 
-They save x, W, v and g but not psi, except what a backend caches of x for the smallest layers. Their backward calls the
-same Functions again by the table in :mod:`.trilinear`, so mixed derivatives of every order are right.
+It saves x, W, v and g but not psi, except what a backend caches with the graph of a layer of few edges. Its backward
+calls the same Function again by the table in :mod:`.trilinear`, so mixed derivatives of every order are right.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends.registry import ContractionSpec, contract, small_of, vjp
+from ..backends.modes import engine_executes, has_values
+from ..backends.registry import ContractionSpec, implementation, vjp
+from ..basis import exact_products
 from ..trilinear import Operands, gradients
 
 
@@ -33,106 +35,36 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
 
 def _will_execute(node) -> bool:
     try:
-        # PyTorch has no public name for this; tests/kernels/test_autograd.py fails if it changes.
-        return torch._C._will_engine_execute_node(node)
+        return engine_executes(node)
     except RuntimeError:  # raised for a leaf among the inputs of autograd.grad, and outside of a backward pass
         return True
 
 
-class _Contraction(torch.autograd.Function):
-    """Code that the three Functions share. The operand that contraction ``name`` computes is passed as None."""
-
-    name: str
-
-    @classmethod
-    def run(cls, ctx, call: ContractionSpec, x: Tensor, knots: Tensor, *slots):
-        ctx.call = call
-        ctx.save_for_backward(x, knots, *slots)
-        return contract(cls.name, call, x, knots, Operands(*slots))
-
-    @classmethod
-    def differentiate(cls, ctx, upstream) -> tuple[Tensor | None, ...]:
-        x, knots, *saved = operands = ctx.saved_tensors
-        by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, operands)
-        asked = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
-        wanted = [name for name, needed in asked.items() if needed]
-
-        def again(name: str, slots: Operands, derivative: int):
-            call = ctx.call._replace(derivative=derivative)
-            return FUNCTIONS[name].apply(call, x, knots, *slots)
-
-        if torch.is_grad_enabled():
-            found = gradients(cls.name, Operands(*saved), upstream, wanted, ctx.call.derivative, again)
-        else:
-            found = vjp(cls.name, ctx.call, x, knots, Operands(*saved), upstream, wanted)
-        weight, base_weight = found.get("W", (None, None))
-        return None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")
-
-
-class ContractOut(_Contraction):
-    """F_d(x, W, v)."""
-
-    name = "F"
+class Contract(torch.autograd.Function):
+    """Contraction F, G or H; the operand that it computes is passed as None, and G returns two parts."""
 
     @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractOut.run(ctx, call, x, knots, *slots)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ContractOut.differentiate(ctx, upstream)
-
-
-class ContractOutSmall(_Contraction):
-    """F_0(x, W) of a small layer, by a backend whose backward reuses what its forward has cached. A backward that
-    builds a graph follows the table instead."""
-
-    name = "F"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        by_x = ctx.needs_input_grad[1]
-        y, ctx.kept = small_of(call).forward(call.kept, x, knots, Operands(*slots), call.basis, by_x)
-        ctx.call = call
-        ctx.save_for_backward(x, knots, *slots)
-        return y
-
-    @staticmethod
-    def backward(ctx, upstream):
-        if torch.is_grad_enabled():
-            return ContractOut.differentiate(ctx, upstream)
-        # Reading ctx.saved_tensors raises if one of them was modified in place.
-        by_x, _, _, by_weight, by_base, _ = required_grads(ctx, ctx.saved_tensors)
-        dx, dw, db = small_of(ctx.call).backward(ctx.kept, upstream, by_x, by_weight, by_base)
-        return None, dx, None, None, dw, db, None
-
-
-class ContractWeight(_Contraction):
-    """G_d(x, g, v): the part of the splines, and that of the base function or None without one."""
-
-    name = "G"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractWeight.run(ctx, call, x, knots, *slots)
+    def forward(ctx, name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, *operands):
+        ctx.name, ctx.spec = name, spec
+        ctx.save_for_backward(x, knots, *operands)
+        return implementation(name, spec, x, knots, Operands(*operands))()
 
     @staticmethod
     def backward(ctx, *upstream):
-        return ContractWeight.differentiate(ctx, upstream)
+        x, knots, *saved = tensors = ctx.saved_tensors
+        by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, tensors)
+        required = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
+        wanted = [by for by, needed in required.items() if needed]
+        operands, own = Operands(*saved), upstream if ctx.name == "G" else upstream[0]
+        spec = ctx.spec._replace(plain=has_values(x, *saved, *upstream))
 
+        def contract(name: str, operands: Operands, derivative: int):
+            return Contract.apply(name, spec._replace(derivative=derivative), x, knots, *operands)
 
-class ContractIn(_Contraction):
-    """H_d(x, W, g)."""
-
-    name = "H"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractIn.run(ctx, call, x, knots, *slots)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ContractIn.differentiate(ctx, upstream)
-
-
-FUNCTIONS = {"F": ContractOut, "G": ContractWeight, "H": ContractIn}
+        with exact_products(x):
+            if torch.is_grad_enabled():
+                found = gradients(ctx.name, operands, own, wanted, spec.derivative, contract)
+            else:
+                found = vjp(ctx.name, spec, x, knots, operands, own, wanted)
+        weight, base_weight = found.get("W", (None, None))
+        return None, None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")

@@ -2,7 +2,7 @@
 
 The compiler does not look inside an operator, except where the backend has a decomposition
 (:func:`_decompose`), which it fuses with the code around it. The backward of an operator calls the operators
-again, by the same table as the autograd Functions. An operator cannot return None in place of a tensor, so G without a
+again, by the same table as the autograd Function. An operator cannot return None in place of a tensor, so G without a
 base function returns an empty tensor as its second result.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode  # private, but torch.library.triton_op uses it too
 
-from ..backends.registry import BACKENDS, ContractionSpec, contract
-from ..basis import Basis
+from ..backends.registry import BACKENDS, ContractionSpec, implementation
+from ..basis import Basis, exact_products
 from ..trilinear import Operands, gradients
 
 _FIXED = (
@@ -59,9 +59,10 @@ def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: 
 
 def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
-        fields = _OPERANDS[name]
-        operands = Operands(**dict(zip(fields, rest)))
-        out = contract(name, _call(rest[len(fields) :]), x, knots, operands, compiling=True)
+        operands = _OPERANDS[name]
+        operands = Operands(**dict(zip(operands, rest)))
+        with exact_products(x):
+            out = implementation(name, _call(rest[len(operands) :]), x, knots, operands, compiling=True)()
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
         return out.contiguous()
@@ -126,13 +127,13 @@ def _decompose(name: str) -> Callable:
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
-        fields = _OPERANDS[name]
-        call = _call(tuple(rest[len(fields) :]))
+        operands = _OPERANDS[name]
+        call = _call(tuple(rest[len(operands) :]))
         decomposition = BACKENDS[call.backend].decomposition
-        if decomposition is None or not decomposition.serves(x, knots, call.basis):
+        if decomposition is None or not decomposition.supports(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
-            operands = Operands(**dict(zip(fields, rest)))
+            operands = Operands(**dict(zip(operands, rest)))
             out = decomposition.contract(name, x, knots, operands, call.basis, call.derivative)
             return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
 

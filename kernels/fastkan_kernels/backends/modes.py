@@ -1,4 +1,8 @@
-"""Predicates on the mode that PyTorch runs in: whether values can be read, a graph is built, or tensors are batched."""
+"""The state of PyTorch in which a call is made: transforms, tracers and batches that are active.
+
+PyTorch has no public names for most of this; tests/kernels/test_routes.py and test_autograd.py pin the meaning of the
+private ones.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,28 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+functorch_is_active = torch._C._are_functorch_transforms_active
+count_dispatch_modes = torch._C._len_torch_dispatch_stack
+is_batched_tensor = torch._C._functorch.is_legacy_batchedtensor
+engine_executes = torch._C._will_engine_execute_node
 
-def has_values(*tensors: Tensor) -> bool:
-    """Whether values can be read and computed with in NumPy: the tensors are plain ones, and no transform, tracer or
-    compiler records the operations on them."""
-    if torch.compiler.is_compiling():
+
+def forward_mode_is_active() -> bool:
+    """Whether a level of forward-mode differentiation is open."""
+    return forward_ad._current_level >= 0
+
+
+def has_values(*tensors: Tensor | None) -> bool:
+    """Whether the tensors, those that are not None, are plain ones whose values may be read and computed with outside
+    of PyTorch, since nothing transforms, traces or records what is done with them."""
+    if torch.compiler.is_compiling() or functorch_is_active() or forward_mode_is_active():
         return False
-    # PyTorch has no public names for these; tests/kernels/test_routes.py and test_stack_routes.py fail if they change.
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    recorded = torch._C._len_torch_dispatch_stack() > 0 or torch.jit.is_tracing()
-    if transformed or recorded:
+    if count_dispatch_modes() > 0 or torch.jit.is_tracing():
         return False
-    batched = torch._C._functorch.is_legacy_batchedtensor
     for tensor in tensors:  # a plain loop, since all() with a generator takes longer
-        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or batched(tensor):
+        if tensor is None:
+            continue
+        if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_batched_tensor(tensor):
             return False
     return True
 
@@ -33,5 +45,4 @@ def is_batched(*tensors: Tensor | None) -> bool:
     """Whether ``autograd.grad(is_grads_batched=True)`` has batched any of the tensors."""
     if torch.compiler.is_compiling():
         return False
-    batched = torch._C._functorch.is_legacy_batchedtensor  # PyTorch has no public name for it
-    return any(tensor is not None and batched(tensor) for tensor in tensors)
+    return any(tensor is not None and is_batched_tensor(tensor) for tensor in tensors)

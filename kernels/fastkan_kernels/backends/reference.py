@@ -14,33 +14,33 @@ from ..bspline.cox_de_boor import features, round_weights
 from ..trilinear import Operands
 
 
-def contract_out(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """F_d(x, W, v) = y[n,o], summed over b and i."""
-    psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
-    y = _rows(psi) @ _columns(round_weights(slots.weight, basis.matmul_dtype, psi.dtype))
-    if base is not None and slots.base_weight is not None:
-        y = y + base @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype)
+    psi, base = _times_v(*features(x, knots, basis, derivative), operands.v)
+    y = _rows(psi) @ _columns(round_weights(operands.weight, basis.matmul_dtype, psi.dtype))
+    if base is not None and operands.base_weight is not None:
+        y = y + base @ round_weights(operands.base_weight, basis.matmul_dtype, psi.dtype)
     return y.to(x.dtype)
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
-    psi, base = _times_v(*features(x, knots, basis, derivative), slots.v)
-    g = slots.g.to(psi.dtype)
+    psi, base = _times_v(*features(x, knots, basis, derivative), operands.v)
+    g = operands.g.to(psi.dtype)
     splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])
     return splines, None if base is None else (base.t() @ g).to(x.dtype)
 
 
-def contract_in(x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Tensor:
+def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
     psi, base = features(x, knots, basis, derivative)
-    g = slots.g.to(psi.dtype)
-    weight = round_weights(slots.weight, basis.matmul_dtype, psi.dtype)
+    g = operands.g.to(psi.dtype)
+    weight = round_weights(operands.weight, basis.matmul_dtype, psi.dtype)
     h = (psi * (g @ _columns(weight).t()).view(psi.shape)).sum(1)
-    if base is not None and slots.base_weight is not None:
-        h = h + base * (g @ round_weights(slots.base_weight, basis.matmul_dtype, psi.dtype).t())
+    if base is not None and operands.base_weight is not None:
+        h = h + base * (g @ round_weights(operands.base_weight, basis.matmul_dtype, psi.dtype).t())
     return h.to(x.dtype)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..basis import Basis, exact_products
-from ..trilinear import Operands, gradients
+from ..basis import Basis
+from ..trilinear import CONTRACTIONS, Operands, gradients
 from . import cpu, reference
 from .modes import is_batched
 from .triton import backend as triton
@@ -22,36 +22,18 @@ class ContractionSpec(NamedTuple):
     basis: Basis
     derivative: int
     backend: str
-    kept: dict | None = None  # a backend's cache for further contractions of the same x, owned by the graph
-
-
-class Small(NamedTuple):
-    """A backend's functions for layers so small that the number of calls decides the time.
-
-    For F_0, ``forward(kept, x, knots, slots, basis, by_x)`` returns y and a cache for
-    ``backward(taken, g, by_x, by_weight, by_base)``. ``serves(x, knots, slots, basis, derivative)`` says whether a
-    layer is supported by these two.
-
-    ``contract(name, kept, x, knots, slots, basis, derivative)`` computes any contraction, and
-    ``vjp(name, kept, x, knots, slots, upstream, wanted, basis, derivative)`` all gradients of one without building a
-    graph. They return None for a layer that they do not support. ``kept`` is that of :class:`ContractionSpec`.
-    """
-
-    serves: Callable[..., bool]
-    forward: Callable[..., tuple]
-    backward: Callable[..., tuple]
-    contract: Callable
-    vjp: Callable[..., dict | None]
+    cache: dict | None = None  # what a backend caches with a graph, for contractions of the same x and knots
+    plain: bool = False  # whether all tensors are plain ones; see has_values
 
 
 class Decomposition(NamedTuple):
-    """A backend's contractions in PyTorch operations that a compiler traces and fuses, for sizes where that is quicker.
+    """A backend's contractions in PyTorch operations, which a compiler fuses, for sizes where that is quicker.
 
-    ``serves(x, knots, basis)`` says whether the sizes are such; ``contract(name, x, knots, slots, basis, derivative)``
-    is traced after autograd has run. ``source`` is a digest of its code, different for each version of it.
+    ``supports(x, knots, basis)`` says whether the sizes are such; ``contract(name, x, knots, operands, basis,
+    derivative)`` is traced after autograd has run. ``source`` is a digest of its code, so it changes with it.
     """
 
-    serves: Callable[..., bool]
+    supports: Callable[..., bool]
     contract: Callable
     source: str
 
@@ -60,21 +42,23 @@ class Backend(NamedTuple):
     """One implementation of F, G and H.
 
     Attributes:
-        contract: F, G and H by name, each ``f(x, knots, slots, basis, derivative)`` with a result in x's dtype.
+        contract: F, G and H by name, each ``f(x, knots, operands, basis, derivative)`` with a result in x's dtype.
         unable: ``unable(device)`` says why the backend cannot run on a device, or returns None.
         describe: ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run.
-        small: functions for small layers.
+        at_rows: ``at_rows(cache, x, knots, operands, basis, *derivatives)`` returns None, or if that is faster, an
+            object whose ``contract(name, operands, derivative)`` and ``vjp(name, operands, upstream, wanted,
+            derivative)`` share what they compute of x; ``cache`` is that of :class:`ContractionSpec`.
         compiling: replaces ``contract`` in code that torch.compile has compiled.
         decomposition: what the compiler traces instead of calling the operator.
         features: ``features(x, knots, basis, derivative)`` returns psi^(d) of all splines, ``[N, K, I]`` in the
-            working dtype. The next call may overwrite it.
+            working dtype.
         missing: ``missing()`` says which package the backend needs and lacks, or returns None.
     """
 
     contract: dict[str, Callable]
     unable: Callable[[torch.device], str | None]
     describe: Callable[..., str]
-    small: Small | None = None
+    at_rows: Callable[..., Any] | None = None
     compiling: dict[str, Callable] | None = None
     decomposition: Decomposition | None = None
     features: Callable[..., Tensor] | None = None
@@ -94,9 +78,9 @@ BACKENDS: dict[str, Backend] = {
         _CPU,
         unable=cpu.unable,
         describe=cpu.describe,
-        small=Small(cpu.small.serves, cpu.small.forward, cpu.small.backward, cpu.small.contract, cpu.small.vjp),
+        at_rows=cpu.piecewise.rows_of,
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
-        decomposition=Decomposition(cpu.lowered.serves, cpu.lowered.contract, cpu.lowered.SOURCE),
+        decomposition=Decomposition(cpu.compiled.decomposes, cpu.compiled.contract, cpu.compiled.SOURCE),
         features=cpu.all_features,
     ),
     "triton": Backend(
@@ -109,46 +93,39 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, compiling: bool = False):
-    """Compute contraction ``name`` by the backend of ``call``.
+def implementation(
+    name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, compiling: bool = False
+) -> Callable[[], Any]:
+    """Return the function that computes contraction ``name`` of ``operands`` by the backend of ``spec``.
 
-    Autocast is off inside, since its dtype is in ``call.basis.matmul_dtype`` already.
+    Autocast must be off while it runs, since its dtype is in ``spec.basis.matmul_dtype`` already.
 
     Args:
         compiling: whether the caller is compiled by torch.compile, so that the backend may compile too.
     """
-    backend = BACKENDS[call.backend]
-    if backend.small is not None and not compiling:
-        kept = {} if call.kept is None else call.kept
-        value = backend.small.contract(name, kept, x, knots, slots, call.basis, call.derivative)
-        if value is not None:
-            return value
-    function = (backend.compiling if compiling else None) or backend.contract
-    if is_batched(x, *slots):
-        function = _REFERENCE  # neither functions with out= arguments nor kernels can be batched
-    with exact_products(x):
-        return function[name](x, knots, slots, call.basis, call.derivative)
+    backend, derivative = BACKENDS[spec.backend], spec.derivative
+    if spec.plain and backend.at_rows is not None:
+        rows = backend.at_rows({} if spec.cache is None else spec.cache, x, knots, operands, spec.basis, derivative)
+        if rows is not None:
+            return partial(rows.contract, name, operands, derivative)
+    table = (backend.compiling if compiling else None) or backend.contract
+    if not spec.plain and is_batched(x, *operands):
+        table = _REFERENCE  # neither functions with out= arguments nor kernels can be batched
+    return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
 def vjp(
-    name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, upstream, wanted: Collection[str]
+    name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, upstream, wanted: Collection[str]
 ) -> dict:
     """Gradients of contraction ``name``, as :func:`.trilinear.gradients` returns them, without building a graph."""
-    small = BACKENDS[call.backend].small
-    if small is not None:
-        kept = {} if call.kept is None else call.kept
-        found = small.vjp(name, kept, x, knots, slots, upstream, wanted, call.basis, call.derivative)
-        if found is not None:
-            return found
+    at_rows, order = BACKENDS[spec.backend].at_rows, spec.derivative
+    if spec.plain and at_rows is not None:
+        full = operands.with_operand(CONTRACTIONS[name].free, upstream)
+        rows = at_rows({} if spec.cache is None else spec.cache, x, knots, full, spec.basis, order, order + 1)
+        if rows is not None:
+            return rows.vjp(name, operands, upstream, wanted, order)
 
-    def contracted(name: str, slots: Operands, derivative: int):
-        return contract(name, call._replace(derivative=derivative), x, knots, slots)
+    def contract(name: str, operands: Operands, derivative: int):
+        return implementation(name, spec._replace(derivative=derivative), x, knots, operands)()
 
-    return gradients(name, slots, upstream, wanted, call.derivative, contracted)
-
-
-def small_of(call: ContractionSpec) -> Small:
-    """The functions for small layers of the backend of ``call``, which must have some."""
-    small = BACKENDS[call.backend].small
-    assert small is not None
-    return small
+    return gradients(name, operands, upstream, wanted, order, contract)

@@ -21,58 +21,64 @@ def middles(first: int, count: int, order: int, like: Tensor) -> Tensor:
     return torch.arange(start, start + count, dtype=like.dtype, device=like.device)
 
 
-def binomial(n: int, j: int) -> int:
-    """n choose j, computed in a way that torch.compile can trace."""
-    return math.prod(range(n - j + 1, n + 1)) // math.prod(range(1, j + 1))
-
-
 def scale(order: int, derivative: int) -> float:
-    """The factor that :func:`spline_` leaves out: 1 / (k-d)!, with a sign."""
+    """The factor that :func:`splines_at` leaves out: 1 / (k-d)!, with a sign."""
     power = order - derivative
     return (-1.0) ** (power + derivative) / math.factorial(power)
 
 
-def spline_(z: Tensor, order: int, derivative: int, scratch: list[Tensor]) -> Tensor:
-    """B_k^(d)(z) / scale(k, d), for 0 <= d < k, computed in place: ``z`` is overwritten.
+def splines_at(
+    first: Tensor | float,
+    inv_spacing: Tensor | float,
+    order: int,
+    derivative: int,
+    memory: Tensor,
+    x: Tensor,
+    numbers: slice,
+) -> Tensor:
+    """Derivatives of splines ``numbers`` on equally spaced knots, divided by :func:`scale`, for 0 <= d < k.
 
     Args:
-        scratch: as many tensors like ``z`` as :func:`scratch_needed` says; they are overwritten.
+        first, inv_spacing: the first knot and the inverse spacing, each a number or ``[I]``.
+        memory: at least ``(1 + scratch_needed) * N * count * I`` numbers, overwritten.
+        x: ``[N, I]``.
+
+    Returns:
+        ``[N, count, I]``, a view of ``memory``.
     """
-    power = order - derivative
-    total = z
-    if derivative % 2:
-        total = torch.abs(z, out=scratch[-1])
-        z.sign_()
-    else:
-        z.abs_()
-    total.sub_((order + 1) / 2).clamp_(max=0.0)  # -max((k+1)/2 - |z|, 0)
-    # Since total <= 0, softshrink gives min(total + j, 0).
-    inner = [torch.ops.aten.softshrink.out(total, j, out=scratch[j - 1]) for j in range(1, order // 2 + 1)]
-    _power_(total, power)
-    for j, term in enumerate(inner, start=1):
-        total.add_(_power_(term, power), alpha=(-1) ** j * binomial(order + 1, j))
-    return z.mul_(total) if derivative % 2 else total
+    terms, power, odd = order // 2 + 1, order - derivative, derivative % 2
+    shape = (terms + odd, len(x), numbers.stop - numbers.start, x.shape[1])
+    rooms = memory[: math.prod(shape)].view(shape)
+    total, bases = rooms[0], rooms[:terms]
+    t = torch.sub(x, first).mul_(inv_spacing).unsqueeze(1)
+    start = numbers.start + (order + 1) / 2
+    torch.sub(t, torch.arange(start, start + shape[2], dtype=x.dtype, device=x.device).unsqueeze(1), out=total)
+    if odd:
+        torch.sign(total, out=rooms[terms])
+    total.abs_().sub_((order + 1) / 2).clamp_(max=0.0)  # -max((k+1)/2 - |z|, 0)
+    for j in range(1, terms):
+        torch.ops.aten.softshrink.out(total, j, out=rooms[j])  # min(total + j, 0), as total <= 0
+    if power == 5:  # PyTorch computes only the powers 2 and 3 as products
+        bases.mul_(bases.square().square_())
+    elif power == 4:
+        bases.pow_(2).pow_(2)
+    elif power > 1:
+        bases.pow_(power)
+    for j in range(1, terms):
+        total.add_(rooms[j], alpha=(-1) ** j * math.comb(order + 1, j))
+    return total.mul_(rooms[terms]) if odd else total
 
 
 def spline(z: Tensor, order: int, derivative: int) -> Tensor:
-    """The same as :func:`spline_` without writing in place, for a compiler to fuse."""
+    """The spline B_k^(d)(z) / scale(k, d), for 0 <= d < k, without writing in place, for a compiler to fuse."""
     power = order - derivative
     edge = (z.abs() - (order + 1) / 2).clamp(max=0.0)
     total = edge**power
     for j in range(1, order // 2 + 1):
-        total = total + (-1) ** j * binomial(order + 1, j) * (edge + j).clamp(max=0.0) ** power
+        total = total + (-1) ** j * math.comb(order + 1, j) * (edge + j).clamp(max=0.0) ** power
     return total * z.sign() if derivative % 2 else total
 
 
 def scratch_needed(order: int, derivative: int) -> int:
-    """Number of scratch tensors that :func:`spline_` needs."""
+    """Number of scratch tensors that :func:`splines_at` needs besides its result."""
     return order // 2 + derivative % 2
-
-
-def _power_(base: Tensor, power: int) -> Tensor:
-    """``base ** power`` in place, by squares and cubes, which PyTorch computes as products."""
-    if power == 4:
-        return base.pow_(2).pow_(2)
-    if power == 5:
-        return base.mul_(base.square().square_())
-    return base if power == 1 else base.pow_(power)

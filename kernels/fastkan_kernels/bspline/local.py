@@ -35,11 +35,9 @@ def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[T
     first, inv_spacing = uniform_grid(knots, basis)
     t = torch.sub(x, first).mul_(inv_spacing).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
-    # Centres of the splines cell-k, ..., cell, relative to the left end of the cell.
-    ahead = cardinal.middles(-order, order + 1, order, x).unsqueeze(1)
-    z = t.sub_(cell).unsqueeze(1) - ahead
-    scratch = [torch.empty_like(z) for _ in range(cardinal.scratch_needed(order, derivative))]
-    values = cardinal.spline_(z, order, derivative, scratch)
+    memory = x.new_empty((order + 1) * x.numel() * (1 + cardinal.scratch_needed(order, derivative)))
+    # The splines cell-k, ..., cell, in units of a cell and relative to its left end.
+    values = cardinal.splines_at(cell, 1.0, order, derivative, memory, t, slice(-order, 1))
     values.mul_(cardinal.scale(order, derivative) * inv_spacing**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
 

@@ -1,40 +1,39 @@
-"""Splines as polynomials of their cells: tables that depend on the knots alone."""
+"""Splines as polynomials on the cells of their knots, in tables that depend on the knots alone."""
 
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..basis import Basis
 
-MAX_KEPT_BYTES = 1 << 24
-MAX_DENSE_CELLS = 48  # of which a dense table is the quicker one; above it grows with their square
-SPARE = 10.0  # of the logarithm of a number, before a range ends
+MAX_DENSE_CELLS = 48  # up to here a dense table is quicker; its size grows with the square of the number of cells
+MARGIN = 10.0  # distance that is kept from the ends of a dtype's range, as a natural logarithm
 Array = Any  # numpy.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """On cell c, [t_c, t_{c+1}), spline c - k + r is ``sum_m local[r, m, c] u^m`` with u = (x - middle_c) rate_c.
+    """Table of the polynomials of all splines.
 
-    Counted from the middle, u is at most 1/2, and the terms are about as large as their sum: from the cell's beginning
-    they would cancel, and cost float32 three bits.
+    On cell c, [t_c, t_{c+1}), spline c - k + r is ``sum_m local[r, m, c] u^m`` with u = (x - middle_c) rate_c. Measured
+    from the middle, u is at most 1/2 and the terms are about as large as their sum. Measured from the beginning of the
+    cell the terms would cancel, which costs float32 three bits.
 
-    M knots, C = M - 1 cells, K = C - k splines; I is 1 where all inputs share their knots.
+    Shapes: M knots, C = M - 1 cells, K = C - k splines; I is 1 where all inputs share their knots.
 
     Args:
         knots: ``[I, M, 1]``.
-        cells: ``[I, 2, C]``, each one's middle, and 1 over its width (0 for a cell of no width), both rounded; the
-            polynomials are for these.
-        local: ``[I, k + 1, k + 1, C]``; 0 where the number names no spline.
-        highest: the derivative up to which neither powers of the rates nor what they multiply leaves the dtype's range.
+        cells: ``[I, 2, C]``: the middle of each cell, and 1 over its width (0 for a cell of no width). Both are
+            rounded, and the polynomials are those of the rounded numbers.
+        local: ``[I, k + 1, k + 1, C]``; 0 where ``c - k + r`` is not the number of a spline.
+        highest: the highest derivative for which the powers of the rates, and what they multiply, stay within the
+            range of the dtype.
     """
 
     knots: Array
@@ -106,7 +105,9 @@ class Pieces:
 
 
 def pieces(knots: Tensor, order: int) -> Pieces:
-    """By Cox-de Boor's recursion on the k + 1 splines that each cell meets, in float64 and then rounded once.
+    """Return the table of ``knots [I, M]``, from Cox-de Boor's recursion on the k + 1 splines of each cell.
+
+    It is computed in float64 and then rounded once.
 
     Example:
         >>> pieces(torch.tensor([[0.0, 1.0, 2.0]]), 1).local
@@ -116,89 +117,55 @@ def pieces(knots: Tensor, order: int) -> Pieces:
                 [[ 0.5,  0. ],
                  [ 1. ,  0. ]]]], dtype=float32)
     """
-    t = knots.detach().to(torch.float64, copy=True)  # which others may write into
-    width = t.diff(dim=1)
-    inputs, cells = width.shape
-    middle = torch.lerp(t[:, :-1], t[:, 1:], 0.5).to(knots.dtype).double()
-    rate = torch.where(width > 0, 1 / width, 0.0).clamp(max=torch.finfo(knots.dtype).max).to(knots.dtype).double()
-    per_u = torch.where(rate > 0, 1 / rate, 0.0)  # x = middle + per_u * u
-    near = pad(t, (order, order), mode="replicate")
-    values = [torch.zeros(inputs, order + 1, cells, dtype=t.dtype)]
-    values[0][:, 0] = 1.0
-    for degree in range(1, order + 1):
-        raised = [torch.zeros_like(values[0]) for _ in range(degree + 1)]
-        for r, value in enumerate(values):
-            first = order + r + 1 - degree
-            left, right = near[:, first : first + cells], near[:, first + degree : first + degree + cells]
+    import numpy as np
+
+    own = knots.detach().numpy(force=True)
+    limits = torch.finfo(knots.dtype)
+    with np.errstate(all="ignore"):
+        t = own.astype(np.float64)
+        width = np.diff(t)
+        inputs, cells = width.shape
+        middle = (t[:, 1:] - 0.5 * width).astype(own.dtype).astype(np.float64)
+        rate = np.minimum(np.where(width > 0, 1 / width, 0.0), limits.max).astype(own.dtype).astype(np.float64)
+        per_u = np.where(rate > 0, 1 / rate, 0.0)  # x = middle + per_u * u
+        near = np.pad(t, ((0, 0), (order, order)), mode="edge")
+        values = np.zeros((inputs, 1, order + 1, cells))  # of the splines of one degree: [I, r, power, C]
+        values[:, 0, 0] = 1.0
+        for degree in range(1, order + 1):
+            first = np.arange(order + 1 - degree, order + 1)[:, None] + np.arange(cells)
+            left, right = near[:, first], near[:, first + degree]
             span = right - left
-            share = value * torch.where(span > 0, 1 / span, 0.0).unsqueeze(1)
-            raised[r] += _times_linear(share, right - middle, -per_u)
-            raised[r + 1] += _times_linear(share, middle - left, per_u)
-        values = raised
-    local = torch.stack(values, 1)
-    spline = torch.arange(cells) - order + torch.arange(order + 1).unsqueeze(1)
-    local = torch.where(((spline >= 0) & (spline < cells - order)).unsqueeze(1), local, 0.0)
-    made = t.unsqueeze(2), torch.stack([middle, rate], 1), local
-    starts, places, rounded = (part.to(knots.dtype).contiguous().numpy() for part in made)
-    return Pieces(starts, places, rounded, _highest(rate, order, knots.dtype))
+            share = values * np.where(span > 0, 1 / span, 0.0)[:, :, None]
+            raised = np.zeros((inputs, degree + 1, order + 1, cells))
+            raised[:, :-1] += _times_linear(share, right - middle[:, None], -per_u[:, None])
+            raised[:, 1:] += _times_linear(share, middle[:, None] - left, per_u[:, None])
+            values = raised
+        spline = np.arange(cells) - order + np.arange(order + 1)[:, None]
+        values *= ((spline >= 0) & (spline < cells - order))[:, None]
+        highest = _highest(rate, order, limits)
+    return Pieces(
+        own[:, :, None].copy(), np.stack([middle, rate], 1).astype(own.dtype), values.astype(own.dtype), highest
+    )
 
 
-def _highest(rate: Tensor, order: int, dtype: torch.dtype) -> int:
-    """Coefficients that the narrowest cell's rate multiplies must not have been lost below the normal numbers."""
-    limits = torch.finfo(dtype)
-    wide = rate[rate > 0].log()
-    low, high = (wide.min().item(), wide.max().item()) if wide.numel() else (0.0, 0.0)
-    most, least = math.log(limits.max) - SPARE, math.log(limits.tiny) + SPARE
+def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
+    """Return the table of ``knots``, of their first row alone where all inputs share them."""
+    return pieces(knots if basis.uniform_grid is None else knots[:1], basis.order)
+
+
+def _highest(rate: Array, order: int, limits: torch.finfo) -> int:
+    """Return the highest derivative that loses none of the coefficients below the normal numbers."""
+    import numpy as np
+
+    logs = np.log(rate[rate > 0])
+    low, high = (logs.min(), logs.max()) if logs.size else (0.0, 0.0)
+    most, least = math.log(limits.max) - MARGIN, math.log(limits.tiny) + MARGIN
     lost = math.log(limits.eps) - least
     return sum(d * high < most and d * low > least and d * (high - low) < lost for d in range(1, order + 1))
 
 
-def _times_linear(polynomial: Tensor, constant: Tensor, linear: Tensor) -> Tensor:
-    """Polynomials ``[I, terms, C]`` times ``constant + linear u``; their last coefficient is known to be 0."""
-    raised = pad(polynomial[:, :-1], (0, 0, 1, 0))
-    return constant.unsqueeze(1) * polynomial + linear.unsqueeze(1) * raised
-
-
-class _Kept:
-    """The tables used last, up to :data:`MAX_KEPT_BYTES` of them."""
-
-    def __init__(self) -> None:
-        self.made: dict[tuple, Pieces] = {}  # the last used last
-        self.bytes = 0
-        self.lock = threading.Lock()
-
-    def find(self, key: tuple) -> Pieces | None:
-        with self.lock:
-            found = self.made.pop(key, None)
-            if found is not None:
-                self.made[key] = found
-            return found
-
-    def add(self, key: tuple, made: Pieces) -> None:
-        with self.lock:
-            if key not in self.made:
-                self.made[key] = made
-                self.bytes += _bytes(made)
-            while self.bytes > MAX_KEPT_BYTES:
-                self.bytes -= _bytes(self.made.pop(next(iter(self.made))))
-
-
-_kept = _Kept()
-
-
-def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
-    """The same, made once for the same values: nobody is asked who may have written into the knots."""
-    own = (knots if basis.uniform_grid is None else knots[:1]).detach()  # which all inputs share
-    key = basis.order, own.dtype, own.shape, own.numpy().tobytes()
-    found = _kept.find(key)
-    if found is None:
-        found = pieces(own, basis.order)
-        _kept.add(key, found)
-    return found
-
-
-def _bytes(made: Pieces) -> int:
-    """Memory of a table with its key, and of the dense one that may be made of it."""
-    inputs, active, _, cells = made.local.shape
-    dense = inputs * made.count * active * cells if cells <= MAX_DENSE_CELLS else 0
-    return (made.local.size + 2 * made.knots.size + dense) * made.local.itemsize
+def _times_linear(polynomials: Array, constant: Array, linear: Array) -> Array:
+    """Multiply polynomials ``[I, r, power, C]``, whose last coefficient is 0, by ``constant + linear u``."""
+    product = constant[:, :, None] * polynomials
+    product[:, :, 1:] += linear[:, :, None] * polynomials[:, :, :-1]
+    return product

@@ -15,8 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.modes import has_values
-
 SCRATCH = 3  # number of scratch tensors [M, I, rows] that a block of rows needs
 
 
@@ -27,8 +25,8 @@ class Recurrence:
         knots: ``[I, M]``, each row non-decreasing.
 
     Attributes:
-        holds: whether the reciprocals are known to stay in the range of the dtype. If not, as while a compiler traces,
-            the instance must not be called, and :func:`.cox_de_boor.splines` has to be used instead.
+        holds: whether the reciprocals stay in the range of the dtype. If not, the instance must not be called, and
+            :func:`.cox_de_boor.splines` has to be used instead.
     """
 
     def __init__(self, knots: Tensor, order: int, derivative: int) -> None:
@@ -38,7 +36,7 @@ class Recurrence:
         limits = torch.finfo(knots.dtype)
         narrowest = torch.where(widths[0] > 0, widths[0], limits.max).min()
         tame = (narrowest > limits.tiny * 16) & ((t[-1] - t[0]).max() < narrowest * limits.max**0.5)
-        self.holds = has_values(knots) and bool(tame)
+        self.holds = bool(tame)
         if not self.holds:
             return
         self.inv_widths = [torch.where(width > 0, 1 / width, 0.0) for width in widths]

@@ -1,7 +1,16 @@
-"""F, G and H in plain PyTorch, quick on a CPU: see :mod:`.contract` for the two ways it takes."""
+"""F, G and H in plain PyTorch, quick on a CPU: see :mod:`.backend` for the ways that it takes."""
 
-from . import lowered, small
+from . import compiled, piecewise
 from .backend import contract_in, contract_out, contract_weight, describe, unable
-from .blocks import all_features
+from .dense import all_features
 
-__all__ = ["all_features", "contract_in", "contract_out", "contract_weight", "describe", "lowered", "small", "unable"]
+__all__ = [
+    "all_features",
+    "compiled",
+    "contract_in",
+    "contract_out",
+    "contract_weight",
+    "describe",
+    "piecewise",
+    "unable",
+]

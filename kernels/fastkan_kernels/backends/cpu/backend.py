@@ -1,12 +1,11 @@
-"""F, G and H on a CPU, each by the quicker of two ways.
+"""F, G and H on a CPU, the splines' part of each by the quicker of two ways (:mod:`.selection`).
 
-- dense: blocks of the dense features that stay in cache, each met by one matrix product
-  (:mod:`.dense`). It costs K products for an input and output, at the speed of the product.
-- banded: the k + 1 active coefficients of each input, gathered (:mod:`.banded`). It costs k + 1 of
-  them, at the speed of a gather, so it wins on large grids. G has no such way.
+- dense: blocks of the dense features that stay in cache, each multiplied by one matrix product (:mod:`.dense`). It
+  costs K products for an input and output, at the speed of the product.
+- banded: the k + 1 active coefficients of each input, gathered (:mod:`.banded`). It costs k + 1 products, at the
+  speed of a gather, so it is the quicker way on large grids. G has no such way.
 
-:mod:`.choice` says which, from sizes alone. The base function is one plain product beside them
-(:mod:`.base`). ``compiling`` lets PyTorch's compiler make the dense features (:mod:`.compiled`).
+The base function is one more feature, whose plain product is added in blocks of rows.
 """
 
 from __future__ import annotations
@@ -15,78 +14,101 @@ import torch
 from torch import Tensor
 
 from ...basis import Basis, working_dtype
-from ...bspline.cox_de_boor import round_weights
 from ...trilinear import Operands
-from . import banded, base, dense
-from .blocks import block_shape, filling
-from .selection import choose
+from . import banded, dense, selection
 
 
 def contract_out(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i."""
-    wide, knots, v, weight, base_weight, _ = _widened(x, knots, slots, basis)
-    (rows, inputs), (count, _, outputs) = x.shape, weight.shape
-    if rows * inputs * outputs == 0:
-        return x.new_zeros(rows, outputs)
-    if choose("F", outputs, count, basis, derivative) == "banded":
+    """F_d(x, W, v) = y[n,o], summed over b and i.
+
+    Args:
+        compiling: whether PyTorch's compiler may make the dense features (:mod:`.compiled`).
+    """
+    wide, knots, v, _, weight, base_weight = _widened(x, knots, operands, basis)
+    count, inputs, outputs = weight.shape
+    if x.numel() * outputs == 0:
+        return x.new_zeros(len(x), outputs)
+    if selection.choose("F", len(x), inputs, outputs, count, basis, derivative) == "banded":
         y = banded.splines_out(wide, knots, v, weight, basis, derivative)
     else:
-        y = dense.splines_out(wide, knots, v, weight, basis, derivative, compiling)
+        y = wide.new_empty(len(x), outputs)
+        features = dense.DenseFeatures(wide, knots, basis, derivative, v, compiling)
+        for rows, splines, psi in features.blocks():
+            part = weight[splines].reshape(-1, outputs)
+            y[rows].addmm_(psi.flatten(1), part, beta=int(splines.start > 0), alpha=features.scale)
     if base_weight is not None:
-        base.add_out(y, wide, v, base_weight, basis, derivative)
-    return _narrowed(y, x)
+        for rows, base in dense.base_blocks(wide, basis, derivative, v):
+            y[rows].addmm_(base, base_weight)
+    return y.to(x.dtype)
 
 
 def contract_weight(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
-    wide, knots, v, _, _, g = _widened(x, knots, slots, basis)
-    (rows, inputs), outputs, count = x.shape, g.shape[1], basis.splines_of(knots)
-    based = basis.base != "none"
-    if rows * inputs * outputs == 0:
-        return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
-    splines = dense.splines_weight(wide, knots, v, g, basis, derivative, compiling)
-    if not based:
-        return _narrowed(splines, x), None
-    return _narrowed(splines, x), _narrowed(base.weight_part(wide, v, g, basis, derivative), x)
+    wide, knots, v, g, _, _ = _widened(x, knots, operands, basis)
+    sizes = basis.splines_of(knots), x.shape[1], g.shape[1]
+    new = wide.new_empty if x.numel() * g.shape[1] > 0 else wide.new_zeros
+    dw, db = new(sizes), new(sizes[1:]) if basis.base != "none" else None
+    if dw.numel() * len(x) > 0:
+        features = dense.DenseFeatures(wide, knots, basis, derivative, v, compiling)
+        for rows, splines, psi in features.blocks():
+            part = dw[splines].view(-1, g.shape[1])
+            part.addmm_(psi.flatten(1).t(), g[rows], beta=int(rows.start > 0), alpha=features.scale)
+        if features.filling == "scattered":  # it puts a NaN into k + 1 splines; by definition all are NaN
+            lost = wide.isnan().any(0)
+            if lost.any():
+                dw.masked_fill_(lost.unsqueeze(1), torch.nan)
+        if db is not None:
+            for rows, base in dense.base_blocks(wide, basis, derivative, v):
+                db.addmm_(base.t(), g[rows], beta=int(rows.start > 0))
+    return dw.to(x.dtype), None if db is None else db.to(x.dtype)
 
 
 def contract_in(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
     """H_d(x, W, g) = h[n,i], summed over b and o."""
-    wide, knots, _, weight, base_weight, g = _widened(x, knots, slots, basis)
-    (rows, inputs), (count, _, outputs) = x.shape, weight.shape
-    if rows * inputs * outputs == 0:
+    wide, knots, _, g, weight, base_weight = _widened(x, knots, operands, basis)
+    count, inputs, outputs = weight.shape
+    if x.numel() * outputs == 0:
         return x.new_zeros(x.shape)
-    if choose("H", outputs, count, basis, derivative) == "banded":
+    if selection.choose("H", len(x), inputs, outputs, count, basis, derivative) == "banded":
         h = banded.splines_in(wide, knots, weight, g, basis, derivative)
     else:
-        h = dense.splines_in(wide, knots, weight, g, basis, derivative, compiling)
+        h = wide.new_zeros(wide.shape)
+        features = dense.DenseFeatures(wide, knots, basis, derivative, None, compiling)
+        for rows, splines, psi in features.blocks():
+            part = weight[splines].reshape(-1, outputs)
+            if features.filling == "recursive":  # its features lie along the rows
+                products = (part @ g[rows].t()).view(-1, inputs, len(psi)).permute(2, 0, 1)
+            else:
+                products = (g[rows] @ part.t()).view(psi.shape)
+            h[rows].add_(products.mul_(psi).sum(1), alpha=features.scale)
     if base_weight is not None:
-        base.add_in(h, wide, base_weight, g, basis, derivative)
-    return _narrowed(h, x)
+        for rows, base in dense.base_blocks(wide, basis, derivative):
+            h[rows].addcmul_(base, g[rows] @ base_weight.t())
+    return h.to(x.dtype)
 
 
 def unable(device: torch.device) -> str | None:
-    """Why this backend can't serve tensors of a device, or None."""
+    """Why this backend does not support tensors of a device, or None."""
     return None if device.type == "cpu" else f"it is for CPU tensors, and x is on {device.type!r}"
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """What would run for a contraction of these sizes, in words."""
+    """Describe in words what would run for a contraction of these sizes."""
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
-    way = choose(name, outputs, count, basis, derivative)
+    way = selection.choose(name, rows, inputs, outputs, count, basis, derivative)
     if way == "banded":
         return f"banded: the {basis.order + 1} active of {count} splines of each input, gathered"
     made = {"closed": "in closed form", "scattered": "by scattering the active ones", "recursive": "by recursion"}
-    how = filling(basis, count, derivative)
-    block_rows, block_splines = block_shape(rows, count, inputs, how)
+    how = dense.filling(basis, count, derivative)
+    block_rows, block_splines = dense.block_shape(rows, count, inputs, how)
     parts = -(-rows // block_rows) * -(-count // block_splines)
     return (
         f"dense: features made {made[how]}, {parts} block{'s'[: parts != 1]} of "
@@ -94,19 +116,9 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     )
 
 
-def _widened(x: Tensor, knots: Tensor, slots: Operands, basis: Basis) -> tuple:
-    """x, knots, v, weight, base_weight and g in the working dtype, weights rounded if asked."""
+def _widened(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> list:
+    """x, knots, v, g, weight and base_weight in the working dtype, the last two rounded if that is asked for."""
     dtype = working_dtype(x.dtype)
-    if x.dtype == dtype == knots.dtype and basis.matmul_dtype is None:
-        tensors = (x, knots, *slots)
-        if all(t is None or t.dtype == dtype for t in tensors):
-            return tensors
-    v, g = (None if t is None else t.to(dtype) for t in (slots.v, slots.g))
-    weight, base_weight = (
-        None if w is None else round_weights(w, basis.matmul_dtype, dtype) for w in (slots.weight, slots.base_weight)
-    )
-    return x.to(dtype), knots.to(dtype), v, weight, base_weight, g
-
-
-def _narrowed(result: Tensor, x: Tensor) -> Tensor:
-    return result if result.dtype == x.dtype else result.to(x.dtype)
+    plain = [t if t is None else t.to(dtype) for t in (x, knots, operands.v, operands.g)]
+    weights = operands.weight, operands.base_weight
+    return plain + [w if w is None else w.to(basis.matmul_dtype or w.dtype).to(dtype) for w in weights]

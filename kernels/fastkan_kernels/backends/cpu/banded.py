@@ -1,4 +1,4 @@
-"""F and H from the k + 1 active coefficients of each input alone."""
+"""The k + 1 active coefficients of each input, gathered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCK_LOOKUPS = 1 << 19  # coefficients looked up in one block
 
 
 def splines_out(x: Tensor, knots: Tensor, v: Tensor | None, weight: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """The splines' part of F: bags of rows of W, each times its spline's value."""
+    """The splines' part of F: the sum of the active rows of W, each times its spline's value."""
     table = weight.reshape(-1, weight.shape[2])
     y = x.new_empty(x.shape[0], weight.shape[2])
     for rows, index, values in _lookups(x, knots, basis, derivative):
@@ -27,7 +27,7 @@ def splines_out(x: Tensor, knots: Tensor, v: Tensor | None, weight: Tensor, basi
 
 
 def splines_in(x: Tensor, knots: Tensor, weight: Tensor, g: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """The splines' part of H: products of g with rows of W, each times its spline's value."""
+    """The splines' part of H: products of g with the active rows of W, each times its spline's value."""
     table = weight.reshape(-1, weight.shape[2])
     h = x.new_empty(x.shape)
     for rows, index, values in _lookups(x, knots, basis, derivative):
@@ -37,7 +37,7 @@ def splines_in(x: Tensor, knots: Tensor, weight: Tensor, g: Tensor, basis: Basis
 
 
 def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of rows, with which rows of the table they look up and the values, ``[rows, k+1, I]``."""
+    """Blocks of rows, with the rows of the table that they look up and the splines' values, ``[rows, k+1, I]``."""
     inputs, count, active = x.shape[1], basis.splines_of(knots), basis.order + 1
     numbers = torch.arange(active, device=x.device).unsqueeze(1)
     column = torch.arange(inputs, device=x.device)
@@ -55,10 +55,10 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
 
 
 def _gathered_dots(g: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """``dots[n, j] = g[n] . table[index[n, j]]``: the gradient of a bag by its weights.
+    """Products ``dots[n, j] = g[n] . table[index[n, j]]``: the gradient of a bag with respect to its sample weights.
 
-    The operator is the one that autograd calls for ``embedding_bag``; asked of autograd it would
-    first compute the bags, which nobody needs here.
+    The operator is the one that autograd calls for ``embedding_bag``; autograd itself would first compute the bags,
+    which are not needed here.
     """
     rows, each = index.shape
     offsets = torch.arange(0, rows * each, each, device=index.device)

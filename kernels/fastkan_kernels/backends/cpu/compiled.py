@@ -1,81 +1,130 @@
-"""The closed form by PyTorch's compiler: one pass over memory instead of nine.
+"""Contractions for callers that are under ``torch.compile`` themselves, and so have a compiler and wait for it.
 
-For callers that are under ``torch.compile`` themselves, and so have a compiler and wait for it.
+- A large contraction stays whole, and its dense features are made by the compiler (:func:`closed_form`), in one pass
+  over memory instead of nine.
+- A small contraction is shown to the compiler decomposed into PyTorch operations (:func:`contract`), which it fuses
+  with those around them. The registered operators have had their derivatives by then, since autograd comes before
+  functionalization, which is where they are decomposed; so nothing in a decomposition is differentiated.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...basis import Basis
 from ...bspline import cardinal
+from ...bspline import cox_de_boor as features
 from ...knots import uniform_grid
+from ...trilinear import Operands
+from .. import reference
+
+MAX_FEATURES = 1 << 17  # of a contraction that is decomposed
+
+# checksum of all code that the compiler traces in a decomposition
+SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
+    __file__, cardinal.__file__, features.__file__, reference.__file__))), "08x")  # fmt: skip
 
 
-class ClosedForm:
-    """psi^(d) of uniform knots, d < k, of blocks of rows and splines.
+# -- features of a large contraction ----------------------------------------------------------------
+
+
+def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Callable[[Tensor, slice], Tensor]:
+    """Return a function that makes psi^(d) on uniform knots, d < k, of a block of rows and some splines.
 
     Args:
         like: an ``[N, I]`` of the blocks' dtype.
     """
+    first, inv_spacing = uniform_grid(knots, basis)
+    scale = inv_spacing**derivative * cardinal.scale(basis.order, derivative)
+    constants = [
+        torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()
+        for number in (first, inv_spacing, scale)
+    ]
+    which = f"{basis.order}{derivative}"  # a str, since the compiler would make symbols of numbers
 
-    def __init__(self, like: Tensor, knots: Tensor, basis: Basis, derivative: int):
-        first, rate = uniform_grid(knots, basis)
-        scale = rate**derivative * cardinal.scale(basis.order, derivative)
-        self._constants = [
-            torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()
-            for number in (first, rate, scale)
-        ]
-        self._which = f"{basis.order}{derivative}"  # a str, since the compiler would make symbols of numbers
-
-    def write(self, x: Tensor, middles: Tensor, out: Tensor) -> None:
-        """``out [rows, splines, I]``, from ``x [rows, I]`` and the splines' middles."""
+    def fill(x: Tensor, numbers: slice) -> Tensor:
+        middles = cardinal.middles(numbers.start, numbers.stop - numbers.start, basis.order, like)
         with torch.no_grad():
-            _compiled(_write)(x, *self._constants, middles, self._which, out)
+            return _compiled_psi()(x, *constants, middles, which)
 
-    def dot(self, x: Tensor, middles: Tensor, products: Tensor) -> Tensor:
-        """``(products * psi^(d)).sum(1)``, ``[rows, I]``, without psi in memory."""
-        with torch.no_grad():
-            return _compiled(_dot)(x, *self._constants, middles, self._which, products)
+    return fill
 
 
+@functools.cache
 def works() -> bool:
-    """Whether there is a working compiler; if there is none it warns, once."""
-    return _works()
-
-
-def _psi(x: Tensor, first: Tensor, rate: Tensor, scale: Tensor, middles: Tensor, which: str) -> Tensor:
-    order, derivative = int(which[0]), int(which[1])
-    z = ((x - first) * rate).unsqueeze(1) - middles.unsqueeze(1)
-    return cardinal.spline(z, order, derivative) * scale
-
-
-def _write(x, first, rate, scale, middles, which, out) -> None:
-    out.copy_(_psi(x, first, rate, scale, middles, which))
-
-
-def _dot(x, first, rate, scale, middles, which, products) -> Tensor:
-    return (products * _psi(x, first, rate, scale, middles, which)).sum(1)
-
-
-@functools.cache
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function, dynamic=True, fullgraph=True)
-
-
-@functools.cache
-def _works() -> bool:
+    """Whether a working compiler is installed; warns, once, if not."""
     cpu = torch.device("cpu")  # whatever the default is
-    row, room = torch.zeros(3, device=cpu), torch.empty(4, 5, 3, device=cpu)
+    row = torch.zeros(3, device=cpu)
     try:
         with torch.no_grad():
-            _compiled(_write)(torch.zeros(4, 3, device=cpu), row, row, row, torch.zeros(5, device=cpu), "10", room)
+            _compiled_psi()(torch.zeros(4, 3, device=cpu), row, row, row, torch.zeros(5, device=cpu), "10")
     except Exception as error:  # whatever a missing or broken compiler raises
         warnings.warn(f"fastkan makes its features uncompiled, since compiling them failed: {error}", stacklevel=3)
         return False
     return True
+
+
+def _psi(x: Tensor, first: Tensor, inv_spacing: Tensor, scale: Tensor, middles: Tensor, which: str) -> Tensor:
+    order, derivative = int(which[0]), int(which[1])
+    z = ((x - first) * inv_spacing).unsqueeze(1) - middles.unsqueeze(1)
+    return cardinal.spline(z, order, derivative) * scale
+
+
+@functools.cache
+def _compiled_psi() -> Callable:
+    return torch.compile(_psi, dynamic=True, fullgraph=True)
+
+
+# -- decomposition of a small contraction -----------------------------------------------------------
+
+
+def decomposes(x: Tensor, knots: Tensor, basis: Basis) -> bool:
+    """Whether a contraction is small enough to be decomposed; a large one is quicker whole."""
+    return x.device.type == "cpu" and basis.matmul_dtype is None and x.shape[0] * knots.numel() <= MAX_FEATURES
+
+
+def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int):
+    """Contraction F, G or H in PyTorch operations; contiguous, as the operators' results are."""
+    closed = basis.uniform_grid is not None and derivative < basis.order
+    if not closed or x.dtype not in (torch.float32, torch.float64):
+        return getattr(reference, _REFERENCE[name])(x, knots, operands, basis, derivative)
+    psi = _features(x, knots, basis, derivative)
+    if operands.v is not None:
+        psi = psi * operands.v.t()
+    matrix = psi.flatten(0, 1)  # [(K + 1) * I, N]
+    if name == "F":
+        return matrix.t() @ _joined(operands)
+    if name == "G":
+        both = (matrix @ operands.g).view(*psi.shape[:2], -1)
+        return (both, None) if basis.base == "none" else (both[:-1], both[-1])
+    products = (_joined(operands) @ operands.g.t()).view(psi.shape)
+    return (products * psi).sum(0).t().contiguous()
+
+
+_REFERENCE = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
+
+
+def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
+    """psi^(d), the base function last, as ``[K + 1, I, N]``, whose loops run along the rows."""
+    assert basis.uniform_grid is not None
+    first, inv_spacing = basis.uniform_grid
+    middles = cardinal.middles(0, basis.splines_of(knots), basis.order, x).view(-1, 1, 1)
+    psi = cardinal.spline((x.t() - first) * inv_spacing - middles, basis.order, derivative)
+    psi = psi * (cardinal.scale(basis.order, derivative) * inv_spacing**derivative)
+    if basis.base == "none":
+        return psi
+    return torch.cat([psi, features.base_function(x, basis.base, derivative).t().unsqueeze(0)])
+
+
+def _joined(operands: Operands) -> Tensor:
+    """Both parts of W as ``[(K + 1) * I, O]``."""
+    if operands.base_weight is None:
+        return operands.weight.flatten(0, 1)
+    return torch.cat([operands.weight.flatten(0, 1), operands.base_weight])

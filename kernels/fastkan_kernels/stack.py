@@ -1,0 +1,335 @@
+"""Layers one after another in one piece, with the standard deviation of every edge: a step of a small network.
+
+A network of a few nodes spends its time on calls, and here they are few. The standard deviations, which sparsity
+penalties need, come from values of the edges that exist already. :class:`FusedStack` works on arrays, without a graph;
+:func:`fused_stack` is the same for autograd. What they compute is ``contract_out`` of each layer in turn, and
+``edge_std``, on the CPU's piecewise backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .autograd import dispatch
+from .autograd.functions import required_grads
+from .backends.cpu import selection
+from .backends.cpu.piecewise import Arena, Array, Block, Piecewise, array, columns, has_sizes, quiet
+from .backends.modes import has_values
+from .basis import Basis, autocast_dtype
+from .bspline.piecewise import Pieces, pieces_of
+from .statistics import column_std, edge_std
+from .trilinear import Operands
+
+MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that a cache holds
+MIN_ARENA_ROWS = 2000  # from which on a cache holds the memory of all layers
+
+
+class StackLayer(NamedTuple):
+    """One layer: ``phi_io = mask_io (scale_io sum_b weight[b,i,o] B_b + base_weight_io base)``.
+
+    Args:
+        weight: ``[K, I, O]``.
+        base_weight, scale, mask: ``[I, O]`` or None.
+        knots: ``[I, M]``.
+        basis: the features.
+        pieces: returns the tables of the knots; None computes them for each pass.
+    """
+
+    weight: Tensor
+    base_weight: Tensor | None
+    scale: Tensor | None
+    mask: Tensor | None
+    knots: Tensor
+    basis: Basis
+    pieces: Callable[[], Pieces] | None = None
+
+
+class LayerStd(NamedTuple):
+    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``."""
+
+    edges: Any
+    inputs: Any
+
+
+class StackCache:
+    """What a fit keeps from one :class:`FusedStack` to the next: the splines at rows that come again, and memory.
+
+    Only one pass at a time may use it.
+    """
+
+    def __init__(self) -> None:
+        self._rows: Piecewise | None = None
+        self._arenas: list[Arena] = []
+
+    def rows(self, x: Array, tables: Pieces, basis: Basis, outputs: int) -> Piecewise:
+        """The first layer's rows; those of the last pass, if x, the tables and the basis are the same."""
+        last = self._rows
+        if last is not None and last.tables is tables and last.basis == basis:
+            if last.x.shape == x.shape and last.x.dtype == x.dtype and (last.x == x).all():
+                return last
+        by_splines = x.size * (tables.count + 1) <= MAX_SPLINES
+        self._rows = Piecewise(x, tables, basis, outputs, by_splines, self.arena(0, x.shape[1]))
+        return self._rows
+
+    def arena(self, place: int, rows: int) -> Arena | None:
+        """Memory of a layer's arrays, which the next pass overwrites."""
+        if rows < MIN_ARENA_ROWS:
+            return None
+        self._arenas += [Arena() for _ in range(len(self._arenas), place + 1)]
+        return self._arenas[place]
+
+
+def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
+    """Whether a stack of these layers is computed in one piece here and now, because that is possible and quickest.
+
+    Args:
+        cached: whether the splines of the first layer are in a :class:`StackCache`.
+    """
+    if not (x.is_cpu and has_values(x) and dispatch.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
+        return False
+    differentiable, sizes = torch.is_grad_enabled(), []
+    for weight, _, _, mask, knots, basis, _ in layers:
+        if not x.dtype == weight.dtype == knots.dtype:
+            return False
+        if differentiable and (knots.requires_grad or (mask is not None and mask.requires_grad)):
+            return False
+        if not has_sizes(len(x), *knots.shape, weight.shape[2], basis, x.dtype):
+            return False
+        sizes.append((len(x), *knots.shape[:1], weight.shape[2], weight.shape[0], basis))
+    return selection.piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
+
+
+def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:
+    """Layers one after another; differentiable to any order. Call it where :func:`supports_stack` is true.
+
+    Args:
+        x: ``[N, I]``.
+        layers: each with as many inputs as the one before has outputs.
+        std: whether standard deviations are wanted; for two rows or more.
+
+    Returns:
+        y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
+    """
+    fixed = [layer[4:] for layer in layers]
+    y, *deviations = _FusedStack.apply(x, std, fixed, *(operand for layer in layers for operand in layer[:4]))
+    return y, [LayerStd(*pair) for pair in zip(deviations[::2], deviations[1::2])]
+
+
+def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
+    """The weights of splines and base function, tensors or arrays, with scale and mask in them."""
+    if mask is not None:
+        scale = mask if scale is None else scale * mask
+        base_weight = None if base_weight is None else base_weight * mask
+    return weight if scale is None else weight * scale, base_weight
+
+
+class FusedStack:
+    """One pass through the layers on arrays, and its gradients.
+
+    Args:
+        x: ``[N, I]``.
+        layers: as in :func:`fused_stack`.
+        std: whether :meth:`stds` will be called.
+        cache: of rows that come again.
+
+    Attributes:
+        y: ``[O, N]``.
+    """
+
+    def __init__(
+        self, x: Tensor, layers: Sequence[StackLayer], std: bool = False, cache: StackCache | None = None
+    ) -> None:
+        self.operands: list[list[Any]] = []
+        self.passes: list[_LayerPass] = []
+        h = columns(x)
+        with quiet():
+            for place, layer in enumerate(layers):
+                operands = [None if each is None else array(each) for each in layer[:4]]
+                tables = pieces_of(layer.knots, layer.basis) if layer.pieces is None else layer.pieces()
+                outputs = layer.weight.shape[2]
+                if cache is not None and place == 0:
+                    rows = cache.rows(h, tables, layer.basis, outputs)
+                else:
+                    arena = None if cache is None else cache.arena(place, len(x))
+                    rows = Piecewise(h, tables, layer.basis, outputs, arena=arena)
+                self.operands.append(operands)
+                self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
+                h = self.passes[-1].y
+        self.y = h
+
+    def stds(self) -> list[LayerStd]:
+        """Standard deviations of each layer's edges and inputs."""
+        with quiet():
+            return [LayerStd(each.edges.std(), each.inputs.std()) for each in self.passes]
+
+    def vjp(
+        self, g: Array, by_stds: Sequence[Sequence[Array | None]], needed: Sequence[bool]
+    ) -> tuple[Array | None, list[Array | None]]:
+        """Gradients with respect to x ``[I, N]`` and each layer's weight, base_weight, scale and mask.
+
+        Args:
+            g: gradient with respect to y, ``[O, N]``.
+            by_stds: the same with respect to each layer's :class:`LayerStd`, each ``(None, None)`` without.
+            needed: which are computed, of x and then the others; the mask has no gradient.
+        """
+        found: list[Array | None] = [None] * (4 * len(self.passes))
+        with quiet():
+            for place in range(len(self.passes) - 1, -1, -1):
+                weight, _, scale, mask = self.operands[place]
+                by_weight, by_base, by_scale = needed[4 * place + 1 : 4 * place + 4]
+                wanted = ["x"] if place > 0 or needed[0] else []
+                if by_weight or by_base or by_scale:
+                    wanted.append("W")
+                gradients = self.passes[place].vjp(g, *by_stds[place], wanted)
+                g = gradients.get("x")
+                if "W" not in gradients:
+                    continue
+                dw, db = gradients["W"]
+                if by_scale:
+                    of_scale = (dw * weight).sum(0)
+                    found[4 * place + 2] = of_scale if mask is None else of_scale * mask
+                dw, db = fold_scale_and_mask(dw, db, scale, mask)
+                if by_weight:
+                    found[4 * place] = dw
+                if by_base:
+                    found[4 * place + 1] = db
+        return g, found
+
+
+class _LayerPass:
+    """F_0 of one layer and the moments of its edges and inputs; ``y [O, N]``."""
+
+    def __init__(self, rows: Piecewise, weight: Array, base_weight: Array | None, std: bool) -> None:
+        import numpy as np
+
+        self.rows, self.operands = rows, Operands(None, weight, base_weight)
+        self.edges, self.inputs = _Moments(), _Moments()
+        if std:
+            self.inputs.add(rows.x)
+        parts = []
+        for _, block in rows.blocks():
+            edges = block.edges(weight, base_weight, 0)
+            parts.append(np.add.reduce(edges, 0))
+            if std:
+                self.edges.add(edges)
+        self.y = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+
+    def vjp(self, g: Array, by_edges: Array | None, by_inputs: Array | None, wanted: list[str]) -> dict[str, Any]:
+        """Gradients of y and of the standard deviations; each centred value has its share of the latter's."""
+        add = None
+        if by_edges is not None:
+            share = self.edges.share(by_edges)[..., None]
+
+            def add(block: Block, g: Array) -> Array:
+                return g + share * self.edges.centred(block.edges(*self.operands[1:3], 0))
+
+        found = self.rows.vjp("F", self.operands, g, wanted, 0, add)
+        if by_inputs is not None and "x" in wanted:
+            found["x"] += self.inputs.share(by_inputs)[:, None] * self.inputs.centred(self.rows.x)
+        return found
+
+
+class _Moments:
+    """Mean and sum of squares of columns that come in blocks of rows, joined by the formula of Chan, Golub and LeVeque
+    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+
+    Values are taken less those of the first row, so that columns which do not vary leave exactly 0.
+    """
+
+    rows = 0
+
+    def add(self, values: Array) -> None:
+        """Add a block ``[..., N]``."""
+        import numpy as np
+
+        if self.rows == 0:
+            self.first = values[..., :1].copy()
+        apart = values - self.first
+        rows = apart.shape[-1]
+        mean = np.add.reduce(apart, -1, keepdims=True) / values.dtype.type(rows)
+        apart -= mean
+        squares = np.einsum("...n,...n->...", apart, apart)
+        if self.rows == 0:
+            self.rows, self.mean, self.squares = rows, mean, squares
+            return
+        joined, step = self.rows + rows, mean - self.mean.astype(np.float64)
+        self.squares = self.squares + squares + step[..., 0] ** 2 * (self.rows * rows / joined)
+        self.mean = self.mean + step * (rows / joined)
+        self.rows = joined
+
+    def std(self) -> Array:
+        """Standard deviation of each column."""
+        import numpy as np
+
+        return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
+
+    def share(self, by_std: Array) -> Array:
+        """What multiplies the centred values in their gradient; 0 where a column does not vary."""
+        import numpy as np
+
+        std = self.std()
+        by_std = by_std / (self.rows - 1)
+        return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
+
+    def centred(self, values: Array) -> Array:
+        """Values less the mean."""
+        apart = values - self.first
+        apart -= self.mean.astype(apart.dtype, copy=False)
+        return apart
+
+
+class _FusedStack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, std, fixed, *operands):
+        layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
+        stack = FusedStack(x, layers, std)
+        deviations = [torch.from_numpy(each.copy()) for pair in stack.stds() for each in pair] if std else []
+        ctx.std, ctx.fixed, ctx.stack = std, fixed, stack
+        ctx.save_for_backward(x, *operands)
+        return torch.from_numpy(stack.y.T.copy()), *deviations
+
+    @staticmethod
+    def backward(ctx, by_y, *by_deviations):
+        x, *operands = ctx.saved_tensors
+        needed = required_grads(ctx, (x, None, None, *operands))
+        # each is checked: of a batch of gradients some may be zeros that have no batch
+        if torch.is_grad_enabled() or not all(map(has_values, (by_y, *by_deviations))):
+            return _differentiable_vjp(ctx, x, operands, (by_y, *by_deviations), needed)
+        by_x, _, _, *others = needed
+        stds = [array(each) for each in by_deviations] or [None] * (2 * len(ctx.fixed))
+        g, found = ctx.stack.vjp(array(by_y).T, list(zip(stds[::2], stds[1::2])), (by_x, *others))
+        by_operands = (None if each is None else torch.from_numpy(each) for each in found)
+        return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
+
+
+def _differentiable_vjp(
+    ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
+) -> tuple:
+    """The same gradients by way of the contractions, for a graph of them and for batches of upstream gradients."""
+    given: list[Any] = [x, None, None, *operands]
+    asked = [place for place, needs in enumerate(needed) if needs]
+    with torch.enable_grad():
+        for place in asked:  # x may depend on the weights, and layers may share them, but each gradient is partial
+            given[place] = given[place].view_as(given[place])
+        h, operands, outputs = given[0], given[3:], []
+        for place, (knots, basis, pieces) in enumerate(ctx.fixed):
+            operands = Operands(None, *fold_scale_and_mask(*operands[4 * place : 4 * place + 4]))
+            if ctx.std:
+                outputs += [edge_std(h, knots, operands.weight, operands.base_weight, basis=basis), column_std(h)]
+            h = dispatch.contract("F", h, knots, operands, basis, 0, pieces)
+    pairs = [(o, u) for o, u in zip((h, *outputs), upstream) if o.requires_grad]
+    gradients = torch.autograd.grad(
+        [o for o, _ in pairs],
+        [given[place] for place in asked],
+        [u for _, u in pairs],
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,
+    )
+    found: list[Tensor | None] = [None] * len(given)
+    for place, gradient in zip(asked, gradients):
+        found[place] = gradient
+    return tuple(found)
