@@ -682,7 +682,7 @@ def test_a_loss_that_becomes_nan_takes_the_fit_back_to_the_last_good_parameters(
         results = fit(
             model, dataset(), opt, 9, loss_fn=loss, callbacks=[watch], metrics=[depth], update_grid=False, lamb=1e-3
         )
-    assert caught[0].filename == __file__.replace("test_fit_course", "test_fit")  # whose helper calls it
+    assert caught[0].filename == __file__
     unchanged(model, states[3])
     assert {name: len(values) for name, values in results.items()} == dict.fromkeys(results, 4)
     assert model.history == [results]
