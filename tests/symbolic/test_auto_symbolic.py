@@ -1,4 +1,4 @@
-"""All edges become formulas at once, and what doesn't fit is told."""
+"""All edges become formulas at once, and those that fit none are reported."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_does_not_fit_stays_numeric_and_is_reported(capsys: pytest.CaptureF
 
 
 def test_forced_every_edge_gets_its_best_function(capsys: pytest.CaptureFixture[str]) -> None:
-    """As pykan's does; the edges that fit one get what they get without force."""
+    """pykan's does the same; edges that fit a function get the same one as without force."""
     lib = ["x", "sin", "exp", "tanh"]
     model = shaped(lambda x: torch.sin(3 * x), lambda x: torch.sin(20 * x**3) + 0.3 * x.abs().sqrt())
     left = model.copy().auto_symbolic(lib=lib, verbose=0)

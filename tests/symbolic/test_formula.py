@@ -635,7 +635,7 @@ def test_symbols_are_plain_in_every_case(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("width", [[1, 1, 1], [2, 1], [1, [0, 1]]], ids=str)
 def test_simplified_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
-    """Also of roots, logarithms and absolute values, which sympy simplifies by what it knows to be real."""
+    """The same holds for roots, logarithms and absolute values, which sympy simplifies by assuming real numbers."""
     choose = random.Random(seed)
     torch.manual_seed(seed)
     x = 3 * torch.randn(ROWS, width[0], dtype=torch.float64)

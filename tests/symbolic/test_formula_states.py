@@ -1,4 +1,4 @@
-"""What formulas leave in states and files, and which parameters ask for a gradient."""
+"""Formulas in states and files, and the parameters that require a gradient."""
 
 from __future__ import annotations
 

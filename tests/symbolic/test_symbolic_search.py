@@ -88,7 +88,7 @@ def test_the_right_function_is_ranked_first(name: str, noise: float) -> None:
 
 
 def test_a_hidden_value_of_little_width_is_no_tanh() -> None:
-    """Where a search in units of x stops at |a| = 10: tanh took the place of exp."""
+    """A search in units of x stops at |a| = 10, and ranks tanh above exp."""
     x = 0.2 * samples().unsqueeze(1) + 0.4
     y = torch.exp(14 * x)
     fits = search(x.float(), y.float())
@@ -111,7 +111,7 @@ MISFITS = {
 @pytest.mark.parametrize("target", MISFITS)
 @pytest.mark.parametrize("name", ["x^2", "x^3", "exp", "abs", "sin", "tanh", "gaussian", "arctan", "cosh"])
 def test_no_fit_of_scipy_is_better(name: str, target: str) -> None:
-    """Of a function that isn't the right one, from many starts."""
+    """The fits are of a function that isn't the right one, and scipy starts from many points."""
     from scipy.optimize import curve_fit
 
     u = 2 * samples(300).numpy() - 1
@@ -153,7 +153,7 @@ def test_no_fit_of_pykan_is_better(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("width", "start"), [(2.0, -1.0), (0.2, 100.0), (1e-6, 0.0), (1e6, 0.0), (0.0, 3.0)])
 def test_every_fit_can_be_an_edge(width: float, start: float, dtype: torch.dtype) -> None:
-    """In the data's own precision: all of x in the domain, no infinite number, whatever y is."""
+    """All of x lies in the domain in the data's precision, and no number is infinite, whatever y is."""
     t = samples(400)
     targets = [
         torch.sin(6 * t), t.sqrt(), 1 / (t + 0.01), torch.randn(400, dtype=t.dtype), torch.sign(t - 0.4), t, 0 * t + 3
@@ -393,7 +393,7 @@ def test_scores_are_those_of_pykan_where_it_is_asked_to() -> None:
 
 
 def made(*fits: tuple[str, float, float]) -> SymbolicFits:
-    """Of one edge, from names, b and R2."""
+    """Fits of one edge, from names, b and R2."""
     affine = torch.tensor([[[1.0, b, 1.0, 0.0]] for _, b, _ in fits], dtype=torch.float64)
     return SymbolicFits([name for name, _, _ in fits], affine, torch.tensor([[r2] for _, _, r2 in fits]).double())
 
