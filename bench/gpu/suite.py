@@ -15,7 +15,10 @@ from .record import Record
 
 TESTS = child.ROOT / "tests"
 DEVICE = "FASTKAN_TEST_DEVICE"  # which the tests read
-READS = re.compile(rf"{DEVICE}|^from cases import .*\bDEVICE\b", re.MULTILINE)  # itself, or by way of cases.py
+# a test file reads DEVICE itself, or by way of tests/support/cases.py or of the fixture each_backend
+READS = re.compile(
+    rf"{DEVICE}|^from cases import (\([^)]*|.*)\b(DEVICE|WITH_TRITON|FUSED|by_triton)\b|\beach_backend\b", re.MULTILINE
+)
 # which bench.gpu.deadline reads
 DEADLINE, BEFORE, PASSED = "FASTKAN_TEST_DEADLINE", "FASTKAN_TEST_BEFORE", "FASTKAN_TEST_PASSED"
 GRACE = 20.0  # seconds for the last test to end by itself
@@ -59,8 +62,8 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
 
 def test_files() -> list[Path]:
     """Files of the suite that run on any device, those of the kernels first."""
-    reading = [path for path in sorted(TESTS.glob("test_*.py")) if READS.search(path.read_text(encoding="utf-8"))]
-    kernels = sorted(TESTS.glob("test_triton*.py"))
+    reading = [path for path in sorted(TESTS.rglob("test_*.py")) if READS.search(path.read_text(encoding="utf-8"))]
+    kernels = sorted(TESTS.rglob("test_triton*.py"))
     return list(dict.fromkeys([*kernels, *reading]))
 
 

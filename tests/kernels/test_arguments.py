@@ -230,7 +230,7 @@ def quiet() -> Iterator[None]:
 
 
 class Subjects:
-    """What functions are called on, made once for all calls that change nothing."""
+    """The objects whose methods are called, made once for all calls that change nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -244,7 +244,7 @@ class Subjects:
         return self.made[name]
 
     def try_out(self, call: Call, must_fail: bool = False) -> str | None:
-        """What is wrong with the outcome of a call, or None."""
+        """The fault in the outcome of a call, or None."""
         subject, function, arguments, before = self.get(call.function)
         value = hostile.VALUES[call.value]()
         kind = table_of(function).get(call.argument)

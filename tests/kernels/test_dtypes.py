@@ -16,7 +16,7 @@ HALVES = [torch.float16, torch.bfloat16]
 
 
 def operands(layer: KANLinear, x: torch.Tensor, g: torch.Tensor | None = None) -> tuple[Example, Basis]:
-    """Of a layer without scale, mask and bias."""
+    """Compare a layer without scale, mask and bias with the oracle."""
     g = torch.zeros(len(x), layer.out_features) if g is None else g
     o = Example(x, layer.knots, None, layer.spline_weight, layer.base_weight, g)
     return o, Basis(layer.spline_order, layer.base, "adapted" not in repr(layer))

@@ -1,4 +1,4 @@
-"""On a GPU no step reads a value or waits, so that a CUDA graph can hold it; shown on a GPU that is not there.
+"""On a GPU no step reads a value or waits, so that a CUDA graph can hold it; shown on a simulated GPU.
 
 What only a GPU can show: that the kernels run, and what PyTorch's own calls do inside.
 """
@@ -61,7 +61,7 @@ def way(name: str, descriptors: bool = False) -> Iterator[None]:
 
 
 def twice(gpu: FakeGPU, step: Callable[[], Any], leaves: Iterable[Tensor] = ()) -> Captured:
-    """What a step does, captured; the same each time. The gradients of ``leaves`` begin anew."""
+    """Capture a step twice, with new gradients of ``leaves``, assert that both are the same, and return the capture."""
     leaves, found = list(leaves), []
     for _ in range(2):
         for leaf in leaves:
@@ -227,7 +227,7 @@ def test_no_launch_or_allocation_depends_on_the_data(gpu: FakeGPU) -> None:
 
 
 def test_knots_are_read_where_they_are_set(gpu: FakeGPU) -> None:
-    """And by the call after somebody has written into them, once."""
+    """After a write into the knots, the next call reads them once."""
     layer, x = a_layer(gpu), data(gpu, ROWS, 6)
     for change in (lambda: layer.update_grid(x), lambda: layer.refine(10), lambda: layer.set_knots(layer.knots * 2)):
         change()
@@ -269,7 +269,7 @@ NETWORKS: dict[str, Callable[[], KAN]] = {
 
 
 def a_network(gpu: FakeGPU, make: Callable[[], KAN]) -> tuple[KAN, Tensor, Tensor]:
-    """With input and label; the facts of its first call are known."""
+    """A network with input and label, after a first call that has read the facts about its values."""
     with off():
         model = make()
         if model.grid_eps == 0:
@@ -296,7 +296,7 @@ def test_a_networks_step(make: Callable[[], KAN], gpu: FakeGPU) -> None:
 
 
 def test_how_many_launches_a_small_networks_step_has(gpu: FakeGPU) -> None:
-    """Of width [2, 5, 1]: each costs microseconds, and the numbers in it none, so that they are what a step takes."""
+    """A step of [2, 5, 1] takes as long as its launches: each costs microseconds, and the arithmetic nearly nothing."""
     model, x, target = a_network(gpu, NETWORKS["plain"])
     done = twice(gpu, lambda: mse_loss(model(x), target).backward(), model.parameters())
     # two layers; no gradient by the first one's input; G once for the splines and once for the base function
@@ -375,7 +375,7 @@ COMPILED: dict[str, Callable[[], torch.nn.Module]] = {
 @pytest.mark.skipif(not hardware.INTERPRETED, reason="Triton's kernels serve CPU tensors in its interpreter only")
 @pytest.mark.parametrize("make", COMPILED.values(), ids=COMPILED)
 def test_a_compiled_step_is_one_a_graph_can_hold(make: Callable[[], torch.nn.Module]) -> None:
-    """As ``mode="reduce-overhead"`` asks: whole, of operators on tensors, none of which writes into its inputs."""
+    """``mode="reduce-overhead"`` needs one graph of operators on tensors, none of which writes into its inputs."""
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list) -> Callable:
@@ -403,7 +403,7 @@ def test_a_compiled_step_is_one_a_graph_can_hold(make: Callable[[], torch.nn.Mod
 
 
 def test_a_layer_on_a_gpu_is_traced_whole() -> None:
-    """As far as PyTorch without CUDA traces tensors on a GPU: without a gradient, and without an index."""
+    """Without CUDA, PyTorch traces GPU tensors only without a gradient and without an index."""
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:

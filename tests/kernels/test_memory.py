@@ -80,7 +80,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux only")
 def test_the_process_does_not_grow_by_more_either() -> None:
-    """What the allocator keeps for itself included; a new process, since a peak is never forgotten."""
+    """The peak includes the allocator's own memory; it is a new process's, since a process never forgets its peak."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         [sys.executable, "-c", STEP.format(width=WIDTH, grid=GRID, order=ORDER, rows=ROWS)],

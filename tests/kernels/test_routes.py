@@ -161,7 +161,7 @@ def test_compiled_forward_and_backward(kind: str, seen: str, backend: str, monke
 @WITH_COMPILER
 @pytest.mark.parametrize("name", ["reference", "cpu"])
 def test_compiled_by_each_backend(name: str) -> None:
-    """Of sizes whose products come out transposed: strides are a promise to the compiler."""
+    """At these sizes products come out transposed, and strides are a promise to the compiler."""
     layer, o, basis = layer_and_case("shared", outputs=1, rows=1)
     x = o.x.clone().requires_grad_()
     with fastkan.backend(name):
@@ -180,7 +180,7 @@ def test_compiled_once_for_all_numbers_of_rows() -> None:
 
 
 def test_the_compiled_function_follows_the_backend_asked_for() -> None:
-    """What was compiled for one backend isn't run for another."""
+    """Code that was compiled for one backend isn't run for another."""
     layer, o, _ = layer_and_case("adapted")
     function = compiled(layer)
     from fastkan_kernels.backends.registry import BACKENDS
@@ -242,7 +242,7 @@ def test_knots_that_require_a_gradient_get_it(uniform: bool | None) -> None:
 
 @pytest.mark.parametrize("uniform", [None, True])
 def test_equal_knots_that_require_a_gradient_get_it(uniform: bool | None) -> None:
-    """Not from the closed form, which knows only the first and the last of them."""
+    """The gradient is not the closed form's, which depends only on the first and the last knot."""
     _, o, _ = layer_and_case("shared")
     x = o.x + 0.0123
 

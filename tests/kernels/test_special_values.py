@@ -96,7 +96,7 @@ def test_at_infinities_only_the_base_function_is_left(way: str, kind: str, deriv
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("way", [*WAYS, "torch.func"])
 def test_gradients_at_infinities_are_their_limits(way: str, base: str) -> None:
-    """Whoever differentiates: the table, or PyTorch itself where a way is composite."""
+    """The same holds for the table's rules and for PyTorch's own where a way is composite."""
     o, basis = case("shared", base)
     o = o._replace(v=None)
     o.x[3, 1], o.x[8, 2] = -torch.inf, torch.inf
@@ -192,7 +192,7 @@ def test_float16_products_have_finite_derivatives_on_adapted_knots(grid_eps: flo
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("way", CPU_WAYS)
 def test_on_the_last_knot_of_all_splines_are_exactly_0(way: str, dtype: torch.dtype) -> None:
-    """On uniform knots, whose cells are counted, as well."""
+    """The same holds on uniform knots, whose cells are counted."""
     ranges = [(-1e-3, 2e-3), (0.1, 0.7), (-3e5, 1e5)]
     for (low, high), grid, order in itertools.product(ranges, [3, 64, 300], [2, 3, 5]):
         knots = torch.cat([uniform_knots(1, grid, order, (low, high + i * (high - low)), dtype=dtype) for i in (0, 1)])

@@ -246,7 +246,7 @@ def test_inputs_of_very_different_cells_in_float16(way: str, narrow: int, produc
 
 @pytest.mark.parametrize("way", TRITON_WAYS)
 def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
-    """Of 1e-9 float16 knows nothing; nor of a v of a million."""
+    """float16 can represent neither 1e-9 nor a v of a million."""
     o, basis = make_case(rows=20, dtype=torch.float32)
     o = o._replace(g=o.g * 1e-9, v=o.v * 1e6)
     assert_rounded(o, basis._replace(matmul_dtype=torch.float16), 1, way, torch.float16)

@@ -148,7 +148,7 @@ def test_few_samples_are_kept_exactly(rows: int) -> None:
 
 
 def test_scale_and_mask_are_not_applied_twice() -> None:
-    """As efficient-kan does, whose outputs change by more than their size."""
+    """efficient-kan applies them twice, and its outputs change by more than their size."""
     layer = layer_on("shared", spline_scale=True, bias=True)
     make_polynomial(layer)
     with torch.no_grad():
@@ -382,7 +382,7 @@ def test_linear_outside_spoils_no_more_than_its_row() -> None:
 
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_linear_outside_has_every_derivative_at_the_first_knot_of_the_grid(order: int) -> None:
-    """Where a PINN has its boundary: the one of the cell to its right, not a half of it."""
+    """A PINN's boundary lies there; the derivative is that of the cell to the right, not half of it."""
     layer = layer_on("adapted", order, outside="linear")
     plain = layer_on("adapted", order)
     plain.load_state_dict(layer.state_dict())

@@ -1,4 +1,4 @@
-"""Nothing that is known of a tensor outlives its values, whoever has written them."""
+"""No cached fact about a tensor outlives its values, however they were written."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_masks_of_layers_that_are_all_formulas(write: Callable[[Tensor, Tensor],
 
 
 def test_all_parameters_written_as_one_vector() -> None:
-    """As SciPy, evolution strategies and landscapes of losses do."""
+    """SciPy, evolution strategies and plots of loss landscapes write parameters so."""
     model = KAN([2, 3, 1], seed=0, dtype=D)
     x = torch.rand(5, 2, dtype=D)
     model(x)

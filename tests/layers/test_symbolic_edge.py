@@ -19,7 +19,7 @@ NUMPY = {"sin": np.sin, "exp": np.exp, "x^2": np.square, "tanh": np.tanh, "gauss
 
 
 def layer(*edges: tuple[int, int, str], sizes: tuple[int, int] = (3, 4), dtype=torch.float64) -> SymbolicEdges:
-    """With affine parameters from a seed of their own."""
+    """A layer of formulas with affine parameters from a seed of their own."""
     symbolic = SymbolicEdges(*sizes, dtype=dtype)
     generator = torch.Generator().manual_seed(2)
     for edge in edges:
@@ -107,7 +107,7 @@ def test_compiled_whole(name: str) -> None:
 
 
 def test_few_calls_for_one_function() -> None:
-    """On networks this small, time is calls."""
+    """On networks this small the number of calls determines the time."""
     symbolic = made("one function", torch.float32)
     x = torch.rand(1000, 2)
     with torch.no_grad(), torch.profiler.profile() as profile:

@@ -54,7 +54,7 @@ def test_a_layer_without_splines_is_its_formulas() -> None:
     y = model(x)
     same(y, walk(model, x)[-1].out)
     with torch.no_grad():
-        model.layers[0].spline_weight.fill_(torch.inf)  # nobody looks at these
+        model.layers[0].spline_weight.fill_(torch.inf)  # these are not read
     assert torch.equal(model(x), y)
 
 
@@ -211,7 +211,7 @@ def test_layers_that_go_on_outside_of_their_grid_do_so_in_a_network() -> None:
 
 @pytest.mark.parametrize("make", [mixed, lambda: network([3, 4, 2])], ids=["mixed", "stack"])
 def test_float32_is_float64_rounded(make) -> None:
-    """As far from float64 as the contractions in float32 are, or twice that and a rounding."""
+    """The distance from float64 is at most twice that of the contractions in float32, and a rounding."""
     model = make()
     x = points(model).float().double()
     single = copy.deepcopy(model).float()

@@ -18,7 +18,7 @@ from fastkan.network.prune import edges_on
 
 @torch.no_grad()
 def faded(model: KAN, edges: list[tuple[int, int, int]], by: float = 1e-5) -> KAN:
-    """With some edges made so faint that pruning should see them gone."""
+    """Make some edges so faint that pruning should remove them."""
     for l, i, j in edges:
         layer, symbolic = model.layers[l], model.symbolic[l]
         layer.spline_weight[:, i, j] *= by

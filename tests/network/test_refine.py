@@ -340,7 +340,7 @@ def test_samples_that_make_no_grid_change_nothing(x: Tensor, message: str) -> No
 
 
 def test_refitted_splines_are_the_least_squares_solution() -> None:
-    """By PyTorch's own solver, on samples that determine it."""
+    """The best coefficients by PyTorch's solver, on samples that determine them."""
     model = calm([1, 1])
     x = torch.linspace(-0.95, 0.95, 500, dtype=D).unsqueeze(1)
     finer = model.refine(5, x)

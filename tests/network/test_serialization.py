@@ -37,7 +37,7 @@ def tiny() -> KAN:
 
 
 def full(dtype: torch.dtype = torch.float32) -> KAN:
-    """With everything that a network can have."""
+    """A network with everything that a network can have."""
     model: Any = KAN(
         width=[3, [4, 2], [1, 1], 2], mult_arity=[[], [2, 4], [3], []], grid=[5, 3, 4], k=[3, 2, 1], seed=1,
         grid_eps=0.3, grid_range=(-2, 2), sb_trainable=False, affine_trainable=True, base_fun="identity", dtype=dtype,

@@ -1,4 +1,4 @@
-"""What a layer carries along: state dicts, copies, and layers made without memory."""
+"""State dicts and copies of layers, and layers made without memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastkan import KANLinear
 
 
 def full_layer() -> KANLinear:
-    """With everything that has a state, adapted knots among it."""
+    """A layer with everything that has a state, adapted knots included."""
     layer = KANLinear(3, 4, 6, 2, bias=True, spline_scale=True, outside="linear")
     layer.update_grid(torch.randn(100, 3))
     layer.set_mask((torch.arange(12) % 3 > 0).view(3, 4))
@@ -98,7 +98,7 @@ def test_made_without_memory_and_filled_later() -> None:
 @pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("write", ["copy_", "averaged model", "functional_call"])
 def test_knots_that_somebody_else_wrote_are_noticed(write: str) -> None:
-    """What is known of equal knots isn't used on others, whichever way they came into the layer."""
+    """The closed form of equal knots isn't used for others, however they were written into the layer."""
     layer, other = KANLinear(2, 3, 10), KANLinear(2, 3, 10)
     other.load_state_dict(layer.state_dict())
     other.update_grid(2 * torch.randn(500, 2))
@@ -182,7 +182,7 @@ def test_splines_that_are_computed_by_something_else_are_not_refitted() -> None:
 
 @pytest.mark.parametrize("layer", [KANLinear(3, 4), KANLinear(64, 64)], ids=["small", "large"])
 def test_another_default_device_is_no_matter(layer: KANLinear) -> None:
-    """Nor is it remembered: scratch memory and constants are on x's own device."""
+    """Constants and scratch memory are made on x's device."""
     x = torch.rand(500, layer.in_features).requires_grad_()
     with torch.device("meta"):
         layer(x).sum().backward()

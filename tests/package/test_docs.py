@@ -1,4 +1,4 @@
-"""What the documentation shows works as it is shown: docstrings' examples, and the README's."""
+"""The examples of the documentation work as shown: those of docstrings, and the README's."""
 
 from __future__ import annotations
 

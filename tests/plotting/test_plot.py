@@ -256,7 +256,7 @@ def test_names() -> None:
     assert texts(plots.plot(made()), "out_var") == ["$y$"]
     u, rows = sympy.symbols("alpha"), sympy.Piecewise((1, sympy.Symbol("t") > 0), (0, True))
     figure = plots.plot(model, in_vars=[u**2, rows], out_vars=["a", r"$\pi$", r"$\nothing$"], title="T")
-    assert texts(figure, "in_var") == [r"$\alpha^{2}$", str(rows)]  # matplotlib knows no cases
+    assert texts(figure, "in_var") == [r"$\alpha^{2}$", str(rows)]  # matplotlib can't typeset cases
     assert texts(figure, "out_var") == ["a", r"$\pi$", r"$\nothing$"]
     assert texts(figure, "title") == ["T"]
     figure.canvas.draw()

@@ -406,7 +406,7 @@ def test_a_step_of_lbfgs_is_recorded_from_its_own_evaluations(
 @pytest.mark.parametrize("opt", OPTS)
 @pytest.mark.parametrize("lamb", [0.0, 0.01])
 def test_what_is_recorded_is_measured_after_the_step(opt: str, lamb: float) -> None:
-    """Whether by an evaluation that is made anyhow, or, where somebody looks on, by one of its own."""
+    """The record comes from an evaluation of the step, or with a callback from one of its own."""
     one, other, seen = fresh(), fresh(), []
     given = dataset(tests=90)
     results = fit(one, given, opt, 12, lamb=lamb)
@@ -485,7 +485,7 @@ def test_half_precision_and_one_test_row() -> None:
 
 @pytest.mark.parametrize("seed", [4, 5])  # others go on by themselves for as many steps
 def test_a_strong_penalty_does_not_stop_lbfgs_far_from_a_minimum(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where edges come to 0 their sizes have kinks, at which every line search fails."""
+    """Where edges approach 0 their sizes have kinks, at which every line search fails."""
     x, y = data(100)
     reached = []
     for smooth in (optimizers.SMOOTHING_LENGTH, 0.0):
@@ -564,7 +564,7 @@ def test_a_grid_update_at_every_step_does_not_keep_a_fit_from_its_end(opt: str) 
 
 
 def contrary() -> dict[str, Tensor]:
-    """What is learned makes the test worse after a while."""
+    """Labels for which the test loss rises after a while."""
     given = dataset()
     given["test_label"] = 0.3 * given["test_label"]
     return given
@@ -683,7 +683,7 @@ def test_a_loss_that_becomes_nan_takes_the_fit_back_to_the_last_good_parameters(
         results = fit(
             model, dataset(), opt, 9, loss_fn=loss, callbacks=[watch], metrics=[depth], update_grid=False, lamb=1e-3
         )
-    assert caught[0].filename == __file__.replace("test_fit_course", "test_fit")  # whose helper calls it
+    assert caught[0].filename == __file__
     unchanged(model, states[3])
     assert {name: len(values) for name, values in results.items()} == dict.fromkeys(results, 4)
     assert model.history == [results]

@@ -34,7 +34,7 @@ def test_a_product_is_found_as_the_multiplication_alone(seed: int) -> None:
 
 
 class Scripted:
-    """An objective that rises, or falls, from each time that somebody asks to the next."""
+    """An objective that rises or falls from each evaluation to the next."""
 
     def __init__(self, rises: bool) -> None:
         self.strength, self.step, self.value = 0.5, 1.0 if rises else -1.0, 100.0
@@ -45,7 +45,7 @@ class Scripted:
 
 
 def trials(model: KAN, rises: bool, update_grid: bool = True) -> tuple[NodeTrials, list[Trial | None], Any]:
-    """With an optimizer that does nothing; what is tried is written down."""
+    """Trials whose optimizer does nothing, the list that records them, and their objective."""
     objective: Any = Scripted(rises)
     made = NodeTrials(model, lambda: lambda x, y: None, objective, update_grid, steps=100)
     told: list[Trial | None] = []

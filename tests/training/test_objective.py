@@ -24,7 +24,7 @@ UNITS = pytest.mark.parametrize("unit", [1.0, 2.0**-9, 0.3])
 
 
 class Case(NamedTuple):
-    """What an objective is made of."""
+    """The parts of an objective."""
 
     model: KAN
     x: Tensor
@@ -324,7 +324,7 @@ def unchanged_errors() -> Iterator[None]:
 @pytest.mark.parametrize("size", [1e-20, 1e-38, 1e-41, 1e-44])
 @pytest.mark.parametrize("loss", [None, nn.functional.mse_loss], ids=["numbers", "autograd"])
 def test_steps_from_slopes_that_float32_can_hardly_hold(size: float, loss: Any) -> None:
-    """In the units that a step gives the objective nothing becomes infinite."""
+    """Nothing becomes infinite in the units that a step gives the objective."""
     model = network([2, 3, 1], dtype=torch.float32)
     with torch.no_grad():
         for parameter in (model.layers[1].spline_weight, model.layers[1].base_weight):

@@ -214,7 +214,7 @@ def two_layers() -> tuple[torch.nn.Module, torch.Tensor]:
 
 
 def test_two_layers_agree_with_differences() -> None:
-    """Of the loss, along a random direction of all parameters and x."""
+    """Compare the loss's derivative along a random direction of all parameters and x with differences."""
     network, x = two_layers()
     found = step(by_autograd, network, x)
     leaves = [*network.parameters(), x]

@@ -15,7 +15,7 @@ Y = X.prod(1, keepdim=True)
 
 
 def learned(rank: int) -> dict[str, str]:
-    """What each call says that learns from the samples of one process, and which leave the network as it was."""
+    """Calls that learn from the samples of one process raise, name the remedy and leave the network as it was."""
     layer, model, seen = KANLinear(2, 3), KAN([2, 2, 1], seed=0), KAN([2, 2, 1], seed=0)
     seen.sample = X
     before = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}

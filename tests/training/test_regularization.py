@@ -1,4 +1,4 @@
-"""What a fit may ask for beside a small error: against pykan, and against N x I x O tensors and autograd."""
+"""The penalties of a fit, against pykan, and against N x I x O tensors and autograd."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NETWORKS = {
 
 
 def spread(values: Tensor) -> Tensor:
-    """Of the first dimension; less the first one, so that equal numbers have none."""
+    """Standard deviation along the first dimension, of differences from the first row: exactly 0 for equal numbers."""
     return (values - values[:1]).std(0)
 
 
@@ -208,7 +208,7 @@ def test_nodes_and_inputs_that_do_not_vary(make: str, metric: str) -> None:
 @pytest.mark.parametrize("metric", REG_METRICS)
 @pytest.mark.parametrize("make", ["stack", "mixed"])
 def test_one_row_has_no_spread(make: str, metric: str) -> None:
-    """As the last batch of a loader may have it."""
+    """The last batch of a loader may have one row."""
     model = NETWORKS[make]()
     x = points(model, 1)
     output, value = Penalty(model, 1.0, 2.0, 0.0, 0.0, metric)(x)
