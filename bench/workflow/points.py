@@ -115,36 +115,28 @@ CANCER = Point(
 EIGHT = Point("tables", (8, 3, 1), 2250, quick=True)
 
 
-def _axis(name: str, quick: tuple, values: tuple, **fixed: Any) -> list[Point]:
-    return [BASE._replace(axis=name, quick=value in quick, **{name: value}, **fixed) for value in values]
+def _axis(name: str, values: list, field: str = "widths", quick: Any = None) -> list[Point]:
+    return [BASE._replace(axis=name, quick=value == quick, **{field: value}) for value in values]
 
 
-def _settings() -> list[Point]:
-    """Every combination of optimizer, loss, penalty and kind of grid, at the base point's size."""
-    return [
-        BASE._replace(
-            axis="settings", widths=(8, 5, 1 if loss == "mse" else 2), opt=opt, loss=loss, lamb=lamb, adapted=adapted
-        )
-        for opt, loss, lamb, adapted in itertools.product(LEARNING_RATES, LOSSES, (0.0, LAMB), (True, False))
-    ]
-
-
-def _widths(axis: str, found: list[tuple[int, ...]], quick: tuple[int, ...] = ()) -> list[Point]:
-    return [BASE._replace(axis=axis, widths=widths, quick=widths == quick) for widths in found]
-
-
+_SETTINGS = [  # every combination of optimizer, loss, penalty and kind of grid, at the base point's size
+    BASE._replace(
+        axis="settings", widths=(8, 5, 1 if loss == "mse" else 2), opt=opt, loss=loss, lamb=lamb, adapted=adapted
+    )
+    for opt, loss, lamb, adapted in itertools.product(LEARNING_RATES, LOSSES, (0.0, LAMB), (True, False))
+]
 _ALL = [
     BASE._replace(quick=True),
     CANCER,
     CANCER._replace(opt="Adam", steps=100),
     EIGHT,
     EIGHT._replace(opt="Adam", steps=100),
-    *_axis("rows", (10_000,), (100, 300, 1000, 3000, 10_000, 30_000, 100_000)),
-    *_widths("columns", [(columns, 5, 1) for columns in (2, 4, 8, 16, 30, 60, 100)]),
-    *_axis("grid", (20,), (3, 5, 10, 19, 20, 50, 100, 200)),
-    *_widths("depth", [(8, *[5] * (depth - 1), 1) for depth in (2, 3, 4, 5)], (8, 5, 5, 1)),
-    *_widths("hidden width", [(8, width, 1) for width in (1, 2, 5, 10, 20, 32, 64)]),
-    *_settings(),
+    *_axis("rows", [100, 300, 1000, 3000, 10_000, 30_000, 100_000], "rows", quick=10_000),
+    *_axis("columns", [(columns, 5, 1) for columns in (2, 4, 8, 16, 30, 60, 100)]),
+    *_axis("grid", [3, 5, 10, 19, 20, 50, 100, 200], "grid", quick=20),
+    *_axis("depth", [(8, *[5] * (depth - 1), 1) for depth in (2, 3, 4, 5)], quick=(8, 5, 5, 1)),
+    *_axis("hidden width", [(8, width, 1) for width in (1, 2, 5, 10, 20, 32, 64)]),
+    *_SETTINGS,
 ]
 POINTS = list({point.name: point for point in reversed(_ALL)}.values())[::-1]  # the base point is on each axis: once
 
