@@ -428,7 +428,8 @@ def test_formulas_with_splines_equal_the_forward_inside_and_outside_the_grid(wid
 @pytest.mark.parametrize(
     ("order", "outside", "base"),
     [(1, "zero", "silu"), (1, "linear", "identity"), (2, "zero", "zero"), (2, "linear", "silu"),
-     (3, "zero", "identity"), (3, "linear", "silu"), (3, "linear", "zero"), (5, "zero", "silu"), (5, "linear", "identity")],
+     (3, "zero", "identity"), (3, "linear", "silu"), (3, "linear", "zero"), (5, "zero", "silu"),
+     (5, "linear", "identity")],
 )  # fmt: skip
 def test_values_and_derivatives_of_one_edge(order: int, outside: str, base: str) -> None:
     model = KAN(width=[1, 1], grid=4, k=order, base_fun=base, noise_scale=5.0, dtype=D)
