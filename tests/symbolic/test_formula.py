@@ -27,7 +27,7 @@ from fastkan.symbolic.rounding import number, rounded
 
 @pytest.mark.parametrize("width", WIDTHS, ids=str)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
     choose = random.Random(seed)
     torch.manual_seed(seed)
@@ -45,7 +45,7 @@ def test_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
 def test_every_function_of_the_library(name: str) -> None:
     choose = random.Random(0)
     x = torch.rand(101, 1, dtype=torch.float64) * 2 - 1
-    for _ in range(8):
+    for _ in range(4):
         model = KAN(width=[1, 1], dtype=torch.float64)
         model.layers[0].set_mask(torch.zeros(1, 1))
         model.symbolic[0].fix(0, 0, name, affine_for(name, x[:, 0], choose))
@@ -313,7 +313,7 @@ def with_splines(width: list[Any], seed: int, formula: float) -> tuple[KAN, torc
 
 @pytest.mark.parametrize("width", [*WIDTHS[:3], [1, [1, 1], 1]], ids=str)
 @given(seed=st.integers(0, 10**6))
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_pieces_equal_the_forward_inside_and_outside_the_grid(width: list[Any], seed: int) -> None:
     model, x, expected = with_splines(width, seed, formula=0.3)
     assert_equal(torch.from_numpy(model.formula_numpy(numeric="piecewise")(x)), expected)
@@ -425,9 +425,12 @@ def test_formulas_with_splines_equal_the_forward_inside_and_outside_the_grid(wid
         assert_equal(torch.from_numpy(model.formula_numpy(digits=15)(x)), expected)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 5])
-@pytest.mark.parametrize("outside", ["zero", "linear"])
-@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize(
+    ("order", "outside", "base"),
+    [(1, "zero", "silu"), (1, "linear", "identity"), (2, "zero", "zero"), (2, "linear", "silu"),
+     (3, "zero", "identity"), (3, "linear", "silu"), (3, "linear", "zero"), (5, "zero", "silu"),
+     (5, "linear", "identity")],
+)  # fmt: skip
 def test_values_and_derivatives_of_one_edge(order: int, outside: str, base: str) -> None:
     model = KAN(width=[1, 1], grid=4, k=order, base_fun=base, noise_scale=5.0, dtype=D)
     model.layers[0].outside = outside
@@ -633,7 +636,7 @@ def test_symbols_are_plain_in_every_case(options: dict[str, Any]) -> None:
     assert variables == list(sympy.symbols(options.get("var", ["x_1", "x_2"])))
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(9))
 @pytest.mark.parametrize("width", [[1, 1, 1], [2, 1], [1, [0, 1]]], ids=str)
 def test_simplified_formulas_equal_the_forward(width: list[Any], seed: int) -> None:
     """Also for roots, logarithms and absolute values, which sympy simplifies by assumptions about their arguments."""
@@ -658,7 +661,7 @@ def test_what_is_simplified_is_right_for_real_numbers(inner: str, outer: str, te
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(9))
 def test_products_that_are_nan_everywhere(seed: int) -> None:
     """Factors that are constants outside a domain: sympy can neither print nor compile such products."""
     choose = random.Random(seed)

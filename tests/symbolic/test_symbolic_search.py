@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 
@@ -218,15 +219,22 @@ def own() -> Iterator[str]:
 # -- bounds ----------------------------------------------------------------------------------------
 
 
+@functools.cache
+def unbounded() -> tuple[torch.Tensor, torch.Tensor, SymbolicFits]:
+    """Samples of a sine and an exponential function, and their fits without bounds."""
+    t = samples(300)
+    x = torch.stack([4 * t - 1, 0.2 * t + 0.5], 1)
+    y = torch.stack([torch.sin(4 * t), torch.exp(3 * t)], 1)
+    return x, y, search(x, y)
+
+
 @pytest.mark.parametrize("ranges", [
     {"a_range": (-10, 10), "b_range": (-10, 10)}, {"a_range": (0.5, 2)}, {"b_range": (2, 3)},
     {"a_range": (-4, -1), "b_range": (-1.5, 0)},
 ], ids=str)  # fmt: skip
 def test_bounds_are_kept_in_units_of_x(ranges: dict[str, tuple[float, float]]) -> None:
-    t = samples(300)
-    x = torch.stack([4 * t - 1, 0.2 * t + 0.5], 1)
-    y = torch.stack([torch.sin(4 * t), torch.exp(3 * t)], 1)
-    fits, free = search(x, y, **ranges), search(x, y)
+    x, y, free = unbounded()
+    fits = search(x, y, **ranges)
     for column, key in enumerate(("a_range", "b_range")):
         low, high = ranges.get(key, (-math.inf, math.inf))
         found = fits.affine[..., column][fits.r2 > 0]  # a function that doesn't fit is returned as a constant
