@@ -1,176 +1,218 @@
-"""``python -m bench.cpu_costs``: the figures in ``fastkan_kernels.backends.cpu.selection``, measured on this machine.
+"""``python -m bench.cpu_costs``: the constants of ``fastkan_kernels.backends.cpu.selection``, measured on this machine.
 
-First each constant by itself, beside the one in force; then for a sweep of sizes both ways that F and H
-can take, and by how much the chosen one misses the quicker.
+A step of one layer, forward and backward, is timed by each way at a sample of sizes, and the constants are fitted to
+those times; then a table shows how much slower the chosen way is than the best, at the sizes where it is not the best.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
+import random
 import sys
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from contextlib import contextmanager
 from typing import NamedTuple
+from unittest import mock
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
-from fastkan_kernels import Basis, basis_of, uniform_knots
-from fastkan_kernels.backends.cpu import banded, dense
-from fastkan_kernels.backends.cpu import selection as choice
-from fastkan_kernels.backends.cpu.blocks import DenseFeatures
-from fastkan_kernels.bspline.local import local_features
+from fastkan import KANLinear
+from fastkan_kernels import Basis, FusedStack, StackCache, StackLayer
+from fastkan_kernels.backends.cpu import piecewise, selection
 
 from .machine import OtherWork, describe
-from .measure import Task, interleaved, ratio, times
 from .report import BUSY, place
 
-ORDER = 3
-WAYS = {"banded": banded, "dense": dense}
-NARROW, WIDE = 64, 256  # outputs, between which a slope is taken
-TIE = 1.05  # two ways no further apart are as quick
-FEW, MANY = 8, 131  # splines of a usual grid, and of one that is scattered
+WAYS = ("dense", "banded", "piecewise")
+BY_SPLINES = "piecewise, splines cached"  # a way of the first layer of a fit, which is not chosen by cost alone
+MAX_WORK = 4e6  # values of splines, with the share of a product for each output, that the sample's largest size has
+MAX_LOST = 2.0  # a way that is slower than the quickest by this factor at its first call is not timed further
+TIE = 1.1  # ways no further apart are equally quick
 
 
-class Layer(NamedTuple):
-    """Operands of a contraction of some sizes, without a base function."""
+class Size(NamedTuple):
+    """Sizes of a layer and its batch."""
 
-    x: Tensor
-    knots: Tensor
-    weight: Tensor
-    g: Tensor
-    basis: Basis
+    rows: int
+    inputs: int
+    outputs: int
+    grid_size: int
+    order: int
+    uniform: bool
 
     @property
-    def values(self) -> int:
-        return self.x.numel()
+    def sizes(self) -> tuple[int, int, int, int, Basis]:
+        """Arguments of the functions of :mod:`selection`, without the base function."""
+        basis = Basis(self.order, "silu", self.uniform)
+        return self.rows, self.inputs, self.outputs, self.grid_size + self.order, basis
 
 
-def layer(rows: int, inputs: int, outputs: int, count: int, uniform: bool = True) -> Layer:
-    """Random operands; ``count`` splines on knots that are equally spaced, or not quite."""
-    generator = torch.Generator().manual_seed(0)
-    knots = uniform_knots(inputs, count - ORDER, ORDER)
-    if not uniform:
-        knots = knots + 0.01 * torch.linspace(-1, 1, knots.shape[1]) ** 2
-    return Layer(
-        torch.rand(rows, inputs, generator=generator) * 2 - 1,
-        knots,
-        torch.randn(count, inputs, outputs, generator=generator),
-        torch.randn(rows, outputs, generator=generator),
-        basis_of(knots, ORDER, "none"),
+def sample(count: int) -> list[Size]:
+    """Return the same sizes each time, at random by their logarithms, of which a step takes milliseconds."""
+    random_state, found = random.Random(0), list[Size]()
+
+    def between(low: int, high: int) -> int:
+        return round(low * (high / low) ** random_state.random())
+
+    while len(found) < count:
+        size = Size(
+            between(100, 20_000),
+            between(1, 64),
+            between(1, 64),
+            between(3, 200),
+            random_state.randint(1, 5),
+            random_state.random() < 0.6,
+        )
+        values = size.rows * size.inputs * (size.grid_size + size.order)
+        if values * (1 + 0.02 * size.outputs) < MAX_WORK:
+            found.append(size)
+    return found
+
+
+@contextmanager
+def forced(way: str) -> Iterator[None]:
+    """Compute by one way whatever the sizes; G has no banded way, and goes dense."""
+
+    def choose(name: str, *sizes: object) -> str:
+        return "dense" if name == "G" else way
+
+    with mock.patch.object(selection, "piecewise_pays", return_value=way == "piecewise"):
+        if way == "piecewise":
+            yield
+        else:
+            with mock.patch.object(selection, "choose", choose):
+                yield
+
+
+def ways_at(size: Size) -> list[str]:
+    """Ways that a layer of this size can take."""
+    too_wide = size.inputs * (size.grid_size + 2 * size.order + 1) > piecewise.MAX_KNOTS
+    return [way for way in WAYS if way != "piecewise" or not too_wide]
+
+
+def step(size: Size) -> Callable[[], object]:
+    """Return a step of a layer, with the gradient with respect to its input."""
+    layer, x, g = _layer(size)
+    operands = (x.requires_grad_(), *layer.parameters())
+    return lambda: torch.autograd.grad(layer(x), operands, g)
+
+
+def step_by_splines(size: Size) -> Callable[[], object]:
+    """Return a step of the first layer of a fit, at rows that come again."""
+    layer, x, g = _layer(size)
+    basis, pieces = layer._known.basis_and_pieces(layer.knots)
+    parts = StackLayer(layer.spline_weight, layer.base_weight, None, None, layer.knots, basis, pieces)
+    cache, upstream = StackCache(), g.T.contiguous().numpy()
+
+    def call() -> object:
+        stack = FusedStack(x, [parts], cache=cache)
+        return stack.vjp(upstream, [(None, None)], (False, True, True, False, False))
+
+    return call
+
+
+def _layer(size: Size) -> tuple[KANLinear, torch.Tensor, torch.Tensor]:
+    layer = KANLinear(size.inputs, size.outputs, size.grid_size, size.order)
+    if not size.uniform:
+        cell = 2 / size.grid_size
+        layer.set_knots(layer.knots + 0.2 * cell * torch.sin(torch.arange(layer.knots.shape[1])))
+    return layer, torch.rand(size.rows, size.inputs) * 2 - 1, torch.randn(size.rows, size.outputs)
+
+
+def seconds(size: Size, ways: list[str], rounds: int = 5) -> dict[str, float]:
+    """Best processor time of a step by each way, and under the name ``"chosen"`` by the one that would be taken."""
+    calls = {way: (way, step(size)) for way in ways if way in WAYS}
+    calls["chosen"] = ("", step(size))
+    if BY_SPLINES in ways:
+        calls[BY_SPLINES] = ("", step_by_splines(size))
+    best = dict.fromkeys(calls, float("inf"))
+    for number in range(rounds + 1):
+        for name, (way, call) in calls.items():
+            if number > 1 and best[name] > MAX_LOST * min(best.values()) and name != "chosen":
+                continue
+            with forced(way) if way else mock.patch.dict({}):
+                start, count = time.process_time(), 0
+                while count == 0 or (number > 0 and time.process_time() - start < 2e-3):
+                    call()
+                    count += 1
+                if number > 0:  # the first one warms up
+                    best[name] = min(best[name], (time.process_time() - start) / count)
+    return best
+
+
+def work(size: Size, way: str) -> dict[str, float]:
+    """Count what a step does, by the names of ``selection.NANOSECONDS``."""
+    if way == BY_SPLINES:
+        return selection.by_splines_work(*size.sizes)
+    if way == "piecewise":
+        return selection.piecewise_work(*size.sizes)
+    return selection.step_work(*size.sizes, way)
+
+
+def fitted(times: list[tuple[Size, str, float]]) -> dict[str, float]:
+    """Nanoseconds of each constant, by which the ratios of modelled to measured times are nearest to 1.
+
+    Args:
+        times: size, way and seconds of each step.
+    """
+    from scipy.optimize import least_squares
+
+    names = list(selection.NANOSECONDS)
+    matrix = np.array([[1e-9 * work(size, way).get(name, 0.0) / taken for name in names] for size, way, taken in times])
+    start = np.array([selection.NANOSECONDS[name] for name in names])
+
+    def errors(constants: np.ndarray) -> np.ndarray:
+        return np.log(matrix @ constants + 1e-12)
+
+    bounds = 1e-3 * start.clip(1e-3), np.inf
+    found = least_squares(
+        errors, start.clip(1e-3), bounds=bounds, loss="soft_l1", f_scale=0.1, x_scale=start.clip(1e-3)
     )
-
-
-def way(name: str, how: str, of: Layer) -> Callable[[], Tensor]:
-    """Contraction F, or H as a backward asks for it, by one way."""
-    module = WAYS[how]
-    if name == "F":
-        return lambda: module.splines_out(of.x, of.knots, None, of.weight, of.basis, 0)
-    return lambda: module.splines_in(of.x, of.knots, of.weight, of.g, of.basis, 1)
-
-
-def fill(of: Layer) -> None:
-    """Make all dense features, and nothing of them."""
-    for _ in DenseFeatures(of.x, of.knots, of.basis, 0).blocks():
-        pass
-
-
-def constants(budget: float) -> Iterator[tuple[str, float, float]]:
-    """Each constant: its name, what it is here and what is in force, in nanoseconds of one core."""
-    usual, wide = layer(2048, 64, NARROW, FEW), layer(2048, 64, WIDE, FEW)
-    uneven, many = layer(2048, 64, 1, FEW, uniform=False), layer(2048, 64, 1, MANY)
-    psi = torch.rand(usual.x.shape[0], FEW * 64)
-    tasks = {
-        "product": Task(partial(torch.mm, psi, usual.weight.view(-1, NARROW))),
-        "narrow": Task(way("F", "banded", usual)),
-        "wide": Task(way("F", "banded", wide)),
-        "local": Task(partial(local_features, usual.x, usual.knots, usual.basis, 0)),
-        "closed": Task(partial(fill, usual)),
-        "recursive": Task(partial(fill, uneven)),
-        "scattered": Task(partial(fill, many)),
-        "places": Task(partial(local_features, many.x, many.knots, many.basis, 0)),
-    }
-    for task in tasks.values():
-        task.call()
-    samples, _ = interleaved(tasks, budget)
-    spent = {name: 1e9 * times(taken).median / usual.values for name, taken in samples.items()}
-    active = ORDER + 1
-    yield "PRODUCT", spent["product"] / (FEW * NARROW), choice.PRODUCT
-    yield "GATHER", (spent["wide"] - spent["narrow"]) / (active * (WIDE - NARROW)), choice.GATHER
-    yield "LOCAL", spent["local"] / active, choice.LOCAL
-    yield "FILL closed", spent["closed"] / FEW, choice.FILL["closed"]
-    yield "FILL recursive", spent["recursive"] / FEW, choice.FILL["recursive"]
-    yield "FILL scattered", (spent["scattered"] - spent["places"]) / MANY, choice.FILL["scattered"]
-
-
-def sweep(quick: bool) -> list[tuple[str, int, int]]:
-    """Contraction, O and K."""
-    outputs, counts = ((16, 256), (8, 67)) if quick else ((4, 16, 64, 256), (8, 13, 23, 35, 67, 131))
-    return list(itertools.product("FH", outputs, counts))
-
-
-def verdict(name: str, outputs: int, count: int, budget: float) -> tuple[list[str], float]:
-    """One line of the sweep, and by what factor the chosen way is slower than the quickest."""
-    of = layer(1024, 64, outputs, count)
-    tasks = {how: Task(way(name, how, of)) for how in WAYS}
-    for task in tasks.values():
-        task.call()
-    samples, _ = interleaved(tasks, budget, list(tasks))
-    medians = {how: times(taken).median for how, taken in samples.items()}
-    chosen = choice.choose(name, outputs, count, of.basis, int(name == "H"))
-    best = min(medians, key=lambda how: medians[how])
-    lost = ratio(samples[chosen], samples[best])
-    assert lost is not None
-    line = [name, str(outputs), str(count), *(f"{1e6 * medians[how]:.0f}" for how in WAYS), chosen]
-    if lost.median > TIE:
-        line += [best, f"{lost.median:.2f} [{lost.low:.2f}-{lost.high:.2f}]"]
-    return line, lost.median
+    return dict(zip(names, found.x.tolist()))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print."""
     arguments = argparse.ArgumentParser("python -m bench.cpu_costs", description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("--quick", action="store_true", help="a coarse sweep")
+    arguments.add_argument("--sizes", type=int, default=200, help="how many sizes to measure (default 200)")
     arguments.add_argument("--threads", type=int, default=1, help="of torch (default 1: the figures are of one core)")
-    arguments.add_argument("--budget", type=float, default=0.5, help="seconds for each size (default 0.5)")
     options = arguments.parse_args(argv)
     torch.set_num_threads(options.threads)
     console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(place(describe()), style="dim")
-    others = OtherWork()
-
-    found = list(constants(20 * options.budget))
-    scale = found[0][1] / found[0][2]  # of PRODUCT: a quicker machine is quicker at all of them
-    view = Table(title="nanoseconds of one core", title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in ("", "here", "in force", "here / in force", "the same, PRODUCT as 1"):
-        view.add_column(heading, justify="right" if heading else "left")
-    for name, here, there in found:
-        view.add_row(name, f"{here:.3f}", f"{there:.3f}", f"{here / there:.2f}", f"{here / there / scale:.2f}")
+    others, times = OtherWork(), list[tuple[Size, str, float]]()
+    view = Table(title="sizes at which another way is quicker, ms", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in (*Size._fields, *WAYS, "chosen", "slower by"):
+        view.add_column(heading, justify="right")
+    lost = list[float]()
+    for size in track(sample(options.sizes), "sizes", console=console, transient=True):
+        best = seconds(size, [*ways_at(size), BY_SPLINES])
+        times += [(size, way, taken) for way, taken in best.items() if way != "chosen"]
+        lost.append(best["chosen"] / min(taken for way, taken in best.items() if way in WAYS))
+        if lost[-1] > TIE:
+            shown = (f"{1e3 * best[way]:.3f}" if way in best else "-" for way in (*WAYS, "chosen"))
+            view.add_row(*map(str, size), *shown, f"{lost[-1]:.2f}")
+    found = fitted(times)
+    scale = found["product"] / selection.NANOSECONDS["product"]  # a quicker machine is quicker at everything
+    constants = Table(title="nanoseconds of one core", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("", "here", "in force", "here / in force", "the same, product as 1"):
+        constants.add_column(heading, justify="right" if heading else "left")
+    for name, here in found.items():
+        there = selection.NANOSECONDS[name]
+        constants.add_row(name, f"{here:.4g}", f"{there:.4g}", f"{here / there:.2f}", f"{here / there / scale:.2f}")
+    console.print(constants)
     console.print(view)
-
-    view = Table(
-        title="which way is the quicker, microseconds, 1024 rows of 64", title_justify="left", box=box.SIMPLE_HEAD
-    )
-    for heading in ("", "O", "K", *WAYS, "chosen", "quicker, if the other", "slower by"):
-        view.add_column(heading, justify="left" if heading in ("", "chosen", "quicker, if the other") else "right")
-    factors = []
-    for size in track(sweep(options.quick), "sizes", console=console, transient=True):
-        line, factor = verdict(*size, options.budget)
-        view.add_row(*line)
-        factors.append(factor)
-    console.print(view)
-    right = sum(factor <= TIE for factor in factors)
-    console.print(
-        f"Chosen right (within {TIE:.2f}) in {right} of {len(factors)} sizes; the worst is {max(factors):.2f}."
-    )
+    near = sum(factor <= TIE for factor in lost)
+    console.print(f"Chosen right (within {TIE:.2f}) at {near} of {len(lost)} sizes; the worst is {max(lost):.2f}.")
     share = others.share()
     if share is not None and share > BUSY:
-        console.print(f"Other processes took {share:.0%} of the processor meanwhile: little of this is worth much.")
+        console.print(f"Other processes took {share:.0%} of the processor meanwhile: the figures are worth little.")
     return 0
 
 

@@ -128,8 +128,8 @@ CHOSEN += [("banded", "uniform"), ("banded", "repeated")]
 def test_every_way_is_taken_by_itself_somewhere_and_is_right_there(
     name: str, way: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing forced: sizes of which the backend says that it takes this way, where it takes none for small ones."""
-    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
+    """Nothing forced: sizes at which the backend says that it takes this way, where contractions share nothing."""
+    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(at_rows=None))
     if name == "G" and way == "banded":
         pytest.skip("G has no banded way")
     for rows, inputs, outputs, grid in SEARCHED:

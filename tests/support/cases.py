@@ -18,9 +18,7 @@ from torch import Tensor
 import fastkan_kernels
 from fastkan_kernels import Basis
 from fastkan_kernels.backends import cpu as cpu_backend
-from fastkan_kernels.backends.cpu import backend as contract
-from fastkan_kernels.backends.cpu import banded, dense, small
-from fastkan_kernels.backends.cpu import selection as choice
+from fastkan_kernels.backends.cpu import banded, dense, selection
 from fastkan_kernels.backends.registry import BACKENDS
 
 # -- knots and operands -----------------------------------------------------------------------------
@@ -110,7 +108,7 @@ def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
 # -- ways to compute --------------------------------------------------------------------------------
 
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
-CPU_WAYS = (*FILLINGS, "banded", "small")
+CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
 TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
 DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
@@ -123,7 +121,7 @@ def serves(way: str, kind: str, order: int, derivative: int) -> bool:
         return kind in ("shared", "uniform") and derivative < order
     if way in TRITON_WAYS:
         return True
-    return way in ("reference", "recursive", "small") or derivative <= order
+    return way in ("reference", "recursive", "piecewise") or derivative <= order
 
 
 def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) -> list[tuple[str, str, int]]:
@@ -140,7 +138,7 @@ def forced(way: str) -> Iterator[None]:
         with forced_triton(way):
             yield
         return
-    choose, filling = contract.choose, dense.filling
+    choose, filling = selection.choose, dense.filling
 
     def forced_choice(name: str, *sizes: Any) -> str:
         basis = next(size for size in sizes if isinstance(size, Basis))
@@ -154,15 +152,13 @@ def forced(way: str) -> Iterator[None]:
         return way if able or way == "recursive" else filling(basis, count, derivative, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        if way == "small":
-            patch.setattr(small, "pays", lambda *sizes: True)
-            patch.setattr(small, "_keeps", lambda *sizes: True)
+        if way == "piecewise":
+            patch.setattr(selection, "piecewise_pays", lambda *sizes, **options: True)
         elif way in CPU_WAYS:
-            patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
-            patch.setattr(contract, "choose", forced_choice)
+            patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(at_rows=None))
+            patch.setattr(selection, "choose", forced_choice)
         if way in FILLINGS:
-            for module in (dense, choice, contract):
-                patch.setattr(module, "filling", forced_filling)
+            patch.setattr(dense, "filling", forced_filling)
         with fastkan_kernels.backend("reference" if way == "reference" else "cpu"):
             yield
 

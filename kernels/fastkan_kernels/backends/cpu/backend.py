@@ -15,9 +15,7 @@ from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...trilinear import Operands
-from . import banded
-from .dense import DenseFeatures, base_blocks, block_shape, filling
-from .selection import choose
+from . import banded, dense, selection
 
 
 def contract_out(
@@ -32,16 +30,16 @@ def contract_out(
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(len(x), outputs)
-    if choose("F", outputs, count, basis, derivative) == "banded":
+    if selection.choose("F", len(x), inputs, outputs, count, basis, derivative) == "banded":
         y = banded.splines_out(wide, knots, v, weight, basis, derivative)
     else:
         y = wide.new_empty(len(x), outputs)
-        features = DenseFeatures(wide, knots, basis, derivative, v, compiling)
+        features = dense.DenseFeatures(wide, knots, basis, derivative, v, compiling)
         for rows, splines, psi in features.blocks():
             part = weight[splines].reshape(-1, outputs)
             y[rows].addmm_(psi.flatten(1), part, beta=int(splines.start > 0), alpha=features.scale)
     if base_weight is not None:
-        for rows, base in base_blocks(wide, basis, derivative, v):
+        for rows, base in dense.base_blocks(wide, basis, derivative, v):
             y[rows].addmm_(base, base_weight)
     return y.to(x.dtype)
 
@@ -55,7 +53,7 @@ def contract_weight(
     new = wide.new_empty if x.numel() * g.shape[1] > 0 else wide.new_zeros
     dw, db = new(sizes), new(sizes[1:]) if basis.base != "none" else None
     if dw.numel() * len(x) > 0:
-        features = DenseFeatures(wide, knots, basis, derivative, v, compiling)
+        features = dense.DenseFeatures(wide, knots, basis, derivative, v, compiling)
         for rows, splines, psi in features.blocks():
             part = dw[splines].view(-1, g.shape[1])
             part.addmm_(psi.flatten(1).t(), g[rows], beta=int(rows.start > 0), alpha=features.scale)
@@ -64,7 +62,7 @@ def contract_weight(
             if lost.any():
                 dw.masked_fill_(lost.unsqueeze(1), torch.nan)
         if db is not None:
-            for rows, base in base_blocks(wide, basis, derivative, v):
+            for rows, base in dense.base_blocks(wide, basis, derivative, v):
                 db.addmm_(base.t(), g[rows], beta=int(rows.start > 0))
     return dw.to(x.dtype), None if db is None else db.to(x.dtype)
 
@@ -77,11 +75,11 @@ def contract_in(
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape)
-    if choose("H", outputs, count, basis, derivative) == "banded":
+    if selection.choose("H", len(x), inputs, outputs, count, basis, derivative) == "banded":
         h = banded.splines_in(wide, knots, weight, g, basis, derivative)
     else:
         h = wide.new_zeros(wide.shape)
-        features = DenseFeatures(wide, knots, basis, derivative, None, compiling)
+        features = dense.DenseFeatures(wide, knots, basis, derivative, None, compiling)
         for rows, splines, psi in features.blocks():
             part = weight[splines].reshape(-1, outputs)
             if features.filling == "recursive":  # its features lie along the rows
@@ -90,7 +88,7 @@ def contract_in(
                 products = (g[rows] @ part.t()).view(psi.shape)
             h[rows].add_(products.mul_(psi).sum(1), alpha=features.scale)
     if base_weight is not None:
-        for rows, base in base_blocks(wide, basis, derivative):
+        for rows, base in dense.base_blocks(wide, basis, derivative):
             h[rows].addcmul_(base, g[rows] @ base_weight.t())
     return h.to(x.dtype)
 
@@ -105,12 +103,12 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
-    way = choose(name, outputs, count, basis, derivative)
+    way = selection.choose(name, rows, inputs, outputs, count, basis, derivative)
     if way == "banded":
         return f"banded: the {basis.order + 1} active of {count} splines of each input, gathered"
     made = {"closed": "in closed form", "scattered": "by scattering the active ones", "recursive": "by recursion"}
-    how = filling(basis, count, derivative)
-    block_rows, block_splines = block_shape(rows, count, inputs, how)
+    how = dense.filling(basis, count, derivative)
+    block_rows, block_splines = dense.block_shape(rows, count, inputs, how)
     parts = -(-rows // block_rows) * -(-count // block_splines)
     return (
         f"dense: features made {made[how]}, {parts} block{'s'[: parts != 1]} of "
