@@ -132,8 +132,10 @@ def forward(
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
     slots = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
-    compute = _linear_outside if outside == "linear" else _zero_outside
-    y = compute(rows, knots, slots, basis, pieces)
+    if outside == "linear":
+        y = _linear_outside(rows, knots, slots, basis, pieces)
+    else:
+        y = contract("F", rows, knots, slots, basis, 0, pieces)
     if bias is not None:
         y = y + bias.to(y.dtype)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
@@ -151,12 +153,6 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     if x.ndim == 2:
         return x
     return x.unsqueeze(0) if x.ndim == 1 else x.flatten(0, -2)
-
-
-def _zero_outside(
-    x: Tensor, knots: Tensor, slots: Operands, basis: Basis, pieces: Callable[[], Pieces] | None
-) -> Tensor:
-    return contract("F", x, knots, slots, basis, 0, pieces)
 
 
 def _linear_outside(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastkan_kernels import BACKENDS, Operands, autocast_dtype, check_alike, route
+from fastkan_kernels import BACKENDS, Operands, autocast_dtype, check_alike, has_values, route
 
 from ..functional import rows_of
 from .linear import KANLinear
@@ -49,7 +49,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     taken = route(x, layer.knots)
     slots = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
     with_product = basis._replace(product=product)
-    at_rows = BACKENDS[taken.backend].at_rows
+    at_rows = BACKENDS[taken.backend].at_rows if has_values(flat, layer.knots) else None
     piecewise = at_rows is not None and at_rows({}, flat, layer.knots, slots, with_product, 0) is not None
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"

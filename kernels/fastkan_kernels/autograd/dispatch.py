@@ -1,10 +1,10 @@
-"""Which route a contraction takes through autograd, and which backend computes it.
+"""The route that a contraction takes through autograd, and the backend that computes it: one decision for each call.
 
-The routes, asked in this order:
+The first route that applies is taken:
 
-1. composite: differentiable PyTorch, where a functorch transform, a forward-mode level or an export
-   or a trace is under way, or a gradient by the knots is wanted. The Functions would raise there; the registered
-   operators would silently give no tangent.
+1. composite: differentiable PyTorch, where a functorch transform, a forward-mode level, an export or a trace is
+   active, or the knots require a gradient. The Function would raise there, and the registered operators would
+   silently give no tangent.
 2. operators: while ``torch.compile`` traces.
 3. functions: in eager mode.
 """
@@ -13,25 +13,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ..backends import registry as backends
+from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
 from ..backends.registry import BACKENDS, ContractionSpec
 from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
 from ..validation import Choice, checked
 from . import operators as ops
-from .functions import FUNCTIONS
+from .functions import Contract
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
-# what "auto" takes on a device, if it is able to serve it
+# the backend that "auto" stands for on a device, where it supports it
 _AUTO = {"cpu": "cpu", "cuda": "triton"}
 
 _chosen = threading.local()
@@ -76,18 +75,17 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """What the innermost :func:`backend` asks for, ``"auto"`` outside of any."""
+    """Return the name given to the innermost :func:`backend` context, ``"auto"`` outside of any."""
     return getattr(_chosen, "name", "auto")
 
 
 def needs_composite(knots: Tensor) -> str | None:
-    """Why this moment needs composite PyTorch, or None."""
-    # torch has no public name for the first two; tests/test_routes.py pins them
-    if torch._C._are_functorch_transforms_active():
+    """Return why only composite PyTorch can be differentiated here and now, or None."""
+    if functorch_is_active():
         return "a torch.func transform is active"
-    if forward_ad._current_level >= 0:
+    if forward_mode_is_active():
         return "a forward-mode level is active"
-    if knots.requires_grad and torch.is_grad_enabled():
+    if needs_graph(knots):
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
@@ -96,14 +94,17 @@ def needs_composite(knots: Tensor) -> str | None:
     return None
 
 
-def route(x: Tensor, knots: Tensor) -> Route:
-    """Decide, and say why.
+def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
+    """Return the route and backend of a call, with the reasons.
+
+    Args:
+        plain: whether :func:`has_values` is true of the call's tensors, so that no transform or trace is active.
 
     Raises:
         RuntimeError: if the backend asked for can't serve this call.
     """
     asked = chosen_backend()
-    reason = needs_composite(knots)
+    reason = None if plain and not needs_graph(knots) else needs_composite(knots)
     if reason is not None:
         if asked not in ("auto", "reference"):
             raise RuntimeError(
@@ -119,13 +120,13 @@ def route(x: Tensor, knots: Tensor) -> Route:
         unable = BACKENDS[name].unable(x.device)
         if unable:
             raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
-    if torch.compiler.is_compiling():
+    if not plain and torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
     return Route("functions", "eager mode", name, because)
 
 
 def _automatic(device: torch.device) -> tuple[str, str]:
-    """What "auto" takes on a device, and why."""
+    """Return the backend that "auto" stands for on a device, and why."""
     name = _AUTO.get(device.type)
     if name is None:
         return "reference", "auto: it serves every device"
@@ -144,18 +145,20 @@ def contract(
     derivative: int,
     pieces: Callable[[], Pieces] | None = None,
 ):
-    """Contraction ``name`` of ``slots``, differentiable, by the route and backend of the moment.
+    """Contraction ``name`` of ``slots``, differentiable, by the route and backend that apply here and now.
 
     Args:
         pieces: makes the tables of the knots; without it they are computed with each graph that needs them.
     """
-    product = autocast_dtype(x)
+    plain, product = has_values(x, knots, *slots), autocast_dtype(x)
     if product is not None:
         basis = basis._replace(product=product)
-    taken = route(x, knots)
-    call = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces})
-    if taken.way == "functions":
-        return FUNCTIONS[name].apply(call, x, knots, *slots)
+    taken = route(x, knots, plain)
+    spec = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces}, plain)
     if taken.way == "operators":
-        return ops.apply(name, call, x, knots, slots)
-    return backends.contract(name, call, x, knots, slots)
+        return ops.apply(name, spec, x, knots, slots)
+    # autocast is off inside, since it is known where to round
+    with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
+        if taken.way == "functions":
+            return Contract.apply(name, spec, x, knots, *slots)
+        return BACKENDS["reference"].contract[name](x, knots, slots, basis, derivative)

@@ -1,7 +1,7 @@
-"""The three contractions as autograd Functions: the route of eager mode.
+"""The three contractions as one autograd Function: the route of eager mode.
 
-They save x, W, v and g, never psi (but for what a backend caches with the graph of a layer of few edges), and their
-backward is the table in :mod:`.trilinear` on the same Functions again, so every mixed derivative of every order is
+It saves x, W, v and g, never psi (but for what a backend caches with the graph of a layer of few edges), and its
+backward is the table in :mod:`.trilinear` on the same Function again, so every mixed derivative of every order is
 right.
 """
 
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backends.registry import ContractionSpec, contract, vjp
+from ..backends.modes import engine_executes, has_values
+from ..backends.registry import ContractionSpec, implementation, vjp
+from ..basis import exact_products
 from ..trilinear import Operands, gradients
 
 
 def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
-    """Which gradients are wanted of a backward that is under way.
+    """Return which gradients a backward that is under way must compute.
 
-    ``needs_input_grad`` alone says which could be: of ``autograd.grad(u, x)`` also those by the weights.
+    ``needs_input_grad`` includes those that nothing uses: in ``autograd.grad(u, x)`` the ones of the weights too.
 
     Args:
         operands: the last that ``forward`` was given, each a tensor or None.
@@ -34,82 +36,36 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
 
 def _will_execute(node) -> bool:
     try:
-        # torch has no public name for it; tests/test_autograd.py pins it
-        return torch._C._will_engine_execute_node(node)
-    except RuntimeError:  # of a leaf that autograd.grad was asked about, and where no engine runs
+        return engine_executes(node)
+    except RuntimeError:  # a leaf of autograd.grad, or no engine runs
         return True
 
 
-class _Contraction(torch.autograd.Function):
-    """What the three share; the slot that ``name`` leaves free comes as None."""
-
-    name: str
-
-    @classmethod
-    def run(cls, ctx, call: ContractionSpec, x: Tensor, knots: Tensor, *slots):
-        ctx.call = call
-        ctx.save_for_backward(x, knots, *slots)
-        return contract(cls.name, call, x, knots, Operands(*slots))
-
-    @classmethod
-    def differentiate(cls, ctx, upstream) -> tuple[Tensor | None, ...]:
-        x, knots, *saved = operands = ctx.saved_tensors
-        by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, operands)
-        asked = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
-        wanted = [name for name, needed in asked.items() if needed]
-
-        def again(name: str, slots: Operands, derivative: int):
-            call = ctx.call._replace(derivative=derivative)
-            return FUNCTIONS[name].apply(call, x, knots, *slots)
-
-        if torch.is_grad_enabled():
-            found = gradients(cls.name, Operands(*saved), upstream, wanted, ctx.call.derivative, again)
-        else:
-            found = vjp(cls.name, ctx.call, x, knots, Operands(*saved), upstream, wanted)
-        weight, base_weight = found.get("W", (None, None))
-        return None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")
-
-
-class ContractOut(_Contraction):
-    """F_d(x, W, v)."""
-
-    name = "F"
+class Contract(torch.autograd.Function):
+    """Contraction F, G or H; the operand that it leaves free is None, and G returns two parts."""
 
     @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractOut.run(ctx, call, x, knots, *slots)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ContractOut.differentiate(ctx, upstream)
-
-
-class ContractWeight(_Contraction):
-    """G_d(x, g, v), in two parts: the splines' and the base function's (None without one)."""
-
-    name = "G"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractWeight.run(ctx, call, x, knots, *slots)
+    def forward(ctx, name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, *operands):
+        ctx.name, ctx.spec = name, spec
+        ctx.save_for_backward(x, knots, *operands)
+        return implementation(name, spec, x, knots, Operands(*operands))()
 
     @staticmethod
     def backward(ctx, *upstream):
-        return ContractWeight.differentiate(ctx, upstream)
+        x, knots, *saved = tensors = ctx.saved_tensors
+        by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, tensors)
+        required = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
+        wanted = [by for by, needed in required.items() if needed]
+        operands, own = Operands(*saved), upstream if ctx.name == "G" else upstream[0]
+        spec = ctx.spec._replace(plain=has_values(x, *saved, *upstream))
 
+        def contract(name: str, operands: Operands, derivative: int):
+            return Contract.apply(name, spec._replace(derivative=derivative), x, knots, *operands)
 
-class ContractIn(_Contraction):
-    """H_d(x, W, g)."""
-
-    name = "H"
-
-    @staticmethod
-    def forward(ctx, call, x, knots, *slots):
-        return ContractIn.run(ctx, call, x, knots, *slots)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        return ContractIn.differentiate(ctx, upstream)
-
-
-FUNCTIONS = {"F": ContractOut, "G": ContractWeight, "H": ContractIn}
+        with exact_products(x):
+            if torch.is_grad_enabled():
+                found = gradients(ctx.name, operands, own, wanted, spec.derivative, contract)
+            else:
+                found = vjp(ctx.name, spec, x, knots, operands, own, wanted)
+        weight, base_weight = found.get("W", (None, None))
+        return None, None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode  # as torch.library.triton_op does
 
-from ..backends.registry import BACKENDS, ContractionSpec, contract
-from ..basis import Basis
+from ..backends.registry import BACKENDS, ContractionSpec, implementation
+from ..basis import Basis, exact_products
 from ..trilinear import Operands, gradients
 
 _FIXED = (
@@ -45,7 +45,7 @@ def _call(flat: tuple) -> ContractionSpec:
 
 
 def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands):
-    """ContractionSpec the registered operator of contraction ``name``."""
+    """Call the registered operator of contraction ``name``."""
     operands = (getattr(slots, slot) for slot in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *operands, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -57,7 +57,8 @@ def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
         operands = _OPERANDS[name]
         slots = Operands(**dict(zip(operands, rest)))
-        out = contract(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)
+        with exact_products(x):
+            out = implementation(name, _call(rest[len(operands) :]), x, knots, slots, compiling=True)()
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
         return out.contiguous()

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..basis import Basis, exact_products
+from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Operands, gradients
 from . import cpu, reference
-from .modes import is_batched
+from .modes import functorch_is_active, is_batched
 from .triton import backend as triton
 
 
@@ -22,7 +22,8 @@ class ContractionSpec(NamedTuple):
     basis: Basis
     derivative: int
     backend: str
-    cache: dict | None = None  # what a backend caches with a graph, for contractions of the same x and knots
+    cache: dict | None = None  # what contractions of the same x and knots share in one graph; None where they don't
+    plain: bool = False  # whether all tensors are plain ones; see has_values
 
 
 class Decomposition(NamedTuple):
@@ -88,40 +89,41 @@ BACKENDS: dict[str, Backend] = {
 }
 
 
-def contract(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, compiling: bool = False):
-    """Compute contraction ``name`` of ``slots`` by the backend of ``call``.
+def implementation(
+    name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, compiling: bool = False
+) -> Callable[[], Any]:
+    """Return the function that computes contraction ``name`` of ``operands`` by the backend of ``spec``.
 
-    Autocast is held off inside: what it asks for is in ``call.basis.product`` already.
+    Autocast must be off while it runs: the dtype that it asks for is in ``spec.basis.product`` already.
 
     Args:
         compiling: whether the caller is compiled, and the backend may compile too.
     """
-    backend = BACKENDS[call.backend]
-    if backend.at_rows is not None and not compiling:
-        cache = {} if call.cache is None else call.cache
-        rows = backend.at_rows(cache, x, knots, slots, call.basis, call.derivative)
+    backend, derivative = BACKENDS[spec.backend], spec.derivative
+    if spec.plain and spec.cache is not None and backend.at_rows is not None:
+        rows = backend.at_rows(spec.cache, x, knots, operands, spec.basis, derivative)
         if rows is not None:
-            return rows.contract(name, slots, call.derivative)
-    function = (backend.compiling if compiling else None) or backend.contract
-    if is_batched(x, *slots):
-        function = _REFERENCE  # PyTorch can batch neither what writes into given memory nor a kernel
-    with exact_products(x):
-        return function[name](x, knots, slots, call.basis, call.derivative)
+            return partial(rows.contract, name, operands, derivative)
+    table = (backend.compiling if compiling else None) or backend.contract
+    if not spec.plain and (is_batched(x, *operands) or functorch_is_active()):
+        table = _REFERENCE  # PyTorch can batch or transform neither what writes into given memory nor a kernel
+    return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
 def vjp(
-    name: str, call: ContractionSpec, x: Tensor, knots: Tensor, slots: Operands, upstream, wanted: Collection[str]
+    name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, upstream, wanted: Collection[str]
 ) -> dict:
-    """Gradients of contraction ``name``, as :func:`.trilinear.gradients`, without a graph."""
-    at_rows, order = BACKENDS[call.backend].at_rows, call.derivative
-    if at_rows is not None:
-        cache = {} if call.cache is None else call.cache
-        full = slots.with_operand(CONTRACTIONS[name].free, upstream)
-        rows = at_rows(cache, x, knots, full, call.basis, order, order + 1)
+    """Gradients of contraction ``name`` without a graph, as :func:`.trilinear.gradients` returns them."""
+    at_rows, order = BACKENDS[spec.backend].at_rows, spec.derivative
+    if spec.plain and spec.cache is not None and at_rows is not None:
+        full = operands.with_operand(CONTRACTIONS[name].free, upstream)
+        rows = at_rows(spec.cache, x, knots, full, spec.basis, order, order + 1)
         if rows is not None:
-            return rows.vjp(name, slots, upstream, wanted, order)
+            return rows.vjp(name, operands, upstream, wanted, order)
 
-    def contracted(name: str, slots: Operands, derivative: int):
-        return contract(name, call._replace(derivative=derivative), x, knots, slots)
+    def contract(name: str, operands: Operands, derivative: int):
+        # sharing that is no gain for all gradients together is none for one of them
+        alone = spec._replace(derivative=derivative, cache=None)
+        return implementation(name, alone, x, knots, operands)()
 
-    return gradients(name, slots, upstream, wanted, order, contracted)
+    return gradients(name, operands, upstream, wanted, order, contract)

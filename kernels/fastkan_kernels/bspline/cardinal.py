@@ -51,7 +51,8 @@ def splines_at(
     rooms = memory[: math.prod(shape)].view(shape)
     total, bases = rooms[0], rooms[:terms]
     t = torch.sub(x, first).mul_(inv_spacing).unsqueeze(1)
-    torch.sub(t, middles(numbers.start, shape[2], order, x).unsqueeze(1), out=total)
+    start = numbers.start + (order + 1) / 2
+    torch.sub(t, torch.arange(start, start + shape[2], dtype=x.dtype, device=x.device).unsqueeze(1), out=total)
     if odd:
         torch.sign(total, out=rooms[terms])
     total.abs_().sub_((order + 1) / 2).clamp_(max=0.0)  # -max((k+1)/2 - |z|, 0)

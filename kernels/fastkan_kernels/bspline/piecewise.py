@@ -143,9 +143,7 @@ def pieces(knots: Tensor, order: int) -> Pieces:
         spline = np.arange(cells) - order + np.arange(order + 1)[:, None]
         values *= ((spline >= 0) & (spline < cells - order))[:, None]
         highest = _highest(rate, order, limits)
-    return Pieces(
-        own[:, :, None].copy(), np.stack([middle, rate], 1).astype(own.dtype), values.astype(own.dtype), highest
-    )
+    return Pieces(own[:, :, None].copy(), np.stack([middle, rate], 1).astype(own.dtype), values.astype(own.dtype), highest)
 
 
 def pieces_of(knots: Tensor, basis: Basis) -> Pieces:

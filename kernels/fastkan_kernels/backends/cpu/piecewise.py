@@ -28,7 +28,6 @@ from ...basis import Basis
 from ...bspline.cox_de_boor import base_function, check_base_derivative, silu_derivative
 from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from ...trilinear import CONTRACTIONS, Operands, gradients
-from ..modes import has_values
 from . import selection
 
 # multiplications in one product, of two matrices and with a vector, above which OpenBLAS uses several threads
@@ -466,8 +465,6 @@ def rows_of(
     for each in given:
         if each.dtype != knots.dtype:
             return None
-    if not has_values(*given):
-        return None
     found: PiecewiseTensors | None = cached.get("rows")
     if found is None:
         outputs = (operands.g if operands.weight is None else operands.weight).shape[-1]
@@ -490,9 +487,7 @@ def has_sizes(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, dt
 def _pays(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, derivative: int) -> bool:
     count, cached = block_counts(rows, inputs, outputs, knots - 1, basis.order)
     contractions = SHARING if derivative > 0 and cached == count else 1
-    return selection.piecewise_pays(
-        [(rows, inputs, outputs, knots - basis.order - 1, basis)], contractions=contractions
-    )
+    return selection.piecewise_pays([(rows, inputs, outputs, knots - basis.order - 1, basis)], contractions=contractions)
 
 
 def quiet() -> Any:
