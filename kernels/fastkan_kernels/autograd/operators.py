@@ -59,10 +59,10 @@ def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: 
 
 def _compute(name: str) -> Callable:
     def compute(x: Tensor, knots: Tensor, *rest):
-        operands = _OPERANDS[name]
-        operands = Operands(**dict(zip(operands, rest)))
+        fields = _OPERANDS[name]
+        operands = Operands(**dict(zip(fields, rest)))
         with exact_products(x):
-            out = implementation(name, _call(rest[len(operands) :]), x, knots, operands, compiling=True)()
+            out = implementation(name, _call(rest[len(fields) :]), x, knots, operands, compiling=True)()
         if name == "G":
             return out[0].contiguous(), x.new_empty(0) if out[1] is None else out[1].contiguous()
         return out.contiguous()
@@ -127,13 +127,13 @@ def _decompose(name: str) -> Callable:
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
-        operands = _OPERANDS[name]
-        call = _call(tuple(rest[len(operands) :]))
+        fields = _OPERANDS[name]
+        call = _call(tuple(rest[len(fields) :]))
         decomposition = BACKENDS[call.backend].decomposition
         if decomposition is None or not decomposition.supports(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
-            operands = Operands(**dict(zip(operands, rest)))
+            operands = Operands(**dict(zip(fields, rest)))
             out = decomposition.contract(name, x, knots, operands, call.basis, call.derivative)
             return (out[0], x.new_empty(0) if out[1] is None else out[1]) if name == "G" else out
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..basis import Basis
 from ..trilinear import CONTRACTIONS, Operands, gradients
 from . import cpu, reference
-from .modes import is_batched
+from .modes import functorch_is_active, is_batched
 from .triton import backend as triton
 
 
@@ -22,7 +22,7 @@ class ContractionSpec(NamedTuple):
     basis: Basis
     derivative: int
     backend: str
-    cache: dict | None = None  # what a backend caches with a graph, for contractions of the same x and knots
+    cache: dict | None = None  # what contractions of the same x and knots share in one graph; None where they don't
     plain: bool = False  # whether all tensors are plain ones; see has_values
 
 
@@ -104,28 +104,30 @@ def implementation(
         compiling: whether the caller is compiled by torch.compile, so that the backend may compile too.
     """
     backend, derivative = BACKENDS[spec.backend], spec.derivative
-    if spec.plain and backend.at_rows is not None:
-        rows = backend.at_rows({} if spec.cache is None else spec.cache, x, knots, operands, spec.basis, derivative)
+    if spec.plain and spec.cache is not None and backend.at_rows is not None:
+        rows = backend.at_rows(spec.cache, x, knots, operands, spec.basis, derivative)
         if rows is not None:
             return partial(rows.contract, name, operands, derivative)
     table = (backend.compiling if compiling else None) or backend.contract
-    if not spec.plain and is_batched(x, *operands):
-        table = _REFERENCE  # neither functions with out= arguments nor kernels can be batched
+    if not spec.plain and (is_batched(x, *operands) or functorch_is_active()):
+        table = _REFERENCE  # PyTorch can batch or transform neither what writes into given memory nor a kernel
     return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
 def vjp(
     name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, upstream, wanted: Collection[str]
 ) -> dict:
-    """Gradients of contraction ``name``, as :func:`.trilinear.gradients` returns them, without building a graph."""
+    """Gradients of contraction ``name`` without a graph, as :func:`.trilinear.gradients` returns them."""
     at_rows, order = BACKENDS[spec.backend].at_rows, spec.derivative
-    if spec.plain and at_rows is not None:
+    if spec.plain and spec.cache is not None and at_rows is not None:
         full = operands.with_operand(CONTRACTIONS[name].free, upstream)
-        rows = at_rows({} if spec.cache is None else spec.cache, x, knots, full, spec.basis, order, order + 1)
+        rows = at_rows(spec.cache, x, knots, full, spec.basis, order, order + 1)
         if rows is not None:
             return rows.vjp(name, operands, upstream, wanted, order)
 
     def contract(name: str, operands: Operands, derivative: int):
-        return implementation(name, spec._replace(derivative=derivative), x, knots, operands)()
+        # sharing that is no gain for all gradients together is none for one of them
+        alone = spec._replace(derivative=derivative, cache=None)
+        return implementation(name, alone, x, knots, operands)()
 
     return gradients(name, operands, upstream, wanted, order, contract)

@@ -11,30 +11,31 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from ...basis import Basis
-from ...bspline.piecewise import MAX_DENSE_CELLS
 from . import dense
 
 # nanoseconds on one core, of each thing that a step (F, G and H of one layer) or a contraction does
 NANOSECONDS = {
-    "step": 3e5,  # calls of a step that is dense or banded
-    "value": 11.0,  # one input value of such a step, for the base function
-    "closed": 0.5,  # one spline of one input value, in closed form
-    "closed power": 0.4,  # each of its truncated powers
-    "recursive": 0.7,  # one spline by recursion, for each degree
-    "scattered": 0.15,  # one spline's place in memory, where the active ones are scattered
-    "active": 6.0,  # one active spline on uniform knots, for each of its truncated powers
-    "active any": 6.0,  # the same on any knots, for each degree
-    "product": 0.012,  # one spline of one input value, multiplied by the weight of one output
-    "gather": 0.12,  # the same with a gathered row of weights
-    "piecewise step": 190e3,  # calls of a step that is piecewise
-    "piecewise value": 2.0,  # one input value of such a step
-    "piecewise cell": 1.55,  # one cell of one input value, where its cell is looked up
-    "piecewise term": 2.6,  # one coefficient of an edge's polynomial, for one input value
-    "piecewise look-up": 0.14,  # the same, for each cell
-    "piecewise table": 0.06,  # one coefficient of an edge's polynomial on one cell, for each spline of a dense table
-    "piecewise band": 1.5,  # the same, for each active spline of the cell
-    "spline step": 100e3,  # calls of a piecewise step from splines that are cached with the rows
-    "spline product": 0.1,  # one such spline of one input value, multiplied by the weight of one output
+    "step": 490e3,  # calls of a step that is dense or banded, beside those of its contractions
+    "closed call": 140e3,  # calls of one contraction, by the filling of its features
+    "recursive call": 550e3,
+    "scattered call": 300e3,
+    "banded call": 450e3,
+    "value": 53.0,  # one input value of such a step, for the base function
+    "closed": 1.7,  # one spline of one input value, in closed form
+    "closed power": 0.34,  # each of its truncated powers
+    "recursive": 0.56,  # one spline by recursion, for each degree
+    "scattered": 1.5,  # one spline's place in memory, where the active ones are scattered
+    "active": 3.2,  # one active spline on uniform knots, for each of its truncated powers
+    "active any": 13.0,  # the same on any knots, for each degree
+    "product": 0.027,  # one spline of one input value, multiplied by the weight of one output
+    "gather": 0.28,  # the same with a gathered row of weights
+    "piecewise step": 500e3,  # calls of a step that is piecewise
+    "piecewise cell": 1.6,  # one cell of one input value, where its cell is looked up
+    "piecewise term": 4.0,  # one coefficient of an edge's polynomial, for one input value
+    "piecewise look-up": 0.077,  # the same, for each cell
+    "piecewise coefficient": 1.8,  # one coefficient of an edge's polynomial on one cell, whatever the number of rows
+    "spline step": 26e3,  # calls of a piecewise step from splines that are cached with the rows
+    "spline product": 0.085,  # one such spline of one input value, multiplied by the weight of one output
 }
 
 
@@ -55,19 +56,21 @@ def cost(work: dict[str, float]) -> float:
 def dense_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
     """Count what one contraction does by the dense way."""
     values, how = rows * inputs, dense.filling(basis, count, derivative)
+    work: dict[str, float]
     if how == "closed":
         work = {"closed": values * count, "closed power": values * count * _powers(basis)}
     elif how == "scattered":
         work = {"scattered": values * count, **_active_work(values, basis, derivative)}
     else:
         work = {"recursive": values * count * basis.order}
-    return {**work, "product": values * count * outputs}
+    return {**work, f"{how} call": 1.0, "product": values * count * outputs}
 
 
 def banded_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
     """Count what F or H does by the banded way."""
     values = rows * inputs
-    return {**_active_work(values, basis, derivative), "gather": values * (basis.order + 1) * outputs}
+    gathered = values * (basis.order + 1) * outputs
+    return {**_active_work(values, basis, derivative), "banded call": 1.0, "gather": gathered}
 
 
 def _active_work(values: int, basis: Basis, derivative: int) -> dict[str, float]:
@@ -102,15 +105,12 @@ def step_work(
 def piecewise_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis) -> dict[str, float]:
     """Count what the same step does by the polynomials of the edges (:mod:`.piecewise`)."""
     values, cells, terms = rows * inputs, count + basis.order, outputs * (basis.order + 1)
-    # coefficients of the edges' polynomials are computed and differentiated once, whatever the number of rows
-    table = {"table": count} if cells <= MAX_DENSE_CELLS else {"band": basis.order + 1}
     return {
         "piecewise step": 1.0,
-        "piecewise value": values,
         "piecewise cell": values * cells,
         "piecewise term": values * terms,
         "piecewise look-up": values * terms * cells,
-        **{f"piecewise {each}": inputs * terms * cells * times for each, times in table.items()},
+        "piecewise coefficient": inputs * terms * cells,
     }
 
 
