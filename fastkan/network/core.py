@@ -193,8 +193,12 @@ class Network(nn.Module):
         return nodes if last_plain else torch.addcmul(last_bias, last_scale, nodes)
 
     def is_watched(self) -> bool:
-        """Whether calling it does more than its forward: by hooks, or in a class of its own."""
-        return has_hooks(self) or type(self).forward is not Network.forward
+        """Whether calling it does more than the forward of this class, because of hooks or of methods of a subclass."""
+        own = type(self)
+        methods = own.forward, own.through, own.inputs, own.subnodes_of, own.nodes_of
+        return has_hooks(self) or methods != (
+            Network.forward, Network.through, Network.inputs, Network.subnodes_of, Network.nodes_of
+        )  # fmt: skip
 
     def stack(self) -> list[StackLayer] | None:
         """Its layers, if it is layers of splines alone, without formulas, products or affine maps between them."""

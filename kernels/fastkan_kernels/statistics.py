@@ -216,7 +216,8 @@ class _Covariance(torch.autograd.Function):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
-                parts.append((slope * torch.einsum("ipq,nqi->npi", vjp, centred)).sum(1))
+                # in matrix products rather than einsum, which autograd.grad(is_grads_batched=True) can't batch
+                parts.append((slope * (vjp @ centred.permute(2, 1, 0)).permute(2, 1, 0)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None, None
 
 

@@ -128,7 +128,7 @@ def test_gradients_on_other_knots_and_bases(backend: str, name: str, base: str, 
 @pytest.mark.parametrize("derivative", [0, 1])
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "small"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "scattered", "banded", "piecewise"])
 def test_gradients_of_gradients(backend: str, name: str, order: int, derivative: int) -> None:
     o, basis = smooth_case(order)
     call, values = function(name, o, basis, derivative, wanted_of(name, basis))
@@ -138,7 +138,7 @@ def test_gradients_of_gradients(backend: str, name: str, order: int, derivative:
 
 @pytest.mark.parametrize("derivative", [0, 1])
 @pytest.mark.parametrize("name", "FGH")
-@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "small"])
+@pytest.mark.parametrize("backend", ["reference", "auto", "recursive", "piecewise"])
 def test_third_order(backend: str, name: str, derivative: int) -> None:
     """gradgradcheck of a gradient, with cotangents that are differentiated as well."""
     o, basis = smooth_case(order=4)
@@ -154,36 +154,36 @@ def test_third_order(backend: str, name: str, derivative: int) -> None:
 
 
 @pytest.mark.parametrize("graph", [False, True])
-@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("piecewise", [False, True])
 @pytest.mark.parametrize("name", "FGH")
 def test_only_what_is_asked_for_is_computed(
-    name: str, small: bool, graph: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, piecewise: bool, graph: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frozen weight costs no G, a first layer's input no H."""
     from fastkan_kernels.autograd import dispatch as routing
     from fastkan_kernels.backends import registry as backends
-    from fastkan_kernels.backends.cpu.at_rows import AtRows
+    from fastkan_kernels.backends.cpu.piecewise import Block
 
     o, basis = smooth_case()
-    if small and routing.route(o.x, o.knots).backend != "cpu":
-        pytest.skip("only the CPU has another way for small layers")
+    if piecewise and routing.route(o.x, o.knots).backend != "cpu":
+        pytest.skip("only the CPU has a piecewise way")
     ran = []
-    contract, at_rows = backends.contract, AtRows.contract
+    contract, at_rows = backends.contract, Block.contract
 
     def spy(kind, call, *rest):
-        if not small:
+        if not piecewise:
             ran.append((kind, call.derivative))
         return contract(kind, call, *rest)
 
-    def small_spy(self, kind, slots, derivative):
+    def block_spy(self, kind, slots, derivative):
         ran.append((kind, derivative))
         return at_rows(self, kind, slots, derivative)
 
     monkeypatch.setattr(backends, "contract", spy)
     monkeypatch.setattr("fastkan_kernels.autograd.functions.contract", spy)
-    monkeypatch.setattr(AtRows, "contract", small_spy)
-    if not small:
-        monkeypatch.setitem(backends.BACKENDS, "cpu", backends.BACKENDS["cpu"]._replace(small=None))
+    monkeypatch.setattr(Block, "contract", block_spy)
+    if not piecewise:
+        monkeypatch.setitem(backends.BACKENDS, "cpu", backends.BACKENDS["cpu"]._replace(at_rows=None))
     rules = {
         ("F", "x"): ("H", 1),
         ("F", "v"): ("H", 0),
@@ -241,7 +241,7 @@ def test_torch_says_which_gradients_a_backward_wants_under_this_private_name() -
 
 
 def test_features_are_not_saved_for_the_backward() -> None:
-    """A graph holds the operands and nothing of size N K I (but of the smallest layers: see small.py)."""
+    """A graph holds the operands and nothing of size N K I (but for what the piecewise way caches)."""
     o, basis = make_case("shared", rows=50, inputs=8, outputs=3)
     saved = []
 

@@ -15,7 +15,7 @@ import fastkan_kernels
 from fastkan import KANLinear, backend
 from fastkan.layers import explain
 from fastkan_kernels.autograd import dispatch as routing
-from fastkan_kernels.backends.cpu import banded, blocks, small
+from fastkan_kernels.backends.cpu import banded, blocks, selection
 from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.backends.triton import hardware
 
@@ -44,7 +44,7 @@ def watched() -> Iterator[list[str]]:
 def a_contraction_each(patch: pytest.MonkeyPatch) -> None:
     """No backend takes small layers a way of their own."""
     for name, entry in BACKENDS.items():
-        patch.setitem(BACKENDS, name, entry._replace(small=None))
+        patch.setitem(BACKENDS, name, entry._replace(at_rows=None))
 
 
 def adapted_layer(inputs: int = 2, outputs: int = 3, grid: int = 5, order: int = 3) -> KANLinear:
@@ -207,8 +207,7 @@ FILLED = {"closed": "closed form", "scattered": "scatter", "recursive": "recursi
 def test_its_words_for_each_contraction_are_what_runs(
     layer, rows: int, banded_runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(small, "pays", lambda *sizes: False)
-    monkeypatch.setattr(small, "_keeps", lambda *sizes: False)
+    monkeypatch.setattr(selection, "piecewise_pays", lambda *sizes, **options: False)
     layer = layer()
     x = torch.rand(rows, layer.in_features)
     lines = {line[:3]: line for line in explain(layer, x).splitlines()}
@@ -237,7 +236,7 @@ def test_its_words_for_each_contraction_are_what_runs(
 def test_it_counts_the_blocks_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 1 << 12)
     monkeypatch.setattr(blocks, "MIN_ROWS", 16)
-    monkeypatch.setattr(small, "pays", lambda *sizes: False)
+    monkeypatch.setattr(selection, "piecewise_pays", lambda *sizes, **options: False)
     layer, x = KANLinear(40, 50, 6), torch.rand(300, 40)
     (line,) = (line for line in explain(layer, x).splitlines() if line.startswith("F_0"))
     count = 0

@@ -129,7 +129,7 @@ def test_every_way_is_taken_by_itself_somewhere_and_is_right_there(
     name: str, way: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing forced: sizes of which the backend says that it takes this way, where it takes none for small ones."""
-    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
+    monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(at_rows=None))
     if name == "G" and way == "banded":
         pytest.skip("G has no banded way")
     for rows, inputs, outputs, grid in SEARCHED:

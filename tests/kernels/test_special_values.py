@@ -120,12 +120,12 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(
 @pytest.mark.parametrize("name", "FGH")
 @pytest.mark.parametrize("product", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize(
-    ("way", "kind", "derivative"), [place for place in places(0, 2, kinds=KINDS) if place[0] != "small"]
+    ("way", "kind", "derivative"), [place for place in places(0, 2, kinds=KINDS) if place[0] != "piecewise"]
 )
 def test_a_product_dtype_rounds_features_and_weights_and_nothing_else(
     way: str, kind: str, derivative: int, product: torch.dtype, name: str
 ) -> None:
-    """Each of them by half an ulp; x, v, g and the sums stay float32. (The small way has no rounding.)"""
+    """Each of them by half an ulp; x, v, g and the sums stay float32. (The piecewise way has no rounding.)"""
     o, basis = make_case(kind, rows=30, inputs=3, outputs=4, grid=64, dtype=torch.float32)
     rounded = basis._replace(product=product)
     half_ulp = torch.finfo(product).eps / 2
@@ -220,7 +220,7 @@ def autocast_to_float16(way: str, base: str) -> None:
 
 
 @pytest.mark.parametrize("base", ["silu", "identity"])
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "small"])
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "piecewise"])
 def test_what_float16_has_no_range_for_is_infinite_under_autocast(way: str, base: str) -> None:
     autocast_to_float16(way, base)
 

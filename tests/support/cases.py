@@ -19,7 +19,7 @@ import fastkan_kernels
 from fastkan_kernels import Basis
 from fastkan_kernels.backends import cpu as cpu_backend
 from fastkan_kernels.backends.cpu import backend as contract
-from fastkan_kernels.backends.cpu import banded, base, blocks, small
+from fastkan_kernels.backends.cpu import banded, base, blocks
 from fastkan_kernels.backends.cpu import selection as choice
 from fastkan_kernels.backends.registry import BACKENDS
 
@@ -110,7 +110,7 @@ def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
 # -- ways to compute --------------------------------------------------------------------------------
 
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
-CPU_WAYS = (*FILLINGS, "banded", "small")
+CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
 TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
 DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
@@ -123,7 +123,7 @@ def serves(way: str, kind: str, order: int, derivative: int) -> bool:
         return kind in ("shared", "uniform") and derivative < order
     if way in TRITON_WAYS:
         return True
-    return way in ("reference", "recursive", "small") or derivative <= order
+    return way in ("reference", "recursive", "piecewise") or derivative <= order
 
 
 def places(*derivatives: int, kinds: tuple[str, ...] = KNOTS, order: int = 3) -> list[tuple[str, str, int]]:
@@ -154,11 +154,10 @@ def forced(way: str) -> Iterator[None]:
         return way if able or way == "recursive" else filling(basis, count, derivative, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        if way == "small":
-            patch.setattr(small, "pays", lambda *sizes: True)
-            patch.setattr(small, "_keeps", lambda *sizes: True)
+        if way == "piecewise":
+            patch.setattr(choice, "piecewise_pays", lambda *sizes, **options: True)
         elif way in CPU_WAYS:
-            patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(small=None))
+            patch.setitem(BACKENDS, "cpu", BACKENDS["cpu"]._replace(at_rows=None))
             patch.setattr(contract, "choose", forced_choice)
         if way in FILLINGS:
             for module in (blocks, choice, contract):

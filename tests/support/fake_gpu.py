@@ -25,7 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 import fastkan.layers.value_cache
 import fastkan.training.regularization
-from fastkan_kernels.backends.cpu import small
+from fastkan_kernels.backends.cpu import piecewise
 from fastkan_kernels.backends.triton.launch import Launch
 
 GPU, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
@@ -262,7 +262,7 @@ def _is_gpu(argument: Any) -> bool:
 
 
 def _has_values(*tensors: Tensor) -> bool:
-    """``small.has_values`` as it would answer on a real GPU."""
+    """``has_values`` as it would answer on a real GPU."""
     return all(isinstance(x, OnGPU) for x in tensors) and not torch.compiler.is_compiling()
 
 
@@ -287,7 +287,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(fastkan.layers.value_cache, "Notice", Notice)
         stack.callback(_forget)
         _forget()
-        for module in (fastkan.layers.value_cache, fastkan.training.regularization, small):
+        for module in (fastkan.layers.value_cache, fastkan.training.regularization, piecewise):
             patch.setattr(module, "has_values", _has_values)
         stack.enter_context(gpu)
         stack.enter_context(_Devices(gpu))

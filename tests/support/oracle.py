@@ -124,7 +124,7 @@ def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: b
        :func:`_shift`, and with them the features by their slope. Its truncated powers round once more.
     3. ``sums``: a sum of n products costs 2 sqrt(n) roundings of the sum of their sizes (Higham and
        Mary, 2019: the chance that it costs more is below a thousandth of a thousandth).
-    4. The small way adds up a cell's polynomials about its middle (:func:`polynomial_sizes`), for G after
+    4. The piecewise way adds up a cell's polynomials about its middle (:func:`polynomial_sizes`), for G after
        sums over the cell: k + 1 coefficients of a rounding each, powers up to k, h^-d and k sums.
 
     The oracle's own rounding, in float64, is counted as well.
@@ -135,15 +135,15 @@ def budget(name: str, o: Example, basis: Any, derivative: int, way: str, sums: b
     finite = np.where(np.isfinite(a.x), a.x, 0.0)
     psi = magnitudes(finite, a.knots, basis.order, derivative)
     base = None if basis.base == "none" else _base_magnitude(finite, basis.base, derivative)
-    if way == "small":
+    if way == "piecewise":
         psi = polynomial_sizes(finite, a.knots, basis.order, derivative)
     # what is added up for one number of the result
     terms = {"F": (basis.order + 2) * a.x.shape[1], "G": len(a.x), "H": (basis.order + 2) * (a.g.shape[1])}[name]
-    made = 3 if way == "small" else 2
-    rounding = made * basis.order + derivative + 4 + (2 * np.sqrt(terms) if sums or way == "small" else 0)
+    made = 3 if way == "piecewise" else 2
+    rounding = made * basis.order + derivative + 4 + (2 * np.sqrt(terms) if sums or way == "piecewise" else 0)
     total = [(rounding * eps + (rounding + 2 * np.sqrt(terms)) * np.finfo(float).eps) * s
              for s in contract(name, sizes, psi, base)]  # fmt: skip
-    if basis.uniform and derivative < basis.order and way not in ("reference", "recursive", "small"):
+    if basis.uniform and derivative < basis.order and way not in ("reference", "recursive", "piecewise"):
         moved = _counting_error(finite, a.knots, basis.order, derivative, eps)
         total[0] = total[0] + contract(name, sizes, moved, None)[0]
     return tuple(total)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from computed_weights import COMPUTED
 from networks import D, mixed, network, points, same
-from test_stack_routes import Seen
+from test_stack import Seen
 from torch import Tensor, nn
 
 import fastkan

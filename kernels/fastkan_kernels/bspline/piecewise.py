@@ -41,12 +41,12 @@ class Pieces:
     local: Array
     highest: int
 
-    @property
+    @cached_property
     def order(self) -> int:
         """k."""
         return self.local.shape[1] - 1
 
-    @property
+    @cached_property
     def count(self) -> int:
         """K, the number of splines."""
         return self.local.shape[3] - self.order
@@ -143,7 +143,8 @@ def pieces(knots: Tensor, order: int) -> Pieces:
         spline = np.arange(cells) - order + np.arange(order + 1)[:, None]
         values *= ((spline >= 0) & (spline < cells - order))[:, None]
         highest = _highest(rate, order, limits)
-    return Pieces(own[:, :, None].copy(), np.stack([middle, rate], 1).astype(own.dtype), values.astype(own.dtype), highest)
+    middles_and_rates = np.stack([middle, rate], 1).astype(own.dtype)
+    return Pieces(own[:, :, None].copy(), middles_and_rates, values.astype(own.dtype), highest)
 
 
 def pieces_of(knots: Tensor, basis: Basis) -> Pieces:

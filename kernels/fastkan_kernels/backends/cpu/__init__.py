@@ -4,4 +4,13 @@ from . import lowered, piecewise
 from .backend import contract_in, contract_out, contract_weight, describe, unable
 from .blocks import all_features
 
-__all__ = ["all_features", "contract_in", "contract_out", "contract_weight", "describe", "lowered", "piecewise", "unable"]
+__all__ = [
+    "all_features",
+    "contract_in",
+    "contract_out",
+    "contract_weight",
+    "describe",
+    "lowered",
+    "piecewise",
+    "unable",
+]
