@@ -144,7 +144,7 @@ class FusedStack:
 
     def stds(self) -> list[LayerStd]:
         """Standard deviations of each layer's edges and inputs."""
-        return [LayerStd(each.edges.std, each.rows.input_moments.std) for each in self.passes]
+        return [LayerStd(each.edges.std(), each.rows.input_moments().std()) for each in self.passes]
 
     def vjp(
         self, g: Array, by_stds: Sequence[Sequence[Array | None]], needed: Sequence[bool]
@@ -199,15 +199,18 @@ class _LayerPass:
         """Gradients of y and of the standard deviations; each centred value has its share of the latter's."""
         add = None
         if by_edges is not None:
-            share = self.edges.share(by_edges)[..., None]
+            moments, share = self.edges, self.edges.share(by_edges)[..., None]
 
             def add(block: Block, g: Array) -> Array:
-                return g + share * self.edges.centred(block.edges(*self.operands[1:3], 0))
+                centred = moments.only
+                return g + share * (
+                    moments.centred(block.edges(*self.operands[1:3], 0)) if centred is None else centred
+                )
 
         found = self.rows.vjp("F", self.operands, g, wanted, 0, add)
         if by_inputs is not None and "x" in wanted:
-            inputs = self.rows.input_moments
-            found["x"] += inputs.share(by_inputs)[:, None] * inputs.centred(self.rows.x)
+            inputs = self.rows.input_moments()
+            found["x"] += inputs.share(by_inputs)[:, None] * inputs.only
         return found
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from functools import cache, cached_property
+from functools import cache
 from itertools import chain
 from threading import RLock
 from typing import Any, NamedTuple
@@ -49,30 +49,23 @@ Array = Any  # numpy.ndarray, which is imported where it is used
 
 
 class Arena:
-    """Memory of a block's large arrays, which later blocks use again once the block is gone.
+    """Memory of a block's large arrays, which later blocks use again once this object is gone.
 
     Fresh memory costs a page fault each 4 KiB, which is up to half the time of a step. Only memory is kept, never what
     is in it.
     """
 
-    idle: list[Arena] = []  # noqa: RUF012  # of all threads: to add to a list, or to take from it, is atomic
+    idle: list[dict[Any, Array]] = []  # noqa: RUF012  # of all threads: appending and popping are atomic
 
     def __init__(self) -> None:
-        self.memory: dict[Any, Array] = {}
-
-    @classmethod
-    def take(cls) -> Arena:
-        """Return an idle arena, or a new one."""
         try:
-            return cls.idle.pop()
+            self.memory = self.idle.pop()
         except IndexError:
-            return cls()
+            self.memory = {}
 
-    def give_back(self) -> None:
-        """Make it idle, unless too much memory is idle."""
-        sizes = [memory.nbytes for arena in (self, *self.idle) for memory in arena.memory.values()]
-        if sum(sizes) <= MAX_IDLE_BYTES:
-            self.idle.append(self)
+    def __del__(self) -> None:
+        if sum(array.nbytes for memory in (self.memory, *self.idle) for array in memory.values()) <= MAX_IDLE_BYTES:
+            self.idle.append(self.memory)
 
     def __call__(self, use: str, shape: tuple[int, ...], dtype: Any) -> Array:
         """Return an array for ``use``; it overwrites the last one for the same use."""
@@ -123,7 +116,7 @@ class Block:
 
     def __init__(self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False, large: bool = False) -> None:
         self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
-        self.arena = Arena.take() if large else None
+        self.arena = Arena() if large else None
         self._location: Location | None = None
         self._last_edges: EdgeValues | None = None
         self._terms: dict[int, Array] = {}  # what multiplies the coefficients of u^d and above, [k + 1 - d, I, N]
@@ -131,10 +124,6 @@ class Block:
         self._logistic: Array | None = None
         self._splines: dict[int, Array] = {}  # psi^(d), [I, K, N]
         self._joined_features: Array | None = None
-
-    def __del__(self) -> None:
-        if self.arena is not None:
-            self.arena.give_back()
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """F_d ``[O, N]``, G_d in two parts ``[K, I, O]`` and ``[I, O]``, or H_d ``[I, N]``.
@@ -363,6 +352,7 @@ class Piecewise:
         rows = x.shape[1]
         count, cached, self.large = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
         self._again: list[slice] = []
+        self._input_moments: Moments | None = None
         if count == 1:
             self._cached = [(WHOLE, Block(x, tables, basis, by_splines, self.large))]
         else:
@@ -379,12 +369,12 @@ class Piecewise:
             return self._cached
         return chain(self._cached, ((part, self._block(part)) for part in self._again))
 
-    @cached_property
     def input_moments(self) -> Moments:
         """Moments of each input over the rows."""
-        moments = Moments()
-        moments.add(self.x)
-        return moments
+        if self._input_moments is None:
+            self._input_moments = Moments()
+            self._input_moments.add(self.x)
+        return self._input_moments
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """As :meth:`Block.contract`."""
@@ -454,6 +444,7 @@ class Moments:
     """
 
     rows = 0
+    only: Array | None = None  # the centred values where there is one block
 
     def add(self, values: Array) -> None:
         """Add a block ``[..., N]``."""
@@ -467,14 +458,13 @@ class Moments:
         apart -= mean
         squares = np.einsum("...n,...n->...", apart, apart)
         if self.rows == 0:
-            self.rows, self.mean, self.squares = rows, mean, squares
+            self.rows, self.mean, self.squares, self.only = rows, mean, squares, apart
             return
         joined, step = self.rows + rows, mean - self.mean.astype(np.float64)
         self.squares = self.squares + squares + step[..., 0] ** 2 * (self.rows * rows / joined)
         self.mean = self.mean + step * (rows / joined)
-        self.rows = joined
+        self.rows, self.only = joined, None
 
-    @cached_property
     def std(self) -> Array:
         """Standard deviation of each column."""
         import numpy as np
@@ -485,11 +475,11 @@ class Moments:
         """What multiplies the centred values in their gradient; 0 where a column does not vary."""
         import numpy as np
 
-        by_std, std = by_std / (self.rows - 1), self.std
+        by_std, std = by_std / (self.rows - 1), self.std()
         return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
 
     def centred(self, values: Array) -> Array:
-        """Values less the mean."""
+        """The values of a block less the mean."""
         apart = values - self.first
         apart -= self.mean.astype(apart.dtype, copy=False)
         return apart
