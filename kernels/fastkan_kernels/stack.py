@@ -63,10 +63,13 @@ class StackCache:
     def rows(self, x: Array, tables: Pieces, basis: Basis, outputs: int) -> Piecewise:
         """The first layer's rows; those of the last pass, if x, the tables and the basis are the same."""
         last = self._rows
-        same = last is not None and last.tables is tables and last.basis == basis and last.x.shape == x.shape
-        if not same or not (last.x == x).all():
-            self._rows = Piecewise(x, tables, basis, outputs, x.size * (tables.count + 1) <= MAX_SPLINES)
-        return self._rows
+        if last is not None and last.tables is tables and last.basis == basis and last.x.shape == x.shape:
+            last = last if (last.x == x).all() else None
+        else:
+            last = None
+        if last is None:
+            last = self._rows = Piecewise(x, tables, basis, outputs, x.size * (tables.count + 1) <= MAX_SPLINES)
+        return last
 
 
 def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
@@ -83,7 +86,7 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
             return False
         if differentiable and (knots.requires_grad or (mask is not None and mask.requires_grad)):
             return False
-        if not has_sizes(rows, *knots.shape, weight.shape[2], basis, x.dtype):
+        if not has_sizes(rows, knots.shape[0], knots.shape[1], weight.shape[2], basis, x.dtype):
             return False
         sizes.append((rows, knots.shape[0], weight.shape[2], weight.shape[0], basis))
     return piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
@@ -133,7 +136,7 @@ class FusedStack:
         self.passes: list[_LayerPass] = []
         h = columns(x)
         for place, (*tensors, knots, basis, pieces) in enumerate(layers):
-            operands = [None if each is None else each.numpy(force=True) for each in tensors]
+            operands: list[Any] = [None if each is None else each.numpy(force=True) for each in tensors]
             tables = pieces_of(knots, basis) if pieces is None else pieces()
             make_rows = Piecewise if cache is None or place > 0 else cache.rows
             rows = make_rows(h, tables, basis, operands[0].shape[2])
@@ -147,7 +150,7 @@ class FusedStack:
         return [LayerStd(each.edges.std(), each.rows.input_moments().std()) for each in self.passes]
 
     def vjp(
-        self, g: Array, by_stds: Sequence[Sequence[Array | None]], needed: Sequence[bool]
+        self, g: Array, by_stds: Sequence[tuple[Array | None, Array | None]], needed: Sequence[bool]
     ) -> tuple[Array | None, list[Array | None]]:
         """Gradients with respect to x ``[I, N]`` and each layer's weight, base_weight, scale and mask.
 
@@ -163,7 +166,8 @@ class FusedStack:
             wanted = ["x"] if place > 0 or needed[0] else []
             if by_weight or by_base or by_scale:
                 wanted.append("W")
-            gradients = self.passes[place].vjp(g, *by_stds[place], wanted)
+            by_edges, by_inputs = by_stds[place]
+            gradients = self.passes[place].vjp(g, by_edges, by_inputs, wanted)
             g = gradients.get("x")
             if "W" not in gradients:
                 continue
@@ -203,9 +207,11 @@ class _LayerPass:
 
             def add(block: Block, g: Array) -> Array:
                 centred = moments.only
-                return g + share * (
-                    moments.centred(block.edges(*self.operands[1:3], 0)) if centred is None else centred
-                )
+                if centred is None:
+                    centred = moments.centred(block.edges(*self.operands[1:3], 0))
+                upstream = share * centred
+                upstream += g
+                return upstream
 
         found = self.rows.vjp("F", self.operands, g, wanted, 0, add)
         if by_inputs is not None and "x" in wanted:

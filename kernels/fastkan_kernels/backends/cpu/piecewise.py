@@ -55,7 +55,7 @@ class Arena:
     is in it.
     """
 
-    idle: list[dict[Any, Array]] = []  # noqa: RUF012  # of all threads: appending and popping are atomic
+    idle: list[dict[str, Array]] = []  # noqa: RUF012  # of all threads: appending and popping are atomic
 
     def __init__(self) -> None:
         try:
@@ -71,11 +71,11 @@ class Arena:
         """Return an array for ``use``; it overwrites the last one for the same use."""
         import numpy as np
 
-        size, key = math.prod(shape), (use, dtype)
-        memory = self.memory.get(key)
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = self.memory.get(use)
         if memory is None or memory.size < size:
-            memory = self.memory[key] = np.empty(size, dtype)
-        return memory[:size].reshape(shape)
+            memory = self.memory[use] = np.empty(size, np.uint8)
+        return memory[:size].view(dtype).reshape(shape)
 
 
 class Location(NamedTuple):
@@ -157,8 +157,10 @@ class Block:
         import numpy as np
 
         last = self._last_edges
-        same = last is not None and weight is last.given_weight and base_weight is last.given_base
-        if not (same or (last is not None and last.are_of(weight, base_weight))):
+        if last is not None:
+            same = weight is last.given_weight and base_weight is last.given_base
+            last = last if same or last.are_of(weight, base_weight) else None
+        if last is None:
             last = self._last_edges = EdgeValues(weight, base_weight)
         found = last.values.get(derivative)
         if found is not None:
@@ -167,7 +169,7 @@ class Block:
             found = np.repeat(self._zero()[:, None], weight.shape[2], 1)
         elif derivative == 0 and self.by_splines:
             joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])
-            out = self.arena and self.arena("E_0", (len(self.x), weight.shape[2], self.x.shape[1]), weight.dtype)
+            out: Any = self.arena and self.arena("E_0", (len(self.x), weight.shape[2], self.x.shape[1]), weight.dtype)
             last.values[0] = product(joined.transpose(1, 2, 0), self._features(), out)
             return last.values[0]
         else:
@@ -197,7 +199,7 @@ class Block:
             splines = np.ascontiguousarray(by_input.transpose(1, 0, 2))
         else:
             terms = self._terms_of(derivative).transpose(1, 0, 2)[:, None]
-            raised = self.arena and self.arena("raised", (inputs, outputs, terms.shape[2], rows), terms.dtype)
+            raised: Any = self.arena and self.arena("scratch", (inputs, outputs, terms.shape[2], rows), terms.dtype)
             raised = np.multiply(terms, upstream[:, :, None], out=raised)
             inside = (self._location or self._locate()).inside
             sums = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
@@ -231,7 +233,7 @@ class Block:
             picks[:, :2] = tables.cells
             picks[:, 2:] = polynomials
         if arena is not None:
-            beyond = arena("beyond", (inputs, knots, rows), bool)
+            beyond = arena("scratch", (inputs, knots, rows), bool)
             inside = arena("inside", (inputs, knots - 1, rows), x.dtype)
             picked = arena("picked", (inputs, picks.shape[1], rows), x.dtype)
             powers = arena("powers", (order + 1, inputs, rows), x.dtype)
@@ -256,7 +258,7 @@ class Block:
         import numpy as np
 
         inputs, polynomials, _, rows = coefficients.shape
-        out = self.arena and self.arena(f"{use}_{derivative}", (inputs, polynomials, rows), coefficients.dtype)
+        out: Any = self.arena and self.arena(f"{use}_{derivative}", (inputs, polynomials, rows), coefficients.dtype)
         return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative), out=out)
 
     def _terms_of(self, derivative: int) -> Array:
@@ -554,8 +556,10 @@ def rows_of(
     found: PiecewiseTensors | None = cached.get("rows")
     if found is None:
         outputs = (operands.g if operands.weight is None else operands.weight).shape[-1]
-        sizes = len(x), *knots.shape, outputs
-        if not (has_sizes(*sizes, basis, x.dtype) and _pays(*sizes, basis, derivatives[0])):
+        (inputs, count), rows = knots.shape, x.shape[0]
+        if not has_sizes(rows, inputs, count, outputs, basis, x.dtype):
+            return None
+        if not _pays(rows, inputs, count, outputs, basis, derivatives[0]):
             return None
         tables = cached["pieces"]() if "pieces" in cached else pieces_of(knots, basis)
         found = cached["rows"] = PiecewiseTensors(Piecewise(columns(x), tables, basis, outputs))
