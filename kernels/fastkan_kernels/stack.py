@@ -36,6 +36,10 @@ class StackLayer(NamedTuple):
         knots: ``[I, M]``.
         basis: the features.
         pieces: returns the tables of the knots; None computes them for each pass.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
     """
 
     weight: Tensor
@@ -48,14 +52,23 @@ class StackLayer(NamedTuple):
 
 
 class LayerStd(NamedTuple):
-    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``."""
+    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``.
+
+    Example:
+        >>> LayerStd(edges=torch.rand(2, 5), inputs=torch.rand(2)).inputs.shape
+        torch.Size([2])
+    """
 
     edges: Any
     inputs: Any
 
 
 class StackCache:
-    """Rows that come again, with their splines, for one :class:`FusedStack` after another, as a fit makes them."""
+    """Rows that come again, with their splines, for one :class:`FusedStack` after another, as a fit makes them.
+
+    Example:
+        >>> cache = StackCache()
+    """
 
     def __init__(self) -> None:
         self._rows: Piecewise | None = None
@@ -77,6 +90,12 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
 
     Args:
         cached: whether the splines of the first layer are in a :class:`StackCache`.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> supports_stack(torch.rand(10, 2), [layer])
+        True
     """
     if not (x.is_cpu and has_values(x) and dispatch.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
         return False
@@ -102,6 +121,13 @@ def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> t
 
     Returns:
         y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> y, stds = fused_stack(torch.rand(10, 2), [layer], std=True)
+        >>> y.shape, stds[0].edges.shape
+        (torch.Size([10, 5]), torch.Size([2, 5]))
     """
     fixed = [layer[4:] for layer in layers]
     y, *deviations = _FusedStack.apply(x, std, fixed, *(operand for layer in layers for operand in layer[:4]))
@@ -109,7 +135,12 @@ def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> t
 
 
 def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
-    """The weights of splines and base function, tensors or arrays, with scale and mask in them."""
+    """The weights of splines and base function, tensors or arrays, with scale and mask in them.
+
+    Example:
+        >>> fold_scale_and_mask(torch.ones(8, 2, 5), None, 3 * torch.ones(2, 5), None)[0].unique()
+        tensor([3.])
+    """
     if mask is not None:
         scale = mask if scale is None else scale * mask
         base_weight = None if base_weight is None else base_weight * mask
@@ -127,6 +158,12 @@ class FusedStack:
 
     Attributes:
         y: ``[O, N]``.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> FusedStack(torch.rand(10, 2), [layer]).y.shape
+        (5, 10)
     """
 
     def __init__(

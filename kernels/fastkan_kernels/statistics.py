@@ -93,7 +93,12 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
 
 def column_std(x: Tensor) -> Tensor:
-    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0."""
+    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0.
+
+    Example:
+        >>> column_std(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        tensor([1.4142, 0.0000])
+    """
     centred = x - x[:1]
     variance = (centred - centred.mean(0)).square().sum(0) / (len(x) - 1)
     varies = ~(variance <= 0)

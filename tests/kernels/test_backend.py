@@ -13,7 +13,7 @@ from cases import make_knots
 import fastkan
 import fastkan_kernels
 from fastkan import KANLinear, backend
-from fastkan.layers import explain
+from fastkan.layers.explain import explain
 from fastkan_kernels.autograd import dispatch as routing
 from fastkan_kernels.backends.cpu import banded, blocks, selection
 from fastkan_kernels.backends.registry import BACKENDS
