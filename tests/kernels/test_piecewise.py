@@ -218,7 +218,7 @@ def test_blocks_of_rows_are_the_pass_of_all(
     assert (tables.local.shape[3] > pieces.MAX_DENSE_CELLS) == (grid == 60)
     x = np.ascontiguousarray((torch.randn(200, 3, dtype=D) * 0.7).numpy().T)
     whole = Piecewise(x, tables, layer.basis, 2)
-    monkeypatch.setattr(piecewise, "block_counts", lambda *sizes: (7, 3, True))
+    monkeypatch.setattr(piecewise, "block_counts", lambda *sizes: (7, 3))
     blocks = Piecewise(x, tables, layer.basis, 2)
     assert [len(list(each.blocks())) for each in (whole, blocks)] == [1, 7]
     full = Operands(rng.normal(size=(3, 200)), weight, base_weight, rng.normal(size=(2, 200)))

@@ -498,11 +498,7 @@ def test_a_backward_needs_nothing_that_other_batches_or_writes_can_change() -> N
         same(one, other)
 
 
-def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in memory that is used again."""
-    from fastkan_kernels.backends.cpu import piecewise
-
-    monkeypatch.setattr(piecewise, "MIN_ARENA_VALUES", 0)
+def test_threads() -> None:
     layers = layers_of()
     rows = [all_inputs("adapted", layers, rows=20 + n) for n in range(6)]
     expected = [plain(x, layers) for x in rows]

@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from itertools import chain
-from threading import RLock
 from typing import Any, NamedTuple
 
 import torch
@@ -42,40 +41,9 @@ MAX_POWERS = 2  # numbers of powers for each spline, above which G multiplies sp
 BLOCK_VALUES = 1 << 19  # numbers in the largest arrays of a block, which stay in a core's cache
 CACHED_VALUES = 1 << 22  # the same of all blocks whose arrays are cached
 MIN_ROWS = 256  # of a block
-MIN_ARENA_VALUES = 1 << 17  # numbers of a block, from which on its memory is used again
-MAX_IDLE_BYTES = 1 << 26
+SETTLING_BYTES = 31 << 20  # below the 32 MiB up to which glibc adapts
 WHOLE = slice(None)
 Array = Any  # numpy.ndarray, which is imported where it is used
-
-
-class Arena:
-    """Memory of a block's large arrays, which later blocks use again once this object is gone.
-
-    Fresh memory costs a page fault each 4 KiB, which is up to half the time of a step. Only memory is kept, never what
-    is in it.
-    """
-
-    idle: list[dict[str, Array]] = []  # noqa: RUF012  # of all threads: appending and popping are atomic
-
-    def __init__(self) -> None:
-        try:
-            self.memory = self.idle.pop()
-        except IndexError:
-            self.memory = {}
-
-    def __del__(self) -> None:
-        if sum(array.nbytes for memory in (self.memory, *self.idle) for array in memory.values()) <= MAX_IDLE_BYTES:
-            self.idle.append(self.memory)
-
-    def __call__(self, use: str, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array for ``use``; it overwrites the last one for the same use."""
-        import numpy as np
-
-        size = math.prod(shape) * np.dtype(dtype).itemsize
-        memory = self.memory.get(use)
-        if memory is None or memory.size < size:
-            memory = self.memory[use] = np.empty(size, np.uint8)
-        return memory[:size].view(dtype).reshape(shape)
 
 
 class Location(NamedTuple):
@@ -107,16 +75,14 @@ class EdgeValues:
 class Block:
     """Rows ``x [I, N]`` that are worked on at once, with what contractions at them share.
 
-    Only one thread at a time may use it.
+    Arrays in its caches are never written into, so that several threads may go back through one graph.
 
     Args:
         by_splines: whether F_0 and G_0 are products with the splines at the rows, which is quicker once these exist.
-        large: whether its arrays are so large that their memory should be used again.
     """
 
-    def __init__(self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False, large: bool = False) -> None:
+    def __init__(self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False) -> None:
         self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
-        self.arena = Arena() if large else None
         self._location: Location | None = None
         self._last_edges: EdgeValues | None = None
         self._terms: dict[int, Array] = {}  # what multiplies the coefficients of u^d and above, [k + 1 - d, I, N]
@@ -169,13 +135,12 @@ class Block:
             found = np.repeat(self._zero()[:, None], weight.shape[2], 1)
         elif derivative == 0 and self.by_splines:
             joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])
-            out: Any = self.arena and self.arena("E_0", (len(self.x), weight.shape[2], self.x.shape[1]), weight.dtype)
-            last.values[0] = product(joined.transpose(1, 2, 0), self._features(), out)
+            last.values[0] = product(joined.transpose(1, 2, 0), self._features())
             return last.values[0]
         else:
             if last.coefficients is None:
                 last.coefficients = self._coefficients(self.tables.polynomials(weight))
-            found = self._sum(last.coefficients, derivative, "E")
+            found = self._sum(last.coefficients, derivative)
         if base_weight is not None and (base := self._base(derivative)) is not None:
             found += base[:, None] * base_weight[:, :, None]
         last.values[derivative] = found
@@ -199,8 +164,7 @@ class Block:
             splines = np.ascontiguousarray(by_input.transpose(1, 0, 2))
         else:
             terms = self._terms_of(derivative).transpose(1, 0, 2)[:, None]
-            raised: Any = self.arena and self.arena("scratch", (inputs, outputs, terms.shape[2], rows), terms.dtype)
-            raised = np.multiply(terms, upstream[:, :, None], out=raised)
+            raised = terms * upstream[:, :, None]
             inside = (self._location or self._locate()).inside
             sums = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
             splines = self.tables.splines(sums.reshape(inputs, outputs, -1))  # of [I, O, (k + 1 - d) C]
@@ -222,29 +186,21 @@ class Block:
         (inputs, rows), order = self.x.shape, self.basis.order
         if self._location is not None:
             return product(polynomials, self._location.inside).reshape(inputs, -1, order + 1, rows)
-        x, tables, arena = self.x, self.tables, self.arena
+        x, tables = self.x, self.tables
         finite = bool(np.isfinite(np.add.reduce(x, None)))
         within = x if finite else np.clip(x, -BEYOND, BEYOND)
-        knots = tables.knots.shape[1]
-        beyond = inside = picked = powers = None
         picks = tables.cells
         if polynomials is not None:
-            picks = np.empty((max(len(picks), len(polynomials)), 2 + polynomials.shape[1], knots - 1), x.dtype)
+            picks = np.empty(
+                (max(len(picks), len(polynomials)), 2 + polynomials.shape[1], tables.cells.shape[2]), x.dtype
+            )
             picks[:, :2] = tables.cells
             picks[:, 2:] = polynomials
-        if arena is not None:
-            beyond = arena("scratch", (inputs, knots, rows), bool)
-            inside = arena("inside", (inputs, knots - 1, rows), x.dtype)
-            picked = arena("picked", (inputs, picks.shape[1], rows), x.dtype)
-            powers = arena("powers", (order + 1, inputs, rows), x.dtype)
-        beyond = np.greater_equal(within[:, None], tables.knots, out=beyond)
-        if inside is None:
-            inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
-        else:
-            np.not_equal(beyond[:, :-1], beyond[:, 1:], out=inside)
-        picked = product(picks, inside, picked)
+        beyond = within[:, None] >= tables.knots
+        inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
+        picked = product(picks, inside)
         rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
-        powers = np.empty((order + 1, inputs, rows), x.dtype) if powers is None else powers
+        powers = np.empty((order + 1, inputs, rows), x.dtype)
         powers[0] = 1
         u = np.subtract(within, picked[:, 0], out=powers[1])
         u *= rate
@@ -253,13 +209,11 @@ class Block:
         self._location = Location(inside, rate, powers, within, finite)
         return picked[:, 2:].reshape(inputs, -1, order + 1, rows)
 
-    def _sum(self, coefficients: Array, derivative: int, use: str) -> Array:
+    def _sum(self, coefficients: Array, derivative: int) -> Array:
         """The derivatives by x of polynomials with these coefficients, ``[I, R, N]``."""
         import numpy as np
 
-        inputs, polynomials, _, rows = coefficients.shape
-        out: Any = self.arena and self.arena(f"{use}_{derivative}", (inputs, polynomials, rows), coefficients.dtype)
-        return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative), out=out)
+        return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative))
 
     def _terms_of(self, derivative: int) -> Array:
         if derivative == 0:
@@ -280,9 +234,9 @@ class Block:
             return self._splines[derivative]
         tables, (inputs, active, _, cells) = self.tables, self.tables.local.shape
         if cells <= MAX_DENSE_CELLS:
-            found = self._sum(self._coefficients(tables.table.reshape(inputs, -1, cells)), derivative, "psi")
+            found = self._sum(self._coefficients(tables.table.reshape(inputs, -1, cells)), derivative)
         else:  # the active splines' values are put in their places among all
-            local = self._sum(self._coefficients(tables.local.reshape(inputs, -1, cells)), derivative, "psi")
+            local = self._sum(self._coefficients(tables.local.reshape(inputs, -1, cells)), derivative)
             inside, *_, finite = self._location or self._locate()
             cell = (inside * np.arange(cells)[:, None]).sum(1).astype(np.int64)  # 0 outside of the grid
             found = np.zeros((len(self.x), tables.count + 2 * tables.order, self.x.shape[1]), self.x.dtype)
@@ -350,20 +304,20 @@ class Piecewise:
 
     def __init__(self, x: Array, tables: Pieces, basis: Basis, outputs: int, by_splines: bool = False) -> None:
         self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
-        self.lock = RLock()  # several threads may go back through one graph
+        _settle_allocator()
         rows = x.shape[1]
-        count, cached, self.large = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
+        count, cached = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
         self._again: list[slice] = []
         self._input_moments: Moments | None = None
         if count == 1:
-            self._cached = [(WHOLE, Block(x, tables, basis, by_splines, self.large))]
+            self._cached = [(WHOLE, Block(x, tables, basis, by_splines))]
         else:
             parts = [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
             self._cached = [(part, self._block(part)) for part in parts[:cached]]
             self._again = parts[cached:]
 
     def _block(self, part: slice) -> Block:
-        return Block(self.x[:, part].copy(), self.tables, self.basis, self.by_splines, self.large)
+        return Block(self.x[:, part].copy(), self.tables, self.basis, self.by_splines)
 
     def blocks(self) -> Iterable[tuple[slice, Block]]:
         """The rows of each block, and the block; one that is not cached is for one use."""
@@ -380,10 +334,9 @@ class Piecewise:
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """As :meth:`Block.contract`."""
-        with self.lock:
-            if len(self._cached) == 1 and not self._again:
-                return self._cached[0][1].contract(name, operands, derivative)
-            found = [block.contract(name, _rows(operands, part), derivative) for part, block in self.blocks()]
+        if len(self._cached) == 1 and not self._again:
+            return self._cached[0][1].contract(name, operands, derivative)
+        found = [block.contract(name, _rows(operands, part), derivative) for part, block in self.blocks()]
         return _joined(CONTRACTIONS[name].free, found)
 
     def vjp(
@@ -401,25 +354,23 @@ class Piecewise:
             add: what becomes of the upstream gradient in each block.
         """
         found: list[dict[str, Any]] = []
-        with self.lock:
-            for part, block in self.blocks():
-                own = upstream if name == "G" else upstream[..., part]
-                own = own if add is None else add(block, own)
-                rows = operands if part == WHOLE else _rows(operands, part)
-                found.append(gradients(name, rows, own, wanted, derivative, block.contract))
+        for part, block in self.blocks():
+            own = upstream if name == "G" else upstream[..., part]
+            own = own if add is None else add(block, own)
+            rows = operands if part == WHOLE else _rows(operands, part)
+            found.append(gradients(name, rows, own, wanted, derivative, block.contract))
         return found[0] if len(found) == 1 else {by: _joined(by, [each[by] for each in found]) for by in wanted}
 
 
-def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -> tuple[int, int, bool]:
-    """The number of blocks, how many of them are cached, and whether they are large; from sizes alone, so that the same
-    shape gives the same bits."""
+def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -> tuple[int, int]:
+    """The number of blocks and how many of them are cached, from sizes alone, so that the same shape gives the same
+    bits."""
     terms = outputs * (order + 1)
     values = rows * inputs * (cells + 2 * terms)
     count = 1 if values <= CACHED_VALUES else -(-values // BLOCK_VALUES)
     if cells <= MAX_DENSE_CELLS:  # so that the products stay NumPy's own, which are quicker
         count = max(count, min(rows // MIN_ROWS, -(-rows * cells * (terms + 2) // MAX_OWN_PRODUCTS)))
-    cached = count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
-    return count, cached, values > MIN_ARENA_VALUES * count
+    return count, count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
 
 
 def _rows(operands: Operands, part: slice) -> Operands:
@@ -485,6 +436,19 @@ class Moments:
         apart = values - self.first
         apart -= self.mean.astype(apart.dtype, copy=False)
         return apart
+
+
+@cache
+def _settle_allocator() -> None:
+    """Let the memory of one pass stay with the process for the next, up to 62 MiB.
+
+    glibc returns the top of its heap to the system beyond twice the size of the largest block that was freed. With
+    arrays of some 100 KiB each, every step would return all of them and pay a page fault for each 4 KiB again, up to
+    half of its time. Freeing one large block, which is never touched, moves that limit. Other allocators ignore it.
+    """
+    import numpy as np
+
+    np.empty(SETTLING_BYTES, np.uint8)
 
 
 def product(one: Array, other: Array, out: Array | None = None) -> Array:
@@ -575,7 +539,7 @@ def has_sizes(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, dt
 
 
 def _pays(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, derivative: int) -> bool:
-    count, cached, _ = block_counts(rows, inputs, outputs, knots - 1, basis.order)
+    count, cached = block_counts(rows, inputs, outputs, knots - 1, basis.order)
     contractions = SHARING if derivative > 0 and cached == count else 1
     layer = rows, inputs, outputs, knots - basis.order - 1, basis
     return selection.piecewise_pays([layer], contractions=contractions)
