@@ -451,18 +451,15 @@ def _settle_allocator() -> None:
     np.empty(SETTLING_BYTES, np.uint8)
 
 
-def product(one: Array, other: Array, out: Array | None = None) -> Array:
+def product(one: Array, other: Array) -> Array:
     """A matrix product, or a batch of them, by NumPy where that uses one thread, and else by PyTorch, which uses the
     number of threads that it is set to: a large product of NumPy's own takes ten times as long beside another process
     that computes."""
-    import numpy as np
-
     by_vector = one.shape[-2] == 1 or other.shape[-1] == 1
     limit = MAX_OWN_VECTOR_PRODUCTS if by_vector else MAX_OWN_PRODUCTS
     if one.shape[-2] * one.shape[-1] * other.shape[-1] <= limit:
-        return np.matmul(one, other, out=out)
-    memory = None if out is None else torch.from_numpy(out)
-    return torch.matmul(torch.from_numpy(one), torch.from_numpy(other), out=memory).numpy()
+        return one @ other
+    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
 
 
 @cache
