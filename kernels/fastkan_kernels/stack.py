@@ -20,11 +20,12 @@ from .backends.cpu.piecewise import Array, Block, Moments, Piecewise, array, col
 from .backends.cpu.selection import piecewise_pays
 from .backends.modes import has_values
 from .basis import Basis, autocast_dtype
-from .bspline.piecewise import Pieces, pieces_of
+from .bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from .statistics import column_std, edge_std
 from .trilinear import Operands
 
 MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that a cache holds
+MANY_OUTPUTS = 0.6  # outputs for each spline, above which products with all splines are quicker than polynomials
 
 
 class StackLayer(NamedTuple):
@@ -155,6 +156,7 @@ class FusedStack:
         layers: as in :func:`fused_stack`.
         std: whether :meth:`stds` will be called.
         cache: of rows that come again.
+        x_grad: whether a gradient with respect to x may be wanted.
 
     Attributes:
         y: ``[O, N]``.
@@ -167,7 +169,12 @@ class FusedStack:
     """
 
     def __init__(
-        self, x: Tensor, layers: Sequence[StackLayer], std: bool = False, cache: StackCache | None = None
+        self,
+        x: Tensor,
+        layers: Sequence[StackLayer],
+        std: bool = False,
+        cache: StackCache | None = None,
+        x_grad: bool = True,
     ) -> None:
         self.operands: list[list[Any]] = []
         self.passes: list[_LayerPass] = []
@@ -175,8 +182,12 @@ class FusedStack:
         for place, (*tensors, knots, basis, pieces) in enumerate(layers):
             operands: list[Any] = [None if each is None else each.numpy(force=True) for each in tensors]
             tables = pieces_of(knots, basis) if pieces is None else pieces()
-            make_rows = Piecewise if cache is None or place > 0 else cache.rows
-            rows = make_rows(h, tables, basis, operands[0].shape[2])
+            count, _, outputs = operands[0].shape
+            if cache is not None and place == 0:
+                rows = cache.rows(h, tables, basis, outputs)
+            else:  # many outputs are quicker from the splines, slopes are not
+                many = outputs > MANY_OUTPUTS * count and tables.local.shape[3] <= MAX_DENSE_CELLS
+                rows = Piecewise(h, tables, basis, outputs, many and place == 0 and not x_grad)
             self.operands.append(operands)
             self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
             h = self.passes[-1].y
@@ -262,7 +273,7 @@ class _FusedStack(torch.autograd.Function):
     def forward(ctx, x, std, fixed, *operands):
         layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
         with quiet():
-            stack = FusedStack(x, layers, std)
+            stack = FusedStack(x, layers, std, x_grad=ctx.needs_input_grad[0])
             deviations = [torch.from_numpy(each.copy()) for pair in stack.stds() for each in pair] if std else []
         ctx.std, ctx.fixed, ctx.stack = std, fixed, stack
         ctx.save_for_backward(x, *operands)
