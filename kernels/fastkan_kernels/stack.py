@@ -187,7 +187,8 @@ class FusedStack:
                 rows = cache.rows(h, tables, basis, outputs)
             else:  # many outputs are quicker from the splines, slopes are not
                 many = outputs > MANY_OUTPUTS * count and tables.local.shape[3] <= MAX_DENSE_CELLS
-                rows = Piecewise(h, tables, basis, outputs, many and place == 0 and not x_grad)
+                by_splines = many and place == 0 and not x_grad and h.size * (count + 1) <= MAX_SPLINES
+                rows = Piecewise(h, tables, basis, outputs, by_splines)
             self.operands.append(operands)
             self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
             h = self.passes[-1].y
@@ -241,10 +242,12 @@ class _LayerPass:
         self.edges = Moments()
         parts = []
         for _, block in rows.blocks():
-            edges = block.edges(weight, base_weight, 0)
-            parts.append(np.add.reduce(edges, 0))
             if std:
+                edges = block.edges(weight, base_weight, 0)
                 self.edges.add(edges)
+                parts.append(np.add.reduce(edges, 0))
+            else:
+                parts.append(block.contract("F", self.operands, 0))
         self.y = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def vjp(self, g: Array, by_edges: Array | None, by_inputs: Array | None, wanted: list[str]) -> dict[str, Any]:

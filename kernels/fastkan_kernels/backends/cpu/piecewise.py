@@ -109,6 +109,9 @@ class Block:
             if not location.finite and base is not None:  # of the edges at an infinity some would be inf, some -inf
                 h = np.einsum("ion,ion->in", self.edges(weight, None, 0), g)
                 return h + base * (base_weight[:, None] @ g)[:, 0]
+        if name == "F" and v is None and derivative == 0 and self.by_splines:  # in one product, without the edges
+            psi, joined = self._features(), _joined_weights(weight, base_weight)
+            return product(joined.transpose(2, 1, 0).reshape(weight.shape[2], -1), psi.reshape(-1, psi.shape[2]))
         edges = self.edges(weight, base_weight, derivative)
         if name == "H":
             return np.einsum("ion,ion->in", edges, g)
@@ -134,7 +137,7 @@ class Block:
         if derivative > self.basis.order:
             found = np.repeat(self._zero()[:, None], weight.shape[2], 1)
         elif derivative == 0 and self.by_splines:
-            joined = weight if base_weight is None else np.concatenate([weight, base_weight[None]])
+            joined = _joined_weights(weight, base_weight)
             last.values[0] = product(joined.transpose(1, 2, 0), self._features())
             return last.values[0]
         else:
@@ -155,7 +158,12 @@ class Block:
         # the splines at the rows pay in graphs of derivatives, where several contractions use them
         many = derivative > 0 and outputs * (order + 1) > MAX_POWERS * count and count <= MAX_DENSE_CELLS
         if derivative == 0 and self.by_splines:
-            both = product(self._features(), upstream.transpose(0, 2, 1)).transpose(1, 0, 2)
+            psi = self._features()
+            if len(upstream) == 1:
+                both = product(psi.reshape(-1, rows), upstream[0].T).reshape(inputs, -1, outputs)
+            else:
+                both = product(psi, upstream.transpose(0, 2, 1))
+            both = both.transpose(1, 0, 2)
             return both[:count].copy(), both[count].copy() if len(both) > count else None
         if derivative > order:
             splines = np.repeat((self._zero()[:, None] * upstream).sum(2)[None], count, 0)
@@ -299,7 +307,7 @@ class Piecewise:
     Args:
         x: contiguous; it must not be written into afterwards.
         outputs: O of the layer.
-        by_splines: as in :class:`Block`.
+        by_splines: as in :class:`Block`; then there is one block, so that all splines are cached.
     """
 
     def __init__(self, x: Array, tables: Pieces, basis: Basis, outputs: int, by_splines: bool = False) -> None:
@@ -307,6 +315,8 @@ class Piecewise:
         _settle_allocator()
         rows = x.shape[1]
         count, cached = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
+        if by_splines:  # which are to be cached
+            count = cached = 1
         self._again: list[slice] = []
         self._input_moments: Moments | None = None
         if count == 1:
@@ -371,6 +381,13 @@ def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -
     if cells <= MAX_DENSE_CELLS:  # so that the products stay NumPy's own, which are quicker
         count = max(count, min(rows // MIN_ROWS, -(-rows * cells * (terms + 2) // MAX_OWN_PRODUCTS)))
     return count, count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
+
+
+def _joined_weights(weight: Array, base_weight: Array | None) -> Array:
+    """The weights of all features, ``[P, I, O]``."""
+    import numpy as np
+
+    return weight if base_weight is None else np.concatenate([weight, base_weight[None]])
 
 
 def _rows(operands: Operands, part: slice) -> Operands:
