@@ -61,7 +61,7 @@ def stacked(layer: KANLinear) -> StackLayer:
     # Five calls of nn.Module.__getattr__ would take noticeable time. Parametrizations and torch's pruning store a
     # weight elsewhere, and for it the slow way is taken.
     own: dict[str, Any] = {**layer._buffers, **layer._parameters} if type(layer) is KANLinear else {}
-    weight, base_weight, scale, mask, knots = (own[n] if n in own else getattr(layer, n) for n in OPERANDS)
+    weight, base_weight, scale, mask, knots = [own[n] if n in own else getattr(layer, n) for n in OPERANDS]
     if mask is not None and mask.dtype != weight.dtype:
         mask = mask.to(weight.dtype)
     basis, pieces = layer._known.basis_and_pieces(knots)

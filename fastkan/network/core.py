@@ -198,9 +198,11 @@ class Network(nn.Module):
 
     def _has_hooks_or_override(self) -> bool:
         """Whether calling the network may do more than :meth:`_forward_with_std`: by hooks, or in a subclass."""
-        own = type(self)
-        overrides = own.forward is not Network.forward or own._forward_with_std is not Network._forward_with_std
-        return overrides or has_hooks(self)
+        own, base = type(self), Network
+        methods = own.forward, own._forward_with_std, own._select_inputs, own._subnode_values, own._node_values
+        return has_hooks(self) or methods != (
+            base.forward, base._forward_with_std, base._select_inputs, base._subnode_values, base._node_values
+        )  # fmt: skip
 
     def _stacked_layers(self) -> list[StackLayer] | None:
         """Return the layers for the fused stack, or None if formulas, products, affine maps or hooks prevent it."""

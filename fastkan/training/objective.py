@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Evaluated = tuple[Any, Any]
+Held = tuple[Tensor, Tensor, list[StackLayer] | None, Tensor | None]  # x, y, the stack and what enters it
 
 
 class Objective:
@@ -48,7 +49,7 @@ class Objective:
         self.squares = loss is None
         self._cache = StackCache()
         self._repeated: Tensor | None = None  # the batch that is evaluated again and again
-        self._held: tuple[Tensor, Tensor, list[StackLayer] | None] | None = None
+        self._held: Held | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
@@ -68,9 +69,10 @@ class Objective:
         for parameter in parameters:
             parameter.grad = None
         held = self._held
-        stack = held[2] if held is not None and held[0] is x and held[1] is y else self._stack(x, y)
-        if stack is not None:
-            return self._value_and_grad_arrays(x, y, stack, parameters, unit)
+        if held is None or held[0] is not x or held[1] is not y:
+            held = self._hold(x, y)
+        if held[2] is not None:
+            return self._value_and_grad_arrays(held, parameters, unit)
         loss, penalty = self.terms(x, y, self.smooth)
         if penalty is None:
             self.evaluated = loss.detach(), 0.0
@@ -86,11 +88,15 @@ class Objective:
     def step(self, x: Tensor, y: Tensor) -> Iterator[None]:
         """Look at the network once for all evaluations of an optimizer's step, in which nothing else runs."""
         self._repeated = x
-        self._held = x, y, self._stack(x, y)
+        self._held = self._hold(x, y)
         try:
             yield
         finally:
             self._held = None
+
+    def _hold(self, x: Tensor, y: Tensor) -> Held:
+        stack = self._stack(x, y)
+        return x, y, stack, None if stack is None else self.model._select_inputs(x)
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackLayer] | None:
         """The network's layers, where value and gradient can be had as numbers, without a graph."""
@@ -107,16 +113,17 @@ class Objective:
             return None
         return stack if all(map(_takes_gradients, stack)) else None
 
-    def _value_and_grad_arrays(
-        self, x: Tensor, y: Tensor, stack: list[StackLayer], parameters: Sequence[nn.Parameter], unit: float
-    ) -> float:
+    def _value_and_grad_arrays(self, held: Held, parameters: Sequence[nn.Parameter], unit: float) -> float:
         """:meth:`value_and_grad` of a small stack and the mean squared error, on arrays: a third of the calls of an
         autograd graph, and calls dominate the time of a small network."""
         import numpy as np
 
+        x, y, stack, inputs = held
+        assert stack is not None
+        assert inputs is not None
         with np.errstate(all="ignore"):
             cache = self._cache if x is self._repeated else None
-            run = FusedStack(self.model._select_inputs(x), stack, self.penalty is not None, cache)
+            run = FusedStack(inputs, stack, self.penalty is not None, cache, x_grad=False)
             residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
             value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
@@ -132,7 +139,7 @@ class Objective:
                 return value
             operands = [operand for layer in stack for operand in layer[:4]]
             trained = set(map(id, parameters))
-            needed = [id(t) in trained for t in operands]
+            needed = list(map(trained.__contains__, map(id, operands)))
             residual *= 2 * unit / residual.size
             _, found = run.vjp(residual, by_spreads, [False, *needed])
         for parameter, gradient in zip(operands, found):

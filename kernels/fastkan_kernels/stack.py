@@ -16,16 +16,16 @@ from torch import Tensor
 
 from .autograd import dispatch
 from .autograd.functions import required_grads
-from .backends.cpu import selection
-from .backends.cpu.piecewise import Arena, Array, Block, Piecewise, array, columns, has_sizes, quiet
+from .backends.cpu.piecewise import Array, Block, Moments, Piecewise, array, columns, has_sizes, quiet
+from .backends.cpu.selection import piecewise_pays
 from .backends.modes import has_values
 from .basis import Basis, autocast_dtype
-from .bspline.piecewise import Pieces, pieces_of
+from .bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from .statistics import column_std, edge_std
 from .trilinear import Operands
 
 MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that a cache holds
-MIN_ARENA_ROWS = 2000  # from which on a cache holds the memory of all layers
+MANY_OUTPUTS = 0.6  # outputs for each spline, above which products with all splines are quicker than polynomials
 
 
 class StackLayer(NamedTuple):
@@ -37,6 +37,10 @@ class StackLayer(NamedTuple):
         knots: ``[I, M]``.
         basis: the features.
         pieces: returns the tables of the knots; None computes them for each pass.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
     """
 
     weight: Tensor
@@ -49,38 +53,37 @@ class StackLayer(NamedTuple):
 
 
 class LayerStd(NamedTuple):
-    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``."""
+    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``.
+
+    Example:
+        >>> LayerStd(edges=torch.rand(2, 5), inputs=torch.rand(2)).inputs.shape
+        torch.Size([2])
+    """
 
     edges: Any
     inputs: Any
 
 
 class StackCache:
-    """What a fit keeps from one :class:`FusedStack` to the next: the splines at rows that come again, and memory.
+    """Rows that come again, with their splines, for one :class:`FusedStack` after another, as a fit makes them.
 
-    Only one pass at a time may use it.
+    Example:
+        >>> cache = StackCache()
     """
 
     def __init__(self) -> None:
         self._rows: Piecewise | None = None
-        self._arenas: list[Arena] = []
 
     def rows(self, x: Array, tables: Pieces, basis: Basis, outputs: int) -> Piecewise:
         """The first layer's rows; those of the last pass, if x, the tables and the basis are the same."""
         last = self._rows
-        if last is not None and last.tables is tables and last.basis == basis:
-            if last.x.shape == x.shape and last.x.dtype == x.dtype and (last.x == x).all():
-                return last
-        by_splines = x.size * (tables.count + 1) <= MAX_SPLINES
-        self._rows = Piecewise(x, tables, basis, outputs, by_splines, self.arena(0, x.shape[1]))
-        return self._rows
-
-    def arena(self, place: int, rows: int) -> Arena | None:
-        """Memory of a layer's arrays, which the next pass overwrites."""
-        if rows < MIN_ARENA_ROWS:
-            return None
-        self._arenas += [Arena() for _ in range(len(self._arenas), place + 1)]
-        return self._arenas[place]
+        if last is not None and last.tables is tables and last.basis == basis and last.x.shape == x.shape:
+            last = last if (last.x == x).all() else None
+        else:
+            last = None
+        if last is None:
+            last = self._rows = Piecewise(x, tables, basis, outputs, x.size * (tables.count + 1) <= MAX_SPLINES)
+        return last
 
 
 def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
@@ -88,19 +91,25 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
 
     Args:
         cached: whether the splines of the first layer are in a :class:`StackCache`.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> supports_stack(torch.rand(10, 2), [layer])
+        True
     """
     if not (x.is_cpu and has_values(x) and dispatch.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
         return False
-    differentiable, sizes = torch.is_grad_enabled(), []
+    differentiable, rows, sizes = torch.is_grad_enabled(), x.shape[0], []
     for weight, _, _, mask, knots, basis, _ in layers:
         if not x.dtype == weight.dtype == knots.dtype:
             return False
         if differentiable and (knots.requires_grad or (mask is not None and mask.requires_grad)):
             return False
-        if not has_sizes(len(x), *knots.shape, weight.shape[2], basis, x.dtype):
+        if not has_sizes(rows, knots.shape[0], knots.shape[1], weight.shape[2], basis, x.dtype):
             return False
-        sizes.append((len(x), *knots.shape[:1], weight.shape[2], weight.shape[0], basis))
-    return selection.piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
+        sizes.append((rows, knots.shape[0], weight.shape[2], weight.shape[0], basis))
+    return piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
 
 
 def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:
@@ -113,6 +122,13 @@ def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> t
 
     Returns:
         y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> y, stds = fused_stack(torch.rand(10, 2), [layer], std=True)
+        >>> y.shape, stds[0].edges.shape
+        (torch.Size([10, 5]), torch.Size([2, 5]))
     """
     fixed = [layer[4:] for layer in layers]
     y, *deviations = _FusedStack.apply(x, std, fixed, *(operand for layer in layers for operand in layer[:4]))
@@ -120,7 +136,12 @@ def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> t
 
 
 def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
-    """The weights of splines and base function, tensors or arrays, with scale and mask in them."""
+    """The weights of splines and base function, tensors or arrays, with scale and mask in them.
+
+    Example:
+        >>> fold_scale_and_mask(torch.ones(8, 2, 5), None, 3 * torch.ones(2, 5), None)[0].unique()
+        tensor([3.])
+    """
     if mask is not None:
         scale = mask if scale is None else scale * mask
         base_weight = None if base_weight is None else base_weight * mask
@@ -128,46 +149,57 @@ def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) ->
 
 
 class FusedStack:
-    """One pass through the layers on arrays, and its gradients.
+    """One pass through the layers on arrays, and its gradients; NumPy may warn of results that are not finite.
 
     Args:
         x: ``[N, I]``.
         layers: as in :func:`fused_stack`.
         std: whether :meth:`stds` will be called.
         cache: of rows that come again.
+        x_grad: whether a gradient with respect to x may be wanted.
 
     Attributes:
         y: ``[O, N]``.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> FusedStack(torch.rand(10, 2), [layer]).y.shape
+        (5, 10)
     """
 
     def __init__(
-        self, x: Tensor, layers: Sequence[StackLayer], std: bool = False, cache: StackCache | None = None
+        self,
+        x: Tensor,
+        layers: Sequence[StackLayer],
+        std: bool = False,
+        cache: StackCache | None = None,
+        x_grad: bool = True,
     ) -> None:
         self.operands: list[list[Any]] = []
         self.passes: list[_LayerPass] = []
         h = columns(x)
-        with quiet():
-            for place, layer in enumerate(layers):
-                operands = [None if each is None else array(each) for each in layer[:4]]
-                tables = pieces_of(layer.knots, layer.basis) if layer.pieces is None else layer.pieces()
-                outputs = layer.weight.shape[2]
-                if cache is not None and place == 0:
-                    rows = cache.rows(h, tables, layer.basis, outputs)
-                else:
-                    arena = None if cache is None else cache.arena(place, len(x))
-                    rows = Piecewise(h, tables, layer.basis, outputs, arena=arena)
-                self.operands.append(operands)
-                self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
-                h = self.passes[-1].y
+        for place, (*tensors, knots, basis, pieces) in enumerate(layers):
+            operands: list[Any] = [None if each is None else each.numpy(force=True) for each in tensors]
+            tables = pieces_of(knots, basis) if pieces is None else pieces()
+            count, _, outputs = operands[0].shape
+            if cache is not None and place == 0:
+                rows = cache.rows(h, tables, basis, outputs)
+            else:  # many outputs are quicker from the splines, slopes are not
+                many = outputs > MANY_OUTPUTS * count and tables.local.shape[3] <= MAX_DENSE_CELLS
+                by_splines = many and place == 0 and not x_grad and h.size * (count + 1) <= MAX_SPLINES
+                rows = Piecewise(h, tables, basis, outputs, by_splines)
+            self.operands.append(operands)
+            self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
+            h = self.passes[-1].y
         self.y = h
 
     def stds(self) -> list[LayerStd]:
         """Standard deviations of each layer's edges and inputs."""
-        with quiet():
-            return [LayerStd(each.edges.std(), each.inputs.std()) for each in self.passes]
+        return [LayerStd(each.edges.std(), each.rows.input_moments().std()) for each in self.passes]
 
     def vjp(
-        self, g: Array, by_stds: Sequence[Sequence[Array | None]], needed: Sequence[bool]
+        self, g: Array, by_stds: Sequence[tuple[Array | None, Array | None]], needed: Sequence[bool]
     ) -> tuple[Array | None, list[Array | None]]:
         """Gradients with respect to x ``[I, N]`` and each layer's weight, base_weight, scale and mask.
 
@@ -177,26 +209,26 @@ class FusedStack:
             needed: which are computed, of x and then the others; the mask has no gradient.
         """
         found: list[Array | None] = [None] * (4 * len(self.passes))
-        with quiet():
-            for place in range(len(self.passes) - 1, -1, -1):
-                weight, _, scale, mask = self.operands[place]
-                by_weight, by_base, by_scale = needed[4 * place + 1 : 4 * place + 4]
-                wanted = ["x"] if place > 0 or needed[0] else []
-                if by_weight or by_base or by_scale:
-                    wanted.append("W")
-                gradients = self.passes[place].vjp(g, *by_stds[place], wanted)
-                g = gradients.get("x")
-                if "W" not in gradients:
-                    continue
-                dw, db = gradients["W"]
-                if by_scale:
-                    of_scale = (dw * weight).sum(0)
-                    found[4 * place + 2] = of_scale if mask is None else of_scale * mask
-                dw, db = fold_scale_and_mask(dw, db, scale, mask)
-                if by_weight:
-                    found[4 * place] = dw
-                if by_base:
-                    found[4 * place + 1] = db
+        for place in range(len(self.passes) - 1, -1, -1):
+            weight, _, scale, mask = self.operands[place]
+            by_weight, by_base, by_scale = needed[4 * place + 1 : 4 * place + 4]
+            wanted = ["x"] if place > 0 or needed[0] else []
+            if by_weight or by_base or by_scale:
+                wanted.append("W")
+            by_edges, by_inputs = by_stds[place]
+            gradients = self.passes[place].vjp(g, by_edges, by_inputs, wanted)
+            g = gradients.get("x")
+            if "W" not in gradients:
+                continue
+            dw, db = gradients["W"]
+            if by_scale:
+                of_scale = (dw * weight).sum(0)
+                found[4 * place + 2] = of_scale if mask is None else of_scale * mask
+            dw, db = fold_scale_and_mask(dw, db, scale, mask)
+            if by_weight:
+                found[4 * place] = dw
+            if by_base:
+                found[4 * place + 1] = db
         return g, found
 
 
@@ -207,87 +239,45 @@ class _LayerPass:
         import numpy as np
 
         self.rows, self.operands = rows, Operands(None, weight, base_weight)
-        self.edges, self.inputs = _Moments(), _Moments()
-        if std:
-            self.inputs.add(rows.x)
+        self.edges = Moments()
         parts = []
         for _, block in rows.blocks():
-            edges = block.edges(weight, base_weight, 0)
-            parts.append(np.add.reduce(edges, 0))
             if std:
+                edges = block.edges(weight, base_weight, 0)
                 self.edges.add(edges)
+                parts.append(np.add.reduce(edges, 0))
+            else:
+                parts.append(block.contract("F", self.operands, 0))
         self.y = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def vjp(self, g: Array, by_edges: Array | None, by_inputs: Array | None, wanted: list[str]) -> dict[str, Any]:
         """Gradients of y and of the standard deviations; each centred value has its share of the latter's."""
         add = None
         if by_edges is not None:
-            share = self.edges.share(by_edges)[..., None]
+            moments, share = self.edges, self.edges.share(by_edges)[..., None]
 
             def add(block: Block, g: Array) -> Array:
-                return g + share * self.edges.centred(block.edges(*self.operands[1:3], 0))
+                centred = moments.only
+                if centred is None:
+                    centred = moments.centred(block.edges(*self.operands[1:3], 0))
+                upstream = share * centred
+                upstream += g
+                return upstream
 
         found = self.rows.vjp("F", self.operands, g, wanted, 0, add)
         if by_inputs is not None and "x" in wanted:
-            found["x"] += self.inputs.share(by_inputs)[:, None] * self.inputs.centred(self.rows.x)
+            inputs = self.rows.input_moments()
+            found["x"] += inputs.share(by_inputs)[:, None] * inputs.only
         return found
-
-
-class _Moments:
-    """Mean and sum of squares of columns that come in blocks of rows, joined by the formula of Chan, Golub and LeVeque
-    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
-
-    Values are taken less those of the first row, so that columns which do not vary leave exactly 0.
-    """
-
-    rows = 0
-
-    def add(self, values: Array) -> None:
-        """Add a block ``[..., N]``."""
-        import numpy as np
-
-        if self.rows == 0:
-            self.first = values[..., :1].copy()
-        apart = values - self.first
-        rows = apart.shape[-1]
-        mean = np.add.reduce(apart, -1, keepdims=True) / values.dtype.type(rows)
-        apart -= mean
-        squares = np.einsum("...n,...n->...", apart, apart)
-        if self.rows == 0:
-            self.rows, self.mean, self.squares = rows, mean, squares
-            return
-        joined, step = self.rows + rows, mean - self.mean.astype(np.float64)
-        self.squares = self.squares + squares + step[..., 0] ** 2 * (self.rows * rows / joined)
-        self.mean = self.mean + step * (rows / joined)
-        self.rows = joined
-
-    def std(self) -> Array:
-        """Standard deviation of each column."""
-        import numpy as np
-
-        return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
-
-    def share(self, by_std: Array) -> Array:
-        """What multiplies the centred values in their gradient; 0 where a column does not vary."""
-        import numpy as np
-
-        std = self.std()
-        by_std = by_std / (self.rows - 1)
-        return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
-
-    def centred(self, values: Array) -> Array:
-        """Values less the mean."""
-        apart = values - self.first
-        apart -= self.mean.astype(apart.dtype, copy=False)
-        return apart
 
 
 class _FusedStack(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, std, fixed, *operands):
         layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
-        stack = FusedStack(x, layers, std)
-        deviations = [torch.from_numpy(each.copy()) for pair in stack.stds() for each in pair] if std else []
+        with quiet():
+            stack = FusedStack(x, layers, std, x_grad=ctx.needs_input_grad[0])
+            deviations = [torch.from_numpy(each.copy()) for pair in stack.stds() for each in pair] if std else []
         ctx.std, ctx.fixed, ctx.stack = std, fixed, stack
         ctx.save_for_backward(x, *operands)
         return torch.from_numpy(stack.y.T.copy()), *deviations
@@ -301,7 +291,8 @@ class _FusedStack(torch.autograd.Function):
             return _differentiable_vjp(ctx, x, operands, (by_y, *by_deviations), needed)
         by_x, _, _, *others = needed
         stds = [array(each) for each in by_deviations] or [None] * (2 * len(ctx.fixed))
-        g, found = ctx.stack.vjp(array(by_y).T, list(zip(stds[::2], stds[1::2])), (by_x, *others))
+        with quiet():
+            g, found = ctx.stack.vjp(array(by_y).T, list(zip(stds[::2], stds[1::2])), (by_x, *others))
         by_operands = (None if each is None else torch.from_numpy(each) for each in found)
         return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
 

@@ -95,7 +95,12 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
 
 def column_std(x: Tensor) -> Tensor:
-    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0."""
+    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0.
+
+    Example:
+        >>> column_std(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        tensor([1.4142, 0.0000])
+    """
     centred = x - x[:1]
     variance = (centred - centred.mean(0)).square().sum(0) / (len(x) - 1)
     varies = ~(variance <= 0)
@@ -226,7 +231,8 @@ class _Covariance(torch.autograd.Function):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
-                parts.append((slope * torch.einsum("ipq,nqi->npi", weights, centred)).sum(1))
+                # in matrix products rather than einsum, which autograd.grad(is_grads_batched=True) can't batch
+                parts.append((slope * (weights @ centred.permute(2, 1, 0)).permute(2, 1, 0)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None, None
 
 

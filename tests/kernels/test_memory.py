@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,17 @@ def test_a_training_step_stays_under_a_quarter_of_the_features(knots: str) -> No
     assert above < PSI / 4, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"
 
 
+def fresh_process(code: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 STEP = """
 import resource
 import torch
@@ -80,15 +92,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in KiB on Linux only")
 def test_the_process_does_not_grow_by_more_either() -> None:
-    """The peak includes the allocator's own memory; it is a new process's, since a process never forgets its peak."""
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", STEP.format(width=WIDTH, grid=GRID, order=ORDER, rows=ROWS)],
-        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    """What the allocator keeps for itself included; a new process, since a peak is never forgotten."""
+    done = fresh_process(STEP.format(width=WIDTH, grid=GRID, order=ORDER, rows=ROWS))
     assert done.returncode == 0, done.stderr
     grown = 1024 * int(done.stdout)
     above = grown - 2 * BORDER  # y, and a gradient of x that is added to the one there is
@@ -103,3 +108,28 @@ def test_evaluation_holds_less_than_a_step() -> None:
         layer(x[:100])
         above = peak_of(lambda: layer(x)) - BORDER
     assert above < PSI / 16, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"
+
+
+FAULTS = """
+import resource, torch
+from fastkan import KAN
+torch.set_num_threads(1)
+model, x = KAN(width=[2, 5, 1], grid=5, k=3, seed=0), torch.rand(5000, 2)
+def step():
+    model.zero_grad()
+    model(x).sum().backward()
+for _ in range(20):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc", reason="glibc only")
+def test_steps_use_the_memory_of_the_step_before() -> None:
+    """Page faults of a step; some 1,000 where the allocator gives a step's memory back to the system each time."""
+    done = fresh_process(FAULTS)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 50

@@ -1,4 +1,4 @@
-"""Cox-de Boor's recursion along the rows, and layers of few edges in blocks and on many cells."""
+"""Cox-de Boor's recursion along the rows, and layers whose gradients come in batches or which are traced."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import itertools
 
 import pytest
 import torch
-from fastkan_kernels.backends.cpu.by_blocks import ByBlocks
-from fastkan_kernels.backends.cpu.by_edges import ByEdges
-from fastkan_kernels.backends.cpu.by_features import Features
 from scipy.interpolate import BSpline
 from torch import Tensor
 
 import fastkan_kernels
 from fastkan import KANLinear
 from fastkan_kernels import basis_of
-from fastkan_kernels.backends.cpu import by_blocks, by_features
-from fastkan_kernels.bspline import piecewise as pieces
 from fastkan_kernels.bspline.cox_de_boor import splines
 from fastkan_kernels.bspline.recurrence import SCRATCH, Recurrence
 
@@ -49,8 +44,8 @@ def test_the_recursion_is_the_definition(order: int, derivative: int, kind: str)
     x = places(knots)
     made = Recurrence(knots, order, derivative)
     assert made.holds
-    scratch = torch.full((SCRATCH, knots.shape[1], 3, len(x)), torch.nan, dtype=D)
-    got, want = made(x, scratch), splines(x, knots, order, derivative)
+    rooms = torch.full((SCRATCH, knots.shape[1], 3, len(x)), torch.nan, dtype=D)
+    got, want = made(x, rooms), splines(x, knots, order, derivative)
     assert torch.equal(got.isnan(), want.isnan())
     scale = want.nan_to_num().abs().max()
     assert ((got - want).nan_to_num().abs() <= 1e-13 * scale).all()
@@ -84,81 +79,6 @@ def test_knots_whose_reciprocals_leave_the_dtype_go_by_the_definition() -> None:
         want = fastkan_kernels.contract_out(x, knots, weight, base, basis=basis)
     assert y.isfinite().all()
     torch.testing.assert_close(y, want, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("base", ["silu", "identity", "none"])
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("grid", [5, 60])
-def test_blocks_of_rows_are_the_pass_of_all(
-    grid: int, adapted: bool, base: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Values, spreads and all gradients, on both sides of the number of cells from which tables are banded."""
-    import numpy as np
-
-    torch.manual_seed(0)
-    layer = KANLinear(3, 2, grid, base=base, dtype=D)
-    if adapted:
-        layer.update_grid(torch.randn(300, 3, dtype=D))
-    weight = layer.spline_weight.detach().numpy() + np.random.default_rng(0).normal(size=layer.spline_weight.shape)
-    base_weight = None if layer.base_weight is None else layer.base_weight.detach().numpy()
-    tables = pieces.pieces_of(layer.knots, layer.basis)
-    assert (tables.local.shape[3] > pieces.MAX_DENSE_CELLS) == (grid == 60)
-    x = np.ascontiguousarray((torch.randn(200, 3, dtype=D) * 0.7).numpy().T)
-    whole = ByEdges(x, tables, weight, base_weight, layer.basis, sloped=True)
-    blocks = ByBlocks(x, tables, weight, base_weight, layer.basis, True, 7, 3, spread=True)
-    rng = np.random.default_rng(1)
-    g, by_edges, by_inputs = rng.normal(size=(2, 200)), rng.normal(size=(3, 2)), rng.normal(size=3)
-    np.testing.assert_allclose(blocks.y, whole.y, rtol=1e-12, atol=1e-13)
-    for one, other in zip(blocks.spread(), whole.spread(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=0)
-    asked = (g, by_edges, by_inputs, True, True, True)
-    for one, other in zip(blocks.vjp(*asked), whole.vjp(*asked), strict=True):
-        assert (one is None) == (other is None)
-        if one is not None:
-            np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-11)
-    in_torch = blocks.vjp_in_torch(torch.from_numpy(g), True, True, True)
-    for one, other in zip(in_torch, whole.vjp(g, None, None, True, True, True), strict=True):
-        assert one is None or torch.allclose(one, torch.from_numpy(other), rtol=1e-10, atol=1e-11)
-    constant = ByBlocks(x * 0 + 0.3, tables, weight, base_weight, layer.basis, True, 7, 3, spread=True)
-    assert all((spread == 0).all() for spread in constant.spread())
-    # and the whole layer, forward and backward, where it is taken for it
-    monkeypatch.setattr(by_blocks, "KEEP_VALUES", 100)
-    monkeypatch.setattr(by_blocks, "BLOCK_VALUES", 1000)
-    t = torch.from_numpy(x.T.copy()).requires_grad_()
-    layer(t).square().sum().backward()
-    got = [t.grad, *(p.grad for p in layer.parameters())]
-    t.grad = None
-    layer.zero_grad()
-    with fastkan_kernels.backend("reference"):
-        layer(t).square().sum().backward()
-    for one, other in zip(got, [t.grad, *(p.grad for p in layer.parameters())], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize("order", [1, 3, 5])
-def test_features_on_many_cells_are_the_splines(order: int) -> None:
-    knots = knots_of("repeated", 2, 80, order)
-    x = places(knots)
-    basis = basis_of(knots, order, "none")
-    made = Features(x.numpy().T.copy(), pieces.pieces_of(knots, basis), basis).values
-    want = splines(x, knots, order)
-    got = torch.from_numpy(made).permute(2, 1, 0)
-    assert torch.equal(got.isnan(), want.isnan())
-    assert ((got - want).nan_to_num().abs() < 1e-12).all()
-
-
-def test_large_products_are_the_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Above some size PyTorch takes NumPy's place."""
-    from fastkan_kernels.backends.cpu import cells
-
-    torch.manual_seed(0)
-    layer = KANLinear(4, 3, 12, dtype=D)
-    x = torch.rand(70, 4, dtype=D)
-    want = torch.autograd.functional.jacobian(layer, x)
-    monkeypatch.setattr(cells, "MAX_OWN_PRODUCTS", 0)
-    monkeypatch.setattr(cells, "MAX_OWN_VECTOR_PRODUCTS", 0)
-    monkeypatch.setattr(by_features.SHARED, "kept", [])
-    torch.testing.assert_close(torch.autograd.functional.jacobian(layer, x), want, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("second_order", [False, True])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import sys
+import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +20,12 @@ from networks import D, Passive, mixed, network, points, same
 from torch import Tensor, nn
 
 import fastkan
+import fastkan_kernels
 from fastkan.kan.model import KAN
 from fastkan.training.objective import Objective
 from fastkan.training.optimizers import LBFGS
 from fastkan.training.regularization import Penalty
+from fastkan_kernels.backends.cpu.piecewise import Block, Piecewise
 
 UNITS = pytest.mark.parametrize("unit", [1.0, 2.0**-9, 0.3])
 
@@ -334,3 +341,42 @@ def test_steps_from_slopes_that_float32_can_hardly_hold(size: float, loss: Any) 
     for _ in range(5):
         step(made.x, made.y)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+# -- calls and caches -------------------------------------------------------------------------------
+
+
+def test_an_evaluation_of_a_fit_takes_few_python_calls() -> None:
+    """On networks this small, time is calls."""
+    made = case(network([2, 5, 1], dtype=torch.float32), rows=1000)
+    objective, parameters, calls = made.objective(), learned(made.model), []
+    places = tuple(str(Path(module.__file__).parent) for module in (fastkan, fastkan_kernels))
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(places):
+            calls.append(frame.f_code.co_name)
+
+    with objective.step(made.x, made.y):
+        for _ in range(2):
+            objective.value_and_grad(made.x, made.y, parameters)
+        sys.setprofile(note)
+        try:
+            objective.value_and_grad(made.x, made.y, parameters)
+        finally:
+            sys.setprofile(None)
+    assert 20 < len(calls) <= 90, Counter(calls)
+
+
+def test_what_is_cached_ends_with_the_fit_and_the_graph() -> None:
+    made = case(rows=50)
+    objective, parameters = made.objective(), learned(made.model)
+    for _ in range(2):
+        objective.value_and_grad(made.x, made.y, parameters)
+    y = made.model(made.x)
+    y.sum().backward(retain_graph=True)
+    gc.collect()
+    cached = [weakref.ref(each) for each in gc.get_objects() if type(each) in (Block, Piecewise)]
+    assert len(cached) >= 3
+    del objective, y
+    gc.collect()
+    assert not any(reference() for reference in cached)

@@ -34,6 +34,11 @@ class Pieces:
         local: ``[I, k + 1, k + 1, C]``; 0 where ``c - k + r`` is not the number of a spline.
         highest: the highest derivative for which the powers of the rates, and what they multiply, stay within the
             range of the dtype.
+
+    Example:
+        >>> pieces(torch.tensor([[0.0, 1.0, 2.0]]), 1).cells
+        array([[[0.5, 1.5],
+                [1. , 1. ]]], dtype=float32)
     """
 
     knots: Array
@@ -41,12 +46,12 @@ class Pieces:
     local: Array
     highest: int
 
-    @property
+    @cached_property
     def order(self) -> int:
         """k."""
         return self.local.shape[1] - 1
 
-    @property
+    @cached_property
     def count(self) -> int:
         """K, the number of splines."""
         return self.local.shape[3] - self.order
@@ -141,15 +146,21 @@ def pieces(knots: Tensor, order: int) -> Pieces:
             raised[:, 1:] += _times_linear(share, middle[:, None] - left, per_u[:, None])
             values = raised
         spline = np.arange(cells) - order + np.arange(order + 1)[:, None]
-        values *= ((spline >= 0) & (spline < cells - order))[:, None]
+        values = np.where(((spline >= 0) & (spline < cells - order))[:, None], values, 0.0)
         highest = _highest(rate, order, limits)
-    return Pieces(
-        own[:, :, None].copy(), np.stack([middle, rate], 1).astype(own.dtype), values.astype(own.dtype), highest
-    )
+    middles_and_rates = np.stack([middle, rate], 1).astype(own.dtype)
+    return Pieces(own[:, :, None].copy(), middles_and_rates, values.astype(own.dtype), highest)
 
 
 def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
-    """Return the table of ``knots``, of their first row alone where all inputs share them."""
+    """Return the table of ``knots``, of their first row alone where all inputs share them.
+
+    Example:
+        >>> from fastkan_kernels import basis_of, uniform_knots
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> pieces_of(knots, basis_of(knots, 3)).count
+        8
+    """
     return pieces(knots if basis.uniform_grid is None else knots[:1], basis.order)
 
 

@@ -5,8 +5,8 @@ table that depends on the knots alone (:mod:`...bspline.piecewise`), so the valu
 
     E_d[i,o,n] = sum_b psi_b^(d)(x[n,i]) W[b,i,o],
 
-are sums of k + 1 - d terms each, whatever the number of splines. F_d is the sum of v E_d over i, and H_d the sum of g E_d
-over o. G_d sums powers times v g over the rows of each cell, and multiplies the sums by the same table.
+are sums of k + 1 - d terms each, whatever the number of splines. F_d is the sum of v E_d over i, and H_d the sum of
+g E_d over o. G_d sums powers times v g over the rows of each cell, and multiplies the sums by the same table.
 
 What contractions at the same rows share (the cells of the rows, powers, base functions, E_d of the last weights) is
 cached with the rows: the backward of F_0 is G_0 and H_1 on the object that the forward has made, and a graph of higher
@@ -17,8 +17,9 @@ NumPy's, whose calls cost a third of PyTorch's and whose comparisons are quicker
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -39,27 +40,9 @@ MAX_POWERS = 2  # numbers of powers for each spline, above which G multiplies sp
 BLOCK_VALUES = 1 << 19  # numbers in the largest arrays of a block, which stay in a core's cache
 CACHED_VALUES = 1 << 22  # the same of all blocks whose arrays are cached
 MIN_ROWS = 256  # of a block
+SETTLING_BYTES = 31 << 20  # below the 32 MiB up to which glibc adapts
+WHOLE = slice(None)
 Array = Any  # numpy.ndarray, which is imported where it is used
-
-
-class Arena:
-    """Memory that is used again by the next pass of the same kind, since fresh memory costs a page fault each 4 KiB."""
-
-    def __init__(self) -> None:
-        self.memory: dict[Any, Array] = {}
-
-    def __call__(self, use: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Return an array for ``use``; it overwrites the last one for the same use."""
-        import numpy as np
-
-        size, key = math.prod(shape), (use, dtype)
-        memory = self.memory.get(key)
-        if memory is None or memory.size < size:
-            memory = self.memory[key] = np.empty(size, dtype)
-        return memory[:size].reshape(shape)
-
-
-Allocate = Callable[[Any, tuple[int, ...], Any], Array] | None  # None gives each array memory of its own
 
 
 class Location(NamedTuple):
@@ -76,6 +59,7 @@ class EdgeValues:
     """Values of the edges that have certain weights, and of their derivatives, at the rows of a block."""
 
     def __init__(self, weight: Array, base_weight: Array | None) -> None:
+        self.given_weight, self.given_base = weight, base_weight
         self.weight, self.base_weight = weight.copy(), None if base_weight is None else base_weight.copy()
         self.coefficients: Array | None = None  # [I, O, k + 1, N]
         self.values: dict[int, Array] = {}  # E_d for each d, [I, O, N]
@@ -90,23 +74,21 @@ class EdgeValues:
 class Block:
     """Rows ``x [I, N]`` that are worked on at once, with what contractions at them share.
 
-    All caches are replaced as a whole and never changed, so that several threads may go back through one graph.
+    Arrays in its caches are never written into, so that several threads may go back through one graph.
 
     Args:
         by_splines: whether F_0 and G_0 are products with the splines at the rows, which is quicker once these exist.
-        allocate: gives memory for the large arrays.
     """
 
-    def __init__(
-        self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False, allocate: Allocate = None
-    ) -> None:
-        self.x, self.tables, self.basis, self.by_splines, self.allocate = x, tables, basis, by_splines, allocate
+    def __init__(self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False) -> None:
+        self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
         self._location: Location | None = None
         self._last_edges: EdgeValues | None = None
         self._terms: dict[int, Array] = {}  # what multiplies the coefficients of u^d and above, [k + 1 - d, I, N]
         self._bases: dict[int, Array | None] = {}  # psi^(d) of the base function, [I, N]
         self._logistic: Array | None = None
         self._splines: dict[int, Array] = {}  # psi^(d), [I, K, N]
+        self._joined_features: Array | None = None
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """F_d ``[O, N]``, G_d in two parts ``[K, I, O]`` and ``[I, O]``, or H_d ``[I, N]``.
@@ -121,11 +103,14 @@ class Block:
             g = g[None]
         if name == "G":
             return self._contract_weight(g if v is None else v[:, None] * g, derivative)
-        if name == "H" and derivative == 0 and base_weight is not None and not self.location.finite:
-            # of the edges at an infinity some would be inf and some -inf
-            h = np.einsum("ion,ion->in", self.edges(weight, None, 0), g)
-            base = self._base(0)
-            return h if base is None else h + base * (base_weight[:, None] @ g)[:, 0]
+        if name == "H" and derivative == 0 and base_weight is not None:
+            location, base = self._location or self._locate(), self._base(0)
+            if not location.finite and base is not None:  # of the edges at an infinity some would be inf, some -inf
+                h = np.einsum("ion,ion->in", self.edges(weight, None, 0), g)
+                return h + base * (base_weight[:, None] @ g)[:, 0]
+        if name == "F" and v is None and derivative == 0 and self.by_splines:  # in one product, without the edges
+            psi, joined = self._features(), _joined_weights(weight, base_weight)
+            return product(joined.transpose(2, 1, 0).reshape(weight.shape[2], -1), psi.reshape(-1, psi.shape[2]))
         edges = self.edges(weight, base_weight, derivative)
         if name == "H":
             return np.einsum("ion,ion->in", edges, g)
@@ -134,12 +119,16 @@ class Block:
     def edges(self, weight: Array, base_weight: Array | None, derivative: int) -> Array:
         """E_d, ``[I, O, N]``; must not be written into.
 
-        Weights are recognised by their values, since a table's W, and whatever else takes its place, come by turns.
+        The last weights are recognised as the same arrays or by their values: the table of contractions has other
+        weights in the place of W at times.
         """
         import numpy as np
 
         last = self._last_edges
-        if last is None or not last.are_of(weight, base_weight):
+        if last is not None:
+            same = weight is last.given_weight and base_weight is last.given_base
+            last = last if same or last.are_of(weight, base_weight) else None
+        if last is None:
             last = self._last_edges = EdgeValues(weight, base_weight)
         found = last.values.get(derivative)
         if found is not None:
@@ -147,13 +136,13 @@ class Block:
         if derivative > self.basis.order:
             found = np.repeat(self._zero()[:, None], weight.shape[2], 1)
         elif derivative == 0 and self.by_splines:
-            psi = self._spline_values(0)
-            out = self.allocate and self.allocate("E_0", (len(psi), weight.shape[2], psi.shape[2]), psi.dtype)
-            found = product(weight.transpose(1, 2, 0), psi, out)
+            joined = _joined_weights(weight, base_weight)
+            last.values[0] = product(joined.transpose(1, 2, 0), self._features())
+            return last.values[0]
         else:
             if last.coefficients is None:
                 last.coefficients = self._coefficients(self.tables.polynomials(weight))
-            found = self._sum(last.coefficients, derivative, "E")
+            found = self._sum(last.coefficients, derivative)
         if base_weight is not None and (base := self._base(derivative)) is not None:
             found += base[:, None] * base_weight[:, :, None]
         last.values[derivative] = found
@@ -165,26 +154,32 @@ class Block:
 
         inputs, rows = self.x.shape
         outputs, order, count = upstream.shape[1], self.basis.order, self.tables.count
-        many = outputs * (order + 1) > MAX_POWERS * count and count <= MAX_DENSE_CELLS
+        # the splines at the rows pay in graphs of derivatives, where several contractions use them
+        many = derivative > 0 and outputs * (order + 1) > MAX_POWERS * count and count <= MAX_DENSE_CELLS
+        if derivative == 0 and self.by_splines:
+            psi = self._features()
+            if len(upstream) == 1:
+                both = product(psi.reshape(-1, rows), upstream[0].T).reshape(inputs, -1, outputs)
+            else:
+                both = product(psi, upstream.transpose(0, 2, 1))
+            both = both.transpose(1, 0, 2)
+            return both[:count].copy(), both[count].copy() if len(both) > count else None
         if derivative > order:
             splines = np.repeat((self._zero()[:, None] * upstream).sum(2)[None], count, 0)
-        elif many or (derivative == 0 and self.by_splines):
+        elif many:
             by_input = product(self._spline_values(derivative), upstream.transpose(0, 2, 1))
             splines = np.ascontiguousarray(by_input.transpose(1, 0, 2))
         else:
             terms = self._terms_of(derivative).transpose(1, 0, 2)[:, None]
-            raised = self.allocate and self.allocate("raised", (inputs, outputs, terms.shape[2], rows), terms.dtype)
-            raised = np.multiply(terms, upstream[:, :, None], out=raised)
-            sums = product(raised.reshape(inputs, -1, rows), self.location.inside.transpose(0, 2, 1))
+            raised = terms * upstream[:, :, None]
+            inside = (self._location or self._locate()).inside
+            sums = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
             splines = self.tables.splines(sums.reshape(inputs, outputs, -1))  # of [I, O, (k + 1 - d) C]
         base = self._base(derivative)
         return splines, None if base is None else product(upstream, base[:, :, None]).reshape(inputs, outputs)
 
-    @property
-    def location(self) -> Location:
-        """Where the rows lie."""
-        if self._location is None:
-            self._coefficients(None)
+    def _locate(self) -> Location:
+        self._coefficients(None)
         assert self._location is not None
         return self._location
 
@@ -198,29 +193,21 @@ class Block:
         (inputs, rows), order = self.x.shape, self.basis.order
         if self._location is not None:
             return product(polynomials, self._location.inside).reshape(inputs, -1, order + 1, rows)
-        x, tables, allocate = self.x, self.tables, self.allocate
+        x, tables = self.x, self.tables
         finite = bool(np.isfinite(np.add.reduce(x, None)))
         within = x if finite else np.clip(x, -BEYOND, BEYOND)
-        knots = tables.knots.shape[1]
-        beyond = inside = picked = powers = None
         picks = tables.cells
         if polynomials is not None:
-            picks = np.empty((max(len(picks), len(polynomials)), 2 + polynomials.shape[1], knots - 1), x.dtype)
+            picks = np.empty(
+                (max(len(picks), len(polynomials)), 2 + polynomials.shape[1], tables.cells.shape[2]), x.dtype
+            )
             picks[:, :2] = tables.cells
             picks[:, 2:] = polynomials
-        if allocate is not None:
-            beyond = allocate("beyond", (inputs, knots, rows), bool)
-            inside = allocate("inside", (inputs, knots - 1, rows), x.dtype)
-            picked = allocate("picked", (inputs, picks.shape[1], rows), x.dtype)
-            powers = allocate("powers", (order + 1, inputs, rows), x.dtype)
-        beyond = np.greater_equal(within[:, None], tables.knots, out=beyond)
-        if inside is None:
-            inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
-        else:
-            np.not_equal(beyond[:, :-1], beyond[:, 1:], out=inside)
-        picked = product(picks, inside, picked)
+        beyond = within[:, None] >= tables.knots
+        inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
+        picked = product(picks, inside)
         rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
-        powers = np.empty((order + 1, inputs, rows), x.dtype) if powers is None else powers
+        powers = np.empty((order + 1, inputs, rows), x.dtype)
         powers[0] = 1
         u = np.subtract(within, picked[:, 0], out=powers[1])
         u *= rate
@@ -229,19 +216,17 @@ class Block:
         self._location = Location(inside, rate, powers, within, finite)
         return picked[:, 2:].reshape(inputs, -1, order + 1, rows)
 
-    def _sum(self, coefficients: Array, derivative: int, use: str) -> Array:
+    def _sum(self, coefficients: Array, derivative: int) -> Array:
         """The derivatives by x of polynomials with these coefficients, ``[I, R, N]``."""
         import numpy as np
 
-        inputs, polynomials, _, rows = coefficients.shape
-        out = self.allocate and self.allocate((use, derivative), (inputs, polynomials, rows), coefficients.dtype)
-        return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative), out=out)
+        return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative))
 
     def _terms_of(self, derivative: int) -> Array:
         if derivative == 0:
-            return self.location.powers
+            return (self._location or self._locate()).powers
         if derivative not in self._terms:
-            _, rate, powers, _, _ = self.location
+            _, rate, powers, _, _ = self._location or self._locate()
             terms = powers[: len(powers) - derivative] * _falling(len(powers) - 1, derivative, powers.dtype.char)
             for _ in range(derivative):
                 terms *= rate  # which costs a tenth of NumPy's power
@@ -256,17 +241,27 @@ class Block:
             return self._splines[derivative]
         tables, (inputs, active, _, cells) = self.tables, self.tables.local.shape
         if cells <= MAX_DENSE_CELLS:
-            found = self._sum(self._coefficients(tables.table.reshape(inputs, -1, cells)), derivative, "psi")
+            found = self._sum(self._coefficients(tables.table.reshape(inputs, -1, cells)), derivative)
         else:  # the active splines' values are put in their places among all
-            local = self._sum(self._coefficients(tables.local.reshape(inputs, -1, cells)), derivative, "psi")
-            cell = (self.location.inside * np.arange(cells)[:, None]).sum(1).astype(np.int64)  # 0 outside of the grid
+            local = self._sum(self._coefficients(tables.local.reshape(inputs, -1, cells)), derivative)
+            inside, *_, finite = self._location or self._locate()
+            cell = (inside * np.arange(cells)[:, None]).sum(1).astype(np.int64)  # 0 outside of the grid
             found = np.zeros((len(self.x), tables.count + 2 * tables.order, self.x.shape[1]), self.x.dtype)
             np.put_along_axis(found, cell[:, None] + np.arange(active)[:, None], local, 1)
             found = found[:, tables.order : tables.order + tables.count]
-            if not self.location.finite:
+            if not finite:
                 found = np.where(np.isnan(self.x)[:, None], np.nan, found)
         self._splines[derivative] = found
         return found
+
+    def _features(self) -> Array:
+        """All splines and, last, the base function if there is one, ``[I, P, N]``."""
+        import numpy as np
+
+        if self._joined_features is None:
+            psi, base = self._spline_values(0), self._base(0)
+            self._joined_features = psi if base is None else np.concatenate([psi, base[:, None]], 1)
+        return self._joined_features
 
     def _base(self, derivative: int) -> Array | None:
         """psi^(d) of the base function, ``[I, N]``; None without one."""
@@ -277,8 +272,9 @@ class Block:
     def _base_values(self, derivative: int) -> Array | None:
         import numpy as np
 
-        name, (_, _, _, within, finite) = self.basis.base, self.location
-        check_base_derivative(name, derivative)
+        name, (_, _, _, within, finite) = self.basis.base, self._location or self._locate()
+        if derivative > 1:
+            check_base_derivative(name, derivative)
         if name == "none":
             return None
         if name == "identity":
@@ -310,41 +306,45 @@ class Piecewise:
     Args:
         x: contiguous; it must not be written into afterwards.
         outputs: O of the layer.
-        by_splines: as in :class:`Block`.
-        arena: memory for the arrays, of which no pass may be in use any more.
+        by_splines: as in :class:`Block`; then there is one block, so that all splines are cached.
     """
 
-    def __init__(
-        self,
-        x: Array,
-        tables: Pieces,
-        basis: Basis,
-        outputs: int,
-        by_splines: bool = False,
-        arena: Arena | None = None,
-    ) -> None:
-        self.x, self.tables, self.basis, self.by_splines, self.arena = x, tables, basis, by_splines, arena
-        count, cached = block_counts(x.shape[1], x.shape[0], outputs, tables.local.shape[3], basis.order)
-        self.parts = [slice(None)]
-        if count > 1:
-            self.parts = [slice(x.shape[1] * n // count, x.shape[1] * (n + 1) // count) for n in range(count)]
-        self._cached = [self._block(place) for place in range(cached)]
+    def __init__(self, x: Array, tables: Pieces, basis: Basis, outputs: int, by_splines: bool = False) -> None:
+        self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
+        _settle_allocator()
+        rows = x.shape[1]
+        count, cached = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
+        if by_splines:  # which are to be cached
+            count = cached = 1
+        self._again: list[slice] = []
+        self._input_moments: Moments | None = None
+        if count == 1:
+            self._cached = [(WHOLE, Block(x, tables, basis, by_splines))]
+        else:
+            parts = [slice(rows * n // count, rows * (n + 1) // count) for n in range(count)]
+            self._cached = [(part, self._block(part)) for part in parts[:cached]]
+            self._again = parts[cached:]
 
-    def _block(self, place: int) -> Block:
-        x = self.x if len(self.parts) == 1 else self.x[:, self.parts[place]].copy()
-        arena = self.arena
-        allocate = None if arena is None else lambda use, *rest: arena((place, use), *rest)
-        return Block(x, self.tables, self.basis, self.by_splines, allocate)
+    def _block(self, part: slice) -> Block:
+        return Block(self.x[:, part].copy(), self.tables, self.basis, self.by_splines)
 
-    def blocks(self) -> Iterator[tuple[slice, Block]]:
-        """The rows of each block, and the block; one that is not cached is valid until the next."""
-        yield from zip(self.parts, self._cached)
-        again = Arena()
-        for part in self.parts[len(self._cached) :]:
-            yield part, Block(self.x[:, part].copy(), self.tables, self.basis, self.by_splines, again)
+    def blocks(self) -> Iterable[tuple[slice, Block]]:
+        """The rows of each block, and the block; one that is not cached is for one use."""
+        if not self._again:
+            return self._cached
+        return chain(self._cached, ((part, self._block(part)) for part in self._again))
+
+    def input_moments(self) -> Moments:
+        """Moments of each input over the rows."""
+        if self._input_moments is None:
+            self._input_moments = Moments()
+            self._input_moments.add(self.x)
+        return self._input_moments
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """As :meth:`Block.contract`."""
+        if len(self._cached) == 1 and not self._again:
+            return self._cached[0][1].contract(name, operands, derivative)
         found = [block.contract(name, _rows(operands, part), derivative) for part, block in self.blocks()]
         return _joined(CONTRACTIONS[name].free, found)
 
@@ -366,7 +366,8 @@ class Piecewise:
         for part, block in self.blocks():
             own = upstream if name == "G" else upstream[..., part]
             own = own if add is None else add(block, own)
-            found.append(gradients(name, _rows(operands, part), own, wanted, derivative, block.contract))
+            rows = operands if part == WHOLE else _rows(operands, part)
+            found.append(gradients(name, rows, own, wanted, derivative, block.contract))
         return found[0] if len(found) == 1 else {by: _joined(by, [each[by] for each in found]) for by in wanted}
 
 
@@ -381,38 +382,100 @@ def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -
     return count, count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
 
 
+def _joined_weights(weight: Array, base_weight: Array | None) -> Array:
+    """The weights of all features, ``[P, I, O]``."""
+    import numpy as np
+
+    return weight if base_weight is None else np.concatenate([weight, base_weight[None]])
+
+
 def _rows(operands: Operands, part: slice) -> Operands:
     """The operands of some rows."""
-    if part == slice(None):
-        return operands
     v, weight, base_weight, g = operands
     return Operands(None if v is None else v[:, part], weight, base_weight, None if g is None else g[..., part])
 
 
 def _joined(what: str, parts: list[Any]) -> Any:
-    """An operand, or x, put together of what each block has given."""
+    """An operand, or a gradient with respect to x, from its parts in each block."""
     import numpy as np
 
-    if len(parts) == 1:
-        return parts[0]
     if what != "W":
         return np.concatenate(parts, -1)
     splines, bases = zip(*parts)
     return sum(splines[1:], splines[0]), None if bases[0] is None else sum(bases[1:], bases[0])
 
 
-def product(one: Array, other: Array, out: Array | None = None) -> Array:
+class Moments:
+    """Mean and sum of squares of columns that come in blocks of rows, joined by the formula of Chan, Golub and LeVeque
+    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+
+    Values are taken less those of the first row, so that columns which do not vary leave exactly 0.
+    """
+
+    rows = 0
+    only: Array | None = None  # the centred values where there is one block
+
+    def add(self, values: Array) -> None:
+        """Add a block ``[..., N]``."""
+        import numpy as np
+
+        if self.rows == 0:
+            self.first = values[..., :1].copy()
+        apart = values - self.first
+        rows = apart.shape[-1]
+        mean = np.add.reduce(apart, -1, keepdims=True) / values.dtype.type(rows)
+        apart -= mean
+        squares = np.einsum("...n,...n->...", apart, apart)
+        if self.rows == 0:
+            self.rows, self.mean, self.squares, self.only = rows, mean, squares, apart
+            return
+        joined, step = self.rows + rows, mean - self.mean.astype(np.float64)
+        self.squares = self.squares + squares + step[..., 0] ** 2 * (self.rows * rows / joined)
+        self.mean = self.mean + step * (rows / joined)
+        self.rows, self.only = joined, None
+
+    def std(self) -> Array:
+        """Standard deviation of each column."""
+        import numpy as np
+
+        return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
+
+    def share(self, by_std: Array) -> Array:
+        """What multiplies the centred values in their gradient; 0 where a column does not vary."""
+        import numpy as np
+
+        by_std, std = by_std / (self.rows - 1), self.std()
+        return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
+
+    def centred(self, values: Array) -> Array:
+        """The values of a block less the mean."""
+        apart = values - self.first
+        apart -= self.mean.astype(apart.dtype, copy=False)
+        return apart
+
+
+@cache
+def _settle_allocator() -> None:
+    """Let the memory of one pass stay with the process for the next, up to 62 MiB.
+
+    glibc returns the top of its heap to the system beyond twice the size of the largest block that was freed. With
+    arrays of some 100 KiB each, every step would return all of them and pay a page fault for each 4 KiB again, up to
+    half of its time. Freeing one large block, which is never touched, moves that limit. Other allocators ignore it.
+    """
+    import numpy as np
+
+    np.empty(SETTLING_BYTES, np.uint8)
+
+
+def product(one: Array, other: Array) -> Array:
     """A matrix product, or a batch of them, by NumPy where that uses one thread, and else by PyTorch, which uses the
     number of threads that it is set to: a large product of NumPy's own takes ten times as long beside another process
     that computes."""
-    import numpy as np
-
     by_vector = one.shape[-2] == 1 or other.shape[-1] == 1
     limit = MAX_OWN_VECTOR_PRODUCTS if by_vector else MAX_OWN_PRODUCTS
     if one.shape[-2] * one.shape[-1] * other.shape[-1] <= limit:
-        return np.matmul(one, other, out=out)
-    memory = None if out is None else torch.from_numpy(out)
-    return torch.matmul(torch.from_numpy(one), torch.from_numpy(other), out=memory).numpy()
+        return one @ other
+    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
 
 
 @cache
@@ -468,8 +531,10 @@ def rows_of(
     found: PiecewiseTensors | None = cached.get("rows")
     if found is None:
         outputs = (operands.g if operands.weight is None else operands.weight).shape[-1]
-        sizes = len(x), *knots.shape, outputs
-        if not (has_sizes(*sizes, basis, x.dtype) and _pays(*sizes, basis, derivatives[0])):
+        (inputs, count), rows = knots.shape, x.shape[0]
+        if not has_sizes(rows, inputs, count, outputs, basis, x.dtype):
+            return None
+        if not _pays(rows, inputs, count, outputs, basis, derivatives[0]):
             return None
         tables = cached["pieces"]() if "pieces" in cached else pieces_of(knots, basis)
         found = cached["rows"] = PiecewiseTensors(Piecewise(columns(x), tables, basis, outputs))
@@ -487,9 +552,8 @@ def has_sizes(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, dt
 def _pays(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, derivative: int) -> bool:
     count, cached = block_counts(rows, inputs, outputs, knots - 1, basis.order)
     contractions = SHARING if derivative > 0 and cached == count else 1
-    return selection.piecewise_pays(
-        [(rows, inputs, outputs, knots - basis.order - 1, basis)], contractions=contractions
-    )
+    layer = rows, inputs, outputs, knots - basis.order - 1, basis
+    return selection.piecewise_pays([layer], contractions=contractions)
 
 
 def quiet() -> Any:
