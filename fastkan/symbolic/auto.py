@@ -21,23 +21,15 @@ if TYPE_CHECKING:
 
 
 class EdgeReport(NamedTuple):
-    """Outcome of :meth:`KAN.auto_symbolic` for one edge.
+    """Outcome of :meth:`KAN.auto_symbolic` for one edge."""
 
-    Args:
-        l, i, j: layer, input node and output subnode of the edge.
-        name: its function, or None if it stays a spline.
-        r2: R2 of its function, or of the best function if it stays a spline.
-        complexity: complexity of the same function.
-        best: name of the same function.
-    """
-
-    l: int
-    i: int
-    j: int
-    name: str | None
-    r2: float
-    complexity: float
-    best: str
+    l: int  # layer
+    i: int  # input node
+    j: int  # output subnode
+    name: str | None  # its function, or None if it stays a spline
+    r2: float  # R2 of its function, or of the best function if it stays a spline
+    complexity: float  # of the same function
+    best: str  # name of the same function
 
 
 class SymbolicReport(list[EdgeReport]):
@@ -59,16 +51,11 @@ class SymbolicReport(list[EdgeReport]):
         return [edge for edge in self if edge.name is None]
 
     def __str__(self) -> str:
-        rows = [
-            [
-                str(edge[:3]),
-                edge.name or f"stays numeric, best is {edge.best}",
-                f"{edge.r2:.6f}",
-                f"{edge.complexity:g}",
-            ]
-            for edge in self
-        ]
-        lines = [table("llrr", ["edge", "function", "R2", "complexity"], *rows)] if rows else []
+        rows = [["edge", "function", "R2", "complexity"]]
+        for edge in self:
+            function = edge.name or f"stays numeric, best is {edge.best}"
+            rows.append([str(edge[:3]), function, f"{edge.r2:.6f}", f"{edge.complexity:g}"])
+        lines = [table("llrr", *rows)] if self else []
         lines.append(repr(self))
         if self.numeric:
             lines.append(
@@ -111,7 +98,7 @@ def auto_symbolic(
     create the optimizer afterwards.
 
     Args:
-        a_range, b_range: bounds of a and b. Without them, the search range is relative to each edge's range of inputs.
+        a_range, b_range: bounds of a and b, as in :meth:`fix_symbolic`.
         lib: names of the functions to try; None for all.
         verbose: whether to print the report.
         weight_simple: weight of simplicity against R2, from 0 (only R2 counts) to 1 (only complexity counts).
@@ -120,8 +107,7 @@ def auto_symbolic(
             its values is less than this share of that of the sum to which they are added.
         force: whether every edge becomes a formula, as in pykan; if no R2 reaches the threshold, the function with the
             highest R2 is used.
-        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
-        dataset: instead of x, a dataset as for :meth:`fit`.
+        x, dataset: as in :meth:`fix_symbolic`.
 
     Returns:
         A list with an :class:`EdgeReport` for each edge that was a spline; its ``numeric`` lists those that still are.

@@ -8,38 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import (
-    Callback,
-    Choice,
-    Flag,
-    Instance,
-    Optional,
-    Real,
-    check_alike,
-    check_finite,
-    check_shape,
-    check_tensor,
-    checked,
-)
+from fastkan_kernels import validation as kinds
 
 from ..training.regularization import MLP_METRICS, REG_METRICS
 
 
 def check_rows(x: Any, least: int = 0) -> None:
-    """Check that ``x`` is a tensor ``[N, in]`` and, if ``least`` is not 0, that it has so many rows and is finite.
-
-    Raises:
-        TypeError, ValueError: otherwise.
-    """
-    check_tensor("x", x)
-    check_shape("x", x, ("N", "in"))
+    """Check that ``x`` is a tensor ``[N, in]`` and, if ``least`` is not 0, that it has so many rows and is finite."""
+    kinds.check_tensor("x", x)
+    kinds.check_shape("x", x, ("N", "in"))
     if least:
-        check_finite("x", x)
+        kinds.check_finite("x", x)
         if len(x) < least:
             raise ValueError(f"x must have at least {least} rows, got {len(x)}")
 
 
-@checked(func=Callback(), create_graph=Flag(), mode=Choice(("scalar", "vector")))
+@kinds.checked(func=kinds.Callback(), create_graph=kinds.FLAG, mode=kinds.Choice(("scalar", "vector")))
 def batch_jacobian(
     func: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False, mode: str = "scalar"
 ) -> Tensor:
@@ -62,7 +46,6 @@ def batch_jacobian(
         >>> batch_jacobian(lambda x: x[:, [0]] * x[:, [1]], torch.tensor([[2.0, 3.0]]))
         tensor([[3., 2.]])
     """
-
     check_rows(x)
 
     def total(rows: Tensor) -> Tensor:
@@ -74,7 +57,7 @@ def batch_jacobian(
     return found[0] if mode == "scalar" else found.transpose(0, 1)
 
 
-@checked(model=Callback(), create_graph=Flag())
+@kinds.checked(model=kinds.Callback(), create_graph=kinds.FLAG)
 def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> Tensor:
     """Second derivatives of a function's first output at every row of x.
 
@@ -105,15 +88,12 @@ def model2param(model: nn.Module) -> Tensor:
     return torch.cat([parameter.reshape(-1) for parameter in model.parameters() if parameter.requires_grad])
 
 
-@checked(
-    model=Instance(nn.Module),
-    derivative=Choice(("jacobian", "hessian")),
-    loss_mode=Choice(("pred", "reg", "all")),
-    reg_metric=Optional(Choice((*REG_METRICS, *MLP_METRICS))),
-    lamb=Real(),
-    lamb_l1=Real(),
-    lamb_entropy=Real(),
-)
+@kinds.checked(
+    model=kinds.Instance(nn.Module), derivative=kinds.Choice(("jacobian", "hessian")),
+    loss_mode=kinds.Choice(("pred", "reg", "all")),
+    reg_metric=kinds.Optional(kinds.Choice((*REG_METRICS, *MLP_METRICS))),
+    lamb=kinds.REAL, lamb_l1=kinds.REAL, lamb_entropy=kinds.REAL,
+)  # fmt: skip
 def get_derivative(
     model: Any,
     inputs: Tensor,
@@ -150,11 +130,11 @@ def get_derivative(
     """
     if not hasattr(model, "get_reg"):
         raise TypeError(f"model must be a KAN or an MLP, got {type(model).__name__}")
-    check_tensor("inputs", inputs)
-    check_shape("inputs", inputs, ("N", model.in_features))
-    check_tensor("labels", labels)
-    check_shape("labels", labels, (len(inputs), model(inputs).shape[1]))
-    check_alike(inputs, labels=labels.to(inputs.dtype))
+    kinds.check_tensor("inputs", inputs)
+    kinds.check_shape("inputs", inputs, ("N", model.in_features))
+    kinds.check_tensor("labels", labels)
+    kinds.check_shape("labels", labels, (len(inputs), model(inputs).shape[1]))
+    kinds.check_alike(inputs, labels=labels.to(inputs.dtype))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     shapes = [model.get_parameter(name).shape for name in names]
     start = model2param(model).detach()

@@ -41,26 +41,20 @@ def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
 
 
 class Pieces(NamedTuple):
-    """A layer's splines as polynomials to the right of each knot.
-
-    Attributes:
-        knots: the M knots t_m of each input.
-        coefficients: ``[k + 1, M, in, out]``, coefficients of the powers of x - t_m.
-    """
+    """A layer's splines as polynomials to the right of each of the M knots t_m of each input."""
 
     knots: list[list[float]]
-    coefficients: Tensor
+    coefficients: Tensor  # [k + 1, M, in, out], of the powers of x - t_m
 
 
 def taylor_pieces(layer: KANLinear) -> Pieces:
     """Polynomials of a layer's splines, from their derivatives at each knot by Taylor's formula."""
     knots = layer.knots.detach().cpu().double()
     weight = edge_weights(layer)[0].detach().cpu().double()
-    powers = [
-        torch.einsum("mbi,bio->mio", splines(knots.t(), knots, layer.spline_order, power), weight)
-        / math.factorial(power)
-        for power in range(layer.spline_order + 1)
-    ]
+    powers = []
+    for power in range(layer.spline_order + 1):
+        basis = splines(knots.t(), knots, layer.spline_order, power) / math.factorial(power)
+        powers.append(torch.einsum("mbi,bio->mio", basis, weight))
     return Pieces(knots.tolist(), torch.stack(powers))
 
 
@@ -96,12 +90,11 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
     cells, base = _cells(layer, pieces, i, j), _base_weight(layer, i, j)
     if node.is_number:
         return number(EdgeFunction(cells, layer.base, base)(float(node)))
-    parts = []
+    pairs = []
     for cell in cells:
         here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _all_digits(cell.end), evaluate=False)
-        parts.append((_polynomial(cell, node), here))
+        pairs.append(sympy.Basic.__new__(ExprCondPair, _polynomial(cell, node), here))
     # Piecewise() itself would rewrite conditions that contain a Piecewise, which takes minutes
-    pairs = [sympy.Basic.__new__(ExprCondPair, *part) for part in parts]
     spline = sympy.Basic.__new__(sympy.Piecewise, *pairs)
     if not base:
         return spline
@@ -144,10 +137,8 @@ class EdgeFunction:
 
     def differentiated(self) -> EdgeFunction:
         """Derivative of the function."""
-        cells = [
-            cell._replace(coefficients=[power * c for power, c in enumerate(cell.coefficients)][1:])
-            for cell in self.cells
-        ]
+        slopes = [[power * c for power, c in enumerate(cell.coefficients)][1:] for cell in self.cells]
+        cells = [cell._replace(coefficients=slope) for cell, slope in zip(self.cells, slopes)]
         return EdgeFunction(cells, self.base, self.base_weight, self.derivative_order + 1)
 
     def __eq__(self, other: object) -> bool:
@@ -161,8 +152,8 @@ def named_edge(name: str, layer: KANLinear, pieces: Pieces, i: int, j: int, node
     """A spline edge as a named sympy function, which sympy can evaluate, compile and differentiate."""
     if node.is_number:
         return numeric_edge(layer, pieces, i, j, node)
-    cells, base = _cells(layer, pieces, i, j), _base_weight(layer, i, j)
-    return _named(name, EdgeFunction(cells, layer.base, base))(node)
+    function = EdgeFunction(_cells(layer, pieces, i, j), layer.base, _base_weight(layer, i, j))
+    return _named(name, function)(node)
 
 
 def _named(name: str, function: EdgeFunction) -> Any:

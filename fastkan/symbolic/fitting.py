@@ -30,27 +30,19 @@ Range = tuple[float, float] | None
 
 
 class Samples(NamedTuple):
-    """Samples of E edges, in float64.
+    """Samples of E edges, in float64."""
 
-    Attributes:
-        x, y: ``[E, N]``, inputs and outputs.
-        low, high: ``[E]``, least and greatest x.
-        eps: machine epsilon of the dtype in which the samples were given, at most that of float32.
-        fixed: ``[E]``, whether x or y is constant.
-    """
-
-    x: Tensor
-    y: Tensor
-    low: Tensor
-    high: Tensor
-    eps: float
-    fixed: Tensor
+    x: Tensor  # [E, N], inputs
+    y: Tensor  # [E, N], outputs
+    low: Tensor  # [E], least x
+    high: Tensor  # [E], greatest x
+    eps: float  # machine epsilon of the dtype in which the samples were given, at most that of float32
+    fixed: Tensor  # [E], whether x or y is constant
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Samples:
         """Samples from x and y ``[N, E]``."""
-        eps = max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps)
-        eps = min(eps, torch.finfo(torch.float32).eps)
+        eps = min(max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps), torch.finfo(torch.float32).eps)
         x = x.detach().t().to("cpu", torch.float64, copy=True).contiguous()
         y = y.detach().t().to("cpu", torch.float64, copy=True).contiguous()
         return cls(x, y, x.amin(1), x.amax(1), eps, constant(x, eps) | constant(y, eps))
@@ -65,17 +57,12 @@ class Coordinates(NamedTuple):
 
     Without bounds from the user, theta is (p, q), the values of z at the two ends of x's range; phi is then
     (1 - t, t) with t from 0 to 1 along the range. With bounds, theta is (a, b), and phi is (x, 1).
-
-    Attributes:
-        nodes, samples: phi at the nodes, ``[1 or E, 2, NODES]``, and at the samples, ``[E, 2, N]``.
-        ends: phi at the ends of the range, ``[1 or E, 2, 2]``.
-        bounds: bounds of theta, ``[2, 2]``; None if only the function's domain bounds it.
     """
 
-    nodes: Tensor
-    samples: Tensor
-    ends: Tensor
-    bounds: Tensor | None
+    nodes: Tensor  # [1 or E, 2, NODES], phi at the nodes
+    samples: Tensor  # [E, 2, N], phi at the samples
+    ends: Tensor  # [1 or E, 2, 2], phi at the ends of the range
+    bounds: Tensor | None  # [2, 2], bounds of theta; None if only the function's domain bounds it
 
 
 def constant(values: Tensor, eps: float) -> Tensor:
@@ -86,12 +73,8 @@ def constant(values: Tensor, eps: float) -> Tensor:
 def fit(
     functions: Sequence[SymbolicFunction], samples: Samples, a_range: Range, b_range: Range
 ) -> tuple[Tensor, Tensor]:
-    """Fit F functions to E edges.
-
-    Returns:
-        The best (a, b, c, d), ``[F, E, 4]``, and their R2, ``[F, E]``. Where no fit is better than a constant, that is
-        c = 0 and d the mean of y, with R2 = 0, or 1 if y is constant.
-    """
+    """Return the best (a, b, c, d), ``[F, E, 4]``, of F functions for E edges, and their R2, ``[F, E]``. Where no fit
+    is better than a constant, that is c = 0 and d the mean of y, with R2 = 0, or 1 if y is constant."""
     affine = constant_fits(functions, samples)
     r2 = constant(samples.y, samples.eps).double().repeat(len(functions), 1)
     count = samples.x.shape[1]
@@ -99,8 +82,7 @@ def fit(
     for block in (~samples.fixed).nonzero().flatten().split(max(1, BLOCK_ELEMENTS // each)):
         if not len(block):
             continue
-        part = samples.take(block)
-        new_affine, new_r2 = _fit(functions, part, a_range, b_range)
+        new_affine, new_r2 = _fit(functions, samples.take(block), a_range, b_range)
         better = new_r2 > 0
         affine[:, block] = torch.where(better.unsqueeze(2), new_affine, affine[:, block])
         r2[:, block] = torch.where(better, new_r2, 0.0)
@@ -154,10 +136,8 @@ def _is_affine(function: SymbolicFunction) -> bool:
 
 
 def _searched_as(function: SymbolicFunction, unbounded: bool) -> SymbolicFunction:
-    """Return the function that is searched in place of this one: an equivalent one if it exists, such as sin for cos.
-
-    With bounds on a and b, only a function's alias replaces it, since the bounds are on its own parameters.
-    """
+    """Return the function that is searched in place of this one: an equivalent one if it exists, such as sin for cos;
+    with bounds on a and b only for an alias, since the bounds are on the function's own parameters."""
     if function.same_as is None or not (unbounded or function.alias):
         return function
     return lookup(function.same_as[0])
@@ -203,30 +183,24 @@ def _search_inner(
         coordinates = Coordinates(
             phi[..., :NODES], phi[..., NODES:-2], phi[..., -2:], torch.tensor(bounds, dtype=torch.float64)
         )  # fmt: skip
-        found = [
-            box_starts(function, nodes, samples.low, samples.high, a_range, b_range, STARTS) for function in functions
-        ]
+        box = samples.low, samples.high, a_range, b_range
+        found = [box_starts(function, nodes, *box, STARTS) for function in functions]
     places = torch.stack([place for place, _ in found])
     theta = _polish_starts(functions, coordinates, places, nodes, y, min(1e-4 / samples.eps, MAX_AMPLITUDE))
     return [_inner_of_theta(function, one, coordinates, samples) for function, one in zip(functions, theta)]
 
 
 def _polish_starts(
-    functions: list[SymbolicFunction],
-    coordinates: Coordinates,
-    places: Tensor,
-    nodes: Nodes,
-    y: Tensor,
-    max_amplitude: float,
+    functions: list[SymbolicFunction], coordinates: Coordinates, places: Tensor, nodes: Nodes, y: Tensor, limit: float
 ) -> Tensor:
     """Return the best theta, ``[F, E, 2]``, found from K starts ``places [F, E, K, 2]``; NaN where none is usable."""
     kinds, edges, count, _ = places.shape
     place = torch.arange(kinds * edges * count)
     function, edge = place // (edges * count), place // count % edges
-    rough = _fits(functions, coordinates, places.reshape(-1, 2), function, edge, max_amplitude, nodes.y, nodes.weight)
+    rough = _fits(functions, coordinates, places.reshape(-1, 2), function, edge, limit, nodes.y, nodes.weight)
     theta, loss = polish(functions, rough, ROUGH_STEPS)
     best = loss.view(kinds * edges, count).argmin(1) + torch.arange(kinds * edges) * count
-    fine = _fits(functions, coordinates, theta[best], function[best], edge[best], max_amplitude, y, None)
+    fine = _fits(functions, coordinates, theta[best], function[best], edge[best], limit, y, None)
     theta, loss = polish(functions, fine, FINE_STEPS)
     flat = loss.isfinite() & (evaluate(functions, fine).hessian == 0).all(1)  # f has slope 0 everywhere, as sgn has
     for row in flat.nonzero().flatten().tolist():
@@ -308,11 +282,8 @@ def _inner_of_theta(
 
 
 def solve_outer(function: SymbolicFunction, a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve for the best c and d, given a and b ``[E]`` and samples x and y ``[E, N]``.
-
-    Returns:
-        (a, b, c, d), ``[E, 4]``, and R2, ``[E]``, which is -inf where f is not finite or is constant.
-    """
+    """Solve for the best c and d, given a and b ``[E]`` and samples x and y ``[E, N]``: (a, b, c, d), ``[E, 4]``, and
+    R2, ``[E]``, which is -inf where f is not finite or is constant."""
     f = function.fun(torch.addcmul(b.unsqueeze(1), a.unsqueeze(1), x))
     size = f.abs().amax(1)
     f_mean, y_mean = f.mean(1), y.mean(1)
@@ -329,10 +300,8 @@ def canonical_inner(function: SymbolicFunction, a: Tensor, b: Tensor, span: Tens
     """Return, of all a and b that give the same function with other c and d, those that are easiest to read.
 
     These have ``|a| = 1`` if f is homogeneous (powers, roots, logarithms), else a > 0 if f is even or odd, and b within
-    half a period of 0.
-
-    Args:
-        span: ``[E]``, width of x's range. If it is far from 1, ``|a| = 1`` would make c huge or tiny, and a is kept.
+    half a period of 0. If the width ``span [E]`` of x's range is far from 1, ``|a| = 1`` would make c huge or tiny, and
+    a is kept.
     """
     if function.scale is not None:
         factor = torch.where((span > MIN_SPAN) & (span < MAX_SPAN), a.abs(), 1.0)

@@ -14,7 +14,7 @@ from fastkan_kernels import FLAG, INDEX, SHARE, Callback, Choice, checked, warn
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
 from ..layers.tables import table
-from ..network.trace import check_edge, rows_for, trace
+from ..network.trace import check_edge, edges_on, rows_for, trace
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 
 if TYPE_CHECKING:
@@ -84,11 +84,9 @@ def fix_symbolic(
     affine: Sequence[float] = IDENTITY
     r2 = None
     if fit_params_bool:
-        if fun_name != "0" and not _is_on(model, l, i, j):
-            raise ValueError(
-                f"edge {l, i, j} is off, so {fun_name!r} can't be fitted to it: switch it on by set_mode, or pass "
-                "fit_params_bool=False"
-            )
+        if fun_name != "0" and not edges_on(model, l)[i, j]:
+            raise ValueError(f"edge {l, i, j} is off, so {fun_name!r} can't be fitted to it: switch it on by set_mode, "
+                             "or pass fit_params_bool=False")  # fmt: skip
         params, r2 = fit_params(*_samples(model, l, i, j, x, dataset), fun_name, a_range, b_range)
         affine = params.tolist()
     elif random:
@@ -108,7 +106,7 @@ def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
     """Make a symbolic edge numeric again, with the spline that it had before, in place.
 
     Args:
-        l, i, j: layer, input node and output subnode of the edge.
+        l, i, j: as in :meth:`fix_symbolic`.
 
     Raises:
         TypeError, ValueError: for an unknown edge, or one that is not symbolic. The network is unchanged then.
@@ -201,14 +199,12 @@ def suggest_symbolic(
     """Rank functions for an edge by R2 and complexity; the model is not changed.
 
     Args:
-        l, i, j: layer, input node and output subnode of the edge.
-        a_range, b_range: bounds of a and b. Without them, the search range is relative to the edge's range of inputs.
+        l, i, j, a_range, b_range: as in :meth:`fix_symbolic`.
         lib: names of the functions to try; None for all.
         topk: number of functions in the printed table.
         verbose: whether to print the table.
         r2_loss_fun, c_loss_fun, weight_simple: as for :func:`fastkan.symbolic.rank`.
-        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
-        dataset: instead of x, a dataset as for :meth:`fit`.
+        x, dataset: as in :meth:`fix_symbolic`.
 
     Returns:
         Name, library entry, R2 and complexity of the best function.
@@ -264,10 +260,6 @@ def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on
     if not torch.equal(mask, mask_of(model.layers[layer])):
         model.layers[layer].set_mask(mask.float())
     model.layers[layer]._freeze_if_idle()
-
-
-def _is_on(model: Network, l: int, i: int, j: int) -> bool:
-    return bool(mask_of(model.layers[l])[i, j]) or model.symbolic[l].name(i, j) is not None
 
 
 def _samples(model: Network, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -188,10 +189,8 @@ def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
     pieces = taylor_pieces(numeric)
     for i, j in mask_of(numeric).nonzero().tolist():
-        if numeric_as == "functions":
-            terms[j].append(named_edge(f"phi_{layer}_{i}_{j}", numeric, pieces, i, j, nodes[i]))
-        else:
-            terms[j].append(numeric_edge(numeric, pieces, i, j, nodes[i]))
+        write = partial(named_edge, f"phi_{layer}_{i}_{j}") if numeric_as == "functions" else numeric_edge
+        terms[j].append(write(numeric, pieces, i, j, nodes[i]))
     for edge, affine in zip(symbolic.edges, _values(symbolic.affine)):
         terms[edge.j].append(symbolic_edge(edge.name, affine, nodes[edge.i]))
 
@@ -201,8 +200,7 @@ def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -
     sums = [sympy.Add(*term) for term in terms]
     subnodes = mapped(sums, model.subnode_scale[layer], model.subnode_bias[layer])
     groups = model.architecture.factors(layer + 1)
-    factors = [[subnodes[factor] for factor in group] for group in groups]
-    products = [product_of(each) for each in factors]
+    products = [product_of([subnodes[factor] for factor in group]) for group in groups]
     return mapped(products, model.node_scale[layer], model.node_bias[layer])
 
 
@@ -210,15 +208,8 @@ def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -
 
 
 def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
-    """Compile formulas into a function of arrays.
-
-    Args:
-        arguments: lists of symbols; the function takes a list of arrays for each of them.
-        formulas: the expressions that it returns the values of, as a list.
-
-    Raises:
-        ValueError: for a function that neither NumPy nor the library has.
-    """
+    """Compile formulas into a function that takes a list of arrays for each list of symbols in ``arguments``, and
+    returns a list of their values."""
     import sympy
     from sympy.core.function import AppliedUndef
     from sympy.simplify.cse_main import tree_cse
@@ -283,14 +274,13 @@ def _on_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 
 
 def _check_numeric(model: Network, numeric: str) -> None:
-    if numeric == "raise":
-        on = _spline_edges(model)
-        if on:
-            raise ValueError(
-                f"numeric='raise' needs a network without spline edges, but these (layer, i, j) are splines: "
-                f"{', '.join(map(str, on))}. Make them formulas by auto_symbolic or fix_symbolic, remove them by "
-                "remove_edge, or use numeric='functions' or numeric='piecewise'"
-            )
+    on = _spline_edges(model) if numeric == "raise" else []
+    if on:
+        raise ValueError(
+            f"numeric='raise' needs a network without spline edges, but these (layer, i, j) are splines: "
+            f"{', '.join(map(str, on))}. Make them formulas by auto_symbolic or fix_symbolic, remove them by "
+            "remove_edge, or use numeric='functions' or numeric='piecewise'"
+        )
 
 
 def _spline_edges(model: Network) -> list[tuple[int, int, int]]:
@@ -385,12 +375,9 @@ def _samples(
         from ..training.data import read_data
 
         data = read_data(
-            dataset,
-            in_features=model.in_features,
-            out_features=model.width_in[-1],
-            device=model.device,
+            dataset, in_features=model.in_features, out_features=model.width_in[-1], device=model.device,
             dtype=model.dtype,
-        )
+        )  # fmt: skip
         pairs = [data.train] if data.test is None else [data.train, data.test]
         x, labels = (torch.cat(part) for part in zip(*pairs))
         labels = _denormalized_values(labels, output_normalizer)

@@ -91,16 +91,14 @@ def detect_separability(
     groups, best = [[i] for i in range(count)], [list(range(count))]
     joined = torch.where(score < score_th, 0.0, score)
     whole = score.sum()
-    while groups:
+    while True:
         inside = sum(score[group][:, group].sum() for group in groups)
         share = float((whole - inside) / whole) if whole > 0 else 0.0
-        if len(groups) in tried:
-            if verbose:
-                print(f"n_group={len(groups)}, residual_ratio={share}")
-            if share < res_th:
-                best = groups
-                break
-        if len(groups) == 1:
+        if verbose and len(groups) in tried:
+            print(f"n_group={len(groups)}, residual_ratio={share}")
+        if len(groups) in tried and share < res_th:
+            best = groups
+        if best is groups or len(groups) <= 1:
             break
         pairs = itertools.combinations(range(len(groups)), 2)
         one, other = max(pairs, key=lambda pair: float(joined[groups[pair[0]]][:, groups[pair[1]]].sum()))
@@ -127,7 +125,7 @@ def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``.
+        x: ``[N, in]``, rows at which derivatives are computed.
         group: indices of the inputs in the group.
         create_graph: whether the result can be differentiated again.
 
@@ -167,9 +165,7 @@ def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
     """Dependence of a group's normalized gradient on the other inputs.
 
     Args:
-        model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
-        group: indices of the inputs in the group.
+        model, x, group: as in :func:`batch_grad_normgrad`.
 
     Returns:
         ``[inputs of the group, other inputs]``: the median over the rows of the absolute values of
@@ -193,8 +189,7 @@ def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_t
     """Whether a group of inputs acts through one quantity: ``f(x) = g(h(x of the group), the other x)``.
 
     Args:
-        model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
+        model, x: as in :func:`batch_grad_normgrad`.
         group: indices of the inputs in the group; for no inputs or all inputs the answer is always True.
         dependence_th: value of :func:`get_dependence` below which the group counts as independent of other inputs.
 
@@ -226,8 +221,7 @@ def test_separability(
     """Whether a function is a sum or product of functions of one group of inputs each.
 
     Args:
-        model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
+        model, x: as in :func:`batch_grad_normgrad`.
         groups: indices of the inputs in each group; inputs in none of them form one more group.
         mode: ``"add"`` for a sum, ``"mul"`` for a product.
         threshold: interaction below which two inputs of different groups count as separate.
@@ -294,8 +288,7 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
     """Test whether the inputs in an expression act through that expression, and print the result.
 
     Args:
-        model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
+        model, x: as in :func:`batch_grad_normgrad`.
         input_vars: a symbol for each column of x.
         symmetry_var: an expression of some of these symbols.
 

@@ -22,30 +22,18 @@ MAX_VALUE = 1e25  # largest value of f, and of c in standard deviations of y, si
 
 
 class Fits(NamedTuple):
-    """R fits, sorted by function.
+    """R fits, sorted by function."""
 
-    Attributes:
-        function: ``[R]``, long, index of each fit's function, non-decreasing.
-        theta: ``[R, 2]``, current parameters.
-        phi: ``[R, 2, N]`` or ``[1, 2, N]``, coefficients of theta in z.
-        ends: ``[R, 2, 2]`` or ``[1, 2, 2]``, phi at the two ends of the samples' range.
-        y: ``[R, N]``, with a weighted mean of 0.
-        weight: ``[R, N]``, weights that sum to 1 in each row; None for equal weights.
-        low, high: ``[R, 2]``, bounds of theta.
-        margin: share of theta's distance to a bound that remains after a step; with 0 it may reach the bound.
-        max_amplitude: ``[R]``, largest ``|c f|`` in standard deviations of y, beyond which rounding spoils the fit.
-    """
-
-    function: Tensor
-    theta: Tensor
-    phi: Tensor
-    ends: Tensor
-    y: Tensor
-    weight: Tensor | None
-    low: Tensor
-    high: Tensor
-    margin: float
-    max_amplitude: Tensor
+    function: Tensor  # [R], long, index of each fit's function, non-decreasing
+    theta: Tensor  # [R, 2], current parameters
+    phi: Tensor  # [R, 2, N] or [1, 2, N], coefficients of theta in z
+    ends: Tensor  # [R, 2, 2] or [1, 2, 2], phi at the two ends of the samples' range
+    y: Tensor  # [R, N], with a weighted mean of 0
+    weight: Tensor | None  # [R, N], weights that sum to 1 in each row; None for equal weights
+    low: Tensor  # [R, 2], lower bounds of theta
+    high: Tensor  # [R, 2], upper bounds
+    margin: float  # share of theta's distance to a bound that remains after a step; with 0 it may reach the bound
+    max_amplitude: Tensor  # [R], largest |c f| in standard deviations of y, beyond which rounding spoils the fit
 
     def take(self, rows: Tensor) -> Fits:
         """Select some of the fits."""
@@ -58,26 +46,16 @@ class Fits(NamedTuple):
 
 
 class State(NamedTuple):
-    """Loss and derivatives of R fits at their theta.
+    """Loss and derivatives of R fits at their theta."""
 
-    Attributes:
-        loss: ``[R]``, unexplained share of the variance; infinite where theta is not usable.
-        hessian: ``[R, 3]``, entries 11, 12 and 22 of the Gauss-Newton Hessian of half the loss.
-        gradient: ``[R, 2]``, negative gradient of half the loss.
-    """
-
-    loss: Tensor
-    hessian: Tensor
-    gradient: Tensor
+    loss: Tensor  # [R], unexplained share of the variance; infinite where theta is not usable
+    hessian: Tensor  # [R, 3], entries 11, 12 and 22 of the Gauss-Newton Hessian of half the loss
+    gradient: Tensor  # [R, 2], negative gradient of half the loss
 
 
 def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[Tensor, Tensor]:
-    """Take at most ``steps`` steps for each fit.
-
-    Returns:
-        theta, ``[R, 2]``, and the unexplained share of the variance, ``[R]``, which is infinite where the start was
-        outside the domain.
-    """
+    """Take at most ``steps`` steps for each fit, and return theta, ``[R, 2]``, and the loss, ``[R]``, which is infinite
+    where the start was outside the domain."""
     theta, loss = fits.theta.clone(), torch.full_like(fits.theta[:, 0], torch.inf)
     if not len(theta):
         return theta, loss
@@ -88,11 +66,8 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     for _ in range(steps):
         step = _marquardt_step(fits, state, damping)
         expected = (step * state.gradient).sum(1) / state.loss  # at least half of the predicted relative decrease
-        active = (
-            state.loss.isfinite()
-            & (state.loss > MIN_LOSS)
-            & (expected > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100))
-        )
+        active = state.loss.isfinite() & (state.loss > MIN_LOSS)
+        active &= expected > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100)
         if not bool(active.all()):
             if not bool(active.any()):
                 break
@@ -103,9 +78,8 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
         better = trial.loss < state.loss
         fits = fits._replace(theta=torch.where(better.unsqueeze(1), new, fits.theta))
         damping = torch.where(better, (damping / 10).clamp(min=MIN_DAMPING), damping.clamp(min=1e-4) * 10)
-        state = State(
-            *(torch.where(better.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in zip(trial, state))
-        )
+        state = State(*(torch.where(better if new.ndim == 1 else better.unsqueeze(1), new, old)
+                        for new, old in zip(trial, state)))  # fmt: skip
         theta[rows], loss[rows] = fits.theta, state.loss
     return theta, loss
 
@@ -150,18 +124,18 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
     residual = y - c * f
     variance = _mean(y.square(), weight)
     loss = _mean(residual.square(), weight) / variance
-    columns = []
-    for k in range(2):
+
+    def jacobian(k: int) -> Tensor:
         g = slope * phi[:, k]
         g = g - _mean(g, weight)
-        columns.append(c * (g - f * (_mean(g * f, weight) / norm)))
-    j1, j2 = columns
+        return c * (g - f * (_mean(g * f, weight) / norm))
+
+    j1, j2 = jacobian(0), jacobian(1)
     hessian = torch.cat([_mean(j1.square(), weight), _mean(j1 * j2, weight), _mean(j2.square(), weight)], 1) / variance
     gradient = torch.cat([_mean(j1 * residual, weight), _mean(j2 * residual, weight)], 1) / variance
     std = variance.sqrt()
-    small = (
-        (c.abs() * size <= fits.max_amplitude.unsqueeze(1) * std) & (size <= MAX_VALUE) & (c.abs() <= MAX_VALUE * std)
-    )
+    small = (size <= MAX_VALUE) & (c.abs() <= MAX_VALUE * std)
+    small &= c.abs() * size <= fits.max_amplitude.unsqueeze(1) * std
     usable = (varies & small).squeeze(1) & _in_domain(functions, fits)
     usable &= loss.squeeze(1).isfinite() & hessian.isfinite().all(1) & gradient.isfinite().all(1)
     return State(torch.where(usable, loss.squeeze(1), torch.inf), hessian, gradient)
@@ -172,11 +146,8 @@ def _in_domain(functions: list[SymbolicFunction], fits: Fits) -> Tensor:
     if fits.margin:  # theta is the values at both ends, and no step crosses a bound
         return ~fits.low.isnan().any(1)
     ends = (fits.theta.unsqueeze(2) * fits.ends).sum(1)  # [R, 2]
-    parts = [
-        enclosing_branch(function, part.amin(1), part.amax(1))[0]
-        for function, part in _groups(functions, fits.function, ends)
-    ]  # fmt: skip
-    return ~torch.cat(parts).isnan()
+    groups = _groups(functions, fits.function, ends)
+    return ~torch.cat([enclosing_branch(one, part.amin(1), part.amax(1))[0] for one, part in groups]).isnan()
 
 
 def _mean(values: Tensor, weight: Tensor | None) -> Tensor:

@@ -20,32 +20,16 @@ ROUNDING_ERROR = 1e-12  # rounding error of float64 in a formula, relative to an
 
 
 def number(value: float, digits: int = 15) -> Any:
-    """Return a sympy number: 0, 1 and -1 as integers, which sympy drops from formulas, all others as exact floats.
-
-    Args:
-        value: the number.
-        digits: number of digits with which it is printed.
-
-    Example:
-        >>> number(1.0), number(0.25, digits=3)
-        (1, 0.250)
-    """
+    """Return a sympy number: 0, 1 and -1 as integers, which sympy drops from formulas, all others as exact floats,
+    which are printed with so many digits."""
     import sympy
 
     return sympy.Integer(int(value)) if value in (0, 1, -1) else sympy.Float(value, digits)
 
 
 def rounded(expression: Any, digits: int) -> Any:
-    """Return a sympy expression with its floating-point constants rounded to ``digits`` significant digits.
-
-    Digits are significant rather than decimal, so that small constants don't become 0.
-
-    Example:
-        >>> import sympy
-        >>> x = sympy.Symbol("x")
-        >>> rounded(3.14159 * x + 0.00123456, 3)
-        3.14*x + 0.00123
-    """
+    """Return an expression with its floating-point constants rounded to so many significant digits (rather than decimal
+    ones, so that small constants don't become 0)."""
     for _ in range(2):  # a constant rounded to 1 vanishes, so that others combine and have to be rounded again
         expression = transform(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
     return expression
@@ -106,12 +90,10 @@ def rounded_within(
         limit = (1 + tolerance) * loss.sum().sqrt() + ROUNDING_ERROR * std.square().sum().sqrt()
         return bool(now.sum().sqrt() <= limit)
 
-    digits = next(
-        n
-        for n in range(1, MAX_DIGITS + 1)
-        if n == MAX_DIGITS or is_close_enough([_significant(each, n) for each in constants])
-    )
-    chosen = [_significant(each, digits) for each in constants]
+    for digits in range(1, MAX_DIGITS + 1):
+        chosen = [_significant(each, digits) for each in constants]
+        if is_close_enough(chosen):
+            break
     for place in sorted(range(len(chosen)), key=lambda place: abs(chosen[place])):
         without = [*chosen[:place], sympy.Integer(0), *chosen[place + 1 :]]
         if is_close_enough(without):
@@ -122,10 +104,7 @@ def rounded_within(
 
 
 def transform(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
-    """Return the expression with ``change`` applied to each of its parts, innermost first.
-
-    Results are stored in ``memo``, so that shared parts are changed once.
-    """
+    """Return the expression with ``change`` applied to each of its parts, innermost first, and to shared parts once."""
     if expression in memo:
         return memo[expression]
     parts = [transform(part, change, memo) for part in expression.args]
@@ -173,10 +152,8 @@ def scale_term(factor: Any, term: Any) -> Any:
 
 
 def can_simplify(*expressions: Any) -> bool:
-    """Whether sympy can simplify combinations of these expressions quickly: they are short and surely real.
-
-    If sympy can't tell that a part is real, it may take minutes to separate real and imaginary parts.
-    """
+    """Whether sympy can simplify combinations of these expressions quickly: they are short and surely real. Otherwise
+    it may take minutes to separate real and imaginary parts."""
     from sympy import preorder_traversal
 
     return all(

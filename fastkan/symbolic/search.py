@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,17 +29,12 @@ from .fitting import Range, Samples, fit
 
 
 class SymbolicFits(NamedTuple):
-    """Fits of F functions to E edges, in float64.
+    """Fits of F functions to E edges, in float64, as :func:`search` returns them.
 
     Attributes:
         names: names of the functions.
         affine: ``[F, E, 4]``, parameters (a, b, c, d).
         r2: ``[F, E]``, R2 of each fit.
-
-    Example:
-        >>> x = torch.rand(100, 1)
-        >>> search(x, x.square(), ["x^2", "exp"]).affine.shape
-        torch.Size([2, 1, 4])
     """
 
     names: list[str]
@@ -56,11 +51,6 @@ class Candidate(NamedTuple):
         r2: R2 of the fit.
         complexity: complexity of the function.
         loss: the loss by which it is ranked.
-
-    Example:
-        >>> x = torch.rand(100, 1)
-        >>> rank(search(x, x.square(), ["x^2", "exp"]))[0].name
-        'x^2'
     """
 
     name: str
@@ -72,12 +62,7 @@ class Candidate(NamedTuple):
 
 @checked(names=Library(), a_range=BOUNDS, b_range=BOUNDS)
 def search(
-    x: Tensor,
-    y: Tensor,
-    names: Iterable[str] | None = None,
-    *,
-    a_range: Range = None,
-    b_range: Range = None,
+    x: Tensor, y: Tensor, names: Iterable[str] | None = None, *, a_range: Range = None, b_range: Range = None
 ) -> SymbolicFits:
     """Fit each function f to each edge: find a, b, c, d for which ``c f(a x + b) + d`` is nearest to y.
 
@@ -109,11 +94,7 @@ def search(
 
 @checked(a_range=BOUNDS, b_range=BOUNDS)
 def fit_params(
-    x: Tensor,
-    y: Tensor,
-    fun: str | Callable[[Tensor], Tensor],
-    a_range: Range = None,
-    b_range: Range = None,
+    x: Tensor, y: Tensor, fun: str | Callable[[Tensor], Tensor], a_range: Range = None, b_range: Range = None
 ) -> tuple[Tensor, float]:
     """Fit one function to one edge.
 
@@ -145,27 +126,12 @@ def r2_loss(r2: float) -> float:
     """Loss of a fit, in bits: the logarithm of the unexplained share of the variance.
 
     Shares below 1e-5 count alike, since trained splines differ systematically from their formulas by about as much.
-
-    Args:
-        r2: R2 of the fit.
-
-    Example:
-        >>> round(r2_loss(0.75), 3)
-        -2.0
     """
     return math.log2(1 + 1e-5 - r2)
 
 
 def c_loss(complexity: float) -> float:
-    """Loss of a function, in bits: its complexity itself.
-
-    Args:
-        complexity: complexity of the function, as in its library entry.
-
-    Example:
-        >>> c_loss(2)
-        2
-    """
+    """Loss of a function, in bits: its complexity itself."""
     return complexity
 
 
@@ -243,13 +209,8 @@ def _checked_fit(
         raise ValueError("x must have at least one sample, got none")
     check_finite("x", x)
     check_finite("y", y)
-    elsewhere = torch.get_default_device().type != "cpu"
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _one_thread(),
-        torch.device("cpu") if elsewhere else nullcontext(),
-    ):
+    on_cpu: Any = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    with torch.inference_mode(False), torch.no_grad(), _one_thread(), on_cpu:
         return fit(functions, Samples.of(x, y), a_range, b_range)
 
 

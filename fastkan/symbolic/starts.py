@@ -26,19 +26,12 @@ BLOCK_ELEMENTS = 1 << 21
 
 
 class Nodes(NamedTuple):
-    """Samples of E edges, binned to nodes that are evenly spaced on each edge's range.
+    """Samples of E edges, binned to nodes that are evenly spaced on each edge's range."""
 
-    Attributes:
-        share: ``[NODES]``, positions of the nodes on the range, from 0 to 1.
-        weight: ``[E, NODES]``, share of the samples at each node; each row sums to 1.
-        y: ``[E, NODES]``, mean of the samples at each node, minus the mean of all samples.
-        variance: ``[E]``, variance of the samples' y.
-    """
-
-    share: Tensor
-    weight: Tensor
-    y: Tensor
-    variance: Tensor
+    share: Tensor  # [NODES], positions of the nodes on the range, from 0 to 1
+    weight: Tensor  # [E, NODES], share of the samples at each node; each row sums to 1
+    y: Tensor  # [E, NODES], mean of the samples at each node, minus the mean of all samples
+    variance: Tensor  # [E], variance of the samples' y
 
 
 def bin_to_nodes(t: Tensor, y: Tensor) -> Nodes:
@@ -48,23 +41,18 @@ def bin_to_nodes(t: Tensor, y: Tensor) -> Nodes:
     left = place.floor().clamp(0, NODES - 2)
     right_share = place - left
     index = left.long()
-    weight = t.new_zeros(edges, NODES)
-    weight.scatter_add_(1, index, (1 - right_share) / samples)
-    weight.scatter_add_(1, index + 1, right_share / samples)
-    total = t.new_zeros(edges, NODES)
-    total.scatter_add_(1, index, (1 - right_share) * y / samples)
-    total.scatter_add_(1, index + 1, right_share * y / samples)
+    weight, total = t.new_zeros(2, edges, NODES)
+    for node, part in ((index, 1 - right_share), (index + 1, right_share)):
+        weight.scatter_add_(1, node, part / samples)
+        total.scatter_add_(1, node, part * y / samples)
     mean = torch.where(weight > 0, total / weight.clamp(min=torch.finfo(t.dtype).tiny), 0.0)
     share = torch.linspace(0, 1, NODES, dtype=t.dtype)
     return Nodes(share, weight, mean, y.square().mean(1))
 
 
 def best_starts(function: SymbolicFunction, nodes: Nodes, count: int) -> tuple[Tensor, Tensor]:
-    """Return the highest local maxima of the grid for each edge, and the best place with z = 0 inside the range.
-
-    Returns:
-        Places (p, q), ``[E, count, 2]``, NaN where the grid has fewer maxima, and their R2, ``[E, count]``.
-    """
+    """Return the highest local maxima of the grid for each edge, and the best place with z = 0 inside the range: places
+    (p, q), ``[E, count, 2]``, NaN where the grid has fewer maxima, and their R2, ``[E, count]``."""
     places, scores, centred = [], [], []
     for p, q in start_grids(function):
         flat = torch.stack([p, q], -1).view(-1, 2)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -115,17 +118,7 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
 
 
 def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
-    """Values of an expression, ``[N, 1]``, at the variables' values ``x [N, n_var]``; differentiable.
-
-    Raises:
-        ValueError: for symbols that are not among the variables, and for functions that torch doesn't have.
-
-    Example:
-        >>> import sympy
-        >>> a = sympy.Symbol("a")
-        >>> values_of(sympy.exp(2 * a), [a], torch.zeros(1, 1))
-        tensor([[1.]])
-    """
+    """Values of an expression, ``[N, 1]``, at the variables' values ``x [N, n_var]``; differentiable."""
     import sympy
 
     expression = sympy.sympify(expression)
@@ -135,11 +128,7 @@ def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
 
 
 def library_name(expression: Any) -> str:
-    """Library name of an expression's outermost function.
-
-    Raises:
-        ValueError: for a function that is not in the library, or has more than one argument.
-    """
+    """Library name of an expression's outermost function, which must be in the library and have one argument."""
     own = expression.func.__name__
     name = LIBRARY_NAMES.get(own, own)
     if name not in SYMBOLIC_LIB or len(expression.args) != 1:
@@ -149,11 +138,7 @@ def library_name(expression: Any) -> str:
 
 
 def in_library(function: Any) -> Any:
-    """Return a function as it is if it is in the library, and else rewritten by functions such as cos, exp and log.
-
-    Raises:
-        ValueError: if sympy can't rewrite it without complex numbers.
-    """
+    """Return a function as it is if it is in the library, and else rewritten by functions such as cos, exp and log."""
     import sympy
 
     try:
@@ -180,32 +165,22 @@ def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
         raise ValueError(f"{expression} is none of the variables {known}")
     parts = [_value(part, columns) for part in expression.args]
     if expression.is_Add or expression.is_Mul:
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part if expression.is_Add else total * part
-        return total
+        return reduce(operator.add if expression.is_Add else operator.mul, parts)
     if expression.is_Pow:
         base, exponent = parts
         whole = expression.exp.is_Integer
         return torch.pow(base, int(exponent) if whole else exponent)
     if isinstance(expression, (sympy.Max, sympy.Min)):
-        chosen = torch.maximum if isinstance(expression, sympy.Max) else torch.minimum
         like = next(part for part in parts if isinstance(part, Tensor))
-        total = torch.as_tensor(parts[0], dtype=like.dtype, device=like.device)
-        for part in parts[1:]:
-            total = chosen(total, torch.as_tensor(part, dtype=like.dtype, device=like.device))
-        return total
+        tensors = [torch.as_tensor(part, dtype=like.dtype, device=like.device) for part in parts]
+        return reduce(torch.maximum if isinstance(expression, sympy.Max) else torch.minimum, tensors)
     known = in_library(expression)
     return SYMBOLIC_LIB[library_name(known)].fun(parts[0]) if known == expression else _value(known, columns)
 
 
 def real_number(expression: Any) -> float:
-    """Convert a sympy number to a float.
-
-    Raises:
-        ValueError: if it is not real and finite.
-    """
+    """Convert a sympy number to a float, or raise a ValueError unless it is real and finite."""
     value = complex(expression)
-    if value.imag or value.real in (float("inf"), float("-inf")) or value.real != value.real:
+    if value.imag or not math.isfinite(value.real):
         raise ValueError(f"{expression} is not a finite real number")
     return value.real
