@@ -28,36 +28,22 @@ KINDS = ("numeric", "symbolic", "both")
 
 
 class ShownEdges(NamedTuple):
-    """The E edges of one layer that have a place in the picture, sorted by (i, j).
+    """The E edges of one layer that have a place in the picture, sorted by (i, j)."""
 
-    Args:
-        i, j: input node and output subnode, ``[E]``.
-        kind: indices of :data:`KINDS`, ``[E]``.
-        score: score by the metric of the plot, ``[E]``.
-        is_drawn: whether the edge is drawn in its place, that is, not hidden by ``mask=True``; ``[E]``.
-        left_out: number of edges that would also be drawn if ``max_edges`` were larger.
-    """
-
-    i: Tensor
-    j: Tensor
-    kind: Tensor
-    score: Tensor
-    is_drawn: Tensor
-    left_out: int
+    i: Tensor  # [E], input nodes
+    j: Tensor  # [E], output subnodes
+    kind: Tensor  # [E], indices of KINDS
+    score: Tensor  # [E], by the metric of the plot
+    is_drawn: Tensor  # [E], whether the edge is drawn in its place, that is, not hidden by mask=True
+    left_out: int  # number of edges that would also be drawn if max_edges were larger
 
 
 def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
-    """Return samples at which every node is finite, and the inputs of each layer at them.
+    """Return samples at which every node is finite, and the inputs of each layer at them; warn of those left out.
 
     Args:
         x: samples; None takes those of the last fit or, before any, points spread over the first grids.
         layer: the last layer whose inputs must be finite; None requires finite outputs too.
-
-    Warns:
-        RuntimeWarning: if some samples are left out.
-
-    Raises:
-        ValueError: if fewer than two samples are left.
     """
     rows = activations.rows_for(model, x, strict=False)
     if x is None and len(rows) < 2:  # scores are standard deviations, which take two rows
@@ -156,14 +142,11 @@ def curves(model: Network, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> t
 
 def value_limits(values: Tensor, at_samples: Tensor, has_pole: Tensor) -> tuple[Tensor, Tensor]:
     """Lower and upper limit ``[E]`` of the drawn part of curves ``[N, E]``: their finite range, except for curves that
-    may have a pole, which are cut off one width outside of the middle 80% of their values at the samples. A curve that
-    is constant up to rounding gets limits around its value.
-
-    Args:
-        at_samples: values of the curves at samples, ``[samples, E]``.
-        has_pole: which curves may have poles, ``[E]``; see :func:`may_have_poles`.
-    """
-    low, high = _finite_range(values)
+    may have a pole, which are cut off one width outside of the middle 80% of their values ``at_samples [samples, E]``.
+    A curve that is constant up to rounding gets limits around its value, and one without finite values around 0."""
+    finite = values.isfinite()
+    low = torch.where(finite.any(0), torch.where(finite, values, torch.inf).amin(0).double(), 0.0)
+    high = torch.where(finite.any(0), torch.where(finite, values, -torch.inf).amax(0).double(), 0.0)
     if bool(has_pole.any()):
         finite = torch.where(at_samples.isfinite(), at_samples, torch.nan).double()
         quantiles = torch.tensor([0.1, 0.9], dtype=torch.float64, device=finite.device)
@@ -187,12 +170,3 @@ def may_have_poles(model: Network, layer: int, i: Tensor, j: Tensor) -> Tensor:
         is_partial = function.domain != Interval()
         has_pole[edge.i, edge.j] = bool(function.poles or is_partial or function.fun_singularity)
     return torch.tensor([has_pole.get(ends, False) for ends in zip(i.tolist(), j.tolist())], dtype=torch.bool)
-
-
-def _finite_range(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest finite value of each column, 0 for a column without one."""
-    finite = values.isfinite()
-    low = torch.where(finite, values, torch.inf).amin(0).double()
-    high = torch.where(finite, values, -torch.inf).amax(0).double()
-    any_finite = finite.any(0)
-    return torch.where(any_finite, low, 0.0), torch.where(any_finite, high, 0.0)

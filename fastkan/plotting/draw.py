@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import layout as placing
 from .data import KINDS, ShownEdges, curves, evenly_spaced, may_have_poles, ranges, some_of, value_limits
-from .layout import (
-    BOX,
-    GAP,
-    RANGES,
-    Boxes,
-    Label,
-    Layout,
-    arrange,
-    extent,
-    is_drawable,
-    labels_of,
-    measured_line,
-    wrapped,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,15 +44,10 @@ def draw(
     title: str | None,
     varscale: float,
 ) -> Picture:
-    """Make the picture; see :func:`fastkan.plotting.plot`.
-
-    Args:
-        nodes: inputs of each layer at the samples, ``[N, nodes]``.
-        edges: the edges of each layer that are shown.
-    """
-    measured_line.cache_clear()
-    title_size = extent(title or "", TITLE_SIZE)
-    layout = arrange(model.architecture, [len(shown.i) for shown in edges], tick, title_size[0])
+    """Make the picture of :func:`fastkan.plotting.plot`; ``nodes`` are the inputs ``[N, nodes]`` of each layer."""
+    placing.measured_line.cache_clear()
+    title_size = placing.extent(title or "", TITLE_SIZE)
+    layout = placing.arrange(model.architecture, [len(shown.i) for shown in edges], tick, title_size[0])
     picture = Picture()
     for layer, shown in enumerate(edges):
         _draw_edges(picture, model, layer, shown, layout, nodes[layer], beta, sample)
@@ -77,10 +59,8 @@ def draw(
         y = picture.top + TITLE_GAP + title_size[2]
         picture.texts.append(PlacedText("title", layout.width / 2, y, title, size))
         picture.top += TITLE_GAP + title_size[1]
-    picture.left -= MARGIN
-    picture.right += MARGIN
-    picture.bottom -= MARGIN
-    picture.top += MARGIN
+    picture.left, picture.right = picture.left - MARGIN, picture.right + MARGIN
+    picture.bottom, picture.top = picture.bottom - MARGIN, picture.top + MARGIN
     return picture
 
 
@@ -88,15 +68,9 @@ def draw(
 
 
 def _draw_edges(
-    picture: Picture,
-    model: Network,
-    layer: int,
-    shown: ShownEdges,
-    layout: Layout,
-    nodes: Tensor,
-    beta: float,
+    picture: Picture, model: Network, layer: int, shown: ShownEdges, layout: placing.Layout, nodes: Tensor, beta: float,
     sample: bool,
-) -> None:
+) -> None:  # fmt: skip
     from matplotlib.colors import to_rgb
 
     if not len(shown.i):
@@ -120,7 +94,7 @@ def _draw_edges(
         return list(torch.stack([x, y], 2).transpose(0, 1).numpy())
 
     points = in_boxes(evenly_spaced(low, high)[:, i.to(nodes.device)], values)
-    count = max(12, int(MAX_DOTS * min(1.0, boxes.width / BOX)))
+    count = max(12, int(MAX_DOTS * min(1.0, boxes.width / placing.BOX)))
     dots = in_boxes(samples[:count, i.to(nodes.device)], at_samples[:count]) if sample else None
     alpha = torch.tanh(beta * shown.score).tolist()
     lines: list[Any] = []
@@ -128,7 +102,7 @@ def _draw_edges(
     curve_lines: list[Any] = []
     curve_colors: list[Any] = []
     thickness = min(1.0, 0.45 + boxes.width / 0.5)
-    stub = RANGES - 0.04 if boxes.ranges else 0.0  # a vertical piece of line between the numbers under a box
+    stub = placing.RANGES - 0.04 if boxes.ranges else 0.0  # a vertical piece of line between the numbers under a box
     for e in shown.is_drawn.nonzero().flatten().tolist():
         color = (*to_rgb(COLORS[KINDS[shown.kind[e]]]), alpha[e])
         x, box_top = boxes.x[e], boxes.y + boxes.height
@@ -147,7 +121,7 @@ def _draw_edges(
     picture.lines.append(Lines("curves", curve_lines, curve_colors, (0.7 if sample else 1.4) * thickness))
 
 
-def _draw_ranges(picture: Picture, boxes: Boxes, x: float, limits: list[float], values: Tensor) -> None:
+def _draw_ranges(picture: Picture, boxes: placing.Boxes, x: float, limits: list[float], values: Tensor) -> None:
     """Write the limits of a curve beside its box: those of its input below, those of its values on the left."""
     left, right, bottom, top = limits
     side, under, box_top = x - boxes.width / 2, boxes.y - 0.04, boxes.y + boxes.height
@@ -210,7 +184,7 @@ def _connections(model: Network, edges: list[ShownEdges], beta: float) -> Connec
     return Connections(drawn, visible, visible_subnodes, strength, hides_edges)
 
 
-def _draw_nodes(picture: Picture, model: Network, layout: Layout, connections: Connections) -> None:
+def _draw_nodes(picture: Picture, model: Network, layout: placing.Layout, connections: Connections) -> None:
     crosses: list[Any] = []
     cross_colors: list[str] = []
     links: list[Any] = []
@@ -256,7 +230,7 @@ def _draw_nodes(picture: Picture, model: Network, layout: Layout, connections: C
 
 def _draw_texts(
     picture: Picture,
-    layout: Layout,
+    layout: placing.Layout,
     edges: list[ShownEdges],
     connections: Connections,
     inputs: Sequence[str],
@@ -264,17 +238,16 @@ def _draw_texts(
     varscale: float,
     tick: bool,
 ) -> None:
-    """Add the names of inputs and outputs and a note of what is left out, and extend the picture by the room that they
-    need."""
+    """Add the names of inputs and outputs and a note of what is left out, and extend the picture by their room."""
     bottom, top = layout.levels[0], layout.levels[-1]
     picture.left, picture.right = 0.0, layout.width
     picture.bottom, picture.top = -bottom.radius, top.node_y + top.radius
 
-    def draw_names(gid: str, texts: Sequence[str], positions: list[float], level: int) -> list[Label]:
+    def draw_names(gid: str, texts: Sequence[str], positions: list[float], level: int) -> list[placing.Label]:
         strength = connections.strength[level]
         order = sorted((n for n in range(len(texts)) if connections.drawn[level][n]), key=lambda n: -strength[n])
-        labels = labels_of(texts, positions, order, varscale)
-        y = picture.bottom - GAP if gid == "in_var" else picture.top + GAP
+        labels = placing.labels_of(texts, positions, order, varscale)
+        y = picture.bottom - placing.GAP if gid == "in_var" else picture.top + placing.GAP
         ascent = max((label.height - label.descent for label in labels if not label.is_vertical), default=0.0)
         descent = max((label.descent for label in labels), default=0.0)
         for label in labels:
@@ -290,11 +263,11 @@ def _draw_texts(
             picture.texts.append(text)
             picture.left = min(picture.left, label.x - label.width / 2)
             picture.right = max(picture.right, label.x + label.width / 2)
-        room = GAP + max((label.height for label in labels), default=0.0)
+        room = placing.GAP + max((label.height for label in labels), default=0.0)
         if gid == "in_var":
-            picture.bottom -= max(room, GAP + ascent + descent)
+            picture.bottom -= max(room, placing.GAP + ascent + descent)
         else:
-            picture.top += max(room, GAP + ascent + descent)
+            picture.top += max(room, placing.GAP + ascent + descent)
         return labels
 
     names = draw_names("in_var", inputs, bottom.node_x, 0)
@@ -303,22 +276,21 @@ def _draw_texts(
     if any(map(any, connections.drawn)) and not any(map(any, connections.visible)):
         note.append("No edge can be seen: raise beta, or give samples that vary.")
     if note:
-        text = wrapped(note, NOTE_SIZE, picture.right - picture.left)
-        height = extent(text, NOTE_SIZE)[1]
+        text = placing.wrapped(note, NOTE_SIZE, picture.right - picture.left)
+        height = placing.extent(text, NOTE_SIZE)[1]
         picture.bottom -= 0.14
-        picture.texts.append(
-            PlacedText("note", picture.left, picture.bottom, text, NOTE_SIZE, NOTE_COLOR, "left", "top")
-        )
+        at = picture.left, picture.bottom
+        picture.texts.append(PlacedText("note", *at, text, NOTE_SIZE, NOTE_COLOR, "left", "top"))
         picture.bottom -= height
 
 
-def _note(edges: list[ShownEdges], tick: bool, layout: Layout, unnamed: int) -> list[str]:
+def _note(edges: list[ShownEdges], tick: bool, layout: placing.Layout, unnamed: int) -> list[str]:
     """Note of what the picture leaves out, in pieces between which lines may be broken."""
-    left_out = [(layer, shown) for layer, shown in enumerate(edges) if shown.left_out]
     pieces = []
-    for layer, shown in left_out:
-        count = int(shown.is_drawn.sum())
-        pieces.append(f"the {count} strongest of {count + shown.left_out} edges of layer {layer},")
+    for layer, shown in enumerate(edges):
+        if shown.left_out:
+            count = int(shown.is_drawn.sum())
+            pieces.append(f"the {count} strongest of {count + shown.left_out} edges of layer {layer},")
     if pieces:
         pieces = [f"Drawn: {pieces[0]}", *pieces[1:]]
         pieces[-1] = pieces[-1][:-1] + "."
@@ -422,5 +394,5 @@ class Picture:
             ax.text(
                 text.x, text.y, text.text, size=text.size * per_inch, color=text.color, ha=text.ha, va=text.va,
                 rotation=90 if text.is_vertical else 0, math_fontfamily="cm", usetex=False,
-                parse_math=is_drawable(text.text), gid=text.gid, zorder=6,
+                parse_math=placing.is_drawable(text.text), gid=text.gid, zorder=6,
             )  # fmt: skip

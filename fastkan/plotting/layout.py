@@ -74,13 +74,8 @@ class Label(NamedTuple):
 
 
 def arrange(architecture: Architecture, counts: Sequence[int], tick: bool, min_width: float = 0.0) -> Layout:
-    """Place nodes and boxes.
-
-    Args:
-        counts: number of boxes of each layer of edges.
-        tick: whether the limits of the curves are written beside the boxes, if there is room.
-        min_width: width that the title needs.
-    """
+    """Place the nodes, and ``counts`` boxes of each layer of edges. With ``tick`` the limits of the curves are written
+    beside the boxes, if there is room; ``min_width`` is that of the title."""
     slot = SLOT_WITH_RANGES if tick else SLOT
     positions = [nodes * max((1, *arities)) for nodes, arities in zip(architecture.nodes, architecture.arities)]
     needed = max([slot * count for count in counts] + [NODE_SPACE * count for count in positions])
@@ -124,11 +119,7 @@ def _boxes(count: int, width: float, y: float, tick: bool) -> Boxes:
 
 
 def extent(text: str, size: float) -> tuple[float, float, float]:
-    """Width, height and descent of a text in inches, measured without a figure.
-
-    Args:
-        size: in points.
-    """
+    """Width, height and descent of a text in inches, measured without a figure, at a size in points."""
     lines = [_measured_line(line) for line in text.split("\n")]
     width, height, descent = max(line[0] for line in lines), max(line[1] for line in lines), lines[-1][2]
     inches = size / MEASURED_SIZE / 72
@@ -161,13 +152,8 @@ def measured_line(line: str) -> tuple[float, float, float, bool]:
 
 def labels_of(texts: Sequence[str], positions: Sequence[float], order: Iterable[int], factor: float) -> list[Label]:
     """Place names at their nodes without overlaps: in the largest size for which all fit, horizontally if possible,
-    else vertically; if all do not fit in any size, only some names are placed.
-
-    Args:
-        texts: one for each of ``positions``.
-        order: indices of the names that may be placed if all do not fit, the most important one first.
-        factor: factor of all sizes.
-    """
+    else vertically. If all do not fit in any size, those at the indices ``order`` are placed one by one while they
+    fit."""
     if not texts:
         return []
     space = min((b - a for a, b in pairwise(positions)), default=MAX_WIDTH)

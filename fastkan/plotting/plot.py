@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from fastkan_kernels import FLAG, INDEX, warn
 from fastkan_kernels import validation as kinds
 
 from ..layers import grid
-from ..network.trace import edge_kinds
+from ..network.trace import check_edge, edge_kinds
 from .data import METRICS, curves, evenly_spaced, may_have_poles, ranges, rows_for, shown_edges, some_of, value_limits
 from .draw import COLORS, draw
 from .layout import is_drawable
@@ -132,14 +133,7 @@ def plot(
 
 @kinds.checked(l=INDEX, i=INDEX, j=INDEX, title=TITLE)
 def plot_edge(
-    model: Network,
-    l: int,
-    i: int,
-    j: int,
-    ax: Axes | None = None,
-    *,
-    x: Tensor | None = None,
-    title: str | None = None,
+    model: Network, l: int, i: int, j: int, ax: Axes | None = None, *, x: Tensor | None = None, title: str | None = None
 ) -> Axes:
     """Draw the function of one edge over the range of its node's samples, which are marked at the lower side.
 
@@ -166,12 +160,7 @@ def plot_edge(
         >>> model.plot_edge(0, 1, 3).get_title()
         'edge (0, 1, 3)'
     """
-    if l >= model.depth:
-        raise ValueError(f"l must be below {model.depth}, the layers of edges; got {l}")
-    if i >= model.width_in[l]:
-        raise ValueError(f"i must be below {model.width_in[l]}, the nodes of layer {l}; got {i}")
-    if j >= model.width_out[l + 1]:
-        raise ValueError(f"j must be below {model.width_out[l + 1]}, the subnodes of layer {l + 1}; got {j}")
+    check_edge(model, l, i, j)
     pyplot = open_pyplot()
     _check_axes(ax)
     edge = torch.tensor([i]), torch.tensor([j])
@@ -214,7 +203,8 @@ def plot_edge(
         transform=ax.get_xaxis_transform(), gid="samples",
     )  # fmt: skip
     ax.margins(y=0.12)
-    ax.set_xlabel(_node_name(model, l, i), usetex=False)
+    name = f"$x_{{{int(model.input_id[i]) + 1}}}$" if l == 0 else f"node {i} of layer {l}"
+    ax.set_xlabel(name, usetex=False)
     ax.set_ylabel("value of the edge")
     ax.set_title(f"edge ({l}, {i}, {j})" if title is None else title)
     if is_formula or not is_numeric:
@@ -256,13 +246,12 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
     show_once(figure)
     axes = figure.subplots(2 if reg else 1, 1, sharex=True, squeeze=False)[:, 0]
     ink = axes[0].xaxis.label.get_color()  # black, or white in a dark style
-    panels: list[tuple[str, Any, str | None, str]] = [
+    panels = [
         ("train_loss", axes[0], "train", ink),
         ("test_loss", axes[0], "test", "red"),
+        ("reg", axes[-1], None, ink),
     ]
-    if reg:
-        panels.append(("reg", axes[1], None, ink))
-    for key, ax, label, color in panels:
+    for key, ax, label, color in panels if reg else panels[:2]:
         first = 1
         for one in fits:
             steps, values = len(one["train_loss"]), [float(value) for value in one.get(key, ())]
@@ -273,11 +262,9 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
                 ax.plot(positions, values, color=color, label=label, linewidth=1.3, marker=marker, gid=key)
                 label = None
             first += steps
-    for ax in axes:
-        first = 1
-        for one in fits[:-1]:
-            first += len(one["train_loss"])
-            ax.axvline(first - 0.5, color="0.7", linestyle=":", linewidth=1, zorder=0, gid="fit")
+    for ends in itertools.accumulate(len(one["train_loss"]) for one in fits[:-1]):
+        for ax in axes:
+            ax.axvline(ends + 0.5, color="0.7", linestyle=":", linewidth=1, zorder=0, gid="fit")
     losses = [float(value) for one in fits for key in ("train_loss", "test_loss") for value in one.get(key, ())]
     if any(value > 0 for value in losses):
         axes[0].set_yscale("log")
@@ -355,21 +342,11 @@ def _linear(factor: float, term: str, constant: float) -> str:
     return scaled if constant == 0 else f"{scaled} {'+' if constant > 0 else '-'} {abs(constant):.3g}"
 
 
-def _node_name(model: Network, layer: int, i: int) -> str:
-    if layer == 0:
-        return f"$x_{{{int(model.input_id[i]) + 1}}}$"
-    return f"node {i} of layer {layer}"
-
-
 # -- matplotlib ---------------------------------------------------------------------------------------
 
 
 def open_pyplot() -> Any:
-    """Return ``matplotlib.pyplot``.
-
-    Raises:
-        ImportError: without matplotlib; the message says how to install it.
-    """
+    """Return ``matplotlib.pyplot``, or raise an ImportError that says how to install it."""
     try:
         from matplotlib import pyplot
     except ImportError as error:

@@ -110,7 +110,7 @@ def get_tree_node(
     check_rows(x, least=2)
     inputs = list(range(x.shape[1]))
     for each in moleculess:
-        if sorted(i for group in each for i in group) != inputs or not all(each):
+        if sorted(itertools.chain(*each)) != inputs or not all(each):
             raise ValueError(f"moleculess must have each of {len(inputs)} inputs once in each level, got {each}")
     for below, above in itertools.pairwise(moleculess):
         starts = {part[0]: part for part in below}
@@ -151,14 +151,9 @@ MARGIN = 0.3  # of a box beyond its outermost inputs, as a share of the distance
 
 
 @checked(
-    model=Callback(),
-    in_var=Optional(Each(Label())),
-    style=Choice(("tree", "box")),
-    sym_th=Real(least=0),
-    sep_th=Real(least=0),
-    skip_sep_test=Flag(),
-    verbose=Flag(),
-)
+    model=Callback(), in_var=Optional(Each(Label())), style=Choice(("tree", "box")), sym_th=Real(least=0),
+    sep_th=Real(least=0), skip_sep_test=Flag(), verbose=Flag(),
+)  # fmt: skip
 def plot_tree(
     model: Function,
     x: Tensor,
@@ -193,18 +188,20 @@ def plot_tree(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['×', '$x_{1}$', '$x_{2}$', '$x_{3}$']
     """
+    import sympy
+
     from .plot import open_pyplot, show_once
 
     check_rows(x, least=2)
     count = x.shape[1]
-    names = [f"x_{{{i + 1}}}" for i in range(count)] if in_var is None else list(map(_latex, in_var))
+    given = [f"x_{{{i + 1}}}" for i in range(count)] if in_var is None else in_var
+    names = [name.strip("$") if isinstance(name, str) else sympy.latex(name) for name in given]
     if len(names) != count:
         raise ValueError(f"in_var must have {count} names, one for each input, got {len(names)}")
     levels = get_molecule(model, x, sym_th=sym_th, verbose=verbose)
     _, properties = get_tree_node(model, x, levels, sep_th=sep_th, skip_test=skip_sep_test)
 
-    pyplot = open_pyplot()
-    figure, axes = pyplot.subplots()
+    figure, axes = open_pyplot().subplots()
     show_once(figure)
     order = [i for (i,) in levels[0]]
     position = {i: (n + 0.5) / count for n, i in enumerate(order)}
@@ -227,9 +224,8 @@ def plot_tree(
                     axes.text(at, high, symbol, ha="center", va="center", color="red", fontsize=40)
             else:
                 half = (max(ends) - min(ends)) / 2 + MARGIN / count
-                axes.plot(
-                    [at - half, at + half, at + half, at - half, at - half], [low, low, high, high, low], color="black"
-                )
+                left, right = at - half, at + half
+                axes.plot([left, right, right, left, left], [low, low, high, high, low], color="black")
                 if style == "box":
                     axes.text(at, middle, kind, ha="center", va="center", fontsize=15)
             axes.plot([at, at], [high, middle + LEVEL_HEIGHT - HALF_BOX], color="black")
@@ -238,9 +234,3 @@ def plot_tree(
     axes.set_xlim(0, 1)
     axes.set_axis_off()
     return figure
-
-
-def _latex(name: Any) -> str:
-    import sympy
-
-    return name.strip("$") if isinstance(name, str) else sympy.latex(name)

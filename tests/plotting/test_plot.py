@@ -482,8 +482,8 @@ def test_one_edge() -> None:
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [((2, 0, 0), "l must be below 2"), ((0, 2, 0), "i must be below 2, the nodes of layer 0"),
-     ((0, 0, 7), "j must be below 7, the subnodes of layer 1"), ((-1, 0, 0), "l must be at least 0")],
+    [((2, 0, 0), "l must be below 2"), ((0, 2, 0), "i must be below 2, the inputs of layer 0"),
+     ((0, 0, 7), "j must be below 7, the outputs of layer 0"), ((-1, 0, 0), "l must be at least 0")],
 )  # fmt: skip
 def test_an_edge_that_is_not_there(place: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
