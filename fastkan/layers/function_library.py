@@ -86,30 +86,26 @@ def _guard_exp(z: Tensor, y_th: float) -> Tensor:
     return z.clamp(max=math.log(y_th))
 
 
-def _guard_cosh(z: Tensor, y_th: float) -> Tensor:
-    limit = math.acosh(max(y_th, 1.0))
-    return z.clamp(-limit, limit)
-
-
-def _guard_sinh(z: Tensor, y_th: float) -> Tensor:
-    limit = math.asinh(y_th)
-    return z.clamp(-limit, limit)
-
-
 def _guard_tan(z: Tensor, y_th: float) -> Tensor:
     limit = math.atan(y_th)
     reduced = z - math.pi * torch.round(z / math.pi)
     return z + (reduced.clamp(-limit, limit) - reduced)
 
 
-def _guard_unit(z: Tensor, y_th: float) -> Tensor:
-    limit = 1 - torch.finfo(z.dtype).eps
-    return z.clamp(-limit, limit)
+def _guard_within(limit_of: Callable[[float, float], float]) -> Guard:
+    """Return the guard that keeps z within ``limit_of(y_th, eps)`` on both sides of 0."""
+
+    def guard(z: Tensor, y_th: float) -> Tensor:
+        limit = limit_of(y_th, torch.finfo(z.dtype).eps)
+        return z.clamp(-limit, limit)
+
+    return guard
 
 
-def _guard_arctanh(z: Tensor, y_th: float) -> Tensor:
-    limit = min(math.tanh(y_th), 1 - torch.finfo(z.dtype).eps)
-    return z.clamp(-limit, limit)
+_guard_unit = _guard_within(lambda y_th, eps: 1 - eps)
+_guard_arctanh = _guard_within(lambda y_th, eps: min(math.tanh(y_th), 1 - eps))
+_guard_cosh = _guard_within(lambda y_th, eps: math.acosh(max(y_th, 1.0)))
+_guard_sinh = _guard_within(lambda y_th, eps: math.asinh(y_th))
 
 
 class SymbolicFunction(NamedTuple):
@@ -193,69 +189,50 @@ class SymbolicFunction(NamedTuple):
 # -- the functions -------------------------------------------------------------------------------------
 
 
-class _Sympy:
-    """A function of sympy by its name; sympy is imported at the first call."""
+def _sympy(name: str) -> Callable[[Any], Any]:
+    """Return a function of sympy by its name; sympy is imported at the first call."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, z: Any) -> Any:
+    def call(z: Any) -> Any:
         import sympy
 
-        return getattr(sympy, self.name)(z)
+        return getattr(sympy, name)(z)
+
+    return call
 
 
-class _Undefined(_Sympy):
-    """An undefined sympy function, which has a name and no further properties."""
-
-    def __call__(self, z: Any) -> Any:
+def _sympy_power(numerator: int, denominator: int = 1) -> Callable[[Any], Any]:
+    def call(z: Any) -> Any:
         import sympy
 
-        return sympy.Function(self.name)(z)
+        return z ** sympy.Rational(numerator, denominator)
+
+    return call
 
 
-class _SympyPower:
-    def __init__(self, numerator: int, denominator: int = 1) -> None:
-        self.numerator, self.denominator = numerator, denominator
-
-    def __call__(self, z: Any) -> Any:
-        import sympy
-
-        return z ** sympy.Rational(self.numerator, self.denominator)
-
-
-def _sympy_gaussian(z: Any) -> Any:
-    import sympy
-
-    return sympy.exp(-(z**2))
-
-
-def _sympy_sigmoid(z: Any) -> Any:
-    import sympy
-
-    return 1 / (1 + sympy.exp(-z))
+def _undefined(name: str) -> Callable[[Any], Any]:
+    """Return an undefined sympy function, which has a name and no further properties."""
+    return lambda z: _sympy("Function")(name)(z)
 
 
 _POSITIVE = Interval(0.0, INF)
 _FROM_ZERO = Interval(0.0, INF, True)
 _UNIT = Interval(-1.0, 1.0, True, True)
-_ROOT = SymbolicFunction(torch.sqrt, _SympyPower(1, 2), 2, _guard_positive, domain=_FROM_ZERO, scale="c")
-_INVERSE_ROOT = SymbolicFunction(
-    torch.rsqrt, _SympyPower(-1, 2), 2, _guard_inverse_root, domain=_POSITIVE, scale="c"
-)  # fmt: skip
+_ROOT = SymbolicFunction(torch.sqrt, _sympy_power(1, 2), 2, _guard_positive, domain=_FROM_ZERO, scale="c")
+_INVERSE_ROOT = _ROOT._replace(
+    fun=torch.rsqrt, sympy_fun=_sympy_power(-1, 2), guard=_guard_inverse_root, domain=_POSITIVE
+)
 
 
 def _power(n: int, fun: Callable[[Tensor], Tensor], complexity: int) -> SymbolicFunction:
     parity = "odd" if n % 2 else "even"
-    return SymbolicFunction(fun, _SympyPower(n), complexity, symmetry=parity, scale="c")
+    return SymbolicFunction(fun, _sympy_power(n), complexity, symmetry=parity, scale="c")
 
 
 def _inverse_power(n: int) -> SymbolicFunction:
     parity = "odd" if n % 2 else "even"
     fun = torch.reciprocal if n == 1 else lambda z: z.pow(-n)
-    return SymbolicFunction(
-        fun, _SympyPower(-n), max(n, 2), _guard_zero(n), poles=(0.0,), symmetry=parity, scale="c"
-    )  # fmt: skip
+    guard = _guard_zero(n)
+    return SymbolicFunction(fun, _sympy_power(-n), max(n, 2), guard, poles=(0.0,), symmetry=parity, scale="c")
 
 
 _FUNCTIONS: dict[str, SymbolicFunction] = {
@@ -272,39 +249,41 @@ _FUNCTIONS: dict[str, SymbolicFunction] = {
     "sqrt": _ROOT,
     "x^0.5": _ROOT._replace(same_as=("sqrt", IDENTITY)),
     "x^1.5": SymbolicFunction(
-        lambda z: z.pow(1.5), _SympyPower(3, 2), 4, _guard_positive, domain=_FROM_ZERO, scale="c"
+        lambda z: z.pow(1.5), _sympy_power(3, 2), 4, _guard_positive, domain=_FROM_ZERO, scale="c"
     ),
     "1/sqrt(x)": _INVERSE_ROOT,
     "1/x^0.5": _INVERSE_ROOT._replace(same_as=("1/sqrt(x)", IDENTITY)),
-    "exp": SymbolicFunction(torch.exp, _Sympy("exp"), 2, _guard_exp, shift="c"),
-    "log": SymbolicFunction(torch.log, _Sympy("log"), 2, _guard_log, domain=_POSITIVE, scale="d"),
-    "abs": SymbolicFunction(torch.abs, _Sympy("Abs"), 3, symmetry="even", scale="c"),
+    "exp": SymbolicFunction(torch.exp, _sympy("exp"), 2, _guard_exp, shift="c"),
+    "log": SymbolicFunction(torch.log, _sympy("log"), 2, _guard_log, domain=_POSITIVE, scale="d"),
+    "abs": SymbolicFunction(torch.abs, _sympy("Abs"), 3, symmetry="even", scale="c"),
     "sin": SymbolicFunction(
-        torch.sin, _Sympy("sin"), 2, period=2 * math.pi, antiperiodic=True, symmetry="odd"
+        torch.sin, _sympy("sin"), 2, period=2 * math.pi, antiperiodic=True, symmetry="odd"
     ),
     "cos": SymbolicFunction(
-        torch.cos, _Sympy("cos"), 2, period=2 * math.pi, antiperiodic=True, symmetry="even",
+        torch.cos, _sympy("cos"), 2, period=2 * math.pi, antiperiodic=True, symmetry="even",
         same_as=("sin", (1.0, math.pi / 2, 1.0, 0.0)),
     ),
     "tan": SymbolicFunction(
-        torch.tan, _Sympy("tan"), 3, _guard_tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
+        torch.tan, _sympy("tan"), 3, _guard_tan, poles=(math.pi / 2,), period=math.pi, symmetry="odd"
     ),
-    "tanh": SymbolicFunction(torch.tanh, _Sympy("tanh"), 3, symmetry="odd"),
-    "sgn": SymbolicFunction(torch.sign, _Sympy("sign"), 3, symmetry="odd", scale="c"),
-    "arcsin": SymbolicFunction(torch.arcsin, _Sympy("asin"), 4, _guard_unit, domain=_UNIT, symmetry="odd"),
+    "tanh": SymbolicFunction(torch.tanh, _sympy("tanh"), 3, symmetry="odd"),
+    "sgn": SymbolicFunction(torch.sign, _sympy("sign"), 3, symmetry="odd", scale="c"),
+    "arcsin": SymbolicFunction(torch.arcsin, _sympy("asin"), 4, _guard_unit, domain=_UNIT, symmetry="odd"),
     "arccos": SymbolicFunction(
-        torch.arccos, _Sympy("acos"), 4, _guard_unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
+        torch.arccos, _sympy("acos"), 4, _guard_unit, domain=_UNIT, same_as=("arcsin", (1.0, 0.0, -1.0, math.pi / 2))
     ),
-    "arctan": SymbolicFunction(torch.arctan, _Sympy("atan"), 4, symmetry="odd"),
+    "arctan": SymbolicFunction(torch.arctan, _sympy("atan"), 4, symmetry="odd"),
     "arctanh": SymbolicFunction(
-        torch.arctanh, _Sympy("atanh"), 4, _guard_arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
+        torch.arctanh, _sympy("atanh"), 4, _guard_arctanh, domain=Interval(-1.0, 1.0), symmetry="odd"
     ),
     "0": SymbolicFunction(lambda z: z * 0, lambda z: z * 0, 0, symmetry="even", scale="c", shift="c"),
-    "gaussian": SymbolicFunction(lambda z: torch.exp(-z.square()), _sympy_gaussian, 3, symmetry="even"),
-    "cosh": SymbolicFunction(torch.cosh, _Sympy("cosh"), 5, _guard_cosh, symmetry="even"),
-    "sinh": SymbolicFunction(torch.sinh, _Sympy("sinh"), 5, _guard_sinh, symmetry="odd"),
+    "gaussian": SymbolicFunction(
+        lambda z: torch.exp(-z.square()), lambda z: _sympy("exp")(-(z**2)), 3, symmetry="even"
+    ),
+    "cosh": SymbolicFunction(torch.cosh, _sympy("cosh"), 5, _guard_cosh, symmetry="even"),
+    "sinh": SymbolicFunction(torch.sinh, _sympy("sinh"), 5, _guard_sinh, symmetry="odd"),
     "sigmoid": SymbolicFunction(
-        torch.sigmoid, _sympy_sigmoid, 4, same_as=("tanh", (0.5, 0.0, 0.5, 0.5))
+        torch.sigmoid, lambda z: 1 / (1 + _sympy("exp")(-z)), 4, same_as=("tanh", (0.5, 0.0, 0.5, 0.5))
     ),
 }  # fmt: skip
 _FUNCTIONS.update({name: entry._replace(name=name) for name, entry in _FUNCTIONS.items()})
@@ -419,7 +398,7 @@ def add_symbolic(
         raise ValueError(f"name must be a new one, got {name!r}, which you have added: say overwrite=True")
     interval = _interval_of(fun, domain)
     _FUNCTIONS[name] = SymbolicFunction(
-        fun, sympy_fun or _Undefined(name), c, name=name, domain=interval, fun_singularity=fun_singularity
+        fun, sympy_fun or _undefined(name), c, name=name, domain=interval, fun_singularity=fun_singularity
     )
 
 
@@ -444,20 +423,14 @@ def remove_symbolic(name: str) -> None:
 
 def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -> Interval:
     low, high = domain
-    interval = Interval(low, high)
-    ends = torch.tensor(
-        [end if math.isfinite(end) else interval.interior_point for end in (low, high)], dtype=torch.float64
-    )
+    inside = Interval(low, high).interior_point
+    ends = torch.tensor([end if math.isfinite(end) else inside for end in domain], dtype=torch.float64)
     low_finite, high_finite = check_function(fun, ends).isfinite().tolist()
     return Interval(low, high, low_finite and low > -INF, high_finite and high < INF)
 
 
 def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """Return the values of ``fun`` at ``at [2]``, float64.
-
-    Raises:
-        TypeError: if ``fun`` raises, or returns no floating-point tensor of the same shape.
-    """
+    """Return the values of ``fun`` at ``at [2]``, float64, after a check of their type and shape."""
     try:
         value = fun(at.clone())
     except Exception as error:

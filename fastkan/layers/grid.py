@@ -32,24 +32,17 @@ def add_outer_knots(grid: Tensor, order: int) -> Tensor:
 
 
 def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps: float, margin: float) -> Tensor:
-    """Compute knots from samples: a mixture of their quantiles and of evenly spaced points.
+    """Compute knots ``[I, G + 2k + 1]``, float64, from samples ``x [N, I]``: a mixture of their quantiles and of evenly
+    spaced points.
 
-    Where rounding to the knots' dtype would make different knots equal, as for a column 1e6 +- 1 in float32, the share
-    of the evenly spaced points is raised until they stay different. Where even those would become equal, the input
-    keeps its grid.
+    Where rounding to the dtype of the present ``knots [I, M]`` would make different knots equal, as for a column
+    1e6 +- 1 in float32, the share of the evenly spaced points is raised until they stay different. Where even those
+    would become equal, the input keeps its grid, with a warning; an input whose samples are all equal keeps its grid
+    too, resampled to G intervals.
 
     Args:
-        x: ``[N, I]`` finite samples.
-        knots: ``[I, M]``, the present knots. An input whose samples are all equal keeps them, resampled to G intervals.
-            The new knots will be rounded to their dtype.
         grid_eps: share of the evenly spaced points; 0 gives the quantiles alone.
         margin: how much wider than the samples' range the evenly spaced grid is on each side, as a share of the range.
-
-    Returns:
-        ``[I, G + 2k + 1]``, float64.
-
-    Warns:
-        UserWarning: for inputs whose samples differ by too little for knots of that dtype.
     """
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
@@ -204,17 +197,12 @@ def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: s
 
 
 def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
-    """Compute the minimum-norm coefficients of splines that interpolate values at the knots of the grid.
+    """Compute the minimum-norm coefficients ``[G + k, I, O]``, float64, of splines that interpolate ``values [G + 1, I,
+    O]`` at the knots of the grid.
 
     One pseudo-inverse is computed for all edges of all inputs that share their knots. It drops singular values below a
     tenth of the largest, so that no coefficient is much larger than the values: splines do not follow values that
     differ between repeated or very close knots, nor, for even orders, values that alternate from knot to knot.
-
-    Args:
-        values: ``[G + 1, I, O]``, at t_k to t_{G+k} of each input.
-
-    Returns:
-        ``[G + k, I, O]``, float64.
     """
     knots, inverse = knots.double().unique(dim=0, return_inverse=True)
     psi = splines(interior(knots, order).t(), knots, order).permute(2, 0, 1)  # [U, G + 1, K]
@@ -225,19 +213,7 @@ def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
 
 
 def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
-    """Evaluate B-splines that continue along their tangents beyond the grid.
-
-    Args:
-        x: ``[N, I]``; an infinite x gives NaN.
-
-    Returns:
-        ``[N, K, I]``.
-
-    Example:
-        >>> knots = uniform_knots(1, grid_size=2, order=1)
-        >>> splines_with_tangents(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
-        tensor([ 0., -1.,  2.])
-    """
+    """Evaluate B-splines ``[N, K, I]`` that continue along their tangents beyond the grid; an infinite x gives NaN."""
     low, high = knots[:, order], knots[:, -order - 1]
     high = torch.nextafter(high, low)  # on the last knot itself the cell to its right counts
     clamped = torch.where(x < low, low, torch.where(x > high, high, x))

@@ -9,44 +9,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import (
-    DEVICE,
-    DTYPE,
-    FLAG,
-    INDEX,
-    Each,
-    Real,
-    check_alike,
-    check_finite,
-    check_shape,
-    check_tensor,
-    checked,
-)
+from fastkan_kernels import validation as kinds
 
-from .function_library import IDENTITY, lookup
+from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
 from .value_cache import CachedPredicate
 
 Y_TH = 10.0  # pykan's default bound of |f| near a singularity
 
 
 def read_guard_options(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
-    """Return the two options of a forward, validated; compiled code does not validate them.
-
-    Raises:
-        TypeError, ValueError: if ``singularity_avoiding`` is no flag, or ``y_th`` no positive number.
-    """
+    """Return the two options of a forward, validated; compiled code does not validate them."""
     if torch.compiler.is_compiling():
         return singularity_avoiding, y_th
-    return FLAG.read("singularity_avoiding", singularity_avoiding), Real(above=0).read("y_th", y_th)
+    return kinds.FLAG.read("singularity_avoiding", singularity_avoiding), kinds.Real(above=0).read("y_th", y_th)
 
 
 class Edge(NamedTuple):
-    """A formula on the edge from input ``i`` to output ``j``, by the name of its function in the library.
-
-    Example:
-        >>> Edge(0, 2, "sin")
-        Edge(i=0, j=2, name='sin')
-    """
+    """A formula on the edge from input ``i`` to output ``j``, by the name of its function in the library."""
 
     i: int
     j: int
@@ -86,7 +65,7 @@ class SymbolicEdges(nn.Module):
     _inputs: Tensor | None
     _outputs: Tensor | None
 
-    @checked(in_features=INDEX, out_features=INDEX, device=DEVICE, dtype=DTYPE)
+    @kinds.checked(in_features=kinds.INDEX, out_features=kinds.INDEX, device=kinds.DEVICE, dtype=kinds.DTYPE)
     def __init__(
         self,
         in_features: int,
@@ -148,9 +127,9 @@ class SymbolicEdges(nn.Module):
         return self._any_on(mask, self.ends)
 
     def _check(self, x: Tensor) -> None:
-        check_tensor("x", x)
-        check_shape("x", x, ("N", self.in_features))
-        check_alike(x, affine=self.affine)
+        kinds.check_tensor("x", x)
+        kinds.check_shape("x", x, ("N", self.in_features))
+        kinds.check_alike(x, affine=self.affine)
 
     def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
         """Return the values of the edges, ``[N, E]``, sorted by function, so that each function is called once."""
@@ -172,12 +151,12 @@ class SymbolicEdges(nn.Module):
 
     # -- edges ------------------------------------------------------------------------------------
 
-    @checked(i=INDEX, j=INDEX)
+    @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     def name(self, i: int, j: int) -> str | None:
         """Return the name of the function of edge (i, j), or None if the edge is no formula."""
         return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
 
-    @checked(i=INDEX, j=INDEX)
+    @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
@@ -205,13 +184,13 @@ class SymbolicEdges(nn.Module):
             row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
         except (TypeError, ValueError, RuntimeError, OverflowError):  # NotImplementedError too, for a tensor on meta
             raise TypeError(f"affine must be four numbers, got {affine!r}") from None
-        check_shape("affine", row, (4,))
-        check_finite("affine", row.to(self.affine.dtype))
+        kinds.check_shape("affine", row, (4,))
+        kinds.check_finite("affine", row.to(self.affine.dtype))
         kept = [(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)]
         rows = torch.cat([self.affine, row.to(self.affine).unsqueeze(0)])
         self._replace([*kept, (Edge(i, j, name), len(self.edges))], rows)
 
-    @checked(i=INDEX, j=INDEX)
+    @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def unfix(self, i: int, j: int) -> None:
@@ -232,7 +211,7 @@ class SymbolicEdges(nn.Module):
             raise ValueError(f"edge ({i}, {j}) has no symbolic function to take away")
         self._replace([(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)], self.affine)
 
-    @checked(inputs=Each(INDEX), outputs=Each(INDEX))
+    @kinds.checked(inputs=kinds.Each(kinds.INDEX), outputs=kinds.Each(kinds.INDEX))
     @torch.inference_mode(False)
     @torch.no_grad()
     def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
@@ -252,11 +231,8 @@ class SymbolicEdges(nn.Module):
         new_i = _numbered("inputs", inputs, self.in_features)
         new_j = _numbered("outputs", outputs, self.out_features)
         other = SymbolicEdges(len(new_i), len(new_j), self.affine.device, self.affine.dtype)
-        kept = [
-            (Edge(new_i[i], new_j[j], name), n)
-            for n, (i, j, name) in enumerate(self.edges)
-            if i in new_i and j in new_j
-        ]
+        inside = [(n, edge) for n, edge in enumerate(self.edges) if edge.i in new_i and edge.j in new_j]
+        kept = [(Edge(new_i[i], new_j[j], name), n) for n, (i, j, name) in inside]
         other._replace(kept, self.affine, self.is_trained)
         return other.train(self.training)
 
@@ -267,7 +243,7 @@ class SymbolicEdges(nn.Module):
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
-            INDEX.read(name, index)  # also reached with edges that were read from a file
+            kinds.INDEX.read(name, index)  # also reached with edges that were read from a file
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
@@ -302,9 +278,8 @@ class SymbolicEdges(nn.Module):
         device = self.affine.device
         ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
         self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
-        text = list(
-            json.dumps(edges).encode()
-        )  # a tensor, because tools that average or save states accept nothing else
+        # a tensor, because tools that average or save states accept nothing else
+        text = list(json.dumps(edges).encode())
         self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
         self._order = index(order, count)
         self._inputs = index([edges[n].i for n in order], self.in_features)
@@ -335,8 +310,8 @@ class SymbolicEdges(nn.Module):
                     missing.append(names[1])
                     return
                 if affine is not None:
-                    check_tensor("affine", affine)
-                    check_shape("affine", affine, (len(edges), 4))
+                    kinds.check_tensor("affine", affine)
+                    kinds.check_shape("affine", affine, (len(edges), 4))
             except (TypeError, ValueError) as error:
                 errors.append(f"{prefix}affine: {error}")
                 return
@@ -360,7 +335,7 @@ class SymbolicEdges(nn.Module):
             raise TypeError(f"edges must be a list of [i, j, name], got {state!r}") from None
         for edge in edges:
             self._check_place(edge.i, edge.j)
-        unknown = [edge.name for edge in edges if not _known(edge.name)]
+        unknown = [edge.name for edge in edges if not isinstance(edge.name, str) or edge.name not in SYMBOLIC_LIB]
         if unknown:
             raise ValueError(f"no symbolic functions have the names {unknown}: add them by add_symbolic first")
         places = [edge[:2] for edge in edges]
@@ -376,13 +351,6 @@ class SymbolicEdges(nn.Module):
 
 def _any_on(mask: Tensor | None, ends: Tensor) -> bool:
     return mask is None or bool(mask[ends[0], ends[1]].any())
-
-
-def _known(name: Any) -> bool:
-    try:
-        return lookup(name) is not None
-    except (TypeError, ValueError):
-        return False
 
 
 def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
