@@ -26,21 +26,13 @@ _LEAF_TYPES = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float
 
 
 class Reference(NamedTuple):
-    """A reference to a module or parameter from outside the tree of submodules.
+    """A reference to a module or parameter from outside the tree of submodules."""
 
-    Args:
-        attribute: qualified name of the attribute through which it is reached, such as ``"mlp.act"``.
-        held: the module or parameter.
-        shared: whether a deep copy would refer to the same object, as it does through functions and weak references.
-        method: whether ``held`` is the object of a bound method.
-        place: the dictionary or list that contains the reference and its key there; None if it can't be reassigned.
-    """
-
-    attribute: str
-    held: Any
-    shared: bool
-    method: bool
-    place: tuple[Any, Any] | None
+    attribute: str  # qualified name of the attribute through which it is reached, such as "mlp.act"
+    held: Any  # the module or parameter
+    shared: bool  # whether a deep copy would refer to the same object, as through functions and weak references
+    method: bool  # whether `held` is the object of a bound method
+    place: tuple[Any, Any] | None  # the container of the reference and its key there; None if it can't be reassigned
 
 
 def references(
@@ -60,7 +52,8 @@ def references(
     seen: dict[tuple[int, bool], Any] = {}  # keeps the objects alive, so that no id is used twice
     for name, owner in owners.items():
         state = _copied_state(owner) if copied else owner.__dict__
-        starts = [(key, value, False, (owner.__dict__, key)) for key, value in state.items() if key not in _REGISTRIES]
+        attributes = [(key, value) for key, value in state.items() if key not in _REGISTRIES]
+        starts: list[Any] = [(key, value, False, (owner.__dict__, key)) for key, value in attributes]
         starts += [(function.__name__, function, True, None) for function in _own_methods(type(owner))]
         for key, value, shared, place in starts:
             for held, *how in _search(value, shared, place, inside, seen, copied):

@@ -23,21 +23,14 @@ Select = str | type | Callable[[str, nn.Linear], bool]
 
 
 class Replacement(NamedTuple):
-    """Outcome for one ``nn.Linear``.
+    """Outcome for one ``nn.Linear``."""
 
-    Args:
-        name: its qualified names, separated by commas.
-        in_features, out_features: its sizes.
-        before, after: number of parameters of the linear layer and of its KAN layer (0 if it was kept).
-        kept_because: the reason why it was kept, or None if it was replaced.
-    """
-
-    name: str
+    name: str  # its qualified names, separated by commas
     in_features: int
     out_features: int
-    before: int
-    after: int
-    kept_because: str | None
+    before: int  # number of parameters of the linear layer
+    after: int  # number of parameters of its KAN layer, 0 if it was kept
+    kept_because: str | None  # the reason why it was kept, or None if it was replaced
 
 
 class ReplacementReport(list[Replacement]):
@@ -49,16 +42,11 @@ class ReplacementReport(list[Replacement]):
         return [entry for entry in self if entry.kept_because is None]
 
     def __str__(self) -> str:
-        rows = [
-            [
-                entry.name,
-                f"{entry.in_features} to {entry.out_features}",
-                f"{entry.before}",
-                f"{entry.after}" if entry.kept_because is None else f"stays: {entry.kept_because}",
-            ]
-            for entry in self
-        ]
-        return "\n".join([table("lrrr", ["linear", "sizes", "parameters", "now"], *rows), repr(self)])
+        rows = [["linear", "sizes", "parameters", "now"]]
+        for entry in self:
+            now = f"{entry.after}" if entry.kept_because is None else f"stays: {entry.kept_because}"
+            rows.append([entry.name, f"{entry.in_features} to {entry.out_features}", f"{entry.before}", now])
+        return "\n".join([table("lrrr", *rows), repr(self)])
 
     def __repr__(self) -> str:
         done = self.replaced

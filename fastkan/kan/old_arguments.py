@@ -105,15 +105,7 @@ INSTEAD: dict[str, str] = {
 
 
 def check_unused(function: str, unused: Mapping[str, Any]) -> None:
-    """Warn of old arguments that are ignored.
-
-    Args:
-        function: name of the function or class, for messages.
-        unused: arguments that it does not have.
-
-    Raises:
-        TypeError: for an unknown argument, and for one that has another name here.
-    """
+    """Warn of old arguments that ``function`` ignores, and refuse unknown ones and those with another name here."""
     for name in unused:
         if name not in IGNORED:
             here = f"; it is {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
@@ -132,13 +124,8 @@ class BaseFunction(Choice):
 
 
 def method(function: Fn, makes_version: bool = True) -> Fn:
-    """Make a method out of a function: it also accepts old arguments, with a warning, and keeps a version of the model
-    after a call if the model keeps versions.
-
-    Args:
-        function: a function whose first parameter is the model.
-        makes_version: whether the function changes the model or returns a changed copy.
-    """
+    """Make a method out of a function of the model, which also accepts old arguments, with a warning. If it changes the
+    model or returns a changed copy (``makes_version``), a model that keeps versions gets one after each call."""
     old = {**NO_LOG, **OLD.get(function.__name__, {})}
 
     @functools.wraps(function)
@@ -167,8 +154,5 @@ def _translated(function: str, old: Old, options: dict[str, Any]) -> dict[str, A
             if entry.name in translated:
                 raise TypeError(f"{function}() got both {name!r} and {entry.name!r}, which are the same")
             translated[entry.name] = options[name]
-            message = f"{name} is {entry.name} here"
-        else:
-            message = f"{name} has no meaning here: {entry}"
-        warn(message)
+        warn(f"{name} is {entry.name} here" if isinstance(entry, Renamed) else f"{name} has no meaning here: {entry}")
     return translated

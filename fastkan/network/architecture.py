@@ -13,14 +13,10 @@ class Architecture(NamedTuple):
 
     A node is a sum of edges, or a product of several such sums. Edges end in subnodes: a sum has one, and a
     multiplication node has one for each factor.
-
-    Args:
-        sums: number of sum nodes of each layer.
-        arities: for each layer, the numbers of factors of its multiplication nodes, which follow its sum nodes.
     """
 
-    sums: tuple[int, ...]
-    arities: tuple[tuple[int, ...], ...]
+    sums: tuple[int, ...]  # number of sum nodes of each layer
+    arities: tuple[tuple[int, ...], ...]  # numbers of factors of its multiplication nodes, which follow its sum nodes
 
     @property
     def depth(self) -> int:
@@ -71,10 +67,6 @@ def architecture(width: Any, mult_arity: object = 2) -> Architecture:
 
     Raises:
         TypeError, ValueError: if they have another form, contradict each other, or leave a layer without nodes.
-
-    Example:
-        >>> architecture([2, [5, 2], 1], 3)
-        Architecture(sums=(2, 5, 1), arities=((), (3, 3), ()))
     """
     if not is_sequence(width):
         raise TypeError(f"width must be a list, one entry for each layer, got {kind_of(width)}")

@@ -127,6 +127,7 @@ def _tensors(model: Network) -> dict[str, Tensor]:
 
 def _header(model: Network) -> dict[str, Any]:
     frozen = {f"layers.{place}.{name}" for place, layer in enumerate(model.layers) for name in layer._frozen}
+    parameters = model.named_parameters(remove_duplicate=False)
     return {
         "format": FORMAT,
         "fastkan": __version__,
@@ -136,11 +137,7 @@ def _header(model: Network) -> dict[str, Any]:
         "grid_eps": model.grid_eps,
         "layers": [_described(layer) for layer in model.layers],
         "symbolic": [[list(edge) for edge in symbolic.edges] for symbolic in model.symbolic],
-        "trained": [
-            name
-            for name, value in model.named_parameters(remove_duplicate=False)
-            if value.requires_grad or name in frozen
-        ],
+        "trained": [name for name, value in parameters if value.requires_grad or name in frozen],
         "prune_mask": model.prune_mask is not None,
         "training": model.training,
         "history": _encoded(model.history),
@@ -149,9 +146,9 @@ def _header(model: Network) -> dict[str, Any]:
 
 def _described(layer: KANLinear) -> dict[str, Any]:
     """Return the arguments of :class:`KANLinear` that make a layer like this one."""
-    optional = {name: getattr(layer, name) is not None for name in ("bias", "spline_scale")}
-    values = {"grid_range": layer._grid_range, **optional}
-    return {name: values[name] if name in values else getattr(layer, name) for name in LAYER}
+    own: dict[str, Any] = {name: getattr(layer, name, None) for name in LAYER}
+    own |= {name: own[name] is not None for name in ("bias", "spline_scale")}
+    return {**own, "grid_range": layer._grid_range}
 
 
 def _encoded(value: Any) -> Any:
@@ -232,17 +229,12 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
     pairs = [[sums, len(arities)] for sums, arities in zip(header["sums"], header["arities"])]
     sizes = architecture(pairs, header["arities"])
     ends = list(zip(sizes.nodes, sizes.subnodes[1:]))
-    for index, ((inputs, outputs), said) in enumerate(
-        zip(ends, header["layers"])
-    ):  # before memory of these sizes is allocated
-        shape = said["grid_size"] + said["spline_order"], inputs, outputs
-        check_shape(f"layers.{index}.spline_weight", tensors[f"layers.{index}.spline_weight"], shape)
-
     layers = []
     for index, (size, said) in enumerate(zip(ends, header["layers"], strict=True)):
-        dtype = tensors[f"layers.{index}.spline_weight"].dtype
+        weight = tensors[f"layers.{index}.spline_weight"]  # checked before memory of these sizes is allocated
+        check_shape(f"layers.{index}.spline_weight", weight, (said["grid_size"] + said["spline_order"], *size))
         with torch.random.fork_rng(devices=[]):  # the constructor draws initial parameters
-            layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=dtype))
+            layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=weight.dtype))
     model = cls.__new__(cls)
     Network.__init__(model, sizes, layers, grid_eps=SHARE.read("grid_eps", header["grid_eps"]))
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}

@@ -88,10 +88,8 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
     wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
     finer = grids.add_outer_knots(grids.subdivide(wide, size), order).to(old.dtype)
     check_knots(finer, order)
-    nested = torch.tensor(
-        [not out and grids.nests(old[i : i + 1], finer[i : i + 1], order) for i, out in enumerate(left.tolist())],
-        device=old.device,
-    )
+    is_nested = [not out and grids.nests(old[[i]], finer[[i]], order) for i, out in enumerate(left.tolist())]
+    nested = torch.tensor(is_nested, device=old.device)
     weight = grids.insert_knots(layer.spline_weight, old, finer.double(), order)
     if not nested.all():
         refitted = grids.refit(layer.spline_weight, old, finer, order, samples, layer.outside)

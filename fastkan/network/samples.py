@@ -55,11 +55,7 @@ def is_number_list(value: Any) -> bool:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """Return a tensor detached from its graph, or a copy of an array, a DataFrame or lists of numbers as a tensor.
-
-    Raises:
-        TypeError, ValueError: for anything else; the message calls it ``name``.
-    """
+    """Return a tensor detached from its graph, or a copy of an array, a DataFrame or lists of numbers as a tensor."""
     if not isinstance(value, Tensor):
         if not (is_array(value) or is_number_list(value)):
             raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")

@@ -227,13 +227,10 @@ class Data:
         """Return an endless iterator of batches ``(x, y)``.
 
         Args:
-            batch: number of rows in each batch. With -1, or if there are no more rows than that, each batch has all
-                rows and is not a copy. Otherwise each pass over the data has a new random order, and the rows left
-                over at its end, too few for a batch, are skipped.
+            batch: number of rows in each batch; -1, which a loader requires, for all rows without a copy. Each pass
+                over the data has a new random order, and the rows left over at its end, too few for a batch, are
+                skipped.
             seed: seed of the order, which is the same on every device; None draws from torch's global generator.
-
-        Raises:
-            TypeError, ValueError: for a size below 1, and for any size with a loader, which makes its own batches.
         """
         if batch != -1:
             check_int("batch", batch, least=1)
@@ -265,11 +262,8 @@ def read_data(
     """Check a data set for training, and convert it to a network's dtype and device.
 
     Args:
-        dataset: a dictionary with ``train_input`` and ``train_label`` and optionally ``test_input`` and ``test_label``
-            (ignored if they have no rows, as other entries are); a pair ``(x, y)``; batches of such pairs, as a
-            DataLoader, a list, or any other iterable that can be iterated over repeatedly; or a
-            ``torch.utils.data.Dataset`` of samples, all of which are read. Inputs and labels may be tensors, NumPy
-            arrays, DataFrames or lists of numbers.
+        dataset: as in :meth:`KAN.fit`. Test data without rows and other entries of a dictionary are ignored; batches
+            may be any iterable that can be iterated over repeatedly; all of a ``Dataset`` of samples is read.
         in_features: number of columns of the inputs.
         out_features: number of columns of the network's output.
         device, dtype: device and dtype of the network; None is torch's default dtype.

@@ -89,18 +89,9 @@ class Labels:
             )
 
     def checked_loss(self, prediction: Tensor, y: Tensor) -> Loss | None:
-        """Call the loss once, as a fit will, and return it.
-
-        Labels that came as ``[N]`` are passed as ``[N, 1]``, or as ``[N]`` if the loss compares each row with its own
-        label only then.
-
-        Raises:
-            TypeError, ValueError: for a loss that does not return one real number, or returns a number that does not
-                depend on the prediction.
-
-        Warns:
-            UserWarning: if the value does not depend on which row a label belongs to.
-        """
+        """Call the loss once, as a fit will, and return it; warn if its value does not depend on which row a label
+        belongs to. Labels that came as ``[N]`` are passed as ``[N, 1]``, or as ``[N]`` if the loss compares each row
+        with its own label only then."""
         if self.loss is None:
             return None
         candidates: list[Loss] = [self.loss]

@@ -36,21 +36,13 @@ class LayerTensors(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Layout of the tensors in a package's layer.
-
-    Args:
-        package: name of the package.
-        required, optional: names of the layer's tensors.
-        parameters: name of the source tensor for each parameter of :class:`fastkan.KANLinear`.
-        dims: number of dimensions of each tensor, which ``translate`` relies on.
-        translate: function from the layer's tensors to :class:`LayerTensors`.
-    """
+    """Layout of the tensors in a package's layer."""
 
     package: str
-    required: frozenset[str]
+    required: frozenset[str]  # names of the layer's tensors
     optional: frozenset[str]
-    parameters: dict[str, str]
-    dims: dict[str, int]
+    parameters: dict[str, str]  # name of the source tensor for each parameter of KANLinear
+    dims: dict[str, int]  # number of dimensions of each tensor, which `translate` relies on
     translate: Callable[[Tensors], LayerTensors]
 
 
@@ -85,11 +77,8 @@ def _inkan(tensors: Tensors) -> LayerTensors:
 
 
 def _exact_step(step: Tensor, intervals: int, starts: Tensor) -> Tensor:
-    """Return the step that inkan computed with, where it can be recovered from the rounded knots that it stores.
-
-    A range with at most three decimals has a step that is a multiple of 1 / (1000 intervals). If the nearest such
-    step agrees with the stored knots up to their rounding, it is returned, and else ``step`` itself.
-    """
+    """Return the nearest multiple of 1 / (1000 intervals), which is the step that inkan computed with for a range with
+    at most three decimals, if it agrees with the stored knots up to their rounding, and else ``step``."""
     parts = 1000 * intervals
     exact = torch.round(step * parts) / parts
     rounding = torch.finfo(torch.float32).eps * starts.abs().max()
