@@ -23,14 +23,21 @@ Select = str | type | Callable[[str, nn.Linear], bool]
 
 
 class Replacement(NamedTuple):
-    """Outcome for one ``nn.Linear``."""
+    """Outcome for one ``nn.Linear``.
 
-    name: str  # its qualified names, separated by commas
+    Args:
+        name: its qualified names, separated by commas.
+        in_features, out_features: its sizes.
+        before, after: number of parameters of the linear layer and of its KAN layer (0 if it was kept).
+        kept_because: the reason why it was kept, or None if it was replaced.
+    """
+
+    name: str
     in_features: int
     out_features: int
-    before: int  # number of parameters of the linear layer
-    after: int  # number of parameters of its KAN layer, 0 if it was kept
-    kept_because: str | None  # the reason why it was kept, or None if it was replaced
+    before: int
+    after: int
+    kept_because: str | None
 
 
 class ReplacementReport(list[Replacement]):

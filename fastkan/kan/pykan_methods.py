@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -146,14 +147,10 @@ def feature_interaction(
     if l > model.depth:
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
     nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
-    scores = attribute(model, l, None, nodes[l], x)
-    counts: dict[tuple[int, ...], int] = {}
-    for score in scores:
-        assert isinstance(score, Tensor)
-        if score.max() > neuron_th:
-            features = tuple((score > score.max() * feature_th).nonzero().flatten().tolist())
-            counts[features] = counts.get(features, 0) + 1
-    return counts
+    scores: Any = attribute(model, l, None, nodes[l], x)
+    depends_on = scores > feature_th * scores.amax(1, keepdim=True)
+    alive = depends_on[scores.amax(1) > neuron_th]
+    return dict(Counter(tuple(row.nonzero().flatten().tolist()) for row in alive))
 
 
 def connection_cost(model: Network) -> float:

@@ -6,18 +6,9 @@ import torch
 
 
 def check_one_process(what: str) -> None:
-    """Refuse a function that uses the samples of this process alone if other processes train the same network.
-
-    Args:
-        what: the function's name, for the message.
-
-    Raises:
-        RuntimeError: if ``torch.distributed`` is initialised with more than one process.
-    """
+    """Raise a RuntimeError if other processes train the network too, for functions of this process's samples alone."""
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    count = distributed.get_world_size()
+    count = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if count > 1:
         raise RuntimeError(
             f"{what} uses the samples of this process alone, but {count} processes are initialised: the networks of "

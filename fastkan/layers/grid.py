@@ -103,11 +103,8 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
     (Ramshaw, Blossoms are polar forms, 1989); it is evaluated at the finer knots by de Boor's recursion.
 
     Args:
-        weight: ``[G + k, I, O]`` on ``knots [I, G + 2k + 1]``.
+        weight: ``[G + k, I, O]`` on ``knots [I, G + 2k + 1]``; the result is ``[M' - k - 1, I, O]``, float64.
         finer: ``[I, M']`` knots, float64, whose grid contains that of ``knots``.
-
-    Returns:
-        ``[M' - k - 1, I, O]``, float64.
     """
     knots = knots.double()
     inputs, count = finer.shape[0], finer.shape[1] - order - 1
@@ -167,13 +164,9 @@ def refit(
     without them the coefficients there would become 0.
 
     Args:
-        weight: ``[K, I, O]`` on ``knots``.
-        new_knots: ``[I, M']``.
+        weight: ``[K, I, O]`` on ``knots``; the result is ``[M' - k - 1, I, O]`` on ``new_knots [I, M']``, float64.
         x: ``[N, I]`` samples, or None to fit at points spread evenly over the new grid.
         outside: how the old splines continue beyond their grid, ``"zero"`` or ``"linear"``.
-
-    Returns:
-        ``[M' - k - 1, I, O]``, float64.
     """
     knots, new_knots = knots.double(), new_knots.double()
     cells = new_knots.shape[1] - 2 * order - 1

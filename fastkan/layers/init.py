@@ -22,14 +22,9 @@ def reinitialize(
 ) -> None:
     """Draw new parameters of a layer, in place.
 
-    Splines interpolate uniform noise at the knots, base weights are uniform, and scales of splines are 1. Base weights
-    and scales are divided by the square root of the number of inputs. All is drawn on the CPU, so that a seed gives the
-    same parameters on every device.
-
-    Args:
-        generator: None draws from torch's own generator.
-        noise: width of the range of a spline's values at the knots, times ``grid_size``.
-        base_mean, base_half_width: middle and half width of the range of base weights.
+    Splines interpolate uniform noise of the width ``noise / grid_size`` at the knots, base weights are uniform, and
+    scales of splines are 1. Base weights and scales are divided by the square root of the number of inputs. All is
+    drawn on the CPU, so that a seed gives the same parameters on every device.
     """
     if layer.spline_weight.is_meta:
         return

@@ -21,15 +21,21 @@ if TYPE_CHECKING:
 
 
 class EdgeReport(NamedTuple):
-    """Outcome of :meth:`KAN.auto_symbolic` for one edge."""
+    """Outcome of :meth:`KAN.auto_symbolic` for one edge.
 
-    l: int  # layer
-    i: int  # input node
-    j: int  # output subnode
-    name: str | None  # its function, or None if it stays a spline
-    r2: float  # R2 of its function, or of the best function if it stays a spline
-    complexity: float  # of the same function
-    best: str  # name of the same function
+    Args:
+        l, i, j: layer, input node and output subnode of the edge.
+        name: its function, or None if it stays a spline.
+        r2, complexity, best: R2, complexity and name of its function, or of the best function if it stays a spline.
+    """
+
+    l: int
+    i: int
+    j: int
+    name: str | None
+    r2: float
+    complexity: float
+    best: str
 
 
 class SymbolicReport(list[EdgeReport]):

@@ -50,7 +50,6 @@ def rounded_within(
         x: ``[N, columns]``.
         labels: ``[N, outputs]``, if the RMSE of all outputs may grow by the share ``tolerance``; None if instead the
             values of each formula may change, as root mean square, by ``tolerance`` of their standard deviation.
-        tolerance: the tolerance.
     """
     import numpy
     import sympy

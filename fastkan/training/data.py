@@ -189,24 +189,15 @@ def _normalize(dataset: dict[str, Tensor], part: str, exact: torch.dtype, dtype:
 
 @dataclass(frozen=True)
 class Data:
-    """Checked training and test data in a network's dtype and on its device, as :func:`read_data` returns them.
+    """Checked training and test data in a network's dtype and on its device, as :func:`read_data` returns them."""
 
-    Args:
-        train_input: ``[N, in]``; for a loader, its first batch.
-        train_label: labels with as many rows.
-        test_input, test_label: the same for testing, or None.
-        loader: function that returns an endless iterator of a loader's batches; None for data that are not a loader.
-        labels: the form of the labels that the loss takes.
-        loaded: inputs of all batches of a loader, 10,000 rows at most; None for data that are not a loader.
-    """
-
-    train_input: Tensor
-    train_label: Tensor
+    train_input: Tensor  # [N, in]; for a loader, its first batch
+    train_label: Tensor  # as many rows
     test_input: Tensor | None = None
     test_label: Tensor | None = None
-    loader: Callable[[], Iterator[Pair]] | None = None
-    labels: Labels | None = None
-    loaded: Tensor | None = None
+    loader: Callable[[], Iterator[Pair]] | None = None  # returns an endless iterator of a loader's batches
+    labels: Labels | None = None  # the form of the labels that the loss takes
+    loaded: Tensor | None = None  # inputs of all batches of a loader, 10,000 rows at most
 
     @property
     def rows(self) -> Tensor:

@@ -122,13 +122,8 @@ def rounded(size: Any, smooth: float) -> Any:
 def edge_sizes(
     model: Network, nodes: Sequence[Tensor], metric: str, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> list[Tensor]:
-    """Sizes of the edges, ``[in, out]`` for each layer, in a metric of :data:`REG_METRICS`.
-
-    Args:
-        nodes: inputs of each layer, ``[N, nodes]``.
-        metric: see :class:`Penalty`.
-        singularity_avoiding, y_th: as in :meth:`KAN.forward`.
-    """
+    """Sizes ``[in, out]`` of the edges of each layer, for its inputs ``nodes [N, nodes]``, in a metric of
+    :class:`Penalty`."""
     guarded = singularity_avoiding, y_th
     if metric in ("edge_backward", "node_backward"):
         scores = attribution_scores(model, nodes, None, None, *guarded).mean()

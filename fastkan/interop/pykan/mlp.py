@@ -253,24 +253,25 @@ class MLP(nn.Module):
         if display_metrics is not None and not set(display_metrics) <= set(results):
             raise ValueError(f"display_metrics must be of {sorted(results)}, got {sorted(display_metrics)}")
         batches = data.batches(batch, seed)
+
+        def terms(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            reg = self.get_reg(reg_metric, lamb_l1, lamb_entropy, x) if lamb else x.new_zeros(())
+            return loss_of(self(x), y), reg
+
         with tqdm(range(steps), disable=not progress, ncols=100, desc="fit") as bar:
             for step in bar:
-                x, y = next(batches)
+                batch_rows = next(batches)
 
-                def terms(x: Tensor = x, y: Tensor = y) -> tuple[Tensor, Tensor]:
-                    reg = self.get_reg(reg_metric, lamb_l1, lamb_entropy, x) if lamb else x.new_zeros(())
-                    return loss_of(self(x), y), reg
-
-                def closure(terms: Callable[[], tuple[Tensor, Tensor]] = terms) -> Tensor:
+                def closure(rows: tuple[Tensor, Tensor] = batch_rows) -> Tensor:
                     optimizer.zero_grad()
-                    loss, reg = terms()
+                    loss, reg = terms(*rows)
                     objective = loss + lamb * reg
                     objective.backward()
                     return objective
 
                 optimizer.step(closure)  # type: ignore[arg-type]
                 with torch.no_grad():
-                    loss, reg = terms()
+                    loss, reg = terms(*batch_rows)
                     found = {"train_loss": loss}
                     if data.test is not None:
                         found["test_loss"] = loss_of(self(data.test[0]), data.test[1])
