@@ -72,22 +72,7 @@ from .version import __version__
 MultKAN = KAN  # as pykan calls it too
 
 __all__ = [
-    "KAN",
-    "SYMBOLIC_LIB",
-    "KANLinear",
-    "MultKAN",
-    "__version__",
-    "add_symbolic",
-    "autotune",
-    "backend",
-    "convert",
-    "convert_state_dict",
-    "create_dataset",
-    "create_dataset_from_data",
-    "explain",
-    "functional",
-    "replace_linear",
-    "to_efficient_kan_state_dict",
-    "to_pykan",
-    *pykan.__all__,
-]
+    "KAN", "SYMBOLIC_LIB", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune", "backend", "convert",
+    "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional", "replace_linear",
+    "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
+]  # fmt: skip

@@ -22,18 +22,6 @@ from ..layers.symbolic import Edge, SymbolicEdges
 from .search import Candidate, SymbolicFits, fit_params, rank, search
 
 __all__ = [
-    "SYMBOLIC_LIB",
-    "Candidate",
-    "Edge",
-    "Interval",
-    "SymbolicEdges",
-    "SymbolicFits",
-    "SymbolicFunction",
-    "add_symbolic",
-    "fit_params",
-    "lookup",
-    "names_of",
-    "rank",
-    "remove_symbolic",
-    "search",
-]
+    "SYMBOLIC_LIB", "Candidate", "Edge", "Interval", "SymbolicEdges", "SymbolicFits", "SymbolicFunction",
+    "add_symbolic", "fit_params", "lookup", "names_of", "rank", "remove_symbolic", "search",
+]  # fmt: skip

@@ -238,6 +238,6 @@ def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
                 raise ValueError(f"{CLAIM}, but can't be called: {error}") from error
             if not all(map(torch.equal, before, random_states())):
                 raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
-            is_close = isinstance(wanted, Tensor) and wanted.shape == got.shape
-            if not (is_close and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))):
+            is_comparable = isinstance(wanted, Tensor) and wanted.shape == got.shape
+            if not (is_comparable and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))):
                 raise ValueError(f"{CLAIM}, but computes something else{' in training mode' * training}")
