@@ -1,6 +1,6 @@
 """The Triton backend: hand-written kernels for F, G and H on NVIDIA GPUs of compute capability 8.0 or newer.
 
-Each contraction is computed in one of four ways, chosen by shape, dtype, order and grid; ``fastkan.explain`` says which:
+Each contraction is computed in one of four ways, chosen by shape, dtype, order and grid (see ``fastkan.explain``):
 
 - *fused*: splines are computed in registers and multiplied at once.
 - *pipelined*: the same with explicit waits, in Gluon, for F and G in two-byte dtypes on Hopper GPUs, so that splines
@@ -11,7 +11,7 @@ Each contraction is computed in one of four ways, chosen by shape, dtype, order 
 The way and its tile sizes come from the first of these sources that has a choice, and from the rules alone wherever
 PyTorch is set to deterministic algorithms:
 
-1. Your own table, ``FASTKAN_TUNING=tuned.json``, which ``python -m bench --gpu OUT --only tune`` has written on the same
+1. Your table, ``FASTKAN_TUNING=tuned.json``, which ``python -m bench --gpu OUT --only tune`` has written on the same
    GPU and versions.
 2. What was tuned here, with ``fastkan.autotune()`` or ``FASTKAN_AUTOTUNE=1``, and cached in ``~/.cache/fastkan`` or
    ``FASTKAN_CACHE``.
