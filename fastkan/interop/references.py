@@ -60,30 +60,23 @@ def references(
     seen: dict[tuple[int, bool], Any] = {}  # keeps the objects alive, so that no id is used twice
     for name, owner in owners.items():
         state = _copied_state(owner) if copied else owner.__dict__
-        for key, value in state.items():
-            if key not in _REGISTRIES:
-                place = owner.__dict__, key
-                yield from _search(value, False, f"{name}.{key}".lstrip("."), place, wanted_ids, inside, seen, copied)
-        for function in _own_methods(type(owner)):
-            attribute = f"{name}.{function.__name__}".lstrip(".")
-            yield from _search(function, True, attribute, None, wanted_ids, inside, seen, copied)
+        starts = [(key, value, False, (owner.__dict__, key)) for key, value in state.items() if key not in _REGISTRIES]
+        starts += [(function.__name__, function, True, None) for function in _own_methods(type(owner))]
+        for key, value, shared, place in starts:
+            for held, *how in _search(value, shared, place, inside, seen, copied):
+                if id(held) in wanted_ids and (how[0] or not isinstance(held, Tensor)):
+                    yield Reference(f"{name}.{key}".lstrip("."), held, *how)
 
 
 def _search(
-    first: Any,
-    first_shared: bool,
-    attribute: str,
-    place: tuple[Any, Any] | None,
-    wanted: set[int],
-    inside: set[int],
-    seen: dict[tuple[int, bool], Any],
-    copied: bool,
-) -> Iterator[Reference]:
-    waiting: deque[tuple[Any, bool, bool, tuple[Any, Any] | None]] = deque([(first, first_shared, False, place)])
+    first: Any, first_shared: bool, place: Any, inside: set[int], seen: dict[tuple[int, bool], Any], copied: bool
+) -> Iterator[tuple[Any, bool, bool, Any]]:
+    """Yield each object that can be reached, with the attributes ``shared``, ``method`` and ``place`` of a
+    reference."""
+    waiting: deque[tuple[Any, bool, bool, Any]] = deque([(first, first_shared, False, place)])
     while waiting:
         value, shared, method, place_of = waiting.popleft()
-        if id(value) in wanted and (shared or not isinstance(value, Tensor)):
-            yield Reference(attribute, value, shared, method, place_of)
+        yield value, shared, method, place_of
         if isinstance(value, _LEAF_TYPES) or id(value) in inside or (id(value), shared) in seen:
             continue
         seen[id(value), shared] = value
@@ -155,14 +148,10 @@ def _attributes(value: Any, copied: bool) -> list[Any]:
     if copied and (hasattr(cls, "__deepcopy__") or _overrides(cls, "__reduce_ex__") or _overrides(cls, "__reduce__")):
         return []
     state = _copied_state(value) if copied else getattr(value, "__dict__", None)
-    slots = [name for each in cls.__mro__ for name in _slots(each)]
-    found = [getattr(value, name, None) for name in slots if not name.startswith("__")]
+    slots = [each.__dict__.get("__slots__", ()) for each in cls.__mro__]
+    names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    found = [getattr(value, name, None) for name in names if not name.startswith("__")]
     return found + (list(state.values()) if isinstance(state, dict) else [state])
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _copied_state(value: Any) -> Any:
@@ -181,18 +170,9 @@ def _overrides(cls: type, name: str) -> bool:
 
 
 def check_unwrapped(module: nn.Module, changed: Iterable[nn.Module], doing: str) -> None:
-    """Check that no wrapper of distributed training contains a module whose parameters will change.
-
-    A wrapper registers hooks on the parameters that it finds, so new ones would not be synchronised.
-
-    Args:
-        module: the root of the model.
-        changed: modules that will be replaced.
-        doing: the operation, as an imperative for the message.
-
-    Raises:
-        ValueError: naming the wrapper.
-    """
+    """Check that no wrapper of distributed training contains a module that will be replaced: its hooks are on the
+    present parameters, so new ones would not be synchronised. ``doing`` names the operation in the error, as an
+    imperative."""
     parts = {part for each in changed for part in each.modules()}
     for name, each in module.named_modules():
         if _is_wrapper(each) and any(part in parts for part in each.modules()):

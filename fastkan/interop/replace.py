@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -137,9 +138,7 @@ def replace_linear(
         known = ", ".join(name for names, _ in places for name in names) or "none"
         raise ValueError(f"select={select!r} matches no nn.Linear; the model has: {known}")
     for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
-        if isinstance(pattern, str) and not any(
-            _matches(pattern, name, each) for names, each in places for name in names
-        ):
+        if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for names, _ in places for name in names):
             raise ValueError(f"select has the pattern {pattern!r}, which matches no nn.Linear")
     check_unwrapped(model, chosen.values(), "replace the linears of")
     report, layers, readers = ReplacementReport(), {}, _Readers(model, list(chosen.values()))
@@ -164,14 +163,13 @@ def replace_linear(
     hooked = [names[0] for names, linear in places if id(linear) in layers and has_hooks(linear)]
     if hooked:
         warn(f"the hooks of {', '.join(hooked)} are lost with the linear")
-    undo = _put_in_place(model, layers)
     try:
-        if sample is not None:
-            _update_grids(model, list(layers.values()), sample)
-    except BaseException as error:
-        undo()
-        if not isinstance(error, Exception):
-            raise
+        with ExitStack() as undo:
+            _put_in_place(model, layers, undo)
+            if sample is not None:
+                _update_grids(model, list(layers.values()), sample)
+            undo.pop_all()
+    except Exception as error:
         raise ValueError(f"sample must be an input that model can be called with; the call raised {error!r}") from error
     return report
 
@@ -245,12 +243,11 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
 
 
-def _put_in_place(model: nn.Module, layers: dict[int, KANLinear]) -> Callable[[], None]:
-    """Put the new layers into the model, and return a function that undoes this."""
-    before: list[tuple[dict[str, Any], str, Any]] = []
+def _put_in_place(model: nn.Module, layers: dict[int, KANLinear], undo: ExitStack) -> None:
+    """Put the new layers into the model; the callbacks of ``undo`` put the linears back."""
 
     def put(space: dict[str, Any], name: str, value: Any) -> None:
-        before.append((space, name, space[name]))
+        undo.callback(space.__setitem__, name, space[name])
         space[name] = value
 
     for parent in list(model.modules()):
@@ -262,12 +259,6 @@ def _put_in_place(model: nn.Module, layers: dict[int, KANLinear]) -> Callable[[]
     for each in model.modules():
         if isinstance(each, nn.TransformerEncoder) and any(isinstance(m, KANLinear) for m in each.modules()):
             put(each.__dict__, "use_nested_tensor", False)
-
-    def undo() -> None:
-        for space, name, value in reversed(before):
-            space[name] = value
-
-    return undo
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -268,20 +269,15 @@ def module(model: Network, start_layer: int, chain: str) -> None:
     if len(groups) % 2 or layers[-1] >= model.depth:
         raise ValueError(f"chain must have two lists for each layer from {start_layer} up to at most "
                          f"{model.depth - 1}, got {chain!r}")  # fmt: skip
-    off = []
-    for l, nodes, subnodes in zip(layers, groups[::2], groups[1::2]):
-        inputs = _non_negative(nodes, model.width_in[l], chain)
-        outputs = _non_negative(subnodes, model.width_out[l + 1], chain)
-        off += [(l, i, j) for i in range(model.width_in[l]) for j in range(model.width_out[l + 1])
-                if (i in inputs) != (j in outputs)]  # fmt: skip
-    for edge in off:
-        remove_edge(model, *edge)
-
-
-def _non_negative(nodes: Sequence[int], count: int, chain: str) -> set[int]:
-    if not all(-count <= node < count for node in nodes):
-        raise ValueError(f"chain must name nodes below {count} in each place, got {chain!r}")
-    return {node % count for node in nodes}
+    counts = [count for l in layers for count in (model.width_in[l], model.width_out[l + 1])]
+    for nodes, count in zip(groups, counts):
+        if not all(-count <= node < count for node in nodes):
+            raise ValueError(f"chain must name nodes below {count} in each place, got {chain!r}")
+    members = [{node % count for node in nodes} for nodes, count in zip(groups, counts)]
+    for place, l in enumerate(layers):
+        for i, j in itertools.product(range(counts[2 * place]), range(counts[2 * place + 1])):
+            if (i in members[2 * place]) != (j in members[2 * place + 1]):
+                remove_edge(model, l, i, j)
 
 
 def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:

@@ -55,7 +55,6 @@ def attribution_scores(
         nodes: the values that enter each layer, ``[N, nodes]``.
         layer: the target layer of nodes, counted from the inputs; None is the last.
         out_score: weights ``[nodes]`` of its nodes; None stands for 1.
-        singularity_avoiding, y_th: as in :meth:`KAN.forward`.
     """
     last = model.depth if layer is None else layer
     guarded = singularity_avoiding, y_th

@@ -14,6 +14,7 @@ from fastkan_kernels import FLAG, INDEX, SEED, Int, OneOrEach, checked
 from ..layers.init import reinitialize
 from ..layers.linear import KANLinear
 from ..layers.symbolic import SymbolicEdges
+from .core import AFFINE
 
 if TYPE_CHECKING:
     from .core import NetworkT
@@ -22,13 +23,8 @@ if TYPE_CHECKING:
 @torch.inference_mode(False)
 @torch.no_grad()
 def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
-    """Return a new network with only some nodes of each layer, and the edges between them.
-
-    It shares no tensors with the model.
-
-    Args:
-        nodes: for each layer of nodes, from the inputs on, the nodes to keep, in ascending order.
-    """
+    """Return a new network with only some nodes of each layer, in ascending order, and the edges between them, that
+    shares no tensors with the model."""
     new = copy.deepcopy(model)
     subnodes = []
     for layer, kept in enumerate(nodes):
@@ -38,10 +34,9 @@ def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
         ends = list(nodes[layer]), subnodes[layer + 1]
         new.layers[layer] = _with_edges(model.layers[layer], *ends)
         new.symbolic[layer] = model.symbolic[layer].subset(*ends)
-        for part, kept in ((new.node_scale, nodes[layer + 1]), (new.node_bias, nodes[layer + 1])):
-            part[layer] = _selected(part[layer], list(kept))
-        for part in (new.subnode_scale, new.subnode_bias):
-            part[layer] = _selected(part[layer], subnodes[layer + 1])
+        for name in AFFINE:
+            part = getattr(new, name)
+            part[layer] = _selected(part[layer], (nodes if name.startswith("node") else subnodes)[layer + 1])
     new.input_id = model.input_id[list(nodes[0])].clone()
     new.prune_mask = None
     for layer in new.layers:
@@ -122,17 +117,13 @@ def expand_width(
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     model.layers[layer_id - 1] = _widened(before, 1, at_subnode, subnodes, generator)
     model.layers[layer_id] = _widened(after, 0, at_node, n_added_nodes, generator)
-    for layer, along, at, count in ((layer_id - 1, 1, at_subnode, subnodes), (layer_id, 0, at_node, n_added_nodes)):
-        _shift(model.symbolic, layer, along, at, count)
-    for part, at, count in (
-        (model.node_scale, at_node, n_added_nodes),
-        (model.node_bias, at_node, n_added_nodes),
-        (model.subnode_scale, at_subnode, subnodes),
-        (model.subnode_bias, at_subnode, subnodes),
-    ):
+    _shift(model.symbolic, layer_id - 1, 1, at_subnode, subnodes)
+    _shift(model.symbolic, layer_id, 0, at_node, n_added_nodes)
+    for name in AFFINE:
+        part = getattr(model, name)
+        at, count = (at_node, n_added_nodes) if name.startswith("node") else (at_subnode, subnodes)
         parameter = part[layer_id - 1]
-        value = 1.0 if part in (model.node_scale, model.subnode_scale) else 0.0
-        fresh = parameter.new_full((count,), value)
+        fresh = parameter.new_full((count,), float(name.endswith("scale")))
         joined = torch.cat([parameter[:at], fresh, parameter[at:]])
         part[layer_id - 1] = nn.Parameter(joined, requires_grad=parameter.requires_grad)
     model.architecture = old._replace(sums=tuple(sums), arities=tuple(arities))
@@ -143,39 +134,24 @@ def expand_width(
 def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch.Generator | None) -> KANLinear:
     """Return a layer with ``count`` more inputs (``along`` 0) or outputs (``along`` 1) at position ``at``.
 
-    Edges of new inputs are 0, and those of new outputs are random.
+    Edges of new inputs are 0, and those of new outputs are random. New inputs get the grid of the first one.
     """
-    inputs, outputs = layer.in_features + count * (along == 0), layer.out_features + count * (along == 1)
-    with torch.random.fork_rng(devices=[]):
-        new = KANLinear(
-            inputs, outputs, layer.grid_size, layer.spline_order,
-            base=layer.base, spline_scale=layer.spline_scale is not None, dtype=layer.spline_weight.dtype,
-        ).to(layer.knots.device)  # fmt: skip
-    new.outside = layer.outside
-    new.train(layer.training)
-    knots = layer.knots
-    if along == 0:  # new inputs get the grid of the first one
-        knots = torch.cat([knots[:at], knots[:1].expand(count, -1), knots[at:]])
-    new._write_knots(knots)
-    reinitialize(new, generator)
-    kept = [place for place in range(inputs if along == 0 else outputs) if not at <= place < at + count]
+    ends = list(range(layer.in_features)), list(range(layer.out_features))
+    ends[along][at:at] = [0] * count
+    new = _with_edges(layer, *ends)
+    new._outside_count = None
+    fresh = copy.deepcopy(new)
+    reinitialize(fresh, generator)
+    added = slice(at, at + count)
     for name in ("spline_weight", "base_weight", "spline_scale"):
-        old, fresh = getattr(layer, name), getattr(new, name)
-        if old is None:
-            continue
-        fresh.requires_grad_(old.requires_grad or name in layer._frozen)
-        if along == 0 and name != "spline_scale":
-            fresh.zero_()
-        if along == 0:
-            fresh[..., kept, :] = old
-        else:
-            fresh[..., kept] = old
+        own, drawn = getattr(new, name), getattr(fresh, name)
+        if own is not None and along == 0:
+            own[..., added, :] = drawn[..., added, :] if name == "spline_scale" else 0.0
+        elif own is not None:
+            own[..., added] = drawn[..., added]
     if layer.mask is not None:
-        mask = torch.ones(inputs, outputs, device=knots.device)
-        if along == 0:
-            mask[kept] = layer.mask.to(mask)
-        else:
-            mask[:, kept] = layer.mask.to(mask)
+        mask = layer.mask[ends[0]][:, ends[1]]
+        mask.movedim(along, 0)[added] = 1.0
         new.set_mask(mask)
     return new
 
@@ -224,13 +200,9 @@ def expand_depth(model: NetworkT) -> NetworkT:
         symbolic.fix(node, node, "x")
     model.layers.append(layer.train(last.training))
     model.symbolic.append(symbolic.train(last.training))
-    for part, value in (
-        (model.node_scale, 1.0),
-        (model.node_bias, 0.0),
-        (model.subnode_scale, 1.0),
-        (model.subnode_bias, 0.0),
-    ):
-        fresh = torch.full((count,), value, device=model.device, dtype=model.dtype)
+    for name in AFFINE:
+        part = getattr(model, name)
+        fresh = torch.full((count,), float(name.endswith("scale")), device=model.device, dtype=model.dtype)
         part.append(nn.Parameter(fresh, requires_grad=part[-1].requires_grad))
     old = model.architecture
     model.architecture = old._replace(sums=(*old.sums, count), arities=(*old.arities, ()))
@@ -276,13 +248,9 @@ def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
         every = list(range(model.width_in[l - 1]))
         model.layers[l - 1] = _with_edges(model.layers[l - 1], every, subnodes)
         model.symbolic[l - 1] = model.symbolic[l - 1].subset(every, subnodes)
-        for part, kept in (
-            (model.node_scale, nodes),
-            (model.node_bias, nodes),
-            (model.subnode_scale, subnodes),
-            (model.subnode_bias, subnodes),
-        ):
-            part[l - 1] = _selected(part[l - 1], kept)
+        for name in AFFINE:
+            part = getattr(model, name)
+            part[l - 1] = _selected(part[l - 1], nodes if name.startswith("node") else subnodes)
     model.prune_mask = None
     return model
 

@@ -51,9 +51,7 @@ def prune(
     return _pruned(model, node_th, edge_th, x, dataset)
 
 
-@checked(
-    threshold=REAL, mode=Choice(("auto", "manual")), active_neurons_id=Optional(Each(Each(INDEX)))
-)  # fmt: skip
+@checked(threshold=REAL, mode=Choice(("auto", "manual")), active_neurons_id=Optional(Each(Each(INDEX))))
 def prune_node(
     model: NetworkT,
     threshold: float = 1e-2,
@@ -79,10 +77,8 @@ def prune_node(
             raise ValueError("mode='manual' needs active_neurons_id")
         return _pruned(model, threshold, None, x, dataset)
     if len(active_neurons_id) != model.depth - 1:
-        raise ValueError(
-            f"active_neurons_id must have a list for each of the {model.depth - 1} hidden layers, got "
-            f"{len(active_neurons_id)}"
-        )
+        raise ValueError(f"active_neurons_id must have a list for each of the {model.depth - 1} hidden layers, "
+                         f"got {len(active_neurons_id)}")  # fmt: skip
     nodes = [list(range(model.width_in[0]))]
     for layer, kept in enumerate(active_neurons_id, start=1):
         _check_nodes(f"active_neurons_id[{layer - 1}]", kept, model.width_in[layer])
@@ -130,15 +126,13 @@ def prune_input(
         worth = _scores(model, rows_for(model, x, dataset)).nodes[0].amax(0)
         kept = [node for node, score in enumerate(worth.tolist()) if score > threshold]
         if not kept:
-            raise ValueError(
-                f"threshold={threshold} would leave no input; the most important one is worth {worth.max():.2g}"
-            )
+            most = f"{worth.max():.2g}"
+            raise ValueError(f"threshold={threshold} would leave no input; the most important one is worth {most}")
     else:
         for column in active_inputs:
             if column not in columns:
-                raise ValueError(
-                    f"active_inputs must be of the columns that the network reads, {columns}; got {column}"
-                )
+                raise ValueError(f"active_inputs must be of the columns that the network reads, {columns}; "
+                                 f"got {column}")  # fmt: skip
         kept = sorted(columns.index(column) for column in set(active_inputs))
         if not kept:
             raise ValueError("active_inputs must keep at least one input")
@@ -249,9 +243,9 @@ def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
 
 def _keep_only(model: Network, layer: int, on: Tensor) -> None:
     """Switch off the splines and formulas of a layer, in place, where ``on [in, out]`` is False."""
-    numeric = mask_of(model.layers[layer]).cpu() & on
-    if not bool((numeric | ~mask_of(model.layers[layer]).cpu()).all()):
-        model.layers[layer].set_mask(numeric.float())
+    before = mask_of(model.layers[layer]).cpu()
+    if not torch.equal(before & on, before):
+        model.layers[layer].set_mask((before & on).float())
     for edge in model.symbolic[layer].edges:
         if not on[edge.i, edge.j]:
             model.symbolic[layer].unfix(edge.i, edge.j)

@@ -14,17 +14,8 @@ MAX_SAMPLES = 10_000  # rows that are kept or read from a loader: enough to fit 
 
 
 class Sample:
-    """The rows that a network remembers. Copies of the network copy them; pickles leave them out.
-
-    Args:
-        rows: ``[N, in_features]``, or None. At most ``MAX_SAMPLES`` are kept, including those with the least and the
-            greatest value of each column.
-
-    Example:
-        >>> from fastkan.network.samples import Sample
-        >>> Sample(torch.rand(50_000, 2)).rows.shape
-        torch.Size([10000, 2])
-    """
+    """The rows ``[N, in_features]`` that a network remembers, or None. Copies of the network copy them; pickles leave
+    them out. At most ``MAX_SAMPLES`` are kept, including those with the least and the greatest value of each column."""
 
     def __init__(self, rows: Tensor | None = None) -> None:
         self.rows = None if rows is None or rows.shape[0] == 0 else _subsample(rows.detach()).clone()
@@ -37,10 +28,8 @@ class Sample:
 
 
 def _subsample(rows: Tensor) -> Tensor:
-    """Return at most ``MAX_SAMPLES`` rows in their order, the same ones on every call.
-
-    They are drawn at random, because every n-th row would miss values that alternate with a period of n.
-    """
+    """Return at most ``MAX_SAMPLES`` rows in their order, the same ones on every call. They are drawn at random: every
+    n-th row would miss values that alternate with a period of n."""
     if len(rows) <= MAX_SAMPLES:
         return rows
     ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()
@@ -103,11 +92,7 @@ def concatenate_inputs(batches: Iterable[Sequence[Tensor]]) -> Tensor:
 
 
 def dataset_inputs(dataset: Any) -> Any:
-    """Return the inputs of a pair ``(x, y)``, of a ``Dataset`` of single samples, or of a loader's first batches.
-
-    Raises:
-        TypeError: for anything else.
-    """
+    """Return the inputs of a pair ``(x, y)``, of a ``Dataset`` of single samples, or of a loader's first batches."""
     dataset = samples_as_pair(dataset)
     is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
     if is_pair and (is_array(dataset[0]) or is_number_list(dataset[0])):
@@ -116,10 +101,8 @@ def dataset_inputs(dataset: Any) -> Any:
     batches = iter(dataset) if can_iterate else iter(())
     first = next(batches, None)
     if not isinstance(first, (tuple, list)) or len(first) != 2:
-        raise TypeError(
-            f"dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, got "
-            f"{type(dataset).__name__}"
-        )
+        raise TypeError("dataset must be a dictionary with train_input, a pair (x, y), or a loader of such pairs, "
+                        f"got {type(dataset).__name__}")  # fmt: skip
     return concatenate_inputs([as_tensor("x", batch[0])] for batch in itertools.chain([first], batches))
 
 

@@ -9,25 +9,13 @@ from torch import Tensor
 
 
 def connection_cost(sizes: Sequence[Tensor]) -> float:
-    """Return the sum over all edges of size times length.
-
-    The length of an edge is the distance between the positions of its two nodes, if the nodes of every layer are spaced
-    evenly over a width of 1.
-
-    Args:
-        sizes: the sizes of the edges of each layer, ``[in, out]``.
-
-    Example:
-        >>> connection_cost([torch.eye(2)]), connection_cost([1 - torch.eye(2)])
-        (0.0, 1.0)
-    """
-    return float(sum((size * _distances(size)).sum() for size in sizes))
-
-
-def _distances(size: Tensor) -> Tensor:
-    """Return the lengths of a layer's edges, ``[in, out]``."""
-    ends = [(torch.arange(count, device=size.device) + 0.5) / count for count in size.shape]
-    return (ends[0].unsqueeze(1) - ends[1]).abs()
+    """Return the sum of size times length over the edges of all layers, whose sizes are ``[in, out]``. The length of an
+    edge is the distance between its two nodes, with the nodes of every layer spaced evenly over a width of 1."""
+    total = 0.0
+    for size in sizes:
+        starts, ends = ((torch.arange(count, device=size.device) + 0.5) / count for count in size.shape)
+        total += float((size * (starts.unsqueeze(1) - ends).abs()).sum())
+    return total
 
 
 def order_nodes(
@@ -41,7 +29,7 @@ def order_nodes(
     For each node in turn, the best partner among the nodes of its layer with as many subnodes is taken.
 
     Args:
-        sizes: the sizes of the edges of each layer, ``[in, out]``; not changed.
+        sizes: as for :func:`connection_cost`; not changed.
         swap: a function ``(l, i1, i2)`` that exchanges the nodes i1 and i2 of layer l.
         groups: for each layer of nodes, the list of subnodes of each node; None stands for one subnode each.
         layers: the hidden layers to reorder; None stands for all.

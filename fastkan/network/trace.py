@@ -42,24 +42,19 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
     Raises:
         TypeError, ValueError: for rows of another shape or kind; if strict also for fewer than ``min_rows`` different
             rows, or with NaN or infinities.
-
-    Example:
-        >>> from fastkan.network.trace import rows_for
-        >>> rows_for(KAN(width=[2, 1]), [[0.0, 1.0], [1.0, 0.0]]).shape
-        torch.Size([2, 2])
     """
     if x is not None and dataset is not None:
         raise ValueError("x and dataset both say which rows to use: give one of them")
     name = "x"
-    if x is not None:
-        rows = rows_of(_read_rows("x", x), model.in_features)
-    elif isinstance(dataset, Mapping):
+    if isinstance(dataset, Mapping):
         name = "train_input"
         if name not in dataset:
             raise ValueError(f"dataset must have train_input, got only {list(dataset)}")
-        rows = rows_of(_read_rows(name, dataset[name]), model.in_features)
+        x = dataset[name]
     elif dataset is not None:
-        rows = rows_of(_read_rows("x", dataset_inputs(dataset)), model.in_features)
+        x = dataset_inputs(dataset)
+    if x is not None or dataset is not None:
+        rows = rows_of(_read_rows(name, x), model.in_features)
     elif model.sample is not None:
         name, rows = "model.sample", model.sample
     else:
@@ -79,14 +74,12 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
 
 @torch.no_grad()
 def default_rows(model: Network) -> Tensor:
-    """Return the rows of the last :meth:`KAN.fit` or :meth:`KAN.get_act` or, before any, points spread evenly over the
-    first layer's grids, ``[N, in_features]``."""
+    """Return the rows ``[N, in_features]`` of :func:`rows_for` without ``x``, unchecked."""
     return rows_for(model, strict=False)
 
 
 def grid_points(model: Network) -> Tensor:
-    """Return 1,024 points spread evenly over the first layer's grids, ``[1024, in_features]``; inputs that the network
-    does not read are 0."""
+    """Return points spread evenly over the first layer's grids, ``[1024, in_features]``; unread inputs are 0."""
     limits = grids.interior(model.layers[0].knots, model.layers[0].spline_order).double()
     unit = torch.quasirandom.SobolEngine(len(limits)).draw(1024, dtype=torch.float64).to(model.device)
     points = torch.zeros(len(unit), model.in_features, dtype=model.dtype, device=model.device)
@@ -96,11 +89,7 @@ def grid_points(model: Network) -> Tensor:
 
 
 def _read_rows(name: str, value: Any) -> Tensor:
-    """Read rows given as a tensor, an array or lists of numbers into a floating-point tensor.
-
-    Raises:
-        TypeError, ValueError: for anything else.
-    """
+    """Read rows given as a tensor, an array or lists of numbers into a floating-point tensor."""
     if isinstance(value, (list, tuple)):
         try:
             value = torch.tensor(value, dtype=torch.float64)
@@ -111,11 +100,10 @@ def _read_rows(name: str, value: Any) -> Tensor:
 
 
 def _check_different(name: str, rows: Tensor, min_rows: int) -> None:
-    """Raise a ValueError for fewer than ``min_rows`` different rows. The first rows usually suffice to tell, and are
-    compared before all of them are."""
+    """Raise a ValueError for fewer than ``min_rows`` different rows."""
     if not len(rows):
         raise ValueError(f"{name} must have at least one sample, got none")
-    if len(rows) >= min_rows and (min_rows <= 1 or len(rows[: 8 * min_rows].unique(dim=0)) >= min_rows):
+    if len(rows[: 8 * min_rows].unique(dim=0)) >= min_rows:  # the first rows usually suffice
         return
     count = len(rows.unique(dim=0))
     if count < min_rows:

@@ -77,7 +77,6 @@ def create_dataset(
     limits = _limits(ranges, n_var)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     generator = _generator(seed)
-
     exact = torch.float32 if dtype.itemsize == 2 else dtype
     inputs = {"train": torch.empty(train_num, n_var, dtype=exact), "test": torch.empty(test_num, n_var, dtype=exact)}
     for i, (low, high) in enumerate(limits):
@@ -199,12 +198,6 @@ class Data:
         loader: function that returns an endless iterator of a loader's batches; None for data that are not a loader.
         labels: the form of the labels that the loss takes.
         loaded: inputs of all batches of a loader, 10,000 rows at most; None for data that are not a loader.
-
-    Example:
-        >>> from fastkan.training.data import Data
-        >>> x, y = next(Data(torch.rand(9, 2), torch.rand(9, 1)).batches(4, seed=0))
-        >>> x.shape, y.shape
-        (torch.Size([4, 2]), torch.Size([4, 1]))
     """
 
     train_input: Tensor
@@ -256,8 +249,7 @@ class Data:
         x, y = self.train
         while True:
             order = torch.randperm(len(x), generator=generator).to(x.device)
-            for first in range(0, len(x) - batch + 1, batch):
-                rows = order[first : first + batch]
+            for rows in order[: len(x) // batch * batch].split(batch):
                 yield x[rows], y[rows]
 
 
@@ -289,12 +281,6 @@ def read_data(
     Raises:
         TypeError, ValueError: for any other data set, for data without rows, NaN or infinities, and for labels that a
             loss would broadcast against the output. Later batches of a loader are checked when they are read.
-
-    Example:
-        >>> from fastkan.training.data import read_data
-        >>> data = read_data((torch.rand(9, 2), torch.rand(9)), in_features=2, out_features=1)
-        >>> data.train_label.shape, data.test
-        (torch.Size([9, 1]), None)
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
     labels = Labels(loss_fn, out_features, dtype)
@@ -311,16 +297,13 @@ def read_data(
         test = form.read(dataset["test_input"], dataset["test_label"], "test_input", "test_label", least=0)
         return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
     dataset = samples_as_pair(dataset)
-    if (
-        isinstance(dataset, (tuple, list))
-        and len(dataset) == 2
-        and all(is_array(e) or is_number_list(e) for e in dataset)
-    ):
+    is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
+    if is_pair and all(is_array(part) or is_number_list(part) for part in dataset):
         return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
         raise TypeError(
-            f"dataset must be something that can be iterated over again and again, got {type(dataset).__name__}, "
-            f"which ends: put its batches in a list"
+            f"dataset must be something that can be iterated over again and again, got {type(dataset).__name__}, which "
+            "ends: put its batches in a list"
         )
     if is_array(dataset) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
         raise TypeError(
@@ -332,7 +315,8 @@ def read_data(
         number = -1
         for number, batch in enumerate(dataset):
             if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-                raise TypeError(f"batch {number} of dataset must be a pair (x, y), got {_described(batch)}")
+                got = type(batch).__name__ + (f" of length {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+                raise TypeError(f"batch {number} of dataset must be a pair (x, y), got {got}")
             yield form.read(batch[0], batch[1], f"x of batch {number}", f"y of batch {number}")
         if number == -1:
             raise ValueError("dataset must have at least one batch, got none")
@@ -372,8 +356,3 @@ def _check_rows(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:
         raise ValueError(
             f"{y_name} must have as many rows as {x_name}, got the shapes {list(y.shape)} and {list(x.shape)}"
         )
-
-
-def _described(value: Any) -> str:
-    length = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
-    return f"{type(value).__name__}{length}"

@@ -12,23 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import (
-    SEED,
-    Callback,
-    Choice,
-    Each,
-    Flag,
-    Int,
-    Kind,
-    Optional,
-    Real,
-    Text,
-    checked,
-    is_sequence,
-    kind_of,
-    warn,
-)
-from fastkan_kernels import Path as PathKind
+from fastkan_kernels import is_sequence, kind_of, warn
+from fastkan_kernels import validation as kinds
 
 from ..layers import grid
 from ..layers.distributed import check_one_process
@@ -49,7 +34,7 @@ MAX_MEDIAN = 50.0  # median magnitude of a column; beyond it the base function i
 MAX_OUTSIDE = 0.5  # share of a column's rows outside of the grid
 
 
-class _Opt(Choice):
+class _Opt(kinds.Choice):
     """Argument kind: an optimizer's name. The mistake ``fit(x, y)``, which passes labels here, gets its own message."""
 
     def read(self, name: str, value: Any) -> str:
@@ -60,7 +45,7 @@ class _Opt(Choice):
         return super().read(name, value)
 
 
-class _Names(Kind):
+class _Names(kinds.Kind):
     """Argument kind: a collection of names out of a given list; a plain string, a collection of letters, is refused."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -74,41 +59,20 @@ class _Names(Kind):
         return entries
 
 
-STRENGTH = Real(least=0)
+STRENGTH = kinds.Real(least=0)
 
 
-@checked(
-    opt=_Opt(OPTIMIZERS),
-    steps=Int(least=0),
-    log=Int(least=1),
-    lamb=STRENGTH,
-    lamb_l1=STRENGTH,
-    lamb_entropy=STRENGTH,
-    lamb_coef=STRENGTH,
-    lamb_coefdiff=STRENGTH,
-    update_grid=Flag(),
-    grid_update_num=Int(least=1),
-    loss_fn=Optional(Callback()),
-    lr=Real(above=0),
-    start_grid_update_step=Int(least=-1),
-    stop_grid_update_step=Int(least=-1),
-    batch=Int(),
-    metrics=Optional(Each(Callback())),
-    display_metrics=Optional(Each(Text())),
-    save_fig=Flag(),
-    beta=Real(),
-    save_fig_freq=Int(least=1),
-    img_folder=PathKind(),
-    singularity_avoiding=Flag(),
-    y_th=Real(),
-    reg_metric=Choice(REG_METRICS),
-    train=Optional(_Names(TRAINABLE)),
-    try_without=Flag(),
-    callbacks=Each(Callback()),
-    early_stopping=Optional(Int(least=1)),
-    seed=SEED,
-    progress=Flag(),
-)
+@kinds.checked(
+    opt=_Opt(OPTIMIZERS), steps=kinds.INDEX, log=kinds.Int(least=1), lamb=STRENGTH, lamb_l1=STRENGTH,
+    lamb_entropy=STRENGTH, lamb_coef=STRENGTH, lamb_coefdiff=STRENGTH, update_grid=kinds.FLAG,
+    grid_update_num=kinds.Int(least=1), loss_fn=kinds.Optional(kinds.Callback()), lr=kinds.Real(above=0),
+    start_grid_update_step=kinds.Int(least=-1), stop_grid_update_step=kinds.Int(least=-1), batch=kinds.Int(),
+    metrics=kinds.Optional(kinds.Each(kinds.Callback())), display_metrics=kinds.Optional(kinds.Each(kinds.Text())),
+    save_fig=kinds.FLAG, beta=kinds.REAL, save_fig_freq=kinds.Int(least=1), img_folder=kinds.Path(),
+    singularity_avoiding=kinds.FLAG, y_th=kinds.REAL, reg_metric=kinds.Choice(REG_METRICS),
+    train=kinds.Optional(_Names(TRAINABLE)), try_without=kinds.FLAG, callbacks=kinds.Each(kinds.Callback()),
+    early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG,
+)  # fmt: skip
 def fit(
     model: Network,
     dataset: Any,
@@ -216,18 +180,16 @@ def fit(
         >>> results["train_loss"][-1] < 0.01
         True
     """
+    from tqdm import tqdm
+
     check_one_process("fit")
     if batch != -1 and batch < 1:
         raise ValueError(f"batch must be at least 1, or -1 for all rows, got {batch}")
     penalty = Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric) if lamb else None
     data = read_data(
-        dataset,
-        in_features=model.in_features,
-        out_features=model.width_in[-1],
-        device=model.device,
-        dtype=model.dtype,
+        dataset, in_features=model.in_features, out_features=model.width_in[-1], device=model.device, dtype=model.dtype,
         loss_fn=loss_fn,
-    )
+    )  # fmt: skip
     guarded = singularity_avoiding, y_th
     objective = Objective(model, _checked_loss(model, data, batch, guarded), penalty, lamb, guarded)
     stops_early = early_stopping is not None
@@ -256,7 +218,8 @@ def fit(
 
     last_good = copy_state(model), 0  # after the last complete step, with its count; set together, for interrupts
     best_state, best_step = last_good[0], -1
-    with _in_history(model, parameters, results), _progress_bar(steps, progress) as bar:
+    bar = tqdm(range(steps), disable=not progress, ncols=100, desc="fit")
+    with _in_history(model, parameters, results), bar:
         try:
             for step in bar:
                 x, y = next(batches)
@@ -274,7 +237,8 @@ def fit(
                         optimizer.restart()
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])
-                    warn(_NOT_FINITE.format(step=step), RuntimeWarning)
+                    problem = f"step {step} made the loss infinite or NaN"
+                    warn(f"{problem}; the fit ends with the parameters before that step", RuntimeWarning)
                     break
                 record.measure_metrics()
                 last_good = copy_state(model), step + 1
@@ -284,8 +248,9 @@ def fit(
                 returned = [callback(model, step, results) for callback in callbacks]
                 if runs_callers_code:
                     last_good = copy_state(model), step + 1
-                if callbacks and not _are_same(parameters, current := _trained_parameters(model, train)):
-                    parameters[:] = current  # a callback has replaced parameters of the network
+                current = _trained_parameters(model, train) if callbacks else parameters
+                if list(map(id, current)) != list(map(id, parameters)):  # a callback has replaced some
+                    parameters[:] = current
                     optimizer = make_optimizer()
                 ends = any(value is True for value in returned)
                 if early_stopping is not None:
@@ -307,12 +272,8 @@ def fit(
     return results
 
 
-_NOT_FINITE = "step {step} made the loss infinite or NaN; the fit ends with the parameters before that step"
-
-
 def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) -> Loss | None:
-    """Return the loss after calling it once, on as many rows as the first step has; a classification loss also has all
-    labels checked against the number of outputs."""
+    """Call the loss on as many rows as the first step has, check the labels of a classification loss, and return it."""
     assert data.labels is not None
     x, y = data.train
     rows = len(x) if batch == -1 or data.loader is not None else min(batch, len(x))
@@ -357,14 +318,10 @@ def _trained_parameters(model: Network, train: Collection[str] | None) -> list[n
     return trained
 
 
-def _are_same(some: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> bool:
-    return list(map(id, some)) == list(map(id, others))
-
-
 @contextmanager
 def _in_history(model: Network, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
-    """Append the record to ``model.history`` for the duration of a fit and after it, unless an exception comes before
-    the first step is complete; restore the gradients that the parameters had before."""
+    """Append the record to ``model.history``, and remove it if an exception comes before the first step is complete.
+    Gradients of the parameters are restored at the end."""
     before = [(parameter, parameter.grad) for parameter in parameters]
     model.history.append(results)
     try:
@@ -380,14 +337,6 @@ def _in_history(model: Network, parameters: list[nn.Parameter], results: dict[st
             parameter.grad = gradient
 
 
-@contextmanager
-def _progress_bar(steps: int, progress: bool) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    with tqdm(range(steps), disable=not progress, ncols=100, desc="fit") as bar:
-        yield bar
-
-
 def _describe(bar: Any, step: int, log: int, results: dict[str, list[float]], names: Sequence[str] | None) -> None:
     if bar.disable or step % log:
         return
@@ -398,8 +347,7 @@ def _describe(bar: Any, step: int, log: int, results: dict[str, list[float]], na
 def _draw(
     model: Any, folder: Path, step: int | None, in_vars: Sequence | None, out_vars: Sequence | None, beta: float
 ) -> None:
-    """Draw the network and write the picture into the folder. Without a step it is only drawn, before the fit begins,
-    so that invalid arguments raise then."""
+    """Draw the network and write the picture into the folder; without a step only draw it, to check the arguments."""
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -420,12 +368,9 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
         got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
         raise ValueError(f"dataset must be a dictionary with test_input and test_label, got {got}")
     data = read_data(
-        (dataset["test_input"], dataset["test_label"]),
-        in_features=model.in_features,
-        out_features=model.width_in[-1],
-        device=model.device,
-        dtype=model.dtype,
-    )
+        (dataset["test_input"], dataset["test_label"]), in_features=model.in_features,
+        out_features=model.width_in[-1], device=model.device, dtype=model.dtype,
+    )  # fmt: skip
     return {"test_loss": (model(data.train_input) - data.train_label).square().mean().sqrt().item()}
 
 
@@ -433,31 +378,19 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
 
 
 class Record:
-    """The losses, the penalty and the metrics of each step, as :func:`fit` returns them.
+    """The losses, the penalty and the metrics of each step, as :func:`fit` returns them in ``results``.
 
     Args:
-        objective: objective of the fit.
-        data: data of the fit.
-        metrics: functions without argument.
         batch: number of test rows on which the test loss is measured; -1 uses all.
         log: number of steps between measurements of the test loss.
         seed: seed of the order of the test rows.
 
     Raises:
         ValueError: if two metrics have the same name, or one is named like a loss.
-
-    Attributes:
-        results: for each name a list with an entry for each step.
     """
 
     def __init__(
-        self,
-        objective: Objective,
-        data: Data,
-        metrics: Sequence[Callable[[], Any]] = (),
-        batch: int = -1,
-        log: int = 1,
-        seed: int | None = 0,
+        self, objective: Objective, data: Data, metrics: Sequence[Callable[[], Any]], batch: int, log: int, seed: int
     ) -> None:
         self.objective, self.test, self.log, self.metrics = objective, data.test, log, metrics
         self.batches = None if data.test is None else Data(*data.test).batches(batch, seed)
@@ -471,15 +404,8 @@ class Record:
         self.is_final = True  # whether the last test loss is that of the current parameters on the whole test set
 
     def measure(self, step: int, x: Tensor, y: Tensor, evaluated: Evaluated | None) -> bool:
-        """Append the losses and the penalty after a step.
-
-        Args:
-            x, y: the batch of the step.
-            evaluated: loss and penalty on this batch if they are known already.
-
-        Returns:
-            Whether they are finite; if not, nothing is appended.
-        """
+        """Append the losses and the penalty after a step on the batch ``(x, y)``, and return whether they are finite;
+        if not, nothing is appended. ``evaluated`` has loss and penalty if they are known already."""
         with torch.no_grad():
             loss, penalty = self.objective.terms(x, y) if evaluated is None else evaluated
         train_loss, reg = self._as_recorded(loss), 0.0 if penalty is None else float(penalty)
@@ -496,11 +422,7 @@ class Record:
         return True
 
     def measure_metrics(self) -> None:
-        """Append the values of the metrics, once all of them have returned.
-
-        Raises:
-            TypeError: for a metric that does not return a number.
-        """
+        """Append the values of the metrics, once all of them have returned."""
         values = [(name, _number(name, metric())) for name, metric in zip(self.names, self.metrics)]
         for name, value in values:
             self.results[name].append(value)
@@ -538,16 +460,8 @@ def _number(name: str, value: Any) -> float:
 
 
 def _warn_of_scale(model: Network, x: Tensor, updates_grid: bool) -> None:
-    """Warn of input columns that should be normalised before a fit.
-
-    Args:
-        x: ``[N, in_features]``.
-        updates_grid: whether the fit moves the knots to the rows; if so, only the base function depends on the scale.
-
-    Warns:
-        UserWarning: for columns with most rows outside of the grid or, if the fit updates grids, columns of large
-            numbers.
-    """
+    """Warn of columns of ``x [N, in_features]`` with most rows outside of the grid; if the fit moves the knots, only
+    the base function depends on the scale, and columns of large numbers are warned of."""
     layer, rows = model.layers[0], model._select_inputs(x)
     if not model._has_numeric_edges(0):
         return

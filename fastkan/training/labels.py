@@ -47,10 +47,7 @@ class Labels:
 
     def read(self, name: str, y: Tensor, rows: int) -> Tensor:
         """Return ``y`` in the shape that the loss takes, as int64 for classes and in the network's dtype for values.
-
-        Raises:
-            ValueError: for labels that a loss would broadcast against the output, and for classes without an output.
-        """
+        Labels that a loss would broadcast against the output, and classes without an output, are refused."""
         output = (rows, self.outputs)
         if self.loss is None:
             y = y.unsqueeze(1) if y.ndim == 1 and self.outputs == 1 else y
@@ -70,7 +67,8 @@ class Labels:
             if self.takes_classes:
                 self.check_classes(name, y)
             return y
-        if y.ndim == 1 or _broadcasts(y.shape, output):
+        broadcasts = all(1 in sizes or sizes[0] == sizes[1] for sizes in zip(reversed(y.shape), reversed(output)))
+        if y.ndim == 1 or broadcasts:
             classes = "; labels that are classes must be integers of the shape [N]" if self.outputs > 1 else ""
             raise ValueError(
                 f"{name} has the shape {list(y.shape)}, but the output has {list(output)}, and loss_fn would broadcast "
@@ -80,11 +78,7 @@ class Labels:
         return y if is_integer else y.to(self.dtype)
 
     def check_classes(self, name: str, y: Tensor) -> None:
-        """Check that integers ``[N]`` are classes that the network has an output for.
-
-        Raises:
-            ValueError: for a class that is out of range.
-        """
+        """Check that integers ``[N]`` are classes that the network has an output for."""
         if y.is_floating_point() or y.ndim != 1:
             return
         wrong = y[((y < 0) | (y >= self.outputs)) & (y != self.ignore_index)]
@@ -145,13 +139,9 @@ class Labels:
 
 
 class _ClassificationCalls(TorchFunctionMode):
-    """Mode that records a call of a classification loss, and refuses one on a single output.
+    """Mode that records a call of a classification loss, and refuses one on a single output."""
 
-    Attributes:
-        ignore_index: that of the last such call, or None.
-    """
-
-    ignore_index: int | None = None
+    ignore_index: int | None = None  # that of the last such call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -168,14 +158,6 @@ def _check_outputs(outputs: int) -> None:
             "loss_fn is a loss of classes, which needs an output for each class, but the network has one output: give "
             "it two (width=[..., 2]), or take torch.nn.BCEWithLogitsLoss() and labels of 0 and 1"
         )
-
-
-def _broadcasts(one: torch.Size, other: tuple[int, ...]) -> bool:
-    try:
-        torch.broadcast_shapes(one, other)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _call_without_column(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:

@@ -51,12 +51,6 @@ class NodeTrials:
     them again. If a layer has both addition and multiplication nodes, the first fit also tries the multiplication
     nodes alone, a few times: sums can express products through squares, but with more edges, and a multiplication
     node whose factors have all become 0 has a zero gradient and cannot recover.
-
-    Args:
-        make_optimizer: returns a new optimizer, which makes one step when called with a batch.
-        objective: objective of the fit.
-        update_grid: whether knots may be moved.
-        steps: number of steps of the fit.
     """
 
     def __init__(
@@ -78,12 +72,8 @@ class NodeTrials:
         return step >= FIRST_TRIAL and step % TRIAL_INTERVAL == 0
 
     def __call__(self, optimizer: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
-        """Make a normal step and a trial from the same parameters, and keep the better result. An exception leaves the
-        network in the middle of the trial.
-
-        Returns:
-            Whether the trial was better.
-        """
+        """Make a normal step and a trial from the same parameters, keep the better result, and return whether that is
+        the trial's. An exception leaves the network in the middle of the trial."""
         trial = self._next(x, at_full_strength=penalty_ramp(step, self.steps) == 1)
         if trial is None:
             optimizer(x, y)
@@ -124,8 +114,7 @@ class NodeTrials:
 
     @torch.no_grad()
     def _next(self, x: Tensor, at_full_strength: bool) -> Trial | None:
-        """Return the next trial; None if a hidden layer has only one node alive or an edge beside it is a formula, and
-        once each node has been tried in both rounds."""
+        """Return the next trial; None if a hidden layer has one node alive or formulas beside it, or at the end."""
         model = self.model
         scores = attribution_scores(model, [step.nodes for step in trace(model, x)])
         alive: list[tuple[float, int, int]] = []
@@ -138,7 +127,9 @@ class NodeTrials:
             alive += above
             dead += [(layer, node) for node, score in enumerate(layer_scores) if not score > MIN_SCORE]
         nodes = [(layer, node) for _, layer, node in sorted(alive)]
-        additions = self._additions_beside_multiplications()
+        shape = model.architecture
+        mixed = (layer for layer in range(1, model.depth) if shape.arities[layer])
+        additions = [(layer, node) for layer in mixed for node in range(shape.sums[layer])]
         may_multiply = self.is_first_fit and self.multiplication_trials < MAX_MULTIPLICATION_TRIALS
         if at_full_strength and may_multiply and set(additions) & set(nodes):
             self.multiplication_trials += 1
@@ -149,24 +140,17 @@ class NodeTrials:
             return Trial([nodes[self.failures - len(nodes)], *dead], self.failures)
         return None
 
-    def _additions_beside_multiplications(self) -> list[Node]:
-        """Hidden addition nodes in layers that also have multiplication nodes."""
-        nodes = self.model.architecture
-        layers = (layer for layer in range(1, self.model.depth) if nodes.arities[layer])
-        return [(layer, node) for layer in layers for node in range(nodes.sums[layer])]
-
 
 @torch.no_grad()
 def zero_node(model: Network, layer: int, node: int) -> None:
     """Set the parameters of all numeric edges into and out of a node to 0."""
-    into, out = model.layers[layer - 1], model.layers[layer]
     subnodes = model.architecture.factors(layer)[node]
-    for weights in (into.spline_weight, into.base_weight):
-        if weights is not None:
-            weights[..., subnodes] = 0
-    for weights in (out.spline_weight, out.base_weight):
-        if weights is not None:
-            weights[..., node, :] = 0
+    for name in ("spline_weight", "base_weight"):
+        into, out = getattr(model.layers[layer - 1], name), getattr(model.layers[layer], name)
+        if into is not None:
+            into[..., subnodes] = 0
+        if out is not None:
+            out[..., node, :] = 0
 
 
 @torch.no_grad()

@@ -36,20 +36,12 @@ class LBFGS:
         self.unit: float | None = None
         self.idle_steps, self.batch = 0, torch.empty(0)  # steps without gain on this batch
         self.optimizer = torch.optim.LBFGS(
-            parameters,
-            lr=lr,
-            history_size=HISTORY_SIZE,
-            line_search_fn="strong_wolfe",
-            tolerance_grad=0.0,
-            tolerance_change=1e-32,
-        )
+            parameters, lr=lr, history_size=HISTORY_SIZE, line_search_fn="strong_wolfe",
+            tolerance_grad=0.0, tolerance_change=1e-32,
+        )  # fmt: skip
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step on a batch.
-
-        Returns:
-            Loss and penalty after the step if they were evaluated at the final parameters, else None.
-        """
+        """Make one step on a batch, and return loss and penalty after it if they were evaluated there, else None."""
         if x is not self.batch:
             self.idle_steps, self.batch = 0, x
         if self.strength != self.objective.strength:  # the penalty ramps up during the first steps
@@ -117,11 +109,7 @@ class Adam:
         self.optimizer = torch.optim.Adam(parameters, lr=lr)
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step on a batch.
-
-        Returns:
-            Loss and penalty after the step if they were computed, else None.
-        """
+        """Make one step on a batch, and return loss and penalty after it if they were computed, else None."""
         if not self.has_gradient:
             self.objective.value_and_grad(x, y, self.parameters)
         self.optimizer.step()

@@ -26,13 +26,7 @@ INPUT_FLOOR = 0.1  # added to the standard deviation of an input, which may be 0
 TINY = 1e-4  # added to a share before its logarithm is taken
 BITS = 1 / math.log(2)
 
-REG_METRICS = (
-    "edge_forward_spline_n",
-    "edge_forward_spline_u",
-    "edge_forward_sum",
-    "edge_backward",
-    "node_backward",
-)
+REG_METRICS = ("edge_forward_spline_n", "edge_forward_spline_u", "edge_forward_sum", "edge_backward", "node_backward")
 MLP_METRICS = ("w", "act", "fa", "a")  # metrics of `fastkan.interop.pykan.MLP`
 
 
@@ -95,12 +89,7 @@ class Penalty:
     def vjp(
         self, stds: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
     ) -> tuple[float, float, list[tuple[Any, Any]]]:
-        """Compute the penalty and its gradients with respect to standard deviations, in NumPy.
-
-        Args:
-            stds: for each layer the standard deviations of its edges, ``[in, out]``, and of its inputs, ``[in]``.
-            unit: factor of the gradients.
-            smooth: as in :func:`rounded`.
+        """Compute the penalty in NumPy from each layer's standard deviations of edges ``[in, out]``, inputs ``[in]``.
 
         Returns:
             The penalty; the penalty of :func:`rounded` sizes; and for each layer the gradients of the latter with
@@ -145,16 +134,12 @@ def edge_sizes(
         scores = attribution_scores(model, nodes, None, None, *guarded).mean()
         if metric == "edge_backward":
             return scores.edges
-        return [
-            attribution_scores(model, nodes, layer, scores.nodes[layer], *guarded).nodes[0].t()
-            for layer in range(1, model.depth + 1)
-        ]
+        targets = range(1, model.depth + 1)
+        return [attribution_scores(model, nodes, l, scores.nodes[l], *guarded).nodes[0].t() for l in targets]
     sizes = []
     for numeric, symbolic, x in zip(model.layers, model.symbolic, nodes):
-        if metric == "edge_forward_spline_n":
-            size = numeric_edge_std(numeric, x)
-        else:
-            size = all_edge_std(numeric, symbolic, x, *guarded)
+        without_formulas = metric == "edge_forward_spline_n"
+        size = numeric_edge_std(numeric, x) if without_formulas else all_edge_std(numeric, symbolic, x, *guarded)
         if metric != "edge_forward_spline_u":
             size = size / (column_std(x) + INPUT_FLOOR).unsqueeze(1)
         sizes.append(size)
@@ -162,23 +147,14 @@ def edge_sizes(
 
 
 def edge_penalty(sizes: Sequence[Tensor], lamb_l1: float, lamb_entropy: float) -> Tensor:
-    """Compute the penalty of the sizes of edges; differentiable.
+    """Compute the penalty of the sizes of edges, non-negative tensors ``[in, out]`` of each layer; differentiable.
 
     It is the sum over layers of ``lamb_l1`` times the sum of all sizes and ``lamb_entropy`` times two entropies, in
     bits: the mean over input nodes of the entropy of the sizes of the edges from a node, each divided by their sum plus
     1, and the same for the edges into output nodes.
-
-    Args:
-        sizes: non-negative tensors ``[in, out]``, one for each layer.
-
-    Example:
-        >>> edge_penalty([torch.tensor([[1.0], [0.0]])], lamb_l1=1.0, lamb_entropy=0.0)
-        tensor(1.)
     """
-    total, *rest = (_EdgePenalty.apply(size, lamb_l1, lamb_entropy) for size in sizes)
-    for each in rest:
-        total = total + each
-    return total
+    penalties: Any = (_EdgePenalty.apply(size, lamb_l1, lamb_entropy) for size in sizes)
+    return sum(penalties, next(penalties))
 
 
 class _EdgePenalty(torch.autograd.Function):
@@ -224,11 +200,8 @@ def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: fl
 
 
 def coefficient_penalty(model: Network, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
-    """Compute the penalty of the spline coefficients of all layers; differentiable.
-
-    It is ``lamb_coef`` times the sum of the coefficients' magnitudes plus ``lamb_coefdiff`` times that of the
-    differences of consecutive coefficients, both averaged over the outputs of each layer.
-    """
+    """Compute ``lamb_coef`` times the sum of the spline coefficients' magnitudes plus ``lamb_coefdiff`` times that of
+    the differences of consecutive coefficients, both averaged over the outputs of each layer; differentiable."""
     total = model.layers[0].spline_weight.new_zeros(())
     for layer in model.layers:
         weight = layer.spline_weight if layer.mask is None else layer.spline_weight * layer.mask

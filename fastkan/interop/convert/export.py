@@ -57,9 +57,8 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
                 )
             converted.append(prefix)
         if isinstance(each, KANLinear):
-            found |= {
-                prefix + name: value for name, value in _efficient_kan_tensors(each, path, standalone_scale).items()
-            }
+            tensors = _efficient_kan_tensors(each, path, standalone_scale)
+            found |= {prefix + name: value for name, value in tensors.items()}
             converted.append(prefix)
     others = {
         name: value.detach().clone()
@@ -76,21 +75,21 @@ def _is_plain(model: KAN) -> bool:
     return plain and not products and model.input_id.tolist() == list(range(model.in_features))
 
 
-def _check_knots(layer: KANLinear, package: str, place: str) -> None:
+def _check_supported(layer: KANLinear, package: str, place: str) -> None:
+    unsupported = {
+        "a bias": layer.bias is not None,
+        f"the base function {layer.base}": package == "efficient-kan" and layer.base not in ("silu", "none"),
+        "outside='linear'": layer.outside != "zero",
+    }
+    for feature, is_used in unsupported.items():
+        if is_used:
+            raise ValueError(f"{place} has {feature}, which {package} does not support")
     if bool(has_coincident_knots(layer.knots).any()):
         raise ValueError(f"{place} has coincident knots, on which {package} computes no B-splines")
 
 
 def _efficient_kan_tensors(layer: KANLinear, path: str, standalone_scale: bool) -> dict[str, Tensor]:
-    unsupported = {
-        "a bias": layer.bias is not None,
-        f"the base function {layer.base}": layer.base not in ("silu", "none"),
-        "outside='linear'": layer.outside != "zero",
-    }
-    for feature, is_used in unsupported.items():
-        if is_used:
-            raise ValueError(f"{path or 'module'} has {feature}, which efficient-kan does not support")
-    _check_knots(layer, "efficient-kan", path or "module")
+    _check_supported(layer, "efficient-kan", path or "module")
     shape = layer.in_features, layer.out_features
     on = mask_of(layer).to(layer.spline_weight)
     base = layer.spline_weight.new_zeros(shape) if layer.base_weight is None else layer.base_weight * on
@@ -130,10 +129,7 @@ def to_pykan(model: KAN | KANLinear) -> Any:
     """
     layers = [model] if isinstance(model, KANLinear) else list(model.layers)
     for place, layer in enumerate(layers):
-        for feature, is_used in {"a bias": layer.bias is not None, "outside='linear'": layer.outside != "zero"}.items():
-            if is_used:
-                raise ValueError(f"layer {place} has {feature}, which pykan does not support")
-        _check_knots(layer, "pykan", f"layer {place}")
+        _check_supported(layer, "pykan", f"layer {place}")
     bases = {layer.base for layer in layers}
     if len(bases) > 1:
         raise ValueError(f"pykan supports one base function for all layers, got {', '.join(sorted(bases))}")
@@ -150,14 +146,9 @@ def _pykan_network(model: KAN, base: str) -> Any:
             if edge.name not in LIBRARY:
                 raise ValueError(f"edge {(place, *edge[:2])} has the formula {edge.name!r}, which pykan does not have")
     theirs = kan.KAN(
-        width=[list(pair) for pair in model.width],
-        grid=model.grid,
-        k=model.k,
-        mult_arity=[list(arity) for arity in model.mult_arity],
-        base_fun=_PYKAN_BASES[base],
-        grid_eps=model.grid_eps,
-        auto_save=False,
-    ).to(model.device)
+        width=model.width, grid=model.grid, k=model.k, mult_arity=model.mult_arity, base_fun=_PYKAN_BASES[base],
+        grid_eps=model.grid_eps, auto_save=False,
+    ).to(model.device)  # fmt: skip
     for place, layer in enumerate(model.layers):
         _set_tensors(theirs.act_fun[place], layer)
         symbolic, formulas = model.symbolic[place], theirs.symbolic_fun[place]

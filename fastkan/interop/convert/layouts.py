@@ -13,13 +13,7 @@ UNUSED_KNOT_FACTOR = 1e6  # knots that no edge uses are moved to this multiple o
 
 
 class LayerTensors(NamedTuple):
-    """Tensors of one layer in the names and layout of :class:`fastkan.KANLinear`.
-
-    Args:
-        spline_weight: ``[G + k, in, out]``.
-        base_weight, spline_scale, mask: ``[in, out]`` or None.
-        knots: ``[in, G + 2k + 1]``.
-    """
+    """Tensors of one layer in the names and layout of :class:`fastkan.KANLinear`."""
 
     spline_weight: Tensor
     base_weight: Tensor
@@ -62,12 +56,9 @@ class Layout(NamedTuple):
 
 def _efficient_kan(tensors: Tensors) -> LayerTensors:
     scale = tensors.get("spline_scaler")
+    scale = None if scale is None else scale.t()
     return LayerTensors(
-        tensors["spline_weight"].permute(2, 1, 0),
-        tensors["base_weight"].t(),
-        None if scale is None else scale.t(),
-        None,
-        tensors["grid"],
+        tensors["spline_weight"].permute(2, 1, 0), tensors["base_weight"].t(), scale, None, tensors["grid"]
     )
 
 
@@ -125,12 +116,8 @@ def has_coincident_knots(knots: Tensor) -> Tensor:
 
 
 def _move_unused_knots(grid: Tensor, order: int, mask: Tensor) -> Tensor:
-    """Replace coincident knots that don't matter by distinct ones far outside the data.
-
-    If all samples of an input are equal, pykan's grid update makes all its knots equal. The input's splines are then 0
-    and are never trained, which is also true of splines on knots far from the data. The knots of an input whose edges
-    are all off don't matter either.
-    """
+    """Replace coincident knots that don't matter by distinct ones far outside the data, where splines are 0 too: those
+    of an input whose samples are all equal, as pykan's grid update makes them, or whose edges are all off."""
     if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
         return grid  # layer_tensors raises the error for these shapes
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
@@ -169,11 +156,7 @@ LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN)
 
 
 def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
-    """Translate a source layer's tensors into the layout of :class:`fastkan.KANLinear`.
-
-    Raises:
-        ValueError: if their shapes don't fit together, they are on the meta device, or knots coincide.
-    """
+    """Translate a source layer's tensors into the layout of :class:`fastkan.KANLinear`, and check them."""
     for name, value in tensors.items():
         if value.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to convert")

@@ -119,14 +119,8 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
-    """References to sources from outside the tree of submodules, which ``inplace`` conversion has to replace.
-
-    Without ``inplace`` they are only checked, and the list is empty.
-
-    Raises:
-        ValueError: for references that could not be replaced, so that they would still call a source or, from a copy,
-            another submodule of the source.
-    """
+    """References to sources from outside the tree of submodules, which ``inplace`` conversion has to replace; without
+    ``inplace`` none. References that could not be replaced, so that they would still call a source, are refused."""
     parts = [*inside, *(parameter for each in inside for parameter in each.parameters(recurse=False))]
     wanted = parts if inplace else [*module.modules(), *module.parameters(), *module.buffers()]
     of_sources = {id(each) for each in parts}
@@ -154,15 +148,10 @@ def _name_of(held: nn.Module | Tensor, module: nn.Module) -> str:
 
 
 def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
-    """Copy of a module with its sources replaced, also in attributes and containers.
-
-    pykan's ``KANLayer`` is not replaced there: it returns four tensors, so its callers expect those.
-    """
-    memo = {
-        id(source): new
-        for source, new in converted.items()
-        if source_kind(source) not in (None, SourceKind.PYKAN_LAYER)
-    }
+    """Copy of a module with its sources replaced, also in attributes and containers, except pykan's ``KANLayer``: it
+    returns four tensors, so its callers there expect those."""
+    copied = (None, SourceKind.PYKAN_LAYER)
+    memo = {id(source): new for source, new in converted.items() if source_kind(source) not in copied}
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
@@ -205,11 +194,7 @@ def _convert_source(source: nn.Module, converted: Converted) -> nn.Module:
 
 
 def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> KANLinear:
-    """Return a layer with these tensors, on their device and in their dtype.
-
-    Args:
-        trained: for each parameter, whether it requires a gradient.
-    """
+    """Return a layer with these tensors, on their device and in their dtype; ``trained`` are the ``requires_grad``."""
     count, inputs, outputs = tensors.spline_weight.shape
     order, state = tensors.order, tensors.state()
     if base == "none":
@@ -217,16 +202,9 @@ def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> K
     ends = tensors.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
     with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are then overwritten
         layer = KANLinear(
-            inputs,
-            outputs,
-            count - order,
-            order,
-            grid_range=(ends[:, 0].min().item(), ends[:, 1].max().item()),
-            base=base,
-            spline_scale=tensors.spline_scale is not None,
-            dtype=tensors.spline_weight.dtype,
-            device="cpu",
-        )
+            inputs, outputs, count - order, order, grid_range=(ends[:, 0].min().item(), ends[:, 1].max().item()),
+            base=base, spline_scale=tensors.spline_scale is not None, dtype=tensors.spline_weight.dtype, device="cpu",
+        )  # fmt: skip
     layer.to(tensors.spline_weight.device)
     layer.load_state_dict(state)
     for name, parameter in layer.named_parameters():
@@ -301,14 +279,8 @@ def _plain_network(kind: SourceKind) -> Callable[[Any, Converted], KAN]:
 
 @torch.no_grad()
 def _pykan_network(source: Any, converted: Converted) -> KAN:
-    """Convert a ``MultKAN``.
-
-    pykan doesn't store the number of columns of x. For a network that reads only some of them, ``in_features`` becomes
-    the number of columns up to the last that it reads; assign to it if x has more.
-
-    Raises:
-        ValueError: for anything that fastkan can't represent.
-    """
+    """Convert a ``MultKAN``. pykan doesn't store the number of columns of x: for a network that reads only some of
+    them, ``in_features`` becomes the number of columns up to the last that it reads; assign to it if x has more."""
     layers = convert_layers(source, source.act_fun, "act_fun", SourceKind.PYKAN_LAYER, converted)
     arity = source.mult_arity
     arity = int(arity) if source.mult_homo else [[int(factors) for factors in nodes] for nodes in arity]

@@ -6,8 +6,7 @@ Classes are recognised by their module and name, since none of the packages need
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -21,6 +20,7 @@ from ...layers.edge_functions import has_hooks
 from ...layers.linear import KANLinear
 from .layouts import EFFICIENT_KAN, Layout
 
+CLAIM = "it has the name and tensors of an efficient-kan module"
 MAX_DIFFERENCE = 1e-4  # relative difference in float32 up to which two outputs count as equal
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
@@ -58,12 +58,11 @@ CLASSES = {
 
 # classes whose edges are no B-splines, so that no fastkan layer computes the same
 OTHER_BASES = {
-    "FastKAN": "Gaussian radial basis functions",
-    "FastKANLayer": "Gaussian radial basis functions",
-    "AttentionWithFastKANTransform": "Gaussian radial basis functions",
-    "RadialBasisFunction": "Gaussian radial basis functions",
-    "FasterKAN": "reflectional switch functions",
-    "FasterKANLayer": "reflectional switch functions",
+    **dict.fromkeys(
+        ("FastKAN", "FastKANLayer", "AttentionWithFastKANTransform", "RadialBasisFunction"),
+        "Gaussian radial basis functions",
+    ),
+    **dict.fromkeys(("FasterKAN", "FasterKANLayer"), "reflectional switch functions"),
     "ReLUKANLayer": "products of ReLUs",
     "ChebyKANLayer": "Chebyshev polynomials",
     "JacobiKANLayer": "Jacobi polynomials",
@@ -72,14 +71,11 @@ OTHER_BASES = {
 
 
 def source_kind(module: nn.Module) -> SourceKind | None:
-    """Return the class of a module as a :class:`SourceKind`, or None if it is not to be converted.
+    """Return the class of a module as a :class:`SourceKind`, or None if it is not to be converted. Refused are KAN
+    layers of other functions than B-splines, and subclasses of a known class, since their forward may differ.
 
     efficient-kan is one file that people copy into their projects, so its class names are accepted from any Python
     module if the instance has efficient-kan's parameters.
-
-    Raises:
-        ValueError: for a KAN layer whose functions are not B-splines, and for a subclass of a known class, since its
-            forward may differ.
     """
     found = _kind_by_name(type(module), module)
     if found is not None:
@@ -98,10 +94,8 @@ def source_kind(module: nn.Module) -> SourceKind | None:
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether a source may be a changed copy of efficient-kan, so that its outputs have to be compared.
-
-    Copies are common and keep the original names, so this includes the package's own classes.
-    """
+    """Whether a source may be a changed copy of efficient-kan, so that its outputs have to be compared. Copies keep the
+    original names, so the package's own classes count too."""
     found = CLASSES.get((type(module).__module__, type(module).__name__))
     return found is None or found.package == "efficient-kan"
 
@@ -140,11 +134,7 @@ def _qualified_name(cls: type) -> str:
 
 
 def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
-    """Return the name of fastkan's base function that computes the same as ``function``.
-
-    Raises:
-        ValueError: if no base function does, or ``function`` changes its input in place or has parameters.
-    """
+    """Return the name of fastkan's base function that computes the same as ``function``."""
     shown = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", function)
     if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
         raise ValueError(f"{name}={shown} has parameters, which a base function can't have")
@@ -233,55 +223,21 @@ def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)
     unit = torch.rand(64, first.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
     x = low + (high - low) * unit
-    with torch.autocast(x.device.type, enabled=False):
-        got = new(x)
-        for training in (False, True):
-            with _restored(source, training, x.device) as has_drawn:
-                try:
-                    wanted: Any = source(x.clone())
-                except Exception as error:
-                    raise ValueError(
-                        f"it has the name and tensors of an efficient-kan module, but can't be called: {error}"
-                    ) from error
-                if has_drawn():
-                    raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
-            if not (
-                isinstance(wanted, Tensor)
-                and wanted.shape == got.shape
-                and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))
-            ):
-                mode = " in training mode" if training else ""
-                raise ValueError(
-                    f"it has the name and tensors of an efficient-kan module, but computes something else{mode}"
-                )
+    accelerators = [x.device] if x.is_cuda else []
 
-
-@contextmanager
-def _restored(source: nn.Module, training: bool, device: torch.device) -> Iterator[Callable[[], bool]]:
-    """Put a source into a mode, and restore it and the random generators at the end.
-
-    Yields a function that returns whether random numbers have been drawn since.
-    """
-    modules = list(source.modules())
-    modes = [each.training for each in modules]
-    held = [(each._parameters.copy(), each._buffers.copy()) for each in modules]
-    tensors = [t for spaces in held for space in spaces for t in space.values() if t is not None]
-    values = [tensor.clone() for tensor in tensors]
-    accelerators = [device] if device.type == "cuda" else []
-
-    def states() -> list[Tensor]:
+    def random_states() -> list[Tensor]:
         return [torch.get_rng_state(), *(torch.cuda.get_rng_state(each) for each in accelerators)]
 
-    with torch.random.fork_rng(devices=accelerators):
-        before = states()
-        try:
-            source.train(training)
-            yield lambda: not all(map(torch.equal, before, states()))
-        finally:
-            for each, mode, (parameters, buffers) in zip(modules, modes, held):
-                each.training = mode
-                each._parameters.update(parameters)
-                each._buffers.update(buffers)
-            for tensor, value in zip(tensors, values):
-                if not torch.equal(tensor, value):
-                    tensor.copy_(value)
+    with torch.autocast(x.device.type, enabled=False), torch.random.fork_rng(devices=accelerators):
+        got = new(x)
+        for training in (False, True):
+            before = random_states()
+            try:
+                wanted: Any = copy.deepcopy(source).train(training)(x.clone())
+            except Exception as error:
+                raise ValueError(f"{CLAIM}, but can't be called: {error}") from error
+            if not all(map(torch.equal, before, random_states())):
+                raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
+            is_close = isinstance(wanted, Tensor) and wanted.shape == got.shape
+            if not (is_close and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))):
+                raise ValueError(f"{CLAIM}, but computes something else{' in training mode' * training}")

@@ -51,7 +51,7 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in state_dict.items():
         prefix, dot, last = name.rpartition(".")
         parts[prefix + dot][last] = value
-    networks = {inside[1] for prefix in parts if (inside := re.fullmatch(r"((?:.*\.)?)act_fun\.\d+\.", prefix))}
+    networks = {found[1] for found in (re.fullmatch(r"((?:.*\.)?)act_fun\.\d+\.", prefix) for prefix in parts) if found}
     found: dict[str, Any] = {}
     layers = 0
     for prefix, tensors in parts.items():
@@ -60,7 +60,8 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             layout = _layout_of(tensors)
             if layout is not None:
                 layers += 1
-                renamed = prefix if network is None else _fastkan_prefix(prefix, network)
+                inside = prefix[len(network or "") :]
+                renamed = prefix if network is None else network + re.sub(r"^act_fun\.", "layers.", inside)
                 read_as = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
                 found |= {renamed + name: value for name, value in layer_tensors(layout, read_as).state().items()}
                 found |= {prefix + name: value for name, value in tensors.items() if name not in read_as}
@@ -71,14 +72,9 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
     if not layers:
-        raise ValueError(
-            "state_dict must hold layers of "
-            + ", ".join(f"{each.package} ({', '.join(sorted(each.required))})" for each in LAYOUTS)
-            + "; it has none"
-            + "".join(
-                f", but a dictionary under {name!r}" for name, value in state_dict.items() if isinstance(value, Mapping)
-            )
-        )
+        known = ", ".join(f"{each.package} ({', '.join(sorted(each.required))})" for each in LAYOUTS)
+        inner = [f", but a dictionary under {name!r}" for name, each in state_dict.items() if isinstance(each, Mapping)]
+        raise ValueError(f"state_dict must hold layers of {known}; it has none{''.join(inner)}")
     for network in networks:
         knots = found.get(f"{network}layers.0.knots")
         if knots is not None:
@@ -95,10 +91,6 @@ def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
                 raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer does not have")
             return layout
     return None
-
-
-def _fastkan_prefix(prefix: str, network: str) -> str:
-    return network + re.sub(r"^act_fun\.", "layers.", prefix[len(network) :])
 
 
 def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

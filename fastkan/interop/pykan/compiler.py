@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkan_kernels import FLAG, ORDER, Int, OneOrEach, Optional, checked
+from fastkan_kernels import ORDER, Int, OneOrEach, checked
 
 from ...kan import KAN
 from ...layers.function_library import IDENTITY
@@ -39,12 +39,9 @@ class Plan(NamedTuple):
     bias: float = 0.0
 
 
-@checked(
-    input_variables=VARIABLES, expr=EXPRESSION, grid=OneOrEach(Int(least=1)), k=OneOrEach(ORDER),
-    auto_save=Optional(FLAG),
-)  # fmt: skip
+@checked(input_variables=VARIABLES, expr=EXPRESSION, grid=OneOrEach(Int(least=1)), k=OneOrEach(ORDER))
 def kanpiler(
-    input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
+    input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool = False, **options: Any
 ) -> KAN:
     """Compile a formula into a network that computes it.
 
@@ -80,9 +77,7 @@ def kanpiler(
     network = _Network(variables)
     with naming("expr"):
         network.output(expr)
-    if auto_save is not None:
-        options["auto_save"] = auto_save
-    model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), **options)
+    model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), auto_save=auto_save, **options)
     network.write(model)
     return model
 
@@ -110,19 +105,16 @@ class _Network:
         if expression.is_number:  # a node needs an edge, so a constant becomes the d of the function 0
             value = real_number(expression)
             target: Any = sympy.Dummy()
-            self.plans[target] = Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]])
-            self.heights[target] = 1
+            self._add(target, Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]]))
         else:
             target, scale, bias = _split_affine(expression)
             self._plan(target)
             plan = self.plans.get(target) or Plan([[Link(target, "x", IDENTITY)]])
-            if len(plan.subnodes) == 1:
-                target, plan = sympy.Dummy(), Plan([_scale_links(plan.subnodes[0], scale, bias)])
+            target, (first, *others) = sympy.Dummy(), plan.subnodes
+            if others:
+                self._add(target, Plan([_scale_links(first, scale, 0.0), *others], bias))
             else:
-                first, *others = plan.subnodes
-                target, plan = sympy.Dummy(), Plan([_scale_links(first, scale, 0.0), *others], bias)
-            self.plans[target] = plan
-            self.heights[target] = self._height(plan)
+                self._add(target, Plan([_scale_links(first, scale, bias)]))
         height = self.heights[target]
         self.layers = [{} for _ in range(height + 1)]
         self.layers[0] = dict.fromkeys(self.variables)
@@ -136,16 +128,12 @@ class _Network:
 
     def width(self) -> list[list[int]]:
         """``[sums, multiplications]`` of each layer."""
-        sums, products = zip(*(self._kinds(layer) for layer in range(len(self.layers))))
-        return [[len(one), len(other)] for one, other in zip(sums, products)]
+        return [list(map(len, self._kinds(layer))) for layer in range(len(self.layers))]
 
     def arities(self) -> list[list[int]]:
         """Number of factors of each layer's multiplication nodes."""
-        found = []
-        for layer, nodes in enumerate(self.layers):
-            plans = [nodes[key] for key in self._kinds(layer)[1]]
-            found.append([len(plan.subnodes) for plan in plans if plan])
-        return found
+        counts = ([len(plan.subnodes) for plan in nodes.values() if plan] for nodes in self.layers)
+        return [[count for count in layer if count > 1] for layer in counts]
 
     def _kinds(self, layer: int) -> tuple[list[Any], list[Any]]:
         nodes = self.layers[layer]
@@ -155,8 +143,8 @@ class _Network:
     @torch.no_grad()
     def write(self, model: KAN) -> None:
         """Set a network's edges and biases to the plans, and switch all other edges off."""
-        order = [[*sums, *products] for sums, products in map(self._kinds, range(len(self.layers)))]
-        numbers = [{key: number for number, key in enumerate(keys)} for keys in order]
+        kinds = map(self._kinds, range(len(self.layers)))
+        numbers = [{key: number for number, key in enumerate([*sums, *products])} for sums, products in kinds]
         for layer in model.layers:
             layer.set_mask(torch.zeros(layer.in_features, layer.out_features))
         for layer in range(model.depth):
@@ -175,17 +163,12 @@ class _Network:
         """Plan the node of an expression, unless it is planned already."""
         if expression in self.heights:
             return
-        if expression.is_Mul:
-            subnodes = [self._sum_of([factor]) if not factor.is_Add else self._sum_of(factor.args)
-                        for factor in expression.args]  # fmt: skip
-        else:
-            subnodes = [self._sum_of(expression.args if expression.is_Add else [expression])]
-        plan = Plan(subnodes)
-        self.plans[expression] = plan
-        self.heights[expression] = self._height(plan)
+        factors = expression.args if expression.is_Mul else [expression]
+        self._add(expression, Plan([self._sum_of(each.args if each.is_Add else [each]) for each in factors]))
 
-    def _height(self, plan: Plan) -> int:
-        return 1 + max(self.heights[link.source] for subnode in plan.subnodes for link in subnode)
+    def _add(self, key: Any, plan: Plan) -> None:
+        self.plans[key] = plan
+        self.heights[key] = 1 + max(self.heights[link.source] for subnode in plan.subnodes for link in subnode)
 
     def _sum_of(self, terms: Sequence[Any]) -> list[Link]:
         """Links whose sum equals the sum of the terms; no two of them come from the same node."""
@@ -198,8 +181,7 @@ class _Network:
             if any(link.source == other.source for other in links):  # there is one edge from a node, with one function
                 inner, scale, bias = _split_affine(term)
                 node = _SeparateNode(inner)
-                self.plans[node] = Plan([[self._link(inner)]])
-                self.heights[node] = self._height(self.plans[node])
+                self._add(node, Plan([[self._link(inner)]]))
                 link = Link(node, "x", (1.0, 0.0, scale, bias))
             links.append(link)
         if constant:
@@ -285,9 +267,10 @@ def _split_affine(expression: Any) -> tuple[Any, float, float]:
 def _scale_links(links: list[Link], scale: float, bias: float) -> list[Link]:
     """Links whose sum is ``scale`` times that of the given ones, plus ``bias``."""
     scaled = []
-    for place, link in enumerate(links):
+    for link in links:
         a, b, c, d = link.affine
-        scaled.append(link._replace(affine=(a, b, scale * c, scale * d + (bias if place == 0 else 0.0))))
+        scaled.append(link._replace(affine=(a, b, scale * c, scale * d + bias)))
+        bias = 0.0
     return scaled
 
 

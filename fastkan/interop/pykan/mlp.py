@@ -49,12 +49,7 @@ class MLP(nn.Module):
 
     @checked(width=Each(Int(least=1)), act=Choice(["silu"]), save_act=Flag(), seed=SEED, device=DEVICE)
     def __init__(
-        self,
-        width: Sequence[int],
-        act: str = "silu",
-        save_act: bool = True,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
+        self, width: Sequence[int], act: str = "silu", save_act: bool = True, seed: int = 0, device: Any = "cpu"
     ) -> None:
         super().__init__()
         if len(width) < 2:
@@ -62,8 +57,7 @@ class MLP(nn.Module):
         self.width = list(width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            linears = [nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(width)]
-        self.linears: Any = nn.ModuleList(linears)
+            self.linears: Any = nn.ModuleList(itertools.starmap(nn.Linear, itertools.pairwise(width)))
         self.act_fun = nn.SiLU()
         self.sample: Tensor | None = None
         self.node_scores: list[Tensor] | None = None
@@ -105,11 +99,9 @@ class MLP(nn.Module):
     def _activations(self, x: Tensor) -> list[Tensor]:
         """Inputs of each layer, and the output."""
         nodes = [x]
-        for place, linear in enumerate(self.linears):
-            x = linear(x)
-            nodes.append(x if place == self.depth - 1 else self.act_fun(x))
-            x = nodes[-1]
-        return nodes
+        for linear in self.linears[:-1]:
+            nodes.append(self.act_fun(linear(nodes[-1])))
+        return [*nodes, self.linears[-1](nodes[-1])]
 
     def get_act(self, x: Any = None) -> list[Tensor]:
         """Compute the activations of samples, and store the samples as ``self.sample``.
@@ -175,10 +167,9 @@ class MLP(nn.Module):
             lamb_l1, lamb_entropy: factors of the sum of these values, and of the entropy of their distribution.
             x: samples ``[N, in]``; None for the stored ones.
         """
-        if reg_metric == "w":
-            return edge_penalty([weight.abs() for weight in self.w], lamb_l1, lamb_entropy)
-        samples = self.get_act()[0] if x is None else x
-        nodes = self._activations(samples)
+        nodes: list[Tensor] = []
+        if reg_metric != "w":
+            nodes = self._activations(self.get_act()[0] if x is None else x)
         if reg_metric == "a":
             total = nodes[0].new_zeros(())
             for each in nodes[1:]:
@@ -186,26 +177,23 @@ class MLP(nn.Module):
                 share = size / (size.sum() + 1)
                 total = total + lamb_l1 * size.sum() - lamb_entropy * (share * (share + 1e-4).log2()).sum()
             return total
-        sizes = self._contributions(nodes) if reg_metric == "act" else self._scores(nodes)[1]
-        return edge_penalty([each.abs() for each in sizes], lamb_l1, lamb_entropy)
+        return edge_penalty([each.abs() for each in self._sizes(reg_metric, nodes)], lamb_l1, lamb_entropy)
+
+    def _sizes(self, metric: str, nodes: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Values of the weights by a metric of :meth:`get_reg`, ``[out, in]`` of each layer."""
+        if metric == "w":
+            return self.w
+        return self._contributions(nodes) if metric == "act" else self._scores(nodes)[1]
 
     reg = get_reg
 
     # -- training ----------------------------------------------------------------------------------
 
     @checked(
-        opt=Choice(("LBFGS", "Adam")),
-        steps=Int(least=0),
-        log=Int(least=1),
-        lamb=Real(least=0),
-        lamb_l1=Real(),
-        lamb_entropy=Real(),
-        lr=Real(above=0),
-        batch=Int(least=-1),
-        reg_metric=Choice(MLP_METRICS),
-        seed=SEED,
+        opt=Choice(("LBFGS", "Adam")), steps=Int(least=0), log=Int(least=1), lamb=Real(least=0), lamb_l1=Real(),
+        lamb_entropy=Real(), lr=Real(above=0), batch=Int(least=-1), reg_metric=Choice(MLP_METRICS), seed=SEED,
         progress=Flag(),
-    )
+    )  # fmt: skip
     def fit(
         self,
         dataset: Any,
@@ -248,13 +236,9 @@ class MLP(nn.Module):
         from tqdm import tqdm
 
         data = read_data(
-            dataset,
-            in_features=self.width[0],
-            out_features=self.width[-1],
-            device=self.device,
-            dtype=self.linears[0].weight.dtype,
-            loss_fn=loss_fn,
-        )
+            dataset, in_features=self.width[0], out_features=self.width[-1], device=self.device,
+            dtype=self.linears[0].weight.dtype, loss_fn=loss_fn,
+        )  # fmt: skip
         squared = loss_fn is None
         loss_of = torch.nn.functional.mse_loss if loss_fn is None else loss_fn
         if opt == "LBFGS":
@@ -342,19 +326,14 @@ class MLP(nn.Module):
 
         from ...plotting.plot import open_pyplot, show_once
 
-        if metric == "w":
-            sizes = [weight.detach() for weight in self.w]
-        else:
-            nodes = self.get_act()
-            sizes = [
-                each.detach() for each in (self._contributions(nodes) if metric == "act" else self._scores(nodes)[1])
-            ]
+        with torch.no_grad():
+            sizes = self._sizes(metric, self.get_act() if metric != "w" else ())
         figure, axes = open_pyplot().subplots(figsize=(3 * scale, 1.5 * scale * self.depth))
         show_once(figure)
         places = [(torch.arange(count) + 0.5).div(count).tolist() for count in self.width]
         for layer, size in enumerate(sizes):
             ends = [[(x, layer), (y, layer + 1)] for y in places[layer + 1] for x in places[layer]]
-            values = size.flatten().cpu()
+            values = size.detach().flatten().cpu()
             colors = [
                 (0, 0, 1, a) if v > 0 else (1, 0, 0, a) for v, a in zip(values, (beta * values.abs()).tanh().tolist())
             ]

@@ -48,15 +48,10 @@ class LBFGS(torch.optim.LBFGS):
     """
 
     @checked(
-        lr=Real(least=0),
-        max_iter=Int(least=1),
-        max_eval=Optional(Int(least=1)),
-        tolerance_grad=TOLERANCE,
-        tolerance_change=TOLERANCE,
-        tolerance_ys=TOLERANCE,
-        history_size=Int(least=1),
+        lr=TOLERANCE, max_iter=Int(least=1), max_eval=Optional(Int(least=1)), tolerance_grad=TOLERANCE,
+        tolerance_change=TOLERANCE, tolerance_ys=TOLERANCE, history_size=Int(least=1),
         line_search_fn=Optional(Choice(["strong_wolfe"])),
-    )
+    )  # fmt: skip
     def __init__(
         self,
         params: Iterable[Any],

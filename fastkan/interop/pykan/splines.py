@@ -5,23 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import (
-    DEVICE,
-    FLAG,
-    Int,
-    check_alike,
-    check_finite,
-    check_knots,
-    check_shape,
-    check_tensor,
-    checked,
-    splines,
-)
+from fastkan_kernels import splines
+from fastkan_kernels import validation as kinds
 
-ORDER = Int(least=0, most=5)
+ORDER = kinds.Int(least=0, most=5)
 
 
-@checked(k=ORDER, extend=FLAG, device=DEVICE)
+@kinds.checked(k=ORDER, extend=kinds.FLAG, device=kinds.DEVICE)
 def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
     """Values of all B-splines of order k at every row of x.
 
@@ -48,19 +38,19 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
 
 def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
     """Values of :func:`B_batch`, with ``name`` as the name of x in errors."""
-    check_tensor(name, x)
-    check_shape(name, x, ("N", "in"))
-    check_tensor("grid", grid)
-    check_shape("grid", grid, ("in", "knots"))
+    kinds.check_tensor(name, x)
+    kinds.check_shape(name, x, ("N", "in"))
+    kinds.check_tensor("grid", grid)
+    kinds.check_shape("grid", grid, ("in", "knots"))
     if grid.shape[0] not in (1, x.shape[1]) or grid.shape[1] < k + 2:
         raise ValueError(f"grid must have the shape [{x.shape[1]}, at least {k + 2}], got {list(grid.shape)}")
     if k:
-        check_knots(grid, k)
-    check_alike(x, grid=grid.to(x.dtype))
+        kinds.check_knots(grid, k)
+    kinds.check_alike(x, grid=grid.to(x.dtype))
     return splines(x, grid.expand(x.shape[1], -1), k).transpose(1, 2)
 
 
-@checked(k_extend=Int(least=0))
+@kinds.checked(k_extend=kinds.INDEX)
 def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
     """Add ``k_extend`` knots on either side of a grid, at the grid's mean spacing.
 
@@ -75,8 +65,8 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
         >>> extend_grid(torch.tensor([[0.0, 1.0]]), k_extend=1)
         tensor([[-1.,  0.,  1.,  2.]])
     """
-    check_tensor("grid", grid)
-    check_shape("grid", grid, ("in", "knots"))
+    kinds.check_tensor("grid", grid)
+    kinds.check_shape("grid", grid, ("in", "knots"))
     if grid.shape[1] < 2:
         raise ValueError(f"grid must have at least two knots in a row, got {grid.shape[1]}")
     width = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
@@ -84,7 +74,7 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
     return torch.cat([grid[:, :1] - steps.flip(1), grid, grid[:, -1:] + steps], 1)
 
 
-@checked(k=ORDER, device=DEVICE)
+@kinds.checked(k=ORDER, device=kinds.DEVICE)
 def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
     """Values of splines with given coefficients at every row.
 
@@ -103,13 +93,13 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
         torch.Size([1, 1, 2])
     """
     basis = _basis("x_eval", x_eval, grid, k)
-    check_tensor("coef", coef)
-    check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
-    check_alike(basis, coef=coef.to(basis.dtype))
+    kinds.check_tensor("coef", coef)
+    kinds.check_shape("coef", coef, (x_eval.shape[1], "out", basis.shape[2]))
+    kinds.check_alike(basis, coef=coef.to(basis.dtype))
     return torch.einsum("nib,iob->nio", basis, coef.to(basis))
 
 
-@checked(k=ORDER)
+@kinds.checked(k=ORDER)
 def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
     """Coefficients of the splines that fit given curves best, by least squares.
 
@@ -129,10 +119,10 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
         True
     """
     basis = _basis("x_eval", x_eval, grid, k)
-    check_finite("x_eval", x_eval)
-    check_tensor("y_eval", y_eval)
-    check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
-    check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
+    kinds.check_finite("x_eval", x_eval)
+    kinds.check_tensor("y_eval", y_eval)
+    kinds.check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
+    kinds.check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
     exact = basis.permute(1, 0, 2).double()  # the pseudoinverse needs the numerical rank, which float32 would blur
     solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
     return solution.transpose(1, 2).to(y_eval.dtype)
