@@ -45,11 +45,11 @@ class Kind:
 
 
 def plain(value: Any) -> Any:
-    """Convert a NumPy scalar, or a tensor or array without dimensions, to a Python number; return other values as is."""
+    """Convert NumPy scalars, and tensors or arrays without dimensions, to Python numbers; return other values as is."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         try:
             return value.item()
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # meta, fake and traced tensors have no value
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # meta and traced tensors have no value
             return value
     return value
 

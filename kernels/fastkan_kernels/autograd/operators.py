@@ -1,9 +1,10 @@
-"""The three contractions as registered operators, which are used under ``torch.compile``.
+"""The three contractions as registered PyTorch operators, which are used under ``torch.compile``.
 
-The compiler does not look inside an operator, except where the backend has a decomposition
-(:func:`_decompose`), which it fuses with the code around it. The backward of an operator calls the operators
-again, by the same table as the autograd Function. An operator cannot return None in place of a tensor, so G without a
-base function returns an empty tensor as its second result.
+The compiler treats an operator as a black box unless the backend provides a decomposition (:func:`_decompose`). The
+compiler fuses a decomposition with the code around it. The backward pass of an operator calls the registered operators
+again; the operators to call are read from :data:`..trilinear.DERIVATIVES`, as in the autograd Function. An operator
+cannot return None in place of a tensor, so G returns an empty tensor as its second result if the layer has no base
+function.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode  # private, but torch.library.triton_op uses it too
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # a private name that torch.library also uses
 
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, exact_products
@@ -36,8 +37,8 @@ _OPERANDS = {
 
 def _flat(call: ContractionSpec) -> tuple:
     decomposition = BACKENDS[call.backend].decomposition
-    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. A change of the
-    # decomposition's code changes this argument, so that graphs compiled with the old code are not reused.
+    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. ``source`` is
+    # one of the arguments, so that graphs compiled with an older version of the decomposition's code are not reused.
     source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
@@ -123,7 +124,7 @@ def _register(name: str, operator_name: str):
 
 
 def _decompose(name: str) -> Callable:
-    """The operator's rule for functionalization: its decomposition, if the backend has one for these sizes."""
+    """Return the operator's functionalization rule, which decomposes the operator if the backend supports it."""
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args
