@@ -1,4 +1,4 @@
-"""Refusal of functions that would make the processes of a distributed program diverge."""
+"""A check for functions that would make the processes of a distributed program diverge."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import torch
 
 
 def check_one_process(what: str) -> None:
-    """Refuse a function that uses the samples of this process alone if other processes train the same network.
+    """Raise an error if the program has several processes.
+
+    The check is for functions that use only the samples of the current process and would therefore give a different
+    network in every process.
 
     Args:
-        what: the function's name, for the message.
+        what: the name of the function, for the error message.
 
     Raises:
-        RuntimeError: if ``torch.distributed`` is initialised with more than one process.
+        RuntimeError: if ``torch.distributed`` is initialized with more than one process.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
