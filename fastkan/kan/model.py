@@ -34,13 +34,13 @@ class KAN(PykanMethods, Network):
     """A Kolmogorov-Arnold network (Liu et al., 2024) with optional multiplication nodes (KAN 2.0, 2024).
 
     Each edge is either a spline plus a base function, or a formula c f(a x + b) + d. Each node is either the sum of its
-    incoming edges or a product of several sums of edges, which are called subnodes. Arguments and methods have the
-    names that they have in pykan. No global state is changed: no global random number generator is seeded, and no
+    incoming edges or a product of several subnodes, where a subnode is a sum of edges. The names of arguments and
+    methods are taken from pykan. No global state is changed: no global random number generator is seeded, and no
     argument is modified.
 
     Args:
-        width: the number of nodes of each layer, starting with the inputs. For a layer that has multiplication nodes,
-            the entry is a list ``[sums, multiplications]``.
+        width: the number of nodes of each layer, starting with the inputs. The entry of a layer that has multiplication
+            nodes is a list ``[sums, multiplications]``.
         grid: the number of intervals G of the splines' grids, either one int for all layers or a list of one int for
             each layer.
         k: the order of the splines, 1 to 5, either one int for all layers or a list of one int for each layer.
@@ -48,15 +48,16 @@ class KAN(PykanMethods, Network):
             a list of one int for each multiplication node.
         noise_scale: the scale of the initial values of the splines.
         scale_base_mu, scale_base_sigma: the mean and the half width of the uniform distribution from which the initial
-            weights of the base functions are drawn. Both are multiplied by 1 / sqrt(inputs of the layer).
+            weights of the base functions are drawn. The mean and the half width are multiplied by
+            1 / sqrt(inputs of the layer).
         base_fun: the base function, ``"silu"``, ``"identity"`` or ``"zero"``.
         affine_trainable: whether the scales and biases of nodes and subnodes are trained.
-        grid_eps: a number from 0 to 1 that controls where grid updates place knots. 1 spaces the knots evenly over the
-            range of the samples, and 0 places the knots at quantiles of the samples.
+        grid_eps: a number from 0 to 1 that controls where grid updates place knots. With ``grid_eps=1``, the knots are
+            spaced evenly over the range of the samples. With ``grid_eps=0``, the knots are quantiles of the samples.
         grid_range: the lower and the upper end of the initial grids.
         sp_trainable: whether the scales of the splines are trained.
         sb_trainable: whether the weights of the base functions are trained.
-        seed: the seed of the initial parameters. If None, they are drawn from torch's global generator.
+        seed: the seed of the initial parameters. If ``seed`` is None, torch's global generator is used.
         sparse_init: whether initially each node is connected only to the nearest node on the other side.
         device, dtype: the device and the dtype of the parameters.
         outside: the continuation of each spline outside of its grid, ``"zero"`` or ``"linear"``. With ``"linear"``,
@@ -66,15 +67,15 @@ class KAN(PykanMethods, Network):
 
     Attributes:
         layers: one :class:`KANLinear` for each layer, with the splines and the base functions.
-        symbolic: one module for each layer, with the formulas.
+        symbolic: one :class:`SymbolicEdges` for each layer, with the formulas.
         node_scale, node_bias, subnode_scale, subnode_bias: for each layer, the scales and biases of the nodes and
-            subnodes at its outputs.
+            subnodes at the outputs of the layer.
         input_id: the columns of x that the network reads, a tensor ``[in]``.
         sample: a copy of at most 10,000 rows of the data of the last :meth:`fit` or :meth:`get_act`, or None. The copy
             is not pickled.
         history: the results of every call of :meth:`fit`.
         architecture: the numbers of nodes, subnodes and factors of each layer.
-        in_features: the number of columns of x. The network may read only some of the columns.
+        in_features: the number of columns of x. The network may read only some of the columns of x.
         prune_mask: for each layer, the mask ``[in, out]`` of the edges that the last :meth:`prune` kept, or None.
         versions: the versions kept in memory, or None; see :meth:`keep_versions`.
 
@@ -149,8 +150,8 @@ class KAN(PykanMethods, Network):
     def speed(self, compile: bool = False) -> KAN:
         """Return the model, compiled by ``torch.compile`` if ``compile`` is True.
 
-        In pykan, this method disables the evaluation of formulas. In fastkan, formulas take no time unless some edge
-        is a formula, so there is nothing to disable.
+        The method ``speed`` of pykan disables the evaluation of formulas. In fastkan, formulas take no time unless an
+        edge is a formula, so there is nothing to disable.
         """
         return torch.compile(self) if compile else self  # type: ignore[return-value]
 

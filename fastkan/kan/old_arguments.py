@@ -28,7 +28,7 @@ class Renamed(NamedTuple):
 class Refused(NamedTuple):
     """The table entry of an old argument that raises an error, because ignoring the argument would change the result.
 
-    The field ``instead`` contains the code to write instead.
+    The field ``instead`` contains the code that replaces the argument.
     """
 
     instead: str
@@ -126,10 +126,7 @@ def check_unused(function: str, unused: Mapping[str, Any]) -> None:
 
 
 class BaseFunction(Choice):
-    """The kind of an argument that must be the name of a base function, or an equivalent PyTorch module.
-
-    Older versions of pykan accept ``torch.nn.SiLU``, ``torch.nn.Identity`` and the function ``torch.nn.functional.silu``.
-    """
+    """An argument kind that accepts the name of a base function, or the module that older versions of pykan accept."""
 
     def read(self, name: str, value: Any) -> str:
         if isinstance(value, nn.SiLU) or value is nn.functional.silu:
@@ -144,7 +141,8 @@ def method(function: Fn, makes_version: bool = True) -> Fn:
 
     Args:
         function: a function whose first parameter is the model.
-        makes_version: whether a call adds a version. True for functions that change the model or return a changed copy.
+        makes_version: whether a call adds a version, which is needed if the function changes the model or returns a
+            changed copy.
     """
     old = {**NO_LOG, **OLD.get(function.__name__, {})}
 

@@ -78,7 +78,7 @@ def get_reg(
     Args:
         reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff: options of the penalty, documented in
             :meth:`KAN.fit`.
-        x: the inputs ``[N, in_features]``. If None, the samples that the model stores are used.
+        x: the inputs ``[N, in_features]``, or None to use the samples that the model stores.
 
     Returns:
         A tensor that contains one number.
@@ -124,7 +124,7 @@ def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
 def feature_interaction(
     model: Network, l: int, neuron_th: float = 1e-2, feature_th: float = 1e-2, x: Tensor | None = None
 ) -> dict[tuple[int, ...], int]:
-    """Count the nodes of a layer by the set of inputs that they depend on.
+    """Count, for each set of inputs, the nodes of a layer that depend on exactly this set of inputs.
 
     Args:
         l: the index of the layer of nodes, at least 1.
@@ -218,9 +218,9 @@ def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> No
     Args:
         mag: the factor by which the splines that are switched on are multiplied.
         mode: the choice of edges. ``"non-intrusive"`` switches on all edges into those subnodes that have no active
-            edge, and all edges of the last layer. The edges of the last layer are multiplied by 0, so that the outputs
-            do not change. ``"minimal"`` switches on the splines of all edges that are formulas. ``"all"`` switches on
-            the splines of all edges.
+            edge, and all edges of the last layer. Edges of the last layer that were off are multiplied by 0, so that
+            the outputs do not change. ``"minimal"`` switches on the splines of all edges that are formulas. ``"all"``
+            switches on the splines of all edges.
 
     Raises:
         TypeError, ValueError: if ``mode`` is not one of the three names.
@@ -260,7 +260,8 @@ def module(model: Network, start_layer: int, chain: str) -> None:
         start_layer: the index of the first layer of edges.
         chain: the group, as an alternating sequence of lists of nodes and lists of subnodes. In the example
             ``"[0,1]->[0]->[0]->[0]"``, nodes 0 and 1 are connected only to subnode 0 in the first layer of edges, and
-            node 0 is connected only to subnode 0 in the second layer of edges. Negative numbers count from the end.
+            node 0 is connected only to subnode 0 in the second layer of edges. Negative node numbers count from the
+            end of the layer.
 
     Raises:
         TypeError, ValueError: if the chain is malformed or contains nodes that do not exist.
@@ -295,7 +296,7 @@ def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
     """Draw a tree that shows how the network combines its inputs; see :func:`plot_tree`.
 
     Args:
-        x: the inputs ``[N, in_features]``. If None, the samples that the model stores are used.
+        x: the inputs ``[N, in_features]``, or None to use the samples that the model stores.
         options: further keyword arguments of :func:`plot_tree`.
     """
     from ..plotting.tree import plot_tree
@@ -305,11 +306,11 @@ def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
 
 @torch.no_grad()
 def initialize_from_another_model(model: Network, another_model: Network, x: Tensor | None = None) -> Network:
-    """Fit a network, in place, to the function of another network. The numbers of grid intervals are not changed.
+    """Fit a network, in place, to the function of another network. The network keeps its numbers of grid intervals.
 
     Args:
         another_model: a network whose width, mult_arity and k equal those of the model.
-        x: samples ``[N, in_features]``. If None, the samples that the other network stores are used.
+        x: samples ``[N, in_features]``, or None to use the samples that the other network stores.
 
     Returns:
         The fitted network, which is the model itself.
@@ -342,8 +343,8 @@ def loadckpt(cls: type[NetworkT], path: str | os.PathLike[str] = "model") -> Net
     """Load a model from a file. This method is an alias of :meth:`KAN.load` under pykan's name.
 
     Raises:
-        ValueError: if the file was written by pykan. Such a file has to be loaded by pykan, and the loaded model can
-            then be passed to ``fastkan.convert``.
+        ValueError: if the file was written by pykan. A file that was written by pykan must be loaded by pykan, and the
+            loaded model can then be passed to ``fastkan.convert``.
         OSError, ValueError: in the same cases as :meth:`KAN.load`.
     """
     if not os.path.exists(path) and os.path.exists(f"{os.fsdecode(path)}_config.yml"):

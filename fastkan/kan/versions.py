@@ -68,8 +68,8 @@ def keep_versions(model: Any, keep: bool = True) -> None:
     """Start or stop keeping versions of the network in memory.
 
     Args:
-        keep: whether to store a version after each method of the workflow. If True, the current network becomes version
-            ``"0.0"``. If False, all versions are discarded.
+        keep: whether to store a version after each method of the workflow. If ``keep`` is True, the current network
+            becomes version ``"0.0"``. If ``keep`` is False, all versions are discarded.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0)
@@ -83,7 +83,7 @@ def keep_versions(model: Any, keep: bool = True) -> None:
 
 @checked(model_id=Text())
 def rewind(model: Any, model_id: str) -> Any:
-    """Return to an earlier version, and increment the first part of the numbers of all later versions.
+    """Return to an earlier version. The first part of all later version numbers is increased by 1.
 
     Args:
         model_id: a version number, such as ``"0.2"``. ``model.versions`` shows all version numbers.
@@ -130,7 +130,7 @@ def log_history(model: Any, method_name: str = "") -> None:
     """Add the current network as a version, if the model keeps versions.
 
     Args:
-        method_name: an argument that pykan's method has. It has no effect in fastkan.
+        method_name: an argument of pykan's method that has no effect in fastkan.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)

@@ -46,18 +46,18 @@ class ActFun:
 
     @property
     def coef(self) -> Tensor:
-        """The coefficients of the splines ``[in, out, G + k]``."""
+        """The coefficients ``[in, out, G + k]`` of the splines."""
         return self._layer.spline_weight.permute(1, 2, 0)
 
     @property
     def scale_base(self) -> Tensor:
-        """The weights of the base function ``[in, out]``. They are zeros if the layer has no base function."""
+        """The weights ``[in, out]`` of the base function, or zeros if the layer has no base function."""
         weight = self._layer.base_weight
         return self._layer.spline_weight.new_zeros(self.in_dim, self.out_dim) if weight is None else weight
 
     @property
     def scale_sp(self) -> Tensor:
-        """The scales of the splines ``[in, out]``. They are ones if the layer has no scales."""
+        """The scales ``[in, out]`` of the splines, or ones if the layer has no scales."""
         scale = self._layer.spline_scale
         return self._layer.spline_weight.new_ones(self.in_dim, self.out_dim) if scale is None else scale
 
@@ -79,7 +79,7 @@ class SymbolicFun:
     Attributes:
         in_dim, out_dim: the number of inputs and the number of outputs.
         mask: a mask ``[out, in]``, which is 1 for edges that are formulas and 0 for other edges.
-        affine: the numbers (a, b, c, d) of the formulas c f(a x + b) + d ``[out, in, 4]``.
+        affine: the numbers (a, b, c, d) ``[out, in, 4]`` of the formulas c f(a x + b) + d.
         funs_name: for each output, a list of the names of the functions on its edges. The name is ``"0"`` for an edge
             without a formula.
         funs, funs_sympy: nested lists like ``funs_name``, with functions of tensors and functions of sympy expressions

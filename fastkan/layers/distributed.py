@@ -6,10 +6,10 @@ import torch
 
 
 def check_one_process(what: str) -> None:
-    """Raise an error if the program has several processes.
+    """Raise an error if ``torch.distributed`` runs several processes.
 
-    The check is for functions that use only the samples of the current process and would therefore give a different
-    network in every process.
+    The check is for functions that use only the samples of the current process. Such a function would give a different
+    network in every process of a distributed program.
 
     Args:
         what: the name of the function, for the error message.

@@ -1,9 +1,9 @@
 """The library of functions f that can be used in formulas ``c f(a x + b) + d`` on edges.
 
 The library contains the functions of pykan's library and the functions that users add. An entry contains the PyTorch
-form, the sympy form and the domain of a function. An entry may also state symmetries of the function. If it does, a
-symbolic search can skip equivalent parameters (a, b, c, d) and write formulas in their simplest form. Functions without
-stated symmetries can be searched and fixed too.
+form, the sympy form and the domain of a function. An entry may also state symmetries of the function. The symbolic
+search uses the symmetries to skip equivalent parameters (a, b, c, d) and to write formulas in their simplest form.
+Functions without stated symmetries can be searched and fixed too.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Interval(NamedTuple):
         return min(0.0, self.high - 1)
 
     def contains(self, low: float, high: float) -> bool:
-        """Check whether this interval contains the closed interval from ``low`` to ``high``."""
+        """Check whether all numbers from ``low`` to ``high``, ends included, lie in the interval."""
         above = low >= self.low if self.low_closed else low > self.low
         return bool(above and (high <= self.high if self.high_closed else high < self.high))
 
@@ -114,7 +114,7 @@ def _guard_arctanh(z: Tensor, y_th: float) -> Tensor:
 
 
 class SymbolicFunction(NamedTuple):
-    """An entry of the library, which describes a function f. The first four fields are in the order of pykan's entries.
+    """An entry of the library, which describes a function f. The first four fields are the same as in pykan's library.
 
     Attributes:
         fun: f as an elementwise function of a tensor that autograd can differentiate.
@@ -124,16 +124,17 @@ class SymbolicFunction(NamedTuple):
             None if f has no singularities.
         name: the name of f in the library.
         domain: the interval in which f is real and finite, except at the poles.
-        poles: the points inside the domain where f is not finite. If f is periodic, poles of one period suffice.
+        poles: the points inside the domain where f is not finite. For a periodic f, only the poles of one period are
+            listed.
         period: the period of f, or None.
         antiperiodic: whether f changes its sign after half a period.
         symmetry: ``"even"`` or ``"odd"``, the parity of f, or None.
-        scale: the parameter, ``"c"`` or ``"d"``, that can absorb a positive factor of both a and b, or None.
+        scale: the parameter, ``"c"`` or ``"d"``, that can absorb a positive common factor of a and b, or None.
         shift: the parameter, ``"c"`` or ``"d"``, that can absorb b, or None.
         same_as: the name of another function and a tuple ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``, or
             None.
-        fun_singularity: a guard in the form of pykan, which is a function ``(z, y_th) -> (..., value)``, or None. Only
-            functions that users add have such a guard.
+        fun_singularity: a guard in the form of pykan, which is a function ``(z, y_th) -> (..., value)``, or None. The
+            field is None for all built-in functions.
 
     Example:
         >>> SYMBOLIC_LIB["exp"].fun(torch.zeros(1)), SYMBOLIC_LIB["exp"].complexity
@@ -196,7 +197,7 @@ class SymbolicFunction(NamedTuple):
 
 
 class _Sympy:
-    """A callable that applies the sympy function with a given name. The import of sympy is delayed until a call."""
+    """A callable that applies the sympy function with a given name. sympy is imported when the callable is called."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -335,7 +336,7 @@ def lookup(name: str) -> SymbolicFunction:
 
 
 def names_of(lib: Iterable[str] | None = None) -> list[str]:
-    """Return the names in ``lib`` without repetitions. If ``lib`` is None, return all names in the library but aliases.
+    """Return the names in ``lib`` without repetitions. If ``lib`` is None, return all library names except aliases.
 
     Raises:
         TypeError, ValueError: if a name is not in the library, or ``lib`` is empty.
@@ -348,7 +349,7 @@ def names_of(lib: Iterable[str] | None = None) -> list[str]:
 
 
 class FunctionName(Kind):
-    """The kind of an argument that must be the name of a function in the library."""
+    """An argument kind that accepts the name of a function in the library."""
 
     def read(self, name: str, value: Any) -> str:
         if callable(value):
@@ -363,7 +364,7 @@ class FunctionName(Kind):
 
 
 class Library(Kind):
-    """The kind of an argument that must be a list of names of library functions. If None, all names except aliases."""
+    """An argument kind that accepts a list of names of library functions, or None for all names except aliases."""
 
     def read(self, name: str, value: Any) -> list[str]:
         if value is None:
@@ -397,16 +398,16 @@ def add_symbolic(
         fun: an elementwise function of a tensor that autograd can differentiate.
         c: the complexity of the function, which :func:`rank` weighs against R2.
         fun_singularity: a function ``(z, y_th)`` that is called instead of ``fun`` if ``singularity_avoiding`` is set.
-            It returns either the function value or a tuple whose last entry is the function value.
-        sympy_fun: the function in a form that accepts a sympy expression. If None, formulas contain an undefined sympy
-            function with the given name.
+            ``fun_singularity`` returns either the function value or a tuple whose last entry is the function value.
+        sympy_fun: the function in a form that accepts a sympy expression. If ``sympy_fun`` is None, formulas contain an
+            undefined sympy function with the given name.
         domain: the interval in which ``fun`` is real and finite. An end of the interval belongs to the domain if
             ``fun`` is finite there.
         overwrite: whether to replace a function that was added under the given name before.
 
     Raises:
         TypeError, ValueError: if the name is already in use, the domain has no width, or ``fun`` does not map a
-            floating-point tensor to a floating-point tensor of equal shape. In these cases nothing is changed.
+            floating-point tensor to a floating-point tensor of equal shape. If an error is raised, nothing is changed.
 
     Example:
         >>> add_symbolic("j0", torch.special.bessel_j0, c=4)

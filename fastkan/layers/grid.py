@@ -16,8 +16,8 @@ from fastkan_kernels import spline_values, splines, warn
 
 ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
 
-# In a least-squares fit, each grid interval contains this number of anchors, which are evenly spaced points at which
-# the old function is fitted even if the interval contains no sample; see refit().
+# Number of anchors in each grid interval. Anchors are evenly spaced points that are added to the samples of a
+# least-squares fit, so that intervals without samples are fitted too; see refit().
 ANCHORS_PER_CELL = 4
 
 ANCHOR_SHARE = 1e-6  # the total weight of all anchors, relative to the total weight of all samples
@@ -41,12 +41,12 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
 
     Rounding to the dtype of the knots can make different knots equal, for example in float32 if all samples lie between
     1e6 - 1 and 1e6 + 1. The weight of the evenly spaced points is then raised until rounding keeps all knots different.
-    If rounding makes even evenly spaced points equal, the grid of the input is not adapted.
+    If rounding would make evenly spaced points equal as well, the grid of the input is not adapted.
 
     Args:
         x: finite samples ``[N, I]``.
-        knots: the current knots ``[I, M]``. If all samples of an input are equal, its current grid is kept and
-            resampled to G intervals. The dtype of ``knots`` is the dtype that the caller rounds the new knots to.
+        knots: the current knots ``[I, M]``. An input whose samples are all equal keeps its current grid, resampled to G
+            intervals. The caller is expected to round the new knots to the dtype of ``knots``.
         order: the order k of the splines.
         grid_size: the number G of intervals of the new grid.
         grid_eps: the weight of the evenly spaced points; 0 places all knots at quantiles.
@@ -57,7 +57,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
         A float64 tensor ``[I, G + 2k + 1]``.
 
     Warns:
-        UserWarning: for inputs whose samples lie too close together for knots of this dtype.
+        UserWarning: if the samples of an input lie too close together for the dtype of ``knots``.
     """
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
@@ -101,7 +101,7 @@ def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, 
 
 
 def subdivide(grid: Tensor, grid_size: int) -> Tensor:
-    """Resample a grid to ``grid_size`` intervals, by linear interpolation of the knots over their index.
+    """Return a grid with ``grid_size`` intervals, whose knots are linearly interpolated between the knots of ``grid``.
 
     If ``grid_size`` is a multiple of the current number of intervals, all knots are kept and each interval is divided
     into equal parts.
@@ -130,7 +130,7 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
     """
     knots = knots.double()
     inputs, count = finer.shape[0], finer.shape[1] - order - 1
-    piece = _piece(knots, finer, order)  # [I, count]
+    piece = _piece(knots, finer, order)
     # triangle[i, b, r, c] is the weight of old coefficient ``piece - k + c`` in entry r of the current row of
     # de Boor's triangle, for new coefficient b of input i.
     triangle = torch.eye(order + 1, dtype=torch.float64, device=knots.device)
@@ -155,9 +155,10 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
 
 
 def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """Return for each spline on the finer knots the old cell that contains the widest of the spline's finer cells.
+    """For each spline on the finer knots, return the index of a cell of the old knots inside the spline's support.
 
-    Only cells inside the grid are considered. The result is an index tensor ``[I, M' - k - 1]``.
+    Among the finer cells that lie in the support of the spline and inside the grid, the widest cell is chosen. The
+    function returns the index of the old cell that contains the widest cell, as a tensor ``[I, M' - k - 1]``.
     """
     count = finer.shape[1] - order - 1
     widths = finer.diff(dim=1)
@@ -196,7 +197,7 @@ def refit(
         knots: the old knots ``[I, M]``.
         new_knots: the new knots ``[I, M']``.
         order: the order k of the splines.
-        x: samples ``[N, I]``. If None, the fit uses only the anchors.
+        x: samples ``[N, I]``, or None if the fit should use only the anchors.
         outside: the continuation of the old splines beyond their grid, ``"zero"`` or ``"linear"``.
 
     Returns:
@@ -250,7 +251,7 @@ def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """Evaluate B-splines that are continued along their tangents beyond the grid.
 
     Args:
-        x: the inputs ``[N, I]``. An infinite x gives NaN.
+        x: the inputs ``[N, I]``. If x is infinite, the result is NaN.
         knots: the knots ``[I, G + 2k + 1]``.
         order: the order k of the splines.
 
@@ -263,7 +264,7 @@ def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
         tensor([ 0., -1.,  2.])
     """
     low, high = knots[:, order], knots[:, -order - 1]
-    high = torch.nextafter(high, low)  # a point exactly on the last knot would belong to the cell to its right
+    high = torch.nextafter(high, low)  # a point exactly on the last knot would belong to a cell outside of the grid
     clamped = torch.where(x < low, low, torch.where(x > high, high, x))
     beyond = torch.where(x.isinf(), torch.nan, x - clamped).unsqueeze(1)
     return splines(clamped, knots, order) + splines(clamped, knots, order, 1) * beyond

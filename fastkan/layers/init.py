@@ -28,7 +28,7 @@ def reinitialize(
 
     Args:
         layer: the layer whose parameters are replaced.
-        generator: the random number generator. If None, torch's global generator is used.
+        generator: the random number generator, or None to use torch's global generator.
         noise: the width of the range of the splines' values at the knots, multiplied by ``grid_size``.
         base_mean, base_half_width: the midpoint and the half width of the range of base weights, before the division
             by sqrt(inputs).

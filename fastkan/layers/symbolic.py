@@ -43,7 +43,7 @@ def read_guard_options(singularity_avoiding: Any, y_th: Any) -> tuple[bool, floa
 
 
 class Edge(NamedTuple):
-    """A formula on the edge from input ``i`` to output ``j``. The field ``name`` names a function in the library.
+    """A formula on the edge from input ``i`` to output ``j``, with the library function that is called ``name``.
 
     Example:
         >>> Edge(0, 2, "sin")
@@ -118,14 +118,14 @@ class SymbolicEdges(nn.Module):
             x: the inputs ``[N, in_features]``.
             singularity_avoiding: whether to move the argument of each function f into its domain, and away from its
                 singularities until ``|f|`` is at most about ``y_th``.
-            y_th: the bound of ``|f|`` near a singularity, above 0.
+            y_th: the bound of ``|f|`` near a singularity, a positive number.
 
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device, or ``y_th`` is not positive.
         """
         self._check(x)
         if not self.edges:
-            return x.new_zeros(x.shape[0], self.out_features)  # ``len(x)`` would become a constant under tracing
+            return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record ``len(x)`` as a constant
         values = self._values(x, singularity_avoiding, y_th)
         if self.out_features == 1:
             return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
@@ -148,7 +148,7 @@ class SymbolicEdges(nn.Module):
         return values if self._order is None else values[:, self._order.argsort()]
 
     def has_splines(self, mask: Tensor | None) -> bool:
-        """Check whether the mask ``[in, out]`` of the layer's splines is 1 for any edge that is a formula."""
+        """Check whether the mask ``[in, out]`` of the layer's splines is 1 on at least one edge that is a formula."""
         return self._any_on(mask, self.ends)
 
     def _check(self, x: Tensor) -> None:
@@ -161,7 +161,7 @@ class SymbolicEdges(nn.Module):
         affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
         a, b, c, d = affine.unbind(1)
         if self._inputs is not None:
-            # On CUDA the backward pass of index_select sums in an undefined order. Indexing is used there instead.
+            # On CUDA indexing is used, because the backward pass of index_select sums in an undefined order.
             x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
         z = torch.addcmul(b, x, a)
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
@@ -196,7 +196,7 @@ class SymbolicEdges(nn.Module):
 
         Raises:
             TypeError, ValueError: if the edge or the function does not exist, or ``affine`` does not consist of four
-                finite numbers. In these cases nothing is changed.
+                finite numbers. If an error is raised, nothing is changed.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -223,7 +223,7 @@ class SymbolicEdges(nn.Module):
         """Remove the formula of edge (i, j).
 
         Raises:
-            TypeError, ValueError: if the edge has no formula. In this case nothing is changed.
+            TypeError, ValueError: if the edge has no formula. If an error is raised, nothing is changed.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -268,12 +268,12 @@ class SymbolicEdges(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """Whether ``affine`` requires a gradient. If there are no edges, True, because new edges would require one."""
+        """Whether ``affine`` requires a gradient; True if there are no edges, because new edges would require one."""
         return not self.edges or self.affine.requires_grad
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
-            INDEX.read(name, index)  # this line also checks the indices of edges that were read from a file
+            INDEX.read(name, index)  # the indices may have been read from a file, so they are validated here
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
@@ -283,7 +283,7 @@ class SymbolicEdges(nn.Module):
         Args:
             edges: pairs of an edge and the index of its row in ``rows``.
             rows: a tensor ``[R, 4]`` with rows (a, b, c, d).
-            trained: whether the new parameter requires a gradient. If None, the current setting is kept.
+            trained: whether the new parameter requires a gradient, or None to keep the current setting.
         """
         edges = sorted(edges)
         trained = self.is_trained if trained is None else trained
@@ -294,14 +294,14 @@ class SymbolicEdges(nn.Module):
         """Set the edges and their affine parameter, whose rows are in the order of the edges."""
         if edges:
             self.affine = affine
-        else:  # an empty parameter would require a gradient but never receive one
+        else:  # an empty parameter would require a gradient but never receive a gradient
             self._parameters.pop("affine", None)
             self.register_buffer("affine", affine.detach(), persistent=False)
         self.edges = edges
         self._group()
 
     def _group(self) -> None:
-        """Compute the indices that :meth:`_values` uses. An index that would select all columns in order is None."""
+        """Compute the indices that :meth:`_values` uses. An index that would select all columns unchanged is None."""
         edges, count = self.edges, len(self.edges)
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
@@ -325,14 +325,14 @@ class SymbolicEdges(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self._group()  # the indices are computed again because indices on meta have no values to copy
+        self._group()  # the indices are computed again because tensors on the meta device have no values to copy
         return self
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         state_dict, names = dict(state_dict), (prefix + "formulas", prefix + "affine")
-        state = state_dict.pop(prefix + "_extra_state", None)  # fastkan 0.1 stored a list of edges under this name
+        state = state_dict.pop(prefix + "_extra_state", None)  # fastkan 0.1 stored the list of edges as extra state
         state, affine = state_dict.get(names[0], state), state_dict.get(names[1])
         if state is None and affine is None and "version" in metadata:
             state = []  # the saved layer had no formulas
@@ -360,7 +360,7 @@ class SymbolicEdges(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _edges_of(self, state: Any) -> list[Edge]:
-        if isinstance(state, Tensor):  # the tensor can be floating-point if several states were averaged
+        if isinstance(state, Tensor):  # averaging several states can make the tensor floating-point
             try:
                 state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
             except (ValueError, TypeError, RuntimeError):

@@ -3,8 +3,8 @@
 The package ``fastkan`` imports only the names in this module:
 
 - The contractions are ``contract_out`` (F, the forward pass of a layer), ``contract_weight`` (G) and ``contract_in``
-  (H). ``contract`` computes any of the three from an ``Operands``. ``backend`` and ``route`` control and report which
-  backend is used, and ``autotune`` tunes the Triton kernels.
+  (H). ``contract`` computes any contraction from an ``Operands``. ``backend`` selects a backend, ``route`` reports the
+  backend that a call would use, and ``autotune`` tunes the Triton kernels.
 - The features of a layer are described by ``Basis`` and by the knots (``uniform_knots``, ``knots_are_uniform``,
   ``basis_of``, ``uniform_basis``). The values of the features are computed by ``splines`` and ``base_function``.
 - Statistics of edge functions are computed by ``edge_std``, ``edge_mean_abs``, ``edge_values`` and
@@ -13,7 +13,7 @@ The package ``fastkan`` imports only the names in this module:
 - Arguments are validated by the decorator ``checked``, with an argument kind such as ``Int`` for each argument, and by
   the functions ``check_*``.
 
-The README in this folder explains the idea on one page.
+The README in this folder explains the mathematical idea on one page.
 """
 
 from . import validation
@@ -67,8 +67,8 @@ from .validation import (
     warn,
 )  # fmt: skip
 
-# Only the names in this list are public. fastkan also uses the other names of this module, and any release may change
-# the other names without notice.
+# ``__all__`` contains the public names. fastkan also imports names that are not in ``__all__``; any release may change
+# the names that are not in ``__all__``.
 __all__ = [
     "BASE_FUNCTIONS",
     "MAX_SPLINE_ORDER",

@@ -9,7 +9,8 @@ import torch
 
 BASE_FUNCTIONS = ("silu", "identity", "none")
 MAX_SPLINE_ORDER = 5
-# The derivatives of silu are implemented up to this order. The other base functions have derivatives of every order.
+# Highest order for which the derivatives of silu are implemented. All derivatives of the other base functions are
+# implemented.
 MAX_BASE_DERIVATIVE = 4
 
 
@@ -18,14 +19,14 @@ class Basis(NamedTuple):
 
     Args:
         order: the degree k of the splines, 1 to 5 (k=3 is cubic).
-        base: the base function, ``"silu"``, ``"identity"`` or ``"none"``. With ``"none"`` the layer has no base
-            weights.
+        base: the base function, ``"silu"``, ``"identity"`` or ``"none"``. A layer with the base function ``"none"`` has
+            no base weights.
         uniform: whether each row of the knots is equally spaced, in which case the cell of an input is computed
             without a search. :func:`basis_of` sets ``uniform`` according to the knots.
         uniform_grid: two numbers, ``(first knot, 1 / spacing)``, if all inputs share one equally spaced row of
             knots, or None otherwise.
         matmul_dtype: the dtype to which features and weights are rounded before a matrix product, as under autocast.
-            If None, features and weights are not rounded.
+            If ``matmul_dtype`` is None, features and weights are not rounded.
 
     Example:
         >>> Basis(order=3).features(grid_size=5)
@@ -47,7 +48,8 @@ class Basis(NamedTuple):
         return knots.shape[-1] - self.order - 1
 
 
-# This set is computed at import, because the compiler of PyTorch 2.11 cannot trace ``is_autocast_available``.
+# The set of device types that support autocast is computed at import, because the compiler of PyTorch 2.11 cannot trace
+# ``is_autocast_available``.
 _AUTOCASTING = frozenset(
     name for name in ("cpu", "cuda", "hpu", "mps", "mtia", "xpu") if torch.amp.is_autocast_available(name)
 )

@@ -30,18 +30,18 @@ def contract_out(
 
     Args:
         x: the inputs ``[N, I]``.
-        knots: the knots ``[I, G + 2k + 1]`` of the splines, in the units of x. Each row is non-decreasing.
+        knots: the knots ``[I, G + 2k + 1]`` of the splines, in the units of x, non-decreasing in each row.
         weight: the spline coefficients ``[G + k, I, O]``.
         base_weight: the weights ``[I, O]`` of the base function, or None if the base function is ``"none"``.
-        v: a factor ``[N, I]`` for each input value. If None, all factors are 1.
+        v: a factor ``[N, I]`` for each input value, or None if all factors are 1.
         basis: the spline order and the base function; see :class:`Basis`.
         derivative: the order d >= 0 of the derivative of the features. If d is larger than the spline order, all
             splines contribute 0.
 
     Returns:
-        A tensor ``[N, O]`` in the dtype of x. The result can be differentiated with respect to x, v, weight and
-        base_weight, any number of times. If ``knots.requires_grad``, the reference backend computes the result,
-        which can then be differentiated with respect to the knots too.
+        A tensor ``[N, O]`` in the dtype of x. The result can be differentiated any number of times with respect to x,
+        v, weight and base_weight. If ``knots.requires_grad``, the reference backend is used, and the result can also be
+        differentiated with respect to the knots.
 
     Raises:
         TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
@@ -73,7 +73,7 @@ def contract_weight(
 
     Returns:
         A tuple of the result ``[G + k, I, O]`` for the splines and the result ``[I, O]`` for the base function. The
-        second entry is None if the base function is ``"none"``.
+        result for the base function is None if the base function is ``"none"``.
 
     Raises:
         TypeError, ValueError: in the same cases as :func:`contract_out`.

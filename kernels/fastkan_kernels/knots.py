@@ -40,7 +40,7 @@ def uniform_knots(
         tensor([[-2., -1.,  0.,  1.,  2.]])
     """
     low, high = grid_range
-    # The knots are computed in float64 and rounded once, so that each knot is within half an eps of its exact value.
+    # The knots are computed in float64 and rounded once, so each knot is as accurate as its dtype allows.
     steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
     row = low + steps * ((high - low) / grid_size)
     return row.to(dtype).expand(in_features, -1).contiguous()
@@ -50,7 +50,8 @@ def uniform_knots(
 def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     """Check whether each row of the knots is equally spaced, up to rounding in the dtype of the knots.
 
-    Every knot must be within ``tolerance`` eps, and within a thousandth of a cell, of its equally spaced position.
+    Every knot must lie within ``tolerance`` rounding errors, and within a thousandth of a cell, of its exact equally
+    spaced position.
     Knots that were computed in float32 and then converted to float64 do not count as equally spaced, because their
     rounding errors are far larger than a float64 eps. The function reads the values of the knots, which makes the
     program wait for the GPU, so call the function once whenever the knots change.
@@ -61,7 +62,7 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
             absolute knot of the row.
 
     Raises:
-        TypeError, ValueError: if ``knots`` is not a tensor of the right shape, or ``tolerance`` is below 0.
+        TypeError, ValueError: if ``knots`` is not a two-dimensional tensor, or ``tolerance`` is below 0.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -104,7 +105,8 @@ def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
 def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
     """Return the basis of a layer whose knots are known to be equally spaced.
 
-    If the knots are on the CPU, the function reads their values to check whether all inputs have the same knots.
+    If the knots are on the CPU, the function reads the values of the knots and checks whether all inputs have the same
+    knots.
     Knots on a GPU are not read, because the program would have to wait for the GPU.
 
     Raises:
@@ -130,8 +132,8 @@ def _shared_grid(knots: Tensor) -> tuple[float, float] | None:
 def uniform_grid(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:
     """Return a tuple of the first knot and the inverse spacing of equally spaced knots.
 
-    Both entries are numbers if all inputs have the same knots; otherwise both are tensors ``[I]``. The value x of an
-    input lies in the cell with the index ``floor((x - first) * inv_spacing)``.
+    The first knot and the inverse spacing are numbers if all inputs have the same knots, and tensors ``[I]`` otherwise.
+    An input value x lies in the cell with the index ``floor((x - first) * inv_spacing)``.
     """
     return basis.uniform_grid or _grid_of(knots)
 
@@ -139,8 +141,8 @@ def uniform_grid(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | 
 def _grid_of(knots: Tensor) -> tuple[Tensor, Tensor]:
     """Return a tuple of the first knot ``[I]`` and the inverse spacing ``[I]`` of each row.
 
-    The inverse spacing is rounded once. The inverse spacing is rounded up if the last knot would otherwise fall into
-    the last cell. All splines must be exactly 0 at the last knot.
+    The inverse spacing is rounded only once. The inverse spacing is rounded up if the last knot would otherwise fall
+    into the last cell, because all splines must be exactly 0 at the last knot.
     """
     knots = knots.to(torch.promote_types(knots.dtype, torch.float32))
     cells, first, width = knots.shape[1] - 1, knots[:, 0], knots[:, -1] - knots[:, 0]

@@ -23,7 +23,7 @@ from .validation import INDEX, check_operands, checked
 # Maximum number of elements, edge values and features together, in a block of rows.
 BLOCK_ELEMENTS = 1 << 20
 
-# Maximum number of features in a block of rows. A block of this size is 1 MiB of float32 and stays in a core's cache.
+# Maximum number of features in a block of rows. 2**18 features take 1 MiB in float32, which fits into a core's cache.
 FEATURE_ELEMENTS = 1 << 18
 
 
@@ -45,7 +45,8 @@ def edge_std(
         correction: the number that is subtracted from N in the divisor, as in :func:`torch.std`.
 
     Returns:
-        A differentiable tensor ``[I, O]`` in the dtype of x. The gradient is 0 for an edge whose values are all equal.
+        A differentiable tensor ``[I, O]`` in the dtype of x. If all values of an edge are equal, the gradient of its
+        standard deviation is 0.
 
     Raises:
         TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
@@ -67,7 +68,7 @@ def edge_std(
 
 @checked(correction=INDEX)
 def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: int = 1) -> Tensor:
-    """Compute the covariance matrix over the batch of the features of each input.
+    """Compute, for each input, the covariance matrix of its features over the batch.
 
     Returns:
         A tensor ``[I, P, P]`` that can be differentiated with respect to x. The P features are the G + k splines,
@@ -100,7 +101,9 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
 
 
 def column_std(x: Tensor) -> Tensor:
-    """Compute the standard deviation of each column of ``x [N, I]``. The gradient of a constant column is 0.
+    """Compute the standard deviation ``[I]`` of each column of ``x [N, I]``.
+
+    If all values in a column are equal, the gradient of the column's standard deviation is 0.
 
     Example:
         >>> column_std(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -160,7 +163,7 @@ def edge_mean_abs(
             lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
             part,
             use_reentrant=False,
-            preserve_rng_state=False,  # the block draws no random numbers, and saving the state would wait for the GPU
+            preserve_rng_state=False,  # no random numbers are drawn, and saving the RNG state would wait for the GPU
         )
         total = total + part_sum
     return (total / x.shape[0]).to(x.dtype)
@@ -169,11 +172,11 @@ def edge_mean_abs(
 def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """Evaluate all B-splines at x without gradients, by the fastest implementation for the device.
 
-    The values equal the values that :func:`splines` returns.
+    The function returns the same values as :func:`splines`.
 
     Args:
         x: the inputs ``[N, I]``, in the dtype of the knots.
-        knots: the knots ``[I, M]``. Each row is non-decreasing.
+        knots: the knots ``[I, M]``, non-decreasing in each row.
         order: the degree k of the splines.
 
     Returns:
@@ -209,8 +212,9 @@ class _Covariance(torch.autograd.Function):
     """The autograd Function that computes :func:`feature_covariance` in blocks of rows.
 
     Each block is centred on its own mean and then merged into the total (Chan, Golub and LeVeque, Updating Formulae and
-    a Pairwise Algorithm for Computing Sample Variances, 1979). Before that, the features of the first row are
-    subtracted from every row, so that the covariance of a constant input is exactly 0 instead of a rounding error.
+    a Pairwise Algorithm for Computing Sample Variances, 1979). Before the blocks are centred, the features of the first
+    row are subtracted from every row, so that the covariance of a constant input is exactly 0 instead of a rounding
+    error.
     """
 
     @staticmethod
@@ -233,8 +237,8 @@ class _Covariance(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         x, knots, mean = ctx.saved_tensors
         backend = ctx.backend
-        # If gradients are enabled, second derivatives may be needed. The mean then has to be recomputed as a
-        # differentiable function of x.
+        # If gradients are enabled, second derivatives may be needed, so the mean is recomputed as a differentiable
+        # function of x.
         if torch.is_grad_enabled():
             backend = "reference"
             mean = _features(x, knots, ctx.basis).mean(0)

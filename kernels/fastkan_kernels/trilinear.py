@@ -7,7 +7,7 @@ every index that the third operand does not have, and returns a tensor with the 
 differentiate a contraction, take the upstream gradient as the operand that the contraction lacks. With all three
 operands given, the form T_d is a scalar. The gradient of T_d with respect to an operand is the contraction that
 returns a tensor of that operand's shape. The gradient of T_d with respect to x is ``v`` times the contraction H of
-order d + 1. The result is nine rules that need only three kernels.
+order d + 1. The table :data:`DERIVATIVES` contains the nine gradient formulas, which need only the kernels F, G and H.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Contraction(NamedTuple):
     """The description of one of the contractions F, G and H: its name and the operands that it takes."""
 
     name: str
-    free: str  # the operand that the contraction does not take, and whose shape the result has
-    filled: tuple[str, str]  # the two operands that the contraction takes
+    free: str  # The result has the shape of the operand ``free``, which the contraction does not take.
+    filled: tuple[str, str]  # The contraction takes the two operands in ``filled``.
 
 
 class Rule(NamedTuple):
-    """The formula of a gradient: ``times * contraction_{d + raises}``, with the upstream gradient as an operand."""
+    """A rule for a gradient, which is ``times * contraction_{d + raises}`` with the upstream gradient as an operand."""
 
     contraction: str
     raises: int = 0
@@ -40,7 +40,7 @@ CONTRACTIONS = {
     "H": Contraction("contract_in", free="v", filled=("W", "g")),
 }
 
-# The table maps (contraction, argument to differentiate with respect to) to the contraction that computes the gradient.
+# The table maps a contraction and one of its arguments to the rule for the gradient with respect to the argument.
 DERIVATIVES = {
     ("F", "x"): Rule("H", raises=1, times="v"),
     ("F", "W"): Rule("G"),
@@ -58,10 +58,10 @@ class Operands(NamedTuple):
     """The operands of a contraction. The operand ``W`` is stored in two parts, ``weight`` and ``base_weight``.
 
     Attributes:
-        v: factor of each input value ``[N, I]``. If None, all factors are 1.
-        weight: weights of the splines ``[K, I, O]``.
-        base_weight: weights of the base function ``[I, O]``, or None if the layer has no base function.
-        g: output gradient ``[N, O]``.
+        v: a factor ``[N, I]`` for each input value, or None if all factors are 1.
+        weight: the weights ``[K, I, O]`` of the splines.
+        base_weight: the weights ``[I, O]`` of the base function, or None if the layer has no base function.
+        g: a factor ``[N, O]`` for each output value, usually the gradient of the output.
 
     The operand that a contraction does not take is None.
     """
@@ -95,7 +95,8 @@ def gradients(
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
         operands: the operands that the contraction was computed from.
-        upstream: the gradient of the contraction's result. For G a pair, with one gradient for each part of W.
+        upstream: the gradient of the contraction's result. The upstream gradient of G is a pair, with one gradient for
+            each part of W.
         wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
         derivative: the order d of the contraction.
         contract: a function ``contract(name, operands, d)`` that computes a contraction.

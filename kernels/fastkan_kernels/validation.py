@@ -33,13 +33,13 @@ Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class Kind:
-    """The kind of an argument. Each subclass checks that an argument is of one kind, and converts the argument."""
+    """The base class of argument kinds. Each subclass validates arguments of one kind, such as int or str."""
 
     def read(self, name: str, value: Any) -> Any:
         """Check an argument and return its value, converted to the type that the decorated function expects.
 
         Raises:
-            TypeError, ValueError: if the value is not of this kind.
+            TypeError, ValueError: if the kind does not accept the value.
         """
         raise NotImplementedError
 
@@ -62,7 +62,7 @@ def kind_of(value: object) -> str:
 
 
 class Int(Kind):
-    """The kind of an argument that must be an int from ``least`` to ``most``."""
+    """An argument kind that accepts an int from ``least`` to ``most``."""
 
     def __init__(self, least: int | None = None, most: int | None = MAX_INT) -> None:
         self.least, self.most = least, most
@@ -82,7 +82,7 @@ class Int(Kind):
 
 
 class Real(Kind):
-    """The kind of an argument that must be a number within bounds. The number is converted to a float.
+    """An argument kind that accepts a number within bounds and converts the number to a float.
 
     The bounds ``least`` and ``most`` are inclusive; the bounds ``above`` and ``below`` are exclusive. NaN is rejected.
     Infinities are rejected unless ``finite`` is False.
@@ -109,7 +109,7 @@ class Real(Kind):
         two_ends = self.least is not None and self.most is not None
         if not two_ends and (math.isnan(number) or (self.finite and math.isinf(number))):
             raise ValueError(f"{name} must be finite, got {number}")
-        below_least = self.least is not None and not number >= self.least  # ``not >=`` rejects NaN as well
+        below_least = self.least is not None and not number >= self.least  # ``not number >= least`` also rejects NaN
         above_most = self.most is not None and number > self.most
         not_above = self.above is not None and number <= self.above
         not_below = self.below is not None and number >= self.below
@@ -125,7 +125,7 @@ class Real(Kind):
 
 
 class Flag(Kind):
-    """The kind of an argument that must be True, False, 0 or 1. The value is converted to a bool."""
+    """An argument kind that accepts True, False, 0 or 1 and converts the value to a bool."""
 
     def read(self, name: str, value: Any) -> bool:
         answer = plain(value)
@@ -136,7 +136,7 @@ class Flag(Kind):
 
 
 class Choice(Kind):
-    """The kind of an argument that must be one of the given strings."""
+    """An argument kind that accepts one of the given strings."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
@@ -149,7 +149,7 @@ class Choice(Kind):
 
 
 class Bounds(Kind):
-    """The kind of an argument that must be a sequence of two increasing numbers, which becomes a tuple of floats.
+    """An argument kind that accepts a sequence of two increasing numbers and converts it to a tuple of floats.
 
     Infinite numbers are accepted only if ``finite`` is False.
     """
@@ -171,7 +171,7 @@ class Bounds(Kind):
 
 
 class Text(Kind):
-    """The kind of an argument that must be a string."""
+    """An argument kind that accepts a string."""
 
     def read(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -180,7 +180,7 @@ class Text(Kind):
 
 
 class Path(Kind):
-    """The kind of an argument that must be a file system path, as str, bytes or os.PathLike. It becomes a str."""
+    """An argument kind that accepts a file system path, as str, bytes or os.PathLike, and converts it to a str."""
 
     def read(self, name: str, value: Any) -> str:
         if not isinstance(value, (str, bytes, os.PathLike)):
@@ -192,7 +192,7 @@ class Path(Kind):
 
 
 class Callback(Kind):
-    """The kind of an argument that must be a function or another callable."""
+    """An argument kind that accepts a function or another callable."""
 
     def read(self, name: str, value: Any) -> Any:
         if not callable(value):
@@ -201,7 +201,7 @@ class Callback(Kind):
 
 
 class Dtype(Kind):
-    """The kind of an argument that must be a dtype supported by layers."""
+    """An argument kind that accepts a dtype supported by layers."""
 
     def read(self, name: str, value: Any) -> Any:
         if not isinstance(value, torch.dtype) or value not in FLOATS:
@@ -210,7 +210,7 @@ class Dtype(Kind):
 
 
 class Device(Kind):
-    """The kind of an argument that must be an available device, given as a torch.device, its name or its index."""
+    """An argument kind that accepts an available device, given as a torch.device, its name or its index."""
 
     def read(self, name: str, value: Any) -> torch.device:
         if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
@@ -225,7 +225,7 @@ class Device(Kind):
 
 
 class Instance(Kind):
-    """The kind of an argument that must be an instance of one of the given classes."""
+    """An argument kind that accepts an instance of one of the given classes."""
 
     def __init__(self, *classes: type) -> None:
         self.classes = classes
@@ -238,7 +238,7 @@ class Instance(Kind):
 
 
 class Each(Kind):
-    """The kind of an argument that must be a sequence whose entries are all of one kind. The sequence becomes a list.
+    """An argument kind that accepts a sequence whose entries are all of one kind, and converts the sequence to a list.
 
     A set is rejected, because the order of its entries is undefined.
     """
@@ -258,7 +258,7 @@ class Each(Kind):
 
 
 class OneOrEach(Kind):
-    """The kind of an argument that must be of another kind, or a sequence of values of the other kind."""
+    """An argument kind that accepts either a single value of a given kind or a sequence of values of that kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.each = kind, Each(kind)
@@ -268,7 +268,7 @@ class OneOrEach(Kind):
 
 
 class Optional(Kind):
-    """The kind of an argument that must be None or of another kind."""
+    """An argument kind that accepts None or a value of a given kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -289,7 +289,7 @@ def is_sequence(value: object) -> bool:
 FLAG = Flag()
 REAL = Real()
 INDEX = Int(least=0)
-DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # if the argument is None, PyTorch's default is used
+DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None selects PyTorch's default device or dtype
 SEED = Optional(Int(least=0, most=2**64 - 1))
 SHARE = Real(least=0, most=1)
 
@@ -342,8 +342,8 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
 
 ORDER = Int(least=1, most=MAX_SPLINE_ORDER)
 BASE = Choice(BASE_FUNCTIONS)
-# The location of a warning is the innermost stack frame outside of these packages. torch is in the list because
-# modules and decorated functions are called by code of torch.
+# The location of a warning is the innermost stack frame outside of the packages in this tuple. The tuple contains torch
+# because modules and decorated functions are called by code of torch.
 PACKAGES = ("fastkan", "fastkan_kernels", "torch")
 
 
@@ -368,7 +368,10 @@ def check_basis(basis: object) -> None:
 
 
 def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
-    """Raise a TypeError unless ``value`` is a dense tensor and, if not ``any_dtype``, has a floating-point dtype."""
+    """Raise a TypeError unless ``value`` is a dense tensor with a floating-point dtype.
+
+    If ``any_dtype`` is True, the dtype of the tensor is not checked.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -396,7 +399,7 @@ def check_knots(knots: Tensor, order: int) -> None:
     The function reads the values of the knots, so it is called when knots are set and not in each forward pass.
     """
     check_tensor("knots", knots)
-    least = 2 * order + 2  # the smallest grid has one interval and k outer knots on each side
+    least = 2 * order + 2  # the smallest allowed grid has one interval and k outer knots on each side
     if knots.ndim != 2 or knots.shape[1] < least:
         raise ValueError(
             f"knots must have the shape [in_features, grid_size + 2 * spline_order + 1] with at least "
@@ -449,8 +452,8 @@ def check_operands(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, f
     """Raise an error unless the types, shapes, dtypes and devices of a contraction's tensors are consistent.
 
     Args:
-        filled: the operands among ``"W"`` and ``"g"`` that the contraction takes. An operand that is not listed may
-            be None.
+        filled: the operands among ``"W"`` and ``"g"`` that the contraction takes. An operand that is not in ``filled``
+            may be None.
     """
     check_basis(basis)
     check_tensor("x", x)
@@ -496,7 +499,10 @@ def check_alike(x: Tensor, **others: Tensor | None) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise a ValueError if ``value``, data that a model is fitted to, contains NaN or infinity or is on meta."""
+    """Raise a ValueError if ``value`` contains NaN or infinity, or has no values because it is on the meta device.
+
+    The function validates data that a model is fitted to.
+    """
     if value.is_meta:
         raise ValueError(f"{name} must have values, got a tensor on meta")
     bad = int((~value.detach().isfinite()).sum())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode  # a private name that torch.library also uses
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # torch.library also uses this private class
 
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, exact_products
@@ -37,8 +37,8 @@ _OPERANDS = {
 
 def _flat(call: ContractionSpec) -> tuple:
     decomposition = BACKENDS[call.backend].decomposition
-    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. ``source`` is
-    # one of the arguments, so that graphs compiled with an older version of the decomposition's code are not reused.
+    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. The checksum
+    # ``source`` is an argument, so that graphs compiled with an older version of the decomposition are not reused.
     source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
@@ -50,7 +50,7 @@ def _call(flat: tuple) -> ContractionSpec:
 
 
 def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands):
-    """Call the registered operator of contraction ``name``."""
+    """Call the registered operator for the contraction ``name``."""
     given = (getattr(operands, field) for field in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *given, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -124,7 +124,10 @@ def _register(name: str, operator_name: str):
 
 
 def _decompose(name: str) -> Callable:
-    """Return the operator's functionalization rule, which decomposes the operator if the backend supports it."""
+    """Return the functionalization rule of an operator.
+
+    The rule replaces the operator by its decomposition if the backend has a decomposition for the given sizes.
+    """
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args

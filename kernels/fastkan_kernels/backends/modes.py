@@ -1,7 +1,7 @@
-"""Predicates for the state of PyTorch during a call, such as active function transforms, tracers and batched gradients.
+"""Functions that check the state of PyTorch during a call, for example whether function transforms are active.
 
-PyTorch has no public functions for most of these predicates. The tests in tests/kernels/test_routes.py and
-test_autograd.py check that the private functions used in this module behave as expected.
+PyTorch has no public functions for most of the checks in this module. The tests in tests/kernels/test_routes.py and
+test_autograd.py verify that the private functions used in this module behave as expected.
 """
 
 from __future__ import annotations

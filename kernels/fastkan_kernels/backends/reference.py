@@ -2,7 +2,7 @@
 
 The other backends are tested against the reference backend. The reference backend consists of differentiable PyTorch
 operations for any dtype and device, so it also works under ``torch.func``, forward-mode differentiation and
-``torch.export``. It stores all features, which takes memory for N x K x I numbers. Matrix products are used
+``torch.export``. All features are stored, which takes memory for N x K x I numbers. Matrix products are used
 instead of einsum, because ``autograd.grad(is_grads_batched=True)`` cannot batch einsum.
 """
 
@@ -27,7 +27,7 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, in two parts for the splines and for the base function."""
+    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, and return its parts for the splines and the base function."""
     psi, base = _times_v(*features(x, knots, basis, derivative), operands.v)
     g = operands.g.to(psi.dtype)
     splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def middles(first: int, count: int, order: int, like: Tensor) -> Tensor:
-    """Return the centres ``[count]`` of the splines number ``first``, ``first + 1``, ... on the knots 0, 1, 2, ..."""
+    """Return the centres ``[count]`` of ``count`` splines on the knots 0, 1, 2, ..., starting with spline ``first``."""
     start = first + (order + 1) / 2
     return torch.arange(start, start + count, dtype=like.dtype, device=like.device)
 
@@ -37,7 +37,7 @@ def splines_at(
     x: Tensor,
     numbers: slice,
 ) -> Tensor:
-    """Evaluate derivatives of some splines on equally spaced knots, for 0 <= d < k, divided by :func:`scale`.
+    """Evaluate the d-th derivatives (0 <= d < k) of splines on equally spaced knots, divided by :func:`scale`.
 
     Args:
         first, inv_spacing: the first knot and the inverse spacing, each either a number or a tensor ``[I]``.
@@ -62,8 +62,8 @@ def splines_at(
         torch.sign(total, out=rooms[terms])
     total.abs_().sub_((order + 1) / 2).clamp_(max=0.0)  # = -max((k+1)/2 - |z|, 0)
     for j in range(1, terms):
-        torch.ops.aten.softshrink.out(total, j, out=rooms[j])  # equals min(total + j, 0), because total <= 0
-    if power == 5:  # higher powers are written as products because PyTorch does so only for the powers 2 and 3
+        torch.ops.aten.softshrink.out(total, j, out=rooms[j])  # Equals min(total + j, 0), because total <= 0.
+    if power == 5:  # Powers above 3 are written as products because PyTorch does so only for the powers 2 and 3.
         bases.mul_(bases.square().square_())
     elif power == 4:
         bases.pow_(2).pow_(2)

@@ -7,10 +7,10 @@ the splines to any order, including with respect to the knots.
 All backends treat special values of x in the same manner, for every derivative order d and in every gradient:
 
 - If x[n, i] is NaN, all features of x[n, i] are NaN. As a result, row n of F, element (n, i) of H, and all weights of
-  input i in G are NaN. All other results are unaffected.
-- If x is infinite, all splines are 0, and the base function and its derivatives have their limits. The limits of silu
-  are 0 and inf. As in :class:`torch.nn.Linear`, the product of an infinite feature and a weight of 0 is NaN, and so is
-  the sum of two infinite features of opposite sign.
+  input i in G are NaN. All other elements of F, G and H are unaffected.
+- If x is infinite, all splines are 0, and the base function and its derivatives have their limits. For example, the
+  limits of silu are 0 and inf. As in :class:`torch.nn.Linear`, the product of an infinite feature and a weight of 0 is
+  NaN, and so is the sum of two infinite features of opposite sign.
 - If x lies on a knot, x belongs to the cell to the right of the knot, [t_j, t_{j+1}). On the last knot, and outside of
   all knots, all splines and their derivatives are exactly 0. A cell of width 0 contains no x, and 0/0 counts as 0.
 - If ``Basis.matmul_dtype`` is float16, features beyond 65504 become infinite. Only the base function can be that large,
@@ -36,18 +36,18 @@ def _over(numerator: Tensor, width: Tensor) -> Tensor:
 def nan_of(x: Tensor) -> Tensor:
     """Return a tensor that is NaN where x is NaN, and 0 elsewhere.
 
-    All derivatives of the result have the same values, because autograd differentiates an exponential.
+    The derivatives of the result, of every order, are also NaN where x is NaN and 0 elsewhere.
     """
     lost = x.isnan()
     return torch.where(lost, torch.where(lost, x, 0.0).exp(), 0.0)
 
 
 def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor:
-    """Evaluate all B-splines, or their derivatives of one order, at x.
+    """Evaluate all B-splines at x, or the d-th derivative of all B-splines at x.
 
     Args:
-        x: the inputs ``[N, I]``. A NaN gives NaN. Outside the knots, and at infinity, splines are 0.
-        knots: the knots ``[I, M]``. Each row is non-decreasing, and knots may be repeated.
+        x: the inputs ``[N, I]``. If x is NaN, the splines are NaN. Outside the knots, and at infinity, splines are 0.
+        knots: the knots ``[I, M]``, non-decreasing in each row. Knots may be repeated.
         order: the degree k >= 0 of the splines.
         derivative: the order d >= 0 of the derivative. If d is larger than k, the result is exactly 0.
 
@@ -67,7 +67,7 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
         return nan_of(x).repeat(1, count, 1)
     lost = nan_of(x)
     inside = (x >= t[:, :1]) & (x < t[:, -1:])
-    x = torch.where(inside | x.isnan(), x, t[:, :1])  # inf * 0 would be NaN
+    x = torch.where(inside | x.isnan(), x, t[:, :1])  # infinite x is replaced because inf * 0 would be NaN
     cells = ((x >= t[:, :-1]) & (x < t[:, 1:])) & inside
     values = torch.where(x.isnan(), x, cells.to(x.dtype))
     for degree in range(1, order + 1):
@@ -78,7 +78,7 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
             values = degree * (here - there)
         else:
             values = (x - t[:, : -degree - 1]) * here + (t[:, degree + 1 :] - x) * there
-    return values + lost  # adding ``lost`` sets splines to NaN that do not depend on x or whose cells have width 0
+    return values + lost  # if x is NaN, the sum is NaN even for splines that do not depend on x
 
 
 def check_base_derivative(name: str, derivative: int) -> None:
@@ -94,8 +94,8 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """Compute the d-th derivative of a base function elementwise.
 
     With the logistic function s, ``silu(x) = x s(x)``. Therefore ``silu^(d) = d s^(d-1) + x s^(d)``, and each
-    derivative s^(d) is a polynomial in s. At an infinite x, the result is the limit. Autograd can differentiate the
-    result, at any x and to any order.
+    derivative s^(d) is a polynomial in s. If x is infinite, the result is the limit of the derivative. Autograd can
+    differentiate the result, at any x and to any order.
 
     Raises:
         ValueError: if the name is unknown, or ``derivative`` is above 4 and the base function is silu.
@@ -120,8 +120,8 @@ def silu_derivative(x, s, rest, derivative: int):
 
     Args:
         s: the logistic function at x.
-        rest: the logistic function at -x, which mathematically equals 1 - s. The difference 1 - s must not be passed,
-            because at a large x rounding would leave it with few correct digits.
+        rest: the logistic function at -x, which mathematically equals 1 - s. The computed difference 1 - s must not be
+            passed, because at a large x the difference has few correct digits.
     """
     if derivative == 1:
         return s * (1 + x * rest)
@@ -142,8 +142,9 @@ def cell_width(knots: Tensor) -> Tensor:
 def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     """Round splines to ``basis.matmul_dtype`` and convert them back to their own dtype.
 
-    Splines are rounded in units of the cell width, so that no derivative overflows. On cells of different widths, no
-    single unit keeps all derivatives within the range of float16, so derivatives are then not rounded to float16.
+    Splines are rounded in units of the cell width, so that no derivative overflows. If the cells differ in width,
+    derivatives are not rounded to float16, because no single unit keeps the derivatives in all cells within the range
+    of float16.
     """
     matmul_dtype = basis.matmul_dtype
     if matmul_dtype is None or matmul_dtype == psi.dtype:

@@ -12,7 +12,7 @@ from . import cardinal
 
 
 def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
-    """Evaluate the active splines, or their derivatives of one order.
+    """Evaluate the active splines of each input value, or the d-th derivative of the active splines.
 
     Args:
         x: the inputs ``[N, I]`` in the working dtype.
@@ -36,7 +36,7 @@ def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[T
     t = torch.sub(x, first).mul_(inv_spacing).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
     memory = x.new_empty((order + 1) * x.numel() * (1 + cardinal.scratch_needed(order, derivative)))
-    # Evaluate the splines number cell - k to cell, in coordinates in which every cell has width 1.
+    # Evaluate the splines with the indices cell - k to cell, in coordinates in which every cell has width 1.
     values = cardinal.splines_at(cell, 1.0, order, derivative, memory, t, slice(-order, 1))
     values.mul_(cardinal.scale(order, derivative) * inv_spacing**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values

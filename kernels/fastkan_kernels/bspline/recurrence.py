@@ -1,12 +1,12 @@
-"""The Cox-de Boor recursion for arbitrary knots, in a form that needs no divisions that depend on x.
+"""The Cox-de Boor recursion for arbitrary knots, in a form in which no division depends on x.
 
 Divide each spline of degree d by the width of its support, ``N_{j,d} = B_{j,d} / (t_{j+d+1} - t_j)``. The recursion
 from degree d - 1 to degree d is then
 
     B_{j,d} = (x - t_j) N_{j,d-1} - (x - t_{j+d+1}) N_{j+1,d-1},       B'_{j,d} = d (N_{j,d-1} - N_{j+1,d-1})
 
-(de Boor, A Practical Guide to Splines, IX (14) and X (16)). The differences ``x - t_j`` are computed once and used for
-all degrees. The reciprocals of the widths depend on the knots alone and are also computed only once. Rows are the
+See de Boor, A Practical Guide to Splines, IX (14) and X (16). The differences ``x - t_j`` are computed once and used
+for all degrees. The reciprocals of the widths depend on the knots alone and are also computed only once. Rows are the
 innermost dimension, so every operation runs over contiguous memory, even if the layer has few inputs.
 """
 
@@ -22,7 +22,7 @@ class Recurrence:
     """A function object that evaluates all splines on given knots, or their derivatives of order d <= k.
 
     Args:
-        knots: the knots ``[I, M]``. Each row is non-decreasing.
+        knots: the knots ``[I, M]``, non-decreasing in each row.
         order: the degree k of the splines.
         derivative: the order d of the derivative.
 
@@ -70,7 +70,7 @@ class Recurrence:
             count -= 1
             beyond = rows >= t
             torch.ne(beyond[:-1], beyond[1:], out=here[:count])
-            here[:count].addcmul_(within, torch.zeros_like(within))  # x * 0 is added because it is NaN if x is NaN
+            here[:count].addcmul_(within, torch.zeros_like(within))  # adding x * 0 makes the splines NaN if x is NaN
             here[:count].mul_(self.inv_widths[0])
             degrees = range(1, self.order + 1)
         for degree in degrees:

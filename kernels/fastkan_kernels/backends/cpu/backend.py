@@ -1,10 +1,10 @@
-"""The contractions F, G and H on a CPU. The spline part of each is computed by one of two algorithms.
+"""The contractions F, G and H on a CPU. The spline part of each contraction is computed by one of two algorithms.
 
 - The dense algorithm (:mod:`.dense`) evaluates all features in blocks that stay in cache, and multiplies each block by
-  the weights in one matrix product. It takes K multiplications for each row, input and output.
-- The banded algorithm (:mod:`.banded`) gathers the k + 1 active coefficients of each input. It takes only k + 1
-  multiplications for each row, input and output, but a gather is slower than a matrix product, so the banded algorithm
-  is faster only on large grids. There is no banded algorithm for G.
+  the weights in one matrix product. The dense algorithm takes K multiplications for each row, input and output.
+- The banded algorithm (:mod:`.banded`) gathers the k + 1 active coefficients of each input. The banded algorithm takes
+  only k + 1 multiplications for each row, input and output, but a gather is slower than a matrix product. The banded
+  algorithm is therefore faster only on large grids. There is no banded algorithm for G.
 
 The module :mod:`.selection` chooses between the two algorithms. The base function counts as one more feature, and its
 matrix product with the base weights is added in blocks of rows.
@@ -49,7 +49,7 @@ def contract_out(
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, in two parts for the splines and for the base function."""
+    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, and return its parts for the splines and the base function."""
     wide, knots, v, g, _, _ = _widened(x, knots, operands, basis)
     sizes = basis.splines_of(knots), x.shape[1], g.shape[1]
     new = wide.new_empty if x.numel() * g.shape[1] > 0 else wide.new_zeros
@@ -59,7 +59,7 @@ def contract_weight(
         for rows, splines, psi in features.blocks():
             part = dw[splines].view(-1, g.shape[1])
             part.addmm_(psi.flatten(1).t(), g[rows], beta=int(rows.start > 0), alpha=features.scale)
-        if features.filling == "scattered":  # for a NaN, scattering fills k + 1 splines, but all splines must be NaN
+        if features.filling == "scattered":  # scattering sets only k + 1 splines to NaN, but all splines must be NaN
             lost = wide.isnan().any(0)
             if lost.any():
                 dw.masked_fill_(lost.unsqueeze(1), torch.nan)
@@ -84,7 +84,7 @@ def contract_in(
         features = dense.DenseFeatures(wide, knots, basis, derivative, None, compiling)
         for rows, splines, psi in features.blocks():
             part = weight[splines].reshape(-1, outputs)
-            if features.filling == "recursive":  # in the memory of recursive features, rows are contiguous
+            if features.filling == "recursive":  # the recursion stores the values of consecutive rows contiguously
                 products = (part @ g[rows].t()).view(-1, inputs, len(psi)).permute(2, 0, 1)
             else:
                 products = (g[rows] @ part.t()).view(psi.shape)
@@ -96,7 +96,7 @@ def contract_in(
 
 
 def unable(device: torch.device) -> str | None:
-    """Return the reason why the CPU backend does not support tensors on a device, or None if it does."""
+    """Return the reason why the CPU backend does not support tensors on a device, or None if the device is a CPU."""
     return None if device.type == "cpu" else f"it is for CPU tensors, and x is on {device.type!r}"
 
 

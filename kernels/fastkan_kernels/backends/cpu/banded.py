@@ -12,7 +12,7 @@ from ...basis import Basis
 from ...bspline.cox_de_boor import round_features
 from ...bspline.local import local_features
 
-BLOCK_LOOKUPS = 1 << 19  # the number of coefficients that are looked up in one block
+BLOCK_LOOKUPS = 1 << 19  # the maximum number of coefficients that are looked up in one block
 
 
 def splines_out(x: Tensor, knots: Tensor, v: Tensor | None, weight: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -57,8 +57,8 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
 def _gathered_dots(g: Tensor, table: Tensor, index: Tensor) -> Tensor:
     """Compute the dot products ``dots[n, j] = g[n] . table[index[n, j]]``.
 
-    The dot products are the gradient of ``embedding_bag`` with respect to its per-sample weights. The operator for this
-    gradient is called directly, because autograd would first compute the bags, which are not needed.
+    The dot products are the gradient of ``embedding_bag`` with respect to its per-sample weights. PyTorch's operator
+    for the gradient is called directly, because autograd would first compute the bags, which are not needed.
     """
     rows, each = index.shape
     offsets = torch.arange(0, rows * each, each, device=index.device)

@@ -47,7 +47,7 @@ def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> C
         torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()
         for number in (first, inv_spacing, scale)
     ]
-    which = f"{basis.order}{derivative}"  # passed as a str because the compiler would turn ints into symbolic sizes
+    which = f"{basis.order}{derivative}"  # a str is passed because the compiler would turn ints into symbolic sizes
 
     def fill(x: Tensor, numbers: slice) -> Tensor:
         middles = cardinal.middles(numbers.start, numbers.stop - numbers.start, basis.order, like)
@@ -59,8 +59,8 @@ def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> C
 
 @functools.cache
 def works() -> bool:
-    """Check whether a working compiler is installed, and issue a warning, once, if there is none."""
-    cpu = torch.device("cpu")  # the default device may be a different one
+    """Check whether a working compiler is installed. If not, issue a warning, but only once."""
+    cpu = torch.device("cpu")  # the device is set explicitly because the default device may not be the CPU
     row = torch.zeros(3, device=cpu)
     try:
         with torch.no_grad():
@@ -86,12 +86,12 @@ def _compiled_psi() -> Callable:
 
 
 def decomposes(x: Tensor, knots: Tensor, basis: Basis) -> bool:
-    """Check whether a contraction is small enough to be decomposed; a large one is faster as a single operator."""
+    """Check whether a contraction is small enough to be decomposed. Large contractions are faster as one operator."""
     return x.device.type == "cpu" and basis.matmul_dtype is None and x.shape[0] * knots.numel() <= MAX_FEATURES
 
 
 def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int):
-    """Compute contraction F, G or H by PyTorch operations. The result is contiguous, as the operators' results are."""
+    """Compute contraction F, G or H by PyTorch operations. The result is contiguous, like the registered operator's."""
     closed = basis.uniform_grid is not None and derivative < basis.order
     if not closed or x.dtype not in (torch.float32, torch.float64):
         return getattr(reference, _REFERENCE[name])(x, knots, operands, basis, derivative)
@@ -112,7 +112,7 @@ _REFERENCE = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """Return all features ``[K + 1, I, N]``, with the base function last. The innermost loops run over rows."""
+    """Return all features ``[K + 1, I, N]``, with the base function last and rows as the innermost dimension."""
     assert basis.uniform_grid is not None
     first, inv_spacing = basis.uniform_grid
     middles = cardinal.middles(0, basis.splines_of(knots), basis.order, x).view(-1, 1, 1)

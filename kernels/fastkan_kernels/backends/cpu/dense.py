@@ -1,7 +1,7 @@
 """Evaluation of all features in blocks [rows, splines, I], each of which is small enough to stay in a core's cache.
 
 Evaluation in blocks bounds the memory and can save up to a tenth of the time. A block is filled by one of four
-algorithms, whose results differ only by rounding errors:
+algorithms. The results of the four algorithms differ only by rounding errors.
 
 - "closed" evaluates the truncated powers of the cardinal spline (:mod:`.cardinal`), on uniform knots and for d < k.
 - "compiled" evaluates the closed form by code that PyTorch's compiler has generated (:mod:`.compiled`).
@@ -27,13 +27,13 @@ from ...knots import uniform_grid
 from ..modes import has_values
 from . import compiled
 
-# Number of elements in a block of splines. A block of this size is 2 MiB of float32 and may need another 2 MiB of
-# scratch memory. Blocks that need no scratch memory may be twice as large.
+# Number of elements in a block of splines. A block of splines takes 2 MiB in float32 and may need another 2 MiB of
+# scratch memory. Blocks that need no scratch memory may have twice as many elements.
 BLOCK_ELEMENTS = 1 << 19
 
 BASE_ELEMENTS = 1 << 18  # the number of elements in a block of base function values
 
-MIN_ROWS = 256  # the smallest number of rows in a block, because a matrix product of fewer rows is slow
+MIN_ROWS = 256  # the minimum number of rows in a block; matrix products with fewer rows are slow
 
 SCATTER_FROM = 32  # the smallest number of splines for which the scattered algorithm is the fastest
 
@@ -56,10 +56,10 @@ def filling(basis: Basis, count: int, derivative: int, compiling: bool = False) 
 def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]:
     """Return a tuple of the number of rows and the number of splines in a block that the algorithm ``how`` fills.
 
-    The numbers depend only on the sizes of the layer and its input, so inputs of equal shape are always summed in the
-    same order, and results are reproducible to the last bit.
+    The size of a block depends only on the sizes of the layer and its input. Sums over inputs of equal shape are
+    therefore always computed in the same order, and results are reproducible to the last bit.
     """
-    if how in ("scattered", "recursive"):  # these algorithms evaluate all splines of a row together
+    if how in ("scattered", "recursive"):  # scattering and the recursion evaluate all splines of a row together
         elements = BLOCK_ELEMENTS if how == "recursive" else 2 * BLOCK_ELEMENTS
         return max(1, min(rows, elements // (count * inputs))), count
     elements = BLOCK_ELEMENTS if how == "closed" else 2 * BLOCK_ELEMENTS  # compiled code needs no scratch memory
@@ -92,7 +92,7 @@ def _base(x: Tensor, basis: Basis, derivative: int, v: Tensor | None, rows: slic
     finite = torch.finfo(x.dtype)  # x is clamped because PyTorch's silu or its derivative would be NaN at infinity
     if basis.base == "silu" and derivative == 0:
         base = functional.silu(x[rows].clamp(min=finite.min))
-    elif basis.base == "silu" and derivative == 1:  # this operator makes a backward pass a tenth faster
+    elif basis.base == "silu" and derivative == 1:  # using silu_backward makes a backward pass a tenth faster
         within = x[rows].clamp(finite.min, finite.max)
         base = torch.ops.aten.silu_backward(torch.ones_like(within), within)
     else:
@@ -114,8 +114,8 @@ class DenseFeatures:
     Attributes:
         filling: the name of the algorithm that fills the blocks; see :func:`filling`.
         shape: a tuple of the number of rows and the number of splines in a block.
-        scale: a number that the caller must multiply the blocks by. A matrix product can include this factor at no
-            extra cost.
+        scale: a number that the caller must multiply the blocks by. A matrix product can include the factor ``scale``
+            at no extra cost.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class DenseFeatures:
     def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield the row slice, the spline slice and psi ``[rows, splines, I]`` of every block.
 
-        The loop over rows is the inner loop. A block is computed when the iterator reaches it, and may overwrite the
-        memory of the previous block.
+        The outer loop runs over the spline slices, and the inner loop runs over the row slices. A block is computed
+        when the iterator reaches it, and may overwrite the memory of the previous block.
         """
         height, width = self.shape
         splines = [slice(b, min(b + width, self.count)) for b in range(0, self.count, width)]
@@ -156,7 +156,7 @@ class DenseFeatures:
         if self.v is None:
             return psi
         v = self.v[rows]
-        if self.filling == "recursive":  # v gets the memory layout of psi, in which rows are contiguous
+        if self.filling == "recursive":  # v gets the same memory layout as psi, which makes their product faster
             v = v.t().contiguous().t()
         return psi.mul_(v.unsqueeze(1))
 
@@ -179,7 +179,7 @@ class DenseFeatures:
 
     def _scattered(self) -> Callable[[Tensor, slice], Tensor]:
         inputs = self.x.shape[1]
-        beside = self.basis.order + 1  # the width of the margins for indices below 0 and above K - 1
+        beside = self.basis.order + 1  # the number of extra entries for spline indices below 0 or above K - 1
         width = beside + self.count + beside
         memory = self._memory(width)
         numbers = torch.arange(beside, device=self.x.device).add_(beside).unsqueeze(1)
