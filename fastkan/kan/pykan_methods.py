@@ -108,7 +108,7 @@ def subnode_scores(model: Network) -> list[Tensor]:
 
 
 def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
-    """Compute the part of each node's attribution score that each input of the network contributes.
+    """Compute how much each input of the network contributes to the attribution score of each node.
 
     Args:
         x: samples, documented in :meth:`KAN.attribute`.

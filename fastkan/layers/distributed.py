@@ -8,8 +8,8 @@ import torch
 def check_one_process(what: str) -> None:
     """Raise an error if ``torch.distributed`` runs several processes.
 
-    The check is for functions that use only the samples of the current process. Such a function would give a different
-    network in every process of a distributed program.
+    If several processes called a function that uses only the samples of its own process, the function would give a
+    different network in every process.
 
     Args:
         what: the name of the function, for the error message.

@@ -40,7 +40,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     """Compute knots from samples as a weighted mean of the quantiles of the samples and of evenly spaced points.
 
     Rounding to the dtype of the knots can make different knots equal, for example in float32 if all samples lie between
-    1e6 - 1 and 1e6 + 1. The weight of the evenly spaced points is then raised until rounding keeps all knots different.
+    1e6 - 1 and 1e6 + 1. The weight of the evenly spaced points is raised in this case until rounding keeps all knots different.
     If rounding would make evenly spaced points equal as well, the grid of the input is not adapted.
 
     Args:
@@ -155,7 +155,7 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
 
 
 def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """For each spline on the finer knots, return the index of a cell of the old knots inside the spline's support.
+    """Return, for each spline on the finer knots, the index of a cell of the old knots inside the spline's support.
 
     Among the finer cells that lie in the support of the spline and inside the grid, the widest cell is chosen. The
     function returns the index of the old cell that contains the widest cell, as a tensor ``[I, M' - k - 1]``.

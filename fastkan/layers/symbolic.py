@@ -66,9 +66,9 @@ class SymbolicEdges(nn.Module):
 
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
-        affine: the numbers (a, b, c, d) of each edge ``[E, 4]``, in the order of ``edges``. ``affine`` is a parameter
-            or, if there are no edges, an empty buffer.
-        ends: the inputs and outputs ``[2, E]`` that the edges connect.
+        affine: a tensor ``[E, 4]`` with a row (a, b, c, d) for each edge, in the order of ``edges``. ``affine`` is a
+            parameter or, if there are no edges, an empty buffer.
+        ends: a tensor ``[2, E]`` with the inputs and the outputs that the edges connect.
         formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 tensor that contains the JSON text
             ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None.
 

@@ -58,7 +58,7 @@ def _gathered_dots(g: Tensor, table: Tensor, index: Tensor) -> Tensor:
     """Compute the dot products ``dots[n, j] = g[n] . table[index[n, j]]``.
 
     The dot products are the gradient of ``embedding_bag`` with respect to its per-sample weights. PyTorch's operator
-    for the gradient is called directly, because autograd would first compute the bags, which are not needed.
+    for the gradient is called directly, because autograd would first compute ``embedding_bag``, which is not needed.
     """
     rows, each = index.shape
     offsets = torch.arange(0, rows * each, each, device=index.device)
