@@ -2,9 +2,9 @@
 
 All functions compute in float64 on the device of their arguments. Training never differentiates through the functions.
 
-In the shapes, N is the number of samples, I of inputs, O of outputs and G of grid intervals; k is the spline order. A
-``knots`` tensor has the shape ``[I, G + 2k + 1]`` and includes k outer knots on each side. A ``grid`` tensor has the
-shape ``[I, G + 1]`` and no outer knots.
+The letters in the shapes are the number of samples N, the number of inputs I, the number of outputs O, the number of
+grid intervals G and the spline order k. A ``knots`` tensor has the shape ``[I, G + 2k + 1]`` and includes k outer knots
+on each side. A ``grid`` tensor has the shape ``[I, G + 1]`` and no outer knots.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANCHOR_SHARE = 1e-6  # the total weight of all anchors, relative to the total we
 
 
 def interior(knots: Tensor, order: int) -> Tensor:
-    """Return the grid ``[I, G + 1]``, the knots t_k to t_{G+k}, by removing the outer knots from ``knots``."""
+    """Remove the outer knots and return the grid ``[I, G + 1]``, which consists of the knots t_k to t_{G+k}."""
     return knots[:, order : knots.shape[1] - order]
 
 
@@ -40,8 +40,8 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     """Compute knots from samples as a weighted mean of the quantiles of the samples and of evenly spaced points.
 
     Rounding to the dtype of the knots can make different knots equal, for example in float32 if all samples lie between
-    1e6 - 1 and 1e6 + 1. The weight of the evenly spaced points is raised in this case until rounding keeps all knots different.
-    If rounding would make evenly spaced points equal as well, the grid of the input is not adapted.
+    1e6 - 1 and 1e6 + 1. In this case, the weight of the evenly spaced points is raised until rounding keeps all knots
+    different. If rounding would make evenly spaced points equal as well, the grid of the input is not adapted.
 
     Args:
         x: finite samples ``[N, I]``.

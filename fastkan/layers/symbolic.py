@@ -137,7 +137,7 @@ class SymbolicEdges(nn.Module):
         return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
 
     def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
-        """Return the separate values ``[N, E]`` of all edges, in the order of ``edges``.
+        """Return the value of each edge as a tensor ``[N, E]``, in the order of ``edges``.
 
         The arguments and the errors are documented in :meth:`forward`.
         """
@@ -301,7 +301,7 @@ class SymbolicEdges(nn.Module):
         self._group()
 
     def _group(self) -> None:
-        """Compute the indices that :meth:`_values` uses. An index that would select all columns unchanged is None."""
+        """Compute the index tensors that :meth:`_values` uses. If indexing would change nothing, the index is None."""
         edges, count = self.edges, len(self.edges)
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
