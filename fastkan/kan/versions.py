@@ -35,9 +35,9 @@ class Versions:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Return a context for the duration of a method call, in which no versions are added.
+        """Return a context manager for the duration of a method call.
 
-        Within the context, other methods that the method calls do not add versions.
+        While the context is active, no versions are added, so methods that call each other add only one version.
         """
         self._depth += 1
         try:

@@ -139,7 +139,7 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
     around = torch.gather(
         knots.unsqueeze(1).expand(-1, count, -1), 2,
         piece.unsqueeze(2) + torch.arange(1 - order, order + 1, device=knots.device),
-    )  # t[piece - k + 1 .. piece + k]  # fmt: skip
+    )  # ``around`` contains the knots t[piece - k + 1] to t[piece + k]  # fmt: skip
     for level in range(1, order + 1):
         argument = finer[:, level : level + count].unsqueeze(2)
         left = around[:, :, level - 1 : order]

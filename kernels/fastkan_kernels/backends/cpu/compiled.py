@@ -59,7 +59,7 @@ def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> C
 
 @functools.cache
 def works() -> bool:
-    """Check whether a working compiler is installed. If not, issue a warning, but only once."""
+    """Check whether a working compiler is installed, and issue a single warning if no compiler works."""
     cpu = torch.device("cpu")  # the device is set explicitly because the default device may not be the CPU
     row = torch.zeros(3, device=cpu)
     try:
