@@ -1,4 +1,4 @@
-"""``KAN``: a network with the methods of pykan's workflow."""
+"""The class ``KAN``, a network with the methods of pykan's workflow."""
 
 from .model import KAN
 

@@ -1,4 +1,4 @@
-"""``KAN``: the class that puts the functions of the workflow on a network as methods."""
+"""The class ``KAN``, a network that has the steps of the workflow as methods."""
 
 from __future__ import annotations
 
@@ -31,51 +31,56 @@ BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
 
 
 class KAN(PykanMethods, Network):
-    """A Kolmogorov-Arnold network (Liu et al., 2024; with multiplication nodes as in KAN 2.0, 2024).
+    """A Kolmogorov-Arnold network (Liu et al., 2024) with optional multiplication nodes (KAN 2.0, 2024).
 
-    Each edge is a spline plus a base function, or a formula c f(a x + b) + d. Each node is the sum of its edges, or the
-    product of several such sums, which are called subnodes. The names of arguments and methods are pykan's. No global
-    state changes: no generator is seeded, and no argument is modified.
+    Each edge is either a spline plus a base function, or a formula c f(a x + b) + d. Each node is either the sum of its
+    incoming edges or a product of several subnodes, where a subnode is a sum of edges. The names of arguments and
+    methods are taken from pykan. No global state is changed: no global random number generator is seeded, and no
+    argument is modified.
 
     Args:
-        width: number of nodes of each layer, inputs first; ``[sums, multiplications]`` for a layer in which some nodes
-            multiply.
-        grid: number of intervals G of the splines' grids; one for all layers, or a list with one for each.
-        k: order of the splines, 1 to 5; one for all layers, or a list with one for each.
-        mult_arity: number of factors of the multiplication nodes: one for all, or for each layer a list with one for
-            each of its multiplication nodes.
-        noise_scale: scale of the initial values of the splines.
-        scale_base_mu, scale_base_sigma: mean and half width of the uniform distribution of the initial weights of the
-            base functions, both times 1 / sqrt(inputs of the layer).
-        base_fun: ``"silu"``, ``"identity"`` or ``"zero"``.
+        width: the number of nodes of each layer, starting with the inputs. The entry of a layer that has multiplication
+            nodes is a list ``[sums, multiplications]``.
+        grid: the number of intervals G of the splines' grids, either one int for all layers or a list of one int for
+            each layer.
+        k: the order of the splines, 1 to 5, either one int for all layers or a list of one int for each layer.
+        mult_arity: the number of factors of the multiplication nodes, either one int for all nodes or, for each layer,
+            a list of one int for each multiplication node.
+        noise_scale: the scale of the initial values of the splines.
+        scale_base_mu, scale_base_sigma: the mean and the half width of the uniform distribution from which the initial
+            weights of the base functions are drawn. The mean and the half width are multiplied by
+            1 / sqrt(inputs of the layer).
+        base_fun: the base function, ``"silu"``, ``"identity"`` or ``"zero"``.
         affine_trainable: whether the scales and biases of nodes and subnodes are trained.
-        grid_eps: placement of knots in grid updates: 1 spaces them evenly over the range of the samples, 0 at their
-            quantiles.
-        grid_range: lower and upper end of the initial grids.
-        sp_trainable, sb_trainable: whether the scales of the splines, and those of the base functions, are trained.
-        seed: seed of the initial parameters; None draws from torch's global generator.
-        sparse_init: whether only the edges between each node and the nearest node on the other side are on initially.
-        device, dtype: device and dtype of the parameters.
-        outside: value of a spline outside of its grid: ``"zero"``, or ``"linear"`` to continue it by its tangents, as
-            in :class:`KANLinear`.
-        auto_save: whether a version is kept in memory after each method of the workflow, for :meth:`rewind` and
-            :meth:`checkout`.
+        grid_eps: a number from 0 to 1 that controls where grid updates place knots. With ``grid_eps=1``, the knots are
+            spaced evenly over the range of the samples. With ``grid_eps=0``, the knots are quantiles of the samples.
+        grid_range: the lower and the upper end of the initial grids.
+        sp_trainable: whether the scales of the splines are trained.
+        sb_trainable: whether the weights of the base functions are trained.
+        seed: the seed of the initial parameters. If ``seed`` is None, torch's global generator is used.
+        sparse_init: whether initially each node is connected only to the nearest node on the other side.
+        device, dtype: the device and the dtype of the parameters.
+        outside: the continuation of each spline outside of its grid, ``"zero"`` or ``"linear"``. With ``"linear"``,
+            splines are continued along their tangents, as in :class:`KANLinear`.
+        auto_save: whether a version of the network is kept in memory after each method of the workflow, for
+            :meth:`rewind` and :meth:`checkout`.
 
     Attributes:
-        layers: the splines and base functions, a :class:`KANLinear` for each layer.
-        symbolic: the formulas, a module for each layer.
-        node_scale, node_bias, subnode_scale, subnode_bias: affine maps of the nodes and subnodes that each layer leads
-            to.
-        input_id: columns of x that the network reads, ``[in]``.
-        sample: copy of the rows of the last :meth:`fit` or :meth:`get_act`, 10,000 at most, or None; not pickled.
-        history: the results of each :meth:`fit`.
-        architecture: numbers of nodes, subnodes and factors of each layer.
-        in_features: number of columns of x, of which the network may read only some.
-        prune_mask: for each layer a mask ``[in, out]`` of the edges that the last :meth:`prune` kept, or None.
+        layers: one :class:`KANLinear` for each layer, with the splines and the base functions.
+        symbolic: one :class:`SymbolicEdges` for each layer, with the formulas.
+        node_scale, node_bias, subnode_scale, subnode_bias: for each layer, the scales and biases of the nodes and
+            subnodes at the outputs of the layer.
+        input_id: the columns of x that the network reads, a tensor ``[in]``.
+        sample: a copy of at most 10,000 rows of the data of the last :meth:`fit` or :meth:`get_act`, or None. The copy
+            is not pickled.
+        history: the results of every call of :meth:`fit`.
+        architecture: the numbers of nodes, subnodes and factors of each layer.
+        in_features: the number of columns of x. The network may read only some of the columns of x.
+        prune_mask: for each layer, the mask ``[in, out]`` of the edges that the last :meth:`prune` kept, or None.
         versions: the versions kept in memory, or None; see :meth:`keep_versions`.
 
     Raises:
-        TypeError, ValueError: for arguments that are out of range or don't fit together.
+        TypeError, ValueError: if arguments are out of range or inconsistent.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, k=3, seed=0)
@@ -122,7 +127,7 @@ class KAN(PykanMethods, Network):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         layers = []
         for inputs, outputs, size, order in zip(structure.nodes, structure.subnodes[1:], sizes, orders):
-            with torch.random.fork_rng(devices=[]):  # KANLinear draws initial parameters, which `reset` replaces
+            with torch.random.fork_rng(devices=[]):  # the initial parameters drawn by KANLinear are replaced below
                 layer = KANLinear(
                     inputs, outputs, size, order,
                     grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
@@ -143,18 +148,23 @@ class KAN(PykanMethods, Network):
 
     @kinds.checked(compile=FLAG)
     def speed(self, compile: bool = False) -> KAN:
-        """Return the model, with ``compile=True`` after ``torch.compile``. pykan's method switches the evaluation of
-        formulas off, which costs nothing here unless an edge is a formula."""
+        """Return the model, compiled by ``torch.compile`` if ``compile`` is True.
+
+        The method ``speed`` of pykan disables the evaluation of formulas. In fastkan, formulas take no time unless an
+        edge is a formula, so there is nothing to disable.
+        """
         return torch.compile(self) if compile else self  # type: ignore[return-value]
 
     def train(self, mode: Any = True, *args: Any, **options: Any) -> Any:
-        """Set the training mode, as ``nn.Module`` does; with a dataset as the argument, call :meth:`fit`, as in the
-        first version of pykan."""
+        """Set the training mode, as in ``nn.Module``, or call :meth:`fit` if the argument is a dataset.
+
+        The first version of pykan used the name ``train`` for the method that fits a model to a dataset.
+        """
         if isinstance(kinds.plain(mode), int):
             return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
 
-    # functions of other modules, whose first parameter is the model
+    # The methods below are functions of other modules. The first parameter of each function is the model.
     trace = tracing.trace
     get_act = tracing.get_act
     get_fun = tracing.get_fun

@@ -1,4 +1,4 @@
-"""Arguments and attributes of other versions of pykan and of other packages, and what to write here instead."""
+"""Tables of the arguments and attributes of pykan and efficient-kan that fastkan lacks, with their replacements."""
 
 from __future__ import annotations
 
@@ -20,20 +20,23 @@ ON_DEMAND = "activations are computed when get_act is called"
 
 
 class Renamed(NamedTuple):
-    """An old argument that has another name here."""
+    """The table entry of an old argument that has a different name in fastkan."""
 
     name: str
 
 
 class Refused(NamedTuple):
-    """An old argument that is refused, since ignoring it would change the result, and what to write instead."""
+    """The table entry of an old argument that raises an error, because ignoring the argument would change the result.
+
+    The field ``instead`` contains the code that replaces the argument.
+    """
 
     instead: str
 
 
-Old = Mapping[str, "str | Renamed | Refused"]  # a str says why the argument is ignored
+Old = Mapping[str, "str | Renamed | Refused"]  # a str contains the reason why the argument is ignored
 
-# arguments of KAN() in older versions of pykan that are ignored here, and why
+# The table maps each argument of KAN() in older versions of pykan that fastkan ignores to the reason.
 IGNORED: dict[str, str] = {
     "bias_trainable": "affine_trainable says whether the nodes' scale and bias are trained",
     "ckpt_path": f"no file is written unless you call save; {IN_MEMORY}",
@@ -44,11 +47,11 @@ IGNORED: dict[str, str] = {
     "state_id": NO_NUMBER,
     "symbolic_enabled": "the symbolic branch costs nothing while no edge is symbolic",
 }
-# arguments of efficient-kan's KAN, and their names here
+# The table maps each argument of efficient-kan's KAN to the name of the argument in fastkan.
 OTHER_NAMES = {"layers_hidden": "width", "grid_size": "grid", "spline_order": "k", "base_activation": "base_fun"}
 
 NO_LOG = {"log_history": f"nothing is logged; {IN_MEMORY}"}
-OLD: dict[str, Old] = {  # old arguments of each method
+OLD: dict[str, Old] = {  # the table maps the name of each method to its old arguments
     "fit": {
         "device": "the model is where model.to(device) has put it, and the data are moved there",
         "sglr_avoid": Renamed("singularity_avoiding"),
@@ -70,7 +73,7 @@ OLD: dict[str, Old] = {  # old arguments of each method
     "symbolic_formula": {"floating_digit": "digits rounds the numbers, and so does ex_round(formula, n_digit)"},
 }
 
-# attributes of pykan's models that don't exist here, and what has their values
+# The table maps each attribute of pykan's models that does not exist in fastkan to an explanation for error messages.
 INSTEAD: dict[str, str] = {
     **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has the inputs of layer l"),
     "acts_premult": "model.get_act(x)[l].subnodes has the sums of layer l's edges",
@@ -105,7 +108,15 @@ INSTEAD: dict[str, str] = {
 
 
 def check_unused(function: str, unused: Mapping[str, Any]) -> None:
-    """Warn of old arguments that ``function`` ignores, and refuse unknown ones and those with another name here."""
+    """Issue a warning for each old argument that is ignored.
+
+    Args:
+        function: the name of the function or class, for messages.
+        unused: the keyword arguments of a call that are not parameters of the function.
+
+    Raises:
+        TypeError: if an argument is unknown, or has a different name in fastkan.
+    """
     for name in unused:
         if name not in IGNORED:
             here = f"; it is {OTHER_NAMES[name]} here" if name in OTHER_NAMES else ""
@@ -115,7 +126,7 @@ def check_unused(function: str, unused: Mapping[str, Any]) -> None:
 
 
 class BaseFunction(Choice):
-    """Argument kind: the name of a base function, or the module that older versions of pykan take for it."""
+    """An argument kind that accepts the name of a base function, or the module that older versions of pykan accept."""
 
     def read(self, name: str, value: Any) -> str:
         if isinstance(value, nn.SiLU) or value is nn.functional.silu:
@@ -124,8 +135,15 @@ class BaseFunction(Choice):
 
 
 def method(function: Fn, makes_version: bool = True) -> Fn:
-    """Make a method out of a function of the model, which also accepts old arguments, with a warning. If it changes the
-    model or returns a changed copy (``makes_version``), a model that keeps versions gets one after each call."""
+    """Return a method that calls a function of a model, and that also accepts old arguments with a warning.
+
+    If the model keeps versions, the method adds a version of the model after each call.
+
+    Args:
+        function: a function whose first parameter is the model.
+        makes_version: whether a call adds a version, which is needed if the function changes the model or returns a
+            changed copy.
+    """
     old = {**NO_LOG, **OLD.get(function.__name__, {})}
 
     @functools.wraps(function)
@@ -144,7 +162,7 @@ def method(function: Fn, makes_version: bool = True) -> Fn:
 
 
 def _translated(function: str, old: Old, options: dict[str, Any]) -> dict[str, Any]:
-    """Rename old arguments to their present names, and drop those that are ignored."""
+    """Rename old arguments to their current names, and remove arguments that are ignored."""
     translated = {name: value for name, value in options.items() if name not in old}
     for name in options.keys() & old.keys():
         entry = old[name]

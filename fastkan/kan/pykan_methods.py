@@ -1,4 +1,4 @@
-"""Methods of pykan's networks beyond the workflow, as short functions that use the workflow's functions."""
+"""Less common methods of pykan's networks, implemented as short functions that call the functions of the workflow."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ if TYPE_CHECKING:
 
 
 def cache_data(model: Network) -> Tensor | None:
-    """Rows of the last ``fit`` or ``get_act``, or None."""
+    """The rows of x that the last ``fit`` or ``get_act`` used, or None."""
     return model.sample
 
 
 def auto_save(model: Network) -> bool:
-    """Whether a version is kept in memory after each step."""
+    """Whether a version of the network is kept in memory after each step of the workflow."""
     return model.versions is not None
 
 
 def n_edge(model: Network) -> int:
-    """Number of edges whose spline is on."""
+    """The number of edges whose spline is on."""
     return sum(int(mask_of(layer).sum()) for layer in model.layers)
 
 
 def n_sum(model: Network) -> list[int]:
-    """Number of addition nodes of each hidden layer."""
+    """The number of addition nodes in each hidden layer."""
     return list(model.architecture.sums[1:-1])
 
 
 def n_mult(model: Network) -> list[int]:
-    """Number of multiplication nodes of each hidden layer."""
+    """The number of multiplication nodes in each hidden layer."""
     return [len(arities) for arities in model.architecture.arities[1:-1]]
 
 
 def get_params(model: Network) -> list[Any]:
-    """List of all parameters."""
+    """Return a list of all parameters of the network."""
     return list(model.parameters())
 
 
@@ -74,14 +74,15 @@ def get_reg(
     lamb_coefdiff: float = 0.0,
     x: Tensor | None = None,
 ) -> Tensor:
-    """Compute the penalty that ``fit(lamb=1)`` adds to the loss; differentiable, for a training loop of your own.
+    """Compute the differentiable penalty that ``fit(lamb=1)`` adds to the loss, for use in a custom training loop.
 
     Args:
-        reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff: as in :meth:`KAN.fit`.
-        x: ``[N, in_features]``; None takes the model's samples.
+        reg_metric, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff: options of the penalty, documented in
+            :meth:`KAN.fit`.
+        x: the inputs ``[N, in_features]``, or None to use the samples that the model stores.
 
     Returns:
-        A tensor with one number.
+        A tensor that contains one number.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0)
@@ -93,28 +94,28 @@ def get_reg(
 
 
 def node_scores(model: Network) -> list[Tensor]:
-    """Attribution scores of the nodes of each layer, ``attribute().nodes``."""
+    """The attribution scores of the nodes of each layer, ``attribute().nodes``."""
     return attribute(model).nodes  # type: ignore[union-attr]
 
 
 def edge_scores(model: Network) -> list[Tensor]:
-    """Attribution scores of the edges of each layer, ``[out, in]``; the transposed ``attribute().edges``."""
+    """The attribution scores ``[out, in]`` of the edges of each layer, the transposes of ``attribute().edges``."""
     return [score.t() for score in attribute(model).edges]  # type: ignore[union-attr]
 
 
 def subnode_scores(model: Network) -> list[Tensor]:
-    """Attribution scores of the subnodes of each layer, ``attribute().subnodes``."""
+    """The attribution scores of the subnodes of each layer, ``attribute().subnodes``."""
     return attribute(model).subnodes  # type: ignore[union-attr]
 
 
 def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
-    """Compute the part of each node's attribution score that comes from each input of the network.
+    """Compute how much each input of the network contributes to the attribution score of each node.
 
     Args:
-        x: samples, as in :meth:`KAN.attribute`.
+        x: samples, documented in :meth:`KAN.attribute`.
 
     Returns:
-        For each layer of nodes but the inputs, ``[nodes, inputs]``.
+        A list of one tensor ``[nodes, inputs]`` for each layer of nodes except the inputs.
     """
     nodes = attribute(model, x=x).nodes  # type: ignore[union-attr]
     return [attribute(model, l, None, nodes[l], x) for l in range(1, model.depth + 1)]  # type: ignore[misc]
@@ -124,20 +125,21 @@ def node_attribute(model: Network, x: Tensor | None = None) -> list[Tensor]:
 def feature_interaction(
     model: Network, l: int, neuron_th: float = 1e-2, feature_th: float = 1e-2, x: Tensor | None = None
 ) -> dict[tuple[int, ...], int]:
-    """Count the nodes of a layer by the set of inputs that they depend on.
+    """Count, for each set of inputs, the nodes of a layer that depend on exactly this set of inputs.
 
     Args:
-        l: layer of nodes, from 1.
-        neuron_th: a node counts if the largest score of an input at this node (see :meth:`KAN.node_attribute`) exceeds
-            this.
-        feature_th: an input belongs to the set if its score exceeds this share of the largest one.
-        x: samples, as in :meth:`KAN.attribute`.
+        l: the index of the layer of nodes, at least 1.
+        neuron_th: the threshold that a node's largest score (see :meth:`KAN.node_attribute`) must exceed for the node
+            to be counted.
+        feature_th: the fraction of a node's largest score that the score of an input must exceed for the node to
+            depend on the input.
+        x: samples, documented in :meth:`KAN.attribute`.
 
     Returns:
-        A dictionary from tuples of inputs to numbers of nodes.
+        A dictionary that maps tuples of inputs to numbers of nodes.
 
     Raises:
-        TypeError, ValueError: for a layer that does not exist.
+        TypeError, ValueError: if the layer does not exist.
 
     Example:
         >>> model = KAN([2, 3, 1], seed=0)
@@ -154,16 +156,21 @@ def feature_interaction(
 
 
 def connection_cost(model: Network) -> float:
-    """Sum over all edges of the attribution score times the length; the nodes of each layer are spaced evenly over a
-    width of 1, and the length of an edge is the horizontal distance of its ends."""
+    """The sum over all edges of the attribution score times the length of the edge.
+
+    The nodes of each layer are spaced evenly over a width of 1. The length of an edge is the horizontal distance
+    between its two ends.
+    """
     return swaps.connection_cost(edge_scores(model))
 
 
 def auto_swap(model: Network, x: Tensor | None = None) -> None:
-    """Exchange hidden nodes, in place, so that edges with large scores are short; the outputs stay the same.
+    """Reorder the hidden nodes, in place, so that edges with large attribution scores become short.
+
+    Reordering hidden nodes does not change the outputs of the network.
 
     Args:
-        x: samples, as in :meth:`KAN.attribute`.
+        x: samples, documented in :meth:`KAN.attribute`.
 
     Example:
         >>> model = KAN([4, 4, 1], seed=0)
@@ -178,14 +185,14 @@ def auto_swap(model: Network, x: Tensor | None = None) -> None:
 
 @checked(l=Int(least=1))
 def auto_swap_l(model: Network, l: int, x: Tensor | None = None) -> None:
-    """Exchange nodes of one hidden layer, in place, so that edges with large scores are short.
+    """Reorder the nodes of one hidden layer, in place, so that edges with large attribution scores become short.
 
     Args:
-        l: the layer of nodes, from 1 to ``depth - 1``.
-        x: samples, as in :meth:`KAN.attribute`.
+        l: the index of the layer of nodes, from 1 to ``depth - 1``.
+        x: samples, documented in :meth:`KAN.attribute`.
 
     Raises:
-        TypeError, ValueError: for a layer that is not hidden.
+        TypeError, ValueError: if the layer is not a hidden layer.
     """
     if l >= model.depth:
         raise ValueError(f"l must name a hidden layer, from 1 to {model.depth - 1}; got {l}")
@@ -201,17 +208,19 @@ def _order(model: Network, layers: Sequence[int] | None, x: Tensor | None) -> No
 @torch.inference_mode(False)
 @torch.no_grad()
 def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> None:
-    """Switch on splines, in place, that are off in a network compiled from a formula (:func:`kanpiler`), so that it can
-    learn more than the formula.
+    """Switch on splines, in place, so that a network compiled from a formula can learn more than the formula.
+
+    In a network that :func:`kanpiler` has compiled from a formula, all splines are off.
 
     Args:
-        mag: factor of the splines that are switched on.
-        mode: ``"non-intrusive"`` switches on the edges into subnodes without any edge that is on, and in the last layer
-            all edges, these with a scale of 0 so that the outputs do not change. ``"minimal"`` switches on the splines
-            of edges that are formulas, ``"all"`` those of all edges.
+        mag: the factor by which the splines that are switched on are multiplied.
+        mode: the choice of edges. ``"non-intrusive"`` switches on all edges into those subnodes that have no active
+            edge, and all edges of the last layer. Edges of the last layer that were off are multiplied by 0, so that
+            the outputs do not change. ``"minimal"`` switches on the splines of all edges that are formulas. ``"all"``
+            switches on the splines of all edges.
 
     Raises:
-        TypeError, ValueError: for another mode.
+        TypeError, ValueError: if ``mode`` is not one of the three names.
 
     Example:
         >>> import sympy
@@ -240,16 +249,19 @@ def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> No
 
 @checked(start_layer=Int(least=0), chain=Text())
 def module(model: Network, start_layer: int, chain: str) -> None:
-    """Make a group of nodes in consecutive layers independent of the others, by switching off, in place, all edges
-    between the group and the other nodes.
+    """Separate a group of nodes from all other nodes, in place.
+
+    All edges between nodes in the group and nodes outside of the group are switched off.
 
     Args:
-        start_layer: the first layer of edges.
-        chain: nodes and subnodes in turn, such as ``"[0,1]->[0]->[0]->[0]"``: in the first layer nodes 0 and 1 are
-            connected to subnode 0 only, in the next layer node 0 to subnode 0. Negative numbers count from the end.
+        start_layer: the index of the first layer of edges.
+        chain: the group, as an alternating sequence of lists of nodes and lists of subnodes. In the example
+            ``"[0,1]->[0]->[0]->[0]"``, nodes 0 and 1 are connected only to subnode 0 in the first layer of edges, and
+            node 0 is connected only to subnode 0 in the second layer of edges. Negative node numbers count from the
+            end of the layer.
 
     Raises:
-        TypeError, ValueError: for a chain of another form, and for nodes that do not exist.
+        TypeError, ValueError: if the chain is malformed or contains nodes that do not exist.
 
     Example:
         >>> model = KAN([2, 2, 1], seed=0)
@@ -278,11 +290,11 @@ def module(model: Network, start_layer: int, chain: str) -> None:
 
 
 def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
-    """Draw the tree in which the network combines its inputs; see :func:`plot_tree`.
+    """Draw a tree that shows how the network combines its inputs; see :func:`plot_tree`.
 
     Args:
-        x: ``[N, in_features]``; None takes the model's samples.
-        options: further arguments of :func:`plot_tree`.
+        x: the inputs ``[N, in_features]``, or None to use the samples that the model stores.
+        options: further keyword arguments of :func:`plot_tree`.
     """
     from ..plotting.tree import plot_tree
 
@@ -291,17 +303,17 @@ def tree(model: Network, x: Tensor | None = None, **options: Any) -> Figure:
 
 @torch.no_grad()
 def initialize_from_another_model(model: Network, another_model: Network, x: Tensor | None = None) -> Network:
-    """Fit this network, in place, to the function of another one; grids keep their numbers of intervals.
+    """Fit a network, in place, to the function of another network. The network keeps its numbers of grid intervals.
 
     Args:
-        another_model: a network with the same width, mult_arity and k.
-        x: ``[N, in_features]`` samples; None takes those of the other model.
+        another_model: a network whose width, mult_arity and k equal those of the model.
+        x: samples ``[N, in_features]``, or None to use the samples that the other network stores.
 
     Returns:
-        The model.
+        The fitted network, which is the model itself.
 
     Raises:
-        ValueError: for a network with another width, mult_arity or k.
+        ValueError: if the two networks differ in width, mult_arity or k.
 
     Example:
         >>> coarse, fine = KAN([2, 5, 1], grid=5, seed=0), KAN([2, 5, 1], grid=10, seed=1)
@@ -319,17 +331,18 @@ def initialize_from_another_model(model: Network, another_model: Network, x: Ten
 
 @checked(path=Path())
 def saveckpt(model: Network, path: str | os.PathLike[str] = "model") -> None:
-    """Save the model to a file; pykan's name for :meth:`KAN.save`."""
+    """Save the model to a file. This method is an alias of :meth:`KAN.save` under pykan's name."""
     save(model, path)
 
 
 @checked(path=Path())
 def loadckpt(cls: type[NetworkT], path: str | os.PathLike[str] = "model") -> NetworkT:
-    """Load a model from a file; pykan's name for :meth:`KAN.load`.
+    """Load a model from a file. This method is an alias of :meth:`KAN.load` under pykan's name.
 
     Raises:
-        ValueError: for files that pykan has written; load these with pykan, and pass the model to ``fastkan.convert``.
-        OSError, ValueError: as :meth:`KAN.load`.
+        ValueError: if the file was written by pykan. A file that was written by pykan must be loaded by pykan, and the
+            loaded model can then be passed to ``fastkan.convert``.
+        OSError, ValueError: in the same cases as :meth:`KAN.load`.
     """
     if not os.path.exists(path) and os.path.exists(f"{os.fsdecode(path)}_config.yml"):
         raise ValueError(f"{os.fsdecode(path)!r} was written by pykan: load it by kan.KAN.loadckpt there, and "
@@ -338,7 +351,7 @@ def loadckpt(cls: type[NetworkT], path: str | os.PathLike[str] = "model") -> Net
 
 
 class PykanMethods:
-    """Methods and properties of pykan's networks, for code that was written for pykan."""
+    """A base class with methods and properties of pykan's networks, for code that was written for pykan."""
 
     versions: keeping.Versions | None
 
@@ -375,7 +388,7 @@ class PykanMethods:
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
-        for part in ("_modules", "_buffers"):  # faster than nn.Module.__getattr__, which searches parameters first
+        for part in ("_modules", "_buffers"):  # nn.Module.__getattr__ is slower because it searches parameters first
             if part in own and name in own[part]:
                 return own[part][name]
         try:

@@ -1,4 +1,4 @@
-"""Versions of a network: copies that are kept in memory on request, never in files."""
+"""Versions of a network, which are copies that are kept in memory on request and are never written to files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from fastkan_kernels import FLAG, Text, checked
 
 
 class Versions:
-    """Copies of a network after each method of its workflow, under version numbers.
+    """A collection of copies of a network, with one copy for each step of the workflow.
 
-    Version ``"0.0"`` is the initial network and ``"0.1"`` the network after the first step; the first number counts
-    the calls of :func:`rewind`. A network and the networks made from it (by pruning, for example) share their versions.
+    Each copy has a version number. Version ``"0.0"`` is the initial network, and version ``"0.1"`` is the network after
+    the first step. The first part of a version number counts the calls of :func:`rewind`. A network shares its versions
+    with all networks that are made from it, for example by pruning.
 
     Attributes:
-        models: dictionary from version numbers to copies.
-        round, state_id: the two parts of the last version number.
+        models: a dictionary that maps version numbers to copies of the network.
+        round, state_id: the two parts of the most recent version number.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
@@ -34,7 +35,10 @@ class Versions:
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """Mark a method in progress, so that other methods that it calls add no versions."""
+        """Return a context manager for the duration of a method call.
+
+        While the context is active, no versions are added, so methods that call each other add only one version.
+        """
         self._depth += 1
         try:
             yield
@@ -42,13 +46,13 @@ class Versions:
             self._depth -= 1
 
     def add(self, model: Any) -> None:
-        """Keep a copy of the network as the next version, unless a method is in progress."""
+        """Store a copy of the network as the next version, unless a call of a method is in progress."""
         if not self._depth:
             self.state_id += 1
             self.models[f"{self.round}.{self.state_id}"] = self.copy_of(model)
 
     def copy_of(self, model: Any) -> Any:
-        """Copy a network; the copy shares only the samples, which are never written to."""
+        """Return a copy of a network that shares only the stored samples, because samples are never modified."""
         sample = model._sample
         return copy.deepcopy(model, {id(sample): sample})
 
@@ -61,10 +65,11 @@ class Versions:
 
 @checked(keep=FLAG)
 def keep_versions(model: Any, keep: bool = True) -> None:
-    """Start keeping versions in memory, with the present network as version ``"0.0"``, or stop and discard them.
+    """Start or stop keeping versions of the network in memory.
 
     Args:
-        keep: whether to keep a version after each method of the workflow.
+        keep: whether to store a version after each method of the workflow. If ``keep`` is True, the current network
+            becomes version ``"0.0"``. If ``keep`` is False, all versions are discarded.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0)
@@ -78,17 +83,17 @@ def keep_versions(model: Any, keep: bool = True) -> None:
 
 @checked(model_id=Text())
 def rewind(model: Any, model_id: str) -> Any:
-    """Go back to a version; the versions that follow get the next first number.
+    """Return to an earlier version. The first part of all later version numbers is increased by 1.
 
     Args:
-        model_id: version number, such as ``"0.2"``; ``model.versions`` shows all.
+        model_id: a version number, such as ``"0.2"``. ``model.versions`` shows all version numbers.
 
     Returns:
-        A copy of that version.
+        A copy of the requested version of the network.
 
     Raises:
-        RuntimeError: if no versions are kept.
-        ValueError: for a number that does not exist.
+        RuntimeError: if the model keeps no versions.
+        ValueError: if the version does not exist.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
@@ -103,13 +108,13 @@ def rewind(model: Any, model_id: str) -> Any:
 
 @checked(model_id=Text())
 def checkout(model: Any, model_id: str) -> Any:
-    """Return a copy of a version, without an effect on the numbers of later versions.
+    """Return a copy of a version of the network, without changing how later versions are numbered.
 
     Args:
-        model_id: version number, such as ``"0.2"``.
+        model_id: a version number, such as ``"0.2"``.
 
     Raises:
-        RuntimeError, ValueError: as :func:`rewind`.
+        RuntimeError, ValueError: in the same cases as :func:`rewind`.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)
@@ -122,10 +127,10 @@ def checkout(model: Any, model_id: str) -> Any:
 
 @checked(method_name=Text())
 def log_history(model: Any, method_name: str = "") -> None:
-    """Add the present network as a version, if versions are kept.
+    """Add the current network as a version, if the model keeps versions.
 
     Args:
-        method_name: without effect; an argument of pykan's.
+        method_name: an argument of pykan's method that has no effect in fastkan.
 
     Example:
         >>> model = KAN([2, 5, 1], seed=0, auto_save=True)

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 class ActFun:
-    """The splines and base functions of one layer, under the names of pykan's ``KANLayer``.
+    """A view of the splines and base functions of one layer, with the attribute names of pykan's ``KANLayer``.
 
-    Some properties return copies, so values written into them can be lost: to change the network, write to
-    ``model.layers`` or use the methods of :class:`KAN`.
+    Some properties return copies, and values that are written into a copy do not reach the network. To change the
+    network, write to ``model.layers`` or use the methods of :class:`KAN`.
 
     Attributes:
-        in_dim, out_dim: numbers of inputs and outputs.
-        num: number of intervals of the grid.
-        k: order of the splines.
-        base_fun: name of the base function.
+        in_dim, out_dim: the number of inputs and the number of outputs.
+        num: the number of intervals of the grid.
+        k: the order of the splines.
+        base_fun: the name of the base function.
 
     Example:
         >>> KAN([2, 5, 1], grid=4, seed=0).act_fun[0].coef.shape
@@ -41,29 +41,29 @@ class ActFun:
 
     @property
     def grid(self) -> Tensor:
-        """The knots, ``[in, G + 2k + 1]``."""
+        """The knots ``[in, G + 2k + 1]``."""
         return self._layer.knots
 
     @property
     def coef(self) -> Tensor:
-        """Coefficients of the splines, ``[in, out, G + k]``."""
+        """The coefficients ``[in, out, G + k]`` of the splines."""
         return self._layer.spline_weight.permute(1, 2, 0)
 
     @property
     def scale_base(self) -> Tensor:
-        """Weights of the base function, ``[in, out]``; zeros if the layer has no base function."""
+        """The weights ``[in, out]`` of the base function, or zeros if the layer has no base function."""
         weight = self._layer.base_weight
         return self._layer.spline_weight.new_zeros(self.in_dim, self.out_dim) if weight is None else weight
 
     @property
     def scale_sp(self) -> Tensor:
-        """Scales of the splines, ``[in, out]``; ones if the layer has no scales."""
+        """The scales ``[in, out]`` of the splines, or ones if the layer has no scales."""
         scale = self._layer.spline_scale
         return self._layer.spline_weight.new_ones(self.in_dim, self.out_dim) if scale is None else scale
 
     @property
     def mask(self) -> Tensor:
-        """Mask of the edges that are on, ``[in, out]`` of 0 and 1; a copy."""
+        """A copy of the mask ``[in, out]``, which is 1 for edges that are on and 0 for edges that are off."""
         return mask_of(self._layer).to(self._layer.spline_weight.dtype)
 
     def __repr__(self) -> str:
@@ -71,16 +71,19 @@ class ActFun:
 
 
 class SymbolicFun:
-    """The formulas of one layer, under the names of pykan's ``Symbolic_KANLayer``, with outputs before inputs.
+    """A view of the formulas of one layer, with the attribute names of pykan's ``Symbolic_KANLayer``.
 
-    All attributes are copies; to change the network, use :meth:`KAN.fix_symbolic` or ``model.symbolic``.
+    All attributes are copies. To change the network, use :meth:`KAN.fix_symbolic` or ``model.symbolic``. In the shapes,
+    outputs come before inputs, as in pykan.
 
     Attributes:
-        in_dim, out_dim: numbers of inputs and outputs.
-        mask: mask of the edges that are formulas, ``[out, in]`` of 0 and 1.
-        affine: numbers (a, b, c, d) of the formulas c f(a x + b) + d, ``[out, in, 4]``.
-        funs_name: for each output a list of the functions' names, ``"0"`` for an edge without a formula.
-        funs, funs_sympy: the same as functions of tensors, and as functions of sympy expressions.
+        in_dim, out_dim: the number of inputs and the number of outputs.
+        mask: a mask ``[out, in]``, which is 1 for edges that are formulas and 0 for other edges.
+        affine: the numbers (a, b, c, d) ``[out, in, 4]`` of the formulas c f(a x + b) + d.
+        funs_name: for each output, a list of the names of the functions on its edges. The name is ``"0"`` for an edge
+            without a formula.
+        funs, funs_sympy: nested lists like ``funs_name``, with functions of tensors and functions of sympy expressions
+            in place of the names.
 
     Example:
         >>> model = KAN([1, 2], seed=0)
@@ -108,10 +111,10 @@ class SymbolicFun:
 
 
 def act_fun(model: Network) -> list[ActFun]:
-    """Splines and base functions of each layer under pykan's names, for reading."""
+    """The read-only views of the splines and base functions of each layer, under pykan's names."""
     return [ActFun(layer) for layer in model.layers]
 
 
 def symbolic_fun(model: Network) -> list[SymbolicFun]:
-    """Formulas of each layer under pykan's names, for reading."""
+    """The read-only views of the formulas of each layer, under pykan's names."""
     return [SymbolicFun(symbolic) for symbolic in model.symbolic]

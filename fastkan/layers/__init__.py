@@ -1,1 +1,1 @@
-"""One layer of edges: ``KANLinear`` for splines, ``SymbolicEdges`` for formulas, and functions that evaluate them."""
+"""The layers ``KANLinear`` (splines) and ``SymbolicEdges`` (formulas), and functions that evaluate them."""

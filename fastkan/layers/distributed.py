@@ -1,4 +1,4 @@
-"""Refusal of functions that would make the processes of a distributed program diverge."""
+"""A check for functions that would make the processes of a distributed program diverge."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import torch
 
 
 def check_one_process(what: str) -> None:
-    """Raise a RuntimeError if other processes train the network too, for functions of this process's samples alone."""
+    """Raise an error if ``torch.distributed`` runs several processes.
+
+    If several processes called a function that uses only the samples of its own process, the function would give a
+    different network in every process.
+
+    Args:
+        what: the name of the function, for the error message.
+
+    Raises:
+        RuntimeError: if ``torch.distributed`` is initialized with more than one process.
+    """
     distributed = torch.distributed
     count = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
     if count > 1:

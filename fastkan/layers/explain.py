@@ -1,4 +1,4 @@
-"""``explain``: a description of the route and the backend that a call would take."""
+"""The function ``explain``, which describes the route and the backend that a call of a layer would use."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _STEPS = (
 
 
 def explain(layer: KANLinear, x: Tensor) -> str:
-    """Describe which route and backend ``layer(x)`` would take under the present settings, and why, without running it.
+    """Describe which route and which backend ``layer(x)`` would use, and why, without running the layer.
 
     Args:
         layer: a :class:`KANLinear`.
-        x: an input for it.
+        x: an input of the layer.
 
     Returns:
-        A few lines of text.
+        A text of a few lines.
 
     Raises:
-        TypeError: for another kind of module.
-        ValueError: for an input of another shape.
-        RuntimeError: if the backend that is set does not support this call.
+        TypeError: if ``layer`` is not a :class:`KANLinear`.
+        ValueError: if x has the wrong shape.
+        RuntimeError: if the selected backend does not support the call.
 
     Example:
         >>> print(explain(KANLinear(64, 64), torch.rand(4096, 64)))  # doctest: +ELLIPSIS

@@ -1,8 +1,9 @@
-"""The library of functions that edges can be fixed to: those of pykan, and those that users add.
+"""The library of functions f that can be used in formulas ``c f(a x + b) + d`` on edges.
 
-An entry has the torch and sympy forms of a function and its domain. It may also state symmetries, which let a search
-skip equivalent parameters (a, b, c, d) of ``c f(a x + b) + d`` and write formulas in their simplest form. Functions
-without that information can be searched and fixed too.
+The library contains the functions of pykan's library and the functions that users add. An entry contains the PyTorch
+form, the sympy form and the domain of a function. An entry may also state symmetries of the function. The symbolic
+search uses the symmetries to skip equivalent parameters (a, b, c, d) and to write formulas in their simplest form.
+Functions without stated symmetries can be searched and fixed too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ BOUNDS = Optional(Bounds())
 
 
 class Interval(NamedTuple):
-    """The interval from ``low`` to ``high``, and whether it includes its ends.
+    """An interval from ``low`` to ``high``, with two flags for whether the ends belong to the interval.
 
     Example:
         >>> SYMBOLIC_LIB["sqrt"].domain
@@ -47,21 +48,21 @@ class Interval(NamedTuple):
         return min(0.0, self.high - 1)
 
     def contains(self, low: float, high: float) -> bool:
-        """Whether the closed interval from ``low`` to ``high`` lies in this one."""
+        """Check whether all numbers from ``low`` to ``high``, ends included, lie in the interval."""
         above = low >= self.low if self.low_closed else low > self.low
         return bool(above and (high <= self.high if self.high_closed else high < self.high))
 
 
 # -- guards ------------------------------------------------------------------------------------------------
 #
-# A guard moves z to the nearest point of the domain where |f(z)| <= y_th. Where a derivative is infinite at an end of
-# the domain, it stays off that end by one rounding step.
+# A guard is a function that moves z to the nearest point of the domain of f where |f(z)| <= y_th. If the derivative of
+# f is infinite at an end of the domain, the guard keeps z at least one rounding step away from the end.
 
 Guard = Callable[[Tensor, float], Tensor]
 
 
 def _guard_zero(power: float) -> Guard:
-    """Return the guard of ``z**-power``."""
+    """Return the guard for the function ``z**-power``."""
 
     def guard(z: Tensor, y_th: float) -> Tensor:
         least = y_th ** (-1 / power)
@@ -109,25 +110,27 @@ _guard_sinh = _guard_within(lambda y_th, eps: math.asinh(y_th))
 
 
 class SymbolicFunction(NamedTuple):
-    """An entry f of the library. The first four fields are those of pykan's entries, in their order.
+    """An entry of the library, which describes a function f. The first four fields are the same as in pykan's library.
 
     Attributes:
-        fun: f as an elementwise function of a tensor, differentiable by autograd.
+        fun: f as an elementwise function of a tensor that autograd can differentiate.
         sympy_fun: f as a function of a sympy expression.
-        complexity: the cost that :func:`rank` weighs against R2.
-        guard: a function ``(z, y_th) -> z'`` that moves z to the nearest point of the domain where ``|f| <= y_th``;
-            None for functions without singularities.
-        name: the name in the library.
-        domain: where f is real and finite, except at the poles.
-        poles: points inside the domain where f is not finite; they repeat with the period.
+        complexity: the complexity of f, which :func:`rank` weighs against R2.
+        guard: a function ``(z, y_th) -> z'`` that moves z to the nearest point of the domain where ``|f| <= y_th``, or
+            None if f has no singularities.
+        name: the name of f in the library.
+        domain: the interval in which f is real and finite, except at the poles.
+        poles: the points inside the domain where f is not finite. For a periodic f, only the poles of one period are
+            listed.
         period: the period of f, or None.
         antiperiodic: whether f changes its sign after half a period.
-        symmetry: ``"even"`` or ``"odd"`` if changing the signs of a and b together changes at most the sign of f; or
+        symmetry: ``"even"`` or ``"odd"``, the parity of f, or None.
+        scale: the parameter, ``"c"`` or ``"d"``, that can absorb a positive common factor of a and b, or None.
+        shift: the parameter, ``"c"`` or ``"d"``, that can absorb b, or None.
+        same_as: the name of another function and a tuple ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``, or
             None.
-        scale: ``"c"`` or ``"d"``, the parameter that can absorb a positive factor of (a, b); or None.
-        shift: ``"c"`` or ``"d"``, the parameter that can absorb b; or None.
-        same_as: the name of another function and ``(a, b, c, d)`` with ``f(z) = c other(a z + b) + d``; or None.
-        fun_singularity: a function ``(z, y_th) -> (..., value)``, pykan's form of a guard, for functions of users.
+        fun_singularity: a guard in the form of pykan, which is a function ``(z, y_th) -> (..., value)``, or None. The
+            field is None for all built-in functions.
 
     Example:
         >>> SYMBOLIC_LIB["exp"].fun(torch.zeros(1)), SYMBOLIC_LIB["exp"].complexity
@@ -151,18 +154,18 @@ class SymbolicFunction(NamedTuple):
 
     @property
     def alias(self) -> bool:
-        """Whether the entry is only another name of a function."""
+        """Whether the entry is only an alternative name for another entry."""
         return self.same_as is not None and self.same_as[1] == IDENTITY
 
     def guarded(self, z: Tensor, y_th: float) -> Tensor:
-        """Evaluate f at z after its guard, so that ``|f|`` is at most about ``y_th`` near a singularity."""
+        """Apply the guard to z and evaluate f, so that ``|f|`` is at most about ``y_th`` near a singularity."""
         if self.fun_singularity is not None:
             value = self.fun_singularity(z, y_th)
             return value[-1] if isinstance(value, tuple) else value
         return self.fun(z if self.guard is None else self.guard(z, y_th))
 
     def branches(self) -> tuple[Interval, ...]:
-        """Return the intervals between the poles; for poles that repeat, only the interval around 0."""
+        """Return the intervals between the poles. If f is periodic, return only the interval that contains 0."""
         if not self.poles:
             return (self.domain,)
         if self.period is not None:
@@ -174,7 +177,7 @@ class SymbolicFunction(NamedTuple):
         return tuple(Interval(a, b, ac, bc) for (a, ac), (b, bc) in pairwise(ends))
 
     def defined_on(self, low: float, high: float) -> bool:
-        """Whether f is real and finite at every z from ``low`` to ``high``.
+        """Check whether f is real and finite at every z from ``low`` to ``high``.
 
         Example:
             >>> SYMBOLIC_LIB["1/x"].defined_on(0.5, 3), SYMBOLIC_LIB["1/x"].defined_on(-1, 3)
@@ -293,10 +296,10 @@ SYMBOLIC_LIB: Mapping[str, SymbolicFunction] = MappingProxyType(_FUNCTIONS)
 
 
 def lookup(name: str) -> SymbolicFunction:
-    """Return the entry of a name.
+    """Return the library entry with a given name.
 
     Raises:
-        TypeError, ValueError: for a value that is no str, or a name that is not in the library.
+        TypeError, ValueError: if ``name`` is not a str, or is not in the library.
 
     Example:
         >>> lookup("sin").symmetry
@@ -312,10 +315,10 @@ def lookup(name: str) -> SymbolicFunction:
 
 
 def names_of(lib: Iterable[str] | None = None) -> list[str]:
-    """Return the names of ``lib`` without repetitions; for None, the names of all functions but aliases.
+    """Return the names in ``lib`` without repetitions. If ``lib`` is None, return all library names except aliases.
 
     Raises:
-        TypeError, ValueError: for a name that is not in the library, or an empty ``lib``.
+        TypeError, ValueError: if a name is not in the library, or ``lib`` is empty.
 
     Example:
         >>> names_of(["sin", "exp", "sin"])
@@ -325,7 +328,7 @@ def names_of(lib: Iterable[str] | None = None) -> list[str]:
 
 
 class FunctionName(Kind):
-    """A value that is the name of a function in the library."""
+    """An argument kind that accepts the name of a function in the library."""
 
     def read(self, name: str, value: Any) -> str:
         if callable(value):
@@ -340,7 +343,7 @@ class FunctionName(Kind):
 
 
 class Library(Kind):
-    """A value that is a list of names of functions in the library; None stands for all but aliases."""
+    """An argument kind that accepts a list of names of library functions, or None for all names except aliases."""
 
     def read(self, name: str, value: Any) -> list[str]:
         if value is None:
@@ -367,22 +370,23 @@ def add_symbolic(
     domain: tuple[float, float] = (-INF, INF),
     overwrite: bool = False,
 ) -> None:
-    """Add a function to the library, for this process.
+    """Add a function to the library of the current process.
 
     Args:
-        name: the name, which must be new.
-        fun: an elementwise function of a tensor, differentiable by autograd.
-        c: the complexity, which :func:`rank` weighs against R2.
-        fun_singularity: a function ``(z, y_th)`` that is called instead of ``fun`` with ``singularity_avoiding``; it
-            returns the value, or a tuple that ends with it.
-        sympy_fun: the same as a function of a sympy expression. Without it formulas contain an undefined function of
-            this name.
-        domain: where ``fun`` is real and finite. An end at which ``fun`` is finite is included.
-        overwrite: whether to replace a function that was added under this name.
+        name: the name of the function. A built-in function cannot be replaced.
+        fun: an elementwise function of a tensor that autograd can differentiate.
+        c: the complexity of the function, which :func:`rank` weighs against R2.
+        fun_singularity: a function ``(z, y_th)`` that is called instead of ``fun`` if ``singularity_avoiding`` is set.
+            ``fun_singularity`` returns either the function value or a tuple whose last entry is the function value.
+        sympy_fun: the function in a form that accepts a sympy expression. If ``sympy_fun`` is None, formulas contain an
+            undefined sympy function with the given name.
+        domain: the interval in which ``fun`` is real and finite. An end of the interval belongs to the domain if
+            ``fun`` is finite there.
+        overwrite: whether to replace a function that was added under the given name before.
 
     Raises:
-        TypeError, ValueError: for a name that is taken, a domain without width, or a ``fun`` that does not map a tensor
-            to one of its shape and kind; nothing has changed then.
+        TypeError, ValueError: if the name is already in use, the domain has no width, or ``fun`` does not map a
+            floating-point tensor to a floating-point tensor of equal shape. If an error is raised, nothing is changed.
 
     Example:
         >>> add_symbolic("j0", torch.special.bessel_j0, c=4)
@@ -404,13 +408,15 @@ def add_symbolic(
 
 @checked(name=FunctionName())
 def remove_symbolic(name: str) -> None:
-    """Remove a function that :func:`add_symbolic` has added. Edges that are fixed to it can no longer be evaluated.
+    """Remove a function that was added by :func:`add_symbolic`.
+
+    Edges whose formulas use the removed function can no longer be evaluated.
 
     Args:
         name: the name of the function.
 
     Raises:
-        TypeError, ValueError: for a built-in function or an unknown name.
+        TypeError, ValueError: if the function is built in, or the name is unknown.
 
     Example:
         >>> add_symbolic("cube", lambda z: z**3)
@@ -430,7 +436,11 @@ def _interval_of(fun: Callable[[Tensor], Tensor], domain: tuple[float, float]) -
 
 
 def check_function(fun: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """Return the values of ``fun`` at ``at [2]``, float64, after a check of their type and shape."""
+    """Evaluate ``fun`` at the float64 tensor ``at [2]``, check the result and return it.
+
+    Raises:
+        TypeError: if ``fun`` raises an error, or does not return a floating-point tensor with the shape of ``at``.
+    """
     try:
         value = fun(at.clone())
     except Exception as error:

@@ -1,9 +1,10 @@
-"""Grids: adapting knots to samples, refining them, and computing the coefficients that keep the functions.
+"""Functions that adapt grids to samples, refine grids, and compute the spline coefficients on a new grid.
 
-All functions work in float64 on the device of their arguments, and none is differentiated in training.
+All functions compute in float64 on the device of their arguments. Training never differentiates through the functions.
 
-Shapes: N samples, I inputs, O outputs, G intervals, order k. ``knots`` are ``[I, G + 2k + 1]``, with k outer knots on
-each side; a ``grid`` is ``[I, G + 1]``, without them.
+The letters in the shapes are the number of samples N, the number of inputs I, the number of outputs O, the number of
+grid intervals G and the spline order k. A ``knots`` tensor has the shape ``[I, G + 2k + 1]`` and includes k outer knots
+on each side. A ``grid`` tensor has the shape ``[I, G + 1]`` and no outer knots.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ from torch import Tensor
 
 from fastkan_kernels import spline_values, splines, warn
 
-ROWS = 4096  # samples per block of a least-squares fit, which bounds its memory
-ANCHORS_PER_CELL = 4  # points per interval that hold the old function where no sample lies, see refit()
-ANCHOR_SHARE = 1e-6  # weight of all anchors, as a share of the weight of all samples
+ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
+
+# Number of anchors in each grid interval. Anchors are evenly spaced points that are added to the samples of a
+# least-squares fit, so that intervals without samples are fitted too; see refit().
+ANCHORS_PER_CELL = 4
+
+ANCHOR_SHARE = 1e-6  # the total weight of all anchors, relative to the total weight of all samples
 
 
 def interior(knots: Tensor, order: int) -> Tensor:
-    """Return the grid t_k to t_{G+k} without the outer knots: ``[I, G + 1]`` of ``[I, G + 2k + 1]``."""
+    """Remove the outer knots and return the grid ``[I, G + 1]``, which consists of the knots t_k to t_{G+k}."""
     return knots[:, order : knots.shape[1] - order]
 
 
 def add_outer_knots(grid: Tensor, order: int) -> Tensor:
-    """Add ``order`` knots to each side of a grid ``[I, G + 1]``, at the distance of its mean interval."""
+    """Add ``order`` knots to each side of a grid ``[I, G + 1]``, spaced by the mean width of the grid's intervals."""
     first, last = grid[:, :1], grid[:, -1:]
     step = (last - first) / (grid.shape[1] - 1)
     away = torch.arange(1, order + 1, dtype=grid.dtype, device=grid.device)
@@ -32,17 +37,27 @@ def add_outer_knots(grid: Tensor, order: int) -> Tensor:
 
 
 def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps: float, margin: float) -> Tensor:
-    """Compute knots ``[I, G + 2k + 1]``, float64, from samples ``x [N, I]``: a mixture of their quantiles and of evenly
-    spaced points.
+    """Compute knots from samples as a weighted mean of the quantiles of the samples and of evenly spaced points.
 
-    Where rounding to the dtype of the present ``knots [I, M]`` would make different knots equal, as for a column
-    1e6 +- 1 in float32, the share of the evenly spaced points is raised until they stay different. Where even those
-    would become equal, the input keeps its grid, with a warning; an input whose samples are all equal keeps its grid
-    too, resampled to G intervals.
+    Rounding to the dtype of the knots can make different knots equal, for example in float32 if all samples lie between
+    1e6 - 1 and 1e6 + 1. In this case, the weight of the evenly spaced points is raised until rounding keeps all knots
+    different. If rounding would make evenly spaced points equal as well, the grid of the input is not adapted.
 
     Args:
-        grid_eps: share of the evenly spaced points; 0 gives the quantiles alone.
-        margin: how much wider than the samples' range the evenly spaced grid is on each side, as a share of the range.
+        x: finite samples ``[N, I]``.
+        knots: the current knots ``[I, M]``. An input whose samples are all equal keeps its current grid, resampled to G
+            intervals. The caller is expected to round the new knots to the dtype of ``knots``.
+        order: the order k of the splines.
+        grid_size: the number G of intervals of the new grid.
+        grid_eps: the weight of the evenly spaced points; 0 places all knots at quantiles.
+        margin: the distance by which the evenly spaced points extend beyond the samples on each side, as a fraction of
+            the range of the samples.
+
+    Returns:
+        A float64 tensor ``[I, G + 2k + 1]``.
+
+    Warns:
+        UserWarning: if the samples of an input lie too close together for the dtype of ``knots``.
     """
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
@@ -59,7 +74,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     if bool(merging.any()):
         highest = full.abs().amax(1).to(knots.dtype)
         spacing = (torch.nextafter(highest, torch.full_like(highest, torch.inf)) - highest).double()
-        # The ends of a cell that is two spacings of the dtype wide stay different however they are rounded.
+        # If a cell is at least two spacings of the dtype wide, rounding cannot make the two ends of the cell equal.
         needed = (2 * spacing / even.diff(dim=1).amin(1)).clamp(max=1.0).maximum(torch.full_like(width, grid_eps))
         share = torch.where(merging, needed.nan_to_num(1.0), grid_eps).unsqueeze(1)
         full = torch.where(merging.unsqueeze(1), add_outer_knots(share * even + (1 - share) * quantiles, order), full)
@@ -71,7 +86,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
 
 
 def _merge(knots: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return for each input whether rounding to ``dtype`` makes different knots equal."""
+    """Check for each input whether rounding to ``dtype`` makes different knots equal."""
     return ((knots.diff(dim=1) > 0) & (knots.to(dtype).diff(dim=1) == 0)).any(1)
 
 
@@ -86,9 +101,10 @@ def _warn_unresolved(inputs: Tensor, low: Tensor, high: Tensor, grid_size: int, 
 
 
 def subdivide(grid: Tensor, grid_size: int) -> Tensor:
-    """Return a grid of ``grid_size`` intervals whose spacing follows that of ``grid``.
+    """Return a grid with ``grid_size`` intervals, whose knots are linearly interpolated between the knots of ``grid``.
 
-    A multiple of the present number of intervals divides each of them into equal parts and keeps all knots.
+    If ``grid_size`` is a multiple of the current number of intervals, all knots are kept and each interval is divided
+    into equal parts.
     """
     old = grid.shape[1] - 1
     at = torch.arange(grid_size + 1, device=grid.device, dtype=torch.float64) * old / grid_size
@@ -97,27 +113,33 @@ def subdivide(grid: Tensor, grid_size: int) -> Tensor:
 
 
 def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """Compute the coefficients of the same functions on a finer grid that contains every knot of the old one.
+    """Compute the coefficients of spline functions on a finer grid that contains every knot of the old grid.
 
-    The result is exact inside the grid. A coefficient is the polar form of a polynomial piece at k consecutive knots
-    (Ramshaw, Blossoms are polar forms, 1989); it is evaluated at the finer knots by de Boor's recursion.
+    Inside the grid, the functions with the new coefficients equal the old functions exactly. A coefficient is the polar
+    form of a polynomial piece at k consecutive knots (Ramshaw, Blossoms are polar forms, 1989). The polar forms are
+    evaluated at the finer knots by de Boor's recursion.
 
     Args:
-        weight: ``[G + k, I, O]`` on ``knots [I, G + 2k + 1]``; the result is ``[M' - k - 1, I, O]``, float64.
-        finer: ``[I, M']`` knots, float64, whose grid contains that of ``knots``.
+        weight: the old coefficients ``[G + k, I, O]``.
+        knots: the old knots ``[I, G + 2k + 1]``.
+        finer: the finer knots ``[I, M']`` in float64. The grid of ``finer`` contains every knot of the old grid.
+        order: the order k of the splines.
+
+    Returns:
+        A float64 tensor ``[M' - k - 1, I, O]``.
     """
     knots = knots.double()
     inputs, count = finer.shape[0], finer.shape[1] - order - 1
-    piece = _piece(knots, finer, order)  # [I, count], a cell of the old knots
-    # triangle[i, b, r, c] is the factor of the old coefficient number piece - k + c in entry r of the present
-    # row of de Boor's triangle for the new coefficient b of input i.
+    piece = _piece(knots, finer, order)
+    # triangle[i, b, r, c] is the weight of old coefficient ``piece - k + c`` in entry r of the current row of
+    # de Boor's triangle, for new coefficient b of input i.
     triangle = torch.eye(order + 1, dtype=torch.float64, device=knots.device)
     triangle = triangle.expand(inputs, count, -1, -1)
     steps = torch.arange(order + 1, device=knots.device)
     around = torch.gather(
         knots.unsqueeze(1).expand(-1, count, -1), 2,
         piece.unsqueeze(2) + torch.arange(1 - order, order + 1, device=knots.device),
-    )  # t[piece - k + 1 .. piece + k]  # fmt: skip
+    )  # ``around`` contains the knots t[piece - k + 1] to t[piece + k]  # fmt: skip
     for level in range(1, order + 1):
         argument = finer[:, level : level + count].unsqueeze(2)
         left = around[:, :, level - 1 : order]
@@ -133,7 +155,11 @@ def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Te
 
 
 def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
-    """Return for each finer spline the old cell that contains the widest of its cells inside the grid."""
+    """Return, for each spline on the finer knots, the index of a cell of the old knots inside the spline's support.
+
+    Among the finer cells that lie in the support of the spline and inside the grid, the widest cell is chosen. The
+    function returns the index of the old cell that contains the widest cell, as a tensor ``[I, M' - k - 1]``.
+    """
     count = finer.shape[1] - order - 1
     widths = finer.diff(dim=1)
     cells = torch.arange(widths.shape[1], device=finer.device)
@@ -146,7 +172,10 @@ def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
 
 
 def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
-    """Whether the grid of ``finer`` has the ends of that of ``knots`` and contains all its knots, up to rounding."""
+    """Check whether the grids of ``finer`` and ``knots`` have equal ends, and all old knots are among the finer knots.
+
+    Knots count as equal if they differ only by rounding.
+    """
     old, new = interior(knots, order).double(), interior(finer, order).double()
     rounding = 4 * torch.finfo(knots.dtype).eps * old.abs().amax(1, keepdim=True)
     ends = (old[:, [0, -1]] - new[:, [0, -1]]).abs() <= rounding
@@ -157,16 +186,22 @@ def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
 def refit(
     weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
 ) -> Tensor:
-    """Compute coefficients on other knots whose splines are nearest to the old ones at ``x``, by least squares.
+    """Compute coefficients on new knots by a least-squares fit to the values of the old splines at ``x``.
 
-    The normal equations are solved for the minimum-norm solution in float64, which gives the same result on every
-    device. Evenly spaced anchors with a millionth of the samples' weight keep the old function where no sample lies;
-    without them the coefficients there would become 0.
+    The minimum-norm solution of the normal equations is computed in float64, so the result does not depend on the
+    device. The fit also includes anchors, which are evenly spaced points with a millionth of the weight of the samples.
+    The anchors preserve the old function in regions without samples, where the coefficients would otherwise become 0.
 
     Args:
-        weight: ``[K, I, O]`` on ``knots``; the result is ``[M' - k - 1, I, O]`` on ``new_knots [I, M']``, float64.
-        x: ``[N, I]`` samples, or None to fit at points spread evenly over the new grid.
-        outside: how the old splines continue beyond their grid, ``"zero"`` or ``"linear"``.
+        weight: the old coefficients ``[K, I, O]``.
+        knots: the old knots ``[I, M]``.
+        new_knots: the new knots ``[I, M']``.
+        order: the order k of the splines.
+        x: samples ``[N, I]``, or None if the fit should use only the anchors.
+        outside: the continuation of the old splines beyond their grid, ``"zero"`` or ``"linear"``.
+
+    Returns:
+        A float64 tensor ``[M' - k - 1, I, O]``.
     """
     knots, new_knots = knots.double(), new_knots.double()
     cells = new_knots.shape[1] - 2 * order - 1
@@ -183,19 +218,26 @@ def refit(
 
 
 def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
-    """Return the left and right sides of the normal equations, ``[I, K', K']`` and ``[I, K', K]``."""
+    """Return a tuple of the left side ``[I, K', K']`` and the right side ``[I, K', K]`` of the normal equations."""
     new = spline_values(x, new_knots, order)
     old = splines_with_tangents(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 
 def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
-    """Compute the minimum-norm coefficients ``[G + k, I, O]``, float64, of splines that interpolate ``values [G + 1, I,
-    O]`` at the knots of the grid.
+    """Compute the minimum-norm coefficients of splines that interpolate given values at the knots of the grid.
 
-    One pseudo-inverse is computed for all edges of all inputs that share their knots. It drops singular values below a
-    tenth of the largest, so that no coefficient is much larger than the values: splines do not follow values that
-    differ between repeated or very close knots, nor, for even orders, values that alternate from knot to knot.
+    Inputs with equal knots share one pseudo-inverse. The pseudo-inverse discards singular values below a tenth of the
+    largest singular value, so that no coefficient is much larger than the values. The splines are therefore not exact
+    where values differ between repeated or very close knots or, for even orders, alternate from knot to knot.
+
+    Args:
+        values: the values ``[G + 1, I, O]`` at the knots t_k to t_{G+k} of each input.
+        knots: the knots ``[I, G + 2k + 1]``.
+        order: the order k of the splines.
+
+    Returns:
+        A float64 tensor ``[G + k, I, O]``.
     """
     knots, inverse = knots.double().unique(dim=0, return_inverse=True)
     psi = splines(interior(knots, order).t(), knots, order).permute(2, 0, 1)  # [U, G + 1, K]
@@ -206,9 +248,23 @@ def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:
 
 
 def splines_with_tangents(x: Tensor, knots: Tensor, order: int) -> Tensor:
-    """Evaluate B-splines ``[N, K, I]`` that continue along their tangents beyond the grid; an infinite x gives NaN."""
+    """Evaluate B-splines that are continued along their tangents beyond the grid.
+
+    Args:
+        x: the inputs ``[N, I]``. If x is infinite, the result is NaN.
+        knots: the knots ``[I, G + 2k + 1]``.
+        order: the order k of the splines.
+
+    Returns:
+        A tensor ``[N, K, I]``.
+
+    Example:
+        >>> knots = uniform_knots(1, grid_size=2, order=1)
+        >>> splines_with_tangents(torch.tensor([[2.0]]), knots, order=1)[0, :, 0].round(decimals=4)
+        tensor([ 0., -1.,  2.])
+    """
     low, high = knots[:, order], knots[:, -order - 1]
-    high = torch.nextafter(high, low)  # on the last knot itself the cell to its right counts
+    high = torch.nextafter(high, low)  # a point exactly on the last knot would belong to a cell outside of the grid
     clamped = torch.where(x < low, low, torch.where(x > high, high, x))
     beyond = torch.where(x.isinf(), torch.nan, x - clamped).unsqueeze(1)
     return splines(clamped, knots, order) + splines(clamped, knots, order, 1) * beyond

@@ -1,4 +1,4 @@
-"""Initial parameters and sparse initial masks of the layers of a network."""
+"""Initialization of the parameters and of the sparse masks of a network's layers."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ def reinitialize(
     base_mean: float = 0.0,
     base_half_width: float = 1.0,
 ) -> None:
-    """Draw new parameters of a layer, in place.
+    """Draw new random parameters for a layer, in place.
 
-    Splines interpolate uniform noise of the width ``noise / grid_size`` at the knots, base weights are uniform, and
-    scales of splines are 1. Base weights and scales are divided by the square root of the number of inputs. All is
-    drawn on the CPU, so that a seed gives the same parameters on every device.
+    Each spline interpolates uniformly distributed random values at the knots. The base weights are uniformly
+    distributed and then divided by sqrt(inputs). The scales of the splines are set to 1 / sqrt(inputs). All random
+    numbers are drawn on the CPU, so a seed gives equal parameters on every device.
+
+    Args:
+        layer: the layer whose parameters are replaced.
+        generator: the random number generator, or None to use torch's global generator.
+        noise: the width of the range of the splines' values at the knots, multiplied by ``grid_size``.
+        base_mean, base_half_width: the midpoint and the half width of the range of base weights, before the division
+            by sqrt(inputs).
     """
     if layer.spline_weight.is_meta:
         return
@@ -42,8 +49,10 @@ def reinitialize(
 
 
 def nearest_node_mask(inputs: int, outputs: int) -> Tensor:
-    """Return a mask ``[inputs, outputs]`` of 0 and 1 that connects each node to the nearest node on the other side, if
-    the nodes of both sides are spaced evenly over the same width."""
+    """Return a mask ``[inputs, outputs]`` of 0 and 1 that connects each node to the nearest node on the other side.
+
+    To define the nearest node, the inputs and the outputs are placed evenly on two parallel lines of equal length.
+    """
     apart = ((torch.arange(inputs) + 0.5) / inputs).unsqueeze(1) - (torch.arange(outputs) + 0.5) / outputs
     mask = torch.zeros(inputs, outputs)
     mask[torch.arange(inputs), apart.abs().argmin(1)] = 1

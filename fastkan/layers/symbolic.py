@@ -1,4 +1,4 @@
-"""``SymbolicEdges``: the edges of a layer that are formulas."""
+"""The module ``SymbolicEdges``, which evaluates those edges of a layer that are formulas."""
 
 from __future__ import annotations
 
@@ -14,18 +14,29 @@ from fastkan_kernels import validation as kinds
 from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
 from .value_cache import CachedPredicate
 
-Y_TH = 10.0  # pykan's default bound of |f| near a singularity
+Y_TH = 10.0  # the default bound of |f| near a singularity, as in pykan
 
 
 def read_guard_options(singularity_avoiding: Any, y_th: Any) -> tuple[bool, float]:
-    """Return the two options of a forward, validated; compiled code does not validate them."""
+    """Validate and return the options ``singularity_avoiding`` and ``y_th`` of a forward pass.
+
+    Under ``torch.compile`` the options are returned without validation.
+
+    Raises:
+        TypeError, ValueError: if ``singularity_avoiding`` is not a flag, or ``y_th`` is not a positive number.
+    """
     if torch.compiler.is_compiling():
         return singularity_avoiding, y_th
     return kinds.FLAG.read("singularity_avoiding", singularity_avoiding), kinds.Real(above=0).read("y_th", y_th)
 
 
 class Edge(NamedTuple):
-    """A formula on the edge from input ``i`` to output ``j``, by the name of its function in the library."""
+    """A formula on the edge from input ``i`` to output ``j``, with the library function that is called ``name``.
+
+    Example:
+        >>> Edge(0, 2, "sin")
+        Edge(i=0, j=2, name='sin')
+    """
 
     i: int
     j: int
@@ -33,23 +44,24 @@ class Edge(NamedTuple):
 
 
 class SymbolicEdges(nn.Module):
-    """The edges of a layer that are formulas.
+    """A module that evaluates the edges of a layer that are formulas.
 
         y[n, j] = sum over edges (i, j) of  c f(a x[n, i] + b) + d
 
     Args:
-        in_features, out_features: numbers of inputs and outputs.
-        device, dtype: those of the parameter.
+        in_features, out_features: the number of inputs and the number of outputs.
+        device, dtype: the device and the dtype of the parameter ``affine``.
 
     Attributes:
         edges: a tuple of :class:`Edge`, at most one for each (i, j), sorted by (i, j).
-        affine: ``[E, 4]``, rows (a, b, c, d) in the order of ``edges``; a parameter, or an empty buffer without edges.
-        ends: ``[2, E]``, the inputs and outputs of ``edges``.
-        formulas: ``edges`` as a ``state_dict`` stores them, a JSON text ``[[i, j, name], ...]`` as uint8; None without
-            edges.
+        affine: a tensor ``[E, 4]`` with a row (a, b, c, d) for each edge, in the order of ``edges``. ``affine`` is a
+            parameter or, if there are no edges, an empty buffer.
+        ends: a tensor ``[2, E]`` with the inputs and the outputs that the edges connect.
+        formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 tensor that contains the JSON text
+            ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None.
 
     Raises:
-        TypeError, ValueError: for negative sizes, or a dtype that a layer does not support.
+        TypeError, ValueError: if a size is negative, or layers do not support the dtype.
 
     Example:
         >>> symbolic = SymbolicEdges(2, 3)
@@ -88,33 +100,34 @@ class SymbolicEdges(nn.Module):
     # -- values -----------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
-        """Map ``[N, in_features]`` to ``[N, out_features]``.
+        """Map inputs ``[N, in_features]`` to outputs ``[N, out_features]``.
 
         Args:
-            singularity_avoiding: whether to move arguments into the domain of each function, and away from its
+            x: the inputs ``[N, in_features]``.
+            singularity_avoiding: whether to move the argument of each function f into its domain, and away from its
                 singularities until ``|f|`` is at most about ``y_th``.
-            y_th: that bound, above 0.
+            y_th: the bound of ``|f|`` near a singularity, a positive number.
 
         Raises:
-            TypeError, ValueError: for another shape, dtype or device, or a y_th that is not positive.
+            TypeError, ValueError: if x has the wrong shape, dtype or device, or ``y_th`` is not positive.
         """
         self._check(x)
         if not self.edges:
-            return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record len(x) as a constant
+            return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record ``len(x)`` as a constant
         values = self._values(x, singularity_avoiding, y_th)
         if self.out_features == 1:
             return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
         if self._outputs is None:
             return values
-        if x.is_cuda:  # index_add sums in an undefined order there
+        if x.is_cuda:  # on CUDA, index_add sums in an undefined order
             zeros = values.new_zeros(self.out_features, x.shape[0])
             return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
         return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
 
     def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
-        """Return the value of each edge by itself, ``[N, E]`` in the order of ``edges``.
+        """Return the value of each edge as a tensor ``[N, E]``, in the order of ``edges``.
 
-        Arguments and errors are those of :meth:`forward`.
+        The arguments and the errors are documented in :meth:`forward`.
         """
         self._check(x)
         if not self.edges:
@@ -123,7 +136,7 @@ class SymbolicEdges(nn.Module):
         return values if self._order is None else values[:, self._order.argsort()]
 
     def has_splines(self, mask: Tensor | None) -> bool:
-        """Whether the mask ``[in, out]`` of the layer's splines leaves any spline on at an edge that is a formula."""
+        """Check whether the mask ``[in, out]`` of the layer's splines is 1 on at least one edge that is a formula."""
         return self._any_on(mask, self.ends)
 
     def _check(self, x: Tensor) -> None:
@@ -132,11 +145,11 @@ class SymbolicEdges(nn.Module):
         kinds.check_alike(x, affine=self.affine)
 
     def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
-        """Return the values of the edges, ``[N, E]``, sorted by function, so that each function is called once."""
+        """Return the values ``[N, E]`` of the edges, sorted by function, so that each function is called only once."""
         affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
         a, b, c, d = affine.unbind(1)
         if self._inputs is not None:
-            # On CUDA the backward of index_select sums in an undefined order, that of indexing does not.
+            # On CUDA indexing is used, because the backward pass of index_select sums in an undefined order.
             x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
         z = torch.addcmul(b, x, a)
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
@@ -153,24 +166,25 @@ class SymbolicEdges(nn.Module):
 
     @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     def name(self, i: int, j: int) -> str | None:
-        """Return the name of the function of edge (i, j), or None if the edge is no formula."""
+        """Return the name of the function on edge (i, j), or None if the edge is not a formula."""
         return next((edge.name for edge in self.edges if edge[:2] == (i, j)), None)
 
     @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     @torch.inference_mode(False)
     @torch.no_grad()
     def fix(self, i: int, j: int, name: str, affine: Sequence[float] | Tensor = IDENTITY) -> None:
-        """Make edge (i, j) the formula ``c f(a x + b) + d``, and replace the formula that it may have had.
+        """Set edge (i, j) to the formula ``c f(a x + b) + d``. An existing formula of the edge is replaced.
 
-        ``self.affine`` becomes a new parameter, so construct the optimizer afterwards.
+        ``self.affine`` becomes a new parameter, so the optimizer has to be constructed after this call.
 
         Args:
-            name: of the function f in the library.
+            i, j: the input and the output that the edge connects.
+            name: the name of the function f in the library.
             affine: the numbers (a, b, c, d).
 
         Raises:
-            TypeError, ValueError: for an edge or a function that does not exist, or an affine that is not four finite
-                numbers; nothing has changed then.
+            TypeError, ValueError: if the edge or the function does not exist, or ``affine`` does not consist of four
+                finite numbers. If an error is raised, nothing is changed.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -182,7 +196,7 @@ class SymbolicEdges(nn.Module):
         name = lookup(name).name
         try:
             row = torch.as_tensor(affine, dtype=torch.float64, device="cpu").detach()
-        except (TypeError, ValueError, RuntimeError, OverflowError):  # NotImplementedError too, for a tensor on meta
+        except (TypeError, ValueError, RuntimeError, OverflowError):  # for a tensor on meta, a RuntimeError is raised
             raise TypeError(f"affine must be four numbers, got {affine!r}") from None
         kinds.check_shape("affine", row, (4,))
         kinds.check_finite("affine", row.to(self.affine.dtype))
@@ -197,7 +211,7 @@ class SymbolicEdges(nn.Module):
         """Remove the formula of edge (i, j).
 
         Raises:
-            TypeError, ValueError: for an edge without a formula; nothing has changed then.
+            TypeError, ValueError: if the edge has no formula. If an error is raised, nothing is changed.
 
         Example:
             >>> symbolic = SymbolicEdges(2, 3)
@@ -215,12 +229,13 @@ class SymbolicEdges(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def subset(self, inputs: Iterable[int], outputs: Iterable[int]) -> SymbolicEdges:
-        """Return a new module with the edges between some inputs and outputs, numbered in the order given.
+        """Return a new module with the edges between some of the inputs and outputs.
 
-        It shares no tensors with this one.
+        The inputs and outputs of the new module are numbered in the order of ``inputs`` and ``outputs``. The new module
+        shares no tensors with the old module.
 
         Raises:
-            TypeError, ValueError: for indices that are out of range or repeated.
+            TypeError, ValueError: if indices are out of range or repeated.
 
         Example:
             >>> symbolic = SymbolicEdges(3, 3)
@@ -238,34 +253,40 @@ class SymbolicEdges(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """Whether ``affine`` requires a gradient; True without edges, since a new ``affine`` requires one."""
+        """Whether ``affine`` requires a gradient; True if there are no edges, because new edges would require one."""
         return not self.edges or self.affine.requires_grad
 
     def _check_place(self, i: int, j: int) -> None:
         for name, index, size in (("i", i, self.in_features), ("j", j, self.out_features)):
-            kinds.INDEX.read(name, index)  # also reached with edges that were read from a file
+            kinds.INDEX.read(name, index)  # the indices may have been read from a file, so they are validated here
             if index >= size:
                 raise ValueError(f"{name} must be below {size}, got {index}")
 
     def _replace(self, edges: list[tuple[Edge, int]], rows: Tensor, trained: bool | None = None) -> None:
-        """Set the edges of pairs (edge, number of its row in ``rows``)."""
+        """Replace all edges and their affine parameter.
+
+        Args:
+            edges: pairs of an edge and the index of its row in ``rows``.
+            rows: a tensor ``[R, 4]`` with rows (a, b, c, d).
+            trained: whether the new parameter requires a gradient, or None to keep the current setting.
+        """
         edges = sorted(edges)
         trained = self.is_trained if trained is None else trained
         taken = rows.detach()[[n for _, n in edges]].reshape(-1, 4)
         self._set_edges(tuple(edge for edge, _ in edges), nn.Parameter(taken, requires_grad=trained))
 
     def _set_edges(self, edges: tuple[Edge, ...], affine: Tensor) -> None:
-        """Set the edges and, in their order, their affine parameter."""
+        """Set the edges and their affine parameter, whose rows are in the order of the edges."""
         if edges:
             self.affine = affine
-        else:  # an empty parameter would require a gradient and never get one
+        else:  # an empty parameter would require a gradient but never receive a gradient
             self._parameters.pop("affine", None)
             self.register_buffer("affine", affine.detach(), persistent=False)
         self.edges = edges
         self._group()
 
     def _group(self) -> None:
-        """Compute the indices that :meth:`_values` uses; None stands for indices that change nothing."""
+        """Compute the index tensors that :meth:`_values` uses. If indexing would change nothing, the index is None."""
         edges, count = self.edges, len(self.edges)
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
@@ -278,7 +299,7 @@ class SymbolicEdges(nn.Module):
         device = self.affine.device
         ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
         self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
-        # a tensor, because tools that average or save states accept nothing else
+        # The text is stored as a tensor, because tools that average or save states accept only tensors.
         text = list(json.dumps(edges).encode())
         self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
         self._order = index(order, count)
@@ -289,17 +310,17 @@ class SymbolicEdges(nn.Module):
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
-        self._group()  # made anew, because indices on meta have no values to copy
+        self._group()  # the indices are computed again because tensors on the meta device have no values to copy
         return self
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         state_dict, names = dict(state_dict), (prefix + "formulas", prefix + "affine")
-        state = state_dict.pop(prefix + "_extra_state", None)  # version 0.1 stored a list here
+        state = state_dict.pop(prefix + "_extra_state", None)  # fastkan 0.1 stored the list of edges as extra state
         state, affine = state_dict.get(names[0], state), state_dict.get(names[1])
         if state is None and affine is None and "version" in metadata:
-            state = []  # the layer was saved without formulas
+            state = []  # the saved layer had no formulas
         if state is None and affine is not None and not self.edges:
             missing.append(names[0])
             return
@@ -324,7 +345,7 @@ class SymbolicEdges(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
     def _edges_of(self, state: Any) -> list[Edge]:
-        if isinstance(state, Tensor):  # averaging states makes it floating-point
+        if isinstance(state, Tensor):  # averaging several states can make the tensor floating-point
             try:
                 state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
             except (ValueError, TypeError, RuntimeError):
@@ -354,7 +375,7 @@ def _any_on(mask: Tensor | None, ends: Tensor) -> bool:
 
 
 def _numbered(name: str, indices: Iterable[int], size: int) -> dict[int, int]:
-    """Map each index that is kept to its new number."""
+    """Validate ``indices`` and return a dictionary from each index to its position."""
     kept = list(indices)
     for index in kept:
         if index >= size:

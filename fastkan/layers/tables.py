@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Formatting of tables as plain text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 
 def table(align: str, *rows: Sequence[str]) -> str:
-    """Return rows of text with aligned columns; ``align`` has an "l" (left) or an "r" (right) for each column."""
+    """Format rows as text with aligned columns.
+
+    The string ``align`` contains an "l" (left) or an "r" (right) for each column.
+    """
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join(

@@ -1,17 +1,19 @@
-"""Spline contractions on tensors, on which the layers of fastkan are built; no modules and no training.
+"""Spline contractions of tensors, from which the layers of fastkan are built. The package has no ``nn.Module``.
 
-fastkan imports from here alone:
+The package ``fastkan`` imports only the names in this module:
 
-- contractions: ``contract_out`` (F, the forward of a layer), ``contract_weight`` (G) and ``contract_in`` (H), or
-  ``contract`` on an ``Operands``, with ``backend`` and ``route`` for the choice of a backend and ``autotune`` for
-  tuning the Triton kernels;
-- features: ``Basis``, the knots (``uniform_knots``, ``knots_are_uniform``, ``basis_of``, ``uniform_basis``), and their
-  values (``splines``, ``base_function``, ``pieces_of``);
-- statistics of edges: ``edge_std``, ``edge_mean_abs``, ``edge_values`` and ``feature_covariance``;
-- several layers of few edges as one differentiable function: ``fused_stack`` and its types;
-- validation of arguments: the decorator ``checked``, its kinds of arguments such as ``Int``, and functions ``check_*``.
+- The contractions are ``contract_out`` (F, the forward pass of a layer), ``contract_weight`` (G) and ``contract_in``
+  (H). ``contract`` computes any contraction from an ``Operands``. ``backend`` selects a backend, ``route`` reports the
+  backend that a call would use, and ``autotune`` tunes the Triton kernels.
+- The features of a layer are described by ``Basis`` and by the knots (``uniform_knots``, ``knots_are_uniform``,
+  ``basis_of``, ``uniform_basis``). The values of the features are computed by ``splines`` and ``base_function``.
+- Statistics of edge functions are computed by ``edge_std``, ``edge_mean_abs``, ``edge_values`` and
+  ``feature_covariance``.
+- ``fused_stack`` evaluates several layers that have few edges as one differentiable function.
+- Arguments are validated by the decorator ``checked``, with an argument kind such as ``Int`` for each argument, and by
+  the functions ``check_*``.
 
-The README in this folder explains the idea on one page.
+The README in this folder explains the mathematical idea on one page.
 """
 
 from . import validation
@@ -65,7 +67,8 @@ from .validation import (
     warn,
 )  # fmt: skip
 
-# The public names. Modules of fastkan import the others here too, which may change with any version.
+# ``__all__`` contains the public names. fastkan also imports names that are not in ``__all__``; any release may change
+# the names that are not in ``__all__``.
 __all__ = [
     "BASE_FUNCTIONS",
     "MAX_SPLINE_ORDER",

@@ -1,4 +1,4 @@
-"""F, G and H as public functions: the arguments are validated, then the contraction is dispatched."""
+"""The public functions for the contractions F, G and H, which validate their arguments and call a backend."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ def contract_out(
     basis: Basis,
     derivative: int = 0,
 ) -> Tensor:
-    """F_d: ``y[n,o] = sum_{b,i} v[n,i] psi_b^(d)(x[n,i]) W[b,i,o]``, the forward of a KAN layer.
+    """Compute F_d, ``y[n,o] = sum_{b,i} v[n,i] psi_b^(d)(x[n,i]) W[b,i,o]``; F_0 is the forward pass of a KAN layer.
 
     Args:
-        x: ``[N, I]``.
-        knots: ``[I, G + 2k + 1]``, each row non-decreasing, in the units of x.
-        weight: ``[G + k, I, O]``, the spline coefficients.
-        base_weight: ``[I, O]``, the weights of the base function; None for ``base="none"``.
-        v: ``[N, I]``, a factor for each input value; None stands for all ones.
-        basis: the spline order and base function; see :class:`Basis`.
-        derivative: order d of the derivative of the features, 0 or more. Above the spline order all splines
-            contribute 0.
+        x: the inputs ``[N, I]``.
+        knots: the knots ``[I, G + 2k + 1]`` of the splines, in the units of x, non-decreasing in each row.
+        weight: the spline coefficients ``[G + k, I, O]``.
+        base_weight: the weights ``[I, O]`` of the base function, or None if the base function is ``"none"``.
+        v: a factor ``[N, I]`` for each input value, or None if all factors are 1.
+        basis: the spline order and the base function; see :class:`Basis`.
+        derivative: the order d >= 0 of the derivative of the features. If d is larger than the spline order, all
+            splines contribute 0.
 
     Returns:
-        ``[N, O]`` in x's dtype, differentiable with respect to x, v, weight and base_weight to any order. If
-        ``knots.requires_grad``, it is computed by the reference backend and differentiable with respect to
-        the knots too.
+        A tensor ``[N, O]`` in the dtype of x. The result can be differentiated any number of times with respect to x,
+        v, weight and base_weight. If ``knots.requires_grad``, the reference backend is used, and the result can also be
+        differentiated with respect to the knots.
 
     Raises:
-        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments do not fit together.
-        ValueError: for a derivative of silu above 4.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
+        ValueError: if ``derivative`` is above 4 and the base function is silu.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 4)
@@ -65,16 +65,18 @@ def contract_weight(
     basis: Basis,
     derivative: int = 0,
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d: ``dW[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``, the gradient with respect to the weights.
+    """Compute G_d, ``dW[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``; G_0 is the gradient with respect to W.
 
     Args:
-        g: ``[N, O]``, usually the gradient of the layer's output. The others are as in :func:`contract_out`.
+        x, knots, v, basis, derivative: arguments with the same meaning as in :func:`contract_out`.
+        g: a tensor ``[N, O]``, usually the gradient of the layer's output.
 
     Returns:
-        ``[G + k, I, O]`` for the splines, and ``[I, O]`` for the base function, or None for ``base="none"``.
+        A tuple of the result ``[G + k, I, O]`` for the splines and the result ``[I, O]`` for the base function. The
+        result for the base function is None if the base function is ``"none"``.
 
     Raises:
-        TypeError, ValueError: as in :func:`contract_out`.
+        TypeError, ValueError: in the same cases as :func:`contract_out`.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -96,16 +98,17 @@ def contract_in(
     basis: Basis,
     derivative: int = 0,
 ) -> Tensor:
-    """H_d: ``h[n,i] = sum_{b,o} psi_b^(d)(x[n,i]) W[b,i,o] g[n,o]``; H_1 is the gradient with respect to x.
+    """Compute H_d, ``h[n,i] = sum_{b,o} psi_b^(d)(x[n,i]) W[b,i,o] g[n,o]``; H_1 is the gradient with respect to x.
 
     Args:
-        g: ``[N, O]``, usually the gradient of the layer's output. The others are as in :func:`contract_out`.
+        x, knots, weight, base_weight, basis, derivative: arguments with the same meaning as in :func:`contract_out`.
+        g: a tensor ``[N, O]``, usually the gradient of the layer's output.
 
     Returns:
-        ``[N, I]`` in x's dtype.
+        A tensor ``[N, I]`` in the dtype of x.
 
     Raises:
-        TypeError, ValueError: as in :func:`contract_out`.
+        TypeError, ValueError: in the same cases as :func:`contract_out`.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 4)

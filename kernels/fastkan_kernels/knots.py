@@ -1,4 +1,4 @@
-"""Knot vectors: equally spaced ones, and the basis that a layer with given knots has."""
+"""Functions that create equally spaced knots, test knots for equal spacing, and find the basis of given knots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .validation import BASE, DEVICE, INDEX, ORDER, Bounds, Dtype, Int, Real, ch
 
 SHAPE = ("in_features", "grid_size + 2 * spline_order + 1")
 
-MAX_CELL_SHARE = 1e-3  # largest deviation of an equally spaced knot from its place, as a share of a cell
+# Largest accepted distance between a knot and its exact equally spaced position, as a fraction of the cell width.
+MAX_CELL_SHARE = 1e-3
 
 
 @checked(
@@ -26,20 +27,20 @@ def uniform_knots(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Equally spaced knots on ``grid_range``, extended by ``order`` steps on both sides.
+    """Return equally spaced knots on ``grid_range``, extended by ``order`` steps on both sides.
 
     Returns:
-        ``[in_features, grid_size + 2 * order + 1]``, the same row for each feature.
+        A tensor ``[in_features, grid_size + 2 * order + 1]`` whose rows are all equal.
 
     Raises:
-        TypeError, ValueError: if a size or the order is out of its bounds, or the range is not increasing.
+        TypeError, ValueError: if a size or the order is out of bounds, or the range is not increasing.
 
     Example:
         >>> uniform_knots(1, grid_size=2, order=1)
         tensor([[-2., -1.,  0.,  1.,  2.]])
     """
     low, high = grid_range
-    # Computed in float64 and rounded once, so that each knot is within half an eps of its place.
+    # The knots are computed in float64 and rounded once, so each knot is as accurate as its dtype allows.
     steps = torch.arange(-order, grid_size + order + 1, dtype=torch.float64, device=device)
     row = low + steps * ((high - low) / grid_size)
     return row.to(dtype).expand(in_features, -1).contiguous()
@@ -47,17 +48,21 @@ def uniform_knots(
 
 @checked(tolerance=Real(least=0))
 def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
-    """Whether each row is equally spaced to within a few eps of the knots' own dtype, and a thousandth of a cell.
+    """Check whether each row of the knots is equally spaced, up to rounding in the dtype of the knots.
 
-    Knots computed in float32 and converted to float64 are not: their rounding errors are far larger than a
-    float64 eps. The values are read, which waits for a GPU, so call this once whenever the knots change.
+    Every knot must lie within ``tolerance`` rounding errors, and within a thousandth of a cell, of its exact equally
+    spaced position.
+    Knots that were computed in float32 and then converted to float64 do not count as equally spaced, because their
+    rounding errors are far larger than a float64 eps. The function reads the values of the knots, which makes the
+    program wait for the GPU, so call the function once whenever the knots change.
 
     Args:
-        knots: ``[in_features, grid_size + 2 * spline_order + 1]``.
-        tolerance: largest deviation of a knot, in eps of the largest absolute knot of its row.
+        knots: the knots ``[in_features, grid_size + 2 * spline_order + 1]``.
+        tolerance: the largest accepted deviation of a knot, as a multiple of the dtype's eps times the largest
+            absolute knot of the row.
 
     Raises:
-        TypeError, ValueError: if ``knots`` is no tensor of that shape, or ``tolerance`` is below 0.
+        TypeError, ValueError: if ``knots`` is not a two-dimensional tensor, or ``tolerance`` is below 0.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -73,7 +78,7 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
     steps = torch.arange(knots.shape[-1], dtype=torch.float64, device=knots.device)
     straight = first + (last - first) * (steps / (knots.shape[-1] - 1))
     rounding = torch.finfo(knots.dtype).eps * wide.abs().amax(1, keepdim=True)
-    # Far from 0 a few eps may exceed the width of a cell.
+    # If the knots are far from 0, a few eps of rounding may exceed the width of a cell.
     cell = (last - first) / (knots.shape[-1] - 1)
     near = (wide - straight).abs() <= torch.minimum(tolerance * rounding, MAX_CELL_SHARE * cell)
     return bool((near.all() & (last > first).all()).item())
@@ -81,10 +86,13 @@ def knots_are_uniform(knots: Tensor, tolerance: float = 4.0) -> bool:
 
 @checked(order=ORDER, base=BASE)
 def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
-    """The basis of a layer with these knots. The values are read, so call this once whenever the knots change.
+    """Return the basis of a layer with the given knots.
+
+    The function reads the values of the knots, which makes the program wait for the GPU, so call the function once
+    whenever the knots change.
 
     Raises:
-        TypeError, ValueError: if ``knots`` has another shape, or the order or base function is not supported.
+        TypeError, ValueError: if ``knots`` has the wrong shape, or the order or base function is not supported.
 
     Example:
         >>> basis_of(uniform_knots(2, grid_size=4, order=1), order=1)
@@ -95,13 +103,14 @@ def basis_of(knots: Tensor, order: int, base: str = "silu") -> Basis:
 
 @checked(order=ORDER, base=BASE)
 def uniform_basis(knots: Tensor, order: int, base: str = "silu") -> Basis:
-    """The basis of a layer whose knots are known to be equally spaced.
+    """Return the basis of a layer whose knots are known to be equally spaced.
 
-    The values are read, to find out whether all inputs share one row, only if they are on the CPU; a GPU would
-    have to be waited for.
+    If the knots are on the CPU, the function reads the values of the knots and checks whether all inputs have the same
+    knots.
+    Knots on a GPU are not read, because the program would have to wait for the GPU.
 
     Raises:
-        TypeError, ValueError: if ``knots`` has another shape, or the order or base function is not supported.
+        TypeError, ValueError: if ``knots`` has the wrong shape, or the order or base function is not supported.
 
     Example:
         >>> uniform_basis(uniform_knots(2, grid_size=4, order=1), order=1).uniform_grid
@@ -121,16 +130,19 @@ def _shared_grid(knots: Tensor) -> tuple[float, float] | None:
 
 
 def uniform_grid(knots: Tensor, basis: Basis) -> tuple[Tensor | float, Tensor | float]:
-    """First knot and inverse spacing of a uniform basis: two numbers if all inputs share them, else two tensors
-    ``[I]``. An input lies in cell ``floor((x - first) * inv_spacing)``."""
+    """Return a tuple of the first knot and the inverse spacing of equally spaced knots.
+
+    The first knot and the inverse spacing are numbers if all inputs have the same knots, and tensors ``[I]`` otherwise.
+    An input value x lies in the cell with the index ``floor((x - first) * inv_spacing)``.
+    """
     return basis.uniform_grid or _grid_of(knots)
 
 
 def _grid_of(knots: Tensor) -> tuple[Tensor, Tensor]:
-    """First knot and inverse spacing of each row, ``([I], [I])``.
+    """Return a tuple of the first knot ``[I]`` and the inverse spacing ``[I]`` of each row.
 
-    The inverse spacing is rounded once. It is rounded up where the last knot, at which all splines are exactly 0,
-    would otherwise be counted into the last cell.
+    The inverse spacing is rounded only once. The inverse spacing is rounded up if the last knot would otherwise fall
+    into the last cell, because all splines must be exactly 0 at the last knot.
     """
     knots = knots.to(torch.promote_types(knots.dtype, torch.float32))
     cells, first, width = knots.shape[1] - 1, knots[:, 0], knots[:, -1] - knots[:, 0]

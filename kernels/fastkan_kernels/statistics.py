@@ -1,8 +1,9 @@
-"""Statistics of each edge function over a batch. The contractions cannot give them, since they sum over edges.
+"""Statistics of each edge function over a batch. The contractions F, G and H cannot compute such statistics, because
+they sum over edges.
 
-With C_i the P x P covariance over n of the features of input i, the variance of edge (i, o) is
-``W_io^T C_i W_io``. So the standard deviations of all edges cost N I P^2 + I O P^2 operations and need no
-N x I x O tensor.
+Let C_i be the P x P covariance matrix, over the rows n of the batch, of the features of input i. The variance of edge
+(i, o) is then ``W_io^T C_i W_io``. Computing the standard deviations of all edges therefore takes N I P^2 + I O P^2
+operations, and no N x I x O tensor is stored.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from .bspline.cox_de_boor import base_function, features, splines
 from .trilinear import Operands
 from .validation import INDEX, check_operands, checked
 
-BLOCK_ELEMENTS = 1 << 20  # numbers of edge values and features that a block of rows may have
-FEATURE_ELEMENTS = 1 << 18  # features that a block of rows may have: 1 MiB of float32 stays in a core's cache
+# Maximum number of elements, edge values and features together, in a block of rows.
+BLOCK_ELEMENTS = 1 << 20
+
+# Maximum number of features in a block of rows. 2**18 features take 1 MiB in float32, which fits into a core's cache.
+FEATURE_ELEMENTS = 1 << 18
 
 
 @checked(correction=INDEX)
@@ -33,17 +37,19 @@ def edge_std(
     basis: Basis,
     correction: int = 1,
 ) -> Tensor:
-    """Standard deviation over the batch of each edge function phi_io(x[n, i]).
+    """Compute the standard deviation over the batch of each edge function phi_io(x[n, i]).
 
     Args:
-        x: ``[N, I]``; the others are as in :func:`contract_out`.
-        correction: the divisor is N - correction, as in :func:`torch.std`.
+        x: the inputs ``[N, I]``.
+        knots, weight, base_weight, basis: arguments with the same meaning as in :func:`contract_out`.
+        correction: the number that is subtracted from N in the divisor, as in :func:`torch.std`.
 
     Returns:
-        ``[I, O]`` in x's dtype, differentiable. The gradient of an edge that does not vary is 0.
+        A differentiable tensor ``[I, O]`` in the dtype of x. If all values of an edge are equal, the gradient of its
+        standard deviation is 0.
 
     Raises:
-        TypeError, ValueError: if the arguments do not fit together.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
         ValueError: if x has no more than ``correction`` rows.
 
     Example:
@@ -56,20 +62,20 @@ def edge_std(
     w = _joined(weight, base_weight).to(covariance.dtype).transpose(0, 1)  # [I, P, O]
     with exact_products(x):
         variance = (w * (covariance @ w)).sum(1)
-    varies = ~(variance <= 0)  # true for NaN too, so that it stays
+    varies = ~(variance <= 0)  # the negated comparison is true for NaN, so a NaN variance gives a NaN result
     return torch.where(varies, torch.where(varies, variance, 1.0).sqrt(), 0.0).to(x.dtype)
 
 
 @checked(correction=INDEX)
 def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: int = 1) -> Tensor:
-    """Covariance over the batch of the features of each input.
+    """Compute, for each input, the covariance matrix of its features over the batch.
 
     Returns:
-        ``[I, P, P]``, where the P features are the G + k splines and, last, the base function if the basis has
-        one; differentiable with respect to x.
+        A tensor ``[I, P, P]`` that can be differentiated with respect to x. The P features are the G + k splines,
+        followed by the base function if the basis has one.
 
     Raises:
-        TypeError, ValueError: if the arguments do not fit together.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
         ValueError: if x has no more than ``correction`` rows.
 
     Example:
@@ -88,14 +94,16 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
             return torch.einsum("npi,nqi->ipq", centred, centred) / (len(x) - correction)
     taken = routing.route(x, knots)
     with exact_products(x):
-        # Under torch.compile the reference is taken, whose operations the compiler fuses.
+        # Under torch.compile the reference backend is used, because the compiler can fuse its operations.
         return _Covariance.apply(
             x, knots, basis, correction, taken.backend if taken.way == "functions" else "reference"
         )
 
 
 def column_std(x: Tensor) -> Tensor:
-    """Standard deviation of each column of ``x [N, I]``; where one does not vary, its gradient is 0.
+    """Compute the standard deviation ``[I]`` of each column of ``x [N, I]``.
+
+    If all values in a column are equal, the gradient of the column's standard deviation is 0.
 
     Example:
         >>> column_std(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
@@ -108,12 +116,12 @@ def column_std(x: Tensor) -> Tensor:
 
 
 def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis) -> Tensor:
-    """Values of all edge functions at all rows, ``phi_io(x[n, i])`` as ``[N, I, O]``.
+    """Compute the values ``phi_io(x[n, i])`` of all edge functions for all rows of x, as a tensor ``[N, I, O]``.
 
     The result is large; it is meant for plots and not for training steps.
 
     Raises:
-        TypeError, ValueError: if the arguments do not fit together.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -127,12 +135,16 @@ def edge_values(x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | 
 def edge_mean_abs(
     x: Tensor, knots: Tensor, weight: Tensor, base_weight: Tensor | None = None, *, basis: Basis
 ) -> Tensor:
-    """Mean over the batch of ``|phi_io(x[n, i])|``, ``[I, O]`` in x's dtype.
+    """Compute the mean over the batch of the absolute edge values ``|phi_io(x[n, i])|``.
 
-    Unlike :func:`edge_std` it cannot be computed from the covariance: it costs N I O (G + k + 1) operations.
+    Unlike the standard deviation, the mean absolute value cannot be computed from the covariance of the features. The
+    computation takes N I O (G + k + 1) operations.
+
+    Returns:
+        A tensor ``[I, O]`` in the dtype of x.
 
     Raises:
-        TypeError, ValueError: if the arguments do not fit together.
+        TypeError, ValueError: if the types, shapes, dtypes or devices of the arguments are inconsistent.
         ValueError: if x has no rows.
 
     Example:
@@ -146,27 +158,29 @@ def edge_mean_abs(
     total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
     rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
     for part in x.split(rows):
-        # Checkpointed, so that a backward holds the edge values of one block at a time.
+        # Each block is checkpointed, so that the backward pass stores the edge values of only one block at a time.
         part_sum = checkpoint(
             lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
             part,
             use_reentrant=False,
-            preserve_rng_state=False,  # no random numbers are drawn, and saving the state would wait for a GPU
+            preserve_rng_state=False,  # no random numbers are drawn, and saving the RNG state would wait for the GPU
         )
         total = total + part_sum
     return (total / x.shape[0]).to(x.dtype)
 
 
 def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
-    """All B-splines at x, the same as :func:`splines` by the quickest code for the device, without gradients.
+    """Evaluate all B-splines at x without gradients, by the fastest implementation for the device.
+
+    The function returns the same values as :func:`splines`.
 
     Args:
-        x: ``[N, I]``, in the dtype of the knots.
-        knots: ``[I, M]``, each row non-decreasing.
-        order: degree k.
+        x: the inputs ``[N, I]``, in the dtype of the knots.
+        knots: the knots ``[I, M]``, non-decreasing in each row.
+        order: the degree k of the splines.
 
     Returns:
-        ``[N, M - k - 1, I]``, not necessarily contiguous.
+        A tensor ``[N, M - k - 1, I]``, which need not be contiguous.
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
@@ -178,7 +192,7 @@ def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
-    """All features, ``[N, P, I]``, the base function last."""
+    """Return the values ``[N, P, I]`` of all features, with the base function last."""
     plain, quick = basis._replace(matmul_dtype=None), BACKENDS[backend].features
     if quick is None:
         psi, base = features(x, knots, plain, derivative)
@@ -195,11 +209,12 @@ def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
 
 
 class _Covariance(torch.autograd.Function):
-    """:func:`feature_covariance` in blocks of rows.
+    """The autograd Function that computes :func:`feature_covariance` in blocks of rows.
 
-    Each block is centred on its own mean and merged into the total (Chan, Golub and LeVeque, Updating Formulae and a
-    Pairwise Algorithm for Computing Sample Variances, 1979). The features of the first row are subtracted first, so
-    that the covariance of an input that does not vary is exactly 0 instead of a rounding error.
+    Each block is centred on its own mean and then merged into the total (Chan, Golub and LeVeque, Updating Formulae and
+    a Pairwise Algorithm for Computing Sample Variances, 1979). Before the blocks are centred, the features of the first
+    row are subtracted from every row, so that the covariance of a constant input is exactly 0 instead of a rounding
+    error.
     """
 
     @staticmethod
@@ -222,7 +237,9 @@ class _Covariance(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         x, knots, mean = ctx.saved_tensors
         backend = ctx.backend
-        if torch.is_grad_enabled():  # a graph of second derivatives is built, which includes those of the mean
+        # If gradients are enabled, second derivatives may be needed, so the mean is recomputed as a differentiable
+        # function of x.
+        if torch.is_grad_enabled():
             backend = "reference"
             mean = _features(x, knots, ctx.basis).mean(0)
         weights = (upstream + upstream.mT) / ctx.divisor
@@ -231,7 +248,7 @@ class _Covariance(torch.autograd.Function):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
-                # in matrix products rather than einsum, which autograd.grad(is_grads_batched=True) can't batch
+                # Matrix products are used because autograd.grad(is_grads_batched=True) cannot batch einsum.
                 parts.append((slope * (weights @ centred.permute(2, 1, 0)).permute(2, 1, 0)).sum(1))
         return torch.cat(parts).to(x.dtype), None, None, None, None
 

@@ -1,12 +1,13 @@
-"""The idea as data: one trilinear form, three contractions, closed under differentiation.
+"""The trilinear form behind every layer, its three contractions, and a table of the contractions' derivatives.
 
     T_d = sum over n, i, b, o of  v[n,i] * psi_b^(d)(x[n,i]) * W[b,i,o] * g[n,o]
 
-The form has three operands besides x: ``v``, ``W`` and ``g``. A contraction takes two of them, sums over
-every index that the third does not have, and returns a tensor of the third one's shape. To differentiate a
-contraction, take the upstream gradient as its missing operand. With all three operands given, the form is the
-number T_d. Its gradient with respect to an operand is the contraction that computes that operand, and its
-gradient with respect to x is ``v`` times H of the next derivative. These are nine rules on the same three kernels.
+The form has three operands besides x: ``v``, ``W`` and ``g``. A contraction takes two of the operands, sums over
+every index that the third operand does not have, and returns a tensor with the shape of the third operand. To
+differentiate a contraction, take the upstream gradient as the operand that the contraction lacks. With all three
+operands given, the form T_d is a scalar. The gradient of T_d with respect to an operand is the contraction that
+returns a tensor of that operand's shape. The gradient of T_d with respect to x is ``v`` times the contraction H of
+order d + 1. The table :data:`DERIVATIVES` contains the nine gradient formulas, which need only the kernels F, G and H.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from torch import Tensor
 
 
 class Contraction(NamedTuple):
-    """One of F, G and H, by the operands that it takes and the one whose shape its result has."""
+    """The description of one of the contractions F, G and H: its name and the operands that it takes."""
 
     name: str
-    free: str  # the operand whose place the result takes
-    filled: tuple[str, str]  # the operands that are given
+    free: str  # The result has the shape of the operand ``free``, which the contraction does not take.
+    filled: tuple[str, str]  # The contraction takes the two operands in ``filled``.
 
 
 class Rule(NamedTuple):
-    """The formula of a gradient: ``times * contraction_{d + raises}``, of the operands with the upstream gradient."""
+    """A rule for a gradient, which is ``times * contraction_{d + raises}`` with the upstream gradient as an operand."""
 
     contraction: str
     raises: int = 0
@@ -39,7 +40,7 @@ CONTRACTIONS = {
     "H": Contraction("contract_in", free="v", filled=("W", "g")),
 }
 
-# (contraction, the argument that it is differentiated with respect to) -> the contraction that is its gradient
+# The table maps a contraction and one of its arguments to the rule for the gradient with respect to the argument.
 DERIVATIVES = {
     ("F", "x"): Rule("H", raises=1, times="v"),
     ("F", "W"): Rule("G"),
@@ -54,10 +55,15 @@ DERIVATIVES = {
 
 
 class Operands(NamedTuple):
-    """Operands of a contraction. ``W`` has two parts, the weights of the splines and those of the base function.
+    """The operands of a contraction. The operand ``W`` is stored in two parts, ``weight`` and ``base_weight``.
 
-    Shapes: ``v [N, I]`` (None stands for all ones), ``weight [K, I, O]``, ``base_weight [I, O]`` (None
-    without a base function), ``g [N, O]``. The operand that a contraction computes is None.
+    Attributes:
+        v: a factor ``[N, I]`` for each input value, or None if all factors are 1.
+        weight: the weights ``[K, I, O]`` of the splines.
+        base_weight: the weights ``[I, O]`` of the base function, or None if the layer has no base function.
+        g: a factor ``[N, O]`` for each output value, usually the gradient of the output.
+
+    The operand that a contraction does not take is None.
     """
 
     v: Tensor | None = None
@@ -66,12 +72,12 @@ class Operands(NamedTuple):
     g: Tensor = None  # type: ignore[assignment]
 
     def with_operand(self, name: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
-        """A copy with the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` replaced."""
+        """Return a copy in which the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` is replaced."""
         values = {"weight": value[0], "base_weight": value[1]} if name == "W" else {name: value}
         return self._replace(**values)
 
     def without(self, name: str) -> Operands:
-        """A copy with the operand ``"v"``, ``"W"`` or ``"g"`` set to None."""
+        """Return a copy in which the operand ``"v"``, ``"W"`` or ``"g"`` is None."""
         parts = ("weight", "base_weight") if name == "W" else (name,)
         return self._replace(**dict.fromkeys(parts))  # type: ignore[arg-type]
 
@@ -84,18 +90,19 @@ def gradients(
     derivative: int,
     contract: Callable[[str, Operands, int], Tensor],
 ) -> dict:
-    """Gradients of a contraction, by the rules in :data:`DERIVATIVES`.
+    """Compute gradients of a contraction by the rules in :data:`DERIVATIVES`.
 
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
-        operands: the operands that it was computed from.
-        upstream: gradient of its result; for G a pair, one for each part of W.
+        operands: the operands that the contraction was computed from.
+        upstream: the gradient of the contraction's result. The upstream gradient of G is a pair, with one gradient for
+            each part of W.
         wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
         derivative: the order d of the contraction.
-        contract: function that computes a contraction, ``contract(name, operands, d)``.
+        contract: a function ``contract(name, operands, d)`` that computes a contraction.
 
     Returns:
-        The gradient for each name in ``wanted``; for W a pair.
+        A dictionary that maps each name in ``wanted`` to a gradient. The gradient for W is a pair.
     """
     full = operands.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}

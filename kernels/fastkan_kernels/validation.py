@@ -1,12 +1,12 @@
-"""Validation of the arguments of public functions, before any work is done.
+"""Validation of the arguments of public functions before the functions do any work.
 
-The decorator :func:`checked` declares what the arguments may be:
+The decorator :func:`checked` declares which values each argument accepts:
 
     @checked(steps=Int(least=0), lr=Real(above=0), progress=Flag())
     def fit(model, steps=100, lr=1.0, progress=True): ...
 
-NumPy scalars and tensors or arrays without dimensions are accepted as numbers and reach the function as Python's own.
-Every error names the argument, what was expected and what was given.
+NumPy scalars, and tensors or arrays without dimensions, are accepted as numbers and converted to Python numbers. Every
+error message names the argument, states what was expected and shows what was given.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype
 from .trilinear import Operands
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MAX_INT = 2**31 - 1  # default limit of counts: more rows, steps or nodes neither fit into memory nor ever finish
+MAX_INT = 2**31 - 1  # default upper limit of integer arguments; no larger number of rows or steps is practical
 Fn = TypeVar("Fn", bound=Callable[..., Any])
 
 
 class Kind:
-    """What an argument may be. Subclasses check one argument and convert it."""
+    """The base class of argument kinds. Each subclass validates arguments of one kind, such as int or str."""
 
     def read(self, name: str, value: Any) -> Any:
-        """The value converted to the type that the function takes.
+        """Check an argument and return its value, converted to the type that the decorated function expects.
 
         Raises:
-            TypeError, ValueError: naming the argument, what was expected and what was given.
+            TypeError, ValueError: if the kind does not accept the value.
         """
         raise NotImplementedError
 
 
 def plain(value: Any) -> Any:
-    """A Python number for a NumPy scalar, or for a tensor or array without dimensions; any other value unchanged."""
+    """Convert NumPy scalars, and tensors or arrays without dimensions, to Python numbers; return other values as is."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         try:
             return value.item()
-        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # a meta, fake or traced tensor has no value
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # meta and traced tensors have no value
             return value
     return value
 
 
 def kind_of(value: object) -> str:
-    """Name of a value's type, with the shape of a tensor or array; for error messages."""
+    """Return the name of a value's type, followed by the shape of a tensor or array, for use in error messages."""
     shape = getattr(value, "shape", None)
     name = type(value).__name__
     return f"{name} of shape {list(shape)}" if isinstance(shape, tuple) and shape else name
 
 
 class Int(Kind):
-    """An int from ``least`` to ``most``."""
+    """An argument kind that accepts an int from ``least`` to ``most``."""
 
     def __init__(self, least: int | None = None, most: int | None = MAX_INT) -> None:
         self.least, self.most = least, most
@@ -82,8 +82,11 @@ class Int(Kind):
 
 
 class Real(Kind):
-    """A number within bounds, as a float. ``least`` and ``most`` are allowed values, ``above`` and ``below`` are not.
-    NaN is refused, and infinities too unless ``finite`` is False."""
+    """An argument kind that accepts a number within bounds and converts the number to a float.
+
+    The bounds ``least`` and ``most`` are inclusive; the bounds ``above`` and ``below`` are exclusive. NaN is rejected.
+    Infinities are rejected unless ``finite`` is False.
+    """
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class Real(Kind):
         two_ends = self.least is not None and self.most is not None
         if not two_ends and (math.isnan(number) or (self.finite and math.isinf(number))):
             raise ValueError(f"{name} must be finite, got {number}")
-        below_least = self.least is not None and not number >= self.least  # written so that NaN is refused too
+        below_least = self.least is not None and not number >= self.least  # ``not number >= least`` also rejects NaN
         above_most = self.most is not None and number > self.most
         not_above = self.above is not None and number <= self.above
         not_below = self.below is not None and number >= self.below
@@ -122,7 +125,7 @@ class Real(Kind):
 
 
 class Flag(Kind):
-    """True or False, or 0 or 1, as a bool."""
+    """An argument kind that accepts True, False, 0 or 1 and converts the value to a bool."""
 
     def read(self, name: str, value: Any) -> bool:
         answer = plain(value)
@@ -133,7 +136,7 @@ class Flag(Kind):
 
 
 class Choice(Kind):
-    """One of the given names."""
+    """An argument kind that accepts one of the given strings."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(names)
@@ -146,7 +149,10 @@ class Choice(Kind):
 
 
 class Bounds(Kind):
-    """Two increasing numbers, as a tuple of floats; infinite ones only with ``finite=False``."""
+    """An argument kind that accepts a sequence of two increasing numbers and converts it to a tuple of floats.
+
+    Infinite numbers are accepted only if ``finite`` is False.
+    """
 
     def __init__(self, finite: bool = True) -> None:
         self.finite = finite
@@ -165,7 +171,7 @@ class Bounds(Kind):
 
 
 class Text(Kind):
-    """A string."""
+    """An argument kind that accepts a string."""
 
     def read(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
@@ -174,7 +180,7 @@ class Text(Kind):
 
 
 class Path(Kind):
-    """A path in the file system, given as str, bytes or os.PathLike, as a str."""
+    """An argument kind that accepts a file system path, as str, bytes or os.PathLike, and converts it to a str."""
 
     def read(self, name: str, value: Any) -> str:
         if not isinstance(value, (str, bytes, os.PathLike)):
@@ -186,7 +192,7 @@ class Path(Kind):
 
 
 class Callback(Kind):
-    """A function or another callable."""
+    """An argument kind that accepts a function or another callable."""
 
     def read(self, name: str, value: Any) -> Any:
         if not callable(value):
@@ -195,7 +201,7 @@ class Callback(Kind):
 
 
 class Dtype(Kind):
-    """A dtype that a layer can have."""
+    """An argument kind that accepts a dtype supported by layers."""
 
     def read(self, name: str, value: Any) -> Any:
         if not isinstance(value, torch.dtype) or value not in FLOATS:
@@ -204,7 +210,7 @@ class Dtype(Kind):
 
 
 class Device(Kind):
-    """A device on which a tensor can be made, given as a torch.device, its name or its index."""
+    """An argument kind that accepts an available device, given as a torch.device, its name or its index."""
 
     def read(self, name: str, value: Any) -> torch.device:
         if isinstance(value, bool) or not isinstance(value, (str, int, torch.device)):
@@ -219,7 +225,7 @@ class Device(Kind):
 
 
 class Instance(Kind):
-    """An instance of one of the given classes."""
+    """An argument kind that accepts an instance of one of the given classes."""
 
     def __init__(self, *classes: type) -> None:
         self.classes = classes
@@ -232,7 +238,10 @@ class Instance(Kind):
 
 
 class Each(Kind):
-    """A sequence of arguments of one kind, as a list. A set is refused, since it has no order."""
+    """An argument kind that accepts a sequence whose entries are all of one kind, and converts the sequence to a list.
+
+    A set is rejected, because the order of its entries is undefined.
+    """
 
     def __init__(self, kind: Kind, count: int | None = None) -> None:
         self.kind, self.count = kind, count
@@ -249,7 +258,7 @@ class Each(Kind):
 
 
 class OneOrEach(Kind):
-    """One argument of a kind, or a sequence of them."""
+    """An argument kind that accepts either a single value of a given kind or a sequence of values of that kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.each = kind, Each(kind)
@@ -259,7 +268,7 @@ class OneOrEach(Kind):
 
 
 class Optional(Kind):
-    """None, or an argument of a kind."""
+    """An argument kind that accepts None or a value of a given kind."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -269,7 +278,7 @@ class Optional(Kind):
 
 
 def is_sequence(value: object) -> bool:
-    """Whether a value is a sequence, such as a list, or an array or tensor with dimensions. Text is not."""
+    """Check whether a value is a sequence other than a string, or an array or tensor with at least one dimension."""
     if isinstance(value, Tensor):
         return value.ndim > 0 and not value.is_meta and value.layout == torch.strided
     if isinstance(value, Sequence):
@@ -280,21 +289,20 @@ def is_sequence(value: object) -> bool:
 FLAG = Flag()
 REAL = Real()
 INDEX = Int(least=0)
-DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None stands for PyTorch's default
+DEVICE, DTYPE = Optional(Device()), Optional(Dtype())  # None selects PyTorch's default device or dtype
 SEED = Optional(Int(least=0, most=2**64 - 1))
 SHARE = Real(least=0, most=1)
 
 
 def checked(**table: Kind) -> Callable[[Fn], Fn]:
-    """Decorator that checks and converts the named arguments of a function before it runs.
+    """Return a decorator that checks and converts the named arguments of a function before the function runs.
 
-    Default values are not checked. While ``torch.compile`` traces, nothing is checked, since it cannot read values.
+    Default values are not checked. No argument is checked while ``torch.compile`` traces the function, because values
+    cannot be read during tracing. If an argument is not of the declared kind, the decorated function raises a TypeError
+    or a ValueError.
 
     Args:
-        table: the kind of each argument, by its name.
-
-    Raises:
-        TypeError, ValueError: by the decorated function, for an argument of another kind.
+        table: the kind of each argument that is checked, with the name of the argument as the key.
 
     Example:
         >>> @checked(count=Int(least=1))
@@ -326,7 +334,7 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
                     options[name] = table[name].read(name, value)
             return function(*given, **options)
 
-        call.argument_table = table  # type: ignore[attr-defined]  # read by the tests that try bad arguments
+        call.argument_table = table  # type: ignore[attr-defined]  # the tests of bad arguments read this attribute
         return cast(Fn, call)
 
     return decorate
@@ -334,21 +342,23 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
 
 ORDER = Int(least=1, most=MAX_SPLINE_ORDER)
 BASE = Choice(BASE_FUNCTIONS)
-PACKAGES = ("fastkan", "fastkan_kernels", "torch")  # modules and decorated functions are called by torch's code
+# The location of a warning is the innermost stack frame outside of the packages in this tuple. The tuple contains torch
+# because modules and decorated functions are called by code of torch.
+PACKAGES = ("fastkan", "fastkan_kernels", "torch")
 
 
 def check_int(name: str, value: object, least: int) -> int:
-    """Return ``value`` as an int, or raise unless it is an int of at least ``least``."""
+    """Check that ``value`` is an int of at least ``least``, and return it as an int."""
     return Int(least).read(name, value)
 
 
 def check_dtype(dtype: object) -> None:
-    """Raise unless ``dtype`` is one that a layer can have."""
+    """Raise a TypeError unless ``dtype`` is a dtype supported by layers."""
     Dtype().read("dtype", dtype)
 
 
 def check_basis(basis: object) -> None:
-    """Raise unless ``basis`` is a :class:`Basis` with a supported order, base function and dtype."""
+    """Raise an error unless ``basis`` is a :class:`Basis` with a supported order, base function and dtype."""
     if not isinstance(basis, Basis):
         raise TypeError(f"basis must be a Basis, got {type(basis).__name__}")
     ORDER.read("spline_order", basis.order)
@@ -358,7 +368,10 @@ def check_basis(basis: object) -> None:
 
 
 def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
-    """Raise unless ``value`` is a dense tensor, of a floating-point dtype unless ``any_dtype``."""
+    """Raise a TypeError unless ``value`` is a dense tensor with a floating-point dtype.
+
+    If ``any_dtype`` is True, the dtype of the tensor is not checked.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -368,7 +381,10 @@ def check_tensor(name: str, value: object, any_dtype: bool = False) -> None:
 
 
 def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> None:
-    """Raise unless ``value`` has the shape ``expected``, in which a str stands for a dimension of any size."""
+    """Raise a ValueError unless ``value`` has the shape ``expected``.
+
+    An entry of ``expected`` that is a string names a dimension that may have any size.
+    """
     if value.ndim == len(expected) and all(
         isinstance(want, str) or want == got for want, got in zip(expected, value.shape)
     ):
@@ -378,12 +394,12 @@ def check_shape(name: str, value: Tensor, expected: tuple[int | str, ...]) -> No
 
 
 def check_knots(knots: Tensor, order: int) -> None:
-    """Raise unless ``knots`` are finite, non-decreasing, and their grid (without the extension) has a width.
+    """Raise an error unless ``knots`` are finite and non-decreasing, and the grid inside the outer knots has a width.
 
-    The values are read, so this is called when knots are set and not in each forward.
+    The function reads the values of the knots, so it is called when knots are set and not in each forward pass.
     """
     check_tensor("knots", knots)
-    least = 2 * order + 2  # one interval, extended by k on both sides
+    least = 2 * order + 2  # the smallest allowed grid has one interval and k outer knots on each side
     if knots.ndim != 2 or knots.shape[1] < least:
         raise ValueError(
             f"knots must have the shape [in_features, grid_size + 2 * spline_order + 1] with at least "
@@ -398,7 +414,7 @@ def check_knots(knots: Tensor, order: int) -> None:
     if bool(falls.any()):
         rows = falls.nonzero().flatten().tolist()
         raise ValueError(f"knots must be non-decreasing in each row; those of features {rows[:8]} are not")
-    # The inverse spacing is computed in the knots' own dtype, in which the mean width must not underflow.
+    # The inverse spacing is computed in the dtype of the knots, in which the mean cell width must not underflow.
     finite = torch.finfo(knots.dtype)
     width = (wide[:, -order - 1] - wide[:, order]) / (knots.shape[1] - 2 * order - 1)
     flat = width < finite.tiny
@@ -415,10 +431,12 @@ def check_knots(knots: Tensor, order: int) -> None:
 def check_weights(
     knots: Tensor, weight: Tensor, base_weight: Tensor | None, basis: Basis, name: str = "weight"
 ) -> None:
-    """Raise unless both parts of W fit the knots and each other, and ``base_weight`` is None only for ``base="none"``.
+    """Raise an error unless the shapes of ``weight`` and ``base_weight`` match each other and the knots.
+
+    ``base_weight`` must be None if the base function is ``"none"``, and must be a tensor otherwise.
 
     Args:
-        name: name of ``weight`` in error messages.
+        name: the name of ``weight`` in error messages.
     """
     check_tensor(name, weight)
     check_shape(name, weight, (basis.splines_of(knots), knots.shape[0], "out_features"))
@@ -431,10 +449,11 @@ def check_weights(
 
 
 def check_operands(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, filled: Collection[str] = ()) -> None:
-    """Raise unless the types, shapes, dtypes and devices of a contraction's tensors fit together.
+    """Raise an error unless the types, shapes, dtypes and devices of a contraction's tensors are consistent.
 
     Args:
-        filled: which of ``"W"`` and ``"g"`` the contraction takes; the other may be None.
+        filled: the operands among ``"W"`` and ``"g"`` that the contraction takes. An operand that is not in ``filled``
+            may be None.
     """
     check_basis(basis)
     check_tensor("x", x)
@@ -460,9 +479,9 @@ def check_operands(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, f
 
 
 def check_alike(x: Tensor, **others: Tensor | None) -> None:
-    """Raise unless all tensors are on x's device and have its dtype.
+    """Raise an error unless all tensors have the device and the dtype of x.
 
-    Under autocast dtypes may differ, and knots may be float32 beside an x of a narrower dtype.
+    Under autocast the dtypes may differ. Knots may be float32 if x is float16 or bfloat16.
     """
     device, dtype = x.device, x.dtype
     for name, value in others.items():
@@ -480,7 +499,10 @@ def check_alike(x: Tensor, **others: Tensor | None) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Raise if ``value`` has a NaN or an infinity, or no values at all; for data that a model is fitted to."""
+    """Raise a ValueError if ``value`` contains NaN or infinity, or has no values because it is on the meta device.
+
+    The function validates data that a model is fitted to.
+    """
     if value.is_meta:
         raise ValueError(f"{name} must have values, got a tensor on meta")
     bad = int((~value.detach().isfinite()).sum())
@@ -489,7 +511,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Issue a warning whose location is the user's line that called into these packages."""
+    """Issue a warning whose location is the line of the user's code that called into fastkan."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in PACKAGES:
         frame, level = frame.f_back, level + 1

@@ -158,7 +158,7 @@ LEFT_OUT = {
     "var", "normalizer", "output_normalizer", "in_vars", "out_vars", "mode", "ax", "log_history", "model_or_results",
     "fits", "x", "name", "lib", "singularity_avoiding", "y_th", "params",
 }  # fmt: skip
-ONLY_TENSORS = r"(Tensor|KAN|KANLinear|KAN \| KANLinear|nn\.Module|Basis)( \| None)?"
+ONLY_TENSORS = r"(Tensor|KAN|Network|NetworkT|type\[NetworkT\]|KANLinear|KAN \| KANLinear|nn\.Module|Basis)( \| None)?"
 TAKE_FUNCTIONS = {"f", "select", "fun_singularity", "sympy_fun", "loss_fn", "metrics", "callbacks"}
 
 

@@ -108,7 +108,9 @@ def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
     for name, derivative in (("F", 0), ("G", 0), ("H", 1)):
         truth = oracle.exact(name, o, basis, derivative)
         a = Example(*(None if t is None else np.abs(t) for t in o.array()))
-        psi, base = oracle._features(o.array(), basis, derivative)
+        values = o.array()
+        psi = oracle.splines(values.x, values.knots, basis.order, derivative)
+        base = oracle.base_function(values.x, basis.base, derivative)
         sizes = oracle.contract(name, a, np.abs(psi), np.abs(base))
         rounding = oracle.budget(name, o, basis, derivative, "any", sums=True)
         for value, exact, size, bound in zip(found[name], truth, sizes, rounding, strict=True):

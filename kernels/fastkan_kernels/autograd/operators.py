@@ -1,9 +1,10 @@
-"""The three contractions as registered operators, which are used under ``torch.compile``.
+"""The three contractions as registered PyTorch operators, which are used under ``torch.compile``.
 
-The compiler does not look inside an operator, except where the backend has a decomposition
-(:func:`_decompose`), which it fuses with the code around it. The backward of an operator calls the operators
-again, by the same table as the autograd Function. An operator cannot return None in place of a tensor, so G without a
-base function returns an empty tensor as its second result.
+The compiler treats an operator as a black box unless the backend provides a decomposition (:func:`_decompose`). The
+compiler fuses a decomposition with the code around it. The backward pass of an operator calls the registered operators
+again; the operators to call are read from :data:`..trilinear.DERIVATIVES`, as in the autograd Function. An operator
+cannot return None in place of a tensor, so G returns an empty tensor as its second result if the layer has no base
+function.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._subclasses.functional_tensor import FunctionalTensorMode  # private, but torch.library.triton_op uses it too
+from torch._subclasses.functional_tensor import FunctionalTensorMode  # torch.library also uses this private class
 
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, exact_products
@@ -36,8 +37,8 @@ _OPERANDS = {
 
 def _flat(call: ContractionSpec) -> tuple:
     decomposition = BACKENDS[call.backend].decomposition
-    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. A change of the
-    # decomposition's code changes this argument, so that graphs compiled with the old code are not reused.
+    # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. The checksum
+    # ``source`` is an argument, so that graphs compiled with an older version of the decomposition are not reused.
     source = decomposition.source if decomposition else ""
     return (*call.basis, call.derivative, call.backend, source)
 
@@ -49,7 +50,7 @@ def _call(flat: tuple) -> ContractionSpec:
 
 
 def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands):
-    """Call the registered operator of contraction ``name``."""
+    """Call the registered operator for the contraction ``name``."""
     given = (getattr(operands, field) for field in _OPERANDS[name])
     out = OPERATORS[name](x, knots, *given, *_flat(call))
     if name == "G" and call.basis.base == "none":
@@ -123,7 +124,10 @@ def _register(name: str, operator_name: str):
 
 
 def _decompose(name: str) -> Callable:
-    """The operator's rule for functionalization: its decomposition, if the backend has one for these sizes."""
+    """Return the functionalization rule of an operator.
+
+    The rule replaces the operator by its decomposition if the backend has a decomposition for the given sizes.
+    """
 
     def functionalize(mode, operator, types, args=(), kwargs=None):
         x, knots, *rest = args

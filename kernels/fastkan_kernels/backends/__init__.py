@@ -1,1 +1,1 @@
-"""Implementations of the contractions F, G and H, with the same arguments."""
+"""The backends, each of which implements the contractions F, G and H with the same arguments."""

@@ -1,7 +1,7 @@
-"""The state of PyTorch in which a call is made: transforms, tracers and batches that are active.
+"""Functions that check the state of PyTorch during a call, for example whether function transforms are active.
 
-PyTorch has no public names for most of this; tests/kernels/test_routes.py and test_autograd.py pin the meaning of the
-private ones.
+PyTorch has no public functions for most of the checks in this module. The tests in tests/kernels/test_routes.py and
+test_autograd.py verify that the private functions used in this module behave as expected.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ engine_executes = torch._C._will_engine_execute_node
 
 
 def forward_mode_is_active() -> bool:
-    """Whether a level of forward-mode differentiation is open."""
+    """Check whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
 
 
 def has_values(*tensors: Tensor | None) -> bool:
-    """Whether the tensors, those that are not None, are plain ones whose values may be read and computed with outside
-    of PyTorch, since nothing transforms, traces or records what is done with them."""
+    """Check whether code may read the values of the tensors and compute with the values outside of PyTorch.
+
+    The result is False if a function transform, a tracer or a dispatch mode is active, or if a tensor is an instance of
+    a subclass that intercepts operations. Arguments that are None are ignored.
+    """
     if torch.compiler.is_compiling() or functorch_is_active() or forward_mode_is_active():
         return False
     if count_dispatch_modes() > 0 or torch.jit.is_tracing():
         return False
-    for tensor in tensors:  # a plain loop, since all() with a generator takes longer
+    for tensor in tensors:  # a plain loop is faster than all() with a generator
         if tensor is None:
             continue
         if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__ or is_batched_tensor(tensor):
@@ -37,12 +40,12 @@ def has_values(*tensors: Tensor | None) -> bool:
 
 
 def needs_graph(x: Tensor) -> bool:
-    """Whether autograd records operations on x."""
+    """Check whether autograd records operations on x."""
     return x.requires_grad and torch.is_grad_enabled()
 
 
 def is_batched(*tensors: Tensor | None) -> bool:
-    """Whether ``autograd.grad(is_grads_batched=True)`` has batched any of the tensors."""
+    """Check whether ``autograd.grad(is_grads_batched=True)`` has batched any of the tensors."""
     if torch.compiler.is_compiling():
         return False
     return any(tensor is not None and is_batched_tensor(tensor) for tensor in tensors)

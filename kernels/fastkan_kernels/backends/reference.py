@@ -1,8 +1,9 @@
-"""F, G and H as their definition says, by matrix products with all features. The other backends are tested against it.
+"""The reference backend, which computes F, G and H by their definition, as matrix products with all features.
 
-It is plain differentiable PyTorch for any dtype and device, so it also runs under ``torch.func``, forward-mode
-differentiation and ``torch.export``. It needs memory for all features, N x K x I numbers. It has matrix products
-instead of einsum, which ``autograd.grad(is_grads_batched=True)`` cannot batch.
+The other backends are tested against the reference backend. The reference backend consists of differentiable PyTorch
+operations for any dtype and device, so it also works under ``torch.func``, forward-mode differentiation and
+``torch.export``. All features are stored, which takes memory for N x K x I numbers. Matrix products are used
+instead of einsum, because ``autograd.grad(is_grads_batched=True)`` cannot batch einsum.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ..trilinear import Operands
 
 
 def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i."""
+    """Compute F_d(x, W, v) = y[n,o], a sum over b and i."""
     psi, base = _times_v(*features(x, knots, basis, derivative), operands.v)
     y = _rows(psi) @ _columns(round_weights(operands.weight, basis.matmul_dtype, psi.dtype))
     if base is not None and operands.base_weight is not None:
@@ -26,7 +27,7 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
+    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, and return its parts for the splines and the base function."""
     psi, base = _times_v(*features(x, knots, basis, derivative), operands.v)
     g = operands.g.to(psi.dtype)
     splines = (_rows(psi).t() @ g).to(x.dtype).view(*psi.shape[1:], g.shape[1])
@@ -34,7 +35,7 @@ def contract_weight(
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    """Compute H_d(x, W, g) = h[n,i], a sum over b and o."""
     psi, base = features(x, knots, basis, derivative)
     g = operands.g.to(psi.dtype)
     weight = round_weights(operands.weight, basis.matmul_dtype, psi.dtype)
@@ -45,12 +46,12 @@ def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, deri
 
 
 def _rows(psi: Tensor) -> Tensor:
-    """``[N, K, I]`` as ``[N, K I]``."""
+    """Reshape ``psi [N, K, I]`` to ``[N, K I]``."""
     return psi.reshape(psi.shape[0], psi.shape[1] * psi.shape[2])
 
 
 def _columns(weight: Tensor) -> Tensor:
-    """``[K, I, O]`` as ``[K I, O]``."""
+    """Reshape ``weight [K, I, O]`` to ``[K I, O]``."""
     return weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2])
 
 

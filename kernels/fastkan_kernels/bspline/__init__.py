@@ -1,1 +1,1 @@
-"""Evaluation of B-splines and their derivatives: by definition, and in faster forms for special cases."""
+"""Evaluation of B-splines and their derivatives by the definition, and by faster algorithms for special cases."""

@@ -1,10 +1,11 @@
-"""The cardinal B-spline, whose knots are one apart, as a sum of truncated powers around its centre.
+"""The cardinal B-spline, whose knots have a spacing of 1, as a sum of truncated powers around the spline's centre.
 
     B_k(z) = 1/k! * sum_j (-1)^j C(k+1, j) * max((k+1)/2 - j - |z|, 0)^k      0 <= j <= k/2
 
-This is Schoenberg's formula with the symmetry B(z) = B(-z) used, without which terms of opposite sign would be much
-larger than their sum. The d-th derivative has k-d for both k of the power and the factorial and, for odd d, the sign
-of -z. It is written out for each d < k, because autograd through abs and max would be wrong on knots.
+The formula above is Schoenberg's formula, rewritten with the symmetry B(z) = B(-z). Without the symmetry, terms of
+opposite sign would be much larger than their sum. In the d-th derivative, k - d takes the place of k in both the
+exponent and the factorial; for odd d, the sum is also multiplied by the sign of -z. The derivatives are implemented
+explicitly for each d < k, because autograd through abs and max would give wrong results on knots.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from torch import Tensor
 
 
 def middles(first: int, count: int, order: int, like: Tensor) -> Tensor:
-    """Centres of the splines ``first``, ``first + 1``, ... on the knots 0, 1, 2, ..., ``[count]``."""
+    """Return the centres ``[count]`` of ``count`` splines on the knots 0, 1, 2, ..., starting with spline ``first``."""
     start = first + (order + 1) / 2
     return torch.arange(start, start + count, dtype=like.dtype, device=like.device)
 
 
 def scale(order: int, derivative: int) -> float:
-    """The factor that :func:`splines_at` leaves out: 1 / (k-d)!, with a sign."""
+    """Return the constant factor that :func:`splines_at` omits, which is 1 / (k - d)! up to its sign."""
     power = order - derivative
     return (-1.0) ** (power + derivative) / math.factorial(power)
 
@@ -36,15 +37,19 @@ def splines_at(
     x: Tensor,
     numbers: slice,
 ) -> Tensor:
-    """Derivatives of splines ``numbers`` on equally spaced knots, divided by :func:`scale`, for 0 <= d < k.
+    """Evaluate the d-th derivatives (0 <= d < k) of splines on equally spaced knots, divided by :func:`scale`.
 
     Args:
-        first, inv_spacing: the first knot and the inverse spacing, each a number or ``[I]``.
-        memory: at least ``(1 + scratch_needed) * N * count * I`` numbers, overwritten.
-        x: ``[N, I]``.
+        first, inv_spacing: the first knot and the inverse spacing, each either a number or a tensor ``[I]``.
+        order: the degree k of the splines.
+        derivative: the order d of the derivative.
+        memory: a one-dimensional tensor with at least ``(1 + scratch_needed(k, d)) * N * count * I`` elements, which
+            are overwritten.
+        x: the inputs ``[N, I]``.
+        numbers: the slice of ``count`` splines to evaluate.
 
     Returns:
-        ``[N, count, I]``, a view of ``memory``.
+        A tensor ``[N, count, I]``, which is a view of ``memory``.
     """
     terms, power, odd = order // 2 + 1, order - derivative, derivative % 2
     shape = (terms + odd, len(x), numbers.stop - numbers.start, x.shape[1])
@@ -55,10 +60,10 @@ def splines_at(
     torch.sub(t, torch.arange(start, start + shape[2], dtype=x.dtype, device=x.device).unsqueeze(1), out=total)
     if odd:
         torch.sign(total, out=rooms[terms])
-    total.abs_().sub_((order + 1) / 2).clamp_(max=0.0)  # -max((k+1)/2 - |z|, 0)
+    total.abs_().sub_((order + 1) / 2).clamp_(max=0.0)  # = -max((k+1)/2 - |z|, 0)
     for j in range(1, terms):
-        torch.ops.aten.softshrink.out(total, j, out=rooms[j])  # min(total + j, 0), as total <= 0
-    if power == 5:  # PyTorch computes only the powers 2 and 3 as products
+        torch.ops.aten.softshrink.out(total, j, out=rooms[j])  # Equals min(total + j, 0), because total <= 0.
+    if power == 5:  # Powers above 3 are written as products because PyTorch does so only for the powers 2 and 3.
         bases.mul_(bases.square().square_())
     elif power == 4:
         bases.pow_(2).pow_(2)
@@ -70,7 +75,10 @@ def splines_at(
 
 
 def spline(z: Tensor, order: int, derivative: int) -> Tensor:
-    """The spline B_k^(d)(z) / scale(k, d), for 0 <= d < k, without writing in place, for a compiler to fuse."""
+    """Return the spline B_k^(d)(z) / scale(k, d), for 0 <= d < k.
+
+    The function has no in-place operations, so a compiler can fuse all of its operations.
+    """
     power = order - derivative
     edge = (z.abs() - (order + 1) / 2).clamp(max=0.0)
     total = edge**power
@@ -80,5 +88,5 @@ def spline(z: Tensor, order: int, derivative: int) -> Tensor:
 
 
 def scratch_needed(order: int, derivative: int) -> int:
-    """Number of scratch tensors that :func:`splines_at` needs besides its result."""
+    """Return the number of scratch tensors that :func:`splines_at` needs in addition to its result."""
     return order // 2 + derivative % 2

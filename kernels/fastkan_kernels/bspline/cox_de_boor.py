@@ -1,20 +1,20 @@
 """The definition of the features psi^(d), in plain PyTorch.
 
-The B-splines come from the Cox-de Boor recursion (de Boor, A Practical Guide to Splines, IX (14) and X (16)). This
-code is written for clarity rather than speed. It holds for all knots and dtypes, and autograd differentiates it to any
-order, with respect to the knots too.
+B-splines are evaluated by the Cox-de Boor recursion (de Boor, A Practical Guide to Splines, IX (14) and X (16)). The
+code is written for clarity rather than speed. The code works for all knots and dtypes, and autograd can differentiate
+the splines to any order, including with respect to the knots.
 
-Special values of x mean the same on every backend, for every d and in every gradient:
+All backends treat special values of x in the same manner, for every derivative order d and in every gradient:
 
-- NaN: all features of that element are NaN, for every d. So row n of F, element (n, i) of H, and in G all
-  weights of input i, which sum over n, become NaN; nothing else does.
-- Infinity: splines are 0, and the base function has its limit: 0 or inf for silu and x for identity; their
-  derivatives are 1 or 0. As in :class:`torch.nn.Linear`, an infinite feature times a weight of 0, or added to an
-  infinite one of the other sign, gives NaN.
-- On a knot: x belongs to the cell to its right, [t_j, t_{j+1}). On the last knot of all, and beyond both ends,
-  splines are exactly 0, for every d. Cells without width contain no x (0/0 counts as 0).
-- Under ``Basis.matmul_dtype=float16``, features beyond 65504 become infinite. Only base functions can be so large,
-  since splines and their derivatives are rounded in units of a cell.
+- If x[n, i] is NaN, all features of x[n, i] are NaN. As a result, row n of F, element (n, i) of H, and all weights of
+  input i in G are NaN. All other elements of F, G and H are unaffected.
+- If x is infinite, all splines are 0, and the base function and its derivatives have their limits. For example, the
+  limits of silu are 0 and inf. As in :class:`torch.nn.Linear`, the product of an infinite feature and a weight of 0 is
+  NaN, and so is the sum of two infinite features of opposite sign.
+- If x lies on a knot, x belongs to the cell to the right of the knot, [t_j, t_{j+1}). On the last knot, and outside of
+  all knots, all splines and their derivatives are exactly 0. A cell of width 0 contains no x, and 0/0 counts as 0.
+- If ``Basis.matmul_dtype`` is float16, features beyond 65504 become infinite. Only the base function can be that large,
+  because splines and their derivatives are rounded in units of the cell width.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ from torch import Tensor
 
 from ..basis import BASE_FUNCTIONS, MAX_BASE_DERIVATIVE, Basis, working_dtype
 
-SATURATED = 1e3  # |x| beyond which the logistic function is 0 or 1 in every dtype
+SATURATED = 1e3  # for every |x| above this bound, the logistic function is exactly 0 or 1 in every dtype
 
 
 def _over(numerator: Tensor, width: Tensor) -> Tensor:
-    """``numerator / width``, with 0 as value and gradient where ``width`` is 0."""
+    """Return ``numerator / width``. Where ``width`` is 0, the result and its gradient are 0."""
     empty = width == 0
     return torch.where(empty, 0.0, numerator / torch.where(empty, 1.0, width))
 
 
 def nan_of(x: Tensor) -> Tensor:
-    """NaN where x is NaN, and 0 elsewhere. All its derivatives are the same, since autograd differentiates the
-    exponential."""
+    """Return a tensor that is NaN where x is NaN, and 0 elsewhere.
+
+    The derivatives of the result, of every order, are also NaN where x is NaN and 0 elsewhere.
+    """
     lost = x.isnan()
     return torch.where(lost, torch.where(lost, x, 0.0).exp(), 0.0)
 
 
 def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor:
-    """All B-splines at x, or their derivatives.
+    """Evaluate all B-splines at x, or the d-th derivative of all B-splines at x.
 
     Args:
-        x: ``[N, I]``. NaN gives NaN; outside the knots, at infinities too, splines are 0.
-        knots: ``[I, M]``, each row non-decreasing; knots may be repeated.
-        order: degree k >= 0.
-        derivative: d >= 0; above k the result is exactly 0.
+        x: the inputs ``[N, I]``. If x is NaN, the splines are NaN. Outside the knots, and at infinity, splines are 0.
+        knots: the knots ``[I, M]``, non-decreasing in each row. Knots may be repeated.
+        order: the degree k >= 0 of the splines.
+        derivative: the order d >= 0 of the derivative. If d is larger than k, the result is exactly 0.
 
     Returns:
-        ``[N, M - k - 1, I]``: spline b of input i at ``[:, b, i]``. On a knot the value is that of
-        the cell to its right, [t_j, t_{j+1}), for every d; at the last knot of all it is 0.
+        A tensor ``[N, M - k - 1, I]``, in which the entries ``[:, b, i]`` are the values of spline b of input i. If x
+        lies on a knot, the value is taken from the cell to the right of the knot. At the last knot, the value is 0.
 
     Example:
         >>> splines(torch.tensor([[0.25]]), torch.tensor([[0.0, 1.0, 2.0, 3.0]]), order=1)
@@ -65,7 +67,7 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
         return nan_of(x).repeat(1, count, 1)
     lost = nan_of(x)
     inside = (x >= t[:, :1]) & (x < t[:, -1:])
-    x = torch.where(inside | x.isnan(), x, t[:, :1])  # inf * 0 would be NaN
+    x = torch.where(inside | x.isnan(), x, t[:, :1])  # infinite x is replaced because inf * 0 would be NaN
     cells = ((x >= t[:, :-1]) & (x < t[:, 1:])) & inside
     values = torch.where(x.isnan(), x, cells.to(x.dtype))
     for degree in range(1, order + 1):
@@ -76,11 +78,11 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
             values = degree * (here - there)
         else:
             values = (x - t[:, : -degree - 1]) * here + (t[:, degree + 1 :] - x) * there
-    return values + lost  # splines of empty cells, and constants, have not passed the NaN on
+    return values + lost  # if x is NaN, the sum is NaN even for splines that do not depend on x
 
 
 def check_base_derivative(name: str, derivative: int) -> None:
-    """Raise a ValueError for a derivative of a base function that is not implemented: of silu above 4."""
+    """Raise a ValueError if the base function is silu and the order of the derivative is above 4."""
     if name == "silu" and derivative > MAX_BASE_DERIVATIVE:
         raise ValueError(
             f"derivative of order {derivative} was asked of base='silu', which has them to "
@@ -89,13 +91,14 @@ def check_base_derivative(name: str, derivative: int) -> None:
 
 
 def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
-    """The d-th derivative of a base function, elementwise.
+    """Compute the d-th derivative of a base function elementwise.
 
-    ``silu(x) = x s(x)`` with the logistic function s, so ``silu^(d) = d s^(d-1) + x s^(d)``; each s^(d) is a
-    polynomial in s. At infinities the result is the limit. Autograd may differentiate it, at any x and to any order.
+    With the logistic function s, ``silu(x) = x s(x)``. Therefore ``silu^(d) = d s^(d-1) + x s^(d)``, and each
+    derivative s^(d) is a polynomial in s. If x is infinite, the result is the limit of the derivative. Autograd can
+    differentiate the result, at any x and to any order.
 
     Raises:
-        ValueError: for an unknown name, or a derivative of silu above 4.
+        ValueError: if the name is unknown, or ``derivative`` is above 4 and the base function is silu.
     """
     if name == "identity":
         return (x if derivative == 0 else float(derivative == 1)) + nan_of(x)
@@ -103,22 +106,22 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
         raise ValueError(f"base must be one of {BASE_FUNCTIONS}, got {name!r}")
     check_base_derivative(name, derivative)
     if derivative > 0:
-        bounded = x.clamp(-SATURATED, SATURATED)  # inf * 0 would be NaN, here and in autograd's derivatives
+        bounded = x.clamp(-SATURATED, SATURATED)  # x is bounded because inf * 0 would be NaN
         return silu_derivative(bounded, torch.sigmoid(x), torch.sigmoid(-x), derivative)
-    # By silu(x) = x + silu(-x), the logistic is taken at -|x|, where it is small: near 1, rounding would lose 1 - s
-    # in autograd's derivatives.
+    # Because silu(x) = x + silu(-x), the logistic function s can be evaluated at -|x|, where s is small. If s were
+    # close to 1, rounding errors would dominate the factor 1 - s in the derivatives that autograd computes.
     positive = x > 0
     below = torch.where(positive, -x, x).clamp(min=-SATURATED)
     return torch.where(positive, x, 0.0) + below * torch.sigmoid(below)
 
 
 def silu_derivative(x, s, rest, derivative: int):
-    """silu^(d) for d from 1 to 4 at a finite x; the arguments are tensors or NumPy arrays.
+    """Return the derivative silu^(d) of order d = 1 to 4 at a finite x. The arguments are tensors or NumPy arrays.
 
     Args:
-        s: the logistic function of x.
-        rest: the logistic function of -x. It equals 1 - s, but computed as 1 - s it would lose its leading digits
-            at a large x, where the derivatives are small.
+        s: the logistic function at x.
+        rest: the logistic function at -x, which mathematically equals 1 - s. The computed difference 1 - s must not be
+            passed, because at a large x the difference has few correct digits.
     """
     if derivative == 1:
         return s * (1 + x * rest)
@@ -132,15 +135,16 @@ def silu_derivative(x, s, rest, derivative: int):
 
 
 def cell_width(knots: Tensor) -> Tensor:
-    """Mean width of the cells of each input, ``[I]``."""
+    """Return the mean width ``[I]`` of the cells of each input."""
     return (knots[:, -1] - knots[:, 0]) / (knots.shape[1] - 1)
 
 
 def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """Splines rounded to ``basis.matmul_dtype`` and converted back to their own dtype.
+    """Round splines to ``basis.matmul_dtype`` and convert them back to their own dtype.
 
-    They are rounded in units of a cell, so that no derivative overflows. If cells differ in width, no unit fits the
-    derivatives in all cells into the range of float16, and they are not rounded.
+    Splines are rounded in units of the cell width, so that no derivative overflows. If the cells differ in width,
+    derivatives are not rounded to float16, because no single unit keeps the derivatives in all cells within the range
+    of float16.
     """
     matmul_dtype = basis.matmul_dtype
     if matmul_dtype is None or matmul_dtype == psi.dtype:
@@ -152,14 +156,14 @@ def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) ->
 
 
 def round_weights(weight: Tensor, matmul_dtype: torch.dtype | None, dtype: torch.dtype) -> Tensor:
-    """Weights rounded to ``matmul_dtype``, unless it is None, and converted to ``dtype``."""
+    """Round weights to ``matmul_dtype``, unless ``matmul_dtype`` is None, and convert them to ``dtype``."""
     if matmul_dtype is not None and matmul_dtype != weight.dtype:
         weight = weight.to(matmul_dtype)
     return weight.to(dtype)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0) -> tuple[Tensor, Tensor | None]:
-    """All features of a layer: ``(splines [N, K, I], base [N, I] or None)``, in the working dtype."""
+    """Return a tuple of the splines ``[N, K, I]`` and the base function ``[N, I]`` (or None), in the working dtype."""
     dtype = working_dtype(x.dtype)
     x, knots = x.to(dtype), knots.to(dtype)
     psi = splines(x, knots, basis.order, derivative)

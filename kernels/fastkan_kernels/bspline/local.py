@@ -1,4 +1,4 @@
-"""The active splines of each input: the k + 1 that can be non-zero in its cell."""
+"""Evaluation of only the active splines of each input value, the k + 1 splines that can be non-zero in its cell."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from . import cardinal
 
 
 def local_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[Tensor, Tensor]:
-    """Values of the active splines, or of their derivatives.
+    """Evaluate the active splines of each input value, or the d-th derivative of the active splines.
 
     Args:
-        x: ``[N, I]``, in the working dtype.
-        knots: ``[I, G + 2k + 1]``, in the same dtype.
-        derivative: d <= k.
+        x: the inputs ``[N, I]`` in the working dtype.
+        knots: the knots ``[I, G + 2k + 1]`` in the working dtype.
+        derivative: the order d <= k of the derivative.
 
     Returns:
-        ``(first [N, I], values [N, k + 1, I])``: spline ``first + r`` has the value ``values[:, r]``.
-        ``first`` is an int64 from -k-1 to G+2k. Near the ends of the knots, and outside them, some or all of
-        the k+1 splines do not exist, and their values are arbitrary. For a NaN ``first`` is 0 and the values
-        are NaN.
+        A tuple of ``first [N, I]`` and ``values [N, k + 1, I]``. The spline with the index ``first + r`` has the value
+        ``values[:, r]``. ``first`` is an int64 tensor with entries from -k-1 to G+2k. Near the ends of the knots, and
+        outside the knots, some or all of the k + 1 indices belong to no spline, and the values at these indices are
+        arbitrary. If x is NaN, ``first`` is 0 and the values are NaN.
     """
     if basis.uniform and derivative < basis.order:
         return _uniform(x, knots, basis, derivative)
@@ -36,15 +36,17 @@ def _uniform(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> tuple[T
     t = torch.sub(x, first).mul_(inv_spacing).clamp_(-1.0, knots.shape[1] - 1.0)
     cell = t.floor()
     memory = x.new_empty((order + 1) * x.numel() * (1 + cardinal.scratch_needed(order, derivative)))
-    # The splines cell-k, ..., cell, in units of a cell and relative to its left end.
+    # Evaluate the splines with the indices cell - k to cell, in coordinates in which every cell has width 1.
     values = cardinal.splines_at(cell, 1.0, order, derivative, memory, t, slice(-order, 1))
     values.mul_(cardinal.scale(order, derivative) * inv_spacing**derivative)
     return cell.nan_to_num_(nan=order).to(torch.int64).sub_(order), values
 
 
 def _de_boor(x: Tensor, knots: Tensor, order: int, derivative: int) -> tuple[Tensor, Tensor]:
-    """The Cox-de Boor recursion on the 2k knots around the cell of each x. The cell is found by a search, so that
-    x on a knot is always counted to its right."""
+    """Evaluate the active splines by the Cox-de Boor recursion on the 2k knots around the cell of each x.
+
+    The cell is found by a search, so an x on a knot always belongs to the cell to the right of the knot.
+    """
     inputs, count = knots.shape
     cell = torch.searchsorted(knots.contiguous(), x.t().contiguous(), right=True).t().sub_(1)
     inside = (cell >= 0) & (cell < count - 1)

@@ -1,4 +1,4 @@
-"""F, G and H in plain PyTorch, quick on a CPU: see :mod:`.backend` for the ways that it takes."""
+"""The CPU backend, which computes F, G and H by PyTorch operations; :mod:`.backend` describes its algorithms."""
 
 from . import compiled, piecewise
 from .backend import contract_in, contract_out, contract_weight, describe, unable

@@ -1,11 +1,13 @@
-"""F, G and H on a CPU, the splines' part of each by the quicker of two ways (:mod:`.selection`).
+"""The contractions F, G and H on a CPU. The spline part of each contraction is computed by one of two algorithms.
 
-- dense: blocks of the dense features that stay in cache, each multiplied by one matrix product (:mod:`.dense`). It
-  costs K products for an input and output, at the speed of the product.
-- banded: the k + 1 active coefficients of each input, gathered (:mod:`.banded`). It costs k + 1 products, at the
-  speed of a gather, so it is the quicker way on large grids. G has no such way.
+- The dense algorithm (:mod:`.dense`) evaluates all features in blocks that stay in cache, and multiplies each block by
+  the weights in one matrix product. The dense algorithm takes K multiplications for each row, input and output.
+- The banded algorithm (:mod:`.banded`) gathers the k + 1 active coefficients of each input. The banded algorithm takes
+  only k + 1 multiplications for each row, input and output, but a gather is slower than a matrix product. The banded
+  algorithm is therefore faster only on large grids. There is no banded algorithm for G.
 
-The base function is one more feature, whose plain product is added in blocks of rows.
+The module :mod:`.selection` chooses between the two algorithms. The base function counts as one more feature, and its
+matrix product with the base weights is added in blocks of rows.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from . import banded, dense, selection
 def contract_out(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i.
+    """Compute F_d(x, W, v) = y[n,o], a sum over b and i.
 
     Args:
-        compiling: whether PyTorch's compiler may make the dense features (:mod:`.compiled`).
+        compiling: whether the dense features may be computed by compiled code (:mod:`.compiled`).
     """
     wide, knots, v, _, weight, base_weight = _widened(x, knots, operands, basis)
     count, inputs, outputs = weight.shape
@@ -47,7 +49,7 @@ def contract_out(
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n; the splines' part and the base function's."""
+    """Compute G_d(x, g, v) = dW[b,i,o], a sum over n, and return its parts for the splines and the base function."""
     wide, knots, v, g, _, _ = _widened(x, knots, operands, basis)
     sizes = basis.splines_of(knots), x.shape[1], g.shape[1]
     new = wide.new_empty if x.numel() * g.shape[1] > 0 else wide.new_zeros
@@ -57,7 +59,7 @@ def contract_weight(
         for rows, splines, psi in features.blocks():
             part = dw[splines].view(-1, g.shape[1])
             part.addmm_(psi.flatten(1).t(), g[rows], beta=int(rows.start > 0), alpha=features.scale)
-        if features.filling == "scattered":  # it puts a NaN into k + 1 splines; by definition all are NaN
+        if features.filling == "scattered":  # scattering sets only k + 1 splines to NaN, but all splines must be NaN
             lost = wide.isnan().any(0)
             if lost.any():
                 dw.masked_fill_(lost.unsqueeze(1), torch.nan)
@@ -70,7 +72,7 @@ def contract_weight(
 def contract_in(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
 ) -> Tensor:
-    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    """Compute H_d(x, W, g) = h[n,i], a sum over b and o."""
     wide, knots, _, g, weight, base_weight = _widened(x, knots, operands, basis)
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
@@ -82,7 +84,7 @@ def contract_in(
         features = dense.DenseFeatures(wide, knots, basis, derivative, None, compiling)
         for rows, splines, psi in features.blocks():
             part = weight[splines].reshape(-1, outputs)
-            if features.filling == "recursive":  # its features lie along the rows
+            if features.filling == "recursive":  # the recursion stores the values of consecutive rows contiguously
                 products = (part @ g[rows].t()).view(-1, inputs, len(psi)).permute(2, 0, 1)
             else:
                 products = (g[rows] @ part.t()).view(psi.shape)
@@ -94,12 +96,12 @@ def contract_in(
 
 
 def unable(device: torch.device) -> str | None:
-    """Why this backend does not support tensors of a device, or None."""
+    """Return the reason why the CPU backend does not support tensors on a device, or None if the device is a CPU."""
     return None if device.type == "cpu" else f"it is for CPU tensors, and x is on {device.type!r}"
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """Describe in words what would run for a contraction of these sizes."""
+    """Describe the algorithm and the blocks that a contraction of the given sizes would use."""
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
@@ -117,7 +119,7 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
 
 
 def _widened(x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> list:
-    """x, knots, v, g, weight and base_weight in the working dtype, the last two rounded if that is asked for."""
+    """Return x, knots, v, g, weight and base_weight in the working dtype, with the weights rounded if requested."""
     dtype = working_dtype(x.dtype)
     plain = [t if t is None else t.to(dtype) for t in (x, knots, operands.v, operands.g)]
     weights = operands.weight, operands.base_weight

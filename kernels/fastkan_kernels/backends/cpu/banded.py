@@ -1,4 +1,4 @@
-"""The k + 1 active coefficients of each input, gathered."""
+"""The banded algorithms for F and H, which gather only the k + 1 active coefficients of each input value."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ...basis import Basis
 from ...bspline.cox_de_boor import round_features
 from ...bspline.local import local_features
 
-BLOCK_LOOKUPS = 1 << 19  # coefficients looked up in one block
+BLOCK_LOOKUPS = 1 << 19  # the maximum number of coefficients that are looked up in one block
 
 
 def splines_out(x: Tensor, knots: Tensor, v: Tensor | None, weight: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """The splines' part of F: the sum of the active rows of W, each times its spline's value."""
+    """Compute the spline part of F as a sum of the active rows of W, each multiplied by the value of its spline."""
     table = weight.reshape(-1, weight.shape[2])
     y = x.new_empty(x.shape[0], weight.shape[2])
     for rows, index, values in _lookups(x, knots, basis, derivative):
@@ -27,7 +27,7 @@ def splines_out(x: Tensor, knots: Tensor, v: Tensor | None, weight: Tensor, basi
 
 
 def splines_in(x: Tensor, knots: Tensor, weight: Tensor, g: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """The splines' part of H: products of g with the active rows of W, each times its spline's value."""
+    """Compute the spline part of H from dot products of g with the active rows of W, times the splines' values."""
     table = weight.reshape(-1, weight.shape[2])
     h = x.new_empty(x.shape)
     for rows, index, values in _lookups(x, knots, basis, derivative):
@@ -37,7 +37,7 @@ def splines_in(x: Tensor, knots: Tensor, weight: Tensor, g: Tensor, basis: Basis
 
 
 def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Blocks of rows, with the rows of the table that they look up and the splines' values, ``[rows, k+1, I]``."""
+    """Yield the slice of each block of rows, with table indices and spline values, both ``[rows, k + 1, I]``."""
     inputs, count, active = x.shape[1], basis.splines_of(knots), basis.order + 1
     numbers = torch.arange(active, device=x.device).unsqueeze(1)
     column = torch.arange(inputs, device=x.device)
@@ -47,7 +47,7 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
         first, values = local_features(x[rows], knots, basis, derivative)
         values = round_features(values, knots, basis, derivative)
         number = first.unsqueeze(1) + numbers
-        if first.min() < 0 or first.max() > count - active:  # some name no spline
+        if first.min() < 0 or first.max() > count - active:  # some indices belong to no spline
             known = number.clamp(0, count - 1)
             values = torch.where(number == known, values, 0.0)
             number = known
@@ -55,10 +55,10 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
 
 
 def _gathered_dots(g: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """Products ``dots[n, j] = g[n] . table[index[n, j]]``: the gradient of a bag with respect to its sample weights.
+    """Compute the dot products ``dots[n, j] = g[n] . table[index[n, j]]``.
 
-    The operator is the one that autograd calls for ``embedding_bag``; autograd itself would first compute the bags,
-    which are not needed here.
+    The dot products are the gradient of ``embedding_bag`` with respect to its per-sample weights. PyTorch's operator
+    for the gradient is called directly, because autograd would first compute ``embedding_bag``, which is not needed.
     """
     rows, each = index.shape
     offsets = torch.arange(0, rows * each, each, device=index.device)

@@ -1,10 +1,10 @@
-"""Contractions for callers that are under ``torch.compile`` themselves, and so have a compiler and wait for it.
+"""Implementations that use PyTorch's compiler, for contractions that are called under ``torch.compile``.
 
-- A large contraction stays whole, and its dense features are made by the compiler (:func:`closed_form`), in one pass
-  over memory instead of nine.
-- A small contraction is shown to the compiler decomposed into PyTorch operations (:func:`contract`), which it fuses
-  with those around them. The registered operators have had their derivatives by then, since autograd comes before
-  functionalization, which is where they are decomposed; so nothing in a decomposition is differentiated.
+- A large contraction remains a single operator, and the compiler generates the code for its dense features
+  (:func:`closed_form`). The generated code makes one pass over memory instead of nine.
+- A small contraction is decomposed into PyTorch operations (:func:`contract`), which the compiler fuses with the
+  operations around them. Operators are decomposed during functionalization, which comes after autograd, so a
+  decomposition is never differentiated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ...knots import uniform_grid
 from ...trilinear import Operands
 from .. import reference
 
-MAX_FEATURES = 1 << 17  # of a contraction that is decomposed
+MAX_FEATURES = 1 << 17  # the largest number of features for which a contraction is decomposed
 
-# checksum of all code that the compiler traces in a decomposition
+# The checksum of all code that the compiler traces in a decomposition.
 SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
     __file__, cardinal.__file__, features.__file__, reference.__file__))), "08x")  # fmt: skip
 
@@ -36,10 +36,10 @@ SOURCE = format(zlib.crc32(b"".join(Path(f).read_bytes() for f in (
 
 
 def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Callable[[Tensor, slice], Tensor]:
-    """Return a function that makes psi^(d) on uniform knots, d < k, of a block of rows and some splines.
+    """Return a compiled function that evaluates psi^(d), d < k, on uniform knots for a block of rows and splines.
 
     Args:
-        like: an ``[N, I]`` of the blocks' dtype.
+        like: a tensor ``[N, I]`` with the dtype and the device of the blocks.
     """
     first, inv_spacing = uniform_grid(knots, basis)
     scale = inv_spacing**derivative * cardinal.scale(basis.order, derivative)
@@ -47,7 +47,7 @@ def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> C
         torch.as_tensor(number, dtype=like.dtype, device=like.device).expand(like.shape[1]).contiguous()
         for number in (first, inv_spacing, scale)
     ]
-    which = f"{basis.order}{derivative}"  # a str, since the compiler would make symbols of numbers
+    which = f"{basis.order}{derivative}"  # a str is passed because the compiler would turn ints into symbolic sizes
 
     def fill(x: Tensor, numbers: slice) -> Tensor:
         middles = cardinal.middles(numbers.start, numbers.stop - numbers.start, basis.order, like)
@@ -59,13 +59,13 @@ def closed_form(like: Tensor, knots: Tensor, basis: Basis, derivative: int) -> C
 
 @functools.cache
 def works() -> bool:
-    """Whether a working compiler is installed; warns, once, if not."""
-    cpu = torch.device("cpu")  # whatever the default is
+    """Check whether a working compiler is installed, and issue a single warning if no compiler works."""
+    cpu = torch.device("cpu")  # the device is set explicitly because the default device may not be the CPU
     row = torch.zeros(3, device=cpu)
     try:
         with torch.no_grad():
             _compiled_psi()(torch.zeros(4, 3, device=cpu), row, row, row, torch.zeros(5, device=cpu), "10")
-    except Exception as error:  # whatever a missing or broken compiler raises
+    except Exception as error:  # a missing or broken compiler may raise an exception of any type
         warnings.warn(f"fastkan makes its features uncompiled, since compiling them failed: {error}", stacklevel=3)
         return False
     return True
@@ -86,12 +86,12 @@ def _compiled_psi() -> Callable:
 
 
 def decomposes(x: Tensor, knots: Tensor, basis: Basis) -> bool:
-    """Whether a contraction is small enough to be decomposed; a large one is quicker whole."""
+    """Check whether a contraction is small enough to be decomposed. Large contractions are faster as one operator."""
     return x.device.type == "cpu" and basis.matmul_dtype is None and x.shape[0] * knots.numel() <= MAX_FEATURES
 
 
 def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int):
-    """Contraction F, G or H in PyTorch operations; contiguous, as the operators' results are."""
+    """Compute contraction F, G or H by PyTorch operations. The result is contiguous, like the registered operator's."""
     closed = basis.uniform_grid is not None and derivative < basis.order
     if not closed or x.dtype not in (torch.float32, torch.float64):
         return getattr(reference, _REFERENCE[name])(x, knots, operands, basis, derivative)
@@ -112,7 +112,7 @@ _REFERENCE = {"F": "contract_out", "G": "contract_weight", "H": "contract_in"}
 
 
 def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """psi^(d), the base function last, as ``[K + 1, I, N]``, whose loops run along the rows."""
+    """Return all features ``[K + 1, I, N]``, with the base function last and rows as the innermost dimension."""
     assert basis.uniform_grid is not None
     first, inv_spacing = basis.uniform_grid
     middles = cardinal.middles(0, basis.splines_of(knots), basis.order, x).view(-1, 1, 1)
@@ -124,7 +124,7 @@ def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor
 
 
 def _joined(operands: Operands) -> Tensor:
-    """Both parts of W as ``[(K + 1) * I, O]``."""
+    """Concatenate both parts of W to one matrix ``[(K + 1) * I, O]``."""
     if operands.base_weight is None:
         return operands.weight.flatten(0, 1)
     return torch.cat([operands.weight.flatten(0, 1), operands.base_weight])

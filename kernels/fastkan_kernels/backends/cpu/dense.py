@@ -1,12 +1,12 @@
-"""The dense features in blocks [rows, splines, I], each small enough to stay in a core's cache.
+"""Evaluation of all features in blocks [rows, splines, I], each of which is small enough to stay in a core's cache.
 
-What the blocks buy is bounded memory, and up to a tenth of the time. There are four ways to fill one, whose results
-differ by rounding alone:
+Evaluation in blocks bounds the memory and can save up to a tenth of the time. A block is filled by one of four
+algorithms. The results of the four algorithms differ only by rounding errors.
 
-- closed: on uniform knots and for d < k, the truncated powers of the cardinal spline (:mod:`.cardinal`);
-- compiled: the closed form again, as PyTorch's compiler makes it (:mod:`.compiled`);
-- scattered: the k + 1 splines that are not zero, put in their places (:mod:`.local`);
-- recursive: Cox-de Boor over all splines (:mod:`.recurrence`), on any knots and for every d.
+- "closed" evaluates the truncated powers of the cardinal spline (:mod:`.cardinal`), on uniform knots and for d < k.
+- "compiled" evaluates the closed form by code that PyTorch's compiler has generated (:mod:`.compiled`).
+- "scattered" evaluates only the k + 1 active splines and scatters their values into zeros (:mod:`.local`).
+- "recursive" runs the Cox-de Boor recursion over all splines (:mod:`.recurrence`), on any knots and for every d.
 """
 
 from __future__ import annotations
@@ -27,18 +27,23 @@ from ...knots import uniform_grid
 from ..modes import has_values
 from . import compiled
 
-BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32, and as much again of scratch memory (or of psi, where none is needed)
-BASE_ELEMENTS = 1 << 18  # of a block of base functions
-MIN_ROWS = 256  # a matrix product of fewer rows is slow
-SCATTER_FROM = 32  # number of splines from which on the scattered filling is the quickest
+# Number of elements in a block of splines. A block of splines takes 2 MiB in float32 and may need another 2 MiB of
+# scratch memory. Blocks that need no scratch memory may have twice as many elements.
+BLOCK_ELEMENTS = 1 << 19
+
+BASE_ELEMENTS = 1 << 18  # the number of elements in a block of base function values
+
+MIN_ROWS = 256  # the minimum number of rows in a block; matrix products with fewer rows are slow
+
+SCATTER_FROM = 32  # the smallest number of splines for which the scattered algorithm is the fastest
 
 
 def filling(basis: Basis, count: int, derivative: int, compiling: bool = False) -> str:
-    """Return how blocks are filled: "closed", "compiled", "scattered" or "recursive".
+    """Return the algorithm that fills blocks: "closed", "compiled", "scattered" or "recursive".
 
     Args:
-        count: number of splines K.
-        compiling: whether features may be compiled.
+        count: the number of splines K.
+        compiling: whether features may be computed by compiled code.
     """
     closed = basis.uniform and derivative < basis.order
     if closed and compiling and basis.matmul_dtype is None and compiled.works():
@@ -49,20 +54,21 @@ def filling(basis: Basis, count: int, derivative: int, compiling: bool = False) 
 
 
 def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]:
-    """Rows and splines of a block that is filled the way ``how``.
+    """Return a tuple of the number of rows and the number of splines in a block that the algorithm ``how`` fills.
 
-    They depend on sizes alone, so that the same shape gives the same bits.
+    The size of a block depends only on the sizes of the layer and its input. Sums over inputs of equal shape are
+    therefore always computed in the same order, and results are reproducible to the last bit.
     """
-    if how in ("scattered", "recursive"):  # these make all splines of a row together
+    if how in ("scattered", "recursive"):  # scattering and the recursion evaluate all splines of a row together
         elements = BLOCK_ELEMENTS if how == "recursive" else 2 * BLOCK_ELEMENTS
         return max(1, min(rows, elements // (count * inputs))), count
-    elements = BLOCK_ELEMENTS if how == "closed" else 2 * BLOCK_ELEMENTS  # "compiled" needs no scratch memory
+    elements = BLOCK_ELEMENTS if how == "closed" else 2 * BLOCK_ELEMENTS  # compiled code needs no scratch memory
     block_rows = min(rows, max(MIN_ROWS, elements // (count * inputs)))
     return block_rows, min(count, max(1, elements // (block_rows * inputs)))
 
 
 def all_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype, in one block whatever the number of rows."""
+    """Evaluate psi^(d) of all splines in a single block, and return a tensor ``[N, K, I]`` in the working dtype."""
     working = working_dtype(x.dtype)
     if x.numel() == 0 or derivative > basis.order:
         return x.new_zeros(len(x), basis.splines_of(knots), x.shape[1], dtype=working)
@@ -73,17 +79,20 @@ def all_features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Ten
 
 
 def base_blocks(x: Tensor, basis: Basis, derivative: int, v: Tensor | None = None) -> Iterable[tuple[slice, Tensor]]:
-    """Blocks of rows with the base function's derivative there, ``[rows, I]``, times v where it is given."""
+    """Yield the slice of each block of rows and the derivative of the base function ``[rows, I]`` in the block.
+
+    The derivative is multiplied by v if v is given.
+    """
     step = max(1, BASE_ELEMENTS // x.shape[1])
     rows = [slice(n, n + step) for n in range(0, len(x), step)]
     return zip(rows, map(partial(_base, x, basis, derivative, v), rows))
 
 
 def _base(x: Tensor, basis: Basis, derivative: int, v: Tensor | None, rows: slice) -> Tensor:
-    finite = torch.finfo(x.dtype)  # at infinities PyTorch's silu or its derivative would be NaN
+    finite = torch.finfo(x.dtype)  # x is clamped because PyTorch's silu or its derivative would be NaN at infinity
     if basis.base == "silu" and derivative == 0:
         base = functional.silu(x[rows].clamp(min=finite.min))
-    elif basis.base == "silu" and derivative == 1:  # a tenth of a backward quicker than the definition
+    elif basis.base == "silu" and derivative == 1:  # using silu_backward makes a backward pass a tenth faster
         within = x[rows].clamp(finite.min, finite.max)
         base = torch.ops.aten.silu_backward(torch.ones_like(within), within)
     else:
@@ -94,17 +103,19 @@ def _base(x: Tensor, basis: Basis, derivative: int, v: Tensor | None, rows: slic
 
 
 class DenseFeatures:
-    """psi^(d) of all inputs, made a block at a time.
+    """The splines psi^(d) of all inputs, which are evaluated one block at a time.
 
     Args:
-        x: ``[N, I]``, neither of them 0, in the working dtype, as are ``knots`` and ``v``.
-        v: multiplier ``[N, I]``, or None.
-        compiling: whether the closed form may be compiled.
+        x: a non-empty input ``[N, I]`` in the working dtype.
+        knots: the knots ``[I, G + 2k + 1]`` in the working dtype.
+        v: a factor ``[N, I]`` in the working dtype that the splines are multiplied by, or None.
+        compiling: whether the closed form may be evaluated by compiled code.
 
     Attributes:
-        filling: how blocks are filled; see :func:`filling`.
-        shape: rows and splines of a block.
-        scale: the number that the blocks must still be multiplied by, which a matrix product does at no cost.
+        filling: the name of the algorithm that fills the blocks; see :func:`filling`.
+        shape: a tuple of the number of rows and the number of splines in a block.
+        scale: a number that the caller must multiply the blocks by. A matrix product can include the factor ``scale``
+            at no extra cost.
     """
 
     def __init__(
@@ -126,9 +137,10 @@ class DenseFeatures:
             self.scale = cardinal.scale(basis.order, derivative) * basis.uniform_grid[1] ** derivative
 
     def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Rows, splines and psi ``[rows, splines, I]`` of all blocks, rows within splines.
+        """Yield the row slice, the spline slice and psi ``[rows, splines, I]`` of every block.
 
-        A block is made when the iterator comes to it, and may be in the memory of the one before.
+        The outer loop runs over the spline slices, and the inner loop runs over the row slices. A block is computed
+        when the iterator reaches it, and may overwrite the memory of the previous block.
         """
         height, width = self.shape
         splines = [slice(b, min(b + width, self.count)) for b in range(0, self.count, width)]
@@ -144,12 +156,12 @@ class DenseFeatures:
         if self.v is None:
             return psi
         v = self.v[rows]
-        if self.filling == "recursive":  # laid out as psi is, so that the product runs along the rows
+        if self.filling == "recursive":  # v gets the same memory layout as psi, which makes their product faster
             v = v.t().contiguous().t()
         return psi.mul_(v.unsqueeze(1))
 
     def _memory(self, width: int) -> Tensor:
-        """Memory for ``width`` numbers for each input of a block's rows."""
+        """Allocate memory for ``width`` numbers for each row and input of a block."""
         return self.x.new_empty(self.shape[0] * self.x.shape[1] * width)
 
     def _closed(self) -> Callable[[Tensor, slice], Tensor]:
@@ -167,7 +179,7 @@ class DenseFeatures:
 
     def _scattered(self) -> Callable[[Tensor, slice], Tensor]:
         inputs = self.x.shape[1]
-        beside = self.basis.order + 1  # numbers below 0 and above K-1 that name no spline
+        beside = self.basis.order + 1  # the number of extra entries for spline indices below 0 or above K - 1
         width = beside + self.count + beside
         memory = self._memory(width)
         numbers = torch.arange(beside, device=self.x.device).add_(beside).unsqueeze(1)
@@ -182,7 +194,7 @@ class DenseFeatures:
 
     def _recursive(self) -> Callable[[Tensor, slice], Tensor]:
         order, derivative = self.basis.order, self.derivative
-        readable = derivative <= order and has_values(self.knots)  # Recurrence reads the knots
+        readable = derivative <= order and has_values(self.knots)  # ``Recurrence`` reads the values of the knots
         recurrence = Recurrence(self.knots, order, derivative) if readable else None
         if recurrence is None or not recurrence.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)
