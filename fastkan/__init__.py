@@ -55,6 +55,8 @@ call raises an error, and no other takes its place. Products of float32 follow P
 same shapes on the same machine and versions give the same bits.
 """
 
+import sys
+
 from fastkan_kernels import autotune, backend
 
 from . import functional
@@ -70,6 +72,7 @@ from .training.data import create_dataset, create_dataset_from_data
 from .version import __version__
 
 MultKAN = KAN  # as pykan calls it too
+sys.modules[f"{__name__}.pykan"] = pykan  # so that `import fastkan.pykan` works, although the folder is interop/pykan
 
 __all__ = [
     "KAN", "SYMBOLIC_LIB", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune", "backend", "convert",

@@ -16,4 +16,6 @@ def run(main: Callable[..., Any]) -> None:
     parser.add_argument("--steps", type=int, default=steps, help=f"training steps ({steps})")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the picture goes (the current folder)")
     options = parser.parse_args()
+    if options.steps < 1:
+        parser.error(f"--steps must be 1 or more, got {options.steps}")
     main(options.steps, options.folder)

@@ -75,6 +75,8 @@ OLD: dict[str, Old] = {  # the table maps the name of each method to its old arg
 
 # The table maps each attribute of pykan's models that does not exist in fastkan to an explanation for error messages.
 INSTEAD: dict[str, str] = {
+    "samples": "model.sample has the rows of the last fit",
+    "check_edge": "every method checks the edge that it is given",
     **dict.fromkeys(("acts", "spline_preacts"), "model.get_act(x)[l].nodes has the inputs of layer l"),
     "acts_premult": "model.get_act(x)[l].subnodes has the sums of layer l's edges",
     "spline_postacts": "model.get_act(x)[l].edges has every edge's values",

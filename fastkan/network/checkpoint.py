@@ -103,7 +103,9 @@ def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device
     try:
         header = _checked(content)
         tensors = {key: value.clone() for key, value in safetensors.torch.load(content).items()}
-        model = _assembled(header, tensors, cls)
+        # A subclass in other code may need arguments of its own, so a network of the base class is returned.
+        plain: Any = next(each for each in cls.__mro__ if each.__module__.startswith("fastkan."))
+        model = _assembled(header, tensors, plain)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{name!r}: its tensors can't be read: {error}") from None
     except MALFORMED as error:

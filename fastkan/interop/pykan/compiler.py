@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastkan_kernels import ORDER, Int, OneOrEach, checked
+from fastkan_kernels import FLAG, ORDER, Int, OneOrEach, Optional, checked
 
 from ...kan import KAN
 from ...layers.function_library import IDENTITY
@@ -39,9 +39,15 @@ class Plan(NamedTuple):
     bias: float = 0.0
 
 
-@checked(input_variables=VARIABLES, expr=EXPRESSION, grid=OneOrEach(Int(least=1)), k=OneOrEach(ORDER))
+@checked(
+    input_variables=VARIABLES,
+    expr=EXPRESSION,
+    grid=OneOrEach(Int(least=1)),
+    k=OneOrEach(ORDER),
+    auto_save=Optional(FLAG),
+)
 def kanpiler(
-    input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool = False, **options: Any
+    input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
 ) -> KAN:
     """Compile a formula into a network that computes it.
 
@@ -77,7 +83,7 @@ def kanpiler(
     network = _Network(variables)
     with naming("expr"):
         network.output(expr)
-    model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), auto_save=auto_save, **options)
+    model = KAN(network.width(), grid=grid, k=k, mult_arity=network.arities(), auto_save=bool(auto_save), **options)
     network.write(model)
     return model
 
