@@ -31,7 +31,7 @@ class Architecture(NamedTuple):
 
     @property
     def width(self) -> list[list[int]]:
-        """The pair ``[sums, multiplications]`` of numbers of nodes for each layer."""
+        """The numbers ``[sums, multiplications]`` of sum nodes and of multiplication nodes in each layer."""
         return [[added, len(arity)] for added, arity in zip(self.sums, self.arities)]
 
     @property
@@ -123,8 +123,8 @@ def _pair(name: str, entry: object) -> tuple[int, int]:
 
 
 def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
-    """Return a list with one value for each layer of edges. ``value`` is already a list with one entry for each layer,
-    or is a single value for all layers."""
+    """Return a list with one value for each layer of edges. ``value`` is either a list with one entry for each layer of
+    edges, or a single value for all layers of edges."""
     if not isinstance(value, list):
         return [value] * depth
     if len(value) != depth:

@@ -16,7 +16,7 @@ from .trace import rows_for, trace
 if TYPE_CHECKING:
     from .core import Network
 
-TINY = 1e-4  # Added to the standard deviation of a subnode, because a divisor must not be 0.
+TINY = 1e-4  # added to the standard deviation of a subnode, because the sum is a divisor and must not be 0
 
 
 class Scores(NamedTuple):

@@ -35,8 +35,9 @@ class Sample:
 
 
 def _subsample(rows: Tensor) -> Tensor:
-    """Return at most ``MAX_SAMPLES`` of the rows in their original order. The selection is random, because every n-th
-    row would miss values that alternate with a period of n, but is the same in every call."""
+    """Return at most ``MAX_SAMPLES`` of the rows in their original order. The rows are selected at random, because a
+    selection of every n-th row would miss values that alternate with a period of n. Every call with the same rows
+    returns the same selection."""
     if len(rows) <= MAX_SAMPLES:
         return rows
     ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()

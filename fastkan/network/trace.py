@@ -165,7 +165,8 @@ def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[
 
 
 def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
-    """Trace the network on rows, and keep copies of at most 10,000 of the rows as ``model.sample``.
+    """Compute the values at the nodes and edges of the network for given rows, and keep copies of at most 10,000 of the
+    rows as ``model.sample``.
 
     :meth:`fit` keeps its training rows without a call of ``get_act``. After a training loop of your own, call
     ``get_act`` once, so that :meth:`auto_symbolic`, :meth:`prune` and :meth:`attribute` evaluate the network on your
@@ -256,7 +257,7 @@ def check_edge(model: Network, l: int, i: int, j: int) -> None:
 
 def edge_kinds(model: Network, layer: int) -> tuple[Tensor, Tensor]:
     """Return a tuple of two bool masks ``[in, out]`` on the CPU: the edges of a layer that have an active spline, and
-    the edges that have a formula. An edge with both is the sum of its spline and its formula."""
+    the edges that have a formula. An edge with a spline and a formula is the sum of the two."""
     numeric = mask_of(model.layers[layer]).cpu()
     formulas = torch.zeros_like(numeric)
     for edge in model.symbolic[layer].edges:

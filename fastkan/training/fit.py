@@ -154,9 +154,9 @@ def fit(
             With ``train=("spline",)``, training on data from one region leaves the functions in other regions
             unchanged, which is useful for continual learning.
         try_without: whether to also search for a sparser network. The search is made only in a fit by L-BFGS with
-            ``lamb > 0``, on all rows, in which all parameters are trained. The penalty then ramps up over the first
-            quarter of the steps, and every third step is also tried with one hidden node set to zero. The better of the
-            two networks is kept (see ``fastkan.training.node_search``).
+            ``lamb > 0``, on all rows, in which all parameters are trained. During the search, the penalty ramps up over
+            the first quarter of the steps, and every third step is also tried with one hidden node set to zero. The
+            better of the two networks is kept (see ``fastkan.training.node_search``).
         callbacks: functions that are called after each step with the model, the index of the step and the dictionary of
             recorded losses. The fit ends when a callback returns True.
         early_stopping: number of consecutive steps without an improvement of the test loss, or of the training loss if

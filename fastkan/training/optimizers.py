@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from .objective import Evaluated, Objective
 
 # torch.optim.LBFGS discards curvature pairs below the absolute value 1e-10, and computes squared norms of gradients in
-# the dtype of the parameters. The result therefore depends on the scale of the objective. For this reason the objective
-# is multiplied by a scale factor, the ``unit``, that makes the largest derivative of the objective equal to the first
-# entry of ``INITIAL_SLOPES``. After a step without gain, the next entry is used. The length of the first iteration is
-# proportional to the largest derivative, up to a length of 1.
+# the dtype of the parameters. The result of L-BFGS therefore depends on the scale of the objective. For this reason the
+# objective is multiplied by a scale factor, the ``unit``, that makes the largest derivative of the objective equal to
+# the first entry of ``INITIAL_SLOPES``. After a step without gain, the next entry of ``INITIAL_SLOPES`` is used. The
+# length of the first iteration is proportional to the largest derivative, up to a length of 1.
 INITIAL_SLOPES = (2.0**-4, 2.0**4, 2.0**12)
 # Maximum scale factor of the objective. With this limit, products with the scale factor are finite in float32.
 MAX_UNIT = 2.0**96
@@ -52,7 +52,7 @@ class LBFGS:
         search did not evaluate the objective at the final parameters."""
         if x is not self.batch:
             self.idle_steps, self.batch = 0, x
-        if self.strength != self.objective.strength:  # the strength increases during the first steps of a fit
+        if self.strength != self.objective.strength:  # the penalty's strength increases at first
             self.idle_steps, self.strength = 0, self.objective.strength
         if self.idle_steps >= len(INITIAL_SLOPES):
             if self.smooth or self.objective.penalty is None:

@@ -23,8 +23,8 @@ from ..network.attribution import attribution_scores
 if TYPE_CHECKING:
     from ..network.core import Network
 
-INPUT_FLOOR = 0.1  # Added to the standard deviation of an input, because a divisor must not be 0.
-TINY = 1e-4  # Added to a share before the logarithm of the share is taken.
+INPUT_FLOOR = 0.1  # Added to the standard deviation of an input, because the sum is a divisor and must not be 0.
+TINY = 1e-4  # Added to the share of an edge at its node, because the logarithm of 0 is infinite.
 BITS = 1 / math.log(2)
 
 REG_METRICS = ("edge_forward_spline_n", "edge_forward_spline_u", "edge_forward_sum", "edge_backward", "node_backward")
@@ -199,8 +199,8 @@ class _EdgePenalty(torch.autograd.Function):
 
 
 def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: float) -> tuple[Any, Any]:
-    """Return a tuple of the penalty of one layer and the gradient of the penalty with respect to ``size``. Both are
-    of the type of ``size``, either tensors or NumPy arrays."""
+    """Return a tuple of the penalty of one layer and the gradient of the penalty with respect to ``size``. If ``size``
+    is a tensor, the results are tensors; if ``size`` is a NumPy array, the results are NumPy arrays."""
     value, slope = lamb_l1 * size.sum(), 0 * size + lamb_l1
     if lamb_entropy:
         for axis in (0, 1):
