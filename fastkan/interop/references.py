@@ -137,8 +137,8 @@ def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
 
 
 def _own_methods(cls: type) -> list[types.FunctionType]:
-    """Return the methods of a class, which an instance and its copies share. Constructors, and methods that are
-    inherited from libraries, are left out."""
+    """Return the methods of a class, because an instance and its copies share the methods of their class. Constructors,
+    and methods that are inherited from libraries, are left out."""
     found = []
     for each in cls.__mro__:
         if each.__module__.partition(".")[0] not in _LIBRARIES:

@@ -119,8 +119,7 @@ def replace_linear(
             normalization or tanh.
 
     Returns:
-        A :class:`ReplacementReport`: a list with a :class:`Replacement` for each selected layer, which is printed as a
-        table.
+        A list with a :class:`Replacement` for each selected layer. The list is printed as a table.
 
     Raises:
         TypeError: if ``model``, ``select`` or ``sample`` has the wrong type.

@@ -226,8 +226,8 @@ def _decoded(text: str) -> Any:
 
 
 def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[NetworkT]) -> NetworkT:
-    """Construct a network on the CPU from the header and the tensors of a file. The tensors become the parameters and
-    buffers of the network without a copy."""
+    """Construct a network on the CPU from the header and the tensors of a file. The tensors become the parameters of
+    the network."""
     names = {edge[2] for edges in header["symbolic"] for edge in edges}
     unknown = sorted(name for name in names if name not in SYMBOLIC_LIB)
     if unknown:

@@ -78,7 +78,7 @@ def expand_width(
     mult_arity: int | Sequence[int] = 2,
     seed: int | None = 0,
 ) -> NetworkT:
-    """Add nodes to a hidden layer in place, without changing the function of the network.
+    """Add nodes to a hidden layer, in place and without changing the function of the network.
 
     Edges that end in a new node are initialised at random. Edges that start in a new node are 0 and can be trained.
 
@@ -176,7 +176,7 @@ def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int)
 @torch.inference_mode(False)
 @torch.no_grad()
 def expand_depth(model: NetworkT) -> NetworkT:
-    """Add a layer after the last layer in place, without changing the function of the network.
+    """Add a layer after the last layer of the network, in place and without changing the function of the network.
 
     The new layer has as many nodes as the last layer. Each new node has a single edge, with the formula x, from the
     output node at the same position.
@@ -220,7 +220,7 @@ def expand_depth(model: NetworkT) -> NetworkT:
 @torch.inference_mode(False)
 @torch.no_grad()
 def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
-    """Exchange two nodes of an input or hidden layer in place, without changing the function of the network.
+    """Exchange two nodes of an input or hidden layer, in place and without changing the function of the network.
 
     Args:
         l: index of the layer of nodes, counted from the inputs.

@@ -72,8 +72,8 @@ def prune_node(
         threshold: importance threshold. A hidden node is kept if its importance for at least one output is above the
             threshold.
         mode: ``"auto"`` or ``"manual"``. The mode ``"manual"`` requires the argument ``active_neurons_id``.
-        active_neurons_id: for each hidden layer, the list of the nodes to keep (default: all nodes above the
-            threshold).
+        active_neurons_id: for each hidden layer, the list of the nodes to keep (default: all nodes whose importance is
+            above the threshold).
         x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:
@@ -125,7 +125,7 @@ def prune_input(
     Args:
         threshold: importance threshold. An input is kept if its importance for at least one output is above the
             threshold.
-        active_inputs: columns of the inputs to keep (default: all columns above the threshold).
+        active_inputs: columns of the inputs to keep (default: all columns whose importance is above the threshold).
         x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:

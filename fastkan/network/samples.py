@@ -70,7 +70,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         name: name of the value in error messages.
 
     Raises:
-        TypeError, ValueError: if the value is of another type, or is not a dense table of real numbers.
+        TypeError, ValueError: if the value has the wrong type, is not dense, has rows of different lengths, or holds
+            values that are not real numbers.
     """
     if not isinstance(value, Tensor):
         if not (is_array(value) or is_number_list(value)):

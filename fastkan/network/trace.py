@@ -40,8 +40,8 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
         The rows ``[N, in_features]``, in the dtype and on the device of the network.
 
     Raises:
-        TypeError, ValueError: if the rows have the wrong shape or type, or if ``strict`` is True and there are fewer
-            than ``min_rows`` different rows, NaN or infinities.
+        TypeError, ValueError: if the rows have the wrong shape or type. If ``strict`` is True, an error is also raised
+            if the rows contain NaN or infinities, or if there are fewer than ``min_rows`` different rows.
     """
     if x is not None and dataset is not None:
         raise ValueError("x and dataset both say which rows to use: give one of them")

@@ -95,7 +95,7 @@ class Labels:
             )
 
     def checked_loss(self, prediction: Tensor, y: Tensor) -> Loss | None:
-        """Call the loss once in the same form as a fit calls the loss, and return the loss.
+        """Call the loss once with a prediction and labels, as a fit does, and return the loss function.
 
         Labels that were given as ``[N]`` are usually passed to the loss as ``[N, 1]``. If the loss compares each row
         with its own label for labels ``[N]`` but not for labels ``[N, 1]``, the labels are passed as ``[N]``.
@@ -145,8 +145,8 @@ class Labels:
 
 
 class _ClassificationCalls(TorchFunctionMode):
-    """A mode that records calls of torch's classification losses, and raises an error if one is called for a single
-    output."""
+    """A mode that records calls of torch's classification losses, and raises an error if a classification loss is
+    called on predictions with a single output."""
 
     ignore_index: int | None = None  # the argument ``ignore_index`` of the last recorded call
 

@@ -52,7 +52,8 @@ class LBFGS:
         search did not evaluate the objective at the final parameters."""
         if x is not self.batch:
             self.idle_steps, self.batch = 0, x
-        if self.strength != self.objective.strength:  # the penalty's strength increases at first
+        # The strength of the penalty increases during the first steps of a fit.
+        if self.strength != self.objective.strength:
             self.idle_steps, self.strength = 0, self.objective.strength
         if self.idle_steps >= len(INITIAL_SLOPES):
             if self.smooth or self.objective.penalty is None:
@@ -68,7 +69,7 @@ class LBFGS:
             value = self.objective.value_and_grad(x, y, self.parameters, unit)
             if math.isfinite(value):
                 first = value if math.isinf(first) else first
-                if value <= good:  # a line search usually ends at the parameters with its lowest value
+                if value <= good:  # a line search usually ends at the parameters with the lowest objective
                     good, evaluated = value, self.objective.evaluated
                     lowest = [parameter.detach().clone() for parameter in self.parameters]
                 return value
@@ -118,8 +119,8 @@ class Adam:
         self.optimizer = torch.optim.Adam(parameters, lr=lr)
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step on a batch. Return a tuple of the loss and the penalty after the step, or None if they were not
-        computed."""
+        """Make one step on a batch. Return a tuple of the loss and the penalty after the step, or None if the loss and
+        the penalty were not computed."""
         if not self.has_gradient:
             self.objective.value_and_grad(x, y, self.parameters)
         self.optimizer.step()

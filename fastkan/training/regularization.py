@@ -47,8 +47,8 @@ class Penalty:
             - ``"edge_forward_spline_u"``: the std of the edge's values, including its formula;
             - ``"edge_backward"``: the attribution score of the edge, which is the share of the edge in the std of the
               outputs;
-            - ``"node_backward"``: a size for each pair of a node and a network input instead of each edge, namely the
-              share of the input in the std of the node, times the attribution score of the node.
+            - ``"node_backward"``: in contrast to the other metrics, a size for each pair of a node and a network input.
+              The size is the share of the input in the std of the node, times the attribution score of the node.
 
     Raises:
         ValueError: if ``metric`` is not a name in :data:`REG_METRICS`.

@@ -225,8 +225,8 @@ def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> K
 def convert_layer(
     source: nn.Module, layout: Layout, base: str, changed: dict[str, Tensor | None] | None = None
 ) -> KANLinear:
-    """Convert a layer. The dictionary ``changed`` has replacements for tensors of the layer. A tensor whose replacement
-    is None is left out."""
+    """Convert a layer. The tensors in the dictionary ``changed`` replace the tensors of the layer that have the same
+    names. If an entry of ``changed`` is None, the tensor of the layer is left out."""
     check_tensors(source, layout)
     held: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers()), **(changed or {})}
     held = {name: value for name, value in held.items() if value is not None}
@@ -273,8 +273,8 @@ def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, c
 
 
 def build_network(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -> KAN:
-    """Construct a network with the given layers. ``width`` and ``mult_arity`` define its multiplication nodes as in
-    :class:`KAN`."""
+    """Construct a network with the given layers. ``width`` and ``mult_arity`` define the multiplication nodes of the
+    network as in :class:`KAN`."""
     dtype, device = layers[0].spline_weight.dtype, layers[0].spline_weight.device
     model = KAN(width, grid=1, k=1, mult_arity=mult_arity, dtype=dtype, device=device)
     for place, layer in enumerate(layers):

@@ -40,7 +40,7 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if the shapes of tensors do not fit together, if a layer is a surface of inkan or has tensors that
             layers of its package do not have, if a tensor is on the meta device, if knots coincide, or if nothing can
             be converted. A ValueError is also raised if a pykan network has formulas, because a state_dict does not
-            contain the names of formulas. Convert the model in this case.
+            contain the names of formulas. In this case, convert the model itself by :func:`fastkan.convert`.
 
     Example:
         >>> source = {"layer.grid_starts": torch.arange(-2.2, 0.9, 0.4), "layer.weight": torch.randn(5, 2 * 8 + 2)}

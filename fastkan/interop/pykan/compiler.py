@@ -51,8 +51,8 @@ def kanpiler(
 
     Args:
         input_variables: list of sympy symbols, one for each column of the input.
-        expr: a sympy expression in ``input_variables``. Every function in the expression must be in the library or be a
-            combination of functions in the library, for example a power. Functions can be added to the library by
+        expr: a sympy expression in ``input_variables``. Every function in the expression must be in the library or must
+            be expressible by functions in the library, as powers are. Functions can be added to the library by
             :func:`add_symbolic`.
         grid, k: number of grid intervals, and order of the splines.
         auto_save, options: further arguments of :class:`KAN`.

@@ -1,4 +1,4 @@
-"""``MLP``: a multilayer perceptron with methods like those of a KAN, for comparisons with a KAN."""
+"""``MLP``: a multilayer perceptron with methods similar to the methods of a KAN, for comparisons with a KAN."""
 
 from __future__ import annotations
 

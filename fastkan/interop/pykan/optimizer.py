@@ -21,7 +21,7 @@ class LBFGS(torch.optim.LBFGS):
     partial differential equation, all pairs can be discarded, and the loss stops decreasing.
 
     Args:
-        params: parameters to train, in one group.
+        params: parameters to train, as a single parameter group.
         lr: learning rate.
         max_iter: maximum number of iterations in each call of :meth:`step`.
         max_eval: maximum number of evaluations of the closure in each call of :meth:`step`
