@@ -103,7 +103,7 @@ def attribute(
         i: index of a single target node in layer ``l`` (default: all nodes of layer ``l``).
         out_score: weights ``[nodes]`` of the target nodes; all 1 if None.
         x: rows ``[..., in_features]`` on which the network is evaluated (default: the rows of the last fit).
-        dataset: dataset for :meth:`fit` with the rows on which the network is evaluated, instead of ``x``.
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as rows instead of ``x``.
 
     Returns:
         If ``l`` is None, the :class:`Scores`, averaged over the outputs. If ``l`` is given, a tensor

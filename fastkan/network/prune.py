@@ -37,7 +37,7 @@ def prune(
         edge_th: importance threshold of edges. An edge is kept if its importance for at least one output is above the
             threshold.
         x: rows ``[..., in_features]`` on which the network is evaluated (default: the rows of the last fit).
-        dataset: dataset for :meth:`fit` with the rows on which the network is evaluated, instead of ``x``.
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as rows instead of ``x``.
 
     Returns:
         A network that shares no tensors with the model. The remaining edges have the same functions as in the model.

@@ -43,7 +43,7 @@ def refine(
         new_grid: number of intervals of every grid, or a list with one number for each layer.
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
         grid: alias of ``new_grid``, as in pykan.
-        dataset: dataset for :meth:`fit` with the samples, instead of ``x``.
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
 
     Returns:
         A network that shares no tensors with the model.
@@ -110,7 +110,7 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
 
     Args:
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
-        dataset: dataset for :meth:`fit` with the samples, instead of ``x``.
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
 
     Raises:
         TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, or if the values that

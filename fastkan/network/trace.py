@@ -29,8 +29,8 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
 
     Args:
         x: rows ``[..., in_features]``: a tensor, an array or lists of numbers.
-        dataset: dataset for :meth:`KAN.fit`, or a dictionary with ``train_input`` alone, instead of ``x``. At most
-            about 10,000 rows are read from a loader.
+        dataset: dataset in a form that :meth:`KAN.fit` accepts, or a dictionary with ``train_input`` alone, whose
+            inputs are used as rows instead of ``x``. Batches of a loader are read until there are 10,000 rows.
         min_rows: minimum number of different rows, checked if ``strict`` is True.
         strict: whether the caller uses the rows to change the network or to make a choice, and not only to display
             values. If True, an error is raised for too few rows, NaN or infinities, and a warning is given if points

@@ -279,7 +279,7 @@ def read_data(
         in_features: number of columns of the inputs.
         out_features: number of columns of the network's output.
         device, dtype: device and dtype of the network. If ``dtype`` is None, torch's default dtype is used.
-        loss_fn: the loss that the labels are used with, or None for the mean squared error. For the mean squared error,
+        loss_fn: the loss function that gets the labels, or None for the mean squared error. For the mean squared error,
             labels are ``[N, out_features]`` and are converted to floating point; labels ``[N]`` become ``[N, 1]`` if
             the network has one output. For any other loss, integers ``[N]`` count as classes if the network has several
             outputs, and labels that cannot be broadcast against the output are passed to the loss unchanged.
