@@ -133,7 +133,7 @@ class _Network:
                 self.layers[layer - 1][source] = Plan([[Link(source, "x", IDENTITY)]]) if lifted else self.plans[source]
 
     def width(self) -> list[list[int]]:
-        """Return the list of pairs ``[sums, multiplications]`` of numbers of nodes, one pair for each layer."""
+        """Return the numbers ``[sums, multiplications]`` of sum nodes and of multiplication nodes in each layer."""
         return [list(map(len, self._kinds(layer))) for layer in range(len(self.layers))]
 
     def arities(self) -> list[list[int]]:
