@@ -1,6 +1,7 @@
-"""Exchange with other code.
+"""Exchange of models with other packages.
 
-- ``convert``: modules and state_dicts of pykan, efficient-kan and inkan as fastkan's, and back
-- ``replace``: KAN layers in the place of ``nn.Linear`` in any model
-- ``pykan``: the functions and classes that pykan offers beside its network, under pykan's names
+- ``convert``: conversion of modules and state_dicts from pykan, efficient-kan and inkan to fastkan, and back
+- ``replace``: replacement of ``nn.Linear`` layers by KAN layers in any model
+- ``pykan``: the functions and classes that pykan has in addition to its network, under the names that they have in
+  pykan
 """

@@ -1,7 +1,8 @@
-"""References to modules from outside the tree of submodules, which replacing a submodule does not update.
+"""Search for references to modules from outside the tree of submodules, which are not updated when a submodule is
+replaced.
 
-They are held in attributes, hooks, containers, closures, partial functions and objects. Wrappers of distributed
-training and of ``torch.compile`` hold modules too, and are recognised here.
+The references are held by attributes, hooks, containers, closures, partial functions and objects. Wrappers of
+distributed training and of ``torch.compile`` also hold modules, and are recognised by functions of this file.
 """
 
 from __future__ import annotations
@@ -28,28 +29,39 @@ _LEAF_TYPES = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float
 class Reference(NamedTuple):
     """A reference to a module or parameter from outside the tree of submodules."""
 
-    attribute: str  # qualified name of the attribute through which it is reached, such as "mlp.act"
-    held: Any  # the module or parameter
-    shared: bool  # whether a deep copy would refer to the same object, as through functions and weak references
-    method: bool  # whether `held` is the object of a bound method
-    place: tuple[Any, Any] | None  # the container of the reference and its key there; None if it can't be reassigned
+    Args:
+        attribute: qualified name of the attribute through which the module or parameter is reached, such as
+            ``"mlp.act"``.
+        held: the module or parameter.
+        shared: whether a deep copy of the owner would refer to the same module or parameter, because the reference goes
+            through a function or a weak reference.
+        method: whether ``held`` is the object of a bound method.
+        place: a tuple of the dictionary or list that contains the reference, and the key of the reference in the
+            dictionary or list. If the reference cannot be reassigned, ``place`` is None.
+    """
+
+    attribute: str
+    held: Any
+    shared: bool
+    method: bool
+    place: tuple[Any, Any] | None
 
 
 def references(
     owners: Mapping[str, nn.Module], tree: Iterable[nn.Module], wanted: Iterable[Any], copied: bool
 ) -> Iterator[Reference]:
-    """Yield references to ``wanted`` in attributes, hooks, containers, functions, partials, methods and objects.
+    """Yield the references to ``wanted`` in attributes, hooks, containers, functions, partials, methods and objects.
 
     Args:
-        owners: modules whose attributes are searched, by their names.
-        tree: all submodules; the search does not descend into them from elsewhere.
-        wanted: modules and parameters to find. Parameters are reported only inside functions, since optimizers hold
-            them as well.
+        owners: dictionary of the modules whose attributes are searched, with their names as keys.
+        tree: all submodules. The search does not continue inside a submodule that is found in an attribute.
+        wanted: modules and parameters to find. References to a parameter are reported only if a function holds the
+            parameter; an optimizer, for example, may hold the parameter too.
         copied: whether to search the state that ``copy.deepcopy`` copies instead of all attributes.
     """
     wanted_ids = {id(each) for each in wanted}
     inside = {id(module) for module in tree}
-    seen: dict[tuple[int, bool], Any] = {}  # keeps the objects alive, so that no id is used twice
+    seen: dict[tuple[int, bool], Any] = {}  # the values keep the objects alive, so that each id stays unique
     for name, owner in owners.items():
         state = _copied_state(owner) if copied else owner.__dict__
         attributes = [(key, value) for key, value in state.items() if key not in _REGISTRIES]
@@ -64,8 +76,8 @@ def references(
 def _search(
     first: Any, first_shared: bool, place: Any, inside: set[int], seen: dict[tuple[int, bool], Any], copied: bool
 ) -> Iterator[tuple[Any, bool, bool, Any]]:
-    """Yield each object that can be reached, with the attributes ``shared``, ``method`` and ``place`` of a
-    reference."""
+    """Yield a tuple for each object that can be reached from ``first``: the object, followed by the fields ``shared``,
+    ``method`` and ``place`` of its :class:`Reference`."""
     waiting: deque[tuple[Any, bool, bool, Any]] = deque([(first, first_shared, False, place)])
     while waiting:
         value, shared, method, place_of = waiting.popleft()
@@ -97,7 +109,8 @@ def _search(
 
 
 def _reachable_from(function: types.FunctionType) -> list[Any]:
-    """Objects that a function's code can reach: its closure, defaults, attributes and the globals that it names."""
+    """Return the objects that the code of a function can reach: the values of its closure, defaults, attributes and
+    global variables."""
     found: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
     for cell in function.__closure__ or ():
         try:
@@ -108,15 +121,16 @@ def _reachable_from(function: types.FunctionType) -> list[Any]:
 
 
 def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
-    """Values of the global variables that a code object reads, of the types that may hold a module."""
+    """Return the values of the global variables that a code object reads, if their type can hold a module."""
 
     def may_hold(value: Any) -> bool:
         if isinstance(value, types.FunctionType):
-            return value.__globals__ is space  # functions imported from elsewhere are assumed to hold no model
+            return value.__globals__ is space  # functions from other Python modules are assumed to hold no model
         return isinstance(value, (nn.Module, types.MethodType, functools.partial, list, tuple, dict, set))
 
     found = {name: space[name] for name in code.co_names if name in space and may_hold(space[name])}
-    if found:  # co_names lists attributes too, and telling them from globals needs a slower disassembly
+    # The tuple ``co_names`` also has names of attributes, so global variables are identified by a slower disassembly.
+    if found:
         read = {each.argval for each in dis.get_instructions(code) if each.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
         found = {name: value for name, value in found.items() if name in read}
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
@@ -124,7 +138,8 @@ def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
 
 
 def _own_methods(cls: type) -> list[types.FunctionType]:
-    """Methods that an instance and its copies share, without constructors and without those of libraries."""
+    """Return the methods of a class, because an instance and its copies share the methods of their class. Constructors,
+    and methods that are inherited from libraries, are left out."""
     found = []
     for each in cls.__mro__:
         if each.__module__.partition(".")[0] not in _LIBRARIES:
@@ -136,7 +151,9 @@ def _own_methods(cls: type) -> list[types.FunctionType]:
 
 
 def _attributes(value: Any, copied: bool) -> list[Any]:
-    """Values in an object's attributes, or if ``copied`` in its copied state; none if it defines its own deep copy."""
+    """Return the values of an object's attributes. If ``copied`` is True, return only the values that a deep copy of
+    the object copies. If ``copied`` is True and the class of the object defines its own deep copy, return an empty
+    list."""
     cls = type(value)
     if copied and (hasattr(cls, "__deepcopy__") or _overrides(cls, "__reduce_ex__") or _overrides(cls, "__reduce__")):
         return []
@@ -148,24 +165,24 @@ def _attributes(value: Any, copied: bool) -> list[Any]:
 
 
 def _copied_state(value: Any) -> Any:
-    """State that a deep copy takes from an object with attributes."""
+    """Return the state of an object that ``copy.deepcopy`` copies."""
     if _overrides(type(value), "__getstate__"):
         try:
             return value.__getstate__()
-        except Exception:  # deepcopy will raise the same error, with its own message
+        except Exception:  # ``copy.deepcopy`` will raise the same error later
             return {}
     return getattr(value, "__dict__", {})
 
 
 def _overrides(cls: type, name: str) -> bool:
-    """Whether a class defines a method itself instead of inheriting that of ``object``."""
+    """Whether a class, or a class from which it inherits, overrides the method ``name`` of ``object``."""
     return getattr(cls, name, None) is not getattr(object, name, None)
 
 
 def check_unwrapped(module: nn.Module, changed: Iterable[nn.Module], doing: str) -> None:
-    """Check that no wrapper of distributed training contains a module that will be replaced: its hooks are on the
-    present parameters, so new ones would not be synchronised. ``doing`` names the operation in the error, as an
-    imperative."""
+    """Check that no wrapper of distributed training contains a module that will be replaced. The hooks of a wrapper are
+    registered on the existing parameters, so new parameters would not be synchronised. ``doing`` is a verb that names
+    the operation in the error message."""
     parts = {part for each in changed for part in each.modules()}
     for name, each in module.named_modules():
         if _is_wrapper(each) and any(part in parts for part in each.modules()):
@@ -189,5 +206,6 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module is a wrapper made by ``torch.compile``, which always calls the module that it was made from."""
+    """Whether a module is a wrapper made by ``torch.compile``. The wrapper always calls the module from which the
+    wrapper was made."""
     return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules

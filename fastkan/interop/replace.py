@@ -23,13 +23,14 @@ Select = str | type | Callable[[str, nn.Linear], bool]
 
 
 class Replacement(NamedTuple):
-    """Outcome for one ``nn.Linear``.
+    """The outcome of :func:`replace_linear` for one ``nn.Linear`` layer.
 
     Args:
-        name: its qualified names, separated by commas.
-        in_features, out_features: its sizes.
-        before, after: number of parameters of the linear layer and of its KAN layer (0 if it was kept).
-        kept_because: the reason why it was kept, or None if it was replaced.
+        name: qualified names of the ``nn.Linear`` layer, separated by commas.
+        in_features, out_features: sizes of the ``nn.Linear`` layer.
+        before: number of parameters of the ``nn.Linear`` layer.
+        after: number of parameters of the new KAN layer, or 0 if the ``nn.Linear`` layer was kept.
+        kept_because: the reason why the ``nn.Linear`` layer was kept, or None if the layer was replaced.
     """
 
     name: str
@@ -41,11 +42,11 @@ class Replacement(NamedTuple):
 
 
 class ReplacementReport(list[Replacement]):
-    """A :class:`Replacement` for each ``nn.Linear`` that was selected. Printed, it is a table."""
+    """A list with a :class:`Replacement` for each selected ``nn.Linear`` layer. The list is printed as a table."""
 
     @property
     def replaced(self) -> list[Replacement]:
-        """Entries of the linears that were replaced."""
+        """The entries of the layers that were replaced."""
         return [entry for entry in self if entry.kept_because is None]
 
     def __str__(self) -> str:
@@ -80,43 +81,50 @@ def replace_linear(
     outside: str = "zero",
     sample: Any = None,
 ) -> ReplacementReport:
-    """Replace ``nn.Linear`` layers of a model by new, untrained KAN layers, in place.
+    """Replace ``nn.Linear`` layers of a model in place by new, untrained KAN layers.
 
-    A linear that is used in several places becomes one KAN layer. Some linears are kept, with the reason in the report:
+    An ``nn.Linear`` that is used in several places becomes one KAN layer. The following layers are kept, and the report
+    gives the reason for each of them.
 
-    - if other modules read their weights: the projections of ``nn.MultiheadAttention`` and tied weights;
-    - if something outside the tree of submodules would still call them, such as a lambda or a plain list in an
+    - layers whose weights are read by other modules, which are the projections of ``nn.MultiheadAttention`` and layers
+      with tied weights;
+    - layers that something outside the tree of submodules would still call, such as a lambda or a plain list in an
       attribute;
-    - if no KAN layer can replace them: lazy linears whose sizes are not known yet, integer weights, and linears inside
-      ``torch.compile``.
+    - layers that no KAN layer can replace, which are lazy layers whose sizes are not known yet, layers with integer
+      weights, and layers inside ``torch.compile``.
 
-    Code that reads a linear's ``.weight`` itself, or calls it with ``input=``, can't be detected: exclude such linears
-    with ``select``. The fused inference of ``nn.TransformerEncoder``, which reads its linears' weights, is switched off
-    where one of them was replaced.
+    Code that reads the attribute ``weight`` of an ``nn.Linear``, or calls the layer with the keyword ``input=``, cannot
+    be detected. If a model contains code of this kind, use ``select`` to exclude the layers that the code uses. The
+    fused inference of ``nn.TransformerEncoder`` reads the weights of its ``nn.Linear`` layers. If a layer of an
+    ``nn.TransformerEncoder`` is replaced, fused inference is switched off.
 
     The parameters are new, so create the optimizer, and wrap the model for distributed training, after the replacement.
 
     Args:
-        model: a module that contains linears.
-        select: which linears to replace: a pattern of qualified names (``"blocks.*.mlp.*"``), a subclass of
-            ``nn.Linear``, a function of the name and the linear, or a list of such; None for all linears.
-        grid_size, spline_order, grid_range, base, spline_scale, outside: as for :class:`KANLinear`.
-        bias: whether the layers have a bias; None for a bias where the linear had one.
-        sample: input with which the model is called once, to adapt each new layer's grid to its inputs: a tensor, or
-            a tuple or mapping of arguments. A layer that receives no input keeps its grid. Without a sample, inputs
-            should lie in ``grid_range``, as they do after a normalization or tanh.
+        model: a module that contains ``nn.Linear`` layers.
+        select: the ``nn.Linear`` layers to replace (default: all layers). The layers are given by a pattern of
+            qualified names (``"blocks.*.mlp.*"``), by a subclass of ``nn.Linear``, by a function of the name and the
+            layer that returns a bool, or by a list of patterns, subclasses and functions.
+        grid_size, spline_order, grid_range, base, spline_scale, outside: arguments of the new :class:`KANLinear`
+            layers.
+        bias: whether the new layers have a bias. If None, a new layer has a bias if the ``nn.Linear`` had one.
+        sample: input with which the model is called once, in order to adapt the grid of each new layer to the inputs of
+            the layer. The sample is a tensor, or a tuple or mapping of arguments. A layer that receives no input keeps
+            its grid. Without a sample, the inputs of the new layers should lie in ``grid_range``, as they do after a
+            normalization or tanh.
 
     Returns:
-        A list with a :class:`Replacement` for each selected linear, which prints as a table.
+        A list with a :class:`Replacement` for each selected layer. The list is printed as a table.
 
     Raises:
-        TypeError: for a ``model``, ``select`` or ``sample`` of another type.
-        ValueError: if ``model`` is itself a linear; if ``select`` or one of its patterns matches no linear; if the
-            model can't be called with ``sample`` or is on the meta device; for values that a layer can't have; or if a
-            wrapper of distributed training contains the linears. The model is unchanged then.
+        TypeError: if ``model``, ``select`` or ``sample`` has the wrong type.
+        ValueError: if ``model`` is itself an ``nn.Linear``; if ``select`` or one of its patterns matches no layer; if
+            the model cannot be called with ``sample`` or is on the meta device; if :class:`KANLinear` does not accept
+            an argument; or if a wrapper of distributed training contains a selected layer. In these cases the model is
+            left unchanged.
 
     Warns:
-        UserWarning: if a replaced linear had hooks, which are lost.
+        UserWarning: if a replaced ``nn.Linear`` had hooks, which are lost.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
@@ -170,7 +178,8 @@ def replace_linear(
 
 
 def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
-    """Each linear of a model once, with all its qualified names."""
+    """Return a list with one pair for each ``nn.Linear`` of a model. The pair consists of the list of all qualified
+    names of the layer, and the layer."""
     found: dict[int, tuple[list[str], nn.Linear]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, nn.Linear):
@@ -195,11 +204,14 @@ def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
 
 
 class _Readers:
-    """Other modules that read or call the chosen linears; computed once, since models can be large."""
+    """The other modules of a model that read or call the chosen ``nn.Linear`` layers. The other modules are determined
+    once for all chosen layers, because models can be large."""
 
     def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
-        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}  # modules that have each parameter, by its id
-        self.reasons: dict[int, str] = {}  # a reason to keep each linear that is read elsewhere, by its id
+        # Maps the id of each parameter to the names and modules that have the parameter.
+        self.owners: dict[int, list[tuple[str, nn.Module]]] = {}
+        # Maps the id of each ``nn.Linear`` that another module reads or calls to the reason to keep the layer.
+        self.reasons: dict[int, str] = {}
         tree = dict(model.named_modules())
         for name, each in tree.items():
             for parameter in each._parameters.values():
@@ -216,7 +228,7 @@ class _Readers:
 
 
 def _reason_to_keep(readers: _Readers, linear: nn.Linear) -> str | None:
-    """Reason why a linear has to be kept, or None."""
+    """Return the reason why an ``nn.Linear`` must be kept, or None if the layer can be replaced."""
     if id(linear) in readers.reasons:
         return readers.reasons[id(linear)]
     own = [parameter for parameter in linear._parameters.values() if parameter is not None]
@@ -239,7 +251,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _put_in_place(model: nn.Module, layers: dict[int, KANLinear], undo: ExitStack) -> None:
-    """Put the new layers into the model; the callbacks of ``undo`` put the linears back."""
+    """Put the new layers into the model. The callbacks of ``undo`` restore the ``nn.Linear`` layers."""
 
     def put(space: dict[str, Any], name: str, value: Any) -> None:
         undo.callback(space.__setitem__, name, space[name])
@@ -249,7 +261,8 @@ def _put_in_place(model: nn.Module, layers: dict[int, KANLinear], undo: ExitStac
         for name, child in list(parent._modules.items()):
             if id(child) in layers:
                 put(parent._modules, name, layers[id(child)])
-                if isinstance(parent, nn.TransformerEncoderLayer):  # disables fused inference, which reads weights
+                # The value 0 disables fused inference, which reads the weights of the replaced layer.
+                if isinstance(parent, nn.TransformerEncoderLayer):
                     put(parent.__dict__, "activation_relu_or_gelu", 0)
     for each in model.modules():
         if isinstance(each, nn.TransformerEncoder) and any(isinstance(m, KANLinear) for m in each.modules()):
@@ -258,7 +271,8 @@ def _put_in_place(model: nn.Module, layers: dict[int, KANLinear], undo: ExitStac
 
 @torch.no_grad()
 def _update_grids(model: nn.Module, layers: list[KANLinear], sample: Any) -> None:
-    """Call the model once; each new layer first adapts its grid to all inputs that it has received so far."""
+    """Call the model once with the sample. Before each call of a new layer, the grid of the layer is adapted to all
+    inputs that the layer has received so far."""
     seen: dict[nn.Module, Tensor] = {}
 
     def move(layer: nn.Module, inputs: tuple[Any, ...]) -> None:

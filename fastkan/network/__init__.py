@@ -1,1 +1,1 @@
-"""Networks of several layers: forward, inspection, changes of structure, and files."""
+"""Networks of several layers: their evaluation, inspection, changes of structure, and files."""

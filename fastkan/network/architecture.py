@@ -1,4 +1,4 @@
-"""The architecture of a network: its number of nodes in each layer, and which of them multiply."""
+"""The architecture of a network: the numbers of sum nodes and multiplication nodes in each layer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from fastkan_kernels import Int, is_sequence, kind_of
 
 
 class Architecture(NamedTuple):
-    """The nodes of each layer, from the inputs to the outputs.
+    """The numbers of nodes and subnodes of each layer, from the inputs to the outputs.
 
-    A node is a sum of edges, or a product of several such sums. Edges end in subnodes: a sum has one, and a
-    multiplication node has one for each factor.
+    A sum node is the sum of the edges that end in it. A multiplication node is the product of several factors, each of
+    which is a sum of edges. Edges end in subnodes: a sum node has one subnode, and a multiplication node has one
+    subnode for each factor.
+
+    Args:
+        sums: number of sum nodes in each layer.
+        arities: for each layer, the number of factors of every multiplication node. In a layer, multiplication nodes
+            come after sum nodes.
     """
 
     sums: tuple[int, ...]  # number of sum nodes of each layer
@@ -20,26 +26,27 @@ class Architecture(NamedTuple):
 
     @property
     def depth(self) -> int:
-        """Number of layers of edges."""
+        """The number of layers of edges."""
         return len(self.sums) - 1
 
     @property
     def width(self) -> list[list[int]]:
-        """Numbers ``[sums, multiplications]`` of nodes of each layer."""
+        """The numbers ``[sums, multiplications]`` of sum nodes and of multiplication nodes in each layer."""
         return [[added, len(arity)] for added, arity in zip(self.sums, self.arities)]
 
     @property
     def nodes(self) -> list[int]:
-        """Number of nodes of each layer."""
+        """The number of nodes in each layer."""
         return [added + len(arity) for added, arity in zip(self.sums, self.arities)]
 
     @property
     def subnodes(self) -> list[int]:
-        """Number of subnodes of each layer."""
+        """The number of subnodes in each layer."""
         return [added + sum(arity) for added, arity in zip(self.sums, self.arities)]
 
     def factors(self, layer: int) -> list[list[int]]:
-        """Return the subnodes of each node of a layer: one for a sum, several for a multiplication node."""
+        """Return the list of subnodes of each node of a layer. The list has one entry for a sum node and one entry for
+        each factor of a multiplication node."""
         groups = [[subnode] for subnode in range(self.sums[layer])]
         first = self.sums[layer]
         for arity in self.arities[layer]:
@@ -48,7 +55,8 @@ class Architecture(NamedTuple):
         return groups
 
     def keep(self, layer: int, nodes: Sequence[int]) -> tuple[Architecture, list[int]]:
-        """Return the architecture with only some nodes of one layer, ascending, and the subnodes that remain."""
+        """Return a tuple of the architecture in which one layer has only the given nodes, in ascending order, and the
+        indices of the subnodes that remain in the layer."""
         kept = sorted(nodes)
         added = self.sums[layer]
         sums, arities = list(self.sums), list(self.arities)
@@ -62,11 +70,17 @@ def architecture(width: Any, mult_arity: object = 2) -> Architecture:
     """Construct an :class:`Architecture` from the arguments of :class:`KAN`.
 
     Args:
-        width: for each layer the number of nodes, or a pair ``[sums, multiplications]``.
-        mult_arity: the number of factors of all multiplication nodes, or a list with a list for each layer.
+        width: for each layer, the number of sum nodes, or a pair ``[sums, multiplications]`` of numbers of nodes.
+        mult_arity: number of factors of every multiplication node, or for each layer a list with the number of factors
+            of every multiplication node.
 
     Raises:
-        TypeError, ValueError: if they have another form, contradict each other, or leave a layer without nodes.
+        TypeError, ValueError: if an argument has the wrong form, if the arguments contradict each other, or if a layer
+            has no nodes.
+
+    Example:
+        >>> architecture([2, [5, 2], 1], 3)
+        Architecture(sums=(2, 5, 1), arities=((), (3, 3), ()))
     """
     if not is_sequence(width):
         raise TypeError(f"width must be a list, one entry for each layer, got {kind_of(width)}")
@@ -109,7 +123,8 @@ def _pair(name: str, entry: object) -> tuple[int, int]:
 
 
 def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
-    """Return a list of one value for each layer of edges, given such a list or one value for all."""
+    """Return a list with one value for each layer of edges. ``value`` is either a list with one entry for each layer of
+    edges, or a single value for all layers of edges."""
     if not isinstance(value, list):
         return [value] * depth
     if len(value) != depth:
@@ -118,5 +133,5 @@ def for_each_layer(name: str, value: Any, depth: int) -> list[Any]:
 
 
 def single_if_equal(values: list[int]) -> int | list[int]:
-    """Return one number if all are equal, else the list."""
+    """Return a single number if all numbers of a list are equal, else the list."""
     return values[0] if len(set(values)) == 1 else values

@@ -1,4 +1,4 @@
-"""Attribution: the importance of edges, nodes and inputs, as shares in the outputs' variation."""
+"""Attribution: the importance of edges, nodes and inputs, measured as shares of the variation of the outputs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from .trace import rows_for, trace
 if TYPE_CHECKING:
     from .core import Network
 
-TINY = 1e-4  # added to a subnode's standard deviation, which may be 0, before dividing by it
+TINY = 1e-4  # added to the standard deviation of a subnode, because the sum is a divisor and must not be 0
 
 
 class Scores(NamedTuple):
-    """Importances for O target nodes, layer by layer, from the inputs to the targets.
+    """The importance scores of nodes, edges and subnodes for O target nodes. Each field is a list over the layers from
+    the inputs to the target nodes.
 
     Args:
-        nodes: ``[O, nodes]`` for each layer of nodes.
-        edges: ``[O, in, out]`` for each layer of edges.
-        subnodes: ``[O, subnodes]`` for the subnodes where each layer of edges ends.
+        nodes: scores ``[O, nodes]`` of each layer of nodes.
+        edges: scores ``[O, in, out]`` of each layer of edges.
+        subnodes: scores ``[O, subnodes]`` of the subnodes in which the edges of each layer end.
     """
 
     nodes: list[Tensor]
@@ -33,7 +34,7 @@ class Scores(NamedTuple):
     subnodes: list[Tensor]
 
     def mean(self) -> Scores:
-        """Return the mean over the target nodes, without their dimension."""
+        """Return the mean over the target nodes. The first dimension of every score is removed."""
         return Scores(*([each.mean(0) for each in part] for part in self))
 
 
@@ -45,16 +46,17 @@ def attribution_scores(
     singularity_avoiding: bool = False,
     y_th: float = 10.0,
 ) -> Scores:
-    """Compute the importance of every edge and node for each node of a target layer; differentiable.
+    """Compute the importance of every edge and node for each node of a target layer. The result is differentiable.
 
-    Importance is passed from the target layer to the inputs (Liu et al., KAN 2.0, 2024, section 4.1). Each subnode has
-    the score of its node. An edge gets the score of its subnode times the ratio of the edge's standard deviation to the
-    subnode's. A node gets the sum of the scores of the edges that start in it.
+    Importance scores are computed backwards, from the target layer to the inputs (Liu et al., KAN 2.0, 2024, section
+    4.1). A subnode has the same score as its node. The score of an edge is the score of the edge's subnode, times the
+    standard deviation of the edge, divided by the standard deviation of the subnode. The score of a node is the sum of
+    the scores of the edges that start in the node.
 
     Args:
-        nodes: the values that enter each layer, ``[N, nodes]``.
-        layer: the target layer of nodes, counted from the inputs; None is the last.
-        out_score: weights ``[nodes]`` of its nodes; None stands for 1.
+        nodes: values ``[N, nodes]`` that enter each layer.
+        layer: index of the target layer of nodes, counted from the inputs (default: the last layer).
+        out_score: weights ``[nodes]`` of the nodes of the target layer; all 1 if None.
     """
     last = model.depth if layer is None else layer
     guarded = singularity_avoiding, y_th
@@ -75,7 +77,8 @@ def attribution_scores(
 
 
 def _subnode_scores(score: Tensor, sums: int, arities: Sequence[int]) -> Tensor:
-    """Return ``[O, subnodes]`` of ``[O, nodes]``: every factor of a multiplication node has the score of its node."""
+    """Return the scores ``[O, subnodes]`` of subnodes, given the scores ``[O, nodes]`` of nodes. Every factor of a
+    multiplication node has the score of the node."""
     if not arities:
         return score
     factors = [score[:, node : node + 1].expand(-1, arity) for node, arity in enumerate(arities, sums)]
@@ -93,22 +96,23 @@ def attribute(
     *,
     dataset: Any = None,
 ) -> Scores | Tensor:
-    """Compute how important every edge, node and input is for the outputs, or for the nodes of a hidden layer.
+    """Compute the importance of every edge, node and input for the outputs, or for the nodes of a hidden layer.
 
     Args:
-        l: the target layer of nodes, counted from the inputs; None is the last.
-        i: a single target node of layer ``l``.
-        out_score: weights ``[nodes]`` of the target nodes; None stands for 1.
-        x: ``[..., in_features]``, rows on which the network is evaluated; None takes those of the last fit.
-        dataset: instead of x, a dataset as :meth:`fit` takes it.
+        l: index of the target layer of nodes, counted from the inputs (default: the last layer).
+        i: index of a single target node in layer ``l`` (default: all nodes of layer ``l``).
+        out_score: weights ``[nodes]`` of the target nodes; all 1 if None.
+        x: rows ``[..., in_features]`` on which the network is evaluated (default: the rows of the last fit).
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as rows instead of ``x``.
 
     Returns:
-        Without ``l``, the :class:`Scores`, averaged over the outputs. With ``l``, the scores of the inputs for each
-        target node, ``[nodes, inputs]``; with ``i`` as well, those for that node, ``[inputs]``.
+        If ``l`` is None, the :class:`Scores`, averaged over the outputs. If ``l`` is given, a tensor
+        ``[nodes, inputs]`` with the scores of the inputs for each target node. If ``l`` and ``i`` are given, a tensor
+        ``[inputs]`` with the scores of the inputs for node ``i``.
 
     Raises:
-        TypeError, ValueError: for a layer or node that does not exist, an ``out_score`` of another shape, and fewer
-            than two different rows.
+        TypeError, ValueError: if the layer or node does not exist, if ``out_score`` has the wrong shape, or if there
+            are fewer than two different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -134,7 +138,8 @@ def attribute(
 
 
 def feature_score(model: Network, x: Any = None) -> Tensor:
-    """The importance of each input, ``[inputs]``, on the rows of the last fit; see :meth:`KAN.attribute`."""
+    """Return the importance ``[inputs]`` of each input, as defined in :meth:`KAN.attribute`. If ``x`` is None, the
+    importance is computed on the rows of the last fit."""
     scores = attribute(model, x=x)
     assert isinstance(scores, Scores)
     return scores.nodes[0]

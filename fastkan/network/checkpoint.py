@@ -1,8 +1,9 @@
-"""Saving a network to one file and loading it, in the safetensors format, from which no code is run.
+"""Saving a network to one file and loading a network from a file. The file has the safetensors format, and loading
+never executes code from the file.
 
-The tensors are those of ``state_dict``, and ``prune_mask`` if it is set. Everything else is a JSON text in the file's
-metadata. It contains the SHA-256 of the whole file, computed with its own 64 digits replaced by zeros, so that any
-damage is detected.
+The tensors in the file are the tensors of ``state_dict`` and, if ``prune_mask`` is set, its masks. All other data are
+stored as a JSON text in the metadata of the file. The JSON text contains the SHA-256 of the whole file, so that any
+damage is detected. The SHA-256 is computed with zeros in place of its own 64 digits.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from ..version import __version__
 from .architecture import architecture
 from .core import Network, NetworkT
 
-FORMAT = 2  # raised when older versions of fastkan can no longer read new files
-KEY = "fastkan.KAN"  # the only entry of the metadata, because safetensors writes several in no fixed order
+FORMAT = 2  # Incremented whenever older versions of fastkan cannot read new files.
+KEY = "fastkan.KAN"  # The only entry of the metadata, because safetensors writes several entries in no fixed order.
 BLANK = "0" * 64
 MASK = "prune_mask."
-FLOAT = "$float"  # NaN and infinities, which JSON lacks, are written as {"$float": "nan"}
+FLOAT = "$float"  # JSON has no NaN and infinities, so they are written as objects, for example {"$float": "nan"}.
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 LAYER = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scale", "outside")
 
@@ -40,18 +41,19 @@ LAYER = ("grid_size", "spline_order", "grid_range", "base", "bias", "spline_scal
 @checked(path=Path())
 @torch.inference_mode(False)
 def save(model: Network, path: str | os.PathLike[str]) -> None:
-    """Save the network to one file: parameters, grids, masks, formulas, history, and which parameters are trained.
+    """Save the network to one file, with its parameters, grids, masks, formulas, history, and the names of the
+    parameters that are trained.
 
-    An existing file is replaced, and an interrupted save leaves it unchanged. Parameters that share memory are separate
-    after loading. Functions that were added by :func:`add_symbolic` must be added again before loading. The rows of the
-    last fit (``model.sample``) are not saved.
+    An existing file is replaced. If saving is interrupted, the existing file is left unchanged. Parameters that share
+    memory are separate after loading. Functions that were added by :func:`add_symbolic` must be added again before
+    loading. The rows of the last fit (``model.sample``) are not saved.
 
     Args:
-        path: the file's path.
+        path: path of the file.
 
     Raises:
-        OSError: if the file can't be written.
-        TypeError, ValueError: for a model that could not be loaded again, for instance because of additional modules.
+        OSError: if the file cannot be written.
+        TypeError, ValueError: if the model could not be loaded again, for instance because it has additional modules.
 
     Example:
         >>> import os, tempfile
@@ -73,7 +75,7 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"model couldn't be loaded again: {error}") from error
     try:
         content = safetensors.torch.save(tensors, {KEY: text})
-    except safetensors.SafetensorError as error:  # a header above 100 MB
+    except safetensors.SafetensorError as error:  # the header is larger than 100 MB
         raise ValueError(f"model and its history, {len(text):,} characters, don't fit into a file: {error}") from None
     start = content.index(BLANK.encode())
     digest = hashlib.sha256(content).hexdigest().encode()
@@ -83,16 +85,16 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
 @checked(path=Path(), device=DEVICE)
 @torch.inference_mode(False)
 def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device | str | None = None) -> NetworkT:
-    """Load a network from a file that :meth:`save` has written. No code in the file is run.
+    """Load a network from a file that :meth:`save` has written. No code from the file is executed.
 
     Args:
-        path: the file's path.
-        device: the network's device; None is the CPU, whatever device it was saved from.
+        path: path of the file.
+        device: device of the loaded network (default: the CPU, independently of the device at the time of saving).
 
     Raises:
-        OSError: if the file does not exist or can't be read.
-        TypeError, ValueError: for a value that is no path or no device; and for a file that is no saved network, is
-            damaged, was written by a newer format, or has formulas with functions that are not in the library.
+        OSError: if the file does not exist or cannot be read.
+        TypeError, ValueError: if an argument is not a path or not a device, or if the file is not a saved network, is
+            damaged, has a newer format, or has formulas with functions that are not in the library.
     """
     import safetensors
     import safetensors.torch
@@ -113,12 +115,12 @@ def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device
     return model.to("cpu" if device is None else device)
 
 
-# -- from the model -------------------------------------------------------------------------------
+# -- writing --------------------------------------------------------------------------------------
 
 
 def _tensors(model: Network) -> dict[str, Tensor]:
-    """Return copies of the network's tensors on the CPU that share no memory."""
-    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # these are in the header
+    """Return copies of the network's tensors on the CPU. The copies share no memory."""
+    names = {f"symbolic.{layer}.formulas" for layer in range(model.depth)}  # formulas are stored in the header
     found = {name: value for name, value in model.state_dict().items() if name not in names}
     found |= {f"{MASK}{layer}": mask for layer, mask in enumerate(model.prune_mask or ())}
     empty = [name for name, value in found.items() if value.is_meta]
@@ -147,14 +149,14 @@ def _header(model: Network) -> dict[str, Any]:
 
 
 def _described(layer: KANLinear) -> dict[str, Any]:
-    """Return the arguments of :class:`KANLinear` that make a layer like this one."""
+    """Return the arguments with which :class:`KANLinear` constructs a layer with the same sizes and options."""
     own: dict[str, Any] = {name: getattr(layer, name, None) for name in LAYER}
     own |= {name: own[name] is not None for name in ("bias", "spline_scale")}
     return {**own, "grid_range": layer._grid_range}
 
 
 def _encoded(value: Any) -> Any:
-    """Convert a value of ``model.history`` to what JSON can represent."""
+    """Convert a value of ``model.history`` to a value that JSON can represent."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -163,13 +165,13 @@ def _encoded(value: Any) -> Any:
         return {str(name): _encoded(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encoded(each) for each in value]
-    if hasattr(value, "tolist"):  # tensors, and arrays and numbers of NumPy
+    if hasattr(value, "tolist"):  # the value is a tensor, a NumPy array or a NumPy number
         return _encoded(value.tolist())
     raise TypeError(f"model.history must hold numbers, strings, lists and dictionaries, got {type(value).__name__}")
 
 
 def _replace(target: str, content: bytes) -> None:
-    """Write a file atomically: to a temporary name first, then renamed."""
+    """Write a file atomically: the content is written to a temporary file, which is then renamed."""
     if os.path.exists(target) and not os.path.isfile(target):
         raise OSError(f"{target!r} is there, and is no file")
     temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
@@ -187,11 +189,11 @@ def _replace(target: str, content: bytes) -> None:
         raise
 
 
-# -- from the file --------------------------------------------------------------------------------
+# -- reading --------------------------------------------------------------------------------------
 
 
 def _checked(content: bytes) -> dict[str, Any]:
-    """Return the header of a file, after checking its format and digest."""
+    """Check the format and the SHA-256 of a file, and return the header of the file."""
     foreign = "this is no network that KAN.save has written, or it is damaged"
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
@@ -213,7 +215,7 @@ def _checked(content: bytes) -> dict[str, Any]:
 
 
 def _decoded(text: str) -> Any:
-    """Parse JSON, with NaN and infinities as ``_encoded`` has written them."""
+    """Parse JSON. NaN and infinities are recognised in the form in which ``_encoded`` writes them."""
 
     def floats(entries: dict[str, Any]) -> Any:
         value = entries.get(FLOAT)
@@ -223,7 +225,8 @@ def _decoded(text: str) -> Any:
 
 
 def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[NetworkT]) -> NetworkT:
-    """Construct the network, on the CPU, from a file's header and tensors, which become its parameters."""
+    """Construct a network on the CPU from the header and the tensors of a file. The tensors become the parameters of
+    the network."""
     names = {edge[2] for edges in header["symbolic"] for edge in edges}
     unknown = sorted(name for name in names if name not in SYMBOLIC_LIB)
     if unknown:

@@ -1,4 +1,4 @@
-"""Changes of a network's structure: subnetworks, wider and deeper networks, and exchanged nodes."""
+"""Changes of a network's structure: removal of nodes, addition of nodes and layers, and exchange of nodes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @torch.inference_mode(False)
 @torch.no_grad()
 def subnetwork(model: NetworkT, nodes: Sequence[Sequence[int]]) -> NetworkT:
-    """Return a new network with only some nodes of each layer, in ascending order, and the edges between them, that
-    shares no tensors with the model."""
+    """Return a new network that has only the given nodes of each layer and the edges between the nodes. The nodes of
+    each layer must be in ascending order. The new network shares no tensors with the model."""
     new = copy.deepcopy(model)
     subnodes = []
     for layer, kept in enumerate(nodes):
@@ -49,7 +49,7 @@ def _selected(parameter: nn.Parameter, kept: Sequence[int]) -> nn.Parameter:
 
 
 def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANLinear:
-    """Return a copy of a layer with only some inputs and outputs, in the order given."""
+    """Return a copy of a layer with the given inputs and outputs, in the given order."""
     new = copy.deepcopy(layer)
     new.in_features, new.out_features = len(inputs), len(outputs)
     for name in ("spline_weight", "base_weight", "spline_scale"):
@@ -58,7 +58,7 @@ def _with_edges(layer: KANLinear, inputs: list[int], outputs: list[int]) -> KANL
             kept = old.detach()[..., inputs, :][..., outputs].clone()
             setattr(new, name, nn.Parameter(kept, requires_grad=old.requires_grad))
     mask = None if layer.mask is None else layer.mask[inputs][:, outputs]
-    new.mask = None if mask is None or mask.all() else mask.clone()  # a mask of ones would only cost time
+    new.mask = None if mask is None or mask.all() else mask.clone()  # a mask of ones has no effect but takes time
     if layer._outside_count is not None:
         new._outside_count = layer._outside_count[[*inputs, -1]]
     new._write_knots(layer.knots[inputs])
@@ -78,22 +78,22 @@ def expand_width(
     mult_arity: int | Sequence[int] = 2,
     seed: int | None = 0,
 ) -> NetworkT:
-    """Add nodes to a hidden layer, in place, without changing the function of the network.
+    """Add nodes to a hidden layer, in place and without changing the function of the network.
 
-    Edges into a new node are initialised at random; those that start in it are 0 and can be trained.
+    Edges that end in a new node are initialised at random. Edges that start in a new node are 0 and can be trained.
 
     Args:
-        layer_id: the layer of nodes, 1 to ``depth - 1``.
-        n_added_nodes: the number of new nodes.
-        sum_bool: whether the new nodes are sums; if not, they are multiplication nodes.
-        mult_arity: the number of factors of a new multiplication node, one for all or a list with one for each.
-        seed: the seed of the new edges; None draws from torch's own generator.
+        layer_id: index of the layer of nodes, from 1 to ``depth - 1``.
+        n_added_nodes: number of new nodes.
+        sum_bool: whether the new nodes are sum nodes; if False, the new nodes are multiplication nodes.
+        mult_arity: number of factors of every new multiplication node, or a list with one number for each new node.
+        seed: seed for the initial values of the new edges. If None, torch's global generator is used.
 
     Returns:
-        The model.
+        The model itself.
 
     Raises:
-        TypeError, ValueError: for a layer that does not exist or is not hidden, and numbers out of range.
+        TypeError, ValueError: if the layer does not exist or is not hidden, or if a number is out of range.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -132,9 +132,11 @@ def expand_width(
 
 
 def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch.Generator | None) -> KANLinear:
-    """Return a layer with ``count`` more inputs (``along`` 0) or outputs (``along`` 1) at position ``at``.
+    """Return a copy of a layer with ``count`` new inputs (if ``along`` is 0) or outputs (if ``along`` is 1), inserted
+    at position ``at``.
 
-    Edges of new inputs are 0, and those of new outputs are random. New inputs get the grid of the first one.
+    The edges from new inputs are 0, and the edges to new outputs are random. New inputs have the same grid as the first
+    input.
     """
     ends = list(range(layer.in_features)), list(range(layer.out_features))
     ends[along][at:at] = [0] * count
@@ -157,7 +159,8 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
 
 
 def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int) -> None:
-    """Renumber a layer's formulas for ``count`` new inputs (``along`` 0) or outputs (``along`` 1) at ``at``."""
+    """Renumber the formulas of a layer after ``count`` new inputs (if ``along`` is 0) or outputs (if ``along`` is 1)
+    were inserted at position ``at``."""
     old = symbolic[layer]
     assert isinstance(old, SymbolicEdges)
     inputs, outputs = old.in_features + count * (along == 0), old.out_features + count * (along == 1)
@@ -173,12 +176,13 @@ def _shift(symbolic: nn.ModuleList, layer: int, along: int, at: int, count: int)
 @torch.inference_mode(False)
 @torch.no_grad()
 def expand_depth(model: NetworkT) -> NetworkT:
-    """Add a layer after the last one, in place, without changing the function of the network.
+    """Add a layer after the last layer of the network, in place and without changing the function of the network.
 
-    The new layer has as many nodes as the last one; each is connected to its predecessor by the formula x.
+    The new layer has as many nodes as the last layer. Each new node has a single edge, with the formula x, from the
+    output node at the same position.
 
     Returns:
-        The model.
+        The model itself.
 
     Example:
         >>> KAN(width=[2, 5, 1], seed=0).expand_depth().width
@@ -216,17 +220,18 @@ def expand_depth(model: NetworkT) -> NetworkT:
 @torch.inference_mode(False)
 @torch.no_grad()
 def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
-    """Exchange two nodes of an input or hidden layer, in place, without changing the function of the network.
+    """Exchange two nodes of an input or hidden layer, in place and without changing the function of the network.
 
     Args:
-        l: the layer of nodes, counted from the inputs.
-        i1, i2: two sum nodes, or two multiplication nodes with the same number of factors.
+        l: index of the layer of nodes, counted from the inputs.
+        i1, i2: indices of two sum nodes, or of two multiplication nodes with the same number of factors.
 
     Returns:
-        The model.
+        The model itself.
 
     Raises:
-        TypeError, ValueError: for nodes of different kinds or that do not exist, and for the output layer.
+        TypeError, ValueError: if a node does not exist, if the nodes are of different kinds, or if ``l`` is the output
+            layer.
     """
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
@@ -256,7 +261,8 @@ def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
 
 
 def _exchanged(count: int, these: Sequence[int], those: Sequence[int]) -> list[int]:
-    """Return ``range(count)`` with each of ``these`` exchanged for its partner in ``those``."""
+    """Return ``list(range(count))`` after exchanging each entry of ``these`` with the entry of ``those`` at the same
+    position."""
     order = list(range(count))
     for one, other in zip(these, those):
         order[one], order[other] = order[other], order[one]

@@ -1,4 +1,4 @@
-"""Pruning: removing nodes, edges and inputs that are unimportant for every output."""
+"""Pruning: the removal of nodes, edges and inputs that are unimportant for every output."""
 
 from __future__ import annotations
 
@@ -26,20 +26,25 @@ def prune(
 ) -> NetworkT:
     """Return a new network without the hidden nodes and edges that are unimportant for every output.
 
-    The importance of nodes and edges is that of :meth:`KAN.attribute`. It is computed again after each removal until
-    nothing more falls below the thresholds, so that pruning a second time changes nothing. The function of the model
-    itself stays the same; its ``prune_mask`` says which edges were kept, and ``plot(mask=True)`` hides the others.
+    The importance of nodes and edges is computed as in :meth:`KAN.attribute`. After each removal the importance is
+    computed again, until all remaining nodes and edges are above the thresholds. Pruning the new network again
+    therefore changes nothing. The original model still computes the same function. The attribute ``prune_mask`` of the
+    original model marks the edges that were kept, and ``plot(mask=True)`` hides the removed edges.
 
     Args:
-        node_th, edge_th: a hidden node, or an edge, is kept if its importance for some output is above this.
-        x: ``[..., in_features]``, rows on which the network is evaluated; None takes those of the last fit.
-        dataset: instead of x, a dataset as :meth:`fit` takes it.
+        node_th: importance threshold of hidden nodes. A hidden node is kept if its importance for at least one output
+            is above the threshold.
+        edge_th: importance threshold of edges. An edge is kept if its importance for at least one output is above the
+            threshold.
+        x: rows ``[..., in_features]`` on which the network is evaluated (default: the rows of the last fit).
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as rows instead of ``x``.
 
     Returns:
-        A network that shares no tensors with the model. Its remaining edges are the same functions.
+        A network that shares no tensors with the model. The remaining edges have the same functions as in the model.
 
     Raises:
-        TypeError, ValueError: if a layer would lose all its nodes or edges, and for fewer than two different rows.
+        TypeError, ValueError: if all nodes or edges of a layer would be removed, or if there are fewer than two
+            different rows.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -64,13 +69,15 @@ def prune_node(
     """Return a new network without the hidden nodes that are unimportant for every output.
 
     Args:
-        threshold: a hidden node is kept if its importance for some output is above this.
-        mode: ``"auto"``, or ``"manual"``, which requires ``active_neurons_id``.
-        active_neurons_id: the nodes to keep in each hidden layer, instead of those above the threshold.
-        x, dataset: as in :meth:`prune`.
+        threshold: importance threshold. A hidden node is kept if its importance for at least one output is above the
+            threshold.
+        mode: ``"auto"`` or ``"manual"``. The mode ``"manual"`` requires the argument ``active_neurons_id``.
+        active_neurons_id: for each hidden layer, the list of the nodes to keep (default: all nodes whose importance is
+            above the threshold).
+        x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: as for :meth:`prune`, and for nodes that do not exist.
+        TypeError, ValueError: in the same cases as :meth:`prune`, and if a node does not exist.
     """
     if active_neurons_id is None:
         if mode == "manual":
@@ -92,11 +99,13 @@ def prune_edge(model: NetworkT, threshold: float = 3e-2, *, x: Any = None, datas
     """Return a new network in which the edges that are unimportant for every output are switched off.
 
     Args:
-        threshold: an edge is kept if its importance for some output is above this.
-        x, dataset: as in :meth:`prune`.
+        threshold: importance threshold. An edge is kept if its importance for at least one output is above the
+            threshold.
+        x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: if a layer would lose all its edges, and for fewer than two different rows.
+        TypeError, ValueError: if all edges of a layer would be switched off, or if there are fewer than two different
+            rows.
     """
     return _pruned(model, None, threshold, x, dataset)
 
@@ -110,16 +119,18 @@ def prune_input(
     x: Any = None,
     dataset: Any = None,
 ) -> NetworkT:
-    """Return a new network that ignores the unimportant inputs, but takes the same x.
+    """Return a new network that ignores unimportant inputs. The new network is called with the same columns of inputs
+    as the model, including the ignored columns.
 
     Args:
-        threshold: an input is kept if its importance for some output is above this.
-        active_inputs: the columns of x to keep, instead of those above the threshold.
-        x, dataset: as in :meth:`prune`.
+        threshold: importance threshold. An input is kept if its importance for at least one output is above the
+            threshold.
+        active_inputs: columns of the inputs to keep (default: all columns whose importance is above the threshold).
+        x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: if no input would be left, for columns that the network does not read, and for fewer than
-            two different rows.
+        TypeError, ValueError: if no input would be left, if ``active_inputs`` contains a column that the network does
+            not read, or if there are fewer than two different rows.
     """
     columns = model.input_id.tolist()
     if active_inputs is None:
@@ -143,11 +154,11 @@ def prune_input(
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_edge(model: Network, l: int, i: int, j: int) -> None:
-    """Switch off an edge, in place: both its spline and its formula.
+    """Switch off an edge in place, both its spline and its formula.
 
     Args:
-        l: the layer of edges, counted from the inputs.
-        i, j: the node where the edge starts, and the subnode where it ends.
+        l: index of the layer of edges, counted from the inputs.
+        i, j: index of the node where the edge starts, and index of the subnode where the edge ends.
 
     Raises:
         TypeError, ValueError: if the edge does not exist.
@@ -165,12 +176,13 @@ def remove_edge(model: Network, l: int, i: int, j: int) -> None:
 @torch.inference_mode(False)
 @torch.no_grad()
 def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
-    """Switch off the edges of a node, in place.
+    """Switch off the edges of a node in place.
 
     Args:
-        l: the layer of nodes, counted from the inputs.
-        i: the node.
-        mode: ``"down"`` for the edges that end in it, ``"up"`` for those that start in it, or ``"all"`` for both.
+        l: index of the layer of nodes, counted from the inputs.
+        i: index of the node in the layer.
+        mode: the edges to switch off: ``"down"`` for the edges that end in the node, ``"up"`` for the edges that start
+            in the node, or ``"all"`` for all edges of the node.
 
     Raises:
         TypeError, ValueError: if the node does not exist.
@@ -190,7 +202,8 @@ def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
 @torch.inference_mode(False)
 @torch.no_grad()
 def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> NetworkT:
-    """Prune nodes, edges, or both; a threshold of None keeps all."""
+    """Prune nodes, edges, or both. If ``node_th`` is None, all nodes are kept. If ``edge_th`` is None, all edges
+    between the remaining nodes are kept."""
     rows = rows_for(model, x, dataset)
     work = copy.deepcopy(model)
     hidden = range(1, model.depth)
@@ -234,7 +247,7 @@ def _scores(model: Network, rows: Tensor) -> Scores:
 
 
 def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
-    """Return a mask of the edges of a layer whose two nodes are both alive."""
+    """Return a mask ``[in, out]`` of the edges of a layer that start in an alive node and end in an alive node."""
     subnodes = torch.zeros(model.width_out[layer + 1], dtype=torch.bool, device="cpu")
     for node, group in enumerate(model.architecture.factors(layer + 1)):
         subnodes[group] = alive[layer + 1][node]
@@ -242,7 +255,7 @@ def _between(model: Network, layer: int, alive: list[Tensor]) -> Tensor:
 
 
 def _keep_only(model: Network, layer: int, on: Tensor) -> None:
-    """Switch off the splines and formulas of a layer, in place, where ``on [in, out]`` is False."""
+    """Switch off the splines and formulas of a layer in place, for all edges at which ``on [in, out]`` is False."""
     before = mask_of(model.layers[layer]).cpu()
     if not torch.equal(before & on, before):
         model.layers[layer].set_mask((before & on).float())

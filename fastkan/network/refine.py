@@ -1,4 +1,4 @@
-"""Changes of a network's grids: refinement, and adaptation to samples."""
+"""Changes of the grids of a network: refinement, and adaptation to samples."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ def refine(
 ) -> NetworkT:
     """Return a new network that computes the same function with ``new_grid`` intervals in every grid.
 
-    Where the new grid contains all knots of the old one and the samples lie inside, knots are inserted, and the
-    function stays exactly the same. Elsewhere the splines are refitted by least squares. A grid that does not cover the
-    samples is widened until it does.
+    If the new grid of an input contains all knots of the old grid, and the samples lie inside the old grid, knots are
+    inserted and the splines of the input stay exactly the same. Otherwise the splines of the input are refitted by
+    least squares. A grid that does not cover the samples is widened so that the new grid covers the samples.
 
     Args:
-        new_grid: the number of intervals, one for all layers or a list with one for each.
-        x: ``[..., in_features]``, the samples; None takes the rows of the last fit.
-        grid: another name of ``new_grid``, as in pykan.
-        dataset: instead of x, a dataset as :meth:`fit` takes it.
+        new_grid: number of intervals of every grid, or a list with one number for each layer.
+        x: samples ``[..., in_features]`` (default: the rows of the last fit).
+        grid: alias of ``new_grid``, as in pykan.
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
 
     Returns:
         A network that shares no tensors with the model.
 
     Raises:
-        TypeError, ValueError: for grid sizes below 1, and samples that have another shape, are empty or not finite.
-        RuntimeError: if samples are used while ``torch.distributed`` is initialised with several processes, since their
-            samples would differ.
+        TypeError, ValueError: if a grid size is below 1, or if the samples have the wrong shape, are empty or are not
+            finite.
+        RuntimeError: if samples are used while ``torch.distributed`` is initialised with several processes, because
+            each process would use different samples.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
@@ -76,7 +77,7 @@ def refine(
 
 
 def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
-    """Refine one layer in place, given the samples that enter it."""
+    """Refine one layer in place, given the samples that enter the layer."""
     order, old = layer.spline_order, layer.knots
     limits = grids.interior(old, order).double()
     low, high = samples.amin(0).double(), samples.amax(0).double()
@@ -100,18 +101,20 @@ def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
 @torch.inference_mode(False)
 @torch.no_grad()
 def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None) -> None:
-    """Adapt the knots of every layer to the values that enter it, and refit its splines there, in place.
+    """Adapt the knots of every layer in place to the values that enter the layer, and refit the splines at these
+    values.
 
-    See :meth:`KANLinear.update_grid`; the model's ``grid_eps`` is used.
+    The layers are updated one after another by :meth:`KANLinear.update_grid`, with the model's ``grid_eps``.
 
     Args:
-        x: ``[..., in_features]``, the samples; None takes the rows of the last fit.
-        dataset: instead of x, a dataset as :meth:`fit` takes it.
+        x: samples ``[..., in_features]`` (default: the rows of the last fit).
+        dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
 
     Raises:
-        TypeError, ValueError: for samples that have another shape, are empty or not finite, or make the values that
-            enter a layer not finite; nothing has changed then.
-        RuntimeError: if ``torch.distributed`` is initialised with several processes, since their samples would differ.
+        TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, or if the values that
+            enter a layer are not finite. In these cases the network is left unchanged.
+        RuntimeError: if ``torch.distributed`` is initialised with several processes, because each process would use
+            different samples.
     """
     check_one_process("update_grid_from_samples")
     nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=1))

@@ -1,4 +1,5 @@
-"""Rows of samples: read from tensors, arrays, lists, datasets and loaders, and the copy that a network keeps."""
+"""Rows of samples: how rows are read from tensors, arrays, lists, datasets and loaders, and the rows that a network
+keeps."""
 
 from __future__ import annotations
 
@@ -10,12 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_SAMPLES = 10_000  # rows that are kept or read from a loader: enough to fit any edge, without copying a large table
+# Maximum number of rows that a network keeps, and number of rows after which no more batches are read from a loader.
+# The maximum is large enough to fit any edge, and small enough that large tables are not copied.
+MAX_SAMPLES = 10_000
 
 
 class Sample:
-    """The rows ``[N, in_features]`` that a network remembers, or None. Copies of the network copy them; pickles leave
-    them out. At most ``MAX_SAMPLES`` are kept, including those with the least and the greatest value of each column."""
+    """The container of the rows ``[N, in_features]`` that a network keeps. If the network keeps no rows, the attribute
+    ``rows`` is None.
+
+    At most ``MAX_SAMPLES`` rows are kept, including the rows with the smallest and the largest value of each column. If
+    the network is copied, its rows are copied as well. If the network is pickled, its rows are left out.
+    """
 
     def __init__(self, rows: Tensor | None = None) -> None:
         self.rows = None if rows is None or rows.shape[0] == 0 else _subsample(rows.detach()).clone()
@@ -28,8 +35,9 @@ class Sample:
 
 
 def _subsample(rows: Tensor) -> Tensor:
-    """Return at most ``MAX_SAMPLES`` rows in their order, the same ones on every call. They are drawn at random: every
-    n-th row would miss values that alternate with a period of n."""
+    """Return at most ``MAX_SAMPLES`` of the rows in their original order. The rows are selected at random, because a
+    selection of every n-th row would miss values that alternate with a period of n. Every call with the same rows
+    returns the same selection."""
     if len(rows) <= MAX_SAMPLES:
         return rows
     ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()
@@ -42,12 +50,12 @@ def _subsample(rows: Tensor) -> Tensor:
 
 
 def is_array(value: Any) -> bool:
-    """Whether NumPy reads the value as an array: a tensor, an array or a DataFrame."""
+    """Whether the value is a tensor, a NumPy array, a DataFrame, or another object with a method ``__array__``."""
     return hasattr(value, "__array__")
 
 
 def is_number_list(value: Any) -> bool:
-    """Whether the value is a list of numbers, nested to any depth; only the first entries are looked at."""
+    """Whether the value is a list of numbers, nested to any depth. Only the first entry of each list is checked."""
     entry = value
     while isinstance(entry, (list, tuple)) and entry:
         entry = entry[0]
@@ -55,7 +63,16 @@ def is_number_list(value: Any) -> bool:
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
-    """Return a tensor detached from its graph, or a copy of an array, a DataFrame or lists of numbers as a tensor."""
+    """Return the values of a tensor, an array, a DataFrame or lists of numbers as a tensor. A tensor is detached from
+    its graph and not copied; other values are copied.
+
+    Args:
+        name: name of the value in error messages.
+
+    Raises:
+        TypeError, ValueError: if the value has the wrong type, is not dense, has rows of different lengths, or holds
+            values that are not real numbers.
+    """
     if not isinstance(value, Tensor):
         if not (is_array(value) or is_number_list(value)):
             raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
@@ -63,7 +80,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
         try:
             array = np.asarray(value)
-            if array.dtype.kind == "O":  # pandas gives objects for columns of a nullable dtype
+            if array.dtype.kind == "O":  # pandas converts columns of a nullable dtype to arrays of objects
                 array = np.asarray(array.tolist())
         except ValueError:
             raise ValueError(f"{name} must have rows of the same length") from None
@@ -78,7 +95,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 
 def concatenate_inputs(batches: Iterable[Sequence[Tensor]]) -> Tensor:
-    """Concatenate the inputs of batches ``(x, ...)``, and stop after the batch that makes them ``MAX_SAMPLES`` rows."""
+    """Concatenate the inputs ``x`` of batches ``(x, ...)``. Once there are ``MAX_SAMPLES`` rows, no further batch is
+    read."""
     found: list[Tensor] = []
     for x, *_ in batches:
         found.append(x)
@@ -88,7 +106,8 @@ def concatenate_inputs(batches: Iterable[Sequence[Tensor]]) -> Tensor:
 
 
 def dataset_inputs(dataset: Any) -> Any:
-    """Return the inputs of a pair ``(x, y)``, of a ``Dataset`` of single samples, or of a loader's first batches."""
+    """Return the inputs of a dataset, which is a pair ``(x, y)``, a ``Dataset`` of single samples, or a loader. Batches
+    of a loader are read until there are ``MAX_SAMPLES`` rows."""
     dataset = samples_as_pair(dataset)
     is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
     if is_pair and (is_array(dataset[0]) or is_number_list(dataset[0])):
@@ -104,7 +123,7 @@ def dataset_inputs(dataset: Any) -> Any:
 
 def samples_as_pair(dataset: Any) -> Any:
     """Return all samples of a ``Dataset`` of single samples ``(x [in], y)`` as one pair ``(x [N, in], y)``, and any
-    other dataset as it is."""
+    other dataset unchanged."""
     if not isinstance(dataset, torch.utils.data.Dataset) or not hasattr(dataset, "__len__") or not len(dataset):
         return dataset
     first = dataset[0]

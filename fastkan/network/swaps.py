@@ -1,4 +1,4 @@
-"""Reordering of hidden nodes so that important edges are short, for legible plots and pykan's ``auto_swap``."""
+"""Reordering of hidden nodes to make important edges short, for legible plots and for pykan's ``auto_swap``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor
 
 
 def connection_cost(sizes: Sequence[Tensor]) -> float:
-    """Return the sum of size times length over the edges of all layers, whose sizes are ``[in, out]``. The length of an
-    edge is the distance between its two nodes, with the nodes of every layer spaced evenly over a width of 1."""
+    """Return the sum, over all edges, of the size of the edge times its length.
+
+    The sizes of the edges are given as one tensor ``[in, out]`` for each layer. The length of an edge is the horizontal
+    distance between its two nodes if the nodes of every layer are spaced evenly over a width of 1.
+    """
     total = 0.0
     for size in sizes:
         starts, ends = ((torch.arange(count, device=size.device) + 0.5) / count for count in size.shape)
@@ -24,15 +27,16 @@ def order_nodes(
     groups: Sequence[Sequence[Sequence[int]]] | None = None,
     layers: Sequence[int] | None = None,
 ) -> None:
-    """Exchange pairs of hidden nodes wherever that reduces :func:`connection_cost`.
+    """Exchange pairs of hidden nodes if the exchange reduces :func:`connection_cost`.
 
-    For each node in turn, the best partner among the nodes of its layer with as many subnodes is taken.
+    Each node in turn is exchanged with the node whose exchange reduces the cost most, among the nodes of the same layer
+    that have the same number of subnodes.
 
     Args:
-        sizes: as for :func:`connection_cost`; not changed.
-        swap: a function ``(l, i1, i2)`` that exchanges the nodes i1 and i2 of layer l.
-        groups: for each layer of nodes, the list of subnodes of each node; None stands for one subnode each.
-        layers: the hidden layers to reorder; None stands for all.
+        sizes: sizes ``[in, out]`` of the edges of each layer. The tensors are not changed.
+        swap: function that is called as ``swap(l, i1, i2)`` and exchanges the nodes ``i1`` and ``i2`` of layer ``l``.
+        groups: for each layer of nodes, the list of subnodes of each node. If None, every node has one subnode.
+        layers: indices of the hidden layers to reorder (default: all hidden layers).
     """
     now = [size.detach().clone() for size in sizes]
     for l in range(1, len(now)) if layers is None else layers:

@@ -1,4 +1,4 @@
-"""Looking inside a network: which rows to look at, what its nodes and edges compute on them, and which edges are on."""
+"""Inspection of a network: the choice of rows, the values of nodes and edges on the rows, and the edges that are on."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from .samples import as_tensor, dataset_inputs
 if TYPE_CHECKING:
     from .core import Network
 
-# -- rows to look at ------------------------------------------------------------------------------
+# -- choice of rows -------------------------------------------------------------------------------
 
 
 def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: int = 2, strict: bool = True) -> Tensor:
-    """Choose the rows on which a method of a network evaluates it.
+    """Choose the rows on which a method of a network evaluates the network.
 
-    Those given as ``x`` or ``dataset``, else those of the last :meth:`KAN.fit` or :meth:`KAN.get_act`, else points
-    spread evenly over the first layer's grids.
+    The rows are given as ``x`` or ``dataset``. If neither is given, the rows of the last :meth:`KAN.fit` or
+    :meth:`KAN.get_act` are used or, if there are none, points spread evenly over the grids of the first layer.
 
     Args:
-        x: ``[..., in_features]``, a tensor, an array or lists of numbers.
-        dataset: instead of x, a dataset as :meth:`KAN.fit` takes it, or a dictionary with ``train_input`` alone; a
-            loader is read until it has given 10,000 rows.
-        min_rows: how many different rows are needed.
-        strict: True where the rows change the network or a choice, and not only what is shown. Then too few rows, or
-            NaN or infinities among them, are refused, and a warning is given where points spread over the grids stand
-            for data.
+        x: rows ``[..., in_features]``: a tensor, an array or lists of numbers.
+        dataset: dataset in a form that :meth:`KAN.fit` accepts, or a dictionary with ``train_input`` alone, whose
+            inputs are used as rows instead of ``x``. Batches of a loader are read until there are 10,000 rows.
+        min_rows: minimum number of different rows, checked if ``strict`` is True.
+        strict: whether the caller uses the rows to change the network or to make a choice, and not only to display
+            values. If True, an error is raised for too few rows, NaN or infinities, and a warning is given if points
+            spread over the grids are used.
 
     Returns:
-        ``[N, in_features]``, in the network's dtype and on its device.
+        The rows ``[N, in_features]``, in the dtype and on the device of the network.
 
     Raises:
-        TypeError, ValueError: for rows of another shape or kind; if strict also for fewer than ``min_rows`` different
-            rows, or with NaN or infinities.
+        TypeError, ValueError: if the rows have the wrong shape or type. If ``strict`` is True, an error is also raised
+            if the rows contain NaN or infinities, or if there are fewer than ``min_rows`` different rows.
     """
     if x is not None and dataset is not None:
         raise ValueError("x and dataset both say which rows to use: give one of them")
@@ -74,12 +74,14 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
 
 @torch.no_grad()
 def default_rows(model: Network) -> Tensor:
-    """Return the rows ``[N, in_features]`` of :func:`rows_for` without ``x``, unchecked."""
+    """Return the rows ``[N, in_features]`` that :func:`rows_for` chooses if no rows are given. The rows are not
+    checked."""
     return rows_for(model, strict=False)
 
 
 def grid_points(model: Network) -> Tensor:
-    """Return points spread evenly over the first layer's grids, ``[1024, in_features]``; unread inputs are 0."""
+    """Return points ``[1024, in_features]`` spread evenly over the grids of the first layer. Inputs that the network
+    does not read are 0."""
     limits = grids.interior(model.layers[0].knots, model.layers[0].spline_order).double()
     unit = torch.quasirandom.SobolEngine(len(limits)).draw(1024, dtype=torch.float64).to(model.device)
     points = torch.zeros(len(unit), model.in_features, dtype=model.dtype, device=model.device)
@@ -89,7 +91,7 @@ def grid_points(model: Network) -> Tensor:
 
 
 def _read_rows(name: str, value: Any) -> Tensor:
-    """Read rows given as a tensor, an array or lists of numbers into a floating-point tensor."""
+    """Convert rows, given as a tensor, an array or lists of numbers, to a floating-point tensor."""
     if isinstance(value, (list, tuple)):
         try:
             value = torch.tensor(value, dtype=torch.float64)
@@ -100,27 +102,27 @@ def _read_rows(name: str, value: Any) -> Tensor:
 
 
 def _check_different(name: str, rows: Tensor, min_rows: int) -> None:
-    """Raise a ValueError for fewer than ``min_rows`` different rows."""
+    """Raise a ValueError if there are fewer than ``min_rows`` different rows."""
     if not len(rows):
         raise ValueError(f"{name} must have at least one sample, got none")
-    if len(rows[: 8 * min_rows].unique(dim=0)) >= min_rows:  # the first rows usually suffice
+    if len(rows[: 8 * min_rows].unique(dim=0)) >= min_rows:  # the first rows are usually sufficient
         return
     count = len(rows.unique(dim=0))
     if count < min_rows:
         raise ValueError(f"{name} must have at least {min_rows} different rows, got {count} among {len(rows)}")
 
 
-# -- values of nodes and edges --------------------------------------------------------------------
+# -- values ---------------------------------------------------------------------------------------
 
 
 class LayerTrace(NamedTuple):
-    """The values at one layer's nodes and edges for N rows, as :func:`trace` returns them.
+    """The values at the nodes and edges of one layer for N rows, as :func:`trace` returns them for each layer.
 
     Args:
-        nodes: ``[N, nodes]``, the values that enter the layer.
-        edges: ``[N, nodes, subnodes]``, the value of every edge function, or None.
-        subnodes: ``[N, subnodes]``, the sums of the edges that end in each subnode.
-        out: ``[N, nodes of the next layer]``, after products and affine maps.
+        nodes: values ``[N, nodes]`` that enter the layer.
+        edges: values ``[N, nodes, subnodes]`` of the edge functions, or None.
+        subnodes: sums ``[N, subnodes]`` of the edges that end in each subnode.
+        out: values ``[N, nodes of the next layer]`` that leave the layer, after products and affine maps.
     """
 
     nodes: Tensor
@@ -135,15 +137,16 @@ def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[
     """Compute the values at the nodes and edges of each layer, without gradients.
 
     Args:
-        x: ``[..., in_features]``; None takes the rows of the last fit or, before any, points spread evenly over the
-            first layer's grids.
-        edges: whether to compute the values of every edge function too, N x nodes x subnodes numbers per layer.
+        x: rows ``[..., in_features]``. If None, the rows of the last fit are used or, if there was no fit, points
+            spread evenly over the first layer's grids.
+        edges: whether to also compute the values of every edge function, which takes N x nodes x subnodes numbers per
+            layer.
 
     Returns:
-        A :class:`LayerTrace` for each layer of edges.
+        A list with a :class:`LayerTrace` for each layer of edges.
 
     Raises:
-        TypeError, ValueError: for x of another shape, dtype or kind.
+        TypeError, ValueError: if ``x`` has the wrong shape, dtype or type.
 
     Example:
         >>> steps = KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True)
@@ -162,20 +165,22 @@ def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[
 
 
 def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
-    """Trace the network on rows, and keep copies of them (10,000 at most) as ``model.sample``.
+    """Compute the values at the nodes and edges of the network for given rows, and keep copies of at most 10,000 of the
+    rows as ``model.sample``.
 
-    :meth:`fit` keeps its training rows by itself. After a training loop of your own, call this once, so that
-    :meth:`auto_symbolic`, :meth:`prune` and :meth:`attribute` evaluate the network on your data.
+    :meth:`fit` keeps its training rows without a call of ``get_act``. After a training loop of your own, call
+    ``get_act`` once, so that :meth:`auto_symbolic`, :meth:`prune` and :meth:`attribute` evaluate the network on your
+    data.
 
     Args:
-        x: ``[..., in_features]``, a tensor or an array, or a dataset with ``train_input``; None takes the rows of the
-            last fit.
+        x: rows ``[..., in_features]`` as a tensor or an array, or a dataset with ``train_input``. If None, the rows of
+            the last fit are used.
 
     Returns:
-        A :class:`LayerTrace` for each layer, with the values of every edge.
+        A list with a :class:`LayerTrace` for each layer, which includes the values of every edge.
 
     Raises:
-        TypeError, ValueError: for rows of another shape, or none.
+        TypeError, ValueError: if the rows have the wrong shape, or if there are no rows.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -202,11 +207,11 @@ def get_fun(model: Network, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
     """Return the inputs and outputs of edge ``(l, i, j)`` on the rows of the last fit, sorted by the input.
 
     Args:
-        l: the layer of edges, counted from the inputs.
-        i, j: the node where the edge starts, and the subnode where it ends.
+        l: index of the layer of edges, counted from the inputs.
+        i, j: index of the node where the edge starts, and index of the subnode where the edge ends.
 
     Returns:
-        Two tensors ``[N]``.
+        A tuple of the inputs ``[N]`` and the outputs ``[N]`` of the edge.
 
     Raises:
         TypeError, ValueError: if the edge does not exist.
@@ -220,11 +225,11 @@ def get_fun(model: Network, l: int, i: int, j: int) -> tuple[Tensor, Tensor]:
 
 @checked(l=INDEX, i=INDEX, j=INDEX, verbose=FLAG)
 def get_range(model: Network, l: int, i: int, j: int, verbose: bool = True) -> tuple[float, float, float, float]:
-    """Return ``(x_min, x_max, y_min, y_max)``, the ranges of an edge's input and output on the rows of the last fit.
+    """Return the ranges ``(x_min, x_max, y_min, y_max)`` of an edge's input and output on the rows of the last fit.
 
     Args:
-        l, i, j: the edge, as in :meth:`get_fun`.
-        verbose: whether to print them as well.
+        l, i, j: indices of the edge, see :meth:`get_fun`.
+        verbose: whether to also print the ranges.
 
     Raises:
         TypeError, ValueError: if the edge does not exist.
@@ -251,8 +256,8 @@ def check_edge(model: Network, l: int, i: int, j: int) -> None:
 
 
 def edge_kinds(model: Network, layer: int) -> tuple[Tensor, Tensor]:
-    """Return which edges of a layer are on as a spline, and which as a formula: two bool tensors ``[in, out]`` on the
-    CPU. An edge can be both, and is then the sum of the two."""
+    """Return a tuple of two bool masks ``[in, out]`` on the CPU: the edges of a layer that have an active spline, and
+    the edges that have a formula. An edge with a spline and a formula is the sum of the two."""
     numeric = mask_of(model.layers[layer]).cpu()
     formulas = torch.zeros_like(numeric)
     for edge in model.symbolic[layer].edges:
@@ -261,6 +266,6 @@ def edge_kinds(model: Network, layer: int) -> tuple[Tensor, Tensor]:
 
 
 def edges_on(model: Network, layer: int) -> Tensor:
-    """Return which edges of a layer are on as a spline or as a formula, ``[in, out]`` of bool on the CPU."""
+    """Return a bool mask ``[in, out]``, on the CPU, of the edges of a layer that have an active spline or a formula."""
     numeric, formulas = edge_kinds(model, layer)
     return numeric | formulas

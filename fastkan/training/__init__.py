@@ -1,1 +1,1 @@
-"""Training of a network: data sets, the objective, its optimizers, and ``fit``."""
+"""Training of a network: the data sets, the objective, the optimizers, and ``fit``."""

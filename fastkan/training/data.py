@@ -1,4 +1,4 @@
-"""Data sets for training: made from a function or a table, and read by ``fit``."""
+"""Data sets for training: functions that create data sets, and the function with which ``fit`` reads data sets."""
 
 from __future__ import annotations
 
@@ -40,33 +40,34 @@ def create_dataset(
     *,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Draw random inputs and compute a function of them, for training and for testing.
+    """Draw random inputs for training and for testing, and compute their labels with a function.
 
-    The arguments are pykan's, and a seed gives the same numbers as in pykan. Inputs are drawn, and f is computed, on
-    the CPU, so that the data are the same for every device.
+    The arguments are the same as in pykan, and a seed gives the same numbers as in pykan. The inputs and labels are
+    computed on the CPU, so that the data are the same for every device.
 
     Args:
         f: function from inputs ``[N, n_var]`` to labels ``[N, out]`` or ``[N]``.
         n_var: number of variables.
-        f_mode: with ``"row"``, f gets the transposed inputs, ``[n_var, N]``; its labels have the same shape as with
-            ``"col"``.
-        ranges: lower and upper end of the inputs: ``(2,)`` for all variables, or ``(n_var, 2)``.
-        train_num, test_num: numbers of rows; ``test_num`` may be 0.
-        normalize_input, normalize_label: whether each column of the inputs, or of the labels, is shifted and scaled to
+        f_mode: layout of the inputs that ``f`` gets: ``[N, n_var]`` for ``"col"``, and ``[n_var, N]`` for ``"row"``.
+            The shape of the labels that ``f`` returns is ``[N, out]`` or ``[N]`` for both layouts.
+        ranges: lower and upper bounds of the inputs: two numbers for all variables, or two numbers for each variable.
+        train_num, test_num: numbers of rows for training and for testing; ``test_num`` may be 0.
+        normalize_input, normalize_label: whether to shift and scale each column of the inputs, or of the labels, to
             mean 0 and standard deviation 1 over the training rows.
         device: device of the returned tensors.
-        seed: seed of the random inputs; None draws from torch's global generator.
-        dtype: dtype of the inputs and of labels that aren't integers; None is torch's default. For a 16-bit dtype f is
-            called in float32 and its labels are rounded.
+        seed: seed of the random inputs. If None, torch's global generator is used.
+        dtype: dtype of the inputs and of labels that are not integers (default: torch's default dtype). For a 16-bit
+            dtype, ``f`` is called in float32 and the labels are rounded.
 
     Returns:
-        A dictionary with ``train_input`` and ``test_input`` ``[N, n_var]``, ``train_label`` and ``test_label``
-        ``[N, out]``; if normalised, also the means and standard deviations that were used: ``input_mean`` and
-        ``input_std`` ``[n_var]``, ``label_mean`` and ``label_std`` ``[out]``.
+        A dictionary with inputs ``train_input`` and ``test_input`` of the shape ``[N, n_var]`` and labels
+        ``train_label`` and ``test_label`` of the shape ``[N, out]``. If the inputs are normalised, the dictionary also
+        has their means and standard deviations, ``input_mean`` and ``input_std`` of the shape ``[n_var]``. If the
+        labels are normalised, the dictionary also has ``label_mean`` and ``label_std`` of the shape ``[out]``.
 
     Raises:
-        TypeError, ValueError: for arguments that are out of range or don't fit together, for labels that have another
-            shape or are not finite, and for a constant column that should be normalised.
+        TypeError, ValueError: if arguments are out of range or do not fit together, if labels have the wrong shape or
+            are not finite, or if a column to be normalised is constant.
 
     Example:
         >>> f = lambda x: torch.exp(torch.sin(torch.pi * x[:, [0]]) + x[:, [1]] ** 2)
@@ -80,7 +81,7 @@ def create_dataset(
     exact = torch.float32 if dtype.itemsize == 2 else dtype
     inputs = {"train": torch.empty(train_num, n_var, dtype=exact), "test": torch.empty(test_num, n_var, dtype=exact)}
     for i, (low, high) in enumerate(limits):
-        for x in inputs.values():  # column by column, training rows first, as pykan draws them
+        for x in inputs.values():  # pykan also draws the inputs column by column, training rows first
             x[:, i] = torch.rand(len(x), generator=generator, dtype=exact) * (high - low) + low
     dataset: dict[str, Tensor] = {}
     for name, x in inputs.items():
@@ -101,19 +102,19 @@ def create_dataset_from_data(
     """Split a table at random into rows for training and rows for testing.
 
     Args:
-        inputs: ``[N, n_var]``, a tensor, a NumPy array, a DataFrame, or lists of numbers.
-        labels: ``[N, out]`` or ``[N]``, of the same kinds.
-        train_ratio: share of the rows that are for training; their number is rounded down.
+        inputs: inputs ``[N, n_var]``: a tensor, a NumPy array, a DataFrame, or lists of numbers.
+        labels: labels ``[N, out]`` or ``[N]``: a tensor, a NumPy array, a DataFrame, or lists of numbers.
+        train_ratio: share of the rows that are used for training. The number of training rows is rounded down.
         device: device of the returned tensors.
-        seed: seed of the random order; None draws from torch's global generator.
+        seed: seed of the random order of the rows. If None, torch's global generator is used.
 
     Returns:
-        A dictionary with ``train_input``, ``test_input``, ``train_label`` and ``test_label``: copies, in the dtypes of
-        the arguments.
+        A dictionary with ``train_input``, ``test_input``, ``train_label`` and ``test_label``. The tensors are copies
+        and have the dtypes of the arguments.
 
     Raises:
-        TypeError, ValueError: for inputs that are not a table, for labels with another number of rows, and for a share
-            that is out of range or leaves no row for training.
+        TypeError, ValueError: if ``inputs`` is not a table, if ``labels`` has a different number of rows than
+            ``inputs``, or if ``train_ratio`` is out of range or leaves no row for training.
 
     Example:
         >>> dataset = create_dataset_from_data(torch.rand(50, 3), torch.rand(50, 1))
@@ -152,8 +153,9 @@ def _generator(seed: int | None) -> torch.Generator | None:
 
 
 def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f_mode: str, name: str) -> Tensor:
-    """Checked labels ``[N, out]`` in the dtype of the inputs, or as integers."""
-    x = inputs.to(exact, copy=True)  # f may write into it
+    """Compute and check the labels ``[N, out]``. Floating-point labels get the dtype of the inputs, and integer labels
+    keep their dtype."""
+    x = inputs.to(exact, copy=True)  # a copy is made because f may write into its argument
     labels = f(x if f_mode == "col" else x.t())
     if not isinstance(labels, Tensor):
         raise TypeError(f"f must return a torch.Tensor, got {type(labels).__name__}")
@@ -189,10 +191,20 @@ def _normalize(dataset: dict[str, Tensor], part: str, exact: torch.dtype, dtype:
 
 @dataclass(frozen=True)
 class Data:
-    """Checked training and test data in a network's dtype and on its device, as :func:`read_data` returns them."""
+    """The checked training and test data that :func:`read_data` returns, in the dtype and on the device of a network.
 
-    train_input: Tensor  # [N, in]; for a loader, its first batch
-    train_label: Tensor  # as many rows
+    Args:
+        train_input: inputs ``[N, in]`` for training; if the data come from a loader, the inputs of the first batch.
+        train_label: labels for training, with N rows.
+        test_input, test_label: inputs and labels for testing, or None.
+        loader: function that returns an endless iterator over the batches of a loader, or None if the data do not come
+            from a loader.
+        labels: the form of the labels that the loss accepts.
+        loaded: inputs of all batches of a loader, at most 10,000 rows, or None if the data do not come from a loader.
+    """
+
+    train_input: Tensor
+    train_label: Tensor
     test_input: Tensor | None = None
     test_label: Tensor | None = None
     loader: Callable[[], Iterator[Pair]] | None = None  # returns an endless iterator of a loader's batches
@@ -201,27 +213,32 @@ class Data:
 
     @property
     def rows(self) -> Tensor:
-        """Inputs for training; for a loader, those of all its batches (10,000 rows at most)."""
+        """The inputs for training; if the data come from a loader, the inputs of all batches, at most 10,000 rows."""
         return self.train_input if self.loaded is None else self.loaded
 
     @property
     def train(self) -> Pair:
-        """Pair of inputs and labels for training."""
+        """The pair of inputs and labels for training."""
         return self.train_input, self.train_label
 
     @property
     def test(self) -> Pair | None:
-        """Pair of inputs and labels for testing, or None."""
+        """The pair of inputs and labels for testing, or None if there are no test data."""
         return None if self.test_input is None or self.test_label is None else (self.test_input, self.test_label)
 
     def batches(self, batch: int = -1, seed: int | None = 0) -> Iterator[Pair]:
-        """Return an endless iterator of batches ``(x, y)``.
+        """Return an endless iterator over batches ``(x, y)``.
 
         Args:
-            batch: number of rows in each batch; -1, which a loader requires, for all rows without a copy. Each pass
-                over the data has a new random order, and the rows left over at its end, too few for a batch, are
-                skipped.
-            seed: seed of the order, which is the same on every device; None draws from torch's global generator.
+            batch: number of rows in each batch. If ``batch`` is -1 or at least the number of rows, each batch consists
+                of all rows, without a copy. Otherwise each pass over the data has a new random order, and rows at the
+                end of a pass are skipped if they are too few for a batch.
+            seed: seed of the random order of the rows, which is the same on every device. If None, torch's global
+                generator is used.
+
+        Raises:
+            TypeError, ValueError: if ``batch`` is neither -1 nor at least 1, or if ``batch`` is given although the data
+                come from a loader, which makes its own batches.
         """
         if batch != -1:
             check_int("batch", batch, least=1)
@@ -250,22 +267,27 @@ def read_data(
     dtype: torch.dtype | None = None,
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Data:
-    """Check a data set for training, and convert it to a network's dtype and device.
+    """Check a data set for training, and convert the data to the dtype and device of a network.
 
     Args:
-        dataset: as in :meth:`KAN.fit`. Test data without rows and other entries of a dictionary are ignored; batches
-            may be any iterable that can be iterated over repeatedly; all of a ``Dataset`` of samples is read.
+        dataset: the data set, in one of four forms. The first form is a dictionary with ``train_input``,
+            ``train_label`` and optionally ``test_input`` and ``test_label``; other entries, and test data without rows,
+            are ignored. The second form is a pair ``(x, y)``. The third form is an iterable of pairs ``(x, y)`` that
+            can be iterated over repeatedly, for example a DataLoader or a list. The fourth form is a
+            ``torch.utils.data.Dataset`` of samples, all of which are read. Inputs and labels may be tensors, NumPy
+            arrays, DataFrames or lists of numbers.
         in_features: number of columns of the inputs.
         out_features: number of columns of the network's output.
-        device, dtype: device and dtype of the network; None is torch's default dtype.
-        loss_fn: the loss that the labels are for. For the mean squared error (None) labels are ``[N, out_features]``
-            and become floating point; ``[N]`` becomes ``[N, 1]`` for one output. For any other loss, integers ``[N]``
-            count as classes if there are several outputs, and labels that can't be broadcast against the output are
-            passed to the loss as they are.
+        device, dtype: device and dtype of the network. If ``dtype`` is None, torch's default dtype is used.
+        loss_fn: the loss function that gets the labels, or None for the mean squared error. For the mean squared error,
+            labels are ``[N, out_features]`` and are converted to floating point; labels ``[N]`` become ``[N, 1]`` if
+            the network has one output. For any other loss, integers ``[N]`` count as classes if the network has several
+            outputs, and labels that cannot be broadcast against the output are passed to the loss unchanged.
 
     Raises:
-        TypeError, ValueError: for any other data set, for data without rows, NaN or infinities, and for labels that a
-            loss would broadcast against the output. Later batches of a loader are checked when they are read.
+        TypeError, ValueError: if ``dataset`` has none of the four forms, if the data have no rows or contain NaN or
+            infinities, or if a loss would broadcast the labels against the output. The later batches of a loader are
+            checked only when they are read.
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
     labels = Labels(loss_fn, out_features, dtype)
@@ -316,7 +338,7 @@ def read_data(
 
 
 class _Form(NamedTuple):
-    """Shape, dtype and device that inputs and labels are checked for and converted to."""
+    """The form that inputs and labels are checked for and converted to: number of features, device and dtype."""
 
     in_features: int
     device: torch.device

@@ -1,4 +1,4 @@
-"""``KAN.fit``: the training loop, its record of losses, and its checks of data and parameters."""
+"""The training loop ``KAN.fit``, the record of losses that the loop returns, and the checks of its arguments."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 
 TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
 LOSSES = ("train_loss", "test_loss", "reg")
-MAX_MEDIAN = 50.0  # median magnitude of a column; beyond it the base function is nearly a straight line
-MAX_OUTSIDE = 0.5  # share of a column's rows outside of the grid
+# Maximum median magnitude of a column of inputs. For larger inputs the base function is nearly a straight line.
+MAX_MEDIAN = 50.0
+# Maximum share of the values of a column of inputs that may lie outside of the grid.
+MAX_OUTSIDE = 0.5
 
 
 class _Opt(kinds.Choice):
-    """Argument kind: an optimizer's name. The mistake ``fit(x, y)``, which passes labels here, gets its own message."""
+    """Argument kind: the name of an optimizer. The mistaken call ``fit(x, y)``, which passes the labels in place of the
+    name, gets an error message of its own."""
 
     def read(self, name: str, value: Any) -> str:
         if is_sequence(value) or hasattr(value, "__array__"):
@@ -46,7 +49,8 @@ class _Opt(kinds.Choice):
 
 
 class _Names(kinds.Kind):
-    """Argument kind: a collection of names out of a given list; a plain string, a collection of letters, is refused."""
+    """Argument kind: a collection of names from a given list. A plain string is refused, because Python would iterate
+    over its letters."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
@@ -110,67 +114,74 @@ def fit(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, list[float]]:
-    """Train the network on data; the positional arguments are pykan's, the keyword-only ones are added here.
+    """Train the network on data.
 
-    After an exception in a function of the caller's, or a KeyboardInterrupt, the network is as it was after the last
-    complete step, and ``model.history`` holds the record up to that step.
+    The positional arguments are the same as in pykan's ``fit``; the keyword-only arguments do not exist in pykan.
+
+    If a function that was passed as an argument raises an exception, or if a KeyboardInterrupt occurs, the network is
+    restored to its state after the last complete step, and ``model.history`` holds the losses up to that step.
 
     Args:
         dataset: a dictionary with ``train_input``, ``train_label`` and optionally ``test_input`` and ``test_label``,
-            as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of such pairs; or a
-            ``torch.utils.data.Dataset`` of samples. Labels are ``[N, width[-1]]``, or ``[N]`` for one output; for a
-            classification loss they are integers ``[N]``.
-        opt: ``"LBFGS"`` (each step is up to 20 iterations with a line search) or ``"Adam"``.
-        steps: number of steps.
-        log: number of steps between updates of the progress bar and measurements of the test loss.
-        lamb: strength of the whole penalty; 0 adds none.
-        lamb_l1, lamb_entropy: weights, within the penalty, of the sum of the edges' sizes and of the entropy of their
-            distribution at each node.
-        lamb_coef, lamb_coefdiff: weights, within the penalty, of the magnitudes of the spline coefficients, and of the
-            magnitudes of the differences between consecutive coefficients.
-        update_grid: whether the knots are moved to where the samples lie, ``grid_update_num`` times at equal
-            intervals from step ``start_grid_update_step`` to ``stop_grid_update_step``.
-        loss_fn: a function of prediction and label that returns a tensor with one number; None is the mean squared
-            error. It is called once on the first batch before anything changes.
-        lr: learning rate.
-        batch: number of rows in a step; -1 uses all.
-        metrics: functions without argument; their values are recorded after each step under their names.
-        save_fig: whether the network is drawn into ``img_folder`` every ``save_fig_freq`` steps, with ``in_vars``,
-            ``out_vars`` and ``beta`` as in :meth:`KAN.plot`.
-        singularity_avoiding, y_th: as in :meth:`KAN.forward`.
-        reg_metric: how an edge's size is measured: a name in ``fastkan.training.regularization.REG_METRICS``.
+            as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of pairs ``(x, y)``; or a
+            ``torch.utils.data.Dataset`` of samples. Labels have the shape ``[N, width[-1]]``, or ``[N]`` if the network
+            has one output. For a classification loss, labels are integers ``[N]``.
+        opt: name of the optimizer: ``"LBFGS"``, whose steps have up to 20 iterations with a line search, or ``"Adam"``.
+        steps: number of training steps.
+        log: number of steps between updates of the progress bar and between measurements of the test loss.
+        lamb: factor of the penalty in the objective; if 0, no penalty is computed.
+        lamb_l1, lamb_entropy: weights within the penalty. ``lamb_l1`` is the weight of the sum of the edge sizes, and
+            ``lamb_entropy`` is the weight of the entropy of the edge sizes at each node.
+        lamb_coef, lamb_coefdiff: weights within the penalty. ``lamb_coef`` is the weight of the magnitudes of the
+            spline coefficients, and ``lamb_coefdiff`` is the weight of the magnitudes of the differences between
+            consecutive coefficients.
+        update_grid: whether to move the knots to where the samples lie, about ``grid_update_num`` times at equal
+            intervals from step ``start_grid_update_step`` to step ``stop_grid_update_step``.
+        loss_fn: function of the prediction and the labels that returns a tensor with one number (default: the mean
+            squared error). The function is called once on the first batch before the network changes.
+        lr: learning rate of the optimizer.
+        batch: number of data rows that each step uses, or -1 for all rows.
+        metrics: functions without arguments that are called after each step. The returned values are recorded under
+            the names of the functions.
+        save_fig: whether to save a drawing of the network in ``img_folder`` every ``save_fig_freq`` steps. The drawing
+            is made by :meth:`KAN.plot` with the arguments ``in_vars``, ``out_vars`` and ``beta``.
+        singularity_avoiding, y_th: arguments of :meth:`KAN.forward`.
+        reg_metric: name of the metric that measures the size of an edge, one of
+            ``fastkan.training.regularization.REG_METRICS``.
         display_metrics: names of the recorded values that the progress bar shows.
-        train: groups of parameters to train, out of ``"spline"``, ``"base"``, ``"scale"``, ``"symbolic"``,
-            ``"affine"`` and ``"grid"`` (which stands for grid updates); None trains all that are trainable. With
-            ``train=("spline",)`` data from one region leave the functions elsewhere unchanged (continual learning).
-        try_without: whether to search for a sparser network as well, in a fit by L-BFGS with ``lamb > 0`` on all rows
-            and of all parameters: the penalty ramps up over the first quarter of the steps, and every third step is
-            also tried with one hidden node set to zero. The better of the two results is kept (see
-            ``fastkan.training.node_search``).
-        callbacks: functions called after each step with the model, the step and the record; the fit ends when one
-            returns True.
-        early_stopping: number of steps without a better test loss (without a test set, training loss) after which the
-            fit ends; the best parameters are restored.
-        seed: seed of the order of the batches.
-        progress: whether a progress bar is shown.
+        train: groups of parameters to train (default: all trainable parameters). The groups are ``"spline"``,
+            ``"base"``, ``"scale"``, ``"symbolic"``, ``"affine"`` and ``"grid"``, where ``"grid"`` allows grid updates.
+            With ``train=("spline",)``, training on data from one region leaves the functions in other regions
+            unchanged, which is useful for continual learning.
+        try_without: whether to also search for a sparser network. The search is made only in a fit by L-BFGS with
+            ``lamb > 0``, on all rows, in which all parameters are trained. During the search, the penalty ramps up over
+            the first quarter of the steps, and every third step is also tried with one hidden node set to zero. The
+            better of the two networks is kept (see ``fastkan.training.node_search``).
+        callbacks: functions that are called after each step with the model, the index of the step and the dictionary of
+            recorded losses. The fit ends when a callback returns True.
+        early_stopping: number of consecutive steps without an improvement of the test loss, or of the training loss if
+            there is no test set, after which the fit ends. The best parameters are restored when the fit ends.
+        seed: seed of the random order of the batches.
+        progress: whether to show a progress bar.
 
     Returns:
         A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
-        ``reg`` (the penalty) and one list for each metric. Losses are root mean squared errors, or the values of
-        ``loss_fn``. ``train_loss`` is measured on the batch of the step. ``test_loss`` is measured on the test set;
-        with ``batch``, on that many of its rows, drawn again each time; with ``log > 1``, every ``log`` steps only,
-        and repeated in between. With ``early_stopping`` it is measured on the whole test set at every step. The last
-        entry is always measured on the whole test set.
+        ``reg`` (the penalty) and one list for each metric. Losses are values of ``loss_fn``, or root mean squared
+        errors if ``loss_fn`` is None. ``train_loss`` is measured on the batch of the step. ``test_loss`` is measured on
+        the whole test set or, if ``batch`` is given, on a new random selection of ``batch`` test rows each time. With
+        ``log > 1`` the test loss is measured every ``log`` steps, and the last measured value is repeated in between.
+        With ``early_stopping`` the test loss is measured on the whole test set at every step. The last entry of
+        ``test_loss`` is always measured on the whole test set.
 
     Raises:
-        TypeError, ValueError: for data that are not finite or don't fit the network, and for arguments out of range,
-            before anything has changed.
+        TypeError, ValueError: if the data are not finite or do not fit the network, or if an argument is out of range.
+            In these cases the network is left unchanged.
         RuntimeError: if ``torch.distributed`` is initialised with several processes.
 
     Warns:
-        RuntimeWarning: when a step makes the loss infinite or NaN. The network then has the parameters from before
-            that step.
-        UserWarning: when the value of ``loss_fn`` does not depend on which row a label belongs to, and when columns of
+        RuntimeWarning: if a step makes the loss infinite or NaN. The fit then ends, and the network has the parameters
+            from before that step.
+        UserWarning: if the value of ``loss_fn`` does not depend on the assignment of labels to rows, or if columns of
             the inputs should be normalised.
 
     Example:
@@ -205,7 +216,7 @@ def fit(
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and is_full_batch
     active = [layer for layer in model.layers if not layer._frozen]
     searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
-    runs_callers_code = bool(metrics or callbacks or save_fig)  # between steps, where it may change the network
+    runs_callers_code = bool(metrics or callbacks or save_fig)  # the caller's functions may change the network
     options = {"same_batch": is_full_batch and not runs_callers_code} if opt == "Adam" else {}
     make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     optimizer = make_optimizer()
@@ -216,7 +227,9 @@ def fit(
     grid_rows = data.rows if is_full_batch else Sample(data.rows).rows
     _warn_of_scale(model, data.rows, bool(updates))
 
-    last_good = copy_state(model), 0  # after the last complete step, with its count; set together, for interrupts
+    # The state of the network after the last complete step, and the number of complete steps. A single assignment sets
+    # both values, so that an interrupt cannot separate them.
+    last_good = copy_state(model), 0
     best_state, best_step = last_good[0], -1
     bar = tqdm(range(steps), disable=not progress, ncols=100, desc="fit")
     with _in_history(model, parameters, results), bar:
@@ -224,7 +237,8 @@ def fit(
             for step in bar:
                 x, y = next(batches)
                 if step in updates:
-                    update_grid_from_samples(model, x if is_full_batch else grid_rows)  # a batch may cover too little
+                    # One batch may cover only a small part of the inputs' range, so rows of all batches are used.
+                    update_grid_from_samples(model, x if is_full_batch else grid_rows)
                     optimizer.restart()
                 evaluated = None
                 if trials is None:
@@ -249,7 +263,7 @@ def fit(
                 if runs_callers_code:
                     last_good = copy_state(model), step + 1
                 current = _trained_parameters(model, train) if callbacks else parameters
-                if list(map(id, current)) != list(map(id, parameters)):  # a callback has replaced some
+                if list(map(id, current)) != list(map(id, parameters)):  # a callback has replaced parameters
                     parameters[:] = current
                     optimizer = make_optimizer()
                 ends = any(value is True for value in returned)
@@ -261,7 +275,7 @@ def fit(
                 if ends:
                     break
             record.finish()
-        except BaseException:  # a KeyboardInterrupt too, which can come at any point of a step
+        except BaseException:  # a KeyboardInterrupt is caught as well, and can occur at any point of a step
             model.load_state_dict(last_good[0])
             record.truncate(last_good[1])
             raise
@@ -273,7 +287,8 @@ def fit(
 
 
 def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, float]) -> Loss | None:
-    """Call the loss on as many rows as the first step has, check the labels of a classification loss, and return it."""
+    """Call the loss function once on as many rows as the first step uses, check the labels if the loss function turns
+    out to be a classification loss, and return the loss function."""
     assert data.labels is not None
     x, y = data.train
     rows = len(x) if batch == -1 or data.loader is not None else min(batch, len(x))
@@ -292,7 +307,7 @@ def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, f
 def _grid_updates(
     update_grid: bool, train: Collection[str] | None, steps: int, start: int, stop: int, count: int
 ) -> set[int]:
-    """Steps at which the grids are updated."""
+    """Return the steps at which the grids are updated."""
     if not update_grid or (train is not None and "grid" not in train):
         return set()
     every = max(1, stop // count)
@@ -300,7 +315,8 @@ def _grid_updates(
 
 
 def _trained_parameters(model: Network, train: Collection[str] | None) -> list[nn.Parameter]:
-    """Trainable parameters of the groups in ``train``, without those of layers whose edges are all formulas."""
+    """Return the trainable parameters of the groups in ``train``. The parameters of a layer are left out if all edges
+    of the layer are formulas."""
     groups: dict[str, list[nn.Parameter | None]] = {
         "spline": [layer.spline_weight for layer in model.layers],
         "base": [layer.base_weight for layer in model.layers],
@@ -320,8 +336,8 @@ def _trained_parameters(model: Network, train: Collection[str] | None) -> list[n
 
 @contextmanager
 def _in_history(model: Network, parameters: list[nn.Parameter], results: dict[str, list[float]]) -> Iterator[None]:
-    """Append the record to ``model.history``, and remove it if an exception comes before the first step is complete.
-    Gradients of the parameters are restored at the end."""
+    """Append the recorded losses to ``model.history``, and remove them if an exception is raised before the first step
+    is complete. On exit, set the gradients of the parameters to their values on entry."""
     before = [(parameter, parameter.grad) for parameter in parameters]
     model.history.append(results)
     try:
@@ -347,7 +363,8 @@ def _describe(bar: Any, step: int, log: int, results: dict[str, list[float]], na
 def _draw(
     model: Any, folder: Path, step: int | None, in_vars: Sequence | None, out_vars: Sequence | None, beta: float
 ) -> None:
-    """Draw the network and write the picture into the folder; without a step only draw it, to check the arguments."""
+    """Draw the network and write the picture into the folder. If ``step`` is None, draw the network without writing a
+    picture, which ``fit`` does before the first step so that invalid arguments raise early."""
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -359,10 +376,11 @@ def _draw(
 
 @torch.no_grad()
 def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
-    """Root mean squared error over ``test_input`` and ``test_label`` of a dataset, as ``{"test_loss": ...}``.
+    """Return the root mean squared error over ``test_input`` and ``test_label`` of a dataset, as a dictionary
+    ``{"test_loss": ...}``.
 
     Raises:
-        TypeError, ValueError: for data that are not finite or don't fit the network.
+        TypeError, ValueError: if the data are not finite or do not fit the network.
     """
     if not isinstance(dataset, Mapping) or not {"test_input", "test_label"} <= set(dataset):
         got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
@@ -378,15 +396,16 @@ def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
 
 
 class Record:
-    """The losses, the penalty and the metrics of each step, as :func:`fit` returns them in ``results``.
+    """The record of the losses, the penalty and the metrics of each step. The attribute ``results`` is the dictionary
+    that :func:`fit` returns.
 
     Args:
-        batch: number of test rows on which the test loss is measured; -1 uses all.
+        batch: number of test rows on which the test loss is measured, or -1 for all test rows.
         log: number of steps between measurements of the test loss.
-        seed: seed of the order of the test rows.
+        seed: seed of the random order of the test rows.
 
     Raises:
-        ValueError: if two metrics have the same name, or one is named like a loss.
+        ValueError: if two metrics have the same name, or if a metric has the name of a loss.
     """
 
     def __init__(
@@ -401,11 +420,13 @@ class Record:
         if repeated:
             raise ValueError(f"metrics must have names of their own, got {repeated} twice")
         self.results: dict[str, list[float]] = {name: [] for name in names}
-        self.is_final = True  # whether the last test loss is that of the current parameters on the whole test set
+        # Whether the last test loss was measured with the current parameters on the whole test set.
+        self.is_final = True
 
     def measure(self, step: int, x: Tensor, y: Tensor, evaluated: Evaluated | None) -> bool:
-        """Append the losses and the penalty after a step on the batch ``(x, y)``, and return whether they are finite;
-        if not, nothing is appended. ``evaluated`` has loss and penalty if they are known already."""
+        """Append the losses and the penalty after a step on the batch ``(x, y)``, and return True. If the training loss
+        or the penalty is not finite, append nothing and return False. ``evaluated`` is the pair of training loss and
+        penalty, or None if the pair has not been computed yet."""
         with torch.no_grad():
             loss, penalty = self.objective.terms(x, y) if evaluated is None else evaluated
         train_loss, reg = self._as_recorded(loss), 0.0 if penalty is None else float(penalty)
@@ -422,19 +443,19 @@ class Record:
         return True
 
     def measure_metrics(self) -> None:
-        """Append the values of the metrics, once all of them have returned."""
+        """Call all metrics, and append the returned values only after the last metric has returned."""
         values = [(name, _number(name, metric())) for name, metric in zip(self.names, self.metrics)]
         for name, value in values:
             self.results[name].append(value)
 
     def finish(self) -> None:
-        """Replace the last test loss by that of the current parameters on the whole test set."""
+        """Replace the last test loss by the loss of the current parameters on the whole test set."""
         if not self.is_final and self.test is not None and self.results["test_loss"]:
             self.results["test_loss"][-1] = self._loss(self.test)
             self.is_final = True
 
     def truncate(self, steps: int) -> None:
-        """Keep the entries of the first ``steps`` steps only."""
+        """Remove all entries except those of the first ``steps`` steps."""
         self.is_final = self.is_final and len(self.results["train_loss"]) <= steps
         for values in self.results.values():
             del values[steps:]
@@ -446,13 +467,13 @@ class Record:
         return self._as_recorded(objective.loss(model(rows[0], singularity_avoiding=avoiding, y_th=y_th), rows[1]))
 
     def _as_recorded(self, loss: Any) -> float:
-        """The root of a mean squared error; any other loss as it is."""
+        """Return the square root of a mean squared error, and any other loss unchanged."""
         value = float(loss)
         return math.sqrt(value) if self.objective.squares and value >= 0 else value
 
 
 def _number(name: str, value: Any) -> float:
-    """A metric's value as a float."""
+    """Return the value of a metric as a float."""
     try:
         return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
@@ -460,8 +481,12 @@ def _number(name: str, value: Any) -> float:
 
 
 def _warn_of_scale(model: Network, x: Tensor, updates_grid: bool) -> None:
-    """Warn of columns of ``x [N, in_features]`` with most rows outside of the grid; if the fit moves the knots, only
-    the base function depends on the scale, and columns of large numbers are warned of."""
+    """Warn if columns of ``x [N, in_features]`` should be normalised.
+
+    If the fit does not move the knots, columns with most values outside of the grid should be normalised. If the fit
+    moves the knots, only the base function depends on the scale of a column, and columns of large numbers should be
+    normalised.
+    """
     layer, rows = model.layers[0], model._select_inputs(x)
     if not model._has_numeric_edges(0):
         return

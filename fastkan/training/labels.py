@@ -1,4 +1,4 @@
-"""Labels in the form that a loss takes, and a trial call of the loss before a fit changes anything."""
+"""Conversion of labels to the form that a loss accepts, and a trial call of the loss before a fit changes a network."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from fastkan_kernels import check_shape, kind_of, warn
 Loss = Callable[[Tensor, Tensor], Tensor]
 CLASS_MODULES = (nn.CrossEntropyLoss, nn.NLLLoss)
 CLASS_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
-DEFAULT_IGNORE_INDEX = -100  # that of torch's classification losses
-PAIRED_ROWS = 64  # number of rows on which `_is_paired` tests a loss
-ROUNDING = 100  # values of a loss that differ by less than this times eps, relatively, count as equal
+DEFAULT_IGNORE_INDEX = -100  # Default of the argument ``ignore_index`` of torch's classification losses.
+PAIRED_ROWS = 64  # Number of rows on which ``_is_paired`` tests a loss.
+ROUNDING = 100  # Two values of a loss count as equal if their relative difference is at most this multiple of eps.
 
 
 class Labels:
-    """The form of labels that a loss takes, and their conversion to it.
+    """The form of labels that a loss accepts, and the conversion of labels to this form.
 
     Args:
-        loss: function of prediction and label; None is the mean squared error.
+        loss: function of the prediction and the labels (default: the mean squared error).
         outputs: number of outputs of the network.
         dtype: dtype of the network.
 
     Attributes:
-        takes_classes: whether the loss is torch's cross entropy or negative log likelihood, or, once
-            :meth:`checked_loss` has called it, a function that calls one of these.
-        ignore_index: class that such a loss ignores.
+        takes_classes: whether the loss is torch's cross entropy or negative log likelihood. After the call of
+            :meth:`checked_loss`, the value is also True for a function that calls cross entropy or negative log
+            likelihood.
+        ignore_index: class that the cross entropy or the negative log likelihood ignores.
     """
 
     def __init__(self, loss: Loss | None, outputs: int, dtype: torch.dtype) -> None:
@@ -43,11 +44,16 @@ class Labels:
             function, options = function.func, {**function.keywords, **options}
         self.takes_classes = isinstance(function, CLASS_MODULES) or function in CLASS_FUNCTIONS
         self.ignore_index: int = options.get("ignore_index", getattr(function, "ignore_index", DEFAULT_IGNORE_INDEX))
-        self.added_column = False  # whether labels [N] have become [N, 1]
+        self.added_column = False  # whether labels [N] have been converted to [N, 1]
 
     def read(self, name: str, y: Tensor, rows: int) -> Tensor:
-        """Return ``y`` in the shape that the loss takes, as int64 for classes and in the network's dtype for values.
-        Labels that a loss would broadcast against the output, and classes without an output, are refused."""
+        """Return the labels ``y`` in the shape that the loss accepts. Labels that are classes are converted to int64,
+        and labels that are values are converted to the dtype of the network.
+
+        Raises:
+            ValueError: if the loss would broadcast the labels against the output, or if the network has no output for a
+                class.
+        """
         output = (rows, self.outputs)
         if self.loss is None:
             y = y.unsqueeze(1) if y.ndim == 1 and self.outputs == 1 else y
@@ -78,7 +84,7 @@ class Labels:
         return y if is_integer else y.to(self.dtype)
 
     def check_classes(self, name: str, y: Tensor) -> None:
-        """Check that integers ``[N]`` are classes that the network has an output for."""
+        """Check that labels, if they are integers ``[N]``, are classes for which the network has an output."""
         if y.is_floating_point() or y.ndim != 1:
             return
         wrong = y[((y < 0) | (y >= self.outputs)) & (y != self.ignore_index)]
@@ -89,9 +95,18 @@ class Labels:
             )
 
     def checked_loss(self, prediction: Tensor, y: Tensor) -> Loss | None:
-        """Call the loss once, as a fit will, and return it; warn if its value does not depend on which row a label
-        belongs to. Labels that came as ``[N]`` are passed as ``[N, 1]``, or as ``[N]`` if the loss compares each row
-        with its own label only then."""
+        """Call the loss once with a prediction and labels, as a fit does, and return the loss function.
+
+        Labels that were given as ``[N]`` are usually passed to the loss as ``[N, 1]``. If the loss compares each row
+        with its own label for labels ``[N]`` but not for labels ``[N, 1]``, the labels are passed as ``[N]``.
+
+        Raises:
+            TypeError, ValueError: if the loss does not return one real number, or if the number does not depend on the
+                prediction.
+
+        Warns:
+            UserWarning: if the value of the loss does not depend on the assignment of labels to rows.
+        """
         if self.loss is None:
             return None
         candidates: list[Loss] = [self.loss]
@@ -130,9 +145,10 @@ class Labels:
 
 
 class _ClassificationCalls(TorchFunctionMode):
-    """Mode that records a call of a classification loss, and refuses one on a single output."""
+    """A mode that records calls of torch's classification losses, and raises an error if a classification loss is
+    called on predictions with a single output."""
 
-    ignore_index: int | None = None  # that of the last such call
+    ignore_index: int | None = None  # the argument ``ignore_index`` of the last recorded call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -157,18 +173,19 @@ def _call_without_column(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _is_paired(loss: Loss, prediction: Tensor, y: Tensor) -> bool:
-    """Whether the value of a loss changes when the labels are permuted; True if that can't be decided."""
+    """Whether the value of a loss changes, or may change, when the labels are permuted."""
     p, y = prediction[:PAIRED_ROWS], y[:PAIRED_ROWS]
     permuted = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).to(y.device)]
     if torch.equal(y, permuted) or bool((p == p[:1]).all()):
         return True
     if p.shape == y.shape and y.is_floating_point():
-        # If all residuals had the same sign, the mean absolute error would be the same for any order of the labels.
+        # The prediction is shifted to the mean of the labels, so that residuals have both signs. If all residuals had
+        # the same sign, the mean absolute error would be the same for any order of the labels.
         p = p - p.mean(0) + y.mean(0)
     try:
         with torch.random.fork_rng(devices=[]):
             values = loss(p, y).item(), loss(p, permuted).item()
-    except Exception:  # the loss may need all rows, or a gradient
+    except Exception:  # the loss may fail on a part of the rows or without a gradient
         return True
     scale = max(map(abs, values))
     return not abs(values[0] - values[1]) <= ROUNDING * torch.finfo(p.dtype).eps * scale

@@ -1,8 +1,8 @@
-"""The search for a sparser network that a fit with a sparsity penalty makes beside its descent.
+"""The search for a sparser network during a fit with a sparsity penalty.
 
-Sparsity has many local minima: a node that is hardly needed survives, because the objective would first have to get
-worse before its neighbours could take over. So from time to time a fit also tries a step with one hidden node set to
-zero, and continues from whichever of the two networks has the smaller objective.
+The objective of a fit with a sparsity penalty has many local minima: a node that is hardly needed can remain, because
+its removal would first increase the objective, until the other nodes have adapted. Every few steps, a fit therefore
+also tries to continue with one hidden node set to zero, and keeps the network with the smaller objective.
 """
 
 from __future__ import annotations
@@ -22,35 +22,44 @@ from .objective import Objective
 if TYPE_CHECKING:
     from ..network.core import Network
 
-FIRST_TRIAL, TRIAL_INTERVAL = 4, 3  # in steps of the fit
+# First step of a fit at which a trial may be made, and number of steps from one trial to the next.
+FIRST_TRIAL, TRIAL_INTERVAL = 4, 3
 MIN_TRIAL_STEPS, MAX_TRIAL_STEPS = 4, 8
-MIN_PROGRESS = 0.97  # a trial that is still worse must shrink its objective by this factor per step to continue
-MIN_SCORE = 1e-2  # attribution score from which on a node counts as alive
-MAX_MULTIPLICATION_TRIALS = 5  # trials with all addition nodes beside multiplication nodes set to zero
-Node = tuple[int, int]  # layer of nodes, index in it
+# A trial whose objective is still too large is continued only if its last step multiplied the objective by less than
+# this factor.
+MIN_PROGRESS = 0.97
+# Attribution score above which a node counts as alive.
+MIN_SCORE = 1e-2
+# Maximum number of trials that set all addition nodes to zero in the layers that also have multiplication nodes.
+MAX_MULTIPLICATION_TRIALS = 5
+# The layer of a node, and the index of the node in the layer.
+Node = tuple[int, int]
 
 
 def penalty_ramp(step: int, steps: int) -> float:
-    """Factor of the penalty's strength: it grows linearly to 1 over the first quarter of the steps, so that the network
-    has learned something from the data before nodes vanish."""
+    """Return the factor by which the strength of the penalty is multiplied at a step. The factor grows linearly to 1
+    over the first quarter of the steps, so that the network can fit the data roughly before nodes vanish."""
     return min(1.0, (step + 1) / max(1, steps // 4))
 
 
 class Trial(NamedTuple):
-    """Hidden nodes to set to zero, and the seed of fresh parameters for the other edges, or None to keep those."""
+    """The settings of one trial: the hidden nodes to set to zero, and the seed with which the parameters of the other
+    edges are drawn. If the seed is None, the other edges keep their parameters."""
 
     zeroed: list[Node]
     seed: int | None
-    multiplications_only: bool = False  # whether these are all addition nodes beside multiplication nodes
+    # Whether ``zeroed`` holds all addition nodes of the layers that also have multiplication nodes.
+    multiplications_only: bool = False
 
 
 class NodeTrials:
-    """Trials in which a fit continues without one of the hidden nodes, starting with the least important one.
+    """The trials in which a fit continues without one of its hidden nodes, starting with the least important node.
 
-    The first round keeps the parameters of the other edges; a second round, in the first fit of a network only, draws
-    them again. If a layer has both addition and multiplication nodes, the first fit also tries the multiplication
-    nodes alone, a few times: sums can express products through squares, but with more edges, and a multiplication
-    node whose factors have all become 0 has a zero gradient and cannot recover.
+    The first round of trials keeps the parameters of the other edges. A second round, which is made only in the first
+    fit of a network, draws the parameters of the other edges at random. If a layer has both addition and multiplication
+    nodes, the first fit of a network also makes a few trials with the multiplication nodes alone. Without those trials,
+    a fit could express a product by sums of squares, with more edges than necessary, because a multiplication node
+    whose factors have all become 0 has a zero gradient and cannot recover.
     """
 
     def __init__(
@@ -63,17 +72,17 @@ class NodeTrials:
     ) -> None:
         self.model, self.objective, self.make_optimizer = model, objective, make_optimizer
         self.update_grid, self.steps = update_grid, steps
-        self.failures = 0  # failed trials of single nodes since the last success
+        self.failures = 0  # number of failed trials of single nodes since the last successful trial
         self.multiplication_trials = 0
         self.is_first_fit = not model.history
 
     def due(self, step: int) -> bool:
-        """Whether a trial is made at this step."""
+        """Whether a trial is made at step ``step`` of the fit."""
         return step >= FIRST_TRIAL and step % TRIAL_INTERVAL == 0
 
     def __call__(self, optimizer: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, step: int) -> bool:
-        """Make a normal step and a trial from the same parameters, keep the better result, and return whether that is
-        the trial's. An exception leaves the network in the middle of the trial."""
+        """Make a normal step and a trial from the same parameters, and keep the better of the two networks. Return True
+        if the network of the trial is better. An exception leaves the network in the state of the unfinished trial."""
         trial = self._next(x, at_full_strength=penalty_ramp(step, self.steps) == 1)
         if trial is None:
             optimizer(x, y)
@@ -114,7 +123,9 @@ class NodeTrials:
 
     @torch.no_grad()
     def _next(self, x: Tensor, at_full_strength: bool) -> Trial | None:
-        """Return the next trial; None if a hidden layer has one node alive or formulas beside it, or at the end."""
+        """Return the next trial, or None if no trial can be made. No trial can be made if a hidden layer has fewer than
+        two nodes that count as alive, if an edge into or out of a hidden layer has a formula, or after the last
+        trial."""
         model = self.model
         scores = attribution_scores(model, [step.nodes for step in trace(model, x)])
         alive: list[tuple[float, int, int]] = []
@@ -143,7 +154,7 @@ class NodeTrials:
 
 @torch.no_grad()
 def zero_node(model: Network, layer: int, node: int) -> None:
-    """Set the parameters of all numeric edges into and out of a node to 0."""
+    """Set the parameters of all numeric edges that lead into or out of a node to 0."""
     subnodes = model.architecture.factors(layer)[node]
     for name in ("spline_weight", "base_weight"):
         into, out = getattr(model.layers[layer - 1], name), getattr(model.layers[layer], name)
@@ -155,8 +166,8 @@ def zero_node(model: Network, layer: int, node: int) -> None:
 
 @torch.no_grad()
 def reinit(model: Network, zeroed: list[Node], seed: int, reset_grid: bool) -> None:
-    """Draw the parameters of all numeric edges again, and set some hidden nodes to zero. With ``reset_grid`` the layers
-    after the first also get the knots of a fresh layer."""
+    """Draw new random parameters for all numeric edges, then set the hidden nodes in ``zeroed`` to zero. If
+    ``reset_grid`` is true, also move the knots of every layer but the first to their initial positions."""
     generator = torch.Generator().manual_seed(seed)
     for index, layer in enumerate(model.layers):
         if reset_grid and index > 0:
@@ -167,7 +178,7 @@ def reinit(model: Network, zeroed: list[Node], seed: int, reset_grid: bool) -> N
 
 
 def copy_state(model: Network) -> dict[str, Any]:
-    """Copy of the state dict, which holds everything that training changes."""
+    """Return a copy of the state dict, which holds everything that training changes."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else value
         for name, value in model.state_dict().items()

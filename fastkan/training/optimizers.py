@@ -1,4 +1,4 @@
-"""The two optimizers of a fit: L-BFGS and Adam, called once for each training step."""
+"""The two optimizers of a fit, L-BFGS and Adam. The optimizer of a fit is called once for each training step."""
 
 from __future__ import annotations
 
@@ -9,42 +9,51 @@ from torch import Tensor, nn
 
 from .objective import Evaluated, Objective
 
-# torch.optim.LBFGS drops curvature pairs below an absolute 1e-10 and computes squared norms of gradients in the dtype
-# of the parameters, so its result depends on the units of the objective. The objective is therefore multiplied by a
-# unit that makes its largest derivative equal to the first of these values, and to the next one after a step without
-# gain. The length of the first iteration is proportional to it, up to a length of 1.
+# torch.optim.LBFGS discards curvature pairs below the absolute value 1e-10, and computes squared norms of gradients in
+# the dtype of the parameters. The result of L-BFGS therefore depends on the scale of the objective. For this reason the
+# objective is multiplied by a scale factor, the ``unit``, that makes the largest derivative of the objective equal to
+# the first entry of ``INITIAL_SLOPES``. After a step without gain, the next entry of ``INITIAL_SLOPES`` is used. The
+# length of the first iteration is proportional to the largest derivative, up to a length of 1.
 INITIAL_SLOPES = (2.0**-4, 2.0**4, 2.0**12)
-MAX_UNIT = 2.0**96  # keeps products with the unit finite in float32
+# Maximum scale factor of the objective. With this limit, products with the scale factor are finite in float32.
+MAX_UNIT = 2.0**96
 HISTORY_SIZE = 10
-REJECTION_FACTOR = 10.0  # a non-finite objective is reported to the line search as this times the best finite value
-MIN_GAIN = 1e-6  # relative decrease of the objective; a smaller one counts as no gain
-SMOOTHING_LENGTH = 1e-4  # for `Objective.smooth`: the slope of an edge's size jumps at 0, where line searches then fail
+# If the objective is not finite, the line search is given this multiple of the best finite value of the objective.
+REJECTION_FACTOR = 10.0
+# Minimum relative decrease of the objective that counts as a gain.
+MIN_GAIN = 1e-6
+# Value of ``Objective.smooth`` while edge sizes are smoothed near 0. The derivative of an edge size jumps at 0, and
+# line searches can fail there.
+SMOOTHING_LENGTH = 1e-4
 
 
 class LBFGS:
-    """L-BFGS with a strong Wolfe line search; one step is up to 20 iterations.
+    """The L-BFGS optimizer with a strong Wolfe line search. One step consists of up to 20 iterations.
 
-    After a step without gain the curvature is discarded and the next step starts from the gradient, in another unit.
-    When each unit has been tried without gain, the sizes of edges in the penalty are smoothed near 0 and the units are
-    tried again; if that does not help either, further steps on the same batch do nothing. Sizes are not smoothed from
-    the start because fewer edges would then reach 0, and fewer formulas would be found.
+    After a step without gain, the curvature is discarded, and the next step starts in the direction of the gradient
+    with another scale factor of the objective. When every scale factor (``INITIAL_SLOPES``) has been tried without
+    gain, the edge sizes in the penalty are smoothed near 0 and the scale factors are tried again. If smoothing does not
+    help either, further steps on the same batch do nothing. Edge sizes are not smoothed from the start, because fewer
+    edges would then reach 0 and fewer formulas would be found.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, objective: Objective) -> None:
         self.objective, self.parameters = objective, parameters
         self.smooth, self.strength = 0.0, objective.strength
         self.unit: float | None = None
-        self.idle_steps, self.batch = 0, torch.empty(0)  # steps without gain on this batch
+        self.idle_steps, self.batch = 0, torch.empty(0)  # ``idle_steps`` counts the steps without gain on ``batch``
         self.optimizer = torch.optim.LBFGS(
             parameters, lr=lr, history_size=HISTORY_SIZE, line_search_fn="strong_wolfe",
             tolerance_grad=0.0, tolerance_change=1e-32,
         )  # fmt: skip
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step on a batch, and return loss and penalty after it if they were evaluated there, else None."""
+        """Make one step on a batch. Return a tuple of the loss and the penalty after the step, or None if the line
+        search did not evaluate the objective at the final parameters."""
         if x is not self.batch:
             self.idle_steps, self.batch = 0, x
-        if self.strength != self.objective.strength:  # the penalty ramps up during the first steps
+        # The strength of the penalty increases during the first steps of a fit.
+        if self.strength != self.objective.strength:
             self.idle_steps, self.strength = 0, self.objective.strength
         if self.idle_steps >= len(INITIAL_SLOPES):
             if self.smooth or self.objective.penalty is None:
@@ -60,11 +69,11 @@ class LBFGS:
             value = self.objective.value_and_grad(x, y, self.parameters, unit)
             if math.isfinite(value):
                 first = value if math.isinf(first) else first
-                if value <= good:  # a line search usually ends at its lowest value
+                if value <= good:  # a line search usually ends at the parameters with the lowest objective
                     good, evaluated = value, self.objective.evaluated
                     lowest = [parameter.detach().clone() for parameter in self.parameters]
                 return value
-            if math.isinf(good):  # the starting point itself is not finite
+            if math.isinf(good):  # the objective is not finite at the starting point
                 return value
             return REJECTION_FACTOR * abs(good) + 1
 
@@ -79,7 +88,8 @@ class LBFGS:
         return evaluated if lowest and all(map(torch.equal, self.parameters, lowest)) else None
 
     def _unit(self, x: Tensor, y: Tensor) -> float:
-        """Return the factor for the objective: a power of two, so that multiplying by it is exact."""
+        """Return the scale factor of the objective. The scale factor is a power of two, so that multiplication by the
+        factor is exact."""
         self.objective.value_and_grad(x, y, self.parameters)
         slopes = [parameter.grad for parameter in self.parameters]
         steepest = max((slope.abs().max().item() for slope in slopes if slope is not None), default=0.0)
@@ -88,17 +98,17 @@ class LBFGS:
         return min(MAX_UNIT, 2.0 ** round(math.log2(INITIAL_SLOPES[self.idle_steps] / steepest)))
 
     def restart(self) -> None:
-        """Discard the curvature after the parameters or the objective have changed from outside."""
+        """Discard the curvature, because the parameters or the objective were changed outside of the optimizer."""
         self.unit, self.idle_steps, self.smooth = None, 0, 0.0
         self.optimizer.state.clear()
 
 
 class Adam:
-    """Adam; one step is one iteration.
+    """The Adam optimizer. One step consists of one iteration.
 
     Args:
-        same_batch: whether every step is on the same batch and nothing else changes the network between steps. The
-            gradient for the next step is then computed together with the loss after this one.
+        same_batch: whether every step is on the same batch and nothing else changes the network between steps. If so,
+            the gradient for the next step is computed together with the loss after the current step.
     """
 
     def __init__(
@@ -109,7 +119,8 @@ class Adam:
         self.optimizer = torch.optim.Adam(parameters, lr=lr)
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step on a batch, and return loss and penalty after it if they were computed, else None."""
+        """Make one step on a batch. Return a tuple of the loss and the penalty after the step, or None if the loss and
+        the penalty were not computed."""
         if not self.has_gradient:
             self.objective.value_and_grad(x, y, self.parameters)
         self.optimizer.step()
@@ -120,7 +131,8 @@ class Adam:
         return self.objective.evaluated
 
     def restart(self) -> None:
-        """Drop the gradient computed ahead; the moving averages stay, since the parameters change little."""
+        """Discard the gradient that was computed for the next step. The moving averages of Adam are kept, because a
+        grid update changes the parameters only slightly."""
         self.has_gradient = False
 
 

@@ -1,8 +1,9 @@
-"""The penalty of a fit, for few edges and for small and smooth spline coefficients.
+"""The penalty that a fit adds to the loss, in favour of few edges and of small and smooth spline coefficients.
 
-The size of an edge is measured by the standard deviation of its values over a batch. It is computed from the covariance
-of the splines (``fastkan_kernels.statistics``), without an N x I x O tensor, and is differentiable. The terms are those
-of pykan 0.2.8, except that each metric has a gradient here.
+The size of an edge is the standard deviation of its values over a batch. The standard deviation is computed from the
+covariance of the splines (``fastkan_kernels.statistics``), without a tensor of the shape ``[N, in, out]``, and is
+differentiable. The penalty has the same terms as in pykan 0.2.8, but here the size of an edge is differentiable in
+every metric.
 """
 
 from __future__ import annotations
@@ -22,33 +23,35 @@ from ..network.attribution import attribution_scores
 if TYPE_CHECKING:
     from ..network.core import Network
 
-INPUT_FLOOR = 0.1  # added to the standard deviation of an input, which may be 0, before dividing by it
-TINY = 1e-4  # added to a share before its logarithm is taken
+INPUT_FLOOR = 0.1  # Added to the standard deviation of an input, because the sum is a divisor and must not be 0.
+TINY = 1e-4  # Added to the share of an edge at its node, because the logarithm of 0 is infinite.
 BITS = 1 / math.log(2)
 
 REG_METRICS = ("edge_forward_spline_n", "edge_forward_spline_u", "edge_forward_sum", "edge_backward", "node_backward")
-MLP_METRICS = ("w", "act", "fa", "a")  # metrics of `fastkan.interop.pykan.MLP`
+MLP_METRICS = ("w", "act", "fa", "a")  # the metrics of `fastkan.interop.pykan.MLP`
 
 
 class Penalty:
-    """The penalty of a network's edges, computed in one pass with the network's output.
+    """The penalty on the edges of a network, computed in the same pass as the network's output.
 
     Args:
         lamb_l1, lamb_entropy: see :func:`edge_penalty`.
         lamb_coef, lamb_coefdiff: see :func:`coefficient_penalty`.
-        metric: a name in :data:`REG_METRICS`. With std for the standard deviation over the batch, the size of an edge
-            is
+        metric: a name in :data:`REG_METRICS`, which selects the definition of the size of an edge. In the following
+            definitions, std is the standard deviation over the batch.
 
-            - ``"edge_forward_spline_n"``: the std of its values, without its formula, divided by the std of its input
-              plus 0.1;
-            - ``"edge_forward_sum"``: the same, with its formula;
-            - ``"edge_forward_spline_u"``: the std of its values, with its formula;
-            - ``"edge_backward"``: its attribution score, that is its share in the std of the outputs;
-            - ``"node_backward"``: not defined for edges, but for pairs of a node and a network input: the share of the
-              input in the std of the node, times the attribution score of the node.
+            - ``"edge_forward_spline_n"``: the std of the edge's spline and base function, without its formula, divided
+              by the std of the edge's input plus 0.1;
+            - ``"edge_forward_sum"``: the std of the edge's values, including its formula, divided by the std of the
+              edge's input plus 0.1;
+            - ``"edge_forward_spline_u"``: the std of the edge's values, including its formula;
+            - ``"edge_backward"``: the attribution score of the edge, which is the share of the edge in the std of the
+              outputs;
+            - ``"node_backward"``: in contrast to the other metrics, a size for each pair of a node and a network input.
+              The size is the share of the input in the std of the node, times the attribution score of the node.
 
     Raises:
-        ValueError: for another name.
+        ValueError: if ``metric`` is not a name in :data:`REG_METRICS`.
     """
 
     def __init__(
@@ -62,9 +65,10 @@ class Penalty:
     def __call__(
         self, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, smooth: float = 0.0
     ) -> tuple[Tensor, Tensor]:
-        """Compute the network's output for ``x [N, in_features]``, and the penalty of :func:`rounded` sizes."""
+        """Return a tuple of the network's output for ``x [N, in_features]`` and the penalty with :func:`rounded`
+        edge sizes."""
         model = self.model
-        if len(x) < 2:  # as in the last batch of a loader; with a single row all standard deviations and sizes are 0
+        if len(x) < 2:  # The last batch of a loader can have a single row. All standard deviations are then 0.
             output, sizes = model._forward_with_std(x, singularity_avoiding, y_th)[0], []
         elif self.metric == "edge_forward_spline_n":
             output, stds = model._forward_with_std(x, singularity_avoiding, y_th, with_std=True)
@@ -83,21 +87,25 @@ class Penalty:
         return output, total
 
     def is_of_spreads(self, x: Tensor) -> bool:
-        """Whether the penalty comes from :class:`LayerStd` alone, as :meth:`vjp` has it."""
+        """Whether the penalty is a function of the standard deviations of edges and inputs alone, as :meth:`vjp`
+        requires."""
         return self.metric == "edge_forward_spline_n" and not any(self.of_coefficients) and len(x) > 1
 
     def vjp(
         self, stds: Sequence[tuple[Any, Any]], unit: float, smooth: float = 0.0
     ) -> tuple[float, float, list[tuple[Any, Any]]]:
-        """Compute the penalty in NumPy from each layer's standard deviations of edges ``[in, out]``, inputs ``[in]``.
+        """Compute the penalty and its gradients in NumPy. For each layer, ``stds`` has a pair of the standard
+        deviations of the edges ``[in, out]`` and of the inputs ``[in]``.
 
         Returns:
-            The penalty; the penalty of :func:`rounded` sizes; and for each layer the gradients of the latter with
-            respect to the two standard deviations, times ``unit``.
+            A tuple of the penalty, the penalty with :func:`rounded` edge sizes, and a list of gradients. For each
+            layer, the list has a pair of the gradients of the penalty with rounded edge sizes with respect to the
+            standard deviations of the edges and of the inputs. The gradients are multiplied by ``unit``.
         """
         import numpy as np
 
-        lamb_l1, lamb_entropy = map(float, self.of_edges)  # as NumPy scalars they would promote float32 to float64
+        # The weights are converted to Python floats, because NumPy scalars would promote float32 to float64.
+        lamb_l1, lamb_entropy = map(float, self.of_edges)
         exact, total, gradients = 0.0, 0.0, []
         for edges, inputs in stds:
             divisor = (inputs + edges.dtype.type(INPUT_FLOOR))[:, None]
@@ -114,16 +122,24 @@ class Penalty:
 
 
 def rounded(size: Any, smooth: float) -> Any:
-    """Smooth approximation of ``size``, from which it differs by at most ``smooth``. The derivative of a standard
-    deviation with respect to the parameters jumps where the standard deviation is 0; that of this function does not."""
+    """Return a smooth approximation of ``size`` that differs from ``size`` by at most ``smooth``.
+
+    The derivative of a standard deviation with respect to the parameters jumps where the standard deviation is 0. The
+    derivative of the approximation is continuous.
+    """
     return (size * size + smooth * smooth) ** 0.5 - smooth if smooth else size
 
 
 def edge_sizes(
     model: Network, nodes: Sequence[Tensor], metric: str, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> list[Tensor]:
-    """Sizes ``[in, out]`` of the edges of each layer, for its inputs ``nodes [N, nodes]``, in a metric of
-    :class:`Penalty`."""
+    """Return a list with the edge sizes ``[in, out]`` of each layer, measured by a metric of :data:`REG_METRICS`.
+
+    Args:
+        nodes: inputs ``[N, nodes]`` of each layer.
+        metric: see :class:`Penalty`.
+        singularity_avoiding, y_th: arguments of :meth:`KAN.forward`.
+    """
     guarded = singularity_avoiding, y_th
     if metric in ("edge_backward", "node_backward"):
         scores = attribution_scores(model, nodes, None, None, *guarded).mean()
@@ -142,24 +158,28 @@ def edge_sizes(
 
 
 def edge_penalty(sizes: Sequence[Tensor], lamb_l1: float, lamb_entropy: float) -> Tensor:
-    """Compute the penalty of the sizes of edges, non-negative tensors ``[in, out]`` of each layer; differentiable.
+    """Compute the penalty on the edge sizes, given as one non-negative tensor ``[in, out]`` for each layer. The result
+    is differentiable.
 
-    It is the sum over layers of ``lamb_l1`` times the sum of all sizes and ``lamb_entropy`` times two entropies, in
-    bits: the mean over input nodes of the entropy of the sizes of the edges from a node, each divided by their sum plus
-    1, and the same for the edges into output nodes.
+    The penalty is a sum over layers. Each layer contributes ``lamb_l1`` times the sum of its edge sizes, plus
+    ``lamb_entropy`` times two entropies in bits. The first entropy is a mean over the input nodes of the layer: the
+    sizes of the edges from an input node are divided by their sum plus 1, and the entropy of the quotients is computed.
+    The second entropy is the corresponding mean over the output nodes of the layer and the edges into an output node.
     """
     penalties: Any = (_EdgePenalty.apply(size, lamb_l1, lamb_entropy) for size in sizes)
     return sum(penalties, next(penalties))
 
 
 class _EdgePenalty(torch.autograd.Function):
-    """:func:`edge_penalty` of one layer, with the gradient computed in the forward pass; on a CPU in NumPy, since a
-    call of NumPy costs a third of a call of PyTorch and the sizes are small arrays."""
+    """The penalty :func:`edge_penalty` of one layer, with the gradient computed in the forward pass. On a CPU the
+    penalty is computed in NumPy, because the arrays are small and a NumPy call takes a third of the time of a PyTorch
+    call."""
 
     @staticmethod
     def forward(ctx, size: Tensor, lamb_l1: float, lamb_entropy: float) -> Tensor:
         ctx.weights = lamb_l1, lamb_entropy
-        if size.device.type != "cpu" or size.dtype.itemsize < 4 or not has_values(size):  # NumPy has no bfloat16
+        # NumPy is not used for 16-bit dtypes, because NumPy has no bfloat16.
+        if size.device.type != "cpu" or size.dtype.itemsize < 4 or not has_values(size):
             value, slope = _value_and_slope(size, torch.log2, lamb_l1, lamb_entropy)
         else:
             import numpy as np
@@ -172,14 +192,15 @@ class _EdgePenalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         size, slope = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient itself must be differentiable
+        if torch.is_grad_enabled():  # the gradient must itself be differentiable
             value = _value_and_slope(size, torch.log2, *ctx.weights)[0]
             (slope,) = torch.autograd.grad(value, size, create_graph=True)
         return slope * upstream, None, None
 
 
 def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: float) -> tuple[Any, Any]:
-    """Penalty of one layer and its gradient with respect to ``size``, both tensors or both NumPy arrays."""
+    """Return a tuple of the penalty of one layer and the gradient of the penalty with respect to ``size``. If ``size``
+    is a tensor, the results are tensors; if ``size`` is a NumPy array, the results are NumPy arrays."""
     value, slope = lamb_l1 * size.sum(), 0 * size + lamb_l1
     if lamb_entropy:
         for axis in (0, 1):
@@ -195,8 +216,9 @@ def _value_and_slope(size: Any, log2: Callable, lamb_l1: float, lamb_entropy: fl
 
 
 def coefficient_penalty(model: Network, lamb_coef: float, lamb_coefdiff: float) -> Tensor:
-    """Compute ``lamb_coef`` times the sum of the spline coefficients' magnitudes plus ``lamb_coefdiff`` times that of
-    the differences of consecutive coefficients, both averaged over the outputs of each layer; differentiable."""
+    """Compute the penalty on the spline coefficients, which is ``lamb_coef`` times the sum of the magnitudes of the
+    coefficients, plus ``lamb_coefdiff`` times the sum of the magnitudes of the differences between consecutive
+    coefficients. Both sums are averaged over the outputs of each layer. The result is differentiable."""
     total = model.layers[0].spline_weight.new_zeros(())
     for layer in model.layers:
         weight = layer.spline_weight if layer.mask is None else layer.spline_weight * layer.mask

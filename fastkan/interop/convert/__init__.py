@@ -1,4 +1,5 @@
-"""Conversion of modules and state_dicts from pykan, efficient-kan and inkan, and back to pykan and efficient-kan."""
+"""Conversion of modules and state_dicts from pykan, efficient-kan and inkan to fastkan, and from fastkan to pykan and
+efficient-kan."""
 
 from .export import to_efficient_kan_state_dict, to_pykan
 from .modules import convert

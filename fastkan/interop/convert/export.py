@@ -19,34 +19,35 @@ from ...layers.linear import KANLinear
 from ...network.core import AFFINE
 from .layouts import has_coincident_knots
 
-_PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}  # fastkan's name of a base function: pykan's
+# Maps the names of base functions in fastkan to their names in pykan.
+_PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}
 
 
 @checked(module=Instance(nn.Module), standalone_scale=FLAG)
 def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = True) -> dict[str, Tensor]:
-    """State_dict with which efficient-kan's ``KANLinear`` or ``KAN`` computes the same function as ``module``.
+    """Return a state_dict with which efficient-kan's ``KANLinear`` or ``KAN`` computes the same function as ``module``.
 
     Args:
         module: a :class:`fastkan.KANLinear`; a :class:`fastkan.KAN` that has only spline edges; or a module that
-            contains KANLinear layers, whose other tensors are copied unchanged.
-        standalone_scale: whether the layers get a ``spline_scaler``, which is efficient-kan's default. If False,
+            contains KANLinear layers. The tensors of all other submodules are copied unchanged.
+        standalone_scale: whether the layers have a ``spline_scaler``, which is the default of efficient-kan. If False,
             each spline scale is multiplied into the spline weights.
 
     Returns:
-        A dictionary of new tensors. efficient-kan has no mask: edges that are off get weights of 0, and training
-        there can change them.
+        A dictionary of new tensors. Because efficient-kan has no mask, edges that are off have zero weights, and
+        training the efficient-kan module can change these weights.
 
     Raises:
         TypeError: if ``module`` is not a ``torch.nn.Module``.
         ValueError: if a layer has a bias, a base function other than silu, ``outside="linear"`` or coincident knots;
-            or if a network has formulas, multiplication nodes, affine maps, or columns of x that it does not read.
+            or if a network has formulas, multiplication nodes, affine maps, or ignores columns of its input.
 
     Example:
         >>> sorted(to_efficient_kan_state_dict(KANLinear(2, 5)))
         ['base_weight', 'grid', 'spline_scaler', 'spline_weight']
     """
     found: dict[str, Tensor] = {}
-    converted: list[str] = []  # prefixes of the layers and networks that were converted
+    converted: list[str] = []  # prefixes of the names of the layers and networks that were converted
     for path, each in module.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         if isinstance(each, KAN):
@@ -69,7 +70,7 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
 
 
 def _is_plain(model: KAN) -> bool:
-    """Whether a network is a plain chain of spline layers that reads all columns of x in their order."""
+    """Whether a network is a plain chain of spline layers that reads all columns of its input in order."""
     plain = all(bool((p == ("scale" in name)).all()) for name in AFFINE for p in getattr(model, name))
     products = any(model.mult_arity) or any(symbolic.edges for symbolic in model.symbolic)
     return plain and not products and model.input_id.tolist() == list(range(model.in_features))
@@ -108,21 +109,21 @@ def _efficient_kan_tensors(layer: KANLinear, path: str, standalone_scale: bool) 
 @checked(model=Instance(KAN, KANLinear))
 @torch.no_grad()
 def to_pykan(model: KAN | KANLinear) -> Any:
-    """pykan ``MultKAN`` or ``KANLayer`` that computes the same function as ``model``.
+    """Return a pykan ``MultKAN`` or ``KANLayer`` that computes the same function as ``model``.
 
     Args:
         model: a network, which may have formulas, masks and multiplication nodes, or a single layer.
 
     Returns:
-        A ``MultKAN`` for a network and a ``KANLayer`` for a layer. It shares no tensors with ``model``, requires
-        gradients for the same parameters, and has ``auto_save`` off. The global random generators are left as they
-        were, although pykan's constructor seeds them.
+        A ``MultKAN`` if ``model`` is a network, and a ``KANLayer`` if ``model`` is a layer. The new module shares no
+        tensors with ``model``, requires gradients for the same parameters, and has ``auto_save`` off. The states of the
+        global random generators are preserved, although the constructors of pykan seed the generators.
 
     Raises:
         TypeError: if ``model`` is neither a KAN nor a KANLinear.
         ImportError: if pykan 0.2 or newer is not installed.
-        ValueError: for a bias, ``outside="linear"``, coincident knots, base functions that differ between layers, or
-            formulas that are not in pykan's library.
+        ValueError: if a layer has a bias, ``outside="linear"`` or coincident knots, if the base functions of the layers
+            differ, or if a formula is not in pykan's library.
 
     Example:
         >>> theirs = to_pykan(KAN(width=[2, 5, 1]))  # doctest: +SKIP
@@ -182,7 +183,8 @@ def _pykan_layer(layer: KANLinear) -> Any:
 
 
 def _set_tensors(theirs: Any, layer: KANLinear) -> None:
-    """Copy a layer's tensors and their ``requires_grad``; a layer without a scale gets ones that are not trained."""
+    """Copy the tensors of a layer and their ``requires_grad`` to a pykan layer. If the layer has no scale, the scale of
+    the pykan layer is set to 1 and is not trained."""
     ones = torch.ones_like(layer.spline_weight[0])
     scale, base = layer.spline_scale, layer.base_weight
     for name, value in {
@@ -200,7 +202,8 @@ def _set_tensors(theirs: Any, layer: KANLinear) -> None:
 
 @contextlib.contextmanager
 def _pykan_contained() -> Iterator[None]:
-    """Suppress what pykan's constructors print, and restore the global random generators that they seed."""
+    """Suppress the output that pykan's constructors print, and restore the states of the global random generators,
+    which pykan's constructors seed."""
     import numpy as np
 
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that pykan seeds

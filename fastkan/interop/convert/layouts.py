@@ -1,4 +1,5 @@
-"""Tensor layouts of each package's layer, and their translation into the layout of :class:`fastkan.KANLinear`."""
+"""The tensor layouts of the layers of other packages, and their translation into the layout of
+:class:`fastkan.KANLinear`."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
-UNUSED_KNOT_FACTOR = 1e6  # knots that no edge uses are moved to this multiple of the largest knot
+UNUSED_KNOT_FACTOR = 1e6  # Knots that no edge uses are moved to this multiple of the largest absolute knot.
 
 
 class LayerTensors(NamedTuple):
-    """Tensors of one layer in the names and layout of :class:`fastkan.KANLinear`."""
+    """The tensors of one layer, with the names and the layout of :class:`fastkan.KANLinear`."""
 
     spline_weight: Tensor
     base_weight: Tensor
@@ -23,11 +24,11 @@ class LayerTensors(NamedTuple):
 
     @property
     def order(self) -> int:
-        """Order k of the splines."""
+        """The order k of the splines."""
         return self.knots.shape[1] - self.spline_weight.shape[0] - 1
 
     def state(self) -> dict[str, Tensor]:
-        """State_dict of contiguous copies, without the tensors that are None."""
+        """Return a state_dict of contiguous copies. Tensors that are None are left out."""
         return {
             name: value.detach().clone(memory_format=torch.contiguous_format)
             for name, value in self._asdict().items()
@@ -36,7 +37,16 @@ class LayerTensors(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Layout of the tensors in a package's layer."""
+    """The layout of the tensors in a layer of another package.
+
+    Args:
+        package: name of the package.
+        required, optional: names of the tensors that a layer must have, and names of the tensors that it may have.
+        parameters: dictionary from the names of the parameters of :class:`fastkan.KANLinear` to the names of the
+            corresponding tensors of the package.
+        dims: number of dimensions of each tensor, which is checked before ``translate`` is called.
+        translate: function that converts a dictionary of the layer's tensors to :class:`LayerTensors`.
+    """
 
     package: str
     required: frozenset[str]  # names of the layer's tensors
@@ -55,8 +65,9 @@ def _efficient_kan(tensors: Tensors) -> LayerTensors:
 
 
 def _inkan(tensors: Tensors) -> LayerTensors:
-    """Translate inkan's layer: cubic splines on one uniform grid, whose weight ``[out, in * K + in]`` holds the weights
-    of the K splines of every input first, then those of the base function."""
+    """Translate the tensors of an inkan layer, which has cubic splines on one uniform grid. The weight of an inkan
+    layer has the shape ``[out, in * K + in]``. Its first ``in * K`` columns are the weights of the splines, and its
+    last ``in`` columns are the weights of the base function."""
     weight, starts = tensors["weight"], tensors["grid_starts"]
     count, columns = len(starts), weight.shape[1]
     inputs, rest = divmod(columns, count + 1)
@@ -77,8 +88,13 @@ def _inkan(tensors: Tensors) -> LayerTensors:
 
 
 def _exact_step(step: Tensor, intervals: int, starts: Tensor) -> Tensor:
-    """Return the nearest multiple of 1 / (1000 intervals), which is the step that inkan computed with for a range with
-    at most three decimals, if it agrees with the stored knots up to their rounding, and else ``step``."""
+    """Return the exact knot spacing with which inkan computed, if the spacing can be recovered from the rounded knots
+    that inkan stores.
+
+    If the ends of the range have at most three decimals, the spacing is a multiple of 1 / (1000 intervals). If the
+    multiple of 1 / (1000 intervals) that is nearest to ``step`` agrees with the stored knots up to rounding, the
+    multiple is returned. Otherwise ``step`` is returned.
+    """
     parts = 1000 * intervals
     exact = torch.round(step * parts) / parts
     rounding = torch.finfo(torch.float32).eps * starts.abs().max()
@@ -100,15 +116,20 @@ def _pykan(tensors: Tensors) -> LayerTensors:
 
 
 def has_coincident_knots(knots: Tensor) -> Tensor:
-    """Whether each input has equal neighbours in ``knots [in, M]``, ``[in]``: other packages divide by zero there."""
+    """Return a bool tensor ``[in]``: whether an input has two equal neighbours in ``knots [in, M]``. Other packages
+    divide by zero for an input with equal neighbours."""
     return (knots.diff(dim=1) == 0).any(1)
 
 
 def _move_unused_knots(grid: Tensor, order: int, mask: Tensor) -> Tensor:
-    """Replace coincident knots that don't matter by distinct ones far outside the data, where splines are 0 too: those
-    of an input whose samples are all equal, as pykan's grid update makes them, or whose edges are all off."""
+    """Replace coincident knots that have no effect by distinct knots far outside of the data.
+
+    Coincident knots have no effect if all edges of the input are off, or if all knots of the input are equal. A grid
+    update of pykan makes all knots of an input equal if all samples of the input are equal. With the new knots, the
+    splines of the input are 0 on the data, as they are with equal knots.
+    """
     if order < 1 or grid.shape[1] <= 2 * order or len(mask) != len(grid):
-        return grid  # layer_tensors raises the error for these shapes
+        return grid  # ``layer_tensors`` raises the error for invalid shapes
     wide = grid.to(torch.promote_types(grid.dtype, torch.float32))
     unused = (wide[:, :1] == wide).all(1) | ((mask == 0).all(1) & has_coincident_knots(wide))
     steps = 1 + torch.arange(wide.shape[1], device=wide.device) / wide.shape[1]
@@ -145,7 +166,8 @@ LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN)
 
 
 def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
-    """Translate a source layer's tensors into the layout of :class:`fastkan.KANLinear`, and check them."""
+    """Translate the tensors of another package's layer into the layout of :class:`fastkan.KANLinear`, and check that
+    the shapes fit together and that no knots coincide."""
     for name, value in tensors.items():
         if value.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to convert")

@@ -1,4 +1,4 @@
-"""``convert``: the layers and networks of other packages as fastkan's."""
+"""``convert``: conversion of the layers and networks of other packages to layers and networks of fastkan."""
 
 from __future__ import annotations
 
@@ -30,48 +30,51 @@ from .sources import (
     warn_of_hooks,
 )
 
-Converted = dict[nn.Module, Any]  # the new module for each source
+Converted = dict[nn.Module, Any]  # maps each source, a module of another package, to its new module
 
 
 @checked(module=Instance(nn.Module), inplace=FLAG)
 @torch.inference_mode(False)
 def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Replace the KAN layers of other packages in a module by fastkan layers that compute the same.
+    """Replace the KAN layers of other packages in a module by fastkan layers that compute the same functions.
 
-    pykan's ``MultKAN``, efficient-kan's ``KAN`` and inkan's ``KANNetwork`` become a :class:`fastkan.KAN`, with
-    grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``. efficient-kan's ``KANLinear``
-    and inkan's ``KANLayer`` become a :class:`fastkan.KANLinear`, and so does a single pykan ``KANLayer``, although it
-    returned four tensors and the new layer returns only the outputs. All other modules are copied. The same parameters
-    require gradients, training modes are kept, and a module used in several places remains one module.
+    pykan's ``MultKAN``, efficient-kan's ``KAN`` and inkan's ``KANNetwork`` are converted to a :class:`fastkan.KAN`,
+    with grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``. efficient-kan's
+    ``KANLinear``, inkan's ``KANLayer`` and a single ``KANLayer`` of pykan are converted to a
+    :class:`fastkan.KANLinear`. The ``KANLayer`` of pykan returns four tensors, but the new layer returns only the
+    outputs. All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are
+    kept, and a module that is used in several places remains one module.
 
-    The packages need not be installed: classes are recognised by module and name. efficient-kan's classes are also
-    recognised in copies of its file; their outputs are then compared with those of the converted layers.
+    The packages need not be installed, because classes are recognised by their names. The classes of efficient-kan are
+    also recognised in copies of its file. If a module may come from a copy, the outputs of the converted module are
+    compared with the outputs of the original module.
 
-    Only submodules are converted: a layer that ``module`` holds in nothing but a plain list is left as it is. A layer
-    that is both a submodule and in a plain attribute, list or dictionary is replaced in both places; references to its
-    parameters are not. The parameters are new, so create the optimizer, and wrap the model for distributed training,
-    after the conversion.
+    Only submodules are converted. A layer that ``module`` holds only in a plain list is not converted. A layer that is
+    a submodule, and is also held by a plain attribute, list or dictionary, is replaced in both places. References to
+    the parameters of the layer are not replaced. The parameters of converted layers are new, so create the optimizer,
+    and wrap the model for distributed training, after the conversion.
 
     Args:
-        module: a module of one of these classes, or one that contains such modules.
-        inplace: whether ``module`` itself is changed instead of a copy of it.
+        module: a module of a class that can be converted, or a module with submodules of these classes.
+        inplace: whether to change ``module`` itself instead of a copy of it.
 
     Returns:
-        The converted module, which shares no tensors with the source. With ``inplace=True`` and layers inside
-        ``module``, ``module`` itself.
+        The converted module. If ``inplace`` is True and ``module`` is not itself replaced by a new layer or network,
+        ``module`` is changed and returned. Otherwise the returned module shares no tensors with ``module``.
 
     Raises:
         TypeError: if ``module`` is not a ``torch.nn.Module``.
-        ValueError: naming the layer and the reason, for anything that fastkan can't represent: functions that are not
-            B-splines, other base functions, inkan's surfaces, masks between 0 and 1, trained grids and masks,
-            coincident knots, subclasses, shared parameters, a pykan ``KANLayer`` inside another module, tensors on the
-            meta device, and layers that draw random numbers. Also for layers inside a wrapper of distributed training;
-            for a function that holds a layer (or without ``inplace`` any submodule), such as a lambda in an attribute,
-            since it would still call the source; for a module that can't be copied; with ``inplace``, for a compiled
-            layer; and if there is nothing to convert.
+        ValueError: if fastkan cannot represent a layer or network; the message names the layer and the reason. The
+            reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks between 0 and 1,
+            trained grids and masks, coincident knots, subclasses, shared parameters, a pykan ``KANLayer`` inside
+            another module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised
+            if a layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing
+            to convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the
+            original layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If
+            ``inplace`` is True, a ValueError is also raised if a layer is compiled.
 
     Warns:
-        UserWarning: if a source or one of its parameters has hooks, which are not converted.
+        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted.
 
     Example:
         >>> import kan  # doctest: +SKIP
@@ -119,8 +122,12 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
-    """References to sources from outside the tree of submodules, which ``inplace`` conversion has to replace; without
-    ``inplace`` none. References that could not be replaced, so that they would still call a source, are refused."""
+    """Return the references from outside the tree of submodules to the modules that will be converted. A conversion in
+    place must replace these references. If ``inplace`` is False, return an empty list.
+
+    Raises:
+        ValueError: if a reference cannot be replaced, and would still call the original module after the conversion.
+    """
     parts = [*inside, *(parameter for each in inside for parameter in each.parameters(recurse=False))]
     wanted = parts if inplace else [*module.modules(), *module.parameters(), *module.buffers()]
     of_sources = {id(each) for each in parts}
@@ -148,8 +155,9 @@ def _name_of(held: nn.Module | Tensor, module: nn.Module) -> str:
 
 
 def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
-    """Copy of a module with its sources replaced, also in attributes and containers, except pykan's ``KANLayer``: it
-    returns four tensors, so its callers there expect those."""
+    """Return a copy of a module in which the converted modules replace their originals, also in attributes and
+    containers. A ``KANLayer`` of pykan in an attribute or container is not replaced, because a ``KANLayer`` returns
+    four tensors, and its callers expect four tensors."""
     copied = (None, SourceKind.PYKAN_LAYER)
     memo = {id(source): new for source, new in converted.items() if source_kind(source) not in copied}
     try:
@@ -160,7 +168,8 @@ def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
 
 
 def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every path to each source; sources inside a source are skipped."""
+    """Yield a tuple of the qualified name and the module for each submodule to convert. A submodule that has several
+    names is yielded for each name. The search does not continue inside a submodule to convert."""
     try:
         kind = source_kind(module)
     except ValueError as error:
@@ -194,13 +203,14 @@ def _convert_source(source: nn.Module, converted: Converted) -> nn.Module:
 
 
 def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> KANLinear:
-    """Return a layer with these tensors, on their device and in their dtype; ``trained`` are the ``requires_grad``."""
+    """Construct a layer with the given tensors, on the device and in the dtype of the tensors. ``trained`` maps the
+    name of each parameter to its ``requires_grad``."""
     count, inputs, outputs = tensors.spline_weight.shape
     order, state = tensors.order, tensors.state()
     if base == "none":
         del state["base_weight"]
     ends = tensors.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
-    with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are then overwritten
+    with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are overwritten below
         layer = KANLinear(
             inputs, outputs, count - order, order, grid_range=(ends[:, 0].min().item(), ends[:, 1].max().item()),
             base=base, spline_scale=tensors.spline_scale is not None, dtype=tensors.spline_weight.dtype, device="cpu",
@@ -215,7 +225,8 @@ def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> K
 def convert_layer(
     source: nn.Module, layout: Layout, base: str, changed: dict[str, Tensor | None] | None = None
 ) -> KANLinear:
-    """Convert a layer; ``changed`` replaces some of its tensors, or leaves them out where it says None."""
+    """Convert a layer. The tensors in the dictionary ``changed`` replace the tensors of the layer that have the same
+    names. If an entry of ``changed`` is None, the tensor of the layer is left out."""
     check_tensors(source, layout)
     held: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers()), **(changed or {})}
     held = {name: value for name, value in held.items() if value is not None}
@@ -225,7 +236,8 @@ def convert_layer(
 
 def _efficient_kan_layer(source: Any, converted: Converted) -> KANLinear:
     scaled = getattr(source, "enable_standalone_scale_spline", True)
-    activation = getattr(source, "base_activation", nn.functional.silu)  # some copies call silu in forward instead
+    # Some copies of efficient-kan have no ``base_activation`` and call silu in ``forward``.
+    activation = getattr(source, "base_activation", nn.functional.silu)
     base = base_of(activation, "base_activation")
     return convert_layer(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
 
@@ -245,7 +257,7 @@ def _pykan_layer(source: Any, converted: Converted) -> KANLinear:
 
 
 def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, converted: Converted) -> list[KANLinear]:
-    """Convert a network's layers; a layer in several places is converted once."""
+    """Convert the layers of a network. A layer that is used in several places is converted once."""
     check_layers(source, parts, kind)
     for place, each in enumerate(parts):
         if each not in converted:
@@ -261,7 +273,8 @@ def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, c
 
 
 def build_network(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2) -> KAN:
-    """Return a network with these layers and, after each of them, the multiplication nodes that ``width`` names."""
+    """Construct a network with the given layers. ``width`` and ``mult_arity`` define the multiplication nodes of the
+    network as in :class:`KAN`."""
     dtype, device = layers[0].spline_weight.dtype, layers[0].spline_weight.device
     model = KAN(width, grid=1, k=1, mult_arity=mult_arity, dtype=dtype, device=device)
     for place, layer in enumerate(layers):
@@ -279,8 +292,12 @@ def _plain_network(kind: SourceKind) -> Callable[[Any, Converted], KAN]:
 
 @torch.no_grad()
 def _pykan_network(source: Any, converted: Converted) -> KAN:
-    """Convert a ``MultKAN``. pykan doesn't store the number of columns of x: for a network that reads only some of
-    them, ``in_features`` becomes the number of columns up to the last that it reads; assign to it if x has more."""
+    """Convert a ``MultKAN`` of pykan.
+
+    pykan does not store the number of columns of the input. If a network reads only a part of the columns,
+    ``in_features`` of the new network is set to the number of columns up to the last column that the network reads. If
+    the input has more columns, the caller has to assign their number to ``in_features``.
+    """
     layers = convert_layers(source, source.act_fun, "act_fun", SourceKind.PYKAN_LAYER, converted)
     arity = source.mult_arity
     arity = int(arity) if source.mult_homo else [[int(factors) for factors in nodes] for nodes in arity]
@@ -327,16 +344,16 @@ def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
     if found:
         found.sort()
         rows = source.affine.detach()[[j for _, j, _ in found], [i for i, _, _ in found]]
-        edges.load_state_dict({"affine": rows, "formulas": found})  # one call, since thousands of single ones are slow
+        edges.load_state_dict({"affine": rows, "formulas": found})  # one call is faster than a call for each edge
         edges.affine.requires_grad_(source.affine.requires_grad)
 
 
 def _computes_same(theirs: Callable[[Tensor], Tensor], ours: Callable[[Tensor], Tensor]) -> bool:
-    """Whether two functions agree on points on both sides of 0 and of 1, with NaN at the same points."""
+    """Whether two functions have the same values, including NaN, at points on both sides of 0 and of 1."""
     z = torch.linspace(-2.9, 3.1, 61, dtype=torch.float64)
     try:
         return torch.allclose(theirs(z.clone()), ours(z), rtol=1e-9, atol=1e-9, equal_nan=True)
-    except Exception:  # a user's function may raise anything
+    except Exception:  # a function of the user may raise any error
         return False
 
 

@@ -1,6 +1,7 @@
-"""Recognition of the layers and networks of other packages, and checks that a conversion can compute the same.
+"""Recognition of the layers and networks of other packages, and checks that a converted module can compute the same
+function.
 
-Classes are recognised by their module and name, since none of the packages need be installed.
+Classes are recognised by the names of their Python module and of the class, because the packages need not be installed.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from ...layers.linear import KANLinear
 from .layouts import EFFICIENT_KAN, Layout
 
 CLAIM = "it has the name and tensors of an efficient-kan module"
-MAX_DIFFERENCE = 1e-4  # relative difference in float32 up to which two outputs count as equal
+MAX_DIFFERENCE = 1e-4  # Maximum relative difference at which two float32 outputs count as equal.
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
 
 
 class SourceKind(Enum):
-    """Classes that :func:`fastkan.convert` converts."""
+    """The classes that :func:`fastkan.convert` converts."""
 
     PYKAN_NETWORK = "pykan's MultKAN"
     PYKAN_LAYER = "pykan's KANLayer"
@@ -43,7 +44,7 @@ class SourceKind(Enum):
 
     @property
     def package(self) -> str:
-        """Name of the package."""
+        """The name of the package."""
         return self.value.partition("'")[0]
 
 
@@ -56,7 +57,8 @@ CLASSES = {
     ("inkan.network", "KANNetwork"): SourceKind.INKAN_NETWORK,
 }
 
-# classes whose edges are no B-splines, so that no fastkan layer computes the same
+# Classes whose edges are not B-splines, with a description of the edges. No fastkan layer can compute the functions of
+# these classes.
 OTHER_BASES = {
     **dict.fromkeys(
         ("FastKAN", "FastKANLayer", "AttentionWithFastKANTransform", "RadialBasisFunction"),
@@ -71,11 +73,15 @@ OTHER_BASES = {
 
 
 def source_kind(module: nn.Module) -> SourceKind | None:
-    """Return the class of a module as a :class:`SourceKind`, or None if it is not to be converted. Refused are KAN
-    layers of other functions than B-splines, and subclasses of a known class, since their forward may differ.
+    """Return the class of a module as a :class:`SourceKind`, or None if the module need not be converted.
 
-    efficient-kan is one file that people copy into their projects, so its class names are accepted from any Python
-    module if the instance has efficient-kan's parameters.
+    The package efficient-kan is a single file that is often copied into other projects. The class names of
+    efficient-kan are therefore accepted from any Python module, if the instance has the parameters of efficient-kan's
+    class.
+
+    Raises:
+        ValueError: if the module is a KAN layer whose edges are not B-splines, or is an instance of a subclass of a
+            known class. The ``forward`` of a subclass may compute another function.
     """
     found = _kind_by_name(type(module), module)
     if found is not None:
@@ -94,14 +100,16 @@ def source_kind(module: nn.Module) -> SourceKind | None:
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether a source may be a changed copy of efficient-kan, so that its outputs have to be compared. Copies keep the
-    original names, so the package's own classes count too."""
+    """Whether a module may come from a modified copy of efficient-kan, so that its outputs must be compared with the
+    outputs of the converted module. A copy can have the same class names as the original package, so a module with
+    these class names may always come from a copy."""
     found = CLASSES.get((type(module).__module__, type(module).__name__))
     return found is None or found.package == "efficient-kan"
 
 
 def _contains_known(module: nn.Module) -> bool:
-    """Whether a submodule is of a known class, so that the module itself only has the name of a layer."""
+    """Whether a submodule is an instance of a known class. In this case the module itself is a container that only has
+    the name of a layer."""
     return any(_kind_by_name(type(each), each) is not None for each in module.modules() if each is not module)
 
 
@@ -134,7 +142,7 @@ def _qualified_name(cls: type) -> str:
 
 
 def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
-    """Return the name of fastkan's base function that computes the same as ``function``."""
+    """Return the name of the fastkan base function that computes the same values as ``function``."""
     shown = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", function)
     if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
         raise ValueError(f"{name}={shown} has parameters, which a base function can't have")
@@ -153,7 +161,7 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
 
 
 def check_layers(source: nn.Module, parts: Iterable[nn.Module], kind: SourceKind) -> None:
-    """Check that a network uses its class's forward and that its layers are those of its package."""
+    """Check that a network uses the ``forward`` of its class and that all its layers are layers of the same package."""
     _check_forward(source)
     if is_copy(source) and source._parameters:
         raise ValueError(
@@ -170,7 +178,8 @@ def _check_forward(source: nn.Module) -> None:
 
 
 def check_tensors(source: nn.Module, layout: Layout) -> None:
-    """Check that a layer uses its class's forward, has its package's tensors and trains only what fastkan can train."""
+    """Check that a layer uses the ``forward`` of its class, has the tensors of its package's layout, and requires
+    gradients only for tensors that fastkan can train."""
     _check_forward(source)
     held = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     known = layout.required | layout.optional
@@ -190,7 +199,8 @@ def check_tensors(source: nn.Module, layout: Layout) -> None:
 
 
 def check_unshared(module: nn.Module, sources: dict[str, nn.Module]) -> None:
-    """Check that no module shares a parameter with a source: conversion would give them separate ones."""
+    """Check that no module shares a parameter with a module that will be converted. After the conversion, the two
+    modules would have separate parameters."""
     inside = {id(each) for source in sources.values() for each in source.modules()}
     first: dict[int, tuple[nn.Module, str]] = {}
     for name, each in module.named_modules():
@@ -204,7 +214,7 @@ def check_unshared(module: nn.Module, sources: dict[str, nn.Module]) -> None:
 
 
 def warn_of_hooks(source: nn.Module) -> None:
-    """Warn if a source or one of its parameters has hooks, since those are not converted."""
+    """Warn if a module that will be converted, or one of its parameters, has hooks, because hooks are not converted."""
     for each in source.modules():
         own = each._parameters.values()
         if has_hooks(each) or any(p is not None and p._backward_hooks for p in own):
@@ -214,10 +224,11 @@ def warn_of_hooks(source: nn.Module) -> None:
 
 @torch.no_grad()
 def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
-    """Check on random inputs that a source computes the same as its conversion, in training and in evaluation mode."""
+    """Check on random inputs that the original module and the converted module have the same outputs, both in training
+    mode and in evaluation mode."""
     first = new.layers[0] if isinstance(new, KAN) else new
     assert isinstance(first, KANLinear)
-    if first.spline_weight.dtype.itemsize < 4:  # in half precision the two would differ by rounding alone
+    if first.spline_weight.dtype.itemsize < 4:  # rounding errors of half precision are too large
         source, new = copy.deepcopy(source).double(), copy.deepcopy(new).double()
     like = next(new.parameters())
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""``convert_state_dict``: conversion of a checkpoint's tensors without their module."""
+"""``convert_state_dict``: conversion of the tensors of a checkpoint without the module to which the tensors belong."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ _AFFINE = re.compile(rf"({'|'.join(AFFINE)})_(\d+)")
 
 
 def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a state_dict of pykan, efficient-kan or inkan, as :func:`fastkan.convert` converts a module.
+    """Convert a state_dict of pykan, efficient-kan or inkan to a state_dict of fastkan.
 
-    Each layer is recognised by the names of its tensors and becomes the state of a :class:`fastkan.KANLinear` under the
-    same prefix; a pykan network becomes that of a :class:`fastkan.KAN`. All other entries are copied unchanged.
+    Each layer is recognised by the names of its tensors. The tensors of a layer are converted to the state_dict of a
+    :class:`fastkan.KANLinear` under the same prefix, and the tensors of a pykan network are converted to the state_dict
+    of a :class:`fastkan.KAN`. All other entries are copied unchanged.
 
-    Load the result into a model of the same structure, with ``spline_scale=True`` if the source has a scale (pykan
-    always does, efficient-kan by default). A state_dict doesn't contain the base functions, which parameters require
-    gradients, or which columns of x a network reads, so set these on the model. inkan stores its knots, rounded to
-    float32, instead of their step: the exact step is recovered if the ends of the range have at most three decimals;
-    otherwise outputs may differ by 1e-6.
+    Load the result into a model of the same structure. The model must have ``spline_scale=True`` if the source has a
+    scale, as layers of pykan always have and layers of efficient-kan have by default. A state_dict does not contain the
+    base functions, the ``requires_grad`` of the parameters, or the columns that a network reads, so set these values on
+    the model. inkan stores knots that are rounded to float32 instead of their exact spacing. The exact spacing is
+    recovered if the ends of the range have at most three decimals. Otherwise outputs can differ by up to 1e-6.
 
     Args:
-        state_dict: state_dict of a module or of a part of one.
+        state_dict: state_dict of a module or of a part of a module.
 
     Returns:
-        A new dictionary, with new tensors for everything that was converted.
+        A new dictionary. The tensors of all converted layers are new.
 
     Raises:
         TypeError: if ``state_dict`` is not a mapping with strings as keys.
-        ValueError: for tensors whose shapes don't fit together, inkan's surfaces, layers with tensors that their
-            package's layer doesn't have, tensors on the meta device, coincident knots, a pykan network with formulas
-            (a state_dict doesn't contain their names, so convert the model instead), and if nothing can be converted.
+        ValueError: if the shapes of tensors do not fit together, if a layer is a surface of inkan or has tensors that
+            layers of its package do not have, if a tensor is on the meta device, if knots coincide, or if nothing can
+            be converted. A ValueError is also raised if a pykan network has formulas, because a state_dict does not
+            contain the names of formulas. In this case, convert the model itself by :func:`fastkan.convert`.
 
     Example:
         >>> source = {"layer.grid_starts": torch.arange(-2.2, 0.9, 0.4), "layer.weight": torch.randn(5, 2 * 8 + 2)}
@@ -94,7 +96,7 @@ def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
 
 
 def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the tensors of a pykan network that don't belong to its spline layers."""
+    """Convert the tensors of a pykan network that do not belong to its spline layers."""
     inside = prefix[len(network) :]
     if not inside:
         return {
@@ -111,4 +113,4 @@ def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> d
         raise ValueError("mask is on the meta device and has no values to convert")
     if bool(tensors["mask"].any()):
         raise ValueError("it has formulas, whose names are not in a state_dict: convert the model instead")
-    return {}  # the state of fastkan's SymbolicEdges without formulas is empty
+    return {}  # the state_dict of a ``SymbolicEdges`` without formulas is empty

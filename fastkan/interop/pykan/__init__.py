@@ -1,15 +1,17 @@
-"""Functions and classes that pykan offers beside its network, under pykan's names.
+"""The functions and classes that pykan has in addition to its network, under the names that they have in pykan.
 
-``from kan.utils import ex_round`` becomes ``from fastkan import ex_round``, and likewise for all others:
+Replace ``from kan.utils import ex_round`` by ``from fastkan import ex_round``, and replace other imports accordingly.
+The following names are available.
 
-- formulas: ``kanpiler`` (also ``expr2kan``, ``sf2kan``) compiles one into a network, ``get_feynman_dataset`` looks one
-  up, ``ex_round`` rounds one, ``augment_input`` adds columns computed by some, ``fit_params`` fits a single function
-- derivatives: ``batch_jacobian``, ``batch_hessian``, ``get_derivative``, ``model2param``
-- structure of a function: ``detect_separability``, ``test_separability``, ``test_general_separability``,
-  ``test_symmetry``, ``test_symmetry_var``, ``get_dependence``, ``batch_grad_normgrad``, ``plot_tree``,
-  ``get_molecule``, ``get_tree_node``
-- splines: ``B_batch``, ``coef2curve``, ``curve2coef``, ``extend_grid``
-- training: ``LBFGS``, and ``MLP`` for comparison
+- Formulas. ``kanpiler`` (also ``expr2kan``, ``sf2kan``) compiles a formula into a network, ``get_feynman_dataset``
+  looks up a formula, ``ex_round`` rounds the numbers in a formula, ``augment_input`` adds columns that are computed by
+  formulas, and ``fit_params`` fits a single function.
+- Derivatives are computed by ``batch_jacobian``, ``batch_hessian``, ``get_derivative`` and ``model2param``.
+- The structure of a function is tested or drawn by ``detect_separability``, ``test_separability``,
+  ``test_general_separability``, ``test_symmetry``, ``test_symmetry_var``, ``get_dependence``, ``batch_grad_normgrad``,
+  ``plot_tree``, ``get_molecule`` and ``get_tree_node``.
+- Splines are computed by ``B_batch``, ``coef2curve``, ``curve2coef`` and ``extend_grid``.
+- ``LBFGS`` is an optimizer for training, and ``MLP`` is a network for comparison.
 """
 
 from ...plotting.tree import get_molecule, get_tree_node, plot_tree

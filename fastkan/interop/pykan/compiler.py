@@ -1,8 +1,8 @@
-"""``kanpiler``: compilation of a formula into a network that computes it.
+"""``kanpiler``: compilation of a formula into a network that computes the formula.
 
-Each function of one argument becomes an edge, with the numbers around it as its a, b, c and d. Each sum becomes a node
-and each product a multiplication node, whose subnodes are its factors. A value that is needed in a later layer is
-passed on by edges that are the identity.
+A function f of one argument is compiled to an edge ``c f(a x + b) + d``, whose parameters are the constants inside and
+outside of the function. A sum is compiled to a sum node, and a product is compiled to a multiplication node with one
+subnode for each factor. A value that is needed in a later layer is passed on by edges with the identity function.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from ...kan import KAN
 from ...layers.function_library import IDENTITY
 from ...symbolic.variables import EXPRESSION, VARIABLES, in_library, library_name, naming, real_number
 
-MAX_POWER = 5  # highest power in the library, of x and of 1/x
+MAX_POWER = 5  # highest power of x and of 1/x in the library
 ROOTS = {Fraction(1, 2): "sqrt", Fraction(-1, 2): "1/sqrt(x)", Fraction(3, 2): "x^1.5"}
 
 
 class Link(NamedTuple):
-    """An edge ``c f(a x + b) + d`` from the node ``source``, which is named by its expression."""
+    """An edge ``c f(a x + b) + d`` that starts in the node ``source``. A node is identified by its expression."""
 
     source: Any
     name: str
@@ -33,7 +33,8 @@ class Link(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A node: the product of its subnodes, plus ``bias``; each subnode is the sum of its links."""
+    """The plan of a node, whose value is the product of its subnodes, plus ``bias``. The value of a subnode is the sum
+    of its links."""
 
     subnodes: list[list[Link]]
     bias: float = 0.0
@@ -49,20 +50,22 @@ class Plan(NamedTuple):
 def kanpiler(
     input_variables: Sequence[Any], expr: Any, grid: int = 5, k: int = 3, auto_save: bool | None = None, **options: Any
 ) -> KAN:
-    """Compile a formula into a network that computes it.
+    """Compile a formula into a network that computes the formula.
 
-    The edges that occur in the formula are symbolic. All others are off; their splines can be switched on by
-    :meth:`KAN.perturb`.
+    The edges that are needed for the formula are symbolic. All other edges are off, and their splines can be switched
+    on by :meth:`KAN.perturb`.
 
     Args:
-        input_variables: a symbol for each column of x.
-        expr: a sympy expression of these symbols. Its functions must be in the library (``add_symbolic`` adds some) or
-            can be rewritten by functions of the library, as powers can.
-        grid, k: grid intervals and order of the splines.
-        auto_save, options: as for :class:`KAN`.
+        input_variables: list of sympy symbols, one for each column of the input.
+        expr: a sympy expression in ``input_variables``. Every function in the expression must be in the library or must
+            be expressible by functions in the library, as powers are. Functions can be added to the library by
+            :func:`add_symbolic`.
+        grid, k: number of grid intervals, and order of the splines.
+        auto_save, options: further arguments of :class:`KAN`.
 
     Raises:
-        TypeError, ValueError: for an expression with other symbols, other functions, or numbers that are not real.
+        TypeError, ValueError: if the expression contains other symbols, functions that are not in the library, or
+            numbers that are not real.
 
     Example:
         >>> import sympy
@@ -89,13 +92,15 @@ def kanpiler(
 
 
 class _Network:
-    """Layers of nodes for an expression, planned from the output down to the inputs.
+    """The layers of nodes that compute an expression. The layers are planned from the output to the inputs.
 
     Attributes:
-        variables: symbols of the inputs.
-        plans: the plan of each node, by its expression.
-        heights: the lowest layer in which each node can be, by its expression; 0 for inputs.
-        layers: the nodes of each layer, with their plans; None for inputs.
+        variables: list of the symbols of the inputs.
+        plans: dictionary from the expression of each node to the plan of the node.
+        heights: dictionary from the expression of each node to the index of the first layer in which the node can be
+            placed. The height of an input is 0.
+        layers: for each layer, a dictionary from the expression of each node to the plan of the node. The plan of an
+            input is None.
     """
 
     def __init__(self, variables: list[Any]) -> None:
@@ -105,10 +110,11 @@ class _Network:
         self.layers: list[dict[Any, Plan | None]] = []
 
     def output(self, expression: Any) -> None:
-        """Plan all nodes that an expression needs, and place them in layers."""
+        """Plan all nodes that are needed for an expression, and place the nodes in layers."""
         import sympy
 
-        if expression.is_number:  # a node needs an edge, so a constant becomes the d of the function 0
+        # A node needs at least one edge, so a constant is compiled to the parameter d of an edge with the function 0.
+        if expression.is_number:
             value = real_number(expression)
             target: Any = sympy.Dummy()
             self._add(target, Plan([[Link(self.variables[0], "0", (1.0, 0.0, 1.0, value))]]))
@@ -133,11 +139,11 @@ class _Network:
                 self.layers[layer - 1][source] = Plan([[Link(source, "x", IDENTITY)]]) if lifted else self.plans[source]
 
     def width(self) -> list[list[int]]:
-        """``[sums, multiplications]`` of each layer."""
+        """Return the numbers ``[sums, multiplications]`` of sum nodes and of multiplication nodes in each layer."""
         return [list(map(len, self._kinds(layer))) for layer in range(len(self.layers))]
 
     def arities(self) -> list[list[int]]:
-        """Number of factors of each layer's multiplication nodes."""
+        """Return a list for each layer with the number of factors of each multiplication node."""
         counts = ([len(plan.subnodes) for plan in nodes.values() if plan] for nodes in self.layers)
         return [[count for count in layer if count > 1] for layer in counts]
 
@@ -148,7 +154,7 @@ class _Network:
 
     @torch.no_grad()
     def write(self, model: KAN) -> None:
-        """Set a network's edges and biases to the plans, and switch all other edges off."""
+        """Set the edges and biases of a network according to the plans, and switch all other edges off."""
         kinds = map(self._kinds, range(len(self.layers)))
         numbers = [{key: number for number, key in enumerate([*sums, *products])} for sums, products in kinds]
         for layer in model.layers:
@@ -163,10 +169,10 @@ class _Network:
                         model.symbolic[layer].fix(numbers[layer][link.source], subnode, link.name, link.affine)
                 model.node_bias[layer][node] = plan.bias
 
-    # -- from an expression to its node ------------------------------------------------------------
+    # -- planning ----------------------------------------------------------------------------------
 
     def _plan(self, expression: Any) -> None:
-        """Plan the node of an expression, unless it is planned already."""
+        """Plan the node of an expression, unless the node has already been planned."""
         if expression in self.heights:
             return
         factors = expression.args if expression.is_Mul else [expression]
@@ -177,14 +183,16 @@ class _Network:
         self.heights[key] = 1 + max(self.heights[link.source] for subnode in plan.subnodes for link in subnode)
 
     def _sum_of(self, terms: Sequence[Any]) -> list[Link]:
-        """Links whose sum equals the sum of the terms; no two of them come from the same node."""
+        """Return a list of links whose sum equals the sum of the terms. Each link starts in a different node."""
         constant = sum(real_number(term) for term in terms if term.is_number)
         links: list[Link] = []
         for term in terms:
             if term.is_number:
                 continue
             link = self._link(term)
-            if any(link.source == other.source for other in links):  # there is one edge from a node, with one function
+            # Between two nodes there is only one edge with one function, so a second link from the same source starts
+            # in a separate node.
+            if any(link.source == other.source for other in links):
                 inner, scale, bias = _split_affine(term)
                 node = _SeparateNode(inner)
                 self._add(node, Plan([[self._link(inner)]]))
@@ -195,7 +203,8 @@ class _Network:
         return links
 
     def _link(self, term: Any) -> Link:
-        """Edge for a term, from the node of its outermost function's argument."""
+        """Return the edge that computes a term. The edge has the outermost function of the term and starts in the node
+        of the argument of the function."""
         import sympy
 
         inner, scale, bias = _split_affine(term)
@@ -217,14 +226,15 @@ class _Network:
         return Link(source, name, (a, b, scale, bias))
 
     def _power(self, power: Any) -> tuple[Any, str]:
-        """Argument and name of a library function that equals a power.
+        """Return a tuple of the argument and the name of a library function that computes a power.
 
-        A power that is no such function is rewritten as a product, with the function x or 1/x, or as an exponential.
+        If the library has no function for the power, the power is rewritten as a product, as the inverse of a product,
+        or as an exponential function.
         """
         import sympy
 
         base, exponent = power.base, power.exp
-        if base.is_number:  # 2^x
+        if base.is_number:  # for example 2^x
             if not base.is_positive:
                 raise ValueError(f"{power} is not real everywhere: its base must be positive")
             return sympy.expand_mul(exponent * sympy.Float(math.log(real_number(base)))), "exp"
@@ -246,13 +256,15 @@ class _Network:
 
 
 class _SeparateNode(NamedTuple):
-    """Name of a separate node for an expression whose edge would coincide with another one."""
+    """The name of a separate node for an expression, which is needed if two edges with different functions would
+    connect the same two nodes."""
 
     expression: Any
 
 
 def _split_affine(expression: Any) -> tuple[Any, float, float]:
-    """Split an expression into ``scale * inner + bias``, with all constant factors and terms in scale and bias."""
+    """Split an expression into a tuple of ``inner``, ``scale`` and ``bias`` such that the expression equals
+    ``scale * inner + bias``. All constant factors and terms become part of ``scale`` and ``bias``."""
     import sympy
 
     scale, bias = sympy.Integer(1), sympy.Integer(0)
@@ -271,7 +283,7 @@ def _split_affine(expression: Any) -> tuple[Any, float, float]:
 
 
 def _scale_links(links: list[Link], scale: float, bias: float) -> list[Link]:
-    """Links whose sum is ``scale`` times that of the given ones, plus ``bias``."""
+    """Return links whose sum is ``scale`` times the sum of the given links, plus ``bias``."""
     scaled = []
     for link in links:
         a, b, c, d = link.affine

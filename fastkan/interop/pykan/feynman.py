@@ -1,4 +1,4 @@
-"""Equations of the Feynman Symbolic Regression Database (Udrescu & Tegmark, 2020), as functions to learn."""
+"""The equations of the Feynman Symbolic Regression Database (Udrescu & Tegmark, 2020), as functions for training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from fastkan_kernels import plain
 
 from ...symbolic.variables import values_of
 
-# name | variables | formula | range of each variable, or one range for all. The first equation has the number 0.
+# The equations, in the format ``name | variables | formula | ranges``. The ranges are one range for each variable, or a
+# single range for all variables. The first equation has the number 0.
 EQUATIONS = """
 test | x y | (x + y)*sin(exp(2*y)) | -1:1
 I.6.20a | theta | sqrt(2)*exp(-theta**2/2)/(2*sqrt(pi)) | -3:3
@@ -156,17 +157,19 @@ Schwarz 13.132 (Klein-Nishina) | alpha hbar m c omega_0 omega theta |
 
 
 def get_feynman_dataset(name: int | str) -> tuple[tuple[Any, ...], Any, Callable[[Tensor], Tensor], list[list[float]]]:
-    """Look up an equation of the Feynman database.
+    """Look up an equation of the Feynman Symbolic Regression Database.
 
     Args:
-        name: name of the equation, such as ``"I.6.20"``, or its number from 1 to 120; ``"test"`` is a short example.
+        name: name of the equation, such as ``"I.6.20"``, or its number from 1 to 120. The name ``"test"`` selects a
+            short example.
 
     Returns:
-        The variables, as symbols; the formula, as a sympy expression of them; the same as a function from
-        ``[N, n_var]`` to ``[N, 1]``; and the range of each variable, as for :func:`create_dataset`.
+        A tuple of the variables as sympy symbols, the formula as a sympy expression, the formula as a function from
+        inputs ``[N, n_var]`` to values ``[N, 1]``, and the list of the ranges of the variables. The ranges can be
+        passed to :func:`create_dataset`.
 
     Raises:
-        TypeError, ValueError: for an unknown name, or a number out of range.
+        TypeError, ValueError: if the name is unknown, or if the number is out of range.
 
     Example:
         >>> symbols, formula, f, ranges = get_feynman_dataset("I.12.11")
@@ -194,7 +197,7 @@ def get_feynman_dataset(name: int | str) -> tuple[tuple[Any, ...], Any, Callable
         key = names[key]
     variables, formula, ranges = table[key]
     symbols = tuple(map(sympy.Symbol, variables.split()))
-    # "lambda" is a keyword of Python, which sympify can't parse as a name
+    # The variable "lambda" is renamed, because sympify cannot parse a Python keyword as a name.
     known = {symbol.name.replace("lambda", "lambda_"): symbol for symbol in symbols}
     expression = sympy.sympify(re.sub(r"\blambda\b", "lambda_", formula), locals=known)
     limits = [[_number(end) for end in each.split(":")] for each in ranges.split()]

@@ -1,4 +1,4 @@
-"""``fit_params``: the fit of one function to samples, with pykan's arguments."""
+"""``fit_params``: the fit of a function to samples, with the same arguments as in pykan."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def fit_params(
     verbose: bool = True,
     device: object = None,
 ) -> tuple[Tensor, Tensor]:
-    """Fit ``c fun(a x + b) + d`` to samples of one function.
+    """Fit the parameters a, b, c and d of ``c fun(a x + b) + d`` to samples ``y`` at ``x``.
 
     Args:
-        x, y: ``[N]``.
-        fun: a function of a tensor, or a name in the library.
-        a_range, b_range: bounds of a and b; None for none.
-        grid_number, iteration, device: ignored; the search chooses its own grid and number of steps.
+        x, y: samples ``[N]``.
+        fun: a function of a tensor, or the name of a function in the library.
+        a_range, b_range: lower and upper bounds of a and of b (default: no bounds).
+        grid_number, iteration, device: ignored, because the search chooses its own grid and number of steps.
         verbose: whether to print R2.
 
     Returns:
-        (a, b, c, d), ``[4]``, and R2, in the dtype of x.
+        A tuple of the parameters ``[4]``, in the order a, b, c, d, and of R2. Both tensors have the dtype of ``x``.
 
     Raises:
-        TypeError, ValueError: for samples that don't fit together or are not finite.
+        TypeError, ValueError: if the samples do not fit together or are not finite.
 
     Example:
         >>> x = torch.linspace(-1, 1, 101)

@@ -1,4 +1,4 @@
-"""``MLP``: a multilayer perceptron with the methods of a KAN, for comparison."""
+"""``MLP``: a multilayer perceptron with methods similar to the methods of a KAN, for comparisons with a KAN."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEED = Int(least=0, most=2**64 - 1)
-EPSILON = 1e-4  # added to a node's standard deviation, which may be 0
+EPSILON = 1e-4  # added to the standard deviation of a node, because the sum is a divisor and must not be 0
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron with SiLU between its layers.
+    """A multilayer perceptron with SiLU activations between its layers.
 
     Args:
-        width: number of nodes in each layer, inputs first.
-        act: activation function; only ``"silu"``.
-        save_act: ignored; activations are computed when they are needed.
-        seed: seed of the initial parameters; the global generators are not seeded.
+        width: number of nodes in each layer, beginning with the inputs.
+        act: name of the activation function, which must be ``"silu"``.
+        save_act: ignored, because activations are computed when they are needed.
+        seed: seed of the initial parameters. The global random generators are not seeded.
         device: device of the parameters.
 
     Attributes:
-        linears: the layers, each an ``nn.Linear``.
-        sample: rows of the last :meth:`fit` or :meth:`get_act`; None before.
-        node_scores, edge_scores: scores of the last :meth:`attribute`, a tensor for each layer; None before.
+        linears: list of the layers, which are ``nn.Linear`` modules.
+        sample: rows of the last call of :meth:`fit` or :meth:`get_act`, or None before the first call.
+        node_scores, edge_scores: scores from the last call of :meth:`attribute` as a list with one tensor for each
+            layer, or None before the first call.
 
     Raises:
-        TypeError, ValueError: for a width with fewer than two layers, or another activation.
+        TypeError, ValueError: if ``width`` has fewer than two layers, or if ``act`` is not ``"silu"``.
 
     Example:
         >>> model = MLP([2, 5, 1])
@@ -66,29 +67,29 @@ class MLP(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of layers."""
+        """The number of layers."""
         return len(self.linears)
 
     @property
     def in_features(self) -> int:
-        """Number of inputs."""
+        """The number of inputs."""
         return self.width[0]
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """The device of the parameters."""
         return self.linears[0].weight.device
 
     @property
     def w(self) -> list[Tensor]:
-        """Weights of each layer, ``[out, in]``."""
+        """The list of the weights ``[out, in]`` of each layer."""
         return [linear.weight for linear in self.linears]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x [..., width[0]]`` to outputs ``[..., width[-1]]``.
 
         Raises:
-            TypeError, ValueError: for x of another type, dtype or shape.
+            TypeError, ValueError: if ``x`` has the wrong type, dtype or shape.
         """
         check_tensor("x", x)
         if x.ndim == 0 or x.shape[-1] != self.width[0]:
@@ -97,7 +98,7 @@ class MLP(nn.Module):
         return self._activations(x)[-1]
 
     def _activations(self, x: Tensor) -> list[Tensor]:
-        """Inputs of each layer, and the output."""
+        """Return a list with the inputs of each layer, followed by the outputs of the network."""
         nodes = [x]
         for linear in self.linears[:-1]:
             nodes.append(self.act_fun(linear(nodes[-1])))
@@ -107,13 +108,13 @@ class MLP(nn.Module):
         """Compute the activations of samples, and store the samples as ``self.sample``.
 
         Args:
-            x: a tensor ``[N, in]``, or a dataset with ``train_input``; None for the stored samples.
+            x: samples ``[N, in]``, or a dataset with ``train_input`` (default: the stored samples).
 
         Returns:
-            Inputs of each layer, and the output.
+            A list with the inputs of each layer, followed by the outputs of the network.
 
         Raises:
-            ValueError: if x is None and no samples are stored.
+            ValueError: if ``x`` is None and no samples are stored.
         """
         x = x["train_input"] if isinstance(x, dict) else x
         if x is not None:
@@ -126,15 +127,16 @@ class MLP(nn.Module):
     # -- attribution -------------------------------------------------------------------------------
 
     def attribute(self, x: Tensor | None = None) -> None:
-        """Compute how much each node and each weight contributes to the outputs, as ``node_scores, edge_scores``.
+        """Compute scores for the importance of each node and each weight to the outputs, and store the scores as
+        ``node_scores`` and ``edge_scores``.
 
-        Scores are computed from the outputs, which have a score of 1, down to the inputs. A weight's score is the
-        score of the node that it leads to, times the standard deviation of its contribution divided by that of the
-        node. A node's score is the sum of the scores of its outgoing weights, divided by the square root of the
-        number of nodes in its layer.
+        Scores are computed backwards, from the outputs, which have the score 1, to the inputs. The score of a weight is
+        the score of the node in which the weight ends, times the standard deviation of the weight's contribution to the
+        node, divided by the standard deviation of the node. The score of a node is the sum of the scores of its
+        outgoing weights, divided by the square root of the number of nodes in its layer.
 
         Args:
-            x: samples ``[N, in]``; None for the stored ones.
+            x: samples ``[N, in]`` (default: the stored samples).
         """
         nodes = self.get_act(x)
         with torch.no_grad():
@@ -151,21 +153,23 @@ class MLP(nn.Module):
         return node_scores, edge_scores
 
     def _contributions(self, nodes: Sequence[Tensor]) -> list[Tensor]:
-        """Standard deviation of each weight's contribution to its node, with the weight's sign, ``[out, in]``."""
+        """Return a list of tensors ``[out, in]``, one for each layer, with the standard deviation of each weight's
+        contribution to its node. The standard deviation is given the sign of the weight."""
         return [each.std(0) * weight for each, weight in zip(nodes, self.w)]
 
     @checked(reg_metric=Choice(MLP_METRICS), lamb_l1=Real(), lamb_entropy=Real())
     def get_reg(
         self, reg_metric: str = "w", lamb_l1: float = 1.0, lamb_entropy: float = 2.0, x: Tensor | None = None
     ) -> Tensor:
-        """Penalty that :meth:`fit` adds to the loss; differentiable.
+        """Compute the penalty that :meth:`fit` adds to the loss. The result is differentiable.
 
         Args:
-            reg_metric: what is penalized: ``"w"``, the absolute weights; ``"act"``, the standard deviation of each
-                weight's contribution; ``"fa"``, the scores of :meth:`attribute`; ``"a"``, the standard deviation of
-                each node.
-            lamb_l1, lamb_entropy: factors of the sum of these values, and of the entropy of their distribution.
-            x: samples ``[N, in]``; None for the stored ones.
+            reg_metric: name of the values that are penalized: ``"w"`` for the absolute weights, ``"act"`` for the
+                standard deviation of each weight's contribution to its node, ``"fa"`` for the edge scores of
+                :meth:`attribute`, or ``"a"`` for the standard deviation of each node.
+            lamb_l1: factor of the sum of the penalized values.
+            lamb_entropy: factor of the entropy of the penalized values.
+            x: samples ``[N, in]`` (default: the stored samples).
         """
         nodes: list[Tensor] = []
         if reg_metric != "w":
@@ -180,7 +184,8 @@ class MLP(nn.Module):
         return edge_penalty([each.abs() for each in self._sizes(reg_metric, nodes)], lamb_l1, lamb_entropy)
 
     def _sizes(self, metric: str, nodes: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Values of the weights by a metric of :meth:`get_reg`, ``[out, in]`` of each layer."""
+        """Return a list with the values ``[out, in]`` of the weights of each layer. ``metric`` is a metric of
+        :meth:`get_reg` other than ``"a"``."""
         if metric == "w":
             return self.w
         return self._contributions(nodes) if metric == "act" else self._scores(nodes)[1]
@@ -217,20 +222,21 @@ class MLP(nn.Module):
         seed: int = 0,
         progress: bool = True,
     ) -> dict[str, list[float]]:
-        """Train on data; the arguments are those of :meth:`KAN.fit`, as far as they apply to an MLP.
+        """Train the network on data. The arguments are the same as in :meth:`KAN.fit`, as far as they apply to an MLP.
 
         Args:
-            dataset, opt, steps, log, lamb, lamb_l1, lamb_entropy, loss_fn, lr, batch, metrics, display_metrics, seed,
-                progress: as in :meth:`KAN.fit`.
+            dataset, opt, steps, log, lamb, lamb_l1, lamb_entropy, loss_fn: arguments of :meth:`KAN.fit`.
+            lr, batch, metrics, display_metrics, seed, progress: arguments of :meth:`KAN.fit`.
             in_vars, out_vars, beta, device: ignored.
-            reg_metric: as in :meth:`get_reg`.
+            reg_metric: name of the values that are penalized, see :meth:`get_reg`.
 
         Returns:
-            ``train_loss``, ``test_loss`` and ``reg`` after each step, and the metrics. The losses are root mean square
-            errors, or the values of ``loss_fn`` if it is given.
+            A dictionary with the lists ``train_loss``, ``test_loss`` and ``reg``, and a list for each metric. The lists
+            have one entry for each step. Losses are values of ``loss_fn``, or root mean squared errors if ``loss_fn``
+            is None.
 
         Raises:
-            TypeError, ValueError: for data that is not finite or doesn't fit the network, and for arguments out of
+            TypeError, ValueError: if the data are not finite or do not fit the network, or if an argument is out of
                 range.
         """
         from tqdm import tqdm
@@ -287,38 +293,40 @@ class MLP(nn.Module):
         self.sample = data.train[0].detach()
         return results
 
-    # -- order of nodes, and plots -----------------------------------------------------------------
+    # -- plotting ----------------------------------------------------------------------------------
 
     @property
     def connection_cost(self) -> float:
-        """Sum of the absolute weights, each times the horizontal distance of its nodes with all layers drawn 1 wide."""
+        """The sum, over all weights, of the absolute weight times the horizontal distance between its two nodes. For
+        the distance, the nodes of every layer are spaced evenly over a width of 1."""
         return connection_cost([weight.detach().abs() for weight in self.w])
 
     @torch.no_grad()
     def swap(self, l: int, i1: int, i2: int) -> None:
-        """Exchange two nodes of a hidden layer, without changing the network's function.
+        """Exchange two nodes of a hidden layer in place, without changing the function of the network.
 
         Args:
-            l: number of the layer, from 1 to ``depth - 1``.
-            i1, i2: the nodes.
+            l: index of the layer of nodes, from 1 to ``depth - 1``.
+            i1, i2: indices of the two nodes.
         """
         before, after = self.linears[l - 1], self.linears[l]
         for parameter in (before.weight, before.bias, after.weight.t()):
             parameter[[i1, i2]] = parameter[[i2, i1]]
 
     def auto_swap(self) -> None:
-        """Exchange nodes of the hidden layers, one after another, where that reduces ``connection_cost``."""
+        """Exchange nodes of the hidden layers in place if the exchange reduces ``connection_cost``."""
         order_nodes([weight.detach().abs().t() for weight in self.w], self.swap)
 
     @checked(beta=Real(above=0), scale=Real(above=0), metric=Choice(("w", "act", "fa")))
     def plot(self, beta: float = 3.0, scale: float = 1.0, metric: str = "w") -> Figure:
-        """Draw the network: its nodes, inputs at the bottom, and its weights, blue if positive and red if negative.
+        """Draw the nodes and weights of the network, with the inputs at the bottom. Positive weights are blue, and
+        negative weights are red.
 
         Args:
-            beta: contrast; a weight is drawn with an alpha of ``tanh(beta * value)``, so small weights show with a
-                larger beta.
-            scale: size of the figure, relative to the default.
-            metric: value of a weight, as in :meth:`get_reg`.
+            beta: contrast of the drawing. A weight is drawn with the opacity ``tanh(beta * abs(value))``, so that small
+                weights become visible with a larger ``beta``.
+            scale: size of the figure, relative to the default size.
+            metric: name of the values that are drawn, see :meth:`get_reg`.
 
         Returns:
             The figure.
@@ -345,7 +353,7 @@ class MLP(nn.Module):
         return figure
 
     def tree(self, x: Tensor | None = None, **options: Any) -> Figure:
-        """Draw :func:`plot_tree` of the network at samples ``x [N, in]``; None for the stored ones."""
+        """Draw the tree of :func:`plot_tree` for the network at samples ``x [N, in]`` (default: the stored samples)."""
         from ...plotting.tree import plot_tree
 
         return plot_tree(self, self.get_act()[0] if x is None else x, **options)

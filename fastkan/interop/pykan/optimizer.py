@@ -1,4 +1,4 @@
-"""``LBFGS``: an optimizer for training loops that users write themselves."""
+"""``LBFGS``: an optimizer for training loops that are written by users."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ TOLERANCE = Real(least=0)
 
 
 class LBFGS(torch.optim.LBFGS):
-    """``torch.optim.LBFGS`` that also uses the curvature of very small steps.
+    """A variant of ``torch.optim.LBFGS`` that also uses the curvature of very small steps.
 
-    L-BFGS estimates curvature from pairs of a step and the change of the gradient along it. torch discards each pair
-    whose inner product is below 1e-10. Losses of PDEs, and losses near machine precision, produce only such pairs, and
-    then stop decreasing.
+    L-BFGS estimates curvature from pairs of a step and the change of the gradient along the step. ``torch.optim.LBFGS``
+    discards each pair whose inner product is below 1e-10. If the loss is near machine precision, or comes from a
+    partial differential equation, all pairs can be discarded, and the loss stops decreasing.
 
     Args:
-        params: parameters to train, in one group.
+        params: parameters to train, as a single parameter group.
         lr: learning rate.
         max_iter: maximum number of iterations in each call of :meth:`step`.
-        max_eval: maximum number of closure evaluations in each call; None for 1.25 ``max_iter``.
-        tolerance_grad: largest absolute derivative at which a call ends.
-        tolerance_change: change of the loss or the parameters at which a call ends.
-        tolerance_ys: inner product below which a pair is discarded.
-        history_size: number of pairs in memory.
-        line_search_fn: ``"strong_wolfe"`` or None.
+        max_eval: maximum number of evaluations of the closure in each call of :meth:`step`
+            (default: 1.25 ``max_iter``).
+        tolerance_grad: a call of :meth:`step` ends if no absolute derivative is above this value.
+        tolerance_change: a call of :meth:`step` ends if the change of the loss or of the parameters is below this
+            value.
+        tolerance_ys: inner product of a step and a change of the gradient below which the pair is discarded.
+        history_size: maximum number of pairs that are stored.
+        line_search_fn: name of the line search, ``"strong_wolfe"``, or None for steps of fixed length.
 
     Raises:
-        TypeError, ValueError: for numbers out of range.
+        TypeError, ValueError: if a number is out of range.
 
     Example:
         >>> x = torch.nn.Parameter(torch.tensor([3.0]))
@@ -68,17 +70,18 @@ class LBFGS(torch.optim.LBFGS):
             super().__init__(
                 params, lr, max_iter, max_eval, tolerance_grad, tolerance_change, history_size, line_search_fn
             )
-        except (TypeError, ValueError, KeyError) as error:  # the numbers are checked, so the cause is params
+        except (TypeError, ValueError, KeyError) as error:  # caused by ``params``, the only argument not checked before
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"params must be the parameters to train, in one group: {error}") from None
         self.param_groups[0]["tolerance_ys"] = tolerance_ys
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Take up to ``max_iter`` iterations.
+        """Make up to ``max_iter`` iterations.
 
         Args:
-            closure: a function that zeroes the gradients, computes the loss, calls its ``backward`` and returns it.
+            closure: function that zeroes the gradients, computes the loss, calls ``backward`` on the loss, and returns
+                the loss.
 
         Returns:
             The loss before the first iteration.
@@ -125,7 +128,8 @@ class LBFGS(torch.optim.LBFGS):
         return start
 
     def _direction(self, state: dict[str, Any], gradient: torch.Tensor) -> torch.Tensor:
-        """Descent direction: minus the inverse Hessian, as approximated by the stored pairs, times the gradient."""
+        """Return the descent direction, which is minus the inverse Hessian times the gradient. The inverse Hessian is
+        approximated from the stored pairs."""
         state["n_iter"] = state.get("n_iter", 0) + 1
         if state["n_iter"] == 1:
             state.update(old_dirs=[], old_stps=[], ro=[], H_diag=1)

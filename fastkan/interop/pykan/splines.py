@@ -1,4 +1,4 @@
-"""B-splines as plain functions, with pykan's names and order of dimensions."""
+"""Functions that evaluate and fit B-splines, with the same names and the same order of dimensions as in pykan."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ ORDER = kinds.Int(least=0, most=5)
 
 @kinds.checked(k=ORDER, extend=kinds.FLAG, device=kinds.DEVICE)
 def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: object = "cpu") -> Tensor:
-    """Values of all B-splines of order k at every row of x.
+    """Compute the values of all B-splines of order k at every row of ``x``.
 
     Args:
-        x: ``[N, in]``.
-        grid: knots ``[in, G + 2k + 1]``, or ``[1, G + 2k + 1]`` for the same knots in every column;
-            :func:`extend_grid` computes them from the G + 1 knots of a grid.
+        x: inputs ``[N, in]``.
+        grid: knots ``[in, G + 2k + 1]``, or ``[1, G + 2k + 1]`` if all columns have the same knots.
+            :func:`extend_grid` computes the knots from the G + 1 knots of a grid.
         k: order of the splines, from 0 to 5.
         extend, device: ignored, as in pykan 0.2.8.
 
     Returns:
-        ``[N, in, G + k]``.
+        The values ``[N, in, G + k]`` of the splines.
 
     Raises:
-        TypeError, ValueError: for knots that don't fit x or k, or that decrease.
+        TypeError, ValueError: if the knots do not fit ``x`` or ``k``, or if the knots decrease.
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
@@ -37,7 +37,7 @@ def B_batch(x: Tensor, grid: Tensor, k: int = 0, extend: bool = True, device: ob
 
 
 def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
-    """Values of :func:`B_batch`, with ``name`` as the name of x in errors."""
+    """Return the values of :func:`B_batch`. Error messages use ``name`` as the name of ``x``."""
     kinds.check_tensor(name, x)
     kinds.check_shape(name, x, ("N", "in"))
     kinds.check_tensor("grid", grid)
@@ -52,14 +52,14 @@ def _basis(name: str, x: Tensor, grid: Tensor, k: int) -> Tensor:
 
 @kinds.checked(k_extend=kinds.INDEX)
 def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
-    """Add ``k_extend`` knots on either side of a grid, at the grid's mean spacing.
+    """Add ``k_extend`` knots on each side of a grid, at the mean spacing of the grid.
 
     Args:
-        grid: ``[in, G + 1]``.
+        grid: knots ``[in, G + 1]``.
         k_extend: number of knots to add on each side.
 
     Returns:
-        ``[in, G + 1 + 2 k_extend]``.
+        The extended knots ``[in, G + 1 + 2 k_extend]``.
 
     Example:
         >>> extend_grid(torch.tensor([[0.0, 1.0]]), k_extend=1)
@@ -76,16 +76,16 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
 
 @kinds.checked(k=ORDER, device=kinds.DEVICE)
 def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: object = "cpu") -> Tensor:
-    """Values of splines with given coefficients at every row.
+    """Compute the values of splines with given coefficients at every row of ``x_eval``.
 
     Args:
-        x_eval: ``[N, in]``.
-        grid, k: knots and order, as in :func:`B_batch`.
-        coef: ``[in, out, G + k]``.
+        x_eval: inputs ``[N, in]``.
+        grid, k: knots and order of the splines, see :func:`B_batch`.
+        coef: coefficients ``[in, out, G + k]``.
         device: ignored.
 
     Returns:
-        ``[N, in, out]``.
+        The values ``[N, in, out]`` of the splines.
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
@@ -101,15 +101,16 @@ def coef2curve(x_eval: Tensor, grid: Tensor, coef: Tensor, k: int, device: objec
 
 @kinds.checked(k=ORDER)
 def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
-    """Coefficients of the splines that fit given curves best, by least squares.
+    """Compute the coefficients of the splines that fit given curves best in the sense of least squares.
 
     Args:
-        x_eval: ``[N, in]``.
-        y_eval: ``[N, in, out]``, values of the curves at ``x_eval``.
-        grid, k: knots and order, as in :func:`B_batch`.
+        x_eval: inputs ``[N, in]``.
+        y_eval: values ``[N, in, out]`` of the curves at ``x_eval``.
+        grid, k: knots and order of the splines, see :func:`B_batch`.
 
     Returns:
-        ``[in, out, G + k]``; if several coefficients fit equally well, those with the least norm.
+        The coefficients ``[in, out, G + k]``. If several coefficients fit equally well, the coefficients with the
+        smallest norm are returned.
 
     Example:
         >>> grid = extend_grid(torch.linspace(-1, 1, 6)[None, :], k_extend=3)
@@ -123,6 +124,6 @@ def curve2coef(x_eval: Tensor, y_eval: Tensor, grid: Tensor, k: int) -> Tensor:
     kinds.check_tensor("y_eval", y_eval)
     kinds.check_shape("y_eval", y_eval, (*x_eval.shape, "out"))
     kinds.check_alike(x_eval, y_eval=y_eval.to(x_eval.dtype))
-    exact = basis.permute(1, 0, 2).double()  # the pseudoinverse needs the numerical rank, which float32 would blur
+    exact = basis.permute(1, 0, 2).double()  # float64 is needed to determine the numerical rank for the pseudoinverse
     solution = torch.linalg.pinv(exact, rtol=1e-10) @ y_eval.permute(1, 0, 2).double()
     return solution.transpose(1, 2).to(y_eval.dtype)
