@@ -1,7 +1,7 @@
 """The entry points of the Triton backend, as the registry of backends expects them.
 
-This module can be imported without Triton, because the kernels are imported in the first call. The function
-:func:`missing` reports whether Triton is installed.
+This module can be imported without Triton, because the kernels are imported only when a contraction is first computed.
+The function :func:`missing` reports whether Triton is installed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def contract_weight(
     """Return the contraction G_d(x, g, v), which is summed over the rows n.
 
     Returns:
-        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. The second
-        tensor is None without a base function.
+        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
+        base function, None takes the place of the second tensor.
     """
     from . import dispatch
 

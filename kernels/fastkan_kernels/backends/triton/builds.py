@@ -1,6 +1,6 @@
-"""The kernels and configurations that static checks compile without a GPU, as data.
+"""Descriptions of the kernels and configurations that static checks compile without a GPU.
 
-The arguments of each kernel come from the same launch functions as in a real run, called with meta tensors.
+The arguments of each kernel come from the launch functions of real runs, which are called with meta tensors here.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Build(NamedTuple):
     """The compilation of a kernel, and the properties that the compiled machine code must have."""
 
     name: str
-    kernel: Any  # a JITFunction of Triton
-    signature: dict[str, str]  # Triton's name of the type of each argument
+    kernel: Any  # a Triton ``JITFunction``
+    signature: dict[str, str]  # name of the type of each argument in Triton
     constants: dict[str, Any]
     divisible: tuple[str, ...]  # names of the arguments that are divisible by 16
     capability: int
@@ -42,7 +42,7 @@ class Build(NamedTuple):
     stages: int
     tensor_cores: bool  # whether the kernel's matrix products must run on tensor cores
     overlaps: bool  # whether features must be computed while matrix products run
-    elements: int  # number of features that a program computes between two matrix products; 0 if not to be checked
+    elements: int  # number of features that a program computes between two matrix products; 0 if not checked
     keeps_nan: bool  # whether minimum and maximum instructions on data must propagate NaN
 
 
@@ -67,13 +67,16 @@ class Setting(NamedTuple):
 
 
 def builds(capability: int) -> list[Build]:
-    """Return all builds that are checked for a compute capability, 80 or 90."""
+    """Return all kernel compilations that are checked for a compute capability, 80 or 90."""
     found = (build for setting in _settings() for build in builds_of(setting, capability))
     return list({build.name: build for build in found}.values())
 
 
 def sample() -> list[Build]:
-    """Return a selection of builds for both compute capabilities, with every kernel, dtype and form of splines."""
+    """Return a selection of kernel compilations.
+
+    The selection covers each compute capability, kernel, dtype and form of splines.
+    """
     half = Setting()
     single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
     chosen = [
@@ -157,12 +160,12 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
 
 
 def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
-    """Yield the builds of a setting.
+    """Yield the kernel compilations for a setting.
 
     Args:
         setting: sizes and options of the contraction.
         capability: compute capability of the GPU, 80 or 90.
-        config: the configuration. If None, the rules choose one for the implementation ``setting.way``.
+        config: the configuration. If None, the rules choose a configuration of the implementation ``setting.way``.
     """
     p = problem_of(setting, capability)
     if p.form == "none":  # no kernel of splines is launched for a derivative above the spline order
@@ -175,7 +178,7 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
 
 
 def problem_of(s: Setting, capability: int) -> Problem:
-    """Return the problem of a setting, with meta tensors as operands."""
+    """Return the problem that a setting describes, with meta tensors as operands."""
 
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -227,7 +230,8 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
     }
     signature = {name: signature[name] for name in launch.kernel.arg_names}
     constants = dict(launch.constants)
-    for name, argument in launch.arguments.items():  # Triton's own launcher also turns a 1 into a constant
+    # Triton's own launcher also compiles an argument of 1 as a constant.
+    for name, argument in launch.arguments.items():
         if isinstance(argument, int) and argument == 1:
             signature[name], constants[name] = "constexpr", 1
     fused = config.way in ("fused", "pipelined")
@@ -245,7 +249,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         tensor_cores=fused and p.matmul_dtype != torch.float64 and not (p.name == "G" and p.rows == 1),
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
-        # In float64, saturation to [0, 1] is compiled to a maximum, which replaces NaN by 0 on purpose.
+        # In float64, saturation to [0, 1] is compiled to a maximum instruction, which replaces NaN by 0 on purpose.
         keeps_nan=p.matmul_dtype != torch.float64,
     )
 

@@ -24,7 +24,7 @@ MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer r
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
-    """Compute the contraction F into ``y [N, O]``."""
+    """Compute the contraction F and write it into ``y [N, O]``."""
     assert p.weight is not None
     weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
@@ -37,7 +37,7 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
 
 
 def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
-    """Compute the contraction G into ``dw``, a tensor of the working dtype.
+    """Compute the contraction G and write it into ``dw``, a tensor of the working dtype.
 
     ``dw`` has the shape ``[K, I, O]`` for the splines or, if ``base``, the shape ``[1, I, O]`` for the base function.
     """
@@ -52,7 +52,7 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
 
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
-    """Compute the contraction H into ``h [N, I]``, a tensor of the working dtype."""
+    """Compute the contraction H and write it into ``h [N, I]``, a tensor of the working dtype."""
     assert p.weight is not None
     assert p.g is not None
     weight = p.weight.flatten(0, 1).t()
@@ -64,7 +64,7 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:
-    """Compute the values of the splines into ``psi [N, K, I]``, and return them."""
+    """Compute the values of the splines, write them into ``psi [N, K, I]`` and return them."""
     launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
     unit = _unit(p)
     return psi if unit is None else _scaled(psi, unit, p.derivative)
@@ -91,7 +91,7 @@ def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
 def _unit(p: Problem) -> Tensor | None:
     """Return the inverse knot spacing of the first input, or None for d = 0.
 
-    The kernel divides derivatives by the d-th power of this inverse spacing.
+    The kernel divides d-th derivatives by the d-th power of the inverse knot spacing.
     """
     if p.derivative == 0:
         return None
@@ -115,4 +115,4 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         return a @ b
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
-    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # on a CPU, where Triton's interpreter runs the kernels
+    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # this line runs on a CPU only, for kernels in Triton's interpreter

@@ -1,4 +1,6 @@
-"""The contractions F, G and H by hand-written kernels, in the implementation that :mod:`.tuning.selection` chooses.
+"""Computation of the contractions F, G and H by hand-written kernels.
+
+:mod:`.tuning.selection` chooses the implementation of each contraction. The implementations are the following:
 
 - fused: a kernel computes the features in registers and multiplies them at once, so that only the result is written to
   memory (:mod:`.kernels.contract_out`, :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`).
@@ -8,8 +10,8 @@
 - gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
   (:mod:`.kernels.gather`).
 
-Derivatives of the splines above the spline order are 0. Only the base function contributes in that case, and PyTorch's
-own functions compute its contribution to F and H.
+Derivatives of the splines above the spline order are 0. For these derivatives, only the base function contributes to
+the contractions, and PyTorch's own functions compute its contribution to F and H.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ def contract_weight(
     """Return the contraction G_d(x, g, v), which is summed over the rows n.
 
     Returns:
-        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. The second
-        tensor is None without a base function.
+        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
+        base function, None takes the place of the second tensor.
     """
     count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
     based = basis.base != "none"
@@ -122,7 +124,10 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
 
 
 def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """Return the launch of F in any implementation except the chunked one, which needs several launches."""
+    """Return the kernel launch that computes F.
+
+    The chunked implementation is excluded, because it needs several launches.
+    """
     if config.way == "pipelined":
         from .hopper.contract_out import launch_out as launch_pipelined
 
@@ -131,7 +136,7 @@ def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the launch of G for the splines or the base function.
+    """Return the kernel launch that computes G for the splines or, if ``base``, for the base function.
 
     The chunked implementation is excluded, because it needs several launches.
     """

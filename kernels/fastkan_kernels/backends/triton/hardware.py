@@ -19,7 +19,7 @@ try:
     INSTALLED = find_spec("triton") is not None
 except (ImportError, ValueError):
     INSTALLED = False
-# Triton itself accepts the same values of the environment variable.
+# The values that turn the interpreter on are the values that Triton itself accepts.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
@@ -80,7 +80,7 @@ def needs_wgmma_wait(capability: int) -> bool:
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    # The fix also needs a recent ptxas, and the ptxas that the user has selected may be older.
+    # Even a recent Triton needs the wait if the user has selected a ptxas that may be older than Triton's own.
     foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))
     return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
@@ -88,8 +88,8 @@ def needs_wgmma_wait(capability: int) -> bool:
 def precision(matmul_dtype: torch.dtype) -> str:
     """Return the precision argument of ``tl.dot`` for a dtype.
 
-    For float32, the precision is ``"tf32"`` if PyTorch's settings allow tf32. Otherwise it is ``"tf32x3"``, which is as
-    accurate as float32.
+    For float32, the precision is ``"tf32"`` if PyTorch's settings allow tf32. Otherwise the precision is ``"tf32x3"``,
+    which is as accurate as float32.
     """
     if matmul_dtype != torch.float32:
         return "ieee"
@@ -102,8 +102,8 @@ def _tf32_allowed() -> bool:
         newer = getattr(torch.backends, "fp32_precision", "none")
     if newer != "none":
         return newer == "tf32"
-    # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch. In that
-    # case the newer setting is not "none", and the function has returned before.
+    # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch for
+    # float32 products. This line is reached only if the newer setting has not been used, so the call cannot raise.
     return torch.get_float32_matmul_precision() != "highest"
 
 

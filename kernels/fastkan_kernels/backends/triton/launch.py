@@ -54,12 +54,13 @@ _of_thread = threading.local()
 
 @contextmanager
 def watched(compile_only: bool = False) -> Iterator[list[Any]]:
-    """Collect the compiled kernels of all launches that the current thread makes inside the ``with``.
+    """Collect the compiled kernels of all launches that the current thread makes inside the ``with`` statement.
 
     The list has None for each launch that Triton's interpreter runs.
 
     Args:
-        compile_only: if True, compile the kernels without launching them. The results are then uninitialised memory.
+        compile_only: if True, compile the kernels without launching them, so that the result tensors hold
+            uninitialised memory.
     """
     before = getattr(_of_thread, "watch", None)
     _of_thread.watch = _Watch([], compile_only)
@@ -102,7 +103,7 @@ def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
 def strides(tensor: Tensor) -> list[int]:
     """Return strides of a tensor that a hardware tensor descriptor accepts.
 
-    For a dimension of size 1, PyTorch's own stride may be arbitrary, so a valid one is computed.
+    For a dimension of size 1, PyTorch's own stride may be arbitrary, so a valid stride is computed.
     """
     found, whole = list(tensor.stride()), 16 // tensor.element_size()
     for place in reversed(range(len(found))):

@@ -14,7 +14,7 @@ from . import hardware
 
 
 class Problem(NamedTuple):
-    """A contraction with its operands, converted to the dtypes and layouts of the kernels, and its constants.
+    """A contraction with its constants and with its operands in the dtypes and layouts of the kernels.
 
     ``x [N, I]`` and ``v [N, I]`` have stride 1 along I and keep their dtype; the kernels convert their elements to the
     working dtype. ``knots`` have the working dtype, and ``weight``, ``base_weight`` and ``g`` have ``matmul_dtype``.
@@ -31,8 +31,8 @@ class Problem(NamedTuple):
     derivative: int
     matmul_dtype: torch.dtype  # dtype of the factors of matrix products; their sums have the dtype ``work``
     precision: str  # precision of float32 matrix products, as named in tl.dot
-    # Form in which the kernels compute the splines, "cardinal" or "local" (see kernels/spline.py). It is "none" for
-    # derivatives above the spline order.
+    # Form in which the kernels compute the splines, "cardinal" or "local" (see kernels/spline.py). The form is "none"
+    # for derivatives above the spline order.
     form: str
     capability: int  # compute capability of the GPU, such as 80 for 8.0
     spline_count: int  # number K of splines of each input
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
 
     @property
     def work(self) -> torch.dtype:
-        """The working dtype, which features and sums have."""
+        """The working dtype, in which features and sums are computed."""
         return torch.float64 if self.matmul_dtype == torch.float64 else torch.float32
 
     @property
@@ -195,11 +195,11 @@ def form_of(basis: Basis, derivative: int) -> str:
 def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplied: bool) -> tuple[torch.dtype, bool]:
     """Return a tuple of the dtype in which features and weights are multiplied, and whether tf32 replaces float16.
 
-    The dtype of products is autocast's dtype or, without autocast, the dtype of x. tf32 has as many digits as float16
-    but the range of float32. It replaces float16 in two cases where a factor may leave the range of float16:
+    The dtype of products is autocast's dtype or, without autocast, the dtype of x. The tf32 format has as many digits
+    as float16 but the range of float32. In two cases a factor may leave the range of float16, so tf32 replaces float16:
 
-    - autocast selects float16 but x has a wider dtype, and one factor is a gradient, v or a derivative of the features;
-    - derivatives of the splines are computed and the inputs do not share one equally spaced row of knots, so that no
+    - Autocast selects float16 but x has a different dtype, and a factor is a gradient, v or a derivative of features.
+    - Derivatives of the splines are computed and the inputs do not share one equally spaced row of knots, so that no
       common scaling keeps all derivatives in range.
     """
     dtype = x.dtype if basis.matmul_dtype is None or x.dtype == torch.float64 else basis.matmul_dtype

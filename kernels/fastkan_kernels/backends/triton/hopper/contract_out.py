@@ -1,12 +1,12 @@
 """The pipelined kernel of the contraction F_d(x, W, v) for Hopper GPUs.
 
 The next feature is computed while the tensor cores multiply the current feature. Each step of the kernel multiplies one
-feature of one block of inputs, ``[ROWS, INNER]`` in registers, by a tile of W:
+feature of one block of inputs, a tile ``[ROWS, INNER]`` in registers, by a tile of W. The operations of a step are:
 
-1. The step starts the matrix product.
-2. It starts the copy of a later tile of W into the slot of shared memory that the previous product has read.
-3. It computes the feature of the next step in other registers.
-4. It waits for the matrix product.
+1. Start the matrix product.
+2. Start the copy of a later tile of W into the slot of shared memory that the previous product has read.
+3. Compute the feature of the next step in other registers.
+4. Wait for the matrix product.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def fetch_weights(
 ):
     """Start the copy of the tile of W that a step multiplies, unless the step is beyond the last one.
 
-    :func:`expect` must have been called for the tile before.
+    The caller must have called :func:`expect` for the tile.
     """
     b, i0, slot = step % (K + BASED), step // (K + BASED) * INNER, step % SLOTS
     if BASED and b == K:
@@ -69,7 +69,7 @@ def fetch_inputs(
 ):
     """Start the copy of a block of x and v, unless the block is beyond the last one.
 
-    :func:`expect` must have been called for the block before.
+    The caller must have called :func:`expect` for the block.
     """
     here, slot = block < blocks, block % SLOTS
     copy_tile(x, [row, block * INNER], ready.index(slot), tiles.index(slot), pred=here)
@@ -181,8 +181,8 @@ def contract_out_kernel(
     for step in gl.static_range(AHEAD):
         fetch_weights(w, base_w, w_tiles, w_ready, step, steps, K, column, BASED, INNER, SLOTS)
 
-    # Sums are divided by the scale of the cardinal form and by the d-th power of the first input's inverse knot
-    # spacing. The base function is therefore divided by the same numbers.
+    # Sums, and therefore also the values of the base function, are divided by the scale of the cardinal form and by
+    # the d-th power of the first input's inverse knot spacing.
     unit = 1.0
     if D > 0:
         unit = inv_spacing_of(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
@@ -190,7 +190,7 @@ def contract_out_kernel(
         x_tiles, v_tiles, x_ready, 0, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER, X_SLOTS, left
     )
     missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN for each row that has a NaN
-    if not BASED:  # a base function would itself propagate NaN
+    if not BASED:  # if there is a base function, it propagates NaN
         missing += gl.sum(gl.where(here == here, 0.0, here), 1)
     a = feature_of(made, factor, 0, ORDER, D, FORM, MULTIPLIED).to(PRODUCT)
 
@@ -245,7 +245,7 @@ def contract_out_kernel(
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """Return the launch that computes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     w, base_w = p.weights()
     tile = [1, config.inner, config.columns]
     w = descriptor(w, tile)

@@ -36,7 +36,7 @@ def fetch_rows(
 ):  # fmt: skip
     """Start the copies of the rows of x, v and g that a step multiplies, unless the step is beyond the last one.
 
-    :func:`expect` must have been called for the step before.
+    The caller must have called :func:`expect` for the step.
     """
     here, slot, row = step < steps, step % SLOTS, start + step * INNER
     copy_tile(x, [row, column_x], ready.index(slot), x_tiles.index(slot), pred=here)
@@ -64,7 +64,7 @@ def features_of(
         feature = cardinal(z, ORDER, D, KEEPS_NAN=True)
     else:
         feature = one_spline(x, made, ORDER, D) + gl.where(x == x, 0.0, x)
-        if D > 0:  # the factor is undone after the last step
+        if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
             feature = scaled(feature, 1.0 / inv_spacing[:, None], D)
     if MULTIPLIED:
         feature = feature * v_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
@@ -151,7 +151,7 @@ def contract_weight_kernel(
         # The tile has already arrived. The second call of await_tile prevents ptxas from moving the computation of
         # features below the barrier, because ptxas does not move code across the loop of a wait.
         await_tile(ready, step + 1, SLOTS)
-        barrier()  # all warps have now finished the product of the previous step
+        barrier()  # after the barrier, all warps have finished the product of the previous step
         expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
         dw, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
     running = warpgroup_mma(a, g_tiles.index((steps - 1) % SLOTS), dw, is_async=True)
@@ -169,7 +169,7 @@ def contract_weight_kernel(
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the launch that computes G for each part of the rows.
+    """Return the kernel launch that computes G for each part of the rows.
 
     The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
     ``[parts, 1, I, O]`` for the base function.

@@ -1,7 +1,7 @@
 """Asynchronous copies of tiles into slots of shared memory, for both Hopper kernels.
 
-The kernels reuse a fixed number of slots in turn. Each slot has a barrier that counts the bytes that have arrived. This
-module also hides names that differ between versions of Triton.
+The kernels reuse a fixed number of slots in turn. Each slot has a barrier that counts the bytes that have
+arrived in the slot. Functions whose names differ between versions of Triton get one name in this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..launch import DTYPES, strides
 from ..tuning.config import shared_limit
 
 copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # this function waits for all warps of a program
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # the function waits for all warps of a program
 
 
 @gluon.jit
@@ -34,7 +34,7 @@ def start_barriers(COUNT: gl.constexpr):
 
 @gluon.jit
 def end_barriers(ready, COUNT: gl.constexpr):
-    """Invalidate the barriers; afterwards no warp may wait for them."""
+    """Invalidate the barriers of all slots. No warp may wait for a barrier afterwards."""
     barrier()
     for slot in gl.static_range(COUNT):
         mbarrier.invalidate(ready.index(slot))
@@ -42,7 +42,7 @@ def end_barriers(ready, COUNT: gl.constexpr):
 
 @gluon.jit
 def expect(ready, turn, BYTES: gl.constexpr, happens, COUNT: gl.constexpr):
-    """If ``happens``, announce to the barrier that the tile with index ``turn`` has BYTES bytes."""
+    """If ``happens``, announce to the slot's barrier that BYTES bytes of the tile with index ``turn`` will arrive."""
     mbarrier.expect(ready.index(turn % COUNT), BYTES, pred=happens)
 
 
@@ -53,7 +53,7 @@ def await_tile(ready, turn, COUNT: gl.constexpr):
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    """Return a descriptor of a tensor that copies tiles of the shape ``block`` to shared memory.
+    """Return a descriptor of a tensor, for copying tiles of the shape ``block`` to shared memory.
 
     Elements of a tile that lie beyond the edges of the tensor are 0. The distance between the rows of the tensor must
     be a multiple of 16 bytes.
@@ -68,7 +68,7 @@ _BARRIER_BYTES = 512  # upper bound on the bytes of the barriers of all slots an
 
 
 def tile_bytes(*tiles: TensorDescriptor) -> int:
-    """Return the number of bytes of shared memory that one tile of each descriptor takes in total."""
+    """Return the total number of bytes of shared memory that one tile of each descriptor takes."""
     return sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
 
 

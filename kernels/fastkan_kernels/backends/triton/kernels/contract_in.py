@@ -1,9 +1,9 @@
 """The fused kernel of the contraction H_d(x, W, g).
 
 The kernel computes tiles of the matrix product g W^T, multiplies each tile by the features, and sums over the splines.
-The columns of the product are ordered by spline b first and by input i second, so that each thread sums over b within
-its registers. Computing the features takes little time compared with the product, because each feature is computed once
-for O multiplications.
+The columns of the product are sorted by spline b and, for each spline, by input i, so that each thread sums over b
+within its registers. Computing the features takes little time compared with the product, because each feature is
+computed once for O multiplications.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def contract_in_kernel(
 
 
 def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """Return the launch that computes H into ``h [N, I]``."""
+    """Return the kernel launch that writes the contraction H into ``h [N, I]``."""
     assert p.g is not None
     (w, base_w), g, described = p.weights(), p.g, config.descriptors
     arguments = {

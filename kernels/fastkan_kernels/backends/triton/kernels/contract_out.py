@@ -1,8 +1,8 @@
 """The fused kernel of the contraction F_d(x, W, v).
 
-The contraction is a matrix product of the features, which are computed in registers, with W. Each program computes one
-tile of the result in a loop over blocks of inputs, which contains a loop over the splines. Each block of x is therefore
-read once for all splines. The tiles of W are loaded through shared memory.
+The contraction is the matrix product of the features with W. The features are computed in registers, and the tiles of
+W are loaded through shared memory. Each program computes one tile of the result in a loop over blocks of inputs, which
+contains a loop over the splines. Each block of x is therefore read once for all splines.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def contract_out_kernel(
     columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     y = tl.zeros((ROWS, COLUMNS), WORK)
 
-    # Derivatives are scaled by a power of the first input's knot spacing while they are summed, so that they cannot
-    # overflow.
+    # While derivatives are summed, they are scaled by a power of the first input's knot spacing to avoid overflow.
     if D > 0:
         unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
 
@@ -74,7 +73,7 @@ def contract_out_kernel(
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-        if BASE == "none":  # a base function would itself propagate NaN
+        if BASE == "none":  # if there is a base function, it propagates NaN
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
         factor = tl.full((ROWS, INNER), 1.0, WORK)
         if MULTIPLIED:
@@ -123,7 +122,7 @@ def contract_out_kernel(
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """Return the launch that computes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     w, base_w = p.weights()
     based = config.descriptors and p.base != "none"
     arguments = {

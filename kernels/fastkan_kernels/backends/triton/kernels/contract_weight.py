@@ -1,8 +1,9 @@
 """The fused kernel of the contraction G_d(x, g, v).
 
-The contraction is a matrix product of the transposed features with g, which sums over the rows. Each program computes
-one tile of the result for one spline, or for the base function, from one part of the rows. The results of all parts are
-summed afterwards in a fixed order instead of by atomic additions, so that repeated runs give identical bits.
+The contraction is a matrix product that sums over the rows. The factors of the product are the transposed features and
+g. Each program computes one tile of the result for one spline, or for the base function, from one part of the rows. The
+results of all parts are summed afterwards in a fixed order instead of by atomic additions, so that repeated runs give
+identical bits.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the launch that computes G for each part of the rows.
+    """Return the kernel launch that computes G for each part of the rows.
 
     The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
     ``[parts, 1, I, O]`` for the base function.

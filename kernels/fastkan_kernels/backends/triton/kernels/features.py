@@ -1,9 +1,9 @@
 """The two kernels of the chunked implementation.
 
 The first kernel writes the features of some rows to memory. The second kernel multiplies the features of some rows by a
-matrix product in memory and sums over the splines. Both kernels support all knots, all spline orders k and all
-derivatives d <= k. The number of rows is small enough for the features to stay in the L2 cache between the kernel and
-the matrix product.
+matrix product that is stored in memory, and sums over the splines. Both kernels support all knots, all spline orders k
+and all derivatives d <= k. The number of rows is small enough for the features to stay in the L2 cache between the
+kernel and the matrix product.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def dot_features_kernel(
 
 
 def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
-    """Return the launch that computes features of some rows into ``psi``.
+    """Return the kernel launch that writes the features of some rows into ``psi``.
 
     ``psi`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
     function.
@@ -144,7 +144,7 @@ def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: boo
 
 
 def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
-    """Return the launch that computes ``h[rows] += (products * psi).sum(1)``.
+    """Return the kernel launch that computes ``h[rows] += (products * psi).sum(1)``.
 
     ``products`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
     function.

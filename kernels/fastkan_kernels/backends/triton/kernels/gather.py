@@ -1,8 +1,8 @@
 """The gather kernels of the contractions F and H, which read only the weights of the active splines.
 
-The k + 1 active splines of an input are the splines that are not zero in its cell. The kernels do not use tensor cores,
-but they need K / (k + 1) times fewer multiplications than a matrix product, so they are faster on large grids. Sums are
-computed in float32, or in float64 if x has the dtype float64.
+The k + 1 active splines of an input are the splines that are not zero in the cell of x. The kernels do not use tensor
+cores, but they need K / (k + 1) times fewer multiplications than a matrix product, so they are faster on large grids.
+Sums are computed in float32, or in float64 if x has the dtype float64.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def gather_in_kernel(
 
 
 def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """Return the launch that computes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     arguments = {**_arguments(p), **p.multiplier(), "y_ptr": y}
     constants = {**_constants(p, config), "MULTIPLIED": p.v is not None}
     grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, config.columns))
@@ -127,7 +127,7 @@ def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """Return the launch that computes H into ``h [N, I]``."""
+    """Return the kernel launch that writes the contraction H into ``h [N, I]``."""
     arguments = {**_arguments(p), "g_ptr": p.g, "h_ptr": h}
     grid = (p.inputs * triton.cdiv(p.rows, config.rows),)
     return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)

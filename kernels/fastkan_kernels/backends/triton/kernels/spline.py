@@ -1,7 +1,7 @@
 """Device functions that compute the features in registers, for all kernels.
 
-The features are the d-th derivatives of the splines of order k and of the base function. Splines are computed in one of
-two forms:
+The features are the d-th derivatives of the splines of order k and of the base function. A kernel computes the splines
+in one of two forms.
 
 - The cardinal form is used on uniform knots and for d < k. Each spline is a sum of truncated powers of the distance
   from the spline's centre, and each power takes about two operations. The formula is given in
@@ -55,7 +55,7 @@ def truncated_size(order, derivative, j):
 def truncated_factor(order, derivative, j):
     """Return the factor by which the base of the j-th truncated power is multiplied.
 
-    For d = 0, the binomial coefficient is moved into the base of the power. The base then still does not exceed 1, as
+    For d = 0, the binomial coefficient is moved into the base of the power. The base still does not exceed 1, as
     saturation requires. For d > 0, the base could exceed 1, so the factor is 1.
     """
     return math.comb(order + 1, j) ** (1 / order) if derivative == 0 else 1.0
@@ -66,7 +66,7 @@ def saturate(x):
     """Return x clamped to the range [0, 1], with 0 in place of NaN.
 
     In float64 and in Triton's interpreter, x is clamped only from below. On a GPU, clamping is a modifier of the
-    addition before it, so it takes no instruction of its own.
+    preceding addition, so it takes no instruction of its own.
     """
     if INTERPRETED or x.dtype == tl.float64:
         return tl.where(x > 0.0, x, 0.0)
@@ -139,7 +139,7 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = 
     """Return the d-th derivative of the cardinal spline on integer knots, divided by :func:`cardinal_scale`, for d < k.
 
     ``z`` is the distance from the spline's centre, in units of half the width of its support. At z = NaN the result is
-    0. With ``KEEPS_NAN``, the result is NaN, which takes one more operation.
+    0. With ``KEEPS_NAN``, the result at z = NaN is NaN, which takes one more operation.
     """
     EXPONENT: tl.constexpr = ORDER - D
     edge = 1.0 - tl.abs(z)
@@ -163,7 +163,7 @@ def cardinal_coordinate(x, first, inv_spacing, ORDER: tl.constexpr):
 
 @triton.jit
 def load_cardinal_coordinate(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
-    """Return a tuple of :func:`cardinal_coordinate` of a tile of x, and the inverse knot spacing of its inputs ``i``.
+    """Return a tuple of :func:`cardinal_coordinate` of a tile of x, and the inverse knot spacing of the inputs ``i``.
 
     The inputs lie along the second dimension of the tile. For spline b, ``middle(b, ...)`` must be subtracted from the
     coordinate.
@@ -190,7 +190,7 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
     If all knots are above x or if x is NaN, the index is -1. If no knot is above x, the index is M - 1. For each
     element of x, ``rows`` holds a pointer to a row of M knots. ``2^SEARCH`` must exceed M.
     """
-    j = tl.where(x == x, -1, -1)  # both branches are -1, so that the result is constant but has the layout of x
+    j = tl.where(x == x, -1, -1)  # this expression gives a tensor of -1 the layout of x
     for s in tl.static_range(SEARCH):
         probe = j + (1 << (SEARCH - 1 - s))
         knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))

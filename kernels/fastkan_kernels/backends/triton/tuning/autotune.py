@@ -41,7 +41,7 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
 
     When a contraction is first computed with sizes for which no configuration was measured, the candidate
     configurations are compiled, checked against the default configuration and timed on the given operands. The fastest
-    configuration is used from then on. It is also saved for later processes, in a file in the folder FASTKAN_CACHE
+    configuration is used from then on, and also saved for later processes, in a file in the folder FASTKAN_CACHE
     (default: ``~/.cache/fastkan``). The file is read only while tuning is on, so that without tuning the results do not
     depend on earlier runs. Different configurations sum in different orders, so tuning may change the last bits of
     results. A configuration does not change once it has been chosen.

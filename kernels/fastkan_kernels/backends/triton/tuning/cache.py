@@ -24,7 +24,7 @@ LOCK_TIMEOUT = 10.0  # maximum number of seconds to wait until another process h
 
 
 def folder() -> Path:
-    """Return the folder of the cached files.
+    """Return the folder of the cache files.
 
     The folder is named by the environment variable FASTKAN_CACHE (default: ``fastkan`` in the user's cache folder).
     """
@@ -58,7 +58,7 @@ def path_of(metadata: Mapping[str, str]) -> Path:
 
 
 def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
-    """Return the tuned choices for a GPU and compiler versions from the cached file.
+    """Return the tuned choices for a GPU and compiler versions from the cache file.
 
     If the file does not exist, the result is empty. A damaged file is ignored with a warning.
     """
@@ -67,7 +67,7 @@ def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
         table = tables.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, RuntimeError, ValueError) as error:  # Path.home raises RuntimeError without a home directory
+    except (OSError, RuntimeError, ValueError) as error:  # Path.home raises RuntimeError if it finds no home folder
         warnings.warn(f"the cache of tuned choices is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
     other = tables.differs(table.metadata, metadata)
@@ -78,7 +78,7 @@ def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
 
 
 def store(metadata: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, Config]:
-    """Add tuned choices to the cached file, and return all choices that the file then has.
+    """Add tuned choices to the cache file, and return all choices that are in the file afterwards.
 
     The returned choices include choices that other processes have saved.
 

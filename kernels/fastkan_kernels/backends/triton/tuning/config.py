@@ -36,8 +36,8 @@ def check(contraction: str, config: Config) -> None:
     """Raise an exception unless a kernel for the contraction supports the configuration.
 
     Raises:
-        ValueError: if the contraction is unknown, if no implementation ``config.way`` of the contraction exists, if a
-            tile size is not a power of two, or if the implementation does not support the tile sizes.
+        ValueError: if the contraction is unknown, if the contraction has no implementation named ``config.way``, if
+            a tile size is not a power of two, or if the implementation does not support the tile sizes.
         TypeError: if a tile size is not an integer, or ``descriptors`` is not a bool.
     """
     if contraction not in ("F", "G", "H"):

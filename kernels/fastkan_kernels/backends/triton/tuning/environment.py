@@ -69,6 +69,6 @@ def triton_minor(version: str) -> str:
 
 
 def slug(*words: str) -> str:
-    """Join words to a part of a file name, such as ``sm_90-h100-80gb-hbm3``."""
+    """Join words into a part of a file name, such as ``sm_90-h100-80gb-hbm3``."""
     plain = re.sub(r"[^a-z0-9._]+", "-", " ".join(words).lower().replace("nvidia", " "))
     return re.sub(r"-{2,}", "-", plain).strip("-")

@@ -10,7 +10,7 @@ from ..launch import DTYPES, describable, describable_rows, power_of_two
 from ..problem import Problem
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
-EXACT_BELOW = 256  # sizes above this limit are rounded up to a power of two; smaller sizes are kept as they are
+EXACT_BELOW = 256  # sizes above 256 are rounded up to a power of two; smaller sizes are kept as they are
 
 
 class Key(NamedTuple):
@@ -18,7 +18,7 @@ class Key(NamedTuple):
 
     The number of rows is rounded up to a power of two, so that a slightly different batch size does not change the
     configuration and thereby the order of sums. A key does not include the GPU and the versions of the compilers,
-    because a table stores them once for all its keys.
+    because a table stores the GPU and the versions once for all keys.
     """
 
     contraction: str  # name of the contraction, "F", "G" or "H"

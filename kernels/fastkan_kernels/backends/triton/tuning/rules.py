@@ -38,7 +38,7 @@ def _can_be_pipelined(k: Key, capability: int) -> bool:
     """Return whether the pipelined implementation can compute a contraction with the given key.
 
     The implementation needs a Hopper GPU, matrix products of 16-bit dtypes, and operands that hardware tensor
-    descriptors can address. (Products in tf32 would need a different layout of tiles.) In the local form of splines,
+    descriptors can address. Products in tf32 would need a different layout of tiles. In the local form of splines,
     the k + 1 active splines must fit into registers. In float16, d must be 0, because for d > 0 the base function is
     divided by the d-th power of an inverse knot spacing, and the quotient may leave the range of float16.
     """
@@ -48,9 +48,10 @@ def _can_be_pipelined(k: Key, capability: int) -> bool:
 
 
 def overlaps(config: Config) -> bool:
-    """Return whether features must be computed while matrix products run.
+    """Return whether the kernels of a configuration must compute features while matrix products run.
 
-    If so, machine code that waits for each product before it computes features is an error.
+    Static checks of the machine code report an error if such a kernel waits for each product before it computes
+    features.
     """
     return config.way == "pipelined"
 
@@ -75,8 +76,8 @@ def by_way(k: Key, capability: int) -> list[Config]:
 def candidates(k: Key, capability: int = 90) -> list[Config]:
     """Return the configurations that are worth timing.
 
-    The default configuration is the first. The default configuration of each implementation and configurations with
-    other tile sizes follow.
+    The first element of the list is the default configuration. The default configuration of each implementation and
+    configurations with other tile sizes follow.
     """
     found = [default(k, capability), *by_way(k, capability)]
     for way in ways_of(k, capability):
@@ -134,7 +135,7 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
 
 
 # Maximum number of values that a thread may hold in registers. The first number of each pair is for the contractions F
-# and G, the second is for H.
+# and G, and the second number is for H.
 _ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
 _OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
@@ -169,7 +170,7 @@ def _fused(k: Key, capability: int) -> Config:
     steep = k.derivative > 0  # registers also hold a factor for each input and, in a double backward, v
     crowded = local and k.order > 4
     if k.contraction == "F":
-        most = 16 if steep and older else 32  # applies only if ``crowded`` and ``wide``
+        most = 16 if steep and older else 32  # the limit applies only if ``crowded`` and ``wide``
         rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
         least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
         columns = power_of_two(
@@ -186,7 +187,7 @@ def _fused(k: Key, capability: int) -> Config:
         inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
         if older and local and k.order > 3:
             rows = min(rows, 16)
-        # In this case two warps that compute the same rows would spill registers.
+        # On older GPUs, two warps that compute the same rows of a small tile would spill registers.
         few = older and rows < 128 and not local and size == 2
         warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
     else:

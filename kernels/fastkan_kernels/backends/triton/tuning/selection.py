@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 def choose(k: Key, capability: int, device: torch.device | None = None) -> Config:
     """Return the configuration of a contraction.
 
-    The configuration comes from the first of the following sources that has one for the contraction:
+    The configuration comes from the first of the following sources that has an entry for the contraction:
 
     1. the configuration that :func:`override` forces;
     2. the table that :func:`use_table` has loaded;

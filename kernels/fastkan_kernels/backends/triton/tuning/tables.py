@@ -97,8 +97,8 @@ def shipped(k: Key, capability: int, gpu: str | None) -> tuple[Config | None, bo
     """Return a tuple of a configuration from the installed tables, and whether it was measured on the same GPU model.
 
     A configuration that was measured on another GPU of the same compute capability is a better guess than the default
-    of the rules, so it is returned if no table for the GPU itself has one. Without any configuration, the tuple is
-    (None, False).
+    of the rules, so it is returned if no table for the GPU itself has a configuration. If no table at all has a
+    configuration, the tuple is (None, False).
     """
     exact, others = _shipped(capability, gpu)
     return (exact[k], True) if k in exact else (others.get(k), False)

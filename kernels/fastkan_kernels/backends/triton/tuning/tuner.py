@@ -32,7 +32,7 @@ REPEATS = 3  # number of runs whose results must agree bit for bit
 # Maximum relative error of a result in the Euclidean norm. The limits correspond to four rounding errors in the dtype
 # of the matrix products, or to the error of a sum of a million float32 numbers.
 BUDGETS = {"bfloat16": 2**-6, "float16": 2**-9, "tf32": 2**-9, "tf32x3": 1e-4, "float64": 1e-12}
-# The maximum absolute error, divided by the maximum absolute value, may exceed the limit in BUDGETS by this factor.
+# The maximum absolute error, divided by the maximum absolute value, may be up to this multiple of the limit in BUDGETS.
 MAX_ERROR_FACTOR = 4
 
 
@@ -73,8 +73,8 @@ def tune(
         configs: the configurations to try.
         env: the timer and clock.
         seconds: approximate time limit for tuning, in seconds.
-        incumbent: the configuration that is used without tuning, an element of ``configs``. It is kept unless another
-            configuration is clearly faster.
+        incumbent: the configuration that is used without tuning, an element of ``configs``. The incumbent is kept
+            unless another configuration is clearly faster.
 
     Returns:
         The outcome, or None if all numbers in the reference result are zero or not finite, so that no configuration can
@@ -176,9 +176,9 @@ def _parts(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 
 
 def _is_informative(right: Tensor) -> bool:
-    """Return whether a reference result has a finite number other than 0, so that wrong results differ from it.
+    """Return whether wrong results can be detected by comparison with a reference result.
 
-    The reference has only zeros if, for example, all weights or all upstream gradients are 0.
+    The reference result must have a finite number other than 0. If all weights are 0, for example, it has only zeros.
     """
     return bool((right.isfinite() & (right != 0)).any())
 
