@@ -1,24 +1,30 @@
-"""The Triton backend: hand-written kernels for F, G and H on NVIDIA GPUs of compute capability 8.0 or newer.
+"""The Triton backend: hand-written kernels for NVIDIA GPUs of compute capability 8.0 or newer.
 
-Each contraction is computed in one of four ways, chosen by shape, dtype, order and grid (see ``fastkan.explain``):
+The kernels compute the three contractions F, G and H of :mod:`fastkan_kernels.trilinear`. Each contraction has up to
+four implementations. The backend chooses an implementation by shape, dtype, spline order and grid, and the function
+``fastkan.explain`` reports the choice. The implementations have the following names:
 
-- *fused*: splines are computed in registers and multiplied at once.
-- *pipelined*: the same with explicit waits, in Gluon, for F and G in two-byte dtypes on Hopper GPUs, so that splines
-  are computed while the tensor cores multiply. No rule chooses it before it has been measured; tuning tries it.
-- *chunked*: the splines of some rows are written to memory that stays in the cache, for a plain matrix product.
-- *gather*: only the k + 1 splines that are not zero are used, which pays for large grids.
+- *fused*: a kernel computes the splines in registers and multiplies them by the other operand at once.
+- *pipelined*: a fused kernel in Gluon, Triton's lower-level language, waits explicitly for each matrix product, so that
+  splines are computed while the tensor cores multiply. The pipelined implementation computes F and G in two-byte dtypes
+  on Hopper GPUs. The rules never choose the pipelined implementation, because it has not been measured yet, but tuning
+  tries it.
+- *chunked*: a kernel writes the splines of some rows to memory, where they stay in the L2 cache, and an ordinary matrix
+  product reads them.
+- *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
 
-The way and its tile sizes come from the first of these sources that has a choice, and from the rules alone wherever
-PyTorch is set to deterministic algorithms:
+The implementation and its tile sizes come from the first of the following sources that has an entry for the
+contraction. If PyTorch is set to deterministic algorithms, the rules alone are used.
 
-1. Your table, ``FASTKAN_TUNING=tuned.json``, which ``python -m bench --gpu OUT --only tune`` has written on the same
-   GPU and versions.
-2. What was tuned here, with ``fastkan.autotune()`` or ``FASTKAN_AUTOTUNE=1``, and cached in ``~/.cache/fastkan`` or
-   ``FASTKAN_CACHE``.
-3. A shipped table for this GPU, or another one of its capability, and this minor version of Triton; none is measured
-   yet.
+1. The user's own table of measured choices, named by ``FASTKAN_TUNING=tuned.json``. The command
+   ``python -m bench --gpu OUT --only tune`` writes such a table. The table must have been written for the same GPU with
+   the same versions of Triton and ptxas.
+2. The choices that were tuned on this machine by ``fastkan.autotune()`` or ``FASTKAN_AUTOTUNE=1``, and cached in
+   ``~/.cache/fastkan`` or in the folder ``FASTKAN_CACHE``.
+3. A table that is installed with the package, for this GPU or for another GPU of the same compute capability, and for
+   this minor version of Triton. No such table has been measured yet.
 4. The rules, which are derived by counting operations and bytes.
 
-:mod:`.backend` has the functions of the table of backends, :mod:`.dispatch` runs the kernels, and :mod:`.tuning`
-chooses which one, with which tiles.
+:mod:`.backend` has the entry points for the registry of backends, :mod:`.dispatch` runs the kernels, and
+:mod:`.tuning` chooses the kernel and its tile sizes.
 """

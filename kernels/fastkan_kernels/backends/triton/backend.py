@@ -1,5 +1,8 @@
-"""The functions of this backend for the table of backends. They can be imported without Triton: the kernels are
-imported in the first call, and :func:`missing` says whether Triton is installed."""
+"""The entry points of the Triton backend, as the registry of backends expects them.
+
+This module can be imported without Triton, because the kernels are imported only when a contraction is first computed.
+The function :func:`missing` reports whether Triton is installed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "featur
 
 
 def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i."""
+    """Return the contraction F_d(x, W, v) ``[N, O]``, which is summed over the splines b and the inputs i."""
     from . import dispatch
 
     return dispatch.contract_out(x, knots, operands, basis, derivative)
@@ -22,28 +25,33 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
+    """Return the contraction G_d(x, g, v), which is summed over the rows n.
+
+    Returns:
+        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
+        base function, None takes the place of the second tensor.
+    """
     from . import dispatch
 
     return dispatch.contract_weight(x, knots, operands, basis, derivative)
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    """Return the contraction H_d(x, W, g) ``[N, I]``, which is summed over the splines b and the outputs o."""
     from . import dispatch
 
     return dispatch.contract_in(x, knots, operands, basis, derivative)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype."""
+    """Return the d-th derivative of all splines ``[N, K, I]`` in the working dtype."""
     from . import dispatch
 
     return dispatch.features(x, knots, basis, derivative)
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """Description in words of what runs for a contraction of these sizes."""
+    """Return a description in words of the kernels that run for a contraction of the given sizes."""
     from . import dispatch
 
     return dispatch.describe(name, x, outputs, count, basis, derivative)

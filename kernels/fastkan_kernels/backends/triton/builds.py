@@ -1,6 +1,6 @@
-"""The kernels and configurations that static checks compile without a GPU, as data.
+"""Descriptions of the kernels and configurations that static checks compile without a GPU.
 
-They come from the same launches as in a run, on meta tensors.
+The arguments of each kernel come from the launch functions of real runs, which are called with meta tensors here.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", 
 
 
 class Build(NamedTuple):
-    """One compilation of a kernel, and what its machine code must satisfy."""
+    """The compilation of a kernel, and the properties that the compiled machine code must have."""
 
     name: str
-    kernel: Any  # triton's JITFunction
-    signature: dict[str, str]  # Triton's name for the type of each argument
+    kernel: Any  # a Triton ``JITFunction``
+    signature: dict[str, str]  # name of the type of each argument in Triton
     constants: dict[str, Any]
-    divisible: tuple[str, ...]  # arguments that are divisible by 16
+    divisible: tuple[str, ...]  # names of the arguments that are divisible by 16
     capability: int
     warps: int
     stages: int
-    tensor_cores: bool  # whether its products must run on tensor cores
-    overlaps: bool  # whether features must be computed while products run
-    elements: int  # number of features that a program computes between two products, or 0
-    keeps_nan: bool  # whether no minimum or maximum of data may lose a NaN
+    tensor_cores: bool  # whether the kernel's matrix products must run on tensor cores
+    overlaps: bool  # whether features must be computed while matrix products run
+    elements: int  # number of features that a program computes between two matrix products; 0 if not checked
+    keeps_nan: bool  # whether minimum and maximum instructions on data must propagate NaN
 
 
 class Setting(NamedTuple):
-    """The sizes and options that a build is made for."""
+    """The sizes and options of a contraction for which a kernel is compiled."""
 
     name: str = "F"
     dtype: torch.dtype = torch.bfloat16
@@ -63,17 +63,20 @@ class Setting(NamedTuple):
     way: str = "fused"
     descriptors: bool = True
     grid: int = GRID
-    matmul_dtype: torch.dtype | None = None  # if it is not dtype
+    matmul_dtype: torch.dtype | None = None  # dtype of the factors of matrix products; if None, ``dtype``
 
 
 def builds(capability: int) -> list[Build]:
-    """All builds that are checked for a compute capability, 80 or 90."""
+    """Return all kernel compilations that are checked for a compute capability, 80 or 90."""
     found = (build for setting in _settings() for build in builds_of(setting, capability))
     return list({build.name: build for build in found}.values())
 
 
 def sample() -> list[Build]:
-    """A selection of builds of both capabilities, with every kernel, dtype and form."""
+    """Return a selection of kernel compilations.
+
+    The selection covers each compute capability, kernel, dtype and form of splines.
+    """
     half = Setting()
     single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
     chosen = [
@@ -120,7 +123,7 @@ def _settings() -> Iterator[Setting]:
             yield bfloat16._replace(base=base)
         for order in (1, 3, 5):
             yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
-        for uniform in (True, False):  # the compiler takes sizes of 1 for constants
+        for uniform in (True, False):  # Triton compiles a size of 1 as a constant
             yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
             yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
     for name in "FH":
@@ -136,7 +139,7 @@ def _settings() -> Iterator[Setting]:
 
 
 def _pipelined(plain: Setting) -> Iterator[Setting]:
-    """Settings of the pipelined way, which supports 16-bit dtypes on Hopper GPUs."""
+    """Yield the settings of the pipelined implementation, which supports 16-bit dtypes on Hopper GPUs."""
     for dtype in (torch.bfloat16, torch.float16):
         for outputs in (16, 64, 128, 256):
             for uniform in (True, False):
@@ -147,7 +150,8 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
                 for multiplied in (False, True):
                     some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
                     yield some
-                    yield some._replace(matmul_dtype=torch.bfloat16, dtype=torch.float32)  # as under autocast
+                    # Under autocast, the dtype of matrix products differs from the dtype of x.
+                    yield some._replace(matmul_dtype=torch.bfloat16, dtype=torch.float32)
     for base in ("identity", "none"):
         yield plain._replace(base=base)
         yield plain._replace(base=base, uniform=False)
@@ -156,9 +160,15 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
 
 
 def builds_of(setting: Setting, capability: int, config: Config | None = None) -> Iterator[Build]:
-    """The builds of a setting, in a given configuration or by default in that which the rules choose for its way."""
+    """Yield the kernel compilations for a setting.
+
+    Args:
+        setting: sizes and options of the contraction.
+        capability: compute capability of the GPU, 80 or 90.
+        config: the configuration. If None, the rules choose a configuration of the implementation ``setting.way``.
+    """
     p = problem_of(setting, capability)
-    if p.form == "none":  # no kernel is launched for a derivative above the order
+    if p.form == "none":  # no kernel of splines is launched for a derivative above the spline order
         return
     if setting.way not in ways_of(key(p), capability):
         return
@@ -168,7 +178,7 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
 
 
 def problem_of(s: Setting, capability: int) -> Problem:
-    """The problem of a setting, on meta tensors."""
+    """Return the problem that a setting describes, with meta tensors as operands."""
 
     def empty(*shape: int, dtype: torch.dtype = s.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -204,7 +214,8 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
         yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
     else:
         for base in (False, True):
-            if base and (p.base == "none" or p.basis.order != 3):  # its build is the same for every order
+            # The kernel of the base function is the same for every spline order, so it is built for order 3 only.
+            if base and (p.base == "none" or p.basis.order != 3):
                 continue
             parts, part_rows = parts_of(p, config)
             shape = (parts, 1 if base else p.spline_count, p.inputs, p.outputs)
@@ -219,7 +230,8 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
     }
     signature = {name: signature[name] for name in launch.kernel.arg_names}
     constants = dict(launch.constants)
-    for name, argument in launch.arguments.items():  # as Triton's own launcher does
+    # Triton's own launcher also compiles an argument of 1 as a constant.
+    for name, argument in launch.arguments.items():
         if isinstance(argument, int) and argument == 1:
             signature[name], constants[name] = "constexpr", 1
     fused = config.way in ("fused", "pipelined")
@@ -233,11 +245,12 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         p.capability,
         launch.warps,
         launch.stages,
-        # G of a single row has no loop, and the check looks for products in loops.
+        # For a single row, the kernel of G has no loop, and the check searches for matrix products in loops only.
         tensor_cores=fused and p.matmul_dtype != torch.float64 and not (p.name == "G" and p.rows == 1),
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
-        keeps_nan=p.matmul_dtype != torch.float64,  # in float64 saturation is a maximum, which loses NaN on purpose
+        # In float64, saturation to [0, 1] is compiled to a maximum instruction, which replaces NaN by 0 on purpose.
+        keeps_nan=p.matmul_dtype != torch.float64,
     )
 
 
@@ -260,7 +273,7 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
 
 
 def _type_of(argument: Any) -> str:
-    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # a descriptor of Gluon
+    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # a Gluon descriptor
         block = ",".join(map(str, argument.block_shape))
         return f"tensordesc<{_SHORT[argument.base.dtype]}[{block}],{argument.layout!r}>"
     if isinstance(argument, TensorDescriptor):

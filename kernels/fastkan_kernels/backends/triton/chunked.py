@@ -1,7 +1,8 @@
-"""F, G and H in the chunked way: the features of a chunk of rows are written to memory and multiplied by cuBLAS.
+"""The chunked implementation of the contractions F, G and H.
 
-A chunk is small enough to stay in the L2 cache, so memory is bounded for any number of rows. Sums over chunks are
-float32 for every dtype of the products (float64 for float64).
+A kernel writes the features of a chunk of rows to memory, and cuBLAS multiplies them by the other operand. A chunk is
+small enough to stay in the L2 cache, so the memory for features is bounded for any number of rows. Sums over chunks are
+computed in float32, or in float64 if the matrix products are computed in float64.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from .tuning.config import Config
 from .tuning.key import key
 from .tuning.rules import chunking
 
-CHUNK_BYTES = 16 << 20  # an L2 cache has 40 to 60 MiB, of which W and the result need some
-MIN_ROWS = 128  # of a chunk; the matrix product of fewer rows is slow
+# Maximum size of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and the result share.
+CHUNK_BYTES = 16 << 20
+MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
-    """Write F into ``y [N, O]``."""
+    """Compute the contraction F and write it into ``y [N, O]``."""
     assert p.weight is not None
     weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
@@ -35,7 +37,10 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
 
 
 def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
-    """Write G of the splines, or of the base function, into ``dw [K or 1, I, O]`` of the working dtype."""
+    """Compute the contraction G and write it into ``dw``, a tensor of the working dtype.
+
+    ``dw`` has the shape ``[K, I, O]`` for the splines or, if ``base``, the shape ``[1, I, O]`` for the base function.
+    """
     assert p.g is not None
     unit = None if base else _unit(p)
     dw.zero_()
@@ -47,7 +52,7 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
 
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
-    """Write H into ``h [N, I]`` of the working dtype."""
+    """Compute the contraction H and write it into ``h [N, I]``, a tensor of the working dtype."""
     assert p.weight is not None
     assert p.g is not None
     weight = p.weight.flatten(0, 1).t()
@@ -59,14 +64,14 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:
-    """Write the splines into ``psi [N, K, I]``, and return them."""
+    """Compute the values of the splines, write them into ``psi [N, K, I]`` and return them."""
     launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
     unit = _unit(p)
     return psi if unit is None else _scaled(psi, unit, p.derivative)
 
 
 def chunks(p: Problem) -> Iterator[slice]:
-    """The slices of rows that are computed one after another."""
+    """Yield the slice of rows of each chunk."""
     row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.matmul_dtype).itemsize
     step = max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))
     for n in range(0, p.rows, step):
@@ -74,14 +79,20 @@ def chunks(p: Problem) -> Iterator[slice]:
 
 
 def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
-    """The splines ``[rows, K I]``, or the base function ``[rows, I]``, of some rows."""
+    """Return ``[rows, K I]``: the values of the splines at some rows of x.
+
+    If ``base``, return the values of the base function ``[rows, I]`` instead.
+    """
     psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.matmul_dtype)
     launch_write(p, config, rows, psi, base).run()
     return psi.flatten(1)
 
 
 def _unit(p: Problem) -> Tensor | None:
-    """Inverse spacing of the first input, by whose d-th power the kernel divides derivatives; None for d = 0."""
+    """Return the inverse knot spacing of the first input, or None for d = 0.
+
+    The kernel divides d-th derivatives by the d-th power of the inverse knot spacing.
+    """
     if p.derivative == 0:
         return None
     first = p.knots[0]
@@ -89,16 +100,19 @@ def _unit(p: Problem) -> Tensor | None:
 
 
 def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
-    """``values * unit^times``, by repeated multiplication, since the power alone might overflow."""
+    """Return ``values * unit^times``.
+
+    ``values`` are multiplied repeatedly by ``unit``, because the power ``unit^times`` alone might overflow.
+    """
     for _ in range(times):
         values = values * unit
     return values
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b in ``dtype``, the working dtype, in which it is also summed."""
+    """Return the matrix product ``a @ b``, summed and returned in ``dtype``, the working dtype."""
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=dtype)
-    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # for kernels in Triton's interpreter
+    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # this line runs on a CPU only, for kernels in Triton's interpreter

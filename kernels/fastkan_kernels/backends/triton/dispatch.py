@@ -1,14 +1,17 @@
-"""F, G and H by hand-written kernels, each in the way that :mod:`.tuning.selection` chooses.
+"""Computation of the contractions F, G and H by hand-written kernels.
 
-- fused: features are computed in registers and multiplied at once (:mod:`.kernels.contract_out`,
-  :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`); only the result is written to memory.
+:mod:`.tuning.selection` chooses the implementation of each contraction. The implementations are the following:
+
+- fused: a kernel computes the features in registers and multiplies them at once, so that only the result is written to
+  memory (:mod:`.kernels.contract_out`, :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`).
 - chunked: a kernel writes the features of some rows to memory, and a matrix product reads them (:mod:`.chunked`).
-- pipelined: fused, with hand-written waits so that features and products overlap (:mod:`.hopper`); for F and G on
-  Hopper GPUs.
-- gather: only the weights of the k + 1 active splines of each input are read, without tensor cores
-  (:mod:`.kernels.gather`); for F and H.
+- pipelined: a fused kernel for F or G on Hopper GPUs has hand-written waits, so that the computation of features and
+  the matrix products overlap (:mod:`.hopper`).
+- gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
+  (:mod:`.kernels.gather`).
 
-For a derivative above the spline order only the base function is left, which takes matrix products and no kernel.
+Derivatives of the splines above the spline order are 0. For these derivatives, only the base function contributes to
+the contractions, and PyTorch's own functions compute its contribution to F and H.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from .tuning.selection import choose, choose_for
 
 
 def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """F_d(x, W, v) = y[n,o], summed over b and i."""
+    """Return the contraction F_d(x, W, v) ``[N, O]``, which is summed over the splines b and the inputs i."""
     outputs = operands.weight.shape[2]
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape[0], outputs)
@@ -45,7 +48,12 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
 def contract_weight(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
 ) -> tuple[Tensor, Tensor | None]:
-    """G_d(x, g, v) = dW[b,i,o], summed over n: the part of the splines and that of the base function."""
+    """Return the contraction G_d(x, g, v), which is summed over the rows n.
+
+    Returns:
+        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
+        base function, None takes the place of the second tensor.
+    """
     count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
     based = basis.base != "none"
     if x.numel() * outputs == 0:
@@ -55,7 +63,7 @@ def contract_weight(
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """H_d(x, W, g) = h[n,i], summed over b and o."""
+    """Return the contraction H_d(x, W, g) ``[N, I]``, which is summed over the splines b and the outputs o."""
     if x.numel() * operands.weight.shape[2] == 0:
         return x.new_zeros(x.shape)
     p = problem("H", x, knots, operands, basis, derivative)
@@ -85,7 +93,7 @@ def _in(p: Problem, config: Config) -> Tensor:
 
 def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
     if p.form == "none":
-        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for inputs that have a NaN
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
         splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
     else:
         splines = _weight(p, config, base=False)
@@ -93,7 +101,7 @@ def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
 
 
 def _weight(p: Problem, config: Config, base: bool) -> Tensor:
-    """``[K, I, O]``, or ``[1, I, O]`` for the base function."""
+    """Return G of the splines ``[K, I, O]`` or, if ``base``, G of the base function ``[1, I, O]``."""
     shape = (1 if base else p.spline_count, p.inputs, p.outputs)
     if config.way == "chunked":
         dw = p.x.new_empty(shape, dtype=p.work)
@@ -106,7 +114,7 @@ def _weight(p: Problem, config: Config, base: bool) -> Tensor:
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
-    """psi^(d) of all splines, ``[N, K, I]`` in the working dtype."""
+    """Return the d-th derivative of all splines ``[N, K, I]`` in the working dtype."""
     count = basis.splines_of(knots)
     made = x.new_empty(len(x), count, x.shape[1], dtype=working_dtype(x.dtype))
     if made.numel() == 0 or derivative > basis.order:
@@ -116,7 +124,10 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
 
 
 def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """The launch of F in any way but the chunked one, which has several."""
+    """Return the kernel launch that computes F.
+
+    The chunked implementation is excluded, because it needs several launches.
+    """
     if config.way == "pipelined":
         from .hopper.contract_out import launch_out as launch_pipelined
 
@@ -125,7 +136,10 @@ def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """The launch of G in any way but the chunked one, for the splines or the base function."""
+    """Return the kernel launch that computes G for the splines or, if ``base``, for the base function.
+
+    The chunked implementation is excluded, because it needs several launches.
+    """
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 
@@ -134,9 +148,9 @@ def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, bas
 
 
 def _base_out(p: Problem) -> Tensor:
-    """F for a derivative above the spline order."""
+    """Return F for a derivative above the spline order."""
     if p.base_weight is None:
-        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)  # NaN for rows that have a NaN
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)  # NaN for each row that has a NaN
         return nan.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
@@ -144,7 +158,7 @@ def _base_out(p: Problem) -> Tensor:
 
 
 def _base_in(p: Problem) -> Tensor:
-    """H for a derivative above the spline order."""
+    """Return H for a derivative above the spline order."""
     assert p.g is not None
     if p.base_weight is None:
         return torch.where(p.x.isnan(), p.x, 0.0)
@@ -152,7 +166,7 @@ def _base_in(p: Problem) -> Tensor:
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """Description in words of what runs for a contraction of these sizes."""
+    """Return a description in words of the kernels that run for a contraction of the given sizes."""
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"

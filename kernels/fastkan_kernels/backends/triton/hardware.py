@@ -8,25 +8,28 @@ from importlib.util import find_spec
 
 import torch
 
-MIN_CAPABILITY = 80  # the first with tensor cores for bfloat16 and tf32
-WGMMA_WAIT_UNNEEDED_SINCE = (3, 9)  # version of Triton, with the ptxas that it ships; see tiles.await_product
+MIN_CAPABILITY = 80  # lowest compute capability with tensor cores for bfloat16 and tf32
+# First version of Triton whose kernels are correct without tiles.await_product, if they are compiled by the ptxas that
+# is shipped with Triton.
+WGMMA_WAIT_UNNEEDED_SINCE = (3, 9)
 
 
-# Computed at import, since torch.compile cannot trace find_spec.
+# INSTALLED is computed at import, because torch.compile cannot trace find_spec.
 try:
     INSTALLED = find_spec("triton") is not None
 except (ImportError, ValueError):
     INSTALLED = False
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")  # as Triton reads it
+# The values that turn the interpreter on are the values that Triton itself accepts.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
 def missing() -> str | None:
-    """The reason why no kernel can run on this machine, or None."""
+    """Return the reason why no kernel can run on this machine, or None if kernels can run."""
     return None if INSTALLED else "the package triton is not installed"
 
 
 def unable(device: torch.device) -> str | None:
-    """The reason why the kernels cannot run on tensors of a device, or None."""
+    """Return the reason why the kernels cannot run on tensors of a device, or None if they can run."""
     reason = missing()
     if reason is not None:
         return reason
@@ -34,7 +37,7 @@ def unable(device: torch.device) -> str | None:
         if torch.version.hip is not None:
             return "its kernels are for NVIDIA GPUs"
         if torch.compiler.is_compiling():
-            return None  # this was checked before tracing, or will be when the graph runs
+            return None  # the compute capability is checked before tracing or when the graph runs
         found = capability(device)
         if found < MIN_CAPABILITY:
             return f"its kernels need compute capability 8.0, and this GPU has {found / 10}"
@@ -53,7 +56,10 @@ def _capability(index: int) -> int:
 
 
 def capability(device: torch.device) -> int:
-    """Compute capability of a GPU, 80 for 8.0; 90 for a CPU, on which kernels are interpreted."""
+    """Return the compute capability of a GPU, such as 80 for 8.0.
+
+    For a CPU, where Triton's interpreter runs the kernels, return 90.
+    """
     if device.type != "cuda":
         return 90
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
@@ -61,23 +67,30 @@ def capability(device: torch.device) -> int:
 
 @functools.cache
 def processors(index: int | None) -> int:
-    """Number of streaming multiprocessors of a GPU, or that of an H100 if there is no GPU."""
+    """Return the number of streaming multiprocessors of a GPU; without a GPU, return the number of an H100."""
     return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
 
-@functools.cache  # called for each launch
+@functools.cache  # the function is called for each kernel launch
 def needs_wgmma_wait(capability: int) -> bool:
-    """Whether kernels must wait for an asynchronous product within its iteration; see tiles.await_product."""
+    """Return whether a kernel must wait for each asynchronous matrix product in the loop iteration that starts it.
+
+    The reason is explained in tiles.await_product.
+    """
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))  # the fix needs ptxas too, and this one may be older
+    # Even a recent Triton needs the wait if the user has selected a ptxas that may be older than Triton's own.
+    foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))
     return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
 
 def precision(matmul_dtype: torch.dtype) -> str:
-    """The precision of ``tl.dot`` for a dtype. For float32 it is ``"tf32"`` if PyTorch's settings allow it, else
-    ``"tf32x3"``, which is as accurate as float32."""
+    """Return the precision argument of ``tl.dot`` for a dtype.
+
+    For float32, the precision is ``"tf32"`` if PyTorch's settings allow tf32. Otherwise the precision is ``"tf32x3"``,
+    which is as accurate as float32.
+    """
     if matmul_dtype != torch.float32:
         return "ieee"
     return "tf32" if _tf32_allowed() else "tf32x3"
@@ -89,10 +102,11 @@ def _tf32_allowed() -> bool:
         newer = getattr(torch.backends, "fp32_precision", "none")
     if newer != "none":
         return newer == "tf32"
-    # This call raises if a program has used both settings, but then the newer one was not "none".
+    # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch for
+    # float32 products. This line is reached only if the newer setting has not been used, so the call cannot raise.
     return torch.get_float32_matmul_precision() != "highest"
 
 
 def table_from_environment() -> str | None:
-    """Path of a table of tuned choices, from the environment variable FASTKAN_TUNING, or None."""
+    """Return the path in the environment variable FASTKAN_TUNING, which names a table of tuned choices, or None."""
     return os.environ.get("FASTKAN_TUNING") or None

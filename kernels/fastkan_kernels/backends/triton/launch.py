@@ -1,4 +1,4 @@
-"""A kernel launch as data, so that runs and static checks take the same arguments."""
+"""Kernel launches as data, so that real runs and static checks use the same arguments."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ DTYPES = {
 
 
 class Launch(NamedTuple):
-    """``kernel[grid](**arguments, **constants)``."""
+    """A kernel launch ``kernel[grid](**arguments, **constants)`` that has not run yet."""
 
     kernel: Any
     grid: tuple[int, ...]
-    arguments: dict[str, Any]  # tensors, descriptors and integers
+    arguments: dict[str, Any]  # run-time arguments of the kernel: tensors, descriptors and integers
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 3
 
     def run(self) -> None:
-        """Launch the kernel on the GPU of its first tensor."""
+        """Launch the kernel on the GPU that holds the first tensor of ``arguments``."""
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
         watch = getattr(_of_thread, "watch", None)
         given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
@@ -54,10 +54,13 @@ _of_thread = threading.local()
 
 @contextmanager
 def watched(compile_only: bool = False) -> Iterator[list[Any]]:
-    """Collect the compiled kernels of all launches of this thread inside the ``with``; None for an interpreted one.
+    """Collect the compiled kernels of all launches that the current thread makes inside the ``with`` statement.
+
+    The list has None for each launch that Triton's interpreter runs.
 
     Args:
-        compile_only: compile the kernels without launching them, so that results are uninitialised memory.
+        compile_only: if True, compile the kernels without launching them, so that the result tensors hold
+            uninitialised memory.
     """
     before = getattr(_of_thread, "watch", None)
     _of_thread.watch = _Watch([], compile_only)
@@ -68,14 +71,21 @@ def watched(compile_only: bool = False) -> Iterator[list[Any]]:
 
 
 def describable(tensor: Tensor | None) -> bool:
-    """Whether a hardware tensor descriptor can address a contiguous tensor: rows must be multiples of 16 bytes."""
+    """Return whether a hardware tensor descriptor can address a contiguous tensor.
+
+    The address and the number of bytes of a row must be multiples of 16.
+    """
     if tensor is None:
         return True
     return tensor.data_ptr() % 16 == 0 and tensor.shape[-1] * tensor.element_size() % 16 == 0
 
 
 def describable_rows(tensor: Tensor | None) -> bool:
-    """Whether a hardware tensor descriptor can address a tensor with any distance between rows, but an expanded one."""
+    """Return whether a hardware tensor descriptor can address a matrix with any distance between its rows.
+
+    The address and the distance in bytes must be multiples of 16. An expanded tensor, whose rows have the distance 0,
+    is not supported.
+    """
     if tensor is None:
         return True
     apart = tensor.stride(0) * tensor.element_size()
@@ -83,12 +93,18 @@ def describable_rows(tensor: Tensor | None) -> bool:
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    """Descriptor of a contiguous tensor, for loads of tiles of the shape ``block``, with 0 beyond its edges."""
+    """Return a descriptor of a contiguous tensor that loads tiles of the shape ``block``.
+
+    Elements of a tile that lie beyond the edges of the tensor are loaded as 0.
+    """
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block)
 
 
 def strides(tensor: Tensor) -> list[int]:
-    """Strides of a tensor that a descriptor accepts: PyTorch's may be arbitrary for a dimension of size 1."""
+    """Return strides of a tensor that a hardware tensor descriptor accepts.
+
+    For a dimension of size 1, PyTorch's own stride may be arbitrary, so a valid stride is computed.
+    """
     found, whole = list(tensor.stride()), 16 // tensor.element_size()
     for place in reversed(range(len(found))):
         if tensor.shape[place] == 1:
@@ -98,5 +114,5 @@ def strides(tensor: Tensor) -> list[int]:
 
 
 def power_of_two(number: int, least: int, most: int) -> int:
-    """The smallest power of two that is at least ``number``, clamped to ``least`` and ``most``."""
+    """Return the smallest power of two that is at least ``number``, clamped to the range from ``least`` to ``most``."""
     return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))

@@ -1,4 +1,4 @@
-"""One contraction as the kernels take it: operands in their dtypes and layouts, and compile-time constants."""
+"""The arguments of the kernels for one contraction: converted operands and compile-time constants."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from . import hardware
 
 
 class Problem(NamedTuple):
-    """Operands of a contraction, converted and contiguous, with its constants.
+    """A contraction with its constants and with its operands in the dtypes and layouts of the kernels.
 
-    ``x [N, I]`` and ``v`` have unit stride along I and keep their dtype, which the kernels convert to the working
-    dtype. ``knots`` have the working dtype, and ``weight``, ``base_weight`` and ``g`` have ``matmul_dtype``.
+    ``x [N, I]`` and ``v [N, I]`` have stride 1 along I and keep their dtype; the kernels convert their elements to the
+    working dtype. ``knots`` have the working dtype, and ``weight``, ``base_weight`` and ``g`` have ``matmul_dtype``.
     """
 
-    name: str  # "F", "G" or "H"
+    name: str  # name of the contraction, "F", "G" or "H"
     x: Tensor
     knots: Tensor
     v: Tensor | None
@@ -29,11 +29,13 @@ class Problem(NamedTuple):
     g: Tensor | None
     basis: Basis
     derivative: int
-    matmul_dtype: torch.dtype  # of the factors of products; sums are in ``work``
-    precision: str  # of float32 products, as tl.dot calls it
-    form: str  # of the splines, see kernels/spline.py: "cardinal" or "local", or "none" above the order
-    capability: int  # of the GPU: 80, 90, ...
-    spline_count: int  # K
+    matmul_dtype: torch.dtype  # dtype of the factors of matrix products; their sums have the dtype ``work``
+    precision: str  # precision of float32 matrix products, as named in tl.dot
+    # Form in which the kernels compute the splines, "cardinal" or "local" (see kernels/spline.py). The form is "none"
+    # for derivatives above the spline order.
+    form: str
+    capability: int  # compute capability of the GPU, such as 80 for 8.0
+    spline_count: int  # number K of splines of each input
 
     @property
     def rows(self) -> int:
@@ -51,13 +53,14 @@ class Problem(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The base function that is computed; "none" for F and H without a base weight."""
+        """The name of the base function that is computed; "none" for F and H without a base weight."""
         return self.basis.base if self.name == "G" or self.base_weight is not None else "none"
 
     def base_rounded(self, way: str = "") -> str:
-        """Name of the base function for kernels. A "16" is appended if autocast asks for float16 but the products of
-        this way are in a wider dtype: values are then rounded to float16, so that those beyond 65504 are infinite in
-        every way.
+        """Return the kernels' name of the base function, to which "16" is appended if its values must be rounded.
+
+        Values are rounded to float16 if autocast selects float16 but the implementation ``way`` multiplies in a wider
+        dtype. The rounding makes values beyond 65504 infinite in every implementation.
         """
         asked = self.basis.matmul_dtype == torch.float16 and self.derivative == 0 and self.base != "none"
         wider = self.matmul_dtype != torch.float16 or way == "gather"
@@ -65,7 +68,7 @@ class Problem(NamedTuple):
 
     @property
     def work(self) -> torch.dtype:
-        """The working dtype, of features and sums."""
+        """The working dtype, in which features and sums are computed."""
         return torch.float64 if self.matmul_dtype == torch.float64 else torch.float32
 
     @property
@@ -73,40 +76,52 @@ class Problem(NamedTuple):
         return self.knots.shape[1]
 
     def part(self, rows: slice) -> Problem:
-        """The same problem on some rows."""
+        """Return a copy of the problem that is restricted to some rows."""
         return self._replace(x=self.x[rows], v=None if self.v is None else self.v[rows])
 
     @property
     def waits(self) -> bool:
-        """Whether a product with features in registers must end within its iteration; see tiles.await_product."""
+        """Whether a kernel must wait for a matrix product of features in registers before its next loop iteration.
+
+        The reason is explained in tiles.await_product.
+        """
         return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
     def x_and_knots(self) -> dict[str, Any]:
-        """The arguments x and knots of every kernel."""
+        """Return the arguments for x and the knots, which every kernel has."""
         return {"x_ptr": self.x, "knots_ptr": self.knots, "stride_x": self.x.stride(0)}
 
     def multiplier(self) -> dict[str, Any]:
-        """The argument v of kernels that have one. If v is None, x is passed in its place and not read."""
+        """Return the arguments for v, for the kernels that multiply by v.
+
+        If v is None, x is passed in its place, and the kernel does not read the argument.
+        """
         if self.v is None:
             return {"v_ptr": self.x, "stride_v": 0}
         return {"v_ptr": self.v, "stride_v": self.v.stride(0)}
 
     def sizes(self, base: bool = False) -> dict[str, int]:
-        """The arguments N, I, K and M; with ``base`` K is 1, for the base function alone."""
+        """Return the kernel arguments N, I, K and M: the numbers of rows, inputs, splines and knots.
+
+        If ``base``, K is 1, as kernels that compute the base function alone require.
+        """
         return {"N": self.rows, "I": self.inputs, "K": 1 if base else self.spline_count, "M": self.knot_count}
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Both parts of W. Without a base weight, ``weight`` is passed in its place and not read."""
+        """Return a tuple of the spline weights ``[K, I, O]`` and the base weights ``[I, O]``.
+
+        Without base weights, the spline weights are passed in their place, and the kernels do not read the argument.
+        """
         assert self.weight is not None
         return self.weight, self.weight if self.base_weight is None else self.base_weight
 
     @property
     def search(self) -> int:
-        """Number of steps of a bisection over the knots."""
+        """The number of steps of a bisection over the knots."""
         return self.knot_count.bit_length()
 
     def constants(self) -> dict[str, Any]:
-        """Constants of kernels that compute splines and base function together."""
+        """Return the compile-time constants of kernels that compute the splines and the base function together."""
         search = self.search if self.form == "local" else 0
         return {
             "ORDER": self.basis.order,
@@ -117,7 +132,7 @@ class Problem(NamedTuple):
         }
 
     def constants_of(self, base: bool) -> dict[str, Any]:
-        """Constants of kernels that compute either the base function or the splines."""
+        """Return the compile-time constants of kernels that compute either the base function or the splines."""
         alone = {"FORM": "base", "SEARCH": 0} if base else {"BASE": "none"}
         return {**self.constants(), **alone}
 
@@ -132,7 +147,18 @@ def problem(
     capability: int | None = None,
     precision: str | None = None,
 ) -> Problem:
-    """Prepare a contraction. By default, ``capability`` is that of x's device, and ``precision`` is set by PyTorch."""
+    """Prepare the operands and constants of a contraction for the kernels.
+
+    Args:
+        name: name of the contraction, "F", "G" or "H".
+        x: inputs ``[N, I]``.
+        knots: knots ``[I, M]``.
+        operands: operands of the contraction besides x.
+        basis: spline order, base function and other properties of the features.
+        derivative: order d of the derivative of the features.
+        capability: compute capability of the GPU, such as 80 for 8.0 (default: the capability of x's device).
+        precision: precision of float32 matrix products (default: according to PyTorch's settings).
+    """
     v, weight, base_weight, g = operands
     if name == "G" or base_weight is not None:
         check_base_derivative(basis.base, derivative)
@@ -160,19 +186,21 @@ def problem(
 
 
 def form_of(basis: Basis, derivative: int) -> str:
-    """The form in which kernels compute splines; see :mod:`.kernels.spline`."""
+    """Return the form in which the kernels compute splines; the forms are described in :mod:`.kernels.spline`."""
     if derivative > basis.order:
         return "none"
     return "cardinal" if basis.uniform and derivative < basis.order else "local"
 
 
 def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplied: bool) -> tuple[torch.dtype, bool]:
-    """The dtype in which features and weights are multiplied, and whether tf32 replaces float16.
+    """Return a tuple of the dtype in which features and weights are multiplied, and whether tf32 replaces float16.
 
-    The dtype is that of autocast, or else of x. tf32 has as many digits as float16, but the range of float32. It
-    replaces float16 where a factor may leave the range of float16: for gradients and v under autocast, where they are
-    not float16 themselves, and for derivatives where the cells of the inputs differ in width, so that no unit fits all
-    of them.
+    The dtype of products is autocast's dtype or, without autocast, the dtype of x. The tf32 format has as many digits
+    as float16 but the range of float32. In two cases a factor may leave the range of float16, so tf32 replaces float16:
+
+    - Autocast selects float16 but x has a different dtype, and a factor is a gradient, v or a derivative of features.
+    - Derivatives of the splines are computed and the inputs do not share one equally spaced row of knots, so that no
+      common scaling keeps all derivatives in range.
     """
     dtype = x.dtype if basis.matmul_dtype is None or x.dtype == torch.float64 else basis.matmul_dtype
     if dtype == torch.float16:

@@ -1,11 +1,12 @@
-"""F_d(x, W, v) for Hopper GPUs: the next feature is computed while the tensor cores multiply the current one.
+"""The pipelined kernel of the contraction F_d(x, W, v) for Hopper GPUs.
 
-A step is one feature of one block of inputs: psi_b in registers, [ROWS, INNER], times its tile of W. It
+The next feature is computed while the tensor cores multiply the current feature. Each step of the kernel multiplies one
+feature of one block of inputs, a tile ``[ROWS, INNER]`` in registers, by a tile of W. The operations of a step are:
 
-1. starts the product;
-2. starts the copy of a later tile of W into the slot of shared memory that the product before has read;
-3. computes the feature of the next step in other registers;
-4. waits for the product.
+1. Start the matrix product.
+2. Start the copy of a later tile of W into the slot of shared memory that the previous product has read.
+3. Compute the feature of the next step in other registers.
+4. Wait for the matrix product.
 """
 
 from __future__ import annotations
@@ -44,15 +45,17 @@ from .pipeline import (
     tile_bytes,
 )
 
-X_SLOTS = gl.constexpr(2)  # of the current block of inputs and of the next
+X_SLOTS = gl.constexpr(2)  # one slot for the current block of inputs and one for the next
 
 
 @gluon.jit
 def fetch_weights(
     w, base_w, tiles, ready, step, steps, K, column, BASED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
 ):
-    """Start the copy of the tile of W of a step, unless the step is beyond the last one. :func:`expect` must have been
-    called for it before."""
+    """Start the copy of the tile of W that a step multiplies, unless the step is beyond the last one.
+
+    The caller must have called :func:`expect` for the tile.
+    """
     b, i0, slot = step % (K + BASED), step // (K + BASED) * INNER, step % SLOTS
     if BASED and b == K:
         copy_tile(base_w, [0, i0, column], ready.index(slot), tiles.index(slot), pred=step < steps)
@@ -64,8 +67,10 @@ def fetch_weights(
 def fetch_inputs(
     x, v, tiles, v_tiles, ready, block, blocks, row, MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr
 ):
-    """Start the copy of a block of x, and of v, unless it is beyond the last one. :func:`expect` must have been called
-    for it before."""
+    """Start the copy of a block of x and v, unless the block is beyond the last one.
+
+    The caller must have called :func:`expect` for the block.
+    """
     here, slot = block < blocks, block % SLOTS
     copy_tile(x, [row, block * INNER], ready.index(slot), tiles.index(slot), pred=here)
     if MULTIPLIED:
@@ -78,7 +83,12 @@ def enter_block(
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, MULTIPLIED: gl.constexpr,
     INNER: gl.constexpr, SLOTS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """A block's x, the arguments of :func:`feature_of`, and the factor by which its splines are multiplied."""
+    """Load a block of inputs and prepare the computation of its features.
+
+    Returns:
+        A tuple of x of the block, the arguments ``made`` of :func:`feature_of`, and the factor by which the splines of
+        the block are multiplied.
+    """
     await_tile(ready, block, SLOTS)
     x = x_tiles.index(block % SLOTS).load(LAYOUT).to(gl.float32)
     i = block * INNER + gl.arange(0, INNER, layout=gl.SliceLayout(0, LAYOUT))
@@ -90,7 +100,7 @@ def enter_block(
     if FORM == "cardinal":
         first = gl.load(knots_ptr + i * M, mask=i < I, other=0.0)
         last = gl.load(knots_ptr + i * M + (M - 1), mask=i < I, other=1.0)
-        inv_spacing = (M - 1) / (last - first)  # two roundings of float32, which matter little to a 16-bit product
+        inv_spacing = (M - 1) / (last - first)  # 16-bit products tolerate two float32 rounding errors
         if D > 0:
             factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
         return x, (cardinal_coordinate(x, first[None, :], inv_spacing[None, :], ORDER),), factor
@@ -106,7 +116,7 @@ def feature_of(
     made, factor, b,
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
 ):  # fmt: skip
-    """psi_b^(d) of a block, times its factor."""
+    """Return the d-th derivative of spline b at a block of x, multiplied by ``factor``."""
     if FORM == "cardinal":
         feature = cardinal(made[0] - middle(b, ORDER, gl.float32), ORDER, D)
     else:
@@ -118,12 +128,12 @@ def feature_of(
 
 @gluon.jit
 def contract_out_kernel(
-    x,  # descriptor of [N, I] in blocks [ROWS, INNER]
-    v,  # likewise, or x
-    knots_ptr,  # [I, M]
-    w,  # descriptor of [K, I, O] in blocks [1, INNER, COLUMNS]
-    base_w,  # descriptor of [1, I, O] likewise, or w
-    y_ptr,  # [N, O]
+    x,  # descriptor of x [N, I] in blocks [ROWS, INNER]
+    v,  # descriptor of v [N, I] in blocks [ROWS, INNER]; if v is None, the descriptor of x
+    knots_ptr,  # knots [I, M]
+    w,  # descriptor of the spline weights [K, I, O] in blocks [1, INNER, COLUMNS]
+    base_w,  # descriptor of the base weights [1, I, O] in blocks [1, INNER, COLUMNS]; w if BASE is "none"
+    y_ptr,  # result [N, O]
     N,
     I,
     O,
@@ -132,10 +142,10 @@ def contract_out_kernel(
     ORDER: gl.constexpr,
     D: gl.constexpr,
     BASE: gl.constexpr,
-    FORM: gl.constexpr,  # "cardinal" or "local"
+    FORM: gl.constexpr,  # form of the splines, "cardinal" or "local"
     SEARCH: gl.constexpr,
-    MULTIPLIED: gl.constexpr,  # by v
-    ROWS: gl.constexpr,  # 16 for each warp
+    MULTIPLIED: gl.constexpr,  # whether features are multiplied by v
+    ROWS: gl.constexpr,  # number of rows in a tile, 16 for each warp
     COLUMNS: gl.constexpr,
     INNER: gl.constexpr,
     SLOTS: gl.constexpr,
@@ -143,7 +153,8 @@ def contract_out_kernel(
 ):
     PRODUCT: gl.constexpr = w.dtype
     BASED: gl.constexpr = BASE != "none"
-    # One slot is read by this step's product, and one may still be read by the last product of a slower warp.
+    # The matrix product of the current step reads one slot, and the previous product of a slower warp may still read
+    # another slot.
     AHEAD: gl.constexpr = SLOTS - 2
     X_BYTES: gl.constexpr = x.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     SCALE: gl.constexpr = cardinal_scale(ORDER, D) if FORM == "cardinal" else 1.0
@@ -170,15 +181,16 @@ def contract_out_kernel(
     for step in gl.static_range(AHEAD):
         fetch_weights(w, base_w, w_tiles, w_ready, step, steps, K, column, BASED, INNER, SLOTS)
 
-    # Sums are in units of the first input's cell and of the splines' scale. The base function is divided by them.
+    # Sums, and therefore also the values of the base function, are divided by the scale of the cardinal form and by
+    # the d-th power of the first input's inverse knot spacing.
     unit = 1.0
     if D > 0:
         unit = inv_spacing_of(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
     here, made, factor = enter_block(
         x_tiles, v_tiles, x_ready, 0, knots_ptr, unit, I, M, ORDER, D, FORM, SEARCH, MULTIPLIED, INNER, X_SLOTS, left
     )
-    missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN for rows that have a NaN
-    if not BASED:  # otherwise the base function passes NaN on
+    missing = gl.zeros((ROWS,), gl.float32, gl.SliceLayout(1, left))  # NaN for each row that has a NaN
+    if not BASED:  # if there is a base function, it propagates NaN
         missing += gl.sum(gl.where(here == here, 0.0, here), 1)
     a = feature_of(made, factor, 0, ORDER, D, FORM, MULTIPLIED).to(PRODUCT)
 
@@ -210,7 +222,9 @@ def contract_out_kernel(
             feature = feature_of(made, factor, b, ORDER, D, FORM, MULTIPLIED)
         following = feature.to(PRODUCT)
         await_tile(w_ready, step + 1, SLOTS)
-        barrier()  # now all warps are past the product before this one, and have read the last block of x
+        # After the barrier, all warps have finished the product of the previous step and have read the previous block
+        # of x.
+        barrier()
         expect(w_ready, step + 1 + AHEAD, w.block_type.nbytes, step + 1 + AHEAD < steps, SLOTS)
         if b == 0:
             expect(x_ready, block + 1, X_BYTES, block + 1 < blocks, X_SLOTS)
@@ -231,7 +245,7 @@ def contract_out_kernel(
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """The launch that writes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     w, base_w = p.weights()
     tile = [1, config.inner, config.columns]
     w = descriptor(w, tile)

@@ -1,7 +1,8 @@
-"""G_d(x, g, v) for Hopper GPUs: the next features are computed while the tensor cores multiply the current ones.
+"""The pipelined kernel of the contraction G_d(x, g, v) for Hopper GPUs.
 
-A step is one block of rows: psi_b of x transposed, [ROWS, INNER] in registers, times its tile of g. It has the same
-order as a step of :mod:`.contract_out`.
+The next features are computed while the tensor cores multiply the current features. Each step of the kernel multiplies
+the transposed features of one block of rows, ``[ROWS, INNER]`` in registers, by a tile of g. The order of operations in
+a step is described in :mod:`.contract_out`.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ def fetch_rows(
     x, v, g, x_tiles, v_tiles, g_tiles, ready, step, steps, start, column_x, column_g,
     MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of the rows of a step, unless it is beyond the last one. :func:`expect` must have been called
-    for them before."""
+    """Start the copies of the rows of x, v and g that a step multiplies, unless the step is beyond the last one.
+
+    The caller must have called :func:`expect` for the step.
+    """
     here, slot, row = step < steps, step % SLOTS, start + step * INNER
     copy_tile(x, [row, column_x], ready.index(slot), x_tiles.index(slot), pred=here)
     if MULTIPLIED:
@@ -48,10 +51,10 @@ def features_of(
     ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
     LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """psi_b^(d), or the derivative of the base function, of a transposed tile of x. A NaN stays.
+    """Return the d-th derivative of spline b, or of the base function, at a transposed tile of x.
 
-    ``made`` holds, for each input, the first knot and 1 / (half a support) in the cardinal form, or the spline's own
-    knots in the local form.
+    The result is NaN where x is NaN. In the cardinal form, ``made`` holds the first knot and the inverse of half the
+    width of a spline's support for each input. In the local form, ``made`` holds the spline's own knots for each input.
     """
     x = x_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
     if FORM == "base":
@@ -61,7 +64,7 @@ def features_of(
         feature = cardinal(z, ORDER, D, KEEPS_NAN=True)
     else:
         feature = one_spline(x, made, ORDER, D) + gl.where(x == x, 0.0, x)
-        if D > 0:  # in units of a cell
+        if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
             feature = scaled(feature, 1.0 / inv_spacing[:, None], D)
     if MULTIPLIED:
         feature = feature * v_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
@@ -70,29 +73,30 @@ def features_of(
 
 @gluon.jit
 def contract_weight_kernel(
-    x,  # descriptor of [N, I] in blocks [INNER, ROWS]
-    v,  # likewise, or x
-    knots_ptr,  # [I, M]
-    g,  # descriptor of [N, O] in blocks [INNER, COLUMNS]
-    out_ptr,  # [parts, K, I, O], K = 1 for the base function
+    x,  # descriptor of x [N, I] in blocks [INNER, ROWS]
+    v,  # descriptor of v [N, I] in blocks [INNER, ROWS]; if v is None, the descriptor of x
+    knots_ptr,  # knots [I, M]
+    g,  # descriptor of the upstream gradient [N, O] in blocks [INNER, COLUMNS]
+    out_ptr,  # result of each part of the rows [parts, K, I, O]; K is 1 for the base function
     N,
     I,
     O,
     K,
     M,
-    part_rows,  # a multiple of INNER
+    part_rows,  # number of rows in each part, a multiple of INNER
     ORDER: gl.constexpr,
     D: gl.constexpr,
     BASE: gl.constexpr,
-    FORM: gl.constexpr,  # "cardinal", "local" or "base"
-    MULTIPLIED: gl.constexpr,  # by v
-    ROWS: gl.constexpr,  # inputs, 16 for each warp
-    COLUMNS: gl.constexpr,  # outputs
-    INNER: gl.constexpr,  # rows of x, which are summed over
+    FORM: gl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    MULTIPLIED: gl.constexpr,  # whether features are multiplied by v
+    ROWS: gl.constexpr,  # number of inputs in a tile, 16 for each warp
+    COLUMNS: gl.constexpr,  # number of outputs in a tile
+    INNER: gl.constexpr,  # number of rows of x that are summed over in one step
     SLOTS: gl.constexpr,
 ):
     PRODUCT: gl.constexpr = g.dtype
-    # One slot is read by this step's product, and one may still be read by the last product of a slower warp.
+    # The matrix product of the current step reads one slot, and the previous product of a slower warp may still read
+    # another slot.
     AHEAD: gl.constexpr = SLOTS - 2
     BYTES: gl.constexpr = x.block_type.nbytes + g.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
     total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
@@ -144,10 +148,10 @@ def contract_weight_kernel(
         following = features_of(
             x_tiles.index(slot), v_tiles.index(slot), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
         ).to(PRODUCT)
-        # The tile is there already, but ptxas does not move the computation of features across the loop of this wait,
-        # as it would across the barrier.
+        # The tile has already arrived. The second call of await_tile prevents ptxas from moving the computation of
+        # features below the barrier, because ptxas does not move code across the loop of a wait.
         await_tile(ready, step + 1, SLOTS)
-        barrier()  # now all warps are past the product before this one
+        barrier()  # after the barrier, all warps have finished the product of the previous step
         expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
         dw, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
     running = warpgroup_mma(a, g_tiles.index((steps - 1) % SLOTS), dw, is_async=True)
@@ -165,7 +169,11 @@ def contract_weight_kernel(
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """The launch that writes G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
+    """Return the kernel launch that computes G for each part of the rows.
+
+    The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
+    ``[parts, 1, I, O]`` for the base function.
+    """
     assert p.g is not None
     block = [config.inner, config.rows]
     x = descriptor(p.x, block)
@@ -190,7 +198,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "INNER": config.inner,
         "SLOTS": slot_count(config.stages, tiles, 0, p.capability),
     }
-    del constants["SEARCH"]  # this kernel does not search for cells
+    del constants["SEARCH"]  # this kernel does not search for the cell of x
     programs = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     grid = (arguments["K"] * programs, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

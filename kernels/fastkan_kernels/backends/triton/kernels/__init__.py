@@ -1,1 +1,1 @@
-"""Triton kernels of the contractions, and the functions that prepare their launches."""
+"""Triton kernels of the contractions, and functions that prepare the launches of the kernels."""

@@ -1,7 +1,9 @@
-"""H_d(x, W, g): a matrix product g W^T, whose tiles are multiplied by the features and summed over the splines.
+"""The fused kernel of the contraction H_d(x, W, g).
 
-Its columns are ordered (b, i), so that each thread sums over b within its registers. The features take little time
-beside the product: each of them is computed once for O multiplications.
+The kernel computes tiles of the matrix product g W^T, multiplies each tile by the features, and sums over the splines.
+The columns of the product are sorted by spline b and, for each spline, by input i, so that each thread sums over b
+within its registers. Computing the features takes little time compared with the product, because each feature is
+computed once for O multiplications.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from .tiles import load_tile, multiply, store_tile, tile_of
 
 @triton.jit
 def contract_in_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    knots_ptr,  # [I, M]
-    w,  # [K, I, O], contiguous: a pointer, or a descriptor of blocks [SPLINES, COLUMNS, INNER]
-    base_w,  # [I, O]: a pointer, or a descriptor of blocks [COLUMNS, INNER]; or w
-    g,  # [N, O], contiguous: a pointer, or a descriptor of blocks [ROWS, INNER]
-    h_ptr,  # [N, I]
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    knots_ptr,  # knots [I, M]
+    w,  # spline weights [K, I, O], contiguous: a pointer, or a descriptor of blocks [SPLINES, COLUMNS, INNER]
+    base_w,  # base weights [I, O]: a pointer, or a descriptor of blocks [COLUMNS, INNER]; w if BASE is "none"
+    g,  # upstream gradient [N, O], contiguous: a pointer, or a descriptor of blocks [ROWS, INNER]
+    h_ptr,  # result [N, I]
     N,
     I,
     O,
@@ -34,14 +36,14 @@ def contract_in_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # "cardinal" or "local"
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"
     SEARCH: tl.constexpr,
-    PRODUCT: tl.constexpr,  # dtype
+    PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,  # inputs
-    INNER: tl.constexpr,  # outputs
+    COLUMNS: tl.constexpr,  # number of inputs in a tile
+    INNER: tl.constexpr,  # number of outputs in a block
     SPLINES: tl.constexpr,
     GROUP: tl.constexpr,
 ):
@@ -67,7 +69,7 @@ def contract_in_kernel(
     else:
         j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
     total = tl.zeros((ROWS, COLUMNS), WORK)
-    pair = tl.arange(0, SPLINES * COLUMNS)  # (b, i)
+    pair = tl.arange(0, SPLINES * COLUMNS)  # index of each pair of a spline b and an input i
     for b0 in tl.range(0, K, SPLINES, num_stages=1):
         products = tl.zeros((ROWS, SPLINES * COLUMNS), WORK)
         for o0 in tl.range(0, O, INNER):
@@ -87,7 +89,7 @@ def contract_in_kernel(
             psi = cardinal(z[:, None, :] - middle(numbers, ORDER, WORK)[None, :, None], ORDER, D)
         else:
             at = numbers[None, :, None] - j[:, None, :] + ORDER
-            at = tl.where(numbers[None, :, None] < K, at, -1)  # a spline that does not exist may be infinite
+            at = tl.where(numbers[None, :, None] < K, at, -1)  # the value of a nonexistent spline may be infinite
             psi = tl.where(at == 0, active[0][:, None, :], 0.0)
             for q in tl.static_range(1, ORDER + 1):
                 psi = tl.where(at == q, active[q][:, None, :], psi)
@@ -100,7 +102,7 @@ def contract_in_kernel(
 
 
 def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """The launch that writes H into ``h [N, I]``."""
+    """Return the kernel launch that writes the contraction H into ``h [N, I]``."""
     assert p.g is not None
     (w, base_w), g, described = p.weights(), p.g, config.descriptors
     arguments = {

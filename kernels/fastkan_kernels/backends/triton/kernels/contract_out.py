@@ -1,7 +1,8 @@
-"""F_d(x, W, v): a matrix product whose left operand, the features, is computed in registers.
+"""The fused kernel of the contraction F_d(x, W, v).
 
-A program computes one tile of y, in a loop over blocks of inputs and, within it, over the splines. So x is
-read once for all splines, while the tiles of W are loaded through shared memory.
+The contraction is the matrix product of the features with W. The features are computed in registers, and the tiles of
+W are loaded through shared memory. Each program computes one tile of the result in a loop over blocks of inputs, which
+contains a loop over the splines. Each block of x is therefore read once for all splines.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from .tiles import await_product, load_tile, multiply, store_tile, tile_of
 
 @triton.jit
 def contract_out_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
-    knots_ptr,  # [I, M]
-    w,  # [K, I, O], contiguous: a pointer, or a descriptor of blocks [1, INNER, COLUMNS]
-    base_w,  # [I, O] likewise, or w
-    y_ptr,  # [N, O]
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
+    knots_ptr,  # knots [I, M]
+    w,  # spline weights [K, I, O], contiguous: a pointer, or a descriptor of blocks [1, INNER, COLUMNS]
+    base_w,  # base weights [I, O]: a pointer, or a descriptor of blocks [INNER, COLUMNS]; w if BASE is "none"
+    y_ptr,  # result [N, O]
     N,
     I,
     O,
@@ -46,10 +47,10 @@ def contract_out_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # "cardinal" or "local"
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"
     SEARCH: tl.constexpr,
-    MULTIPLIED: tl.constexpr,  # by v
-    PRODUCT: tl.constexpr,  # dtype
+    MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
+    PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     WAIT: tl.constexpr,
@@ -64,15 +65,15 @@ def contract_out_kernel(
     columns = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     y = tl.zeros((ROWS, COLUMNS), WORK)
 
-    # Derivatives are summed in units of the first input's cell, in which they cannot overflow.
+    # While derivatives are summed, they are scaled by a power of the first input's knot spacing to avoid overflow.
     if D > 0:
         unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
 
-    missing = tl.zeros((ROWS,), WORK)  # NaN for rows that have a NaN
+    missing = tl.zeros((ROWS,), WORK)  # NaN for each row that has a NaN
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-        if BASE == "none":  # otherwise the base function passes NaN on
+        if BASE == "none":  # if there is a base function, it propagates NaN
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
         factor = tl.full((ROWS, INNER), 1.0, WORK)
         if MULTIPLIED:
@@ -121,7 +122,7 @@ def contract_out_kernel(
 
 
 def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """The launch that writes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     w, base_w = p.weights()
     based = config.descriptors and p.base != "none"
     arguments = {

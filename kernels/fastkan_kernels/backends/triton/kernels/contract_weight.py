@@ -1,7 +1,9 @@
-"""G_d(x, g, v): a matrix product that sums over the rows, with the transposed features as its left operand.
+"""The fused kernel of the contraction G_d(x, g, v).
 
-A program computes one tile of dW for one spline, or for the base function, from one part of the rows. The parts are
-summed afterwards in a fixed order instead of by atomics, so that results are the same bits each time.
+The contraction is a matrix product that sums over the rows. The factors of the product are the transposed features and
+g. Each program computes one tile of the result for one spline, or for the base function, from one part of the rows. The
+results of all parts are summed afterwards in a fixed order instead of by atomic additions, so that repeated runs give
+identical bits.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ from .tiles import await_product, load_tile, multiply
 
 @triton.jit
 def contract_weight_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
-    knots_ptr,  # [I, M]
-    g,  # [N, O], contiguous: a pointer, or a descriptor of blocks [INNER, COLUMNS]
-    out_ptr,  # [parts, K, I, O], K = 1 for the base function
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
+    knots_ptr,  # knots [I, M]
+    g,  # upstream gradient [N, O], contiguous: a pointer, or a descriptor of blocks [INNER, COLUMNS]
+    out_ptr,  # result of each part of the rows [parts, K, I, O]; K is 1 for the base function
     N,
     I,
     O,
@@ -41,19 +43,19 @@ def contract_weight_kernel(
     M,
     stride_x,
     stride_v,
-    part_rows,  # a multiple of INNER
+    part_rows,  # number of rows in each part, a multiple of INNER
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # "cardinal", "local", or "base"
-    MULTIPLIED: tl.constexpr,  # by v
-    PRODUCT: tl.constexpr,  # dtype
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
+    PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     WAIT: tl.constexpr,
-    ROWS: tl.constexpr,  # inputs
-    COLUMNS: tl.constexpr,  # outputs
-    INNER: tl.constexpr,  # rows of x, which are summed over
+    ROWS: tl.constexpr,  # number of inputs in a tile
+    COLUMNS: tl.constexpr,  # number of outputs in a tile
+    INNER: tl.constexpr,  # number of rows of x that are summed over in one step
 ):
     WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     program, part = tl.program_id(0), tl.program_id(1)
@@ -71,7 +73,7 @@ def contract_weight_kernel(
             knots = knots + (tl.load(own + b + m)[:, None],)
 
     dw = tl.zeros((ROWS, COLUMNS), WORK)
-    missing = tl.zeros((ROWS,), WORK)  # NaN for inputs that have a NaN
+    missing = tl.zeros((ROWS,), WORK)  # NaN for each input that is NaN in some row
     start = part * part_rows
     end = tl.minimum(N, start + part_rows)
     for n0 in tl.range(start, end, INNER):
@@ -87,7 +89,7 @@ def contract_weight_kernel(
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
-                if D > 0:  # in units of a cell
+                if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
                     a = scaled(a, (1.0 / inv_spacing)[:, None], D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)
@@ -107,11 +109,15 @@ def contract_weight_kernel(
     tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
 
 
-MIN_STEPS = 8  # of INNER rows each that a part has at least
+MIN_STEPS = 8  # minimum number of steps, of INNER rows each, in a part
 
 
 def parts_of(p: Problem, config: Config) -> tuple[int, int]:
-    """Number of parts into which the rows are split, so that the whole GPU has work, and number of rows in each."""
+    """Split the rows into parts, so that there are enough programs for the whole GPU.
+
+    Returns:
+        A tuple of the number of parts, and the number of rows in each part except the last.
+    """
     tiles = p.spline_count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     device = p.x.device
     wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
@@ -122,7 +128,11 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
 
 
 def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """The launch that writes G of the splines, or of the base function, into ``out [parts, K or 1, I, O]``."""
+    """Return the kernel launch that computes G for each part of the rows.
+
+    The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
+    ``[parts, 1, I, O]`` for the base function.
+    """
     assert p.g is not None
     arguments = {
         **p.x_and_knots(),
@@ -144,7 +154,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "COLUMNS": config.columns,
         "INNER": config.inner,
     }
-    del constants["SEARCH"]  # this kernel does not search for cells
+    del constants["SEARCH"]  # this kernel does not search for the cell of x
     tiles = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
     grid = (arguments["K"] * tiles, triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

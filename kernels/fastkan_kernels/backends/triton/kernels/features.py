@@ -1,8 +1,9 @@
-"""Kernels of the chunked way: one writes the features of some rows to memory, the other multiplies the features of
-some rows by a product in memory and sums over the splines.
+"""The two kernels of the chunked implementation.
 
-They support all knots, all orders and d <= k. The rows are few enough for the features to stay in the L2 cache between
-the kernel and the matrix product.
+The first kernel writes the features of some rows to memory. The second kernel multiplies the features of some rows by a
+matrix product that is stored in memory, and sums over the splines. Both kernels support all knots, all spline orders k
+and all derivatives d <= k. The number of rows is small enough for the features to stay in the L2 cache between the
+kernel and the matrix product.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from .tiles import load_tile
 
 @triton.jit
 def write_features_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
-    knots_ptr,  # [I, M]
-    psi_ptr,  # [N, K, I], K = 1 for the base function; splines in units of the first input's cell
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
+    knots_ptr,  # knots [I, M]
+    # Features [N, K, I]. K is 1 for the base function. The d-th derivatives of splines are multiplied by the d-th power
+    # of the first input's knot spacing.
+    psi_ptr,
     N,
     I,
     K,
@@ -44,10 +47,10 @@ def write_features_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
     SEARCH: tl.constexpr,
-    MULTIPLIED: tl.constexpr,  # by v
-    WORK: tl.constexpr,  # dtype
+    MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
+    WORK: tl.constexpr,  # working dtype
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -84,10 +87,10 @@ def write_features_kernel(
 
 @triton.jit
 def dot_features_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    knots_ptr,  # [I, M]
-    products_ptr,  # [N, K, I]
-    h_ptr,  # [N, I]: h += sum over b of psi_b * products_b
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    knots_ptr,  # knots [I, M]
+    products_ptr,  # matrix product [N, K, I]
+    h_ptr,  # result [N, I], to which the sum over b of psi_b * products_b is added
     N,
     I,
     K,
@@ -96,9 +99,9 @@ def dot_features_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # "cardinal", "local" or "base"
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
     SEARCH: tl.constexpr,
-    WORK: tl.constexpr,  # dtype
+    WORK: tl.constexpr,  # working dtype
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -129,7 +132,11 @@ def dot_features_kernel(
 
 
 def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
-    """The launch that writes the splines, or the base function, of some rows into ``psi [rows, K or 1, I]``."""
+    """Return the kernel launch that writes the features of some rows into ``psi``.
+
+    ``psi`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
+    function.
+    """
     part = p.part(rows)
     arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
     constants = {**_constants(part, config, base), "MULTIPLIED": part.v is not None}
@@ -137,7 +144,11 @@ def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: boo
 
 
 def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
-    """The launch of ``h[rows] += (products * psi).sum(1)`` with ``products [rows, K or 1, I]``."""
+    """Return the kernel launch that computes ``h[rows] += (products * psi).sum(1)``.
+
+    ``products`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
+    function.
+    """
     part = p.part(rows)
     arguments = {**part.x_and_knots(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
     constants = _constants(part, config, base)

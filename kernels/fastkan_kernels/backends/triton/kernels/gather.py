@@ -1,7 +1,8 @@
-"""F and H from the weights of the k + 1 active splines of each input alone.
+"""The gather kernels of the contractions F and H, which read only the weights of the active splines.
 
-They use no tensor cores, but have K / (k + 1) times fewer multiplications, which is faster on large grids. Sums are
-float32 (float64 for float64).
+The k + 1 active splines of an input are the splines that are not zero in the cell of x. The kernels do not use tensor
+cores, but they need K / (k + 1) times fewer multiplications than a matrix product, so they are faster on large grids.
+Sums are computed in float32, or in float64 if x has the dtype float64.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from .tiles import load_tile, store_tile
 
 @triton.jit
 def gather_out_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    v_ptr,  # [N, I], rows stride_v apart, or x_ptr
-    knots_ptr,  # [I, M]
-    w_ptr,  # [K, I, O], contiguous
-    base_w_ptr,  # [I, O], or w_ptr
-    y_ptr,  # [N, O]
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
+    knots_ptr,  # knots [I, M]
+    w_ptr,  # spline weights [K, I, O], contiguous
+    base_w_ptr,  # base weights [I, O]; w_ptr if BASE is "none"
+    y_ptr,  # result [N, O]
     N,
     I,
     O,
@@ -36,8 +37,8 @@ def gather_out_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     SEARCH: tl.constexpr,
-    MULTIPLIED: tl.constexpr,  # by v
-    WORK: tl.constexpr,  # dtype
+    MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
+    WORK: tl.constexpr,  # working dtype
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -68,12 +69,12 @@ def gather_out_kernel(
 
 @triton.jit
 def gather_in_kernel(
-    x_ptr,  # [N, I], rows stride_x apart
-    knots_ptr,  # [I, M]
-    w_ptr,  # [K, I, O], contiguous
-    base_w_ptr,  # [I, O], or w_ptr
-    g_ptr,  # [N, O], contiguous
-    h_ptr,  # [N, I]
+    x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
+    knots_ptr,  # knots [I, M]
+    w_ptr,  # spline weights [K, I, O], contiguous
+    base_w_ptr,  # base weights [I, O]; w_ptr if BASE is "none"
+    g_ptr,  # upstream gradient [N, O], contiguous
+    h_ptr,  # result [N, I]
     N,
     I,
     O,
@@ -84,23 +85,23 @@ def gather_in_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     SEARCH: tl.constexpr,
-    WORK: tl.constexpr,  # dtype
+    WORK: tl.constexpr,  # working dtype
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    i = tl.program_id(0) % I  # i changes fastest, so that neighbouring programs read the same g
+    i = tl.program_id(0) % I  # successive programs have successive values of i, so that they read the same rows of g
     rows = (tl.program_id(0) // I) * ROWS + tl.arange(0, ROWS)
     x = tl.load(x_ptr + rows.to(tl.int64) * stride_x + i, mask=rows < N, other=0.0).to(WORK)
     own = knots_ptr + i * M + tl.zeros((ROWS,), tl.int32)
     j = find_cell(x, own, M, SEARCH)
     active = active_splines(x, j, own, M, ORDER, D)
     h = tl.zeros((ROWS,), WORK)
-    base_product = tl.zeros((ROWS,), WORK)  # sum over o of base_w[i, o] g[n, o]
+    base_product = tl.zeros((ROWS,), WORK)  # the sum over o of base_w[i, o] * g[n, o]
     for o0 in tl.range(0, O, COLUMNS):
         columns = o0 + tl.arange(0, COLUMNS)
         inside = columns < O
         g = load_tile(g_ptr, rows, columns, N, O, O).to(WORK)
-        edge = tl.zeros((ROWS, COLUMNS), WORK)  # phi_io^(d)(x) without the base function
+        edge = tl.zeros((ROWS, COLUMNS), WORK)  # d-th derivative of each edge function at x, without the base function
         for q in tl.static_range(ORDER + 1):
             b = j + (q - ORDER)
             exists = (b >= 0) & (b < K)
@@ -118,7 +119,7 @@ def gather_in_kernel(
 
 
 def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """The launch that writes F into ``y [N, O]``."""
+    """Return the kernel launch that writes the contraction F into ``y [N, O]``."""
     arguments = {**_arguments(p), **p.multiplier(), "y_ptr": y}
     constants = {**_constants(p, config), "MULTIPLIED": p.v is not None}
     grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, config.columns))
@@ -126,7 +127,7 @@ def launch_gather_out(p: Problem, config: Config, y: Tensor) -> Launch:
 
 
 def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
-    """The launch that writes H into ``h [N, I]``."""
+    """Return the kernel launch that writes the contraction H into ``h [N, I]``."""
     arguments = {**_arguments(p), "g_ptr": p.g, "h_ptr": h}
     grid = (p.inputs * triton.cdiv(p.rows, config.rows),)
     return Launch(gather_in_kernel, grid, arguments, _constants(p, config), config.warps, config.stages)
@@ -138,7 +139,10 @@ def _arguments(p: Problem) -> dict:
 
 
 def _constants(p: Problem, config: Config) -> dict:
-    """Constants of both kernels, which find the cell of x by a search even on uniform knots."""
+    """Return the compile-time constants of both gather kernels.
+
+    Even on uniform knots, the kernels find the cell of x by bisection.
+    """
     return {
         "ORDER": p.basis.order,
         "D": p.derivative,

@@ -1,15 +1,18 @@
-"""Device functions that compute the features psi^(d) in registers, for all kernels.
+"""Device functions that compute the features in registers, for all kernels.
 
-Splines are computed in one of two forms:
+The features are the d-th derivatives of the splines of order k and of the base function. A kernel computes the splines
+in one of two forms.
 
-- cardinal, on uniform knots and for d < k: a sum of truncated powers of the distance from the spline's centre, with
-  about two operations for each power (:mod:`fastkan_kernels.bspline.cardinal` has the formula);
-- local, on any knots and for d <= k: the k + 1 active splines in the cell of x by the Cox-de Boor recursion
-  (de Boor, A Practical Guide to Splines, X (16)), or one spline alone from its own k + 2 knots.
+- The cardinal form is used on uniform knots and for d < k. Each spline is a sum of truncated powers of the distance
+  from the spline's centre, and each power takes about two operations. The formula is given in
+  :mod:`fastkan_kernels.bspline.cardinal`.
+- The local form is used on any knots and for d <= k. The Cox-de Boor recursion computes the k + 1 active splines in
+  the cell of x (de Boor, A Practical Guide to Splines, X (16)), or a single spline from its own k + 2 knots.
 
-The kernels multiply derivatives in units of a cell, in which they stay in the range of a narrow dtype. The splines of a
-NaN are 0, since saturation and comparisons lose it. Each kernel adds the NaN afterwards, once for each input instead of
-once for each feature.
+The kernels multiply the d-th derivatives of splines by the d-th power of a knot spacing, so that the derivatives stay
+in the range of a narrow dtype during the matrix product. At x = NaN the splines come out as 0, because saturation and
+comparisons do not propagate NaN. Each kernel adds the NaN afterwards, once for each input instead of once for each
+feature.
 """
 
 from __future__ import annotations
@@ -24,35 +27,47 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.constexpr_function
 def half_width(order):
-    """Half of a spline's support, in cells."""
+    """Return half the width of a spline's support, in cells."""
     return (order + 1) / 2
 
 
 @triton.constexpr_function
 def cardinal_scale(order, derivative):
-    """The factor that :func:`cardinal` leaves out, besides the d-th power of the inverse spacing."""
+    """Return the factor that turns the result of :func:`cardinal` into the derivative of a spline on integer knots.
+
+    On other uniform knots, the d-th power of the inverse knot spacing is a further factor.
+    """
     power = order - derivative
     return half_width(order) ** power / math.factorial(power)
 
 
 @triton.constexpr_function
 def truncated_size(order, derivative, j):
-    """Factor of the j-th truncated power; for d = 0 only its sign, with :func:`truncated_factor` for the rest."""
+    """Return the factor by which the j-th truncated power is multiplied.
+
+    For d = 0, the factor is only a sign, and :func:`truncated_factor` supplies the absolute value.
+    """
     sign = -1.0 if j % 2 else 1.0
     return sign * (1.0 if derivative == 0 else math.comb(order + 1, j))
 
 
 @triton.constexpr_function
 def truncated_factor(order, derivative, j):
-    """Factor inside the j-th truncated power. For d = 0 the binomial coefficient is moved into the power, whose base
-    then stays at most 1 as saturation needs; for d > 0 it could exceed 1."""
+    """Return the factor by which the base of the j-th truncated power is multiplied.
+
+    For d = 0, the binomial coefficient is moved into the base of the power. The base still does not exceed 1, as
+    saturation requires. For d > 0, the base could exceed 1, so the factor is 1.
+    """
     return math.comb(order + 1, j) ** (1 / order) if derivative == 0 else 1.0
 
 
 @triton.jit
 def saturate(x):
-    """x clamped to [0, 1] (in float64 and in the interpreter only from below); a NaN becomes 0. On the GPU it is a
-    modifier of the addition before it and takes no instruction of its own."""
+    """Return x clamped to the range [0, 1], with 0 in place of NaN.
+
+    In float64 and in Triton's interpreter, x is clamped only from below. On a GPU, clamping is a modifier of the
+    preceding addition, so it takes no instruction of its own.
+    """
     if INTERPRETED or x.dtype == tl.float64:
         return tl.where(x > 0.0, x, 0.0)
     else:
@@ -61,7 +76,10 @@ def saturate(x):
 
 @triton.jit
 def divide(a, b):
-    """a / b, correctly rounded; Triton's own division of float32 has an error of two roundings."""
+    """Return the correctly rounded quotient a / b.
+
+    Triton's own division of float32 numbers may be wrong by two rounding errors.
+    """
     if INTERPRETED or a.dtype == tl.float64:
         return a / b
     else:
@@ -70,13 +88,16 @@ def divide(a, b):
 
 @triton.jit
 def inv_spacing_of(first, last, M):
-    """Inverse spacing of M uniform knots."""
+    """Return the inverse spacing of M uniform knots, given the first and the last knot."""
     return divide(0.0 * first + (M - 1), last - first)
 
 
 @triton.jit
 def scaled(x, inv_spacing, D: tl.constexpr):
-    """x * inv_spacing^d, by d multiplications, since inv_spacing^d alone might overflow."""
+    """Return x * inv_spacing^d.
+
+    The product is computed by d multiplications, because inv_spacing^d alone might overflow.
+    """
     for _ in tl.static_range(D):
         x = x * inv_spacing
     return x
@@ -84,7 +105,7 @@ def scaled(x, inv_spacing, D: tl.constexpr):
 
 @triton.jit
 def power(x, EXPONENT: tl.constexpr):
-    """x to a constant power from 0 to 5."""
+    """Return x raised to a constant power from 0 to 5."""
     if EXPONENT == 0:
         return x * 0.0 + 1.0
     elif EXPONENT == 1:
@@ -101,11 +122,11 @@ def power(x, EXPONENT: tl.constexpr):
 
 @triton.jit
 def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.constexpr):
-    """The total plus the J-th truncated power."""
+    """Return ``total`` plus the J-th truncated power."""
     SIZE: tl.constexpr = truncated_size(ORDER, D, J)
     FACTOR: tl.constexpr = truncated_factor(ORDER, D, J)
     END: tl.constexpr = FACTOR * J / half_width(ORDER)
-    if edge.dtype == tl.float64:  # a Python number would become a float32 here
+    if edge.dtype == tl.float64:  # Triton would convert a Python number to float32
         inner = tl.fma(edge, tl.full((), FACTOR, edge.dtype), tl.full((), -END, edge.dtype))
     else:
         inner = tl.fma(edge, FACTOR, -END)
@@ -115,10 +136,10 @@ def add_truncated(total, edge, ORDER: tl.constexpr, D: tl.constexpr, J: tl.const
 
 @triton.jit
 def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = False):
-    """B_k^(d) on integer knots divided by :func:`cardinal_scale`, for d < k.
+    """Return the d-th derivative of the cardinal spline on integer knots, divided by :func:`cardinal_scale`, for d < k.
 
-    ``z`` is the distance from the spline's centre, in units of half its support. A NaN becomes 0; with ``KEEPS_NAN``,
-    which takes one more operation, it stays.
+    ``z`` is the distance from the spline's centre, in units of half the width of its support. At z = NaN the result is
+    0. With ``KEEPS_NAN``, the result at z = NaN is NaN, which takes one more operation.
     """
     EXPONENT: tl.constexpr = ORDER - D
     edge = 1.0 - tl.abs(z)
@@ -136,14 +157,17 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = 
 
 @triton.jit
 def cardinal_coordinate(x, first, inv_spacing, ORDER: tl.constexpr):
-    """The argument of :func:`cardinal` for spline 0, from the first knot and the inverse spacing."""
+    """Return the argument of :func:`cardinal` for spline 0, given the first knot and the inverse knot spacing."""
     return ((x - first) * inv_spacing - half_width(ORDER)) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
 def load_cardinal_coordinate(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
-    """:func:`cardinal_coordinate` of a tile x, and the inverse spacing of its inputs ``i``, which lie along its second
-    dimension. For spline b, :func:`middle` is to be subtracted from the coordinate."""
+    """Return a tuple of :func:`cardinal_coordinate` of a tile of x, and the inverse knot spacing of the inputs ``i``.
+
+    The inputs lie along the second dimension of the tile. For spline b, ``middle(b, ...)`` must be subtracted from the
+    coordinate.
+    """
     first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
     last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
     inv_spacing = inv_spacing_of(first, last, M)
@@ -152,18 +176,21 @@ def load_cardinal_coordinate(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
 
 @triton.jit
 def middle(b, ORDER: tl.constexpr, DTYPE: tl.constexpr):
-    """Distance of the centre of spline b from that of spline 0, in units of half a support. It has the dtype ``DTYPE``,
-    since a float32 would lose precision in a float64 computation."""
+    """Return the distance between the centres of splines b and 0, in units of half the width of a spline's support.
+
+    The result has the dtype ``DTYPE``, because float32 would be too imprecise in a float64 computation.
+    """
     return tl.cast(b, DTYPE) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
 def find_cell(x, rows, M, SEARCH: tl.constexpr):
-    """Index of the last knot that is not above x, by bisection: -1 if all are above it or x is NaN, M - 1 if none is.
+    """Find the index of the last knot that is not above x, by bisection.
 
-    ``rows`` holds a pointer to the row of M knots of each x; ``2^SEARCH`` must exceed M.
+    If all knots are above x or if x is NaN, the index is -1. If no knot is above x, the index is M - 1. For each
+    element of x, ``rows`` holds a pointer to a row of M knots. ``2^SEARCH`` must exceed M.
     """
-    j = tl.where(x == x, -1, -1)  # a constant in the layout of x
+    j = tl.where(x == x, -1, -1)  # this expression gives a tensor of -1 the layout of x
     for s in tl.static_range(SEARCH):
         probe = j + (1 << (SEARCH - 1 - s))
         knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))
@@ -173,13 +200,16 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
 
 @triton.jit
 def width(low, high):
-    """high - low, or infinity where it is 0, so that a division by it gives 0."""
+    """Return high - low where the difference is positive, else infinity, so that division by the result gives 0."""
     return tl.where(high > low, high - low, float("inf"))
 
 
 @triton.jit
 def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
-    """psi^(d) of the splines j - k, ..., j, as a tuple; values of splines that do not exist are arbitrary."""
+    """Return a tuple of the d-th derivatives of the splines j - k, ..., j at x.
+
+    The values of nonexistent splines are arbitrary.
+    """
     knots = ()
     for m in tl.static_range(2 * ORDER):
         at = tl.minimum(tl.maximum(j + (m + 1 - ORDER), 0), M - 1)
@@ -203,8 +233,10 @@ def active_splines(x, j, rows, M, ORDER: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def local(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr, D: tl.constexpr, SEARCH: tl.constexpr):
-    """The cell of each element of a tile x, and psi^(d) of its active splines. The inputs ``i`` lie along the second
-    dimension of x."""
+    """Return a tuple of the cell of each element of a tile of x, and the d-th derivatives of the active splines.
+
+    The inputs ``i`` lie along the second dimension of the tile.
+    """
     rows = tl.broadcast_to(knots_ptr + tl.where(i < inputs, i, 0)[None, :] * M, x.shape)
     j = find_cell(x, rows, M, SEARCH)
     return j, active_splines(x, j, rows, M, ORDER, D)
@@ -212,7 +244,10 @@ def local(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr, D: tl.constexpr, SEAR
 
 @triton.jit
 def pick(values, j, b, ORDER: tl.constexpr):
-    """The value of spline ``b`` among those of :func:`active_splines` in cell ``j``; 0 if it is not active."""
+    """Select the value of spline ``b`` from the result of :func:`active_splines` in cell ``j``.
+
+    If the spline is not active in the cell, the value is 0.
+    """
     at = b - j + ORDER
     picked = tl.where(at == 0, values[0], 0.0)
     for q in tl.static_range(1, ORDER + 1):
@@ -222,9 +257,12 @@ def pick(values, j, b, ORDER: tl.constexpr):
 
 @triton.jit
 def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
-    """psi_b^(d) from the spline's own k + 2 knots, a tuple of tensors that broadcast with x."""
+    """Return the d-th derivative of one spline at x, computed from the spline's own k + 2 knots.
+
+    The knots are a tuple of tensors that broadcast with x.
+    """
     inside = (x >= knots[0]) & (x < knots[ORDER + 1])
-    x = tl.where(inside, x, knots[0])  # inf * 0 would be NaN
+    x = tl.where(inside, x, knots[0])  # an infinite x would give inf * 0 = NaN
     values = ()
     for m in tl.static_range(ORDER + 1):
         values = values + (tl.where(inside & (x >= knots[m]) & (x < knots[m + 1]), 1.0, 0.0).to(x.dtype),)
@@ -233,7 +271,8 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
         for r in tl.static_range(ORDER + 1 - degree):
             low, next_low = knots[r], knots[r + 1]
             high, next_high = knots[r + degree], knots[r + degree + 1]
-            # The widths do not depend on the rows of x: there is one division for each input, not for each element.
+            # The widths do not depend on the row of x, so the kernel divides once for each input instead of once for
+            # each element.
             here = values[r] * divide(1.0 + 0.0 * low, width(low, high))
             there = values[r + 1] * divide(1.0 + 0.0 * low, width(next_low, next_high))
             if degree > ORDER - D:
@@ -246,8 +285,11 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
-    """The d-th derivative of the base function, d <= 4. A NaN stays, and an infinity gives the limit. With a ``BASE``
-    that ends in "16" the values are rounded to float16; see :meth:`.problem.Problem.base_rounded`."""
+    """Return the d-th derivative of the base function at x, for d <= 4.
+
+    At x = NaN the result is NaN. At an infinite x the result is the limit. If ``BASE`` ends in "16", the values are
+    rounded to float16, for the reason given in :meth:`.problem.Problem.base_rounded`.
+    """
     if BASE == "identity16" or BASE == "silu16":
         return unrounded_base(x, "identity" if BASE == "identity16" else "silu", D).to(tl.float16).to(x.dtype)
     else:
@@ -256,7 +298,7 @@ def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
-    """:func:`base_function` without rounding."""
+    """Return the d-th derivative of the base function without rounding to float16."""
     if BASE == "identity":
         if D == 0:
             return x
@@ -264,14 +306,15 @@ def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
     else:
         if D <= 1:
             s = 1.0 / (1.0 + tl.exp(-x))
-            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # inf * 0 would be NaN
+            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # an infinite x would give inf * 0 = NaN
             if D == 0:
                 return tl.where(x > 1e3, x, bounded * s)
             else:
                 return s * (1.0 + bounded * (1.0 - s))
         else:
             bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
-            # s(-|x|) and s(|x|) with the logistic function s. Both are computed, since 1 - s would lose digits.
+            # ``small`` and ``large`` are s(-|x|) and s(|x|), where s is the logistic function. The kernel computes both
+            # values, because computing one as 1 minus the other would be inaccurate.
             small = tl.exp(-tl.abs(x))
             large = 1.0 / (1.0 + small)
             small = small * large

@@ -1,5 +1,6 @@
-"""The choice of a way and of tile sizes for each contraction: by rules, by tables of measurements, or by tuning.
+"""The choice of an implementation and of tile sizes for each contraction.
 
-:mod:`.selection` makes the choice. :mod:`.rules` are used where nothing was measured, :mod:`.tables` are files of
-measured choices, and :mod:`.autotune` turns on the measuring of :mod:`.tuner`, whose choices :mod:`.cache` keeps.
+:mod:`.selection` makes the choice. :mod:`.tables` reads files of measured choices, and :mod:`.rules` makes choices
+where nothing was measured. :mod:`.autotune` turns tuning on, :mod:`.tuner` measures the candidates, and :mod:`.cache`
+saves the measured choices on disk.
 """

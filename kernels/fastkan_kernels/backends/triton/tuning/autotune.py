@@ -1,4 +1,7 @@
-"""The public switch that turns tuning on. It can be imported without Triton; :mod:`.selection` reads it."""
+"""The public switch that turns tuning on.
+
+This module can be imported without Triton. :mod:`.selection` reads the state of the switch.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +17,44 @@ SECONDS = 10.0
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """A setting of the whole process, since a backward on a GPU runs in another thread than its forward."""
+    """The state of the switch, which all threads of the process share.
+
+    Threads share the state because PyTorch runs the backward on a GPU in a different thread than the forward.
+    """
 
     on: bool
     seconds: float
 
 
 def on_by_environment() -> bool:
-    """Whether FASTKAN_AUTOTUNE turns tuning on for the whole process."""
+    """Whether the environment variable FASTKAN_AUTOTUNE turns tuning on for the whole process."""
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_states = [_State(on_by_environment(), SECONDS)]  # the last one holds; threads may end theirs in any order
+# The last state in the list is the current one. Threads may remove their states in any order.
+_states = [_State(on_by_environment(), SECONDS)]
 
 
 @checked(enabled=FLAG, seconds=Real(above=0))
 def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorContextManager[None]:
-    """Tune the Triton kernels for a GPU inside the ``with``, or in the function that this decorates.
+    """Tune the Triton kernels for a GPU inside the ``with`` statement or inside the decorated function.
 
-    When a contraction is first computed with sizes for which no choice was measured, its candidates are compiled,
-    checked against the choice by rule and timed on the given operands. The fastest is used from then on, and saved in
-    a file for later processes (in the folder FASTKAN_CACHE, by default ``~/.cache/fastkan``). The file is only read
-    while tuning is on, so that otherwise results do not depend on earlier runs. Different choices sum in different
-    orders, so the last bits of results may differ from those without tuning; a choice does not change once it is made.
+    When a contraction is first computed with sizes for which no configuration was measured, the candidate
+    configurations are compiled, checked against the default configuration and timed on the given operands. The fastest
+    configuration is used from then on, and also saved for later processes, in a file in the folder FASTKAN_CACHE
+    (default: ``~/.cache/fastkan``). The file is read only while tuning is on, so that without tuning the results do not
+    depend on earlier runs. Different configurations sum in different orders, so tuning may change the last bits of
+    results. A configuration does not change once it has been chosen.
 
     Nothing is tuned while a CUDA graph is captured, while ``torch.compile`` traces, on a CPU, or under
     ``torch.use_deterministic_algorithms``. FASTKAN_AUTOTUNE=1 in the environment turns tuning on for the whole process.
 
     Args:
-        enabled: False turns tuning off where the environment has turned it on.
-        seconds: approximate limit on the time for tuning one contraction.
+        enabled: whether to tune. False turns tuning off if FASTKAN_AUTOTUNE has turned it on.
+        seconds: approximate time limit for tuning one contraction, in seconds.
 
     Raises:
-        TypeError: if ``enabled`` is no bool, or ``seconds`` no number.
+        TypeError: if ``enabled`` is not a bool, or ``seconds`` is not a number.
         ValueError: if ``seconds`` is not above 0.
 
     Example:
@@ -67,10 +75,10 @@ def _within(enabled: bool, seconds: float) -> Iterator[None]:
 
 
 def is_on() -> bool:
-    """Whether tuning is on, by :func:`autotune` or the environment."""
+    """Whether :func:`autotune` or the environment variable FASTKAN_AUTOTUNE has turned tuning on."""
     return _states[-1].on
 
 
 def seconds_each() -> float:
-    """Approximate limit on the time for tuning one contraction."""
+    """Return the approximate time limit for tuning one contraction, in seconds."""
     return _states[-1].seconds

@@ -1,4 +1,7 @@
-"""Tuned choices on disk, in one file for each GPU, version of the compilers and version of the kernels' code."""
+"""Files on disk that cache tuned choices.
+
+There is one file for each combination of GPU, compiler versions and version of the kernels' source code.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ from .config import Config
 from .environment import slug
 from .key import Key
 
-LOCK_TIMEOUT = 10.0  # seconds to wait for another process that writes the file
+LOCK_TIMEOUT = 10.0  # maximum number of seconds to wait until another process has written the file
 
 
 def folder() -> Path:
-    """The folder of the files: FASTKAN_CACHE, or ``fastkan`` in the user's cache folder."""
+    """Return the folder of the cache files.
+
+    The folder is named by the environment variable FASTKAN_CACHE (default: ``fastkan`` in the user's cache folder).
+    """
     own = os.environ.get("FASTKAN_CACHE")
     if own:
         return Path(own).expanduser()
@@ -30,8 +36,10 @@ def folder() -> Path:
 
 @functools.cache
 def source_digest() -> str:
-    """A digest of the sources of this backend, since a choice is right and fast for the code that it was measured
-    with."""
+    """Return a digest of the source files of the Triton backend.
+
+    The digest is part of the file name, because a tuned choice is valid only for the code with which it was measured.
+    """
     digest = hashlib.sha256()
     for path in sorted(Path(hardware.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -39,23 +47,27 @@ def source_digest() -> str:
 
 
 def path_of(metadata: Mapping[str, str]) -> Path:
-    """The file for a GPU and versions, given as :func:`.environment.metadata` returns them."""
+    """Return the path of the file for a GPU and compiler versions.
+
+    Args:
+        metadata: GPU and compiler versions, as returned by :func:`.environment.metadata`.
+    """
     versions = [f"{name}-{metadata[name]}" for name in ("triton", "ptxas") if name in metadata]
     where = [f"sm_{metadata['capability']}", metadata["gpu"]] if "gpu" in metadata else ["cpu"]
     return folder() / f"{slug(*where, *versions, source_digest())}.json"
 
 
 def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
-    """The choices in the file for a GPU and versions; none if the file does not exist.
+    """Return the tuned choices for a GPU and compiler versions from the cache file.
 
-    A damaged file is ignored with a warning.
+    If the file does not exist, the result is empty. A damaged file is ignored with a warning.
     """
     try:
         path = path_of(metadata)
         table = tables.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, RuntimeError, ValueError) as error:  # a user without a home directory gives a RuntimeError
+    except (OSError, RuntimeError, ValueError) as error:  # Path.home raises RuntimeError if it finds no home folder
         warnings.warn(f"the cache of tuned choices is ignored: {error}", RuntimeWarning, stacklevel=2)
         return {}
     other = tables.differs(table.metadata, metadata)
@@ -66,7 +78,10 @@ def load(metadata: Mapping[str, str]) -> dict[Key, Config]:
 
 
 def store(metadata: Mapping[str, str], entries: Mapping[Key, Config]) -> dict[Key, Config]:
-    """Add choices to the file, and return all that it holds then, among them those of other processes.
+    """Add tuned choices to the cache file, and return all choices that are in the file afterwards.
+
+    The returned choices include choices that other processes have saved.
+
 
     If the file cannot be written, a warning is issued and ``entries`` are returned.
     """

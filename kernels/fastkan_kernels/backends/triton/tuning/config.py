@@ -1,4 +1,7 @@
-"""A configuration: the way in which a contraction is computed, and its tile sizes. Does not import Triton."""
+"""The configuration of a contraction: the implementation that computes it, and the tile sizes.
+
+This module does not import Triton.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ from typing import NamedTuple
 
 from ....validation import check_int
 
-# The contractions that each way supports; rules.ways_of says on which GPUs and for which dtypes.
+# The contractions that each implementation can compute. In this package a "way" is the name of an implementation. The
+# function rules.ways_of also takes the GPU and the dtype into account.
 WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FG"}
 
 
 class Config(NamedTuple):
-    """A way and its tile sizes. ``rows`` and ``columns`` are the tile of the result, and ``inner`` is the size that is
-    summed over, which the gather way does not use. ``splines`` is the number of splines that a tile of H has at
-    once."""
+    """An implementation of a contraction and its tile sizes.
+
+    ``way`` is the name of the implementation. ``rows`` and ``columns`` are the sizes of a tile of the result. ``inner``
+    is the size of a tile along the dimension that is summed over, which the gather implementation does not use.
+    ``splines`` is the number of splines that a tile of the contraction H computes at once.
+    """
 
     way: str
     rows: int = 16
@@ -26,12 +33,12 @@ class Config(NamedTuple):
 
 
 def check(contraction: str, config: Config) -> None:
-    """Raise unless a kernel for the contraction can have this configuration.
+    """Raise an exception unless a kernel for the contraction supports the configuration.
 
     Raises:
-        ValueError: for an unknown contraction, a way that it does not support, a tile size that is no power of two, or
-            a tile that the way does not support.
-        TypeError: for a tile size that is no integer.
+        ValueError: if the contraction is unknown, if the contraction has no implementation named ``config.way``, if
+            a tile size is not a power of two, or if the implementation does not support the tile sizes.
+        TypeError: if a tile size is not an integer, or ``descriptors`` is not a bool.
     """
     if contraction not in ("F", "G", "H"):
         raise ValueError(f"contraction must be 'F', 'G' or 'H', got {contraction!r}")
@@ -49,7 +56,10 @@ def check(contraction: str, config: Config) -> None:
 
 
 def _check_pipelined(config: Config) -> None:
-    """Raise unless a Hopper product supports the tiles: groups of four warps with 16 rows each, at most 256 columns."""
+    """Raise an exception unless a matrix product on a Hopper GPU supports the tile sizes.
+
+    A tile needs a multiple of four warps, 16 rows for each warp, and at most 256 columns.
+    """
     if config.warps % 4 or config.rows != 16 * config.warps:
         raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")
     if not 8 <= config.columns <= 256:
@@ -59,7 +69,7 @@ def _check_pipelined(config: Config) -> None:
 
 
 def shared_limit(capability: int) -> int:
-    """Bytes of shared memory that a program may use on a GPU of a compute capability."""
+    """Return the number of bytes of shared memory that a program may use on a GPU of the given compute capability."""
     if capability in (80, 87):
         return 163 << 10
     return (227 if 90 <= capability < 120 else 99) << 10

@@ -1,4 +1,4 @@
-"""The environment for which a measured choice holds: the GPU, and the versions of Triton and ptxas."""
+"""The environment for which a measured choice is valid: the GPU and the versions of Triton and ptxas."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from .. import hardware
 
 
 def metadata(device: torch.device | None = None) -> dict[str, str]:
-    """Name and compute capability of a GPU and versions of the compilers; without a GPU only the versions.
+    """Return the name and compute capability of a GPU, and the versions of Triton and ptxas.
+
+    Without a GPU, only the versions are returned.
 
     Args:
-        device: a device; by default PyTorch's current GPU if there is one.
+        device: the GPU (default: PyTorch's current GPU, if the machine has one).
     """
     import triton
 
@@ -34,20 +36,23 @@ def metadata(device: torch.device | None = None) -> dict[str, str]:
 
 
 def gpu_name(device: torch.device) -> str | None:
-    """Name of a GPU, such as ``NVIDIA H100 80GB HBM3``; None for another device."""
+    """Return the name of a GPU, such as ``NVIDIA H100 80GB HBM3``, or None if the device is not a GPU."""
     if device.type != "cuda":
         return None
     return _gpu_name(torch.cuda.current_device() if device.index is None else device.index)
 
 
-@functools.cache  # called for each launch
+@functools.cache  # the function is called for each kernel launch
 def _gpu_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
 
 
 @functools.cache
 def ptxas_version(capability: int = 90) -> str:
-    """Version of the assembler that Triton uses for a compute capability, such as ``12.8.93``, or ``none``."""
+    """Return the version of ptxas, the assembler that Triton uses for a compute capability.
+
+    The version is a string such as ``12.8.93``, or ``none`` if ptxas cannot be run.
+    """
     try:
         from triton.backends.nvidia.compiler import get_ptxas
 
@@ -59,11 +64,11 @@ def ptxas_version(capability: int = 90) -> str:
 
 
 def triton_minor(version: str) -> str:
-    """The first two numbers of a version, ``3.7`` for ``3.7.1``."""
+    """Return the first two numbers of a version, for example ``3.7`` for ``3.7.1``."""
     return ".".join(version.split(".")[:2])
 
 
 def slug(*words: str) -> str:
-    """Words joined to a part of a file name, such as ``sm_90-h100-80gb-hbm3``."""
+    """Join words into a part of a file name, such as ``sm_90-h100-80gb-hbm3``."""
     plain = re.sub(r"[^a-z0-9._]+", "-", " ".join(words).lower().replace("nvidia", " "))
     return re.sub(r"-{2,}", "-", plain).strip("-")

@@ -10,37 +10,38 @@ from ..launch import DTYPES, describable, describable_rows, power_of_two
 from ..problem import Problem
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
-EXACT_BELOW = 256  # sizes up to this one are distinguished; larger ones are rounded up to a power of two
+EXACT_BELOW = 256  # sizes above 256 are rounded up to a power of two; smaller sizes are kept as they are
 
 
 class Key(NamedTuple):
-    """The properties on which a choice depends.
+    """The properties of a contraction on which the choice of its configuration depends.
 
-    The number of rows is rounded up to a power of two, so that a slightly different batch does not change the choice
-    and with it the order of sums. The GPU and the versions of the compilers belong to a table, not to its keys.
+    The number of rows is rounded up to a power of two, so that a slightly different batch size does not change the
+    configuration and thereby the order of sums. A key does not include the GPU and the versions of the compilers,
+    because a table stores the GPU and the versions once for all keys.
     """
 
-    contraction: str  # "F", "G" or "H"
-    dtype: str  # of the factors of products
-    precision: str  # of float32 products
-    form: str
+    contraction: str  # name of the contraction, "F", "G" or "H"
+    dtype: str  # dtype of the factors of matrix products
+    precision: str  # precision of float32 matrix products
+    form: str  # form in which the kernels compute the splines
     order: int
     derivative: int
     base: str
-    multiplied: bool  # whether features are multiplied by v, which takes registers
-    aligned: bool  # whether descriptors can address W and g
-    rows_aligned: bool  # whether descriptors can address x and v
-    rows: int  # rounded up to a power of two; the next two only above EXACT_BELOW
-    inputs: int
-    outputs: int
-    inputs_by_16: bool  # whether it is divisible by 16, for which Triton compiles other loads
-    outputs_by_16: bool
+    multiplied: bool  # whether features are multiplied by v, which takes additional registers
+    aligned: bool  # whether hardware tensor descriptors can address W and g
+    rows_aligned: bool  # whether hardware tensor descriptors can address x and v
+    rows: int  # number of rows, rounded up to a power of two
+    inputs: int  # number of inputs, rounded up to a power of two if it is above EXACT_BELOW
+    outputs: int  # number of outputs, rounded up to a power of two if it is above EXACT_BELOW
+    inputs_by_16: bool  # whether the number of inputs is divisible by 16, so that Triton compiles different loads
+    outputs_by_16: bool  # whether the number of outputs is divisible by 16, so that Triton compiles different loads
     spline_count: int
     deterministic: bool  # whether PyTorch's deterministic algorithms are on
 
 
 def key(p: Problem) -> Key:
-    """The key of a problem."""
+    """Return the key of a problem."""
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
     rows_aligned = describable_rows(p.x) and describable_rows(p.v)
     return Key(

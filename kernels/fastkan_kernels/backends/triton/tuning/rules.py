@@ -1,6 +1,6 @@
-"""Rules for the configuration of a contraction where nothing was measured, and the candidates for measuring.
+"""Rules that choose the configuration of a contraction where nothing was measured, and the candidates for tuning.
 
-The tile sizes were chosen so that the kernels compile without spilling registers, as ``python -m bench.codegen``
+The tile sizes were chosen so that the kernels compile without spilling registers, which ``python -m bench.codegen``
 checks.
 """
 
@@ -15,15 +15,19 @@ from ..launch import power_of_two
 from .config import WAYS, Config, shared_limit
 from .key import Key
 
-# Number of splines from which only the active ones are gathered: estimated from operation counts, not yet measured.
+# Minimum number of splines for which the rules choose the gather implementation, for two-byte dtypes and for wider
+# dtypes. Both numbers were estimated from operation counts and have not been measured yet.
 GATHER_FROM = {"half": 192, "single": 32}
-MAX_LOCAL = 3  # highest order of local splines in the pipelined way
-CHUNK_FROM = 512  # outputs above which a matrix product of features in memory is expected to be faster
+MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
+# Number of outputs above which the chunked implementation is expected to be faster than the fused one.
+CHUNK_FROM = 512
 
 
 def ways_of(k: Key, capability: int) -> list[str]:
-    """The ways that support a key on a GPU. This is the only place where a way is left out because of the compute
-    capability, the dtype or the form of splines."""
+    """Return the names of the implementations that can compute a contraction with the given key on a GPU.
+
+    No other function excludes an implementation because of the compute capability, the dtype or the form of splines.
+    """
     ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
     if "pipelined" in ways and not _can_be_pipelined(k, capability):
         ways.remove("pipelined")
@@ -31,11 +35,12 @@ def ways_of(k: Key, capability: int) -> list[str]:
 
 
 def _can_be_pipelined(k: Key, capability: int) -> bool:
-    """Whether the pipelined way supports a key.
+    """Return whether the pipelined implementation can compute a contraction with the given key.
 
-    It needs a Hopper GPU, 16-bit products (tf32 would need another layout of tiles) and operands that descriptors can
-    address. In the local form, the k + 1 active splines must fit into registers. In float16, d must be 0, since for
-    d > 0 the base function is divided by the d-th power of an inverse spacing, which may leave the range of float16.
+    The implementation needs a Hopper GPU, matrix products of 16-bit dtypes, and operands that hardware tensor
+    descriptors can address. Products in tf32 would need a different layout of tiles. In the local form of splines,
+    the k + 1 active splines must fit into registers. In float16, d must be 0, because for d > 0 the base function is
+    divided by the d-th power of an inverse knot spacing, and the quotient may leave the range of float16.
     """
     kept = k.form == "cardinal" or k.order <= MAX_LOCAL
     fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
@@ -43,15 +48,19 @@ def _can_be_pipelined(k: Key, capability: int) -> bool:
 
 
 def overlaps(config: Config) -> bool:
-    """Whether features must be computed while products run, so that serialised products are an error."""
+    """Return whether the kernels of a configuration must compute features while matrix products run.
+
+    Static checks of the machine code report an error if such a kernel waits for each product before it computes
+    features.
+    """
     return config.way == "pipelined"
 
 
 def default(k: Key, capability: int) -> Config:
-    """The configuration by rule, where nothing was measured."""
+    """Return the default configuration, which is used where nothing was measured."""
     half = k.dtype in ("bfloat16", "float16")
     gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
-    spills = k.dtype == "float64" and k.form == "local"  # each of the k + 1 splines takes two registers
+    spills = k.dtype == "float64" and k.form == "local"  # each of the k + 1 active splines takes two registers
     if k.contraction != "G" and (gathers or spills):
         return _gathering(k, capability)
     if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
@@ -60,13 +69,16 @@ def default(k: Key, capability: int) -> Config:
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
-    """The configuration by rule for each way that supports a key."""
+    """Return the default configuration of each implementation that can compute a contraction with the given key."""
     return [_RULES[way](k, capability) for way in ways_of(k, capability)]
 
 
 def candidates(k: Key, capability: int = 90) -> list[Config]:
-    """Configurations that are worth timing: the choice by rule, then the choice by rule for each way, then other
-    tiles."""
+    """Return the configurations that are worth timing.
+
+    The first element of the list is the default configuration. The default configuration of each implementation and
+    configurations with other tile sizes follow.
+    """
     found = [default(k, capability), *by_way(k, capability)]
     for way in ways_of(k, capability):
         found += _MORE[way](k, capability) if way in _MORE else ()
@@ -88,42 +100,48 @@ def _more_fused(k: Key, capability: int) -> Iterator[Config]:
 
 
 def _is_needed(k: Key, c: Config) -> bool:
-    """Whether tiles are not much larger than the matrices."""
+    """Return whether the tiles of a configuration are not much larger than the matrices."""
     wide, high = _width(k), k.inputs if k.contraction == "G" else k.rows
     splines = power_of_two(k.spline_count, 1, 1 << 20)
     return c.rows <= 2 * high and c.columns <= power_of_two(wide, 16, 1 << 40) and c.splines <= splines
 
 
 def _may_fit(k: Key, c: Config, capability: int) -> bool:
-    """Whether shared memory and registers are expected to hold what tiles need. The bounds come from compiling: most
-    configurations outside of them spill registers, and hardly any inside (``python -m bench.codegen --candidates``)."""
+    """Return whether the tiles of a configuration are expected to fit into shared memory and registers.
+
+    The limits were found by compiling (``python -m bench.codegen --candidates``): most configurations above the limits
+    spill registers, and hardly any configuration below the limits does.
+    """
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
     hopper = 90 <= capability < 120
     kind = {"float64": "float64", "float32": "tf32" if k.precision == "tf32" else "tf32x3"}.get(k.dtype, "half")
-    threads = 32 * c.warps // (2 if kind == "float64" else 1)  # a float64 takes two registers
+    # A float64 number takes two registers, so only half of the threads are counted.
+    threads = 32 * c.warps // (2 if kind == "float64" else 1)
     sums, left = c.rows * c.columns * c.splines // threads, c.rows * c.inner // threads
-    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):  # warps that share rows hold copies of them
+    # If several warps compute the same rows, each of the warps holds a copy of the rows in registers.
+    if 16 * c.warps > c.rows and (kind == "tf32x3" or not hopper):
         return False
     if (k.contraction, kind, hopper) == ("G", "half", False) and c.rows * c.inner < 64 * 64:
         return False
-    if k.contraction == "H":  # besides the sums, registers hold x, its cells and the result
+    if k.contraction == "H":  # besides the sums, registers hold the tiles of x, of the cells of x and of the result
         tile = c.rows * c.columns // threads
         room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
         return tile <= 16 and sums + 2 * tile + c.inner <= room
-    # tf32x3 splits the right operand in registers, as it does the left one.
+    # In tf32x3, the kernel splits the right operand into parts in registers, as it also does with the left operand.
     right = c.inner * c.columns // threads if kind == "tf32x3" else 0
     most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
     return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
 
 
-# Numbers that a thread may hold: of F and G, and of H.
+# Maximum number of values that a thread may hold in registers. The first number of each pair is for the contractions F
+# and G, and the second number is for H.
 _ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
 _OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
 
 def _operand_bytes(k: Key, c: Config) -> int:
-    """Upper bound of the shared memory that the operands of a fused product take."""
+    """Return an upper bound of the bytes of shared memory that the operands of a fused matrix product take."""
     stages = c.stages + (k.precision == "tf32x3")
     return stages * c.inner * (c.rows + c.columns * c.splines) * getattr(torch, k.dtype).itemsize
 
@@ -137,18 +155,22 @@ def _width(k: Key) -> int:
 
 
 def _fused(k: Key, capability: int) -> Config:
-    """Tiles that compile without spilling registers. In the local form, registers hold k + 1 splines of each input of a
-    block, and in tf32x3 the operands of three products."""
+    """Return a configuration of the fused implementation that compiles without spilling registers.
+
+    In the local form of splines, registers hold the k + 1 active splines for each input of a block. In tf32x3,
+    registers hold the operands of three matrix products.
+    """
     size = {"float64": 8, "float32": 4}.get(k.dtype, 2)
     wide = size > 4 or (size == 4 and k.precision != "tf32")
-    local, older = k.form == "local", not 90 <= capability < 120  # other GPUs have less than 227 KiB of shared memory
+    # GPUs with a compute capability outside of this range have less than 227 KiB of shared memory.
+    local, older = k.form == "local", not 90 <= capability < 120
     longest = 32 if size > 2 else 64
     stages, descriptors = 2 if older else 3, k.aligned and not older
     splines = 1
-    steep = k.derivative > 0  # registers hold a factor for each input, and v in a double backward
+    steep = k.derivative > 0  # registers also hold a factor for each input and, in a double backward, v
     crowded = local and k.order > 4
     if k.contraction == "F":
-        most = 16 if steep and older else 32  # applies if crowded and wide
+        most = 16 if steep and older else 32  # the limit applies only if ``crowded`` and ``wide``
         rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
         least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
         columns = power_of_two(
@@ -165,7 +187,8 @@ def _fused(k: Key, capability: int) -> Config:
         inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
         if older and local and k.order > 3:
             rows = min(rows, 16)
-        few = older and rows < 128 and not local and size == 2  # in this case two warps that share rows spill
+        # On older GPUs, two warps that compute the same rows of a small tile would spill registers.
+        few = older and rows < 128 and not local and size == 2
         warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
     else:
         rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
@@ -180,8 +203,10 @@ def _fused(k: Key, capability: int) -> Config:
 
 
 def _pipelined(k: Key, capability: int) -> Config:
-    """Tiles that compile without spilling registers, with 16 rows for each warp. ``stages`` is the number of slots in
-    shared memory."""
+    """Return a configuration of the pipelined implementation that compiles without spilling registers.
+
+    Each warp computes 16 rows of a tile. ``stages`` is the number of slots in shared memory.
+    """
     local, heavy = k.form == "local", k.derivative > 0 or k.multiplied
     if k.contraction == "F":
         rows, inner = power_of_two(k.rows, 64, 128), 16 if local else power_of_two(k.inputs, 16, 64)
@@ -217,7 +242,7 @@ _RULES: dict[str, Callable[[Key, int], Config]] = {
     "gather": _gathering,
     "pipelined": _pipelined,
 }
-# Further candidates of a way, beside the choice by rule.
+# Functions that yield further candidates of an implementation, in addition to its default configuration.
 _MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
     "fused": _more_fused,
     "pipelined": _more_pipelined,

@@ -1,4 +1,4 @@
-"""The choice of a configuration: the one that is forced, else one that was measured, else the one by rule."""
+"""The choice of a configuration: a forced one, otherwise a measured one, otherwise the default of the rules."""
 
 from __future__ import annotations
 
@@ -25,35 +25,41 @@ from .tuner import Run, TuningEnv, tune
 
 __all__ = ["Config", "Key", "autotune", "choose", "choose_for", "override", "use_table"]
 
-_forced: dict[str, Config] = {}  # of the process, since a backward on a GPU runs in another thread
+# All threads share this dict, because PyTorch runs the backward on a GPU in a different thread than the forward.
+_forced: dict[str, Config] = {}
 _loaded: dict[str, Table] = {}
-_tuned: dict[str | None, dict[Key, Config]] = {}  # by the GPU's name
-_settled: set[tuple[Key, str | None]] = set()  # keys on GPUs that need no tuning any more, or could not be tuned
-# Number of attempts in which the operands could not tell right results from wrong ones, and its limit.
+_tuned: dict[str | None, dict[Key, Config]] = {}  # the outer keys are the names of GPUs
+# Pairs of a key and the name of a GPU for which tuning is finished or was not possible.
+_settled: set[tuple[Key, str | None]] = set()
+# _silent counts the attempts to tune in which the reference result had no finite number other than 0, so that no other
+# result could be checked. _MAX_SILENT is the maximum number of such attempts.
 _silent: Counter[tuple[Key, str | None]] = Counter()
 _MAX_SILENT = 10
-_remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}  # read for each launch
-_tuning = threading.Lock()  # one contraction is tuned at a time, so that timings are not disturbed
+# Results of the function ``choose``, which is called for each kernel launch.
+_remembered: dict[tuple[Key, int, torch.device | None, bool], Config] = {}
+_tuning = threading.Lock()  # only one thread tunes at a time, so that timings are not disturbed
 _env = TuningEnv()
 _log = logging.getLogger(__name__)
 
 
 def choose(k: Key, capability: int, device: torch.device | None = None) -> Config:
-    """The configuration of a contraction. The first of these that exists is taken:
+    """Return the configuration of a contraction.
 
-    1. the one forced by :func:`override`;
-    2. that in the table of :func:`use_table`;
-    3. one that was tuned on this machine, while :func:`autotune` is on;
-    4. one in an installed table for this GPU, or else for another GPU of this compute capability;
-    5. the one by rule.
+    The configuration comes from the first of the following sources that has an entry for the contraction:
 
-    Under PyTorch's deterministic algorithms only the first and the last are used, so that no measurement changes the
-    order of a sum.
+    1. the configuration that :func:`override` forces;
+    2. the table that :func:`use_table` has loaded;
+    3. the configurations that were tuned on this machine, while :func:`autotune` is on;
+    4. a table that is installed with the package, for this GPU or else for another GPU of this compute capability;
+    5. the default configuration of the rules.
+
+    Under PyTorch's deterministic algorithms, only :func:`override` and the rules are used, so that no measurement
+    changes the order of a sum.
 
     Args:
         k: the key of the contraction.
-        capability: compute capability of the GPU, 90 for 9.0.
-        device: the GPU; if None, choices that were tuned or installed for a GPU are not used.
+        capability: compute capability of the GPU, such as 90 for 9.0.
+        device: the GPU. If None, configurations that were tuned or installed for a GPU are not used.
     """
     forced = _forced.get(k.contraction)
     if forced is not None:
@@ -67,11 +73,13 @@ def choose(k: Key, capability: int, device: torch.device | None = None) -> Confi
 
 
 def choose_for(p: Problem, run: Run) -> Config:
-    """:func:`choose` for a problem, which is tuned first if :func:`autotune` is on and tuning is possible now.
+    """Return the configuration of a problem as :func:`choose` does, after tuning the problem if necessary.
+
+    The problem is tuned if :func:`autotune` is on, tuning is possible and no configuration has been measured yet.
 
     Args:
         p: the contraction with its operands.
-        run: function that computes the problem by a configuration.
+        run: function that computes the contraction with a configuration.
     """
     k, device = key(p), p.x.device
     if is_on() and (k, gpu_name(device)) not in _settled and _may_tune(k, device) and _tuning.acquire(blocking=False):
@@ -83,11 +91,14 @@ def choose_for(p: Problem, run: Run) -> Config:
 
 
 def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Config | None, bool]:
-    """The measured configuration, or None, and whether it was measured on a GPU of this name."""
+    """Return a tuple of the measured configuration and whether it was measured on a GPU with the device's name.
+
+    If no configuration was measured, the tuple is (None, False).
+    """
     if k.deterministic:
         return None, False
     table = _table()
-    # A machine may have other GPUs than the one of the table.
+    # A machine may also have GPUs of a different model than the one for which the table was measured.
     applies = device is None or table.metadata.get("gpu") == gpu_name(device)
     found = table.entries.get(k) if applies else None
     if found is None and device is not None and is_on():
@@ -99,7 +110,7 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> tuple[Con
 
 
 def _tuned_on(device: torch.device) -> dict[Key, Config]:
-    """The choices tuned on a device, by this process and by those before it."""
+    """Return the configurations that this process and earlier processes have tuned on a device."""
     gpu = gpu_name(device)
     if gpu not in _tuned:
         _tuned[gpu] = cache.load(metadata(device))
@@ -107,7 +118,7 @@ def _tuned_on(device: torch.device) -> dict[Key, Config]:
 
 
 def _may_tune(k: Key, device: torch.device) -> bool:
-    """Whether tuning is possible now."""
+    """Return whether a contraction can be tuned at the moment."""
     if device.type != _env.device_type or k.deterministic or k.contraction in _forced:
         return False
     if torch.compiler.is_compiling():
@@ -138,15 +149,21 @@ def _tune(k: Key, p: Problem, run: Run) -> None:
 
 
 def _forget() -> None:
-    """Forget the choices of :func:`choose`. The dict is replaced instead of cleared, so that a choice that another
-    thread is making from outdated tables goes into the old dict."""
+    """Discard the remembered results of :func:`choose`.
+
+    The dict is replaced instead of cleared. If another thread is choosing a configuration from outdated tables at the
+    same time, its result is stored in the old dict.
+    """
     global _remembered
     _remembered = {}
 
 
 @contextmanager
 def override(contraction: str, config: Config) -> Iterator[None]:
-    """Use one configuration for a contraction of any sizes inside the ``with``, in all threads; for tests and timing.
+    """Use one configuration for all sizes of a contraction inside the ``with`` statement, in all threads.
+
+    Tests and timings use this function.
+
 
     Raises:
         ValueError: if the contraction does not exist or does not support the configuration.
@@ -162,12 +179,16 @@ def override(contraction: str, config: Config) -> Iterator[None]:
 
 
 def use_table(path: str | Path | None) -> None:
-    """Use the choices of a table from now on in this process, or none for None.
+    """Use the configurations of a table from now on in this process.
 
-    By default it is the one that the environment variable FASTKAN_TUNING names.
+    If this function is not called, the table that the environment variable FASTKAN_TUNING names is used.
+
+    Args:
+        path: path of the table. If None, no table is used.
 
     Raises:
-        ValueError: if the file is no table of choices, or was made with another GPU, Triton or ptxas.
+        ValueError: if the file is not a table of configurations, if it was written for a different GPU or with a
+            different version of Triton or ptxas, or if an implementation in it is not supported.
         OSError: if the file cannot be read.
     """
     table = Table({}, {})

@@ -1,4 +1,7 @@
-"""Files of measured choices, and the choices in those that are installed with the package in ``tables/``."""
+"""Tables of measured configurations, which are stored in files.
+
+Some tables may be installed with the package, in the folder ``tables/``.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,26 @@ from .environment import triton_minor
 from .key import Key
 from .rules import ways_of
 
-SCHEMA = 3  # to be increased whenever a key or a configuration changes
+SCHEMA = 3  # version of the file format, to be incremented whenever the fields of a key or a configuration change
 SHIPPED = Path(__file__).parent / "tables"
 _TYPES = get_type_hints(Key)
 
 
 class Table(NamedTuple):
-    """Choices, and the machine and versions with which they were measured, see :func:`.environment.metadata`."""
+    """A table of measured configurations.
+
+    ``metadata`` describes the GPU and the compiler versions of the measurement, see :func:`.environment.metadata`.
+    """
 
     entries: dict[Key, Config]
     metadata: dict[str, str]
 
 
 def write(path: str | Path, entries: Mapping[Key, Config], metadata: Mapping[str, str]) -> None:
-    """Write measured choices as JSON, atomically."""
+    """Write a table of measured configurations to a JSON file.
+
+    The file is replaced atomically, so that other processes never read an incomplete table.
+    """
     rows = [{"key": k._asdict(), "config": c._asdict()} for k, c in entries.items()]
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     head = json.dumps({"schema": SCHEMA, "metadata": dict(metadata)}, indent=1)[:-2]
@@ -41,10 +50,10 @@ def write(path: str | Path, entries: Mapping[Key, Config], metadata: Mapping[str
 
 
 def read(path: str | Path) -> Table:
-    """Read a file of measured choices.
+    """Read a table of measured configurations from a file.
 
     Raises:
-        ValueError: if the file has another format or schema, or a choice that no kernel can run.
+        ValueError: if the file has the wrong format or schema, or a configuration that no kernel supports.
         OSError: if the file cannot be read.
     """
     try:
@@ -64,7 +73,12 @@ def read(path: str | Path) -> Table:
 
 
 def differs(metadata: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """The first difference between a table's machine or versions and those here, in words, or None."""
+    """Return a description of the first difference between two descriptions of a machine, or None if they agree.
+
+    Args:
+        metadata: GPU and compiler versions of a table.
+        here: GPU and compiler versions of this machine.
+    """
     for name in ("gpu", "capability", "triton", "ptxas"):
         if metadata.get(name) != here.get(name):
             return f"holds for {name} {metadata.get(name)!r}, and here it is {here.get(name)!r}"
@@ -72,14 +86,19 @@ def differs(metadata: Mapping[str, str], here: Mapping[str, str]) -> str | None:
 
 
 def supported_entries(entries: Mapping[Key, Config], capability: int) -> dict[Key, Config]:
-    """The choices whose way is supported here; an older Triton may lack what a way needs."""
+    """Return the entries of a table whose implementation can run with the installed Triton on a compute capability.
+
+    An older version of Triton may lack functions that an implementation needs.
+    """
     return {k: config for k, config in entries.items() if config.way in ways_of(k, capability)}
 
 
 def shipped(k: Key, capability: int, gpu: str | None) -> tuple[Config | None, bool]:
-    """A choice of the installed tables, and whether it was measured on a GPU of the same name.
+    """Return a tuple of a configuration from the installed tables, and whether it was measured on the same GPU model.
 
-    A choice for another GPU of the same compute capability is returned too, as a better guess than a rule.
+    A configuration that was measured on another GPU of the same compute capability is a better guess than the default
+    of the rules, so it is returned if no table for the GPU itself has a configuration. If no table at all has a
+    configuration, the tuple is (None, False).
     """
     exact, others = _shipped(capability, gpu)
     return (exact[k], True) if k in exact else (others.get(k), False)
@@ -91,7 +110,8 @@ def _shipped(capability: int, gpu: str | None) -> tuple[dict[Key, Config], dict[
 
     exact: dict[Key, Config] = {}
     others: dict[Key, Config] = {}
-    for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):  # among other GPUs the first name wins
+    # The order is reversed so that, if tables of several other GPUs have an entry, the alphabetically first table wins.
+    for path in sorted(SHIPPED.glob(f"sm_{capability}-*.json"), reverse=True):
         table = read(path)
         if triton_minor(table.metadata["triton"]) == triton_minor(triton.__version__):
             (exact if table.metadata["gpu"] == gpu else others).update(supported_entries(table.entries, capability))

@@ -1,4 +1,4 @@
-"""Timing of functions on a GPU by CUDA events, in turn and with a cold L2 cache."""
+"""Timing of functions on a GPU by CUDA events, with the operands not in the L2 cache."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TypeVar
 
 import torch
 
-FLUSHES = 4  # size of the buffer that is overwritten before a sample, in L2 caches
+FLUSHES = 4  # size of the buffer that is overwritten before each sample, in multiples of the size of the L2 cache
 MIN_ROUNDS, MAX_ROUNDS = 5, 50
-MAX_HEADS = 50  # number of times that the buffer is overwritten before a sample, at most
+MAX_HEADS = 50  # maximum number of times that the buffer is overwritten before a sample
 Name = TypeVar("Name", bound=Hashable)
 
 
 def seconds_on_gpu(tasks: Mapping[Name, Callable[[], object]], seconds: float) -> dict[Name, float]:
-    """Median time of each task in seconds, on the current GPU and stream.
+    """Return the median time of each task in seconds, on the current GPU and stream.
 
-    Tasks take turns, and each round begins with another one. Before each sample a buffer larger than the L2 cache is
-    overwritten, so that the operands are not in the cache. This is repeated for as long as the CPU takes to launch the
-    task, so that the GPU does not wait for the launch.
+    Each round times every task once, and successive rounds begin with a different task. Before each sample, a buffer
+    larger than the L2 cache is overwritten, so that the operands are not in the cache. The buffer is overwritten
+    repeatedly for as long as the CPU takes to launch the task, so that the GPU does not wait for the launch.
 
     Args:
-        tasks: functions without arguments, each of which is called twice before it is timed.
-        seconds: approximate limit on the total time; at least ``MIN_ROUNDS`` are run.
+        tasks: functions without arguments. Each function is called twice before it is timed.
+        seconds: approximate time limit for all tasks together; at least ``MIN_ROUNDS`` rounds are run.
     """
     lines = _lines()
     flush = _wall(lines.zero_)[1]
@@ -57,7 +57,11 @@ def _lines() -> torch.Tensor:
 
 
 def _wall(task: Callable[[], object]) -> tuple[float, float]:
-    """Seconds until a warm call has returned, and until the GPU has finished it."""
+    """Time one call of a task in seconds, after a first call that compiles the kernels.
+
+    Returns:
+        A tuple of the time until the call has returned, and the time until the GPU has finished the work.
+    """
     task()
     torch.cuda.current_stream().synchronize()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Tuning of one contraction: its candidates are compiled, checked and timed on the given operands."""
+"""Tuning of one contraction, which compiles, checks and times candidate configurations on the given operands."""
 
 from __future__ import annotations
 
@@ -21,19 +21,26 @@ from .key import Key
 Run = Callable[[Problem, Config], "Tensor | tuple[Tensor | None, ...]"]
 Timer = Callable[[Mapping[Config, Callable[[], object]], float], dict[Config, float]]
 
-COMPILERS = 8  # threads that compile; most of their work does not hold Python's lock
-COMPILING, SCREENING, FINAL = 0.6, 0.15, 0.15  # largest shares of the time; the rest is for checks
-FINALISTS = 4  # number of candidates that are timed again, beside the choice without tuning
-WORTH = 0.98  # another configuration replaces the choice without tuning below this share of its time
-REPEATS = 3  # number of runs that must give the same bits
-# Largest relative error, in the norm: four roundings of the dtype of the products, or the error of a sum of a million
-# float32 numbers.
+COMPILERS = 8  # maximum number of threads that compile; the compilers mostly run without Python's global lock
+# Maximum shares of the time limit for compiling all candidates, for timing all candidates once, and for timing the
+# fastest candidates again. The rest of the time is for checking the results.
+COMPILING, SCREENING, FINAL = 0.6, 0.15, 0.15
+FINALISTS = 4  # number of the fastest candidates that are timed again, in addition to the configuration without tuning
+# A candidate replaces the configuration without tuning if its time is at most this share of that configuration's time.
+WORTH = 0.98
+REPEATS = 3  # number of runs whose results must agree bit for bit
+# Maximum relative error of a result in the Euclidean norm. The limits correspond to four rounding errors in the dtype
+# of the matrix products, or to the error of a sum of a million float32 numbers.
 BUDGETS = {"bfloat16": 2**-6, "float16": 2**-9, "tf32": 2**-9, "tf32x3": 1e-4, "float64": 1e-12}
-MAX_ERROR_FACTOR = 4  # limit on largest error over largest number, in units of the budget
+# The maximum absolute error, divided by the maximum absolute value, may be up to this multiple of the limit in BUDGETS.
+MAX_ERROR_FACTOR = 4
 
 
 class TuningEnv(NamedTuple):
-    """The timer, clock and type of device for tuning; tests replace them by a simulated clock on the CPU."""
+    """The timer, the clock and the device type that tuning uses.
+
+    Tests replace the timer and the clock by a simulated clock on the CPU.
+    """
 
     timer: Timer = timing.seconds_on_gpu
     now: Callable[[], float] = time.monotonic
@@ -41,7 +48,11 @@ class TuningEnv(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The best configuration, the seconds of those that were timed, and the reasons why others were not."""
+    """The outcome of tuning a contraction.
+
+    ``config`` is the best configuration. ``seconds`` has the time of each configuration that was timed, and ``dropped``
+    has the reason why each other configuration was not timed.
+    """
 
     config: Config
     seconds: dict[Config, float]
@@ -51,19 +62,23 @@ class Outcome(NamedTuple):
 def tune(
     k: Key, p: Problem, run: Run, configs: Sequence[Config], env: TuningEnv, seconds: float, incumbent: Config
 ) -> Outcome | None:
-    """Find the fastest of some configurations. The result of the first one is taken as right.
+    """Find the fastest of several configurations.
+
+    The result of ``configs[0]`` is the reference against which the results of the other configurations are checked.
 
     Args:
         k: the key of the contraction.
         p: the contraction with its operands.
-        run: function that computes the contraction by a configuration.
+        run: function that computes the contraction with a configuration.
         configs: the configurations to try.
         env: the timer and clock.
-        seconds: approximate limit on the time.
-        incumbent: the choice without tuning, one of ``configs``, which is kept unless another is clearly faster.
+        seconds: approximate time limit for tuning, in seconds.
+        incumbent: the configuration that is used without tuning, an element of ``configs``. The incumbent is kept
+            unless another configuration is clearly faster.
 
     Returns:
-        The outcome, or None if the result has only zeros and NaN, by which no configuration can be checked.
+        The outcome, or None if all numbers in the reference result are zero or not finite, so that no configuration can
+        be checked.
     """
     device = p.x.device
     with torch.no_grad(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -99,8 +114,11 @@ def tune(
 
 
 def compile_side_by_side(p: Problem, run: Run, configs: Sequence[Config], seconds: float) -> None:
-    """Compile configurations in threads before they are launched. One that fails, or is not finished in time, is
-    compiled again, and its error raised, when it is launched."""
+    """Compile the kernels of several configurations in parallel threads, before any of the kernels is launched.
+
+    A configuration whose compilation fails or is not finished in time is compiled again at launch, which then raises
+    the error of the compiler.
+    """
 
     def build(config: Config) -> None:
         with torch.no_grad(), torch.cuda.device(p.x.device), watched(compile_only=True):
@@ -114,7 +132,11 @@ def compile_side_by_side(p: Problem, run: Run, configs: Sequence[Config], second
 
 
 def why_not(p: Problem, run: Run, config: Config, expected: tuple[Tensor, ...], budget: float) -> str | None:
-    """The reason why a configuration is not timed, or None: it does not run, spills registers, or is wrong."""
+    """Return the reason why a configuration is not worth timing, or None if it is worth timing.
+
+    The reason may be that the kernels do not run, spill registers, give a wrong result, or give different results in
+    repeated runs.
+    """
     try:
         with watched() as kernels:
             first = _parts(run(p, config))
@@ -128,20 +150,23 @@ def why_not(p: Problem, run: Run, config: Config, expected: tuple[Tensor, ...], 
             again = _parts(run(p, config))
             if not all(map(_same_bits, first, again)):
                 return "not the same bits each time"
-    except Exception as failure:  # Triton and the driver raise many types, such as for too much shared memory
+    except Exception as failure:  # Triton and the driver raise exceptions of many types
         return f"does not run: {type(failure).__name__}: {str(failure).strip()}"[:200]
     return None
 
 
 def unfit(kernels: Sequence[Any], capability: int) -> str | None:
-    """What is wrong with compiled and loaded kernels, or None: too much shared memory, spilled registers or a stack."""
+    """Return a description of a fault of compiled and loaded kernels, or None if they have no fault.
+
+    The fault may be that a kernel needs too much shared memory, spills registers or uses a stack.
+    """
     for kernel in kernels:
-        if kernel is None:  # it was interpreted
+        if kernel is None:  # Triton's interpreter ran this kernel
             continue
         limit = shared_limit(capability)
         if kernel.metadata.shared > limit:
             return f"{kernel.metadata.shared} bytes of shared memory, and a block may have {limit}"
-        if kernel.n_spills:  # the driver reports the local memory of a thread, of spills and stack together
+        if kernel.n_spills:  # the driver's number includes spilled registers and the stack of a thread
             return f"{4 * kernel.n_spills} bytes of stack"
     return None
 
@@ -151,7 +176,10 @@ def _parts(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 
 
 def _is_informative(right: Tensor) -> bool:
-    """Whether a wrong result could be told from this one; it cannot if weights or upstream gradients are all zeros."""
+    """Return whether wrong results can be detected by comparison with a reference result.
+
+    The reference result must have a finite number other than 0. If all weights are 0, for example, it has only zeros.
+    """
     return bool((right.isfinite() & (right != 0)).any())
 
 
@@ -160,7 +188,7 @@ def _close(value: Tensor, right: Tensor, budget: float) -> bool:
     value, right = value.to(wide), right.to(wide)
     finite = right.isfinite()
     if not bool((finite | (value == right) | (value.isnan() & right.isnan())).all()):
-        return False  # a NaN or an infinity is missing
+        return False  # a NaN or an infinity of the reference is missing in the result
     off, right = torch.where(finite, value - right, 0), torch.where(finite, right, 0)
     return bool(
         (off.norm() <= budget * right.norm()) & (off.abs().max() <= MAX_ERROR_FACTOR * budget * right.abs().max())
