@@ -27,7 +27,7 @@ _LEAF_TYPES = (type, types.ModuleType, Tensor, str, bytes, bytearray, int, float
 
 
 class Reference(NamedTuple):
-    """A reference to a module or parameter from outside the tree of submodules."""
+    """A reference to a module or parameter from outside the tree of submodules.
 
     Args:
         attribute: qualified name of the attribute through which the module or parameter is reached, such as
