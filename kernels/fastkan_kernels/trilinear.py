@@ -67,19 +67,19 @@ class Operands(NamedTuple):
 
     def with_operand(self, name: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
         """A copy with the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` replaced."""
-        values = {"weight": value[0], "base_weight": value[1]} if name == "W" else {name: value}
-        return self._replace(**values)
+        v, weight, base_weight, g = self  # NamedTuple's _replace takes four times as long
+        if name == "W":
+            return Operands(v, *value, g)
+        return Operands(value, weight, base_weight, g) if name == "v" else Operands(v, weight, base_weight, value)
 
     def without(self, name: str) -> Operands:
         """A copy with the operand ``"v"``, ``"W"`` or ``"g"`` set to None."""
-        parts = ("weight", "base_weight") if name == "W" else (name,)
-        return self._replace(**dict.fromkeys(parts))  # type: ignore[arg-type]
+        return self.with_operand(name, (None, None) if name == "W" else None)
 
 
 def gradients(
     name: str,
-    operands: Operands,
-    upstream,
+    full: Operands,
     wanted: Collection[str],
     derivative: int,
     contract: Callable[[str, Operands, int], Tensor],
@@ -88,8 +88,7 @@ def gradients(
 
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
-        operands: the operands that it was computed from.
-        upstream: gradient of its result; for G a pair, one for each part of W.
+        full: the operands that it was computed from, and in the place of its result the upstream gradient.
         wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
         derivative: the order d of the contraction.
         contract: function that computes a contraction, ``contract(name, operands, d)``.
@@ -97,7 +96,6 @@ def gradients(
     Returns:
         The gradient for each name in ``wanted``; for W a pair.
     """
-    full = operands.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}
     for by in wanted:
         rule = DERIVATIVES[name, by]
