@@ -170,17 +170,19 @@ def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> t
         >>> y.shape, stds[0].edges.shape
         (torch.Size([10, 5]), torch.Size([2, 5]))
     """
+    options = std, torch.is_grad_enabled() and not x.requires_grad
     fixed = [layer[4:] for layer in layers]
-    y, *deviations = _FusedStack.apply(x, std, fixed, *(operand for layer in layers for operand in layer[:4]))
+    y, *deviations = _FusedStack.apply(x, options, fixed, *(operand for layer in layers for operand in layer[:4]))
     return y, [LayerStd(*pair) for pair in zip(deviations[::2], deviations[1::2])]
 
 
 class _FusedStack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, std, fixed, *operands):
+    def forward(ctx, x, options, fixed, *operands):
+        std, is_fixed = options
         layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
         with quiet():
-            fused = stack.FusedStack(x, layers, std, x_grad=ctx.needs_input_grad[0])
+            fused = stack.FusedStack(x, layers, std, fixed_x=is_fixed)
             deviations = [torch.from_numpy(each.copy()) for pair in fused.stds() for each in pair] if std else []
         ctx.std, ctx.fixed, ctx.fused = std, fixed, fused
         ctx.save_for_backward(x, *operands)
@@ -202,17 +204,17 @@ class _FusedStack(torch.autograd.Function):
 
 
 def _differentiable_vjp(
-    ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
+    ctx, x: Tensor, layers: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple:
     """The same gradients by way of the contractions, for a graph of them and for batches of upstream gradients."""
-    given: list[Any] = [x, None, None, *operands]
+    given: list[Any] = [x, None, None, *layers]
     asked = [place for place, needs in enumerate(needed) if needs]
     with torch.enable_grad():
         for place in asked:  # x may depend on the weights, and layers may share them, but each gradient is partial
             given[place] = given[place].view_as(given[place])
-        h, operands, outputs = given[0], given[3:], []
+        h, outputs = given[0], []
         for place, (knots, basis, pieces) in enumerate(ctx.fixed):
-            operands = Operands(None, *fold_scale_and_mask(*operands[4 * place : 4 * place + 4]))
+            operands = Operands(None, *fold_scale_and_mask(*given[3 + 4 * place : 7 + 4 * place]))
             if ctx.std:
                 outputs += [edge_std(h, knots, operands.weight, operands.base_weight, basis=basis), column_std(h)]
             h = routing.contract("F", h, knots, operands, basis, 0, pieces)

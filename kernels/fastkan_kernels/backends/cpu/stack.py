@@ -97,7 +97,7 @@ class FusedStack:
         layers: with as many inputs as the one before has outputs.
         std: whether :meth:`stds` will be called.
         cache: of rows that come again.
-        x_grad: whether a gradient with respect to x may be wanted.
+        fixed_x: whether gradients will be wanted, but none with respect to x.
 
     Attributes:
         y: ``[O, N]``.
@@ -115,7 +115,7 @@ class FusedStack:
         layers: Sequence[StackLayer],
         std: bool = False,
         cache: StackCache | None = None,
-        x_grad: bool = True,
+        fixed_x: bool = False,
     ) -> None:
         self.operands: list[list[Any]] = []
         self.passes: list[_LayerPass] = []
@@ -127,7 +127,7 @@ class FusedStack:
             if cache is not None and place == 0:
                 rows = cache.rows(h, tables, basis, outputs)
             else:
-                by_splines = place == 0 and not x_grad and splines_pay(h.size, outputs, tables)
+                by_splines = place == 0 and fixed_x and splines_pay(h.size, outputs, tables)
                 rows = Piecewise(h, tables, basis, outputs, by_splines)
             self.operands.append(operands)
             self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
