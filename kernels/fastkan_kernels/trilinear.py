@@ -12,7 +12,7 @@ gradient with respect to x is ``v`` times H of the next derivative. These are ni
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -65,11 +65,11 @@ class Operands(NamedTuple):
     base_weight: Tensor | None = None
     g: Tensor = None  # type: ignore[assignment]
 
-    def with_operand(self, name: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
+    def with_operand(self, name: str, value: Any) -> Operands:
         """A copy with the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` replaced."""
         v, weight, base_weight, g = self  # NamedTuple's _replace takes four times as long
         if name == "W":
-            return Operands(v, *value, g)
+            return Operands(v, value[0], value[1], g)
         return Operands(value, weight, base_weight, g) if name == "v" else Operands(v, weight, base_weight, value)
 
     def without(self, name: str) -> Operands:

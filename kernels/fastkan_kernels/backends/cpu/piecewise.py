@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -139,7 +139,8 @@ class Block:
             last.values[0] = product(joined.transpose(1, 2, 0), self._features())
             return last.values[0]
         else:
-            found = self._sum(self._edge_coefficients(last), derivative)
+            coefficients = self._edge_coefficients(last)[:, :, derivative:]
+            found = np.einsum("iopn,pin->ion", coefficients, self._terms_of(derivative))
         if base_weight is not None and (base := self._base(derivative)) is not None:
             found += base[:, None] * base_weight[:, :, None]
         last.values[derivative] = found
@@ -445,8 +446,9 @@ class Moments:
         self.mean = self.mean + step * (rows / joined)
         self.rows, self.only = joined, None
 
+    @cached_property
     def std(self) -> Array:
-        """Standard deviation of each column."""
+        """Standard deviation of each column, once all blocks are added."""
         import numpy as np
 
         return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
@@ -455,7 +457,7 @@ class Moments:
         """What multiplies the centred values in their gradient; 0 where a column does not vary."""
         import numpy as np
 
-        by_std, std = by_std / (self.rows - 1), self.std()
+        by_std, std = by_std / (self.rows - 1), self.std
         return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
 
     def centred(self, values: Array) -> Array:

@@ -136,7 +136,7 @@ class FusedStack:
 
     def stds(self) -> list[LayerStd]:
         """Standard deviations of each layer's edges and inputs."""
-        return [LayerStd(each.edges.std(), each.rows.input_moments().std()) for each in self.passes]
+        return [LayerStd(each.edges.std, each.rows.input_moments().std) for each in self.passes]
 
     def vjp(
         self, g: Array, by_stds: Sequence[tuple[Array | None, Array | None]], needed: Sequence[bool]
