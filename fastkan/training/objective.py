@@ -123,7 +123,7 @@ class Objective:
         assert inputs is not None
         with np.errstate(all="ignore"):
             cache = self._cache if x is self._repeated else None
-            run = FusedStack(inputs, stack, self.penalty is not None, cache, x_grad=False)
+            run = FusedStack(inputs, stack, self.penalty is not None, cache, fixed_x=True)
             residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
             value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it

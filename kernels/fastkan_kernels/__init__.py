@@ -18,15 +18,15 @@ The README in this folder explains the mathematical idea on one page.
 
 from . import validation
 from .autograd.dispatch import backend, contract, needs_composite, route
+from .backends.cpu.stack import FusedStack, LayerStd, StackCache, StackLayer, fold_scale_and_mask
 from .backends.modes import has_values, needs_graph
 from .backends.registry import BACKENDS, ContractionSpec
 from .backends.triton.tuning.autotune import autotune
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype, exact_products, working_dtype
 from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weights, splines
 from .bspline.piecewise import Pieces, pieces_of
-from .contractions import contract_in, contract_out, contract_weight
+from .contractions import contract_in, contract_out, contract_weight, fused_stack, supports_stack
 from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
-from .stack import FusedStack, LayerStd, StackCache, StackLayer, fold_scale_and_mask, fused_stack, supports_stack
 from .statistics import column_std, edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
 from .trilinear import Operands
 from .validation import (

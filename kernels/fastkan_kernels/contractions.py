@@ -1,11 +1,25 @@
-"""The public functions for the contractions F, G and H, which validate their arguments and call a backend."""
+"""The public functions for the contractions F, G and H, which validate their arguments and call a backend, and the fused
+stack of the layers of a small network.
+
+:func:`fused_stack` computes :func:`contract_out` of each layer in turn, and :func:`edge_std`, at once on the CPU.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from .autograd import dispatch as routing
-from .basis import Basis
+from .autograd.functions import required_grads
+from .backends.cpu import stack
+from .backends.cpu.piecewise import array, quiet
+from .backends.cpu.stack import LayerStd, StackLayer, fold_scale_and_mask
+from .backends.modes import has_values
+from .basis import Basis, autocast_dtype
+from .statistics import column_std, edge_std
 from .trilinear import CONTRACTIONS, Operands
 from .validation import INDEX, check_operands, checked
 
@@ -117,3 +131,106 @@ def contract_in(
         torch.Size([10, 2])
     """
     return _contract("H", x, knots, Operands(None, weight, base_weight, g), basis, derivative)
+
+
+def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
+    """Whether a stack of these layers is computed in one piece here and now, because that is possible and quickest.
+
+    Args:
+        cached: whether the splines of the first layer are in a :class:`StackCache`.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> supports_stack(torch.rand(10, 2), [layer])
+        True
+    """
+    if not (x.is_cpu and has_values(x) and routing.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
+        return False
+    differentiable = torch.is_grad_enabled()
+    for weight, _, _, mask, knots, _, _ in layers:
+        if not x.dtype == weight.dtype == knots.dtype:
+            return False
+        if differentiable and (knots.requires_grad or (mask is not None and mask.requires_grad)):
+            return False
+    return stack.pays(x, layers, cached)
+
+
+def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:
+    """Layers one after another; differentiable to any order. Call it where :func:`supports_stack` is true.
+
+    Args:
+        x: ``[N, I]``.
+        layers: each with as many inputs as the one before has outputs.
+        std: whether standard deviations are wanted; for two rows or more.
+
+    Returns:
+        y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
+
+    Example:
+        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
+        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
+        >>> y, stds = fused_stack(torch.rand(10, 2), [layer], std=True)
+        >>> y.shape, stds[0].edges.shape
+        (torch.Size([10, 5]), torch.Size([2, 5]))
+    """
+    options = std, torch.is_grad_enabled() and not x.requires_grad
+    fixed = [layer[4:] for layer in layers]
+    y, *deviations = _FusedStack.apply(x, options, fixed, *(operand for layer in layers for operand in layer[:4]))
+    return y, [LayerStd(*pair) for pair in zip(deviations[::2], deviations[1::2])]
+
+
+class _FusedStack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, options, fixed, *operands):
+        std, is_fixed = options
+        layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
+        with quiet():
+            fused = stack.FusedStack(x, layers, std, fixed_x=is_fixed)
+            deviations = [torch.from_numpy(each.copy()) for pair in fused.stds() for each in pair] if std else []
+        ctx.std, ctx.fixed, ctx.fused = std, fixed, fused
+        ctx.save_for_backward(x, *operands)
+        return torch.from_numpy(fused.y.T.copy()), *deviations
+
+    @staticmethod
+    def backward(ctx, by_y, *by_deviations):
+        x, *operands = ctx.saved_tensors
+        needed = required_grads(ctx, (x, None, None, *operands))
+        # each is checked: of a batch of gradients some may be zeros that have no batch
+        if torch.is_grad_enabled() or not all(map(has_values, (by_y, *by_deviations))):
+            return _differentiable_vjp(ctx, x, operands, (by_y, *by_deviations), needed)
+        by_x, _, _, *others = needed
+        stds = [array(each) for each in by_deviations] or [None] * (2 * len(ctx.fixed))
+        with quiet():
+            g, found = ctx.fused.vjp(array(by_y).T, list(zip(stds[::2], stds[1::2])), (by_x, *others))
+        by_operands = (None if each is None else torch.from_numpy(each) for each in found)
+        return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
+
+
+def _differentiable_vjp(
+    ctx, x: Tensor, layers: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
+) -> tuple:
+    """The same gradients by way of the contractions, for a graph of them and for batches of upstream gradients."""
+    given: list[Any] = [x, None, None, *layers]
+    asked = [place for place, needs in enumerate(needed) if needs]
+    with torch.enable_grad():
+        for place in asked:  # x may depend on the weights, and layers may share them, but each gradient is partial
+            given[place] = given[place].view_as(given[place])
+        h, outputs = given[0], []
+        for place, (knots, basis, pieces) in enumerate(ctx.fixed):
+            operands = Operands(None, *fold_scale_and_mask(*given[3 + 4 * place : 7 + 4 * place]))
+            if ctx.std:
+                outputs += [edge_std(h, knots, operands.weight, operands.base_weight, basis=basis), column_std(h)]
+            h = routing.contract("F", h, knots, operands, basis, 0, pieces)
+    pairs = [(o, u) for o, u in zip((h, *outputs), upstream) if o.requires_grad]
+    gradients = torch.autograd.grad(
+        [o for o, _ in pairs],
+        [given[place] for place in asked],
+        [u for _, u in pairs],
+        create_graph=torch.is_grad_enabled(),
+        allow_unused=True,
+    )
+    found: list[Tensor | None] = [None] * len(given)
+    for place, gradient in zip(asked, gradients):
+        found[place] = gradient
+    return tuple(found)

@@ -13,7 +13,7 @@ order d + 1. The table :data:`DERIVATIVES` contains the nine gradient formulas, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -71,21 +71,21 @@ class Operands(NamedTuple):
     base_weight: Tensor | None = None
     g: Tensor = None  # type: ignore[assignment]
 
-    def with_operand(self, name: str, value: Tensor | tuple[Tensor, Tensor | None]) -> Operands:
+    def with_operand(self, name: str, value: Any) -> Operands:
         """Return a copy in which the operand ``"v"``, ``"W"`` (a pair of tensors) or ``"g"`` is replaced."""
-        values = {"weight": value[0], "base_weight": value[1]} if name == "W" else {name: value}
-        return self._replace(**values)
+        v, weight, base_weight, g = self  # the _replace of NamedTuple takes four times as long
+        if name == "W":
+            return Operands(v, value[0], value[1], g)
+        return Operands(value, weight, base_weight, g) if name == "v" else Operands(v, weight, base_weight, value)
 
     def without(self, name: str) -> Operands:
         """Return a copy in which the operand ``"v"``, ``"W"`` or ``"g"`` is None."""
-        parts = ("weight", "base_weight") if name == "W" else (name,)
-        return self._replace(**dict.fromkeys(parts))  # type: ignore[arg-type]
+        return self.with_operand(name, (None, None) if name == "W" else None)
 
 
 def gradients(
     name: str,
-    operands: Operands,
-    upstream,
+    full: Operands,
     wanted: Collection[str],
     derivative: int,
     contract: Callable[[str, Operands, int], Tensor],
@@ -94,9 +94,8 @@ def gradients(
 
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
-        operands: the operands that the contraction was computed from.
-        upstream: the gradient of the contraction's result. The upstream gradient of G is a pair, with one gradient for
-            each part of W.
+        full: the operands that the contraction was computed from, and the upstream gradient in the place of the operand
+            that the contraction computes. The upstream gradient of G is a pair, with one gradient for each part of W.
         wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
         derivative: the order d of the contraction.
         contract: a function ``contract(name, operands, d)`` that computes a contraction.
@@ -104,7 +103,6 @@ def gradients(
     Returns:
         A dictionary that maps each name in ``wanted`` to a gradient. The gradient for W is a pair.
     """
-    full = operands.with_operand(CONTRACTIONS[name].free, upstream)
     found = {}
     for by in wanted:
         rule = DERIVATIVES[name, by]

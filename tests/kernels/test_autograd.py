@@ -72,8 +72,9 @@ def test_each_rule_is_the_slope_of_the_float64_oracle(name: str, by: str, deriva
         tensors = tuple(map(torch.from_numpy, values))
         return tensors if name == "G" else tensors[0]
 
-    operands = Operands(o.v, o.weight, o.base_weight, o.g).without(CONTRACTIONS[name].free)
-    found = gradients(name, operands, tuple(upstream) if name == "G" else upstream[0], [by], derivative, contract)
+    own = tuple(upstream) if name == "G" else upstream[0]
+    full = Operands(o.v, o.weight, o.base_weight, o.g).with_operand(CONTRACTIONS[name].free, own)
+    found = gradients(name, full, [by], derivative, contract)
     assert list(found) == [by]
     parts = found[by] if by == "W" else (found[by],)
     ruled = sum(float((part * move).sum()) for part, move in zip(parts, moves.values(), strict=True))
@@ -173,14 +174,12 @@ def test_only_what_is_asked_for_is_computed(
         ran.append((kind, spec.derivative))
         return implementation(kind, spec, *rest)
 
-    def shared_vjp(self, kind, operands, upstream, wanted, derivative):
-        full = operands.with_operand(CONTRACTIONS[kind].free, upstream)
-
+    def shared_vjp(self, kind, full, wanted, derivative):
         def contract(kind, operands, derivative):
             ran.append((kind, derivative))
             return self.contract(kind, operands, derivative)
 
-        return gradients(kind, full, upstream, wanted, derivative, contract)
+        return gradients(kind, full, wanted, derivative, contract)
 
     monkeypatch.setattr(backends, "implementation", spy)
     monkeypatch.setattr("fastkan_kernels.autograd.functions.implementation", spy)

@@ -19,7 +19,7 @@ from fastkan import KANLinear
 from fastkan.layers.edge_functions import numeric_edge_std as numeric_std
 from fastkan_kernels import Basis, basis_of, contract_in, contract_out
 from fastkan_kernels.backends.cpu import piecewise
-from fastkan_kernels.backends.cpu.piecewise import Block, Piecewise, rows_of
+from fastkan_kernels.backends.cpu.piecewise import Block, Piecewise, PiecewiseTensors, rows_of
 from fastkan_kernels.bspline import piecewise as pieces
 from fastkan_kernels.bspline.cox_de_boor import splines
 from fastkan_kernels.trilinear import CONTRACTIONS, Operands
@@ -222,12 +222,13 @@ def test_blocks_of_rows_are_the_pass_of_all(
     blocks = Piecewise(x, tables, layer.basis, 2)
     assert [len(list(each.blocks())) for each in (whole, blocks)] == [1, 7]
     full = Operands(rng.normal(size=(3, 200)), weight, base_weight, rng.normal(size=(2, 200)))
-    upstream = {"F": full.g, "G": (weight, base_weight), "H": full.v}
     for name, derivative in itertools.product("FGH", range(3)):
         operands = full.without(CONTRACTIONS[name].free)
-        near(blocks.contract(name, operands, derivative), whole.contract(name, operands, derivative))
+        v, w, b, g = (None if each is None else torch.from_numpy(each) for each in operands)
+        tensors = Operands(None if v is None else v.T, w, b, None if g is None else g.T)
+        near(*(PiecewiseTensors(each).contract(name, tensors, derivative) for each in (blocks, whole)))
         wanted = ["x", *({"v", "W", "g"} - {CONTRACTIONS[name].free})]
-        got, want = (each.vjp(name, operands, upstream[name], wanted, derivative) for each in (blocks, whole))
+        got, want = (each.vjp(name, full, wanted, derivative) for each in (blocks, whole))
         for by in wanted:
             near(got[by], want[by])
     # and the whole layer, forward and backward, and its standard deviations

@@ -11,19 +11,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_FRAMES = 6  # from KANLinear.forward to the function that computes splines, both counted
+MAX_FRAMES = 6  # from KANLinear.forward to the function that computes splines, or sums polynomials, both counted
 MAX_CALLS = 60  # Python calls within the two packages
 
 COUNT = """
 import sys, torch, fastkan, fastkan_kernels
+from pathlib import Path
 roots = tuple(str(package.__path__[0]) for package in (fastkan, fastkan_kernels))
-layer, x, calls = fastkan.KANLinear(64, 64, {grid}), torch.randn(4096, 64), []
+layer, x, calls = fastkan.KANLinear({inputs}, {outputs}, {grid}), torch.randn({rows}, {inputs}), []
 layer(x)
 
 def note(frame, event, argument):
     if event != "call" or not frame.f_code.co_filename.startswith(roots):
         return
-    name, depth = frame.f_code.co_name, 0
+    name, depth = Path(frame.f_code.co_filename).stem + "." + frame.f_code.co_name, 0
     while frame is not None:
         depth += frame.f_code.co_filename.startswith(roots)
         frame = frame.f_back
@@ -36,10 +37,20 @@ print(len(calls), *(depth for name, depth in calls if name == {arithmetic!r}))
 """
 
 
-@pytest.mark.parametrize(("grid", "arithmetic"), [(5, "splines_at"), (64, "splines_out")], ids=["dense", "banded"])
-def test_a_forward_reaches_its_arithmetic_in_few_frames_and_calls(grid: int, arithmetic: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "grid", "arithmetic"),
+    [
+        (4096, 64, 64, 5, "cardinal.splines_at"),
+        (4096, 64, 64, 64, "banded.splines_out"),
+        (1000, 2, 5, 5, "piecewise.contract"),
+    ],
+    ids=["dense", "banded", "piecewise"],
+)
+def test_a_forward_reaches_its_arithmetic_in_few_frames_and_calls(
+    rows: int, inputs: int, outputs: int, grid: int, arithmetic: str
+) -> None:
     """Counted in a process of its own, since a test runner may have a profiler too."""
-    code = COUNT.format(grid=grid, arithmetic=arithmetic)
+    code = COUNT.format(rows=rows, inputs=inputs, outputs=outputs, grid=grid, arithmetic=arithmetic)
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},

@@ -23,8 +23,7 @@ PACKAGES = {"fastkan": ROOT / "fastkan", "fastkan_kernels": ROOT / "kernels/fast
 ROOMS = {
     "fastkan": ["interop", "kan", "plotting", "symbolic", "training", "network", "layers", "functional", "version"],
     "fastkan_kernels": [
-        "stack", "contractions", "statistics", "autograd", "backends", "bspline", "knots", "validation", "basis",
-        "trilinear",
+        "contractions", "statistics", "autograd", "backends", "bspline", "knots", "validation", "basis", "trilinear",
     ],
 }  # fmt: skip
 MAX_ROOMS = {"fastkan": 10, "fastkan_kernels": 9}

@@ -155,7 +155,8 @@ def contract(
     if product is not None:
         basis = basis._replace(matmul_dtype=product)
     taken = route(x, knots, plain)
-    spec = ContractionSpec(basis, derivative, taken.backend, {} if pieces is None else {"pieces": pieces}, plain)
+    cache = {"pieces": pieces, "fixed_x": not x.requires_grad and torch.is_grad_enabled()}
+    spec = ContractionSpec(basis, derivative, taken.backend, cache, plain)
     if taken.way == "operators":
         return ops.apply(name, spec, x, knots, operands)
     # Autocast is off inside, since its dtype is in the basis and the backends round themselves.

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends.modes import engine_executes, has_values
 from ..backends.registry import ContractionSpec, implementation, vjp
 from ..basis import exact_products
-from ..trilinear import Operands, gradients
+from ..trilinear import CONTRACTIONS, Operands, gradients
 
 
 def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
@@ -53,18 +53,18 @@ class Contract(torch.autograd.Function):
     def backward(ctx, *upstream):
         x, knots, *saved = tensors = ctx.saved_tensors
         by_x, _, by_v, by_weight, by_base, by_g = required_grads(ctx, tensors)
-        required = {"x": by_x, "v": by_v, "W": by_weight or by_base, "g": by_g}
-        wanted = [by for by, needed in required.items() if needed]
-        operands, own = Operands(*saved), upstream if ctx.name == "G" else upstream[0]
-        spec = ctx.spec._replace(plain=has_values(x, *saved, *upstream))
+        wanted = [by for by, needed in zip("xvWg", (by_x, by_v, by_weight or by_base, by_g)) if needed]
+        own = upstream if ctx.name == "G" else upstream[0]
+        full = Operands(*saved).with_operand(CONTRACTIONS[ctx.name].free, own)
+        spec = ctx.spec._replace(plain=has_values(x, *full))
 
         def contract(name: str, operands: Operands, derivative: int):
             return Contract.apply(name, spec._replace(derivative=derivative), x, knots, *operands)
 
         with exact_products(x):
             if torch.is_grad_enabled():
-                found = gradients(ctx.name, operands, own, wanted, spec.derivative, contract)
+                found = gradients(ctx.name, full, wanted, spec.derivative, contract)
             else:
-                found = vjp(ctx.name, spec, x, knots, operands, own, wanted)
+                found = vjp(ctx.name, spec, x, knots, full, wanted)
         weight, base_weight = found.get("W", (None, None))
         return None, None, found.get("x"), None, found.get("v"), weight, base_weight, found.get("g")

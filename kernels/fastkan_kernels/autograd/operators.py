@@ -17,7 +17,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode  # torch.li
 
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, exact_products
-from ..trilinear import Operands, gradients
+from ..trilinear import CONTRACTIONS, Operands, gradients
 
 _FIXED = (
     "int order, str base, bool uniform, float[]? uniform_grid, ScalarType? matmul_dtype, "
@@ -109,11 +109,11 @@ def _register(name: str, operator_name: str):
             return apply(name, ctx.call._replace(derivative=derivative), x, knots, operands)
 
         if name == "G":
-            full = (upstream[0], None if ctx.call.basis.base == "none" else upstream[1])
+            own = (upstream[0], None if ctx.call.basis.base == "none" else upstream[1])
         else:
-            (full,) = upstream
-        saved_operands = Operands(**dict(zip(fields, saved)))
-        found = gradients(name, saved_operands, full, wanted, ctx.call.derivative, again)
+            (own,) = upstream
+        full = Operands(**dict(zip(fields, saved))).with_operand(CONTRACTIONS[name].free, own)
+        found = gradients(name, full, wanted, ctx.call.derivative, again)
         found["weight"], found["base_weight"] = found.pop("W", (None, None))
         by_field = (found.get(field) for field in fields)
         return found.get("x"), None, *by_field, *(None,) * len(_flat(ctx.call))

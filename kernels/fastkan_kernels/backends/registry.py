@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis
-from ..trilinear import CONTRACTIONS, Operands, gradients
+from ..trilinear import Operands, gradients
 from . import cpu, reference
 from .modes import functorch_is_active, is_batched
 from .triton import backend as triton
@@ -46,8 +46,8 @@ class Backend(NamedTuple):
         unable: ``unable(device)`` says why the backend cannot run on a device, or returns None.
         describe: ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run.
         at_rows: ``at_rows(cache, x, knots, operands, basis, *derivatives)`` returns None, or if that is faster, an
-            object whose ``contract(name, operands, derivative)`` and ``vjp(name, operands, upstream, wanted,
-            derivative)`` share what they compute of x; ``cache`` is that of :class:`ContractionSpec`.
+            object whose ``contract(name, operands, derivative)`` and ``vjp(name, full, wanted, derivative)`` share
+            what they compute of x; ``cache`` is that of :class:`ContractionSpec`.
         compiling: replaces ``contract`` in code that torch.compile has compiled.
         decomposition: what the compiler traces instead of calling the operator.
         features: ``features(x, knots, basis, derivative)`` returns psi^(d) of all splines, ``[N, K, I]`` in the
@@ -114,20 +114,17 @@ def implementation(
     return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
-def vjp(
-    name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, upstream, wanted: Collection[str]
-) -> dict:
-    """Gradients of contraction ``name`` without a graph, as :func:`.trilinear.gradients` returns them."""
+def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operands, wanted: Collection[str]) -> dict:
+    """Gradients of contraction ``name`` without a graph, by the arguments of :func:`.trilinear.gradients`."""
     at_rows, order = BACKENDS[spec.backend].at_rows, spec.derivative
     if spec.plain and spec.cache is not None and at_rows is not None:
-        full = operands.with_operand(CONTRACTIONS[name].free, upstream)
         rows = at_rows(spec.cache, x, knots, full, spec.basis, order, order + 1)
         if rows is not None:
-            return rows.vjp(name, operands, upstream, wanted, order)
+            return rows.vjp(name, full, wanted, order)
 
     def contract(name: str, operands: Operands, derivative: int):
         # sharing that is no gain for all gradients together is none for one of them
         alone = spec._replace(derivative=derivative, cache=None)
         return implementation(name, alone, x, knots, operands)()
 
-    return gradients(name, operands, upstream, wanted, order, contract)
+    return gradients(name, full, wanted, order, contract)

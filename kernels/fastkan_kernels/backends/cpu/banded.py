@@ -11,6 +11,7 @@ from torch.nn import functional
 from ...basis import Basis
 from ...bspline.cox_de_boor import round_features
 from ...bspline.local import local_features
+from ..modes import has_values
 
 BLOCK_LOOKUPS = 1 << 19  # the maximum number of coefficients that are looked up in one block
 
@@ -47,7 +48,8 @@ def _lookups(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Iterato
         first, values = local_features(x[rows], knots, basis, derivative)
         values = round_features(values, knots, basis, derivative)
         number = first.unsqueeze(1) + numbers
-        if first.min() < 0 or first.max() > count - active:  # some indices belong to no spline
+        # A vmap of the contraction hides the values, and some of the indices may belong to no spline.
+        if not has_values(first) or first.min() < 0 or first.max() > count - active:
             known = number.clamp(0, count - 1)
             values = torch.where(number == known, values, 0.0)
             number = known

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -40,6 +40,8 @@ MAX_POWERS = 2  # numbers of powers for each spline, above which G multiplies sp
 BLOCK_VALUES = 1 << 19  # numbers in the largest arrays of a block, which stay in a core's cache
 CACHED_VALUES = 1 << 22  # the same of all blocks whose arrays are cached
 MIN_ROWS = 256  # of a block
+MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that are cached with rows
+MANY_OUTPUTS = 0.6  # outputs for each spline, above which products with all splines are quicker than polynomials
 SETTLING_BYTES = 31 << 20  # below the 32 MiB up to which glibc adapts
 WHOLE = slice(None)
 Array = Any  # numpy.ndarray, which is imported where it is used
@@ -108,28 +110,25 @@ class Block:
             if not location.finite and base is not None:  # of the edges at an infinity some would be inf, some -inf
                 h = np.einsum("ion,ion->in", self.edges(weight, None, 0), g)
                 return h + base * (base_weight[:, None] @ g)[:, 0]
-        if name == "F" and v is None and derivative == 0 and self.by_splines:  # in one product, without the edges
-            psi, joined = self._features(), _joined_weights(weight, base_weight)
-            return product(joined.transpose(2, 1, 0).reshape(weight.shape[2], -1), psi.reshape(-1, psi.shape[2]))
+        if name == "F" and v is None and derivative <= self.basis.order:  # without the values of each edge
+            if derivative == 0 and self.by_splines:
+                psi, joined = self._features(), _joined_weights(weight, base_weight)
+                return product(joined.transpose(2, 1, 0).reshape(weight.shape[2], -1), psi.reshape(-1, psi.shape[2]))
+            coefficients = self._edge_coefficients(self._edges_of(weight, base_weight))
+            y = np.einsum("iopn,pin->on", coefficients[:, :, derivative:], self._terms_of(derivative))
+            if base_weight is not None and (base := self._base(derivative)) is not None:
+                y += product(base_weight.T, base)
+            return y
         edges = self.edges(weight, base_weight, derivative)
         if name == "H":
             return np.einsum("ion,ion->in", edges, g)
         return np.add.reduce(edges, 0) if v is None else np.einsum("ion,in->on", edges, v)
 
     def edges(self, weight: Array, base_weight: Array | None, derivative: int) -> Array:
-        """E_d, ``[I, O, N]``; must not be written into.
-
-        The last weights are recognised as the same arrays or by their values: the table of contractions has other
-        weights in the place of W at times.
-        """
+        """E_d, ``[I, O, N]``; must not be written into."""
         import numpy as np
 
-        last = self._last_edges
-        if last is not None:
-            same = weight is last.given_weight and base_weight is last.given_base
-            last = last if same or last.are_of(weight, base_weight) else None
-        if last is None:
-            last = self._last_edges = EdgeValues(weight, base_weight)
+        last = self._edges_of(weight, base_weight)
         found = last.values.get(derivative)
         if found is not None:
             return found
@@ -140,13 +139,28 @@ class Block:
             last.values[0] = product(joined.transpose(1, 2, 0), self._features())
             return last.values[0]
         else:
-            if last.coefficients is None:
-                last.coefficients = self._coefficients(self.tables.polynomials(weight))
-            found = self._sum(last.coefficients, derivative)
+            coefficients = self._edge_coefficients(last)[:, :, derivative:]
+            found = np.einsum("iopn,pin->ion", coefficients, self._terms_of(derivative))
         if base_weight is not None and (base := self._base(derivative)) is not None:
             found += base[:, None] * base_weight[:, :, None]
         last.values[derivative] = found
         return found
+
+    def _edges_of(self, weight: Array, base_weight: Array | None) -> EdgeValues:
+        """The cache for these weights; the last ones are recognised as the same arrays or by their values, since the
+        table of contractions has other weights in the place of W at times."""
+        last = self._last_edges
+        if last is not None:
+            same = weight is last.given_weight and base_weight is last.given_base
+            if same or last.are_of(weight, base_weight):
+                return last
+        self._last_edges = last = EdgeValues(weight, base_weight)
+        return last
+
+    def _edge_coefficients(self, edges: EdgeValues) -> Array:
+        if edges.coefficients is None:
+            edges.coefficients = self._coefficients(self.tables.polynomials(edges.weight))
+        return edges.coefficients
 
     def _contract_weight(self, upstream: Array, derivative: int) -> tuple[Array, Array | None]:
         """G_d from v g, ``[I or 1, O, N]``."""
@@ -341,18 +355,10 @@ class Piecewise:
             self._input_moments.add(self.x)
         return self._input_moments
 
-    def contract(self, name: str, operands: Operands, derivative: int) -> Any:
-        """As :meth:`Block.contract`."""
-        if len(self._cached) == 1 and not self._again:
-            return self._cached[0][1].contract(name, operands, derivative)
-        found = [block.contract(name, _rows(operands, part), derivative) for part, block in self.blocks()]
-        return _joined(CONTRACTIONS[name].free, found)
-
     def vjp(
         self,
         name: str,
-        operands: Operands,
-        upstream: Any,
+        full: Operands,
         wanted: Collection[str],
         derivative: int,
         add: Callable[[Block, Array], Array] | None = None,
@@ -364,10 +370,10 @@ class Piecewise:
         """
         found: list[dict[str, Any]] = []
         for part, block in self.blocks():
-            own = upstream if name == "G" else upstream[..., part]
-            own = own if add is None else add(block, own)
-            rows = operands if part == WHOLE else _rows(operands, part)
-            found.append(gradients(name, rows, own, wanted, derivative, block.contract))
+            own = full if part is WHOLE else _rows(full, part)
+            if add is not None:
+                own = own._replace(g=add(block, own.g))
+            found.append(gradients(name, own, wanted, derivative, block.contract))
         return found[0] if len(found) == 1 else {by: _joined(by, [each[by] for each in found]) for by in wanted}
 
 
@@ -380,6 +386,12 @@ def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -
     if cells <= MAX_DENSE_CELLS:  # so that the products stay NumPy's own, which are quicker
         count = max(count, min(rows // MIN_ROWS, -(-rows * cells * (terms + 2) // MAX_OWN_PRODUCTS)))
     return count, count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
+
+
+def splines_pay(values: int, outputs: int, tables: Pieces) -> bool:
+    """Whether a step without slopes is quicker by products with the splines at its input values than by polynomials."""
+    dense = outputs > MANY_OUTPUTS * tables.count and tables.local.shape[3] <= MAX_DENSE_CELLS
+    return dense and values * (tables.count + 1) <= MAX_SPLINES
 
 
 def _joined_weights(weight: Array, base_weight: Array | None) -> Array:
@@ -434,8 +446,9 @@ class Moments:
         self.mean = self.mean + step * (rows / joined)
         self.rows, self.only = joined, None
 
+    @cached_property
     def std(self) -> Array:
-        """Standard deviation of each column."""
+        """Standard deviation of each column, once all blocks are added."""
         import numpy as np
 
         return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
@@ -444,7 +457,7 @@ class Moments:
         """What multiplies the centred values in their gradient; 0 where a column does not vary."""
         import numpy as np
 
-        by_std, std = by_std / (self.rows - 1), self.std()
+        by_std, std = by_std / (self.rows - 1), self.std
         return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
 
     def centred(self, values: Array) -> Array:
@@ -498,18 +511,17 @@ class PiecewiseTensors:
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
         """F_d ``[N, O]``, G_d in two parts, or H_d ``[N, I]``."""
+        given, found = _as_arrays(operands), []
         with quiet():
-            return _as_tensors(self.rows.contract(name, _as_arrays(operands), derivative))
+            for part, block in self.rows.blocks():
+                own = given if part is WHOLE else _rows(given, part)
+                found.append(block.contract(name, own, derivative))
+        return _as_tensors(found[0] if len(found) == 1 else _joined(CONTRACTIONS[name].free, found))
 
-    def vjp(
-        self, name: str, operands: Operands, upstream: Any, wanted: Collection[str], derivative: int
-    ) -> dict[str, Any]:
+    def vjp(self, name: str, full: Operands, wanted: Collection[str], derivative: int) -> dict[str, Any]:
         """:func:`.trilinear.gradients` of a contraction, without a graph."""
-        free = CONTRACTIONS[name].free
-        full = _as_arrays(operands.with_operand(free, upstream))
-        own = full[1:3] if free == "W" else getattr(full, free)
         with quiet():
-            found = self.rows.vjp(name, full, own, wanted, derivative)
+            found = self.rows.vjp(name, _as_arrays(full), wanted, derivative)
         return {by: _as_tensors(value) for by, value in found.items()}
 
 
@@ -524,9 +536,9 @@ def rows_of(
         operands: everything that will be contracted, of plain tensors.
         derivatives: the order d of each contraction, the lowest first.
     """
-    given = [x, *(each for each in operands if each is not None)]
-    for each in given:
-        if each.dtype != knots.dtype:
+    dtype = knots.dtype
+    for each in (x, *operands):
+        if each is not None and each.dtype is not dtype:
             return None
     found: PiecewiseTensors | None = cached.get("rows")
     if found is None:
@@ -536,8 +548,10 @@ def rows_of(
             return None
         if not _pays(rows, inputs, count, outputs, basis, derivatives[0]):
             return None
-        tables = cached["pieces"]() if "pieces" in cached else pieces_of(knots, basis)
-        found = cached["rows"] = PiecewiseTensors(Piecewise(columns(x), tables, basis, outputs))
+        pieces = cached.get("pieces")
+        tables = pieces_of(knots, basis) if pieces is None else pieces()
+        by_splines = cached.get("fixed_x", False) and splines_pay(x.numel(), outputs, tables)
+        found = cached["rows"] = PiecewiseTensors(Piecewise(columns(x), tables, basis, outputs, by_splines))
     highest = found.rows.tables.highest
     return found if all(d <= highest or d > basis.order for d in derivatives) else None
 

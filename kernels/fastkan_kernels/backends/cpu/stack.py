@@ -1,9 +1,7 @@
 """Layers one after another in one piece, with the standard deviation of every edge: a step of a small network.
 
 A network of a few nodes spends its time on calls, and here they are few. The standard deviations, which sparsity
-penalties need, come from values of the edges that exist already. :class:`FusedStack` works on arrays, without a graph;
-:func:`fused_stack` is the same for autograd. What they compute is ``contract_out`` of each layer in turn, and
-``edge_std``, on the CPU's piecewise backend.
+penalties need, come from values of the edges that exist already.
 """
 
 from __future__ import annotations
@@ -11,21 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from .autograd import dispatch
-from .autograd.functions import required_grads
-from .backends.cpu.piecewise import Array, Block, Moments, Piecewise, array, columns, has_sizes, quiet
-from .backends.cpu.selection import piecewise_pays
-from .backends.modes import has_values
-from .basis import Basis, autocast_dtype
-from .bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
-from .statistics import column_std, edge_std
-from .trilinear import Operands
-
-MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that a cache holds
-MANY_OUTPUTS = 0.6  # outputs for each spline, above which products with all splines are quicker than polynomials
+from ...basis import Basis
+from ...bspline.piecewise import Pieces, pieces_of
+from ...trilinear import Operands
+from .piecewise import MAX_SPLINES, Array, Block, Moments, Piecewise, columns, has_sizes, splines_pay
+from .selection import piecewise_pays
 
 
 class StackLayer(NamedTuple):
@@ -86,55 +76,6 @@ class StackCache:
         return last
 
 
-def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
-    """Whether a stack of these layers is computed in one piece here and now, because that is possible and quickest.
-
-    Args:
-        cached: whether the splines of the first layer are in a :class:`StackCache`.
-
-    Example:
-        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
-        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
-        >>> supports_stack(torch.rand(10, 2), [layer])
-        True
-    """
-    if not (x.is_cpu and has_values(x) and dispatch.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
-        return False
-    differentiable, rows, sizes = torch.is_grad_enabled(), x.shape[0], []
-    for weight, _, _, mask, knots, basis, _ in layers:
-        if not x.dtype == weight.dtype == knots.dtype:
-            return False
-        if differentiable and (knots.requires_grad or (mask is not None and mask.requires_grad)):
-            return False
-        if not has_sizes(rows, knots.shape[0], knots.shape[1], weight.shape[2], basis, x.dtype):
-            return False
-        sizes.append((rows, knots.shape[0], weight.shape[2], weight.shape[0], basis))
-    return piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
-
-
-def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:
-    """Layers one after another; differentiable to any order. Call it where :func:`supports_stack` is true.
-
-    Args:
-        x: ``[N, I]``.
-        layers: each with as many inputs as the one before has outputs.
-        std: whether standard deviations are wanted; for two rows or more.
-
-    Returns:
-        y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
-
-    Example:
-        >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
-        >>> layer = StackLayer(weight, None, None, None, knots, basis_of(knots, 3, "none"))
-        >>> y, stds = fused_stack(torch.rand(10, 2), [layer], std=True)
-        >>> y.shape, stds[0].edges.shape
-        (torch.Size([10, 5]), torch.Size([2, 5]))
-    """
-    fixed = [layer[4:] for layer in layers]
-    y, *deviations = _FusedStack.apply(x, std, fixed, *(operand for layer in layers for operand in layer[:4]))
-    return y, [LayerStd(*pair) for pair in zip(deviations[::2], deviations[1::2])]
-
-
 def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
     """The weights of splines and base function, tensors or arrays, with scale and mask in them.
 
@@ -153,10 +94,10 @@ class FusedStack:
 
     Args:
         x: ``[N, I]``.
-        layers: as in :func:`fused_stack`.
+        layers: with as many inputs as the one before has outputs.
         std: whether :meth:`stds` will be called.
         cache: of rows that come again.
-        x_grad: whether a gradient with respect to x may be wanted.
+        fixed_x: whether gradients will be wanted, but none with respect to x.
 
     Attributes:
         y: ``[O, N]``.
@@ -174,7 +115,7 @@ class FusedStack:
         layers: Sequence[StackLayer],
         std: bool = False,
         cache: StackCache | None = None,
-        x_grad: bool = True,
+        fixed_x: bool = False,
     ) -> None:
         self.operands: list[list[Any]] = []
         self.passes: list[_LayerPass] = []
@@ -182,12 +123,11 @@ class FusedStack:
         for place, (*tensors, knots, basis, pieces) in enumerate(layers):
             operands: list[Any] = [None if each is None else each.numpy(force=True) for each in tensors]
             tables = pieces_of(knots, basis) if pieces is None else pieces()
-            count, _, outputs = operands[0].shape
+            outputs = operands[0].shape[2]
             if cache is not None and place == 0:
                 rows = cache.rows(h, tables, basis, outputs)
-            else:  # many outputs are quicker from the splines, slopes are not
-                many = outputs > MANY_OUTPUTS * count and tables.local.shape[3] <= MAX_DENSE_CELLS
-                by_splines = many and place == 0 and not x_grad and h.size * (count + 1) <= MAX_SPLINES
+            else:
+                by_splines = place == 0 and fixed_x and splines_pay(h.size, outputs, tables)
                 rows = Piecewise(h, tables, basis, outputs, by_splines)
             self.operands.append(operands)
             self.passes.append(_LayerPass(rows, *fold_scale_and_mask(*operands), std))
@@ -196,7 +136,7 @@ class FusedStack:
 
     def stds(self) -> list[LayerStd]:
         """Standard deviations of each layer's edges and inputs."""
-        return [LayerStd(each.edges.std(), each.rows.input_moments().std()) for each in self.passes]
+        return [LayerStd(each.edges.std, each.rows.input_moments().std) for each in self.passes]
 
     def vjp(
         self, g: Array, by_stds: Sequence[tuple[Array | None, Array | None]], needed: Sequence[bool]
@@ -264,63 +204,22 @@ class _LayerPass:
                 upstream += g
                 return upstream
 
-        found = self.rows.vjp("F", self.operands, g, wanted, 0, add)
+        found = self.rows.vjp("F", self.operands._replace(g=g), wanted, 0, add)
         if by_inputs is not None and "x" in wanted:
             inputs = self.rows.input_moments()
             found["x"] += inputs.share(by_inputs)[:, None] * inputs.only
         return found
 
 
-class _FusedStack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, std, fixed, *operands):
-        layers = [StackLayer(*operands[4 * place : 4 * place + 4], *each) for place, each in enumerate(fixed)]
-        with quiet():
-            stack = FusedStack(x, layers, std, x_grad=ctx.needs_input_grad[0])
-            deviations = [torch.from_numpy(each.copy()) for pair in stack.stds() for each in pair] if std else []
-        ctx.std, ctx.fixed, ctx.stack = std, fixed, stack
-        ctx.save_for_backward(x, *operands)
-        return torch.from_numpy(stack.y.T.copy()), *deviations
+def pays(x: Tensor, layers: Sequence[StackLayer], cached: bool) -> bool:
+    """Whether the sizes of these layers can be computed in one piece, and that is the quickest.
 
-    @staticmethod
-    def backward(ctx, by_y, *by_deviations):
-        x, *operands = ctx.saved_tensors
-        needed = required_grads(ctx, (x, None, None, *operands))
-        # each is checked: of a batch of gradients some may be zeros that have no batch
-        if torch.is_grad_enabled() or not all(map(has_values, (by_y, *by_deviations))):
-            return _differentiable_vjp(ctx, x, operands, (by_y, *by_deviations), needed)
-        by_x, _, _, *others = needed
-        stds = [array(each) for each in by_deviations] or [None] * (2 * len(ctx.fixed))
-        with quiet():
-            g, found = ctx.stack.vjp(array(by_y).T, list(zip(stds[::2], stds[1::2])), (by_x, *others))
-        by_operands = (None if each is None else torch.from_numpy(each) for each in found)
-        return torch.from_numpy(g.T.copy()) if by_x else None, None, None, *by_operands
-
-
-def _differentiable_vjp(
-    ctx, x: Tensor, operands: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
-) -> tuple:
-    """The same gradients by way of the contractions, for a graph of them and for batches of upstream gradients."""
-    given: list[Any] = [x, None, None, *operands]
-    asked = [place for place, needs in enumerate(needed) if needs]
-    with torch.enable_grad():
-        for place in asked:  # x may depend on the weights, and layers may share them, but each gradient is partial
-            given[place] = given[place].view_as(given[place])
-        h, operands, outputs = given[0], given[3:], []
-        for place, (knots, basis, pieces) in enumerate(ctx.fixed):
-            operands = Operands(None, *fold_scale_and_mask(*operands[4 * place : 4 * place + 4]))
-            if ctx.std:
-                outputs += [edge_std(h, knots, operands.weight, operands.base_weight, basis=basis), column_std(h)]
-            h = dispatch.contract("F", h, knots, operands, basis, 0, pieces)
-    pairs = [(o, u) for o, u in zip((h, *outputs), upstream) if o.requires_grad]
-    gradients = torch.autograd.grad(
-        [o for o, _ in pairs],
-        [given[place] for place in asked],
-        [u for _, u in pairs],
-        create_graph=torch.is_grad_enabled(),
-        allow_unused=True,
-    )
-    found: list[Tensor | None] = [None] * len(given)
-    for place, gradient in zip(asked, gradients):
-        found[place] = gradient
-    return tuple(found)
+    Args:
+        cached: whether the splines of the first layer are in a :class:`StackCache`.
+    """
+    rows, sizes = x.shape[0], []
+    for weight, _, _, _, knots, basis, _ in layers:
+        if not has_sizes(rows, knots.shape[0], knots.shape[1], weight.shape[2], basis, x.dtype):
+            return False
+        sizes.append((rows, knots.shape[0], weight.shape[2], weight.shape[0], basis))
+    return piecewise_pays(sizes, cached and x.numel() * (sizes[0][3] + 1) <= MAX_SPLINES)
