@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 from networks import D, mixed, network, points, same, walk
 
-from fastkan.network.trace import LayerTrace, check_edge, default_rows, get_fun, get_range
+from fastkan.network.trace import LayerTrace, default_rows
 
 
 def test_a_trace_has_every_layer_and_no_gradient() -> None:
@@ -93,19 +90,3 @@ def test_evaluate_is_the_root_mean_squared_error() -> None:
     assert model.evaluate({"test_input": x, "test_label": y})["test_loss"] == pytest.approx(exact, rel=1e-12)
     with pytest.raises(ValueError, match=r"y must have the shape \[60, 2\]"):
         model.evaluate({"test_input": x, "test_label": y[:, 0]})
-
-
-REFUSED: list[tuple[Any, type[Exception], str]] = [
-    ((2, 0, 0), ValueError, "l must be below 2, the number of layers; got 2"),
-    ((-1, 0, 0), ValueError, "l must be at least 0"),
-    ((0, 2, 0), ValueError, "i must be below 2, the inputs of layer 0; got 2"),
-    ((1, 0, 1), ValueError, "j must be below 1, the outputs of layer 1; got 1"),
-    ((0, "0", 0), TypeError, "i must be an int"),
-]
-
-
-@pytest.mark.parametrize("function", [get_fun, get_range, check_edge])
-@pytest.mark.parametrize(("edge", "error", "message"), REFUSED)
-def test_an_edge_that_is_not_there(function: Callable, edge: tuple, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        function(network([2, 3, 1]), *edge)

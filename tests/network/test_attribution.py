@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import D, Step, mixed, network, points, same, walk
+from networks import Step, mixed, network, points, same, walk
 from peers import pykan_of
 from torch import Tensor
 
@@ -168,26 +168,3 @@ def test_scores_have_no_gradient_but_attributed_does() -> None:
         return value
 
     torch.testing.assert_close(slope[0, 0], (moved(h) - moved(-h)) / (2 * h), rtol=1e-6, atol=0)
-
-
-REFUSED = [
-    ({"l": 0}, ValueError, "l must be at least 1"),
-    ({"l": 3}, ValueError, "l must be at most 2"),
-    ({"l": 1.0}, TypeError, "l must be an int"),
-    ({"l": 1, "i": 3}, ValueError, "i must be below 3"),
-    ({"l": 1, "i": -1}, ValueError, "i must be at least 0"),
-    ({"i": 0}, ValueError, "i=0 is a node of a layer l"),
-    ({"out_score": torch.ones(3)}, ValueError, r"out_score must have the shape \[2\]"),
-    ({"l": 1, "out_score": torch.ones(1, 3)}, ValueError, r"out_score must have the shape \[3\]"),
-    ({"out_score": [1.0, 1.0]}, TypeError, "out_score must be a torch.Tensor"),
-    ({"x": torch.rand(5, 3, dtype=D)}, ValueError, "x must have the shape"),
-    ({"x": torch.rand(0, 2, dtype=D)}, ValueError, "x must have at least one sample"),
-    ({"x": torch.rand(1, 2, dtype=D)}, ValueError, "x must have at least 2 different rows, got 1 among 1"),
-    ({"x": torch.ones(9, 2, dtype=D)}, ValueError, "x must have at least 2 different rows, got 1 among 9"),
-]
-
-
-@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
-def test_what_is_not_there_is_refused(options: dict, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        network([2, 3, 2]).attribute(**options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,71 +19,23 @@ from fastkan.functional import kan_linear
 from fastkan.plotting import plot_history
 from fastkan.symbolic import SymbolicEdges
 
-# made anew for each call
+# expressions, evaluated anew for each call
 VALUES: dict[str, Callable[[], Any]] = {
-    "None": lambda: None,
-    "text": lambda: "abc",
-    "empty text": lambda: "",
-    "digit": lambda: "1",
-    "zero byte": lambda: "a\0b",
-    "bytes": lambda: b"abc",
-    "-1": lambda: -1,
-    "0": lambda: 0,
-    "1": lambda: 1,
-    "7": lambda: 7,
-    "1.5": lambda: 1.5,
-    "-0.5": lambda: -0.5,
-    "nan": lambda: float("nan"),
-    "inf": lambda: float("inf"),
-    "-inf": lambda: -float("inf"),
-    "2**70": lambda: 2**70,
-    "-2**70": lambda: -(2**70),
-    "10**400": lambda: 10**400,
-    "complex": lambda: 1 + 2j,
-    "True": lambda: True,
-    "False": lambda: False,
-    "[]": list,
-    "[1]": lambda: [1],
-    "[0, 1]": lambda: [0, 1],
-    "[1, 0]": lambda: [1, 0],
-    "[nan, 1]": lambda: [float("nan"), 1.0],
-    "[None]": lambda: [None],
-    "[[0]]": lambda: [[0]],
-    "texts": lambda: ["a", "b"],
-    "{}": dict,
-    "dict": lambda: {"a": 1},
-    "set": lambda: {0.0, 1.0},
-    "iterator": lambda: iter([1, 2]),
-    "object": object,
-    "type": lambda: int,
-    "function": lambda: len,
-    "module": lambda: nn.ReLU(),
-    "int32": lambda: torch.int32,
-    "cuda:77": lambda: "cuda:77",
-    "tensor": lambda: torch.rand(3),
-    "matrix": lambda: torch.rand(2, 2),
-    "nan tensor": lambda: torch.full((4, 2), torch.nan),
-    "int tensor": lambda: torch.ones(4, 2, dtype=torch.int64),
-    "bool tensor": lambda: torch.ones(2, dtype=torch.bool),
-    "complex tensor": lambda: torch.ones(4, 2, dtype=torch.complex64),
-    "half tensor": lambda: torch.ones(4, 2, dtype=torch.float16),
-    "meta tensor": lambda: torch.ones(4, 2, device="meta"),
-    "sparse tensor": lambda: torch.eye(2).to_sparse(),
-    "empty tensor": lambda: torch.ones(0),
-    "0-d tensor": lambda: torch.tensor(2.5),
-    "0-d int tensor": lambda: torch.tensor(1),
-    "0-d bool tensor": lambda: torch.tensor(True),
-    "0-d nan tensor": lambda: torch.tensor(torch.nan),
-    "0-d meta tensor": lambda: torch.tensor(1.0, device="meta"),
-    "0-d complex tensor": lambda: torch.tensor(1j),
-    "array": lambda: np.arange(3.0),
-    "text array": lambda: np.array(["a", "b"]),
-    "object array": lambda: np.array([None, {}], dtype=object),
-    "np.int64": lambda: np.int64(1),
-    "np.float64": lambda: np.float64(0.5),
-    "np.bool": lambda: np.bool_(True),
-    "np.nan": lambda: np.float32("nan"),
-}
+    text: functools.partial(eval, text, {"torch": torch, "np": np, "nn": nn})
+    for text in (
+        "None", '"abc"', '""', '"1"', '"a\\0b"', 'b"abc"', "-1", "0", "1", "7", "1.5", "-0.5", 'float("nan")',
+        'float("inf")', '-float("inf")', "2**70", "-(2**70)", "10**400", "1 + 2j", "True", "False", "[]", "[1]",
+        "[0, 1]", "[1, 0]", '[float("nan"), 1.0]', "[None]", "[[0]]", '["a", "b"]', "{}", '{"a": 1}', "{0.0, 1.0}",
+        "iter([1, 2])", "object()", "int", "len", "nn.ReLU()", "torch.int32", '"cuda:77"', "torch.rand(3)",
+        "torch.rand(2, 2)",
+        "torch.full((4, 2), torch.nan)", "torch.ones(4, 2, dtype=torch.int64)", "torch.ones(2, dtype=torch.bool)",
+        "torch.ones(4, 2, dtype=torch.complex64)", "torch.ones(4, 2, dtype=torch.float16)",
+        'torch.ones(4, 2, device="meta")', "torch.eye(2).to_sparse()", "torch.ones(0)", "torch.tensor(2.5)",
+        "torch.tensor(1)", "torch.tensor(True)", "torch.tensor(torch.nan)", 'torch.tensor(1.0, device="meta")',
+        "torch.tensor(1j)", "np.arange(3.0)", 'np.array(["a", "b"])', "np.array([None, {}], dtype=object)",
+        "np.int64(1)", "np.float64(0.5)", "np.bool_(True)", 'np.float32("nan")',
+    )
+}  # fmt: skip
 
 X, Y = torch.rand(20, 2), torch.rand(20, 1)
 KNOTS = kernels.uniform_knots(2, 5, 3)
