@@ -266,18 +266,6 @@ def changed_copy() -> nn.Module:
     return KANLinear()
 
 
-def half_masked() -> Any:
-    source = pykan()
-    source.act_fun[1].mask.data[0, 0] = 0.5
-    return source
-
-
-def of_anonymous_functions() -> Any:
-    source = with_formulas()
-    source.symbolic_fun[0].funs_name[0][0] = "my own"
-    return source
-
-
 def tied() -> nn.Module:
     one, other = inkan(3, 3), inkan(3, 3)
     other.weight = one.weight
@@ -293,8 +281,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.GELU), "base_activation=GELU is none of"),
     "pykan, another base": (lambda: pykan(base_fun=torch.nn.GELU()), "act_fun.0: base_fun=GELU is none of"),
     "surface": (lambda: inkan(2, 1, dim=2), "dim=2 makes it a surface"),
-    "half a mask": (half_masked, "act_fun.1: mask must hold only 0 and 1"),
-    "a function of one's own": (of_anonymous_functions, r"edge \(0, 0, 0\) is 'my own'.*fastkan.add_symbolic"),
+    "half a mask": (
+        lambda: changed(pykan(), lambda s: s.act_fun[1].mask.data[0, 0].fill_(0.5)),
+        "act_fun.1: mask must hold only 0 and 1",
+    ),
+    "a function of one's own": (
+        lambda: changed(with_formulas(), lambda s: s.symbolic_fun[0].funs_name[0].__setitem__(0, "my own")),
+        r"edge \(0, 0, 0\) is 'my own'.*fastkan.add_symbolic",
+    ),
     "a changed copy": (changed_copy, "module, a KANLinear: .*computes something else"),
     "another's KANLinear": (lambda: type("KANLinear", (nn.Linear,), {})(2, 3), "lacks tensors of efficient-kan's"),
     "tied parameters": (tied, "0 and 1 share a parameter"),
@@ -314,8 +308,6 @@ def test_all_four_are_there() -> None:
     names = ("convert", "convert_state_dict", "to_efficient_kan_state_dict", "to_pykan", "replace_linear")
     assert all(name in fastkan.__all__ for name in names)
 
-
-# -- sources that are shared, changed or degenerate --------------------------------------------------
 
 # -- shared modules -------------------------------------------------------------------------------------
 
@@ -513,23 +505,6 @@ def with_a_subclass(source: Any) -> None:
     layer.__class__ = type("Doubled", (Doubled, type(layer)), {})
 
 
-def renamed_formula() -> Any:
-    source = pykan()
-    formula(source, 0, 0, 0, "sin", (1, 0, 1, 0))
-    source.symbolic_fun[0].funs[0][0] = lambda x: x**3
-    return source
-
-
-def endless_formula() -> Any:
-    source = pykan()
-    formula(source, 0, 1, 2, "sin", (math.nan, 0, 1, 0))
-    return source
-
-
-def trained_formula_mask() -> Any:
-    return changed(pykan(), lambda source: source.symbolic_fun[1].mask.requires_grad_())
-
-
 def tied_inside() -> Any:
     source = inkan(3, 3, 3)
     source.layers[1].weight = source.layers[0].weight
@@ -548,22 +523,13 @@ def with_a_product() -> nn.Module:
     return parent
 
 
-def doubled_forward(source: Any) -> None:
-    before = source.forward
-    source.forward = lambda x: 2 * before(x)
-
-
 def with_bias(source: nn.Module) -> None:
     source.bias = nn.Parameter(torch.zeros(4))
 
 
-def half_double(source: Any) -> None:
-    coef = source.act_fun[1].coef
-    coef.data = coef.data.float()
-
-
-def coincident(source: Any) -> None:
-    source.act_fun[0].grid.data[0, 5] = source.act_fun[0].grid.data[0, 4]
+def doubled_forward(source: Any) -> None:
+    before = source.forward
+    source.forward = lambda x: 2 * before(x)
 
 
 REFUSED |= {
@@ -573,10 +539,14 @@ REFUSED |= {
                               "base_activation=PReLU has parameters"),
     "trained grid": (lambda: pykan().requires_grad_(),
                      r"act_fun.0: grid requires a gradient.*grid.requires_grad_\(False\)"),
-    "trained mask of formulas": (trained_formula_mask, "symbolic_fun.1: mask requires a gradient"),
-    "coincident knots": (lambda: changed(pykan(), coincident), r"act_fun.0: knots of the inputs \[0\] coincide"),
+    "trained mask of formulas": (lambda: changed(pykan(), lambda s: s.symbolic_fun[1].mask.requires_grad_()),
+                                 "symbolic_fun.1: mask requires a gradient"),
+    "coincident knots": (lambda: changed(pykan(), lambda s:
+                         s.act_fun[0].grid.data[0, 5].copy_(s.act_fun[0].grid.data[0, 4])),
+                         r"act_fun.0: knots of the inputs \[0\] coincide"),
     "two dtypes": (lambda: changed(pykan(), lambda s: s.act_fun[1].float()), "one dtype, got .*32 and .*64"),
-    "two dtypes in a layer": (lambda: changed(pykan(), half_double),
+    "two dtypes in a layer": (lambda: changed(pykan(), lambda s:
+                              setattr(s.act_fun[1].coef, "data", s.act_fun[1].coef.data.float())),
                               "act_fun.1: its parameters must have one dtype"),
     "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "Doubled is a subclass of kan.KANLayer.KANLayer"),
     "another layer inside": (lambda: changed(inkan(3, 4, 2), lambda s: s.layers.insert(1, nn.LayerNorm(4))),
@@ -587,8 +557,11 @@ REFUSED |= {
                            "it has the parameter bias, which efficient-kan's layer does not have"),
     "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
                               "it has the parameter bias, which efficient-kan's network does not have"),
-    "formula of another name": (renamed_formula, r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
-    "formula of NaN": (endless_formula, r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
+    "formula of another name": (lambda: changed(pykan(), lambda s: (
+        formula(s, 0, 0, 0, "sin", (1, 0, 1, 0)), s.symbolic_fun[0].funs[0].__setitem__(0, lambda x: x**3))),
+                                r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
+    "formula of NaN": (lambda: changed(pykan(), lambda s: formula(s, 0, 1, 2, "sin", (math.nan, 0, 1, 0))),
+                       r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
     "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
     "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on the meta device"),
@@ -637,37 +610,22 @@ def plain(self: Any, x: Tensor) -> Tensor:
     return peers.KANLinear.forward(self, x)
 
 
-def with_dropout_of_its_own(self: Any, x: Tensor) -> Tensor:
+def with_dropout(self: Any, x: Tensor) -> Tensor:
     return plain(self, nn.functional.dropout(x, 0.1, self.training))
 
 
-def with_a_dropout_layer(self: Any, x: Tensor) -> Tensor:
-    return self.dropout(plain(self, x))
-
-
-def give_a_dropout_layer(self: Any) -> None:
-    self.dropout = nn.Dropout(0.02)
-
-
-def with_noise(self: Any, x: Tensor) -> Tensor:
-    return plain(self, x) + (1e-12 * torch.randn(len(x), 4, dtype=x.dtype) if self.training else 0.0)
-
-
-def doubled_in_training(self: Any, x: Tensor) -> Tensor:
-    return plain(self, x) * (2 if self.training else 1)
-
-
-def doubled_in_evaluation(self: Any, x: Tensor) -> Tensor:
-    return plain(self, x) * (1 if self.training else 2)
-
-
 CHANGED: dict[str, tuple[Callable[[], Any], str]] = {
-    "dropout in forward": (lambda: layer(with_dropout_of_its_own), "it draws random numbers, as dropout does"),
-    "a dropout layer": (lambda: layer(with_a_dropout_layer, give_a_dropout_layer), "it draws random numbers"),
-    "noise": (lambda: layer(with_noise), "it draws random numbers"),
-    "another in training": (lambda: layer(doubled_in_training), "computes something else in training mode"),
-    "another in evaluation": (lambda: layer(doubled_in_evaluation), "computes something else$"),
-}
+    "dropout in forward": (lambda: layer(with_dropout), "it draws random numbers, as dropout does"),
+    "a dropout layer": (lambda: layer(lambda self, x: self.dropout(plain(self, x)),
+                                      lambda self: self.add_module("dropout", nn.Dropout(0.02))),
+                        "it draws random numbers"),
+    "noise": (lambda: layer(lambda self, x: plain(self, x) + (
+        1e-12 * torch.randn(len(x), 4, dtype=x.dtype) if self.training else 0.0)), "it draws random numbers"),
+    "another in training": (lambda: layer(lambda self, x: plain(self, x) * (1 + self.training)),
+                            "computes something else in training mode"),
+    "another in evaluation": (lambda: layer(lambda self, x: plain(self, x) * (2 - self.training)),
+                              "computes something else$"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -684,7 +642,7 @@ def test_what_a_layer_does_in_either_mode_counts(name: str, training: bool) -> N
 
 def test_a_dropout_inside_of_a_network_counts() -> None:
     source = peers.KAN([3, 4]).eval()
-    source.layers[0] = layer(with_dropout_of_its_own)
+    source.layers[0] = layer(with_dropout)
     source.layers[0].eval()
     with pytest.raises(ValueError, match="module, a KAN: it draws random numbers"):
         convert(source)
@@ -713,7 +671,7 @@ def test_the_source_is_left_as_it_was() -> None:
 
 
 def test_a_changed_file_in_a_folder_of_the_package_s_name_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = layer(doubled_in_evaluation)
+    source = layer(lambda self, x: plain(self, x) * (2 - self.training))
     monkeypatch.setattr(type(source), "__module__", "efficient_kan.kan")
     with pytest.raises(ValueError, match="computes something else"):
         convert(source)

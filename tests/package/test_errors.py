@@ -25,30 +25,21 @@ W, BASE_W = torch.rand(8, 2, 3), torch.rand(2, 3)
 CUBIC = Basis(3, uniform=True)
 
 
-def change(index: int, value: object, tensors: tuple = ()) -> tuple:
-    return (*tensors[:index], value, *tensors[index + 1 :])
+def call_of(contraction: Callable, *arguments: object) -> Callable:
+    """The calls of a contraction: with other values at some places, and other options."""
+
+    def call(*changes: tuple[int, object], **options) -> Callable:
+        given = list(arguments)
+        for place, value in changes:
+            given[place] = value
+        return lambda: contraction(*given, **{"basis": CUBIC, **options})
+
+    return call
 
 
-def out(*changes: tuple[int, object], basis: object = CUBIC, **options) -> Callable:
-    arguments = (X, KNOTS, W, BASE_W, V)
-    for index, value in changes:
-        arguments = change(index, value, arguments)
-    return lambda: kernels.contract_out(*arguments, basis=basis, **options)
-
-
-def weight(*changes: tuple[int, object], **options) -> Callable:
-    arguments = (X, KNOTS, G, V)
-    for index, value in changes:
-        arguments = change(index, value, arguments)
-    return lambda: kernels.contract_weight(*arguments, basis=CUBIC, **options)
-
-
-def inputs(*changes: tuple[int, object], **options) -> Callable:
-    arguments = (X, KNOTS, W, BASE_W, G)
-    for index, value in changes:
-        arguments = change(index, value, arguments)
-    return lambda: kernels.contract_in(*arguments, basis=CUBIC, **options)
-
+out = call_of(kernels.contract_out, X, KNOTS, W, BASE_W, V)
+weight = call_of(kernels.contract_weight, X, KNOTS, G, V)
+inputs = call_of(kernels.contract_in, X, KNOTS, W, BASE_W, G)
 
 CONTRACTIONS = {
     "x list": (out((0, [1.0])), TypeError, r"x must be a torch.Tensor, got list"),

@@ -241,9 +241,6 @@ def test_they_are_methods() -> None:
     assert methods == [unwrap(function) for function in (plots.plot, plots.plot_edge, plots.plot_history)]
 
 
-# -- words, surroundings, single edges, histories ----------------------------------------------------
-
-
 # -- texts --------------------------------------------------------------------------------------------
 
 

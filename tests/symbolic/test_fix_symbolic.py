@@ -151,12 +151,22 @@ def test_unfix_all() -> None:
     model.unfix_symbolic_all()
 
 
-def test_unfix_takes_a_formula() -> None:
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.unfix_symbolic(0, 1, 2), r"edge \(0, 1, 2\) must be symbolic to be unfixed"),
+        (lambda m: m.unfix_symbolic(2, 0, 0), "l must be below 2"),
+        (lambda m: m.set_mode(0, 1, 2, "s"), r"a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"),
+        (lambda m: m.set_mode(0, 1, 2, "sn"), r"a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"),
+        (lambda m: m.set_mode(0, 0, 0, "x"), "mode must be one of 'n', 's', 'sn', 'ns', 'off'; got 'x'"),
+    ],
+)
+def test_what_unfix_and_set_mode_refuse(call: Any, message: str) -> None:
     model = network()
-    with pytest.raises(ValueError, match=r"edge \(0, 1, 2\) must be symbolic to be unfixed"):
-        model.unfix_symbolic(0, 1, 2)
-    with pytest.raises(ValueError, match="l must be below 2"):
-        model.unfix_symbolic(2, 0, 0)
+    before = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        call(model)
+    assert_same(model, before)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -168,20 +178,6 @@ def test_modes(mode: str) -> None:
     model.set_mode(0, 0, 0, mode)
     expected = {"n": spline, "s": x.sin(), "sn": spline + x.sin(), "ns": spline + x.sin(), "off": 0 * x}[mode]
     assert torch.allclose(model(x), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("mode", ["s", "sn"])
-def test_a_mode_with_a_formula_takes_one(mode: str) -> None:
-    model = network()
-    before = state_of(model)
-    with pytest.raises(ValueError, match=r"needs a formula, but edge \(0, 1, 2\) has none: give it one by fix_symbol"):
-        model.set_mode(0, 1, 2, mode)
-    assert_same(model, before)
-
-
-def test_an_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="mode must be one of 'n', 's', 'sn', 'ns', 'off'; got 'x'"):
-        network().set_mode(0, 0, 0, "x")
 
 
 # -- suggest_symbolic ----------------------------------------------------------------------------------

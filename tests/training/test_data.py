@@ -208,16 +208,6 @@ def test_a_seed_gives_the_same_batches() -> None:
     assert not torch.equal(free, first(None))
 
 
-@pytest.mark.parametrize(
-    ("batch", "error", "words"),
-    [(0, ValueError, "batch must be at least 1, got 0"), (-2, ValueError, "batch must be at least 1, got -2"),
-     (2.0, TypeError, "batch must be an int, got float"), (None, TypeError, "batch must be an int, got NoneType")],
-)  # fmt: skip
-def test_batches_of_no_size(batch: object, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        read((X, Y)).batches(batch)
-
-
 def test_a_loader_starts_again_when_it_ends() -> None:
     loader = DataLoader(TensorDataset(X, Y.double()), batch_size=8)
     data = read(loader)
@@ -248,7 +238,7 @@ def test_a_loader_that_has_no_more_ends_with_an_error() -> None:
         next(batches)
 
 
-def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
+def test_a_later_batch_is_refused_when_it_comes() -> None:
     many = [(X, Y)] * (MAX_SAMPLES // len(X) + 1)  # of which the first ones are looked at before
     batches = read([*many, (X, nan(Y, (2,))), (X, Y)]).batches()
     for _ in many:
@@ -257,6 +247,11 @@ def test_a_loaders_later_batches_are_checked_as_they_come() -> None:
         next(batches)
     with pytest.raises(ValueError, match="y of batch 1 must be finite, got 1 NaN or infinite of 20 values"):
         read([(X, Y), (X, nan(Y, (2,))), (X, Y)])
+    with pytest.raises(ValueError, match=r"y of batch 1 has the shape \[60, 2\], but the output has \[60, 1\]"):
+        fit(fresh(), [(INPUTS, VALUES[:, None]), (INPUTS, torch.stack([VALUES, VALUES], 1))], square)
+    for loss in (nn.CrossEntropyLoss(), CLASS_LOSSES["lambda"]):
+        with pytest.raises(ValueError, match="y of batch 1 must be classes from 0 to 2"):
+            fit(fresh(3), [(INPUTS, CLASSES), (INPUTS, CLASSES + 1)], loss)
 
 
 # -- inputs far from the grid -----------------------------------------------------------------------
@@ -365,17 +360,6 @@ def test_labels_of_one_dimension_are_learned_row_by_row(name: str, form: str) ->
         assert results["test_loss"][-1] == pytest.approx(results["train_loss"][-1], rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.bool, torch.uint8])
-def test_whole_numbers_for_one_output_are_values(kind: torch.dtype) -> None:
-    labels = (VALUES > 0.3).to(kind)
-    model = fresh()
-    fit(model, (INPUTS, labels), nn.BCEWithLogitsLoss())
-    assert ((model(INPUTS)[:, 0] > 0) == (VALUES > 0.3)).double().mean() > 0.95
-    several = fresh(2)
-    fit(several, (INPUTS, torch.stack([labels, 1 - labels.long()], 1)), nn.BCEWithLogitsLoss())
-    assert ((several(INPUTS)[:, 0] > 0) == (VALUES > 0.3)).double().mean() > 0.95
-
-
 def test_a_loss_that_pairs_all_rows_with_all_says_so() -> None:
     with pytest.warns(UserWarning, match="same value whichever row a label belongs to") as caught:
         fit(fresh(), (INPUTS, VALUES[:, None]), lambda p, y: (p[:, 0] - y).square().mean())
@@ -414,12 +398,6 @@ def test_labels_that_would_be_spread_are_refused_before_anything_changes(name: s
     assert (model.history, model.sample) == ([], None)
 
 
-def test_a_later_batch_that_would_be_spread_is_refused_when_it_comes() -> None:
-    batches = [(INPUTS, VALUES[:, None]), (INPUTS, torch.stack([VALUES, VALUES], 1))]
-    with pytest.raises(ValueError, match=r"y of batch 1 has the shape \[60, 2\], but the output has \[60, 1\]"):
-        fit(fresh(), batches, square)
-
-
 def test_labels_that_can_not_be_spread_are_the_losss_own() -> None:
     """Such as a curve that a few numbers describe."""
     at = torch.linspace(0, 1, 9, dtype=D)
@@ -443,28 +421,42 @@ CLASS_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("kind", [torch.int64, torch.int32, torch.int8, torch.uint8])
-@pytest.mark.parametrize("name", list(CLASS_LOSSES))
-def test_classes_of_every_integer(name: str, kind: torch.dtype) -> None:
-    model = fresh(3)
-    fit(model, (INPUTS, CLASSES.to(kind)), CLASS_LOSSES[name])
-    assert (model(INPUTS).argmax(1) == CLASSES).double().mean() > 0.9
+def ignoring(index: int) -> Tensor:
+    labels = CLASSES.clone()
+    labels[::7] = index
+    return labels
 
 
-def test_two_classes_may_be_bools_and_columns() -> None:
-    truth = INPUTS[:, 0] > 0
-    for labels in (truth, truth.numpy(), truth.long()[:, None]):
-        model = fresh(2)
-        fit(model, (INPUTS, labels), nn.CrossEntropyLoss())
-        assert ((model(INPUTS).argmax(1) == 1) == truth).all()
+TRUTH, POSITIVE, SHARES = INPUTS[:, 0] > 0, VALUES > 0.3, functional.one_hot(CLASSES, 3)
 
 
-def test_shares_of_classes() -> None:
-    shares = functional.one_hot(CLASSES, 3)
-    for labels in (shares, shares.to(D)):
-        model = fresh(3)
-        fit(model, (INPUTS, labels), nn.CrossEntropyLoss())
-        assert (model(INPUTS).argmax(1) == CLASSES).double().mean() > 0.9
+KINDS = (torch.int64, torch.int32, torch.int8, torch.uint8)
+
+
+LABELS: dict[str, tuple[Any, Any, Tensor]] = {  # a loss, its labels, and the classes that they stand for
+    **{f"{name}, {k}": (loss, CLASSES.to(k), CLASSES) for name, loss in CLASS_LOSSES.items() for k in KINDS},
+    "bool": (nn.CrossEntropyLoss(), TRUTH, TRUTH),
+    "bool array": (nn.CrossEntropyLoss(), TRUTH.numpy(), TRUTH),
+    "column": (nn.CrossEntropyLoss(), TRUTH.long()[:, None], TRUTH),
+    "integer shares": (nn.CrossEntropyLoss(), SHARES, CLASSES),
+    "shares": (nn.CrossEntropyLoss(), SHARES.to(D), CLASSES),
+    "ignored": (nn.CrossEntropyLoss(), ignoring(-100), CLASSES),
+    "ignored by the module": (nn.CrossEntropyLoss(ignore_index=9), ignoring(9), CLASSES),
+    "ignored by a partial": (partial(functional.cross_entropy, ignore_index=9), ignoring(9), CLASSES),
+    "ignored by a lambda": (lambda p, y: functional.cross_entropy(p, y, ignore_index=9), ignoring(9), CLASSES),
+    **{f"one output, {k}": (nn.BCEWithLogitsLoss(), POSITIVE.to(k), POSITIVE) for k in (*KINDS, torch.bool)},
+    "two logits": (nn.BCEWithLogitsLoss(), torch.stack([~POSITIVE, POSITIVE], 1), POSITIVE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_classes_are_learned_from_labels_of_every_form(name: str) -> None:
+    loss, labels, classes = LABELS[name]
+    model = fresh(1 if name.startswith("one output") else int(classes.max()) + 1)
+    fit(model, (INPUTS, labels), loss)
+    y = model(INPUTS)
+    right = ((y.argmax(1) if y.shape[1] > 1 else y[:, 0] > 0) == classes).double().mean()
+    assert right == 1 if classes is TRUTH else right > (0.95 if classes is POSITIVE else 0.9)
 
 
 @pytest.mark.parametrize("labels", [CLASSES > 0, CLASSES, (CLASSES > 0).to(D), (CLASSES > 0).to(D)[:, None]],
@@ -490,27 +482,6 @@ def test_classes_without_an_output_are_refused(name: str, part: str, wrong: int)
     with pytest.raises((ValueError, IndexError), match=message):
         fit(model, given, CLASS_LOSSES[name], opt="Adam", batch=20)
     unchanged(model, before)
-
-
-def test_a_class_that_is_ignored() -> None:
-    for loss, ignored in (
-        (nn.CrossEntropyLoss(), -100),
-        (nn.CrossEntropyLoss(ignore_index=9), 9),
-        (partial(functional.cross_entropy, ignore_index=9), 9),
-        (lambda p, y: functional.cross_entropy(p, y, ignore_index=9), 9),
-    ):
-        labels = CLASSES.clone()
-        labels[::7] = ignored
-        model = fresh(3)
-        fit(model, (INPUTS, labels), loss)
-        assert (model(INPUTS).argmax(1) == CLASSES).double().mean() > 0.9
-
-
-def test_a_later_batch_with_a_class_without_an_output() -> None:
-    batches = [(INPUTS, CLASSES), (INPUTS, CLASSES + 1)]
-    for loss in (nn.CrossEntropyLoss(), CLASS_LOSSES["lambda"]):
-        with pytest.raises(ValueError, match="y of batch 1 must be classes from 0 to 2"):
-            fit(fresh(3), batches, loss)
 
 
 # -- losses that are none ---------------------------------------------------------------------------
@@ -614,7 +585,7 @@ def test_two_arguments_are_one_pair(labels: Any) -> None:
         model.fit(INPUTS, labels)
 
 
-# -- datasets and splits -----------------------------------------------------------------------------
+# -- datasets of functions and of tables --------------------------------------------------------------
 
 PARTS = ("train_input", "train_label", "test_input", "test_label")
 
@@ -629,9 +600,6 @@ def total(x: Tensor) -> Tensor:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-# -- from a function --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])
@@ -771,7 +739,25 @@ def test_ranges_in_every_form(ranges: object) -> None:
     assert same(create_dataset(article, ranges=ranges), create_dataset(article, ranges=(0.0, 2.0)))
 
 
-BAD_DATASETS: dict[str, tuple[Callable, type[Exception], str]] = {
+def split(*arguments: Any) -> Callable:
+    return lambda: create_dataset_from_data(*arguments)
+
+
+ROWS = torch.ones(3, 1), torch.ones(3)
+BAD_CALLS: dict[str, tuple[Callable, type[Exception], str]] = {
+    **{f"batch {batch}": (lambda batch=batch: read((X, Y)).batches(batch), error, words) for batch, error, words in (
+        (0, ValueError, "batch must be at least 1, got 0"), (-2, ValueError, "batch must be at least 1, got -2"),
+        (2.0, TypeError, "batch must be an int, got float"), (None, TypeError, "batch must be an int, got NoneType"),
+    )},
+    "split list": (split(["a"], ROWS[1]), TypeError, "inputs must be a torch.Tensor or a NumPy array, got list"),
+    "split one dimension": (split(ROWS[1], ROWS[1]), ValueError, r"inputs must have the shape \[N, n_var\], got \[3\]"),
+    "split rows": (split(ROWS[0], torch.ones(4)), ValueError, r"labels must have as many rows as inputs, .*\[4\] and"),
+    "split scalar": (split(ROWS[0], torch.tensor(1.0)), ValueError, r"labels must have as many rows as inputs, .*\[\]"),
+    "split 0": (split(*ROWS, 0), ValueError, "train_ratio must be above 0 and at most 1, got 0"),
+    "split 80": (split(*ROWS, 80), ValueError, "train_ratio must be above 0 and at most 1, got 80"),
+    "split nan": (split(*ROWS, math.nan), ValueError, "train_ratio must be finite, got nan"),
+    "split text": (split(*ROWS, "0.8"), TypeError, "train_ratio must be a number, got str"),
+    "split too little": (split(*ROWS, 0.3), ValueError, "train_ratio=0.3 of 3 rows leaves none for training"),
     "f": (lambda: create_dataset("x"), TypeError, "f must be a function, got str"),
     "n_var": (lambda: create_dataset(article, 0), ValueError, "n_var must be at least 1, got 0"),
     "n_var float": (lambda: create_dataset(article, 2.0), TypeError, "n_var must be an int, got float"),
@@ -815,9 +801,9 @@ BAD_DATASETS: dict[str, tuple[Callable, type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", BAD_DATASETS)
-def test_what_can_be_no_dataset(case: str) -> None:
-    call, error, words = BAD_DATASETS[case]
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_bad_arguments_are_refused(case: str) -> None:
+    call, error, words = BAD_CALLS[case]
     with pytest.raises(error, match=words):
         call()
 
@@ -831,9 +817,6 @@ def test_labels_that_are_not_finite_are_counted_and_placed() -> None:
     assert f"{int(negative.sum())} of 50 rows of train_label are NaN or infinite, the first at [{place}]" in str(
         raised.value
     )
-
-
-# -- from a table -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.8, 40), (0.5, 25), (1.0, 50), (1, 50), (0.99, 49)])
@@ -864,26 +847,3 @@ def test_a_split_of_arrays_is_a_copy() -> None:
     assert not found["train_input"].requires_grad
     found["train_input"].zero_()
     assert tensor.sum() == 12
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "words"),
-    [
-        ((["a"], torch.ones(1)), TypeError, "inputs must be a torch.Tensor or a NumPy array, got list"),
-        ((torch.ones(3), torch.ones(3)), ValueError, r"inputs must have the shape \[N, n_var\], got \[3\]"),
-        (
-            (torch.ones(3, 1), torch.ones(4)),
-            ValueError,
-            r"labels must have as many rows as inputs, .*\[4\] and \[3, 1\]",
-        ),
-        ((torch.ones(3, 1), torch.tensor(1.0)), ValueError, r"labels must have as many rows as inputs, .*\[\] and"),
-        ((torch.ones(3, 1), torch.ones(3), 0), ValueError, "train_ratio must be above 0 and at most 1, got 0"),
-        ((torch.ones(3, 1), torch.ones(3), 80), ValueError, "train_ratio must be above 0 and at most 1, got 80"),
-        ((torch.ones(3, 1), torch.ones(3), math.nan), ValueError, "train_ratio must be finite, got nan"),
-        ((torch.ones(3, 1), torch.ones(3), "0.8"), TypeError, "train_ratio must be a number, got str"),
-        ((torch.ones(3, 1), torch.ones(3), 0.3), ValueError, "train_ratio=0.3 of 3 rows leaves none for training"),
-    ],
-)
-def test_what_can_not_be_split(arguments: tuple, error: type[Exception], words: str) -> None:
-    with pytest.raises(error, match=words):
-        create_dataset_from_data(*arguments)

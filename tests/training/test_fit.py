@@ -6,12 +6,13 @@ import copy
 import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import D, mixed, network, parameters_of, points, same, unchanged
+from networks import D, mixed, network, parameters_of, points, unchanged
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -53,6 +54,11 @@ def rmse(model: KAN, x: Tensor, y: Tensor) -> float:
         return (model(x) - y).square().mean().sqrt().item()
 
 
+def noting(states: list[dict[str, Tensor]]) -> Callable[..., None]:
+    """A callback that appends the state after each step."""
+    return lambda model, *_: states.append(parameters_of(model))
+
+
 # -- what comes out ---------------------------------------------------------------------------------
 
 
@@ -75,15 +81,24 @@ def test_the_loss_falls_and_the_record_says_so(opt: str, steps: int, bound: floa
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_adam_is_torchs() -> None:
+@pytest.mark.parametrize("clamp", [False, True])
+def test_adam_is_torchs_and_a_callback_may_write_parameters(clamp: bool) -> None:
+    """The gradient of the next step is that of the written parameters, however they are written."""
     model, other = fresh(), fresh()
     x, y = data()
-    fit(model, (x, y), "Adam", 7, update_grid=False)
+
+    def clamped(m: KAN, *_: Any) -> None:
+        for parameter in m.layers.parameters():
+            parameter.data.clamp_(-0.3, 0.3)
+
+    fit(model, (x, y), "Adam", 7, update_grid=False, callbacks=[clamped] * clamp)
     optimizer = torch.optim.Adam([p for p in other.parameters() if p.requires_grad and p.numel()], lr=0.05)
     for _ in range(7):
         optimizer.zero_grad()
         torch.nn.functional.mse_loss(other(x), y).backward()
         optimizer.step()
+        if clamp:
+            clamped(other)
     unchanged(model, parameters_of(other))
 
 
@@ -113,53 +128,6 @@ def test_the_same_seed_gives_the_same_bits(opt: str, options: dict[str, Any]) ->
 # -- data -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("opt", OPTS)
-def test_dictionaries_pairs_and_loaders(opt: str) -> None:
-    x, y = data()
-    whole = fresh()
-    fit(whole, dataset(), opt)
-    for given in ((x, y), (x.numpy(), y.numpy()), [(x, y)], DataLoader(TensorDataset(x, y), batch_size=len(x))):
-        model = fresh()
-        results = fit(model, given, opt)
-        assert results["test_loss"] == []
-        if isinstance(given, tuple) and isinstance(given[0], Tensor):
-            unchanged(model, parameters_of(whole))
-        else:
-            same(model(x), whole(x), digits=1e-3 if opt == "LBFGS" else 1e-9)
-
-
-def test_a_loaders_batches_come_in_turn_and_again() -> None:
-    x, y = data(50)
-    seen = []
-    model = fresh()
-    real = torch.nn.functional.mse_loss
-
-    def loss(p: Tensor, y: Tensor) -> Tensor:
-        seen.append(y.flatten().tolist())
-        return real(p, y)
-
-    def forget(m: KAN, step: int, record: dict) -> None:
-        if step == 0:
-            del seen[:-2]  # the calls before anything changes
-
-    loader = DataLoader(TensorDataset(x, y), batch_size=20)
-    fit(model, loader, "Adam", 7, loss_fn=loss, callbacks=[forget])
-    sizes = [len(each) for each in seen]
-    assert sizes == [size for n in (20, 20, 10, 20, 20, 10, 20) for size in (n, n)]  # the step, and its record
-    assert seen[0] == y[:20].flatten().tolist()
-    assert seen[4] == y[40:].flatten().tolist()
-
-
-@pytest.mark.parametrize("opt", OPTS)
-def test_a_batch_larger_than_the_set_is_the_set(opt: str) -> None:
-    one, other = fresh(), fresh()
-    given = dataset()
-    given["test_input"], given["test_label"] = given["test_input"][:7], given["test_label"][:7]
-    fit(one, given, opt, batch=1000)
-    fit(other, given, opt)
-    unchanged(one, parameters_of(other))
-
-
 @pytest.mark.parametrize("name", ["train_input", "train_label", "test_input", "test_label"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_nan_in_the_data_is_refused_before_anything_changes(name: str, value: float) -> None:
@@ -171,17 +139,6 @@ def test_nan_in_the_data_is_refused_before_anything_changes(name: str, value: fl
         fit(model, given)
     unchanged(model, before)
     assert (model.history, model.sample) == ([], None)
-
-
-def test_nan_in_a_later_batch_is_refused_when_it_comes() -> None:
-    x, y = data(60)
-    x[45] = torch.nan
-    model = fresh()
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="x of batch 2 must be finite"):
-        fit(model, DataLoader(TensorDataset(x, y), batch_size=20), "Adam", train=("spline",))
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-    assert all(t.isfinite().all() for t in model.parameters())
 
 
 def test_a_last_batch_of_one_row_and_a_penalty() -> None:
@@ -290,42 +247,20 @@ def test_splines_of_edges_that_are_formulas_are_not_trained() -> None:
     assert not torch.equal(before["symbolic.0.affine"], after["symbolic.0.affine"])
 
 
-@pytest.mark.parametrize("where", ["loss", "callback", "metric", "interrupt"])
-def test_flags_and_gradients_are_put_back_after_an_exception(where: str) -> None:
-    model = fresh(affine_trainable=True)
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
-
-    def fails(*args: Any) -> Any:
-        raise KeyboardInterrupt if where == "interrupt" else ZeroDivisionError
-
-    options = (
-        {"loss_fn": fails} if where == "loss" else {"metrics": [fails]} if where == "metric" else {"callbacks": [fails]}
-    )
-    with pytest.raises(KeyboardInterrupt if where == "interrupt" else ZeroDivisionError):
-        fit(model, data(), train=("spline",), **options)
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert fit(model, data())["train_loss"]
-
-
-# -- train and eval ---------------------------------------------------------------------------------
-
-
-def test_train_of_a_bool_is_modules_and_of_data_is_fit() -> None:
+def test_train_of_a_network_takes_a_bool_or_data() -> None:
     model = fresh()
-    assert model.train(False) is model
-    assert not any(module.training for module in model.modules())
-    assert model.train(True) is model
-    assert all(module.training for module in model.modules())
+    for mode in (False, True):
+        assert model.train(mode) is model
+        assert all(module.training == mode for module in model.modules())
     assert model.eval() is model
     assert not model.layers[0].training
     assert model.train() is model
-    assert model.training
-    other = fresh()
     results = model.train(dataset(), opt="LBFGS", steps=3, lamb=0.01, lamb_entropy=10.0, progress=False)
-    assert results == other.fit(dataset(), opt="LBFGS", steps=3, lamb=0.01, lamb_entropy=10.0, progress=False)
-    assert model.train(data(), "Adam", 2, progress=False) == other.fit(data(), "Adam", 2, progress=False)
+    assert results == fit(fresh(), dataset(), steps=3, lamb=0.01, lamb_entropy=10.0)
     assert model.training
+
+
+# -- train and eval ---------------------------------------------------------------------------------
 
 
 def test_a_network_of_everything_is_trained() -> None:
@@ -335,18 +270,6 @@ def test_a_network_of_everything_is_trained() -> None:
     before = rmse(model, x, y)
     results = fit(model, (x, y), steps=4, lamb=1e-4)
     assert results["train_loss"][-1] < 0.2 * before
-
-
-def test_cross_entropy_with_integer_labels() -> None:
-    x, _ = data(200)
-    labels = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
-    for opt, steps in (("LBFGS", 10), ("Adam", 60)):
-        model = fresh([2, 3])
-        given = {"train_input": x, "train_label": labels, "test_input": x, "test_label": labels}
-        results = fit(model, given, opt, steps, loss_fn=torch.nn.CrossEntropyLoss())
-        loss = torch.nn.functional.cross_entropy(model(x), labels).item()
-        assert results["train_loss"][-1] == results["test_loss"][-1] == pytest.approx(loss, rel=1e-12)
-        assert (model(x).argmax(1) == labels).double().mean() > 0.9
 
 
 def test_a_copy_goes_on_as_the_original() -> None:
@@ -498,8 +421,6 @@ def test_a_strong_penalty_does_not_stop_lbfgs_far_from_a_minimum(seed: int, monk
     assert reached[0] < 0.8 * reached[1]
 
 
-# -- the course of a fit -----------------------------------------------------------------------------
-
 # -- grid updates -----------------------------------------------------------------------------------
 
 
@@ -573,19 +494,9 @@ def contrary() -> dict[str, Tensor]:
 @pytest.mark.parametrize("opt", OPTS)
 @pytest.mark.parametrize("patience", [1, 2])
 def test_early_stopping_keeps_the_best(opt: str, patience: int) -> None:
-    model, given = fresh(), contrary()
-    states = []
+    model, given, states = fresh(), contrary(), []
     options = {"lr": 0.01} if opt == "Adam" else {}
-    results = fit(
-        model,
-        given,
-        opt,
-        300,
-        early_stopping=patience,
-        callbacks=[lambda m, *_: states.append(parameters_of(m))],
-        **options,
-    )
-    losses = results["test_loss"]
+    losses = fit(model, given, opt, 300, early_stopping=patience, callbacks=[noting(states)], **options)["test_loss"]
     best = losses.index(min(losses))
     assert len(losses) == best + patience + 1 < 300
     unchanged(model, states[best])
@@ -600,26 +511,27 @@ def test_early_stopping_watches_the_training_loss_where_nothing_else_is() -> Non
     assert rmse(model, *data()) == pytest.approx(min(losses), rel=1e-12)
 
 
-@pytest.mark.parametrize("end", ["steps", "callback", "NaN"])
-def test_early_stopping_keeps_the_best_however_a_fit_ends(end: str) -> None:
+@pytest.mark.parametrize("opt", OPTS)
+@pytest.mark.parametrize("end", ["steps", "callback", "NaN", "exception"])
+def test_early_stopping_keeps_the_best_however_a_fit_ends(end: str, opt: str) -> None:
     model, given, states = fresh(), contrary(), []
     broken = Broken(on=end == "NaN")
 
     def watch(m: KAN, step: int, record: dict) -> bool:
         states.append(parameters_of(m))
         losses = record["test_loss"]
-        past = step >= 3 and losses[-1] > min(losses)
-        broken.now = past
+        past = broken.now = step >= 3 and losses[-1] > min(losses)
+        if past and end == "exception":
+            raise Boom
         return past and end == "callback"
 
     steps = 300
     if end == "steps":
-        results = fit(fresh(), given, "Adam", 300, early_stopping=2, lr=0.05, loss_fn=broken)
-        steps = len(results["test_loss"]) - 1
-    with warnings.catch_warnings():
+        steps = len(fit(fresh(), given, opt, 300, early_stopping=2, loss_fn=broken)["test_loss"]) - 1
+    with warnings.catch_warnings(), pytest.raises(Boom) if end == "exception" else nullcontext():
         warnings.simplefilter("ignore", RuntimeWarning)
-        results = fit(model, given, "Adam", steps, early_stopping=40, lr=0.05, loss_fn=broken, callbacks=[watch])
-    losses = results["test_loss"]
+        fit(model, given, opt, steps, early_stopping=200, loss_fn=broken, callbacks=[watch])
+    losses = model.history[0]["test_loss"]
     best = losses.index(min(losses))
     assert best < len(losses) - 1
     unchanged(model, states[best])
@@ -699,15 +611,7 @@ def depth() -> int:
 def test_steps_that_are_far_too_long_are_taken_back() -> None:
     model, states = fresh(), [parameters_of(fresh())]
     with pytest.warns(RuntimeWarning, match="made the loss infinite or NaN"):
-        results = fit(
-            model,
-            data(),
-            "Adam",
-            50,
-            lr=1e160,
-            update_grid=False,
-            callbacks=[lambda m, *_: states.append(parameters_of(m))],
-        )
+        results = fit(model, data(), "Adam", 50, lr=1e160, update_grid=False, callbacks=[noting(states)])
     unchanged(model, states[-1])
     assert len(results["train_loss"]) == len(states) - 1
     assert all(torch.isfinite(torch.tensor(results["train_loss"])))
@@ -732,19 +636,16 @@ def test_lbfgs_turns_back_at_a_wall() -> None:
 
 
 def test_a_grid_update_after_which_the_loss_is_nan_is_taken_back() -> None:
-    model, states = fresh(), []
+    model = fresh()
+    states = [parameters_of(model)]
 
     def loss(p: Tensor, label: Tensor) -> Tensor:
         moved = not torch.equal(model.layers[0].knots, states[0]["layers.0.knots"])
         return (p - label).square().mean() * (torch.nan if moved and len(states) > 2 else 1)
 
-    states.append(parameters_of(model))
+    updates = {"start_grid_update_step": 1, "stop_grid_update_step": 8, "grid_update_num": 2}
     with pytest.warns(RuntimeWarning, match="step 4 made the loss infinite or NaN"):
-        fit(
-            model, data(), "Adam", 6, loss_fn=loss, start_grid_update_step=1, stop_grid_update_step=8,
-            grid_update_num=2,
-            callbacks=[lambda m, *_: states.append(parameters_of(m))],
-        )  # fmt: skip
+        fit(model, data(), "Adam", 6, loss_fn=loss, callbacks=[noting(states)], **updates)
     unchanged(model, states[-1])
     assert torch.equal(model.layers[0].knots, states[0]["layers.0.knots"])
 
@@ -808,9 +709,6 @@ def test_pictures_of_a_fit(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["0.jpg", "2.jpg", "4.jpg"]
     assert plt.imread(folder / "4.jpg").std() > 1
     assert plt.get_fignums() == before
-
-
-# -- what is refused --------------------------------------------------------------------------------
 
 
 def test_grids_that_degenerate_break_no_fit_in_float32() -> None:
@@ -915,48 +813,29 @@ def fails(at: int) -> Callable[..., Any]:
 @pytest.mark.parametrize("at", range(6))
 @pytest.mark.parametrize("where", ["callback", "metric", "loss of the test"])
 def test_an_exception_of_the_callers_at_any_step(opt: str, at: int, where: str) -> None:
-    model, states = fresh(), [parameters_of(fresh())]
-    fail = fails(at)
-    given = dataset()
-    tests: list[int] = []
+    model, states = fresh(affine_trainable=True), [parameters_of(fresh(affine_trainable=True))]
+    flags = [p.requires_grad for p in model.parameters()]
+    fail, given = fails(at), dataset()
 
     def loss(p: Tensor, y: Tensor) -> Tensor:
         if where == "loss of the test" and torch.equal(y, given["test_label"]) and not torch.is_grad_enabled():
-            tests.append(1)
             fail()
         return (p - y).square().mean()
 
-    options: dict[str, Any] = {"callbacks": [lambda m, *_: states.append(parameters_of(m))]}
+    options: dict[str, Any] = {"callbacks": [noting(states)]}
     if where == "callback":
         options["callbacks"].append(fail)
     elif where == "metric":
         options["metrics"] = [lambda: model.layers[0].base_weight.sum(), fail]
     with pytest.raises(Boom):
-        fit(model, given, opt, 9, loss_fn=loss, **options)
+        fit(model, given, opt, 9, loss_fn=loss, train=("spline", "grid"), **options)
     done = at + (where == "callback")
     unchanged(model, states[done])
     assert [len(record["train_loss"]) for record in model.history] == [done] * bool(done)
     assert all(len(values) == done for record in model.history for values in record.values())
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
     assert fit(model, given, opt, 2)["train_loss"]
-
-
-@pytest.mark.parametrize("opt", OPTS)
-def test_early_stopping_keeps_the_best_of_what_breaks_off(opt: str) -> None:
-    model, given, states = fresh(), dataset(), []
-    given["test_label"] = 0.3 * given["test_label"]
-
-    def watch(m: KAN, step: int, record: dict) -> None:
-        states.append(parameters_of(m))
-        losses = record["test_loss"]
-        if step > 3 and losses[-1] > min(losses):
-            raise Boom
-
-    with pytest.raises(Boom):
-        fit(model, given, opt, 300, early_stopping=200, callbacks=[watch])
-    losses = model.history[0]["test_loss"]
-    best = losses.index(min(losses))
-    assert best < len(losses) - 1
-    unchanged(model, states[best])
 
 
 def test_an_exception_in_a_grid_update(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -972,7 +851,7 @@ def test_an_exception_in_a_grid_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(type(model.layers[0]), "update_grid", fail)
     with pytest.raises(KeyboardInterrupt):
-        fit(model, data(), "Adam", 9, callbacks=[lambda m, *_: states.append(parameters_of(m))])
+        fit(model, data(), "Adam", 9, callbacks=[noting(states)])
     assert len(states) == 5
     unchanged(model, states[-1])
 
@@ -1014,25 +893,6 @@ def test_copies_and_files_made_in_a_callback_train_on_as_the_network(opt: str, t
     before = parameters_of(loaded)
     fit(loaded, data(), opt, 3)
     assert not torch.equal(loaded.layers[0].base_weight, before["layers.0.base_weight"])
-
-
-def test_parameters_that_a_callback_writes_count_at_once() -> None:
-    """The gradient of the next step is theirs, however they are written."""
-    x, y = data()
-    one, other = fresh(), fresh()
-
-    def clamped(m: KAN, *_: Any) -> None:
-        for parameter in m.layers.parameters():
-            parameter.data.clamp_(-0.3, 0.3)
-
-    fit(one, (x, y), "Adam", 5, update_grid=False, callbacks=[clamped])
-    optimizer = torch.optim.Adam([p for p in other.parameters() if p.requires_grad and p.numel()], lr=0.05)
-    for _ in range(5):
-        optimizer.zero_grad()
-        torch.nn.functional.mse_loss(other(x), y).backward()
-        optimizer.step()
-        clamped(other)
-    unchanged(one, parameters_of(other))
 
 
 # -- what is refused before anything changes ---------------------------------------------------------
@@ -1099,12 +959,7 @@ def test_bad_arguments_are_refused_and_nothing_changed(
 
 def test_a_metric_without_a_number_says_so() -> None:
     model = fresh()
-    before = parameters_of(model)
-    with pytest.raises(TypeError, match="the metric label must return a number, got str"):
-        fit(model, data(), metrics=[label])
-    unchanged(model, before)
+    with pytest.raises(TypeError, match="the metric <lambda> must return a number, got str"):
+        fit(model, data(), metrics=[lambda: "good"])
+    unchanged(model, parameters_of(fresh()))
     assert model.history == []
-
-
-def label() -> str:
-    return "good"

@@ -133,12 +133,9 @@ def expected_step(a, order: int = 3) -> list[np.ndarray]:
     by_weight = np.einsum("n,npi->pi", 2 * r * u_y, features[0])
     by_weight[:, 0] += np.einsum("n,np->p", 2 * r, features[2][..., 0])
     by_weight[:, 1] += np.einsum("n,np->p", 2 * r * u, features[1][..., 1])
-    by_x = (
-        2
-        * r
-        * np.stack([phi[3][:, 0] + phi[1][:, 0] * u_y - a.x[:, 1], phi[1][:, 1] * u_y + u * phi[2][:, 1] - a.x[:, 0]])
-    )
-    return [np.square(r).sum(), by_weight[:-1, :, None], by_weight[-1, :, None], by_x.T]
+    r_x, r_y = phi[3][:, 0] + phi[1][:, 0] * u_y - a.x[:, 1], phi[1][:, 1] * u_y + u * phi[2][:, 1] - a.x[:, 0]
+    by_x = 2 * r[:, None] * np.stack([r_x, r_y], 1)
+    return [np.square(r).sum(), by_weight[:-1, :, None], by_weight[-1, :, None], by_x]
 
 
 def assert_step(found: list[torch.Tensor], expected: list, rtol: float = 1e-10) -> None:
