@@ -1,4 +1,4 @@
-"""The public functions for the contractions F, G and H, which validate their arguments and call a backend, and the fused
+"""The public functions for the contractions F, G and H, which validate their arguments, and the fused
 stack of the layers of a small network.
 
 :func:`fused_stack` computes :func:`contract_out` of each layer in turn, and :func:`edge_std`, at once on the CPU.
