@@ -52,7 +52,7 @@ def contract_weight(
 
     Returns:
         A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
-        base function, None takes the place of the second tensor.
+        base function, None is returned in place of the tensor for the base function.
     """
     count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
     based = basis.base != "none"

@@ -103,7 +103,7 @@ def _tf32_allowed() -> bool:
     if newer != "none":
         return newer == "tf32"
     # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch for
-    # float32 products. This line is reached only if the newer setting has not been used, so the call cannot raise.
+    # float32 products. The call below is reached only if the newer setting is unused, so the call cannot raise.
     return torch.get_float32_matmul_precision() != "highest"
 
 

@@ -31,7 +31,7 @@ def on_by_environment() -> bool:
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-# The last state in the list is the current one. Threads may remove their states in any order.
+# The last state in the list is the current one. Threads may remove states from the list in any order.
 _states = [_State(on_by_environment(), SECONDS)]
 
 

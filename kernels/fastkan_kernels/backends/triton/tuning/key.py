@@ -41,7 +41,7 @@ class Key(NamedTuple):
 
 
 def key(p: Problem) -> Key:
-    """Return the key of a problem."""
+    """Return the key of the contraction that a problem describes."""
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
     rows_aligned = describable_rows(p.x) and describable_rows(p.v)
     return Key(

@@ -76,8 +76,8 @@ def by_way(k: Key, capability: int) -> list[Config]:
 def candidates(k: Key, capability: int = 90) -> list[Config]:
     """Return the configurations that are worth timing.
 
-    The first element of the list is the default configuration. The default configuration of each implementation and
-    configurations with other tile sizes follow.
+    The list begins with the default configuration. After the default configuration, the list has the default
+    configuration of each implementation, and then configurations with other tile sizes.
     """
     found = [default(k, capability), *by_way(k, capability)]
     for way in ways_of(k, capability):

@@ -26,13 +26,14 @@ COMPILERS = 8  # maximum number of threads that compile; the compilers mostly ru
 # fastest candidates again. The rest of the time is for checking the results.
 COMPILING, SCREENING, FINAL = 0.6, 0.15, 0.15
 FINALISTS = 4  # number of the fastest candidates that are timed again, in addition to the configuration without tuning
-# A candidate replaces the configuration without tuning if its time is at most this share of that configuration's time.
+# A candidate is chosen if its time is at most this fraction of the time without tuning.
 WORTH = 0.98
 REPEATS = 3  # number of runs whose results must agree bit for bit
 # Maximum relative error of a result in the Euclidean norm. The limits correspond to four rounding errors in the dtype
 # of the matrix products, or to the error of a sum of a million float32 numbers.
 BUDGETS = {"bfloat16": 2**-6, "float16": 2**-9, "tf32": 2**-9, "tf32x3": 1e-4, "float64": 1e-12}
-# The maximum absolute error, divided by the maximum absolute value, may be up to this multiple of the limit in BUDGETS.
+# Maximum absolute error of a result, divided by the maximum absolute value of the reference result, as a multiple of
+# the limit in BUDGETS.
 MAX_ERROR_FACTOR = 4
 
 
@@ -178,7 +179,8 @@ def _parts(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 def _is_informative(right: Tensor) -> bool:
     """Return whether wrong results can be detected by comparison with a reference result.
 
-    The reference result must have a finite number other than 0. If all weights are 0, for example, it has only zeros.
+    The reference result must have a finite number other than 0. If all weights are 0, for example, the result has only
+    zeros.
     """
     return bool((right.isfinite() & (right != 0)).any())
 
