@@ -56,10 +56,6 @@ def adapted_layer(inputs: int = 2, outputs: int = 3, grid: int = 5, order: int =
 # -- the context ------------------------------------------------------------------------------------
 
 
-def test_it_is_one_function_under_both_names() -> None:
-    assert fastkan.backend is fastkan_kernels.backend
-
-
 @pytest.mark.parametrize(("name", "runs"), [("auto", "cpu"), ("cpu", "cpu"), ("reference", "reference")])
 def test_what_is_asked_for_runs_forward_and_backward(name: str, runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a_contraction_each(monkeypatch)
@@ -72,6 +68,7 @@ def test_what_is_asked_for_runs_forward_and_backward(name: str, runs: str, monke
 
 
 def test_contexts_nest_and_are_left_by_exceptions() -> None:
+    assert fastkan.backend is fastkan_kernels.backend
     assert routing.chosen_backend() == "auto"
     with backend("reference"):
         with backend("cpu"):

@@ -43,9 +43,7 @@ class Draw(NamedTuple):
 
 
 @st.composite
-def draws(
-    pick: Any, sizes: list[tuple[int, int, int]] = SIZES, grids: tuple[int, ...] = (1, 3, 13, 33, 64, 300)
-) -> Draw:
+def draws(pick: Any, sizes: list[tuple[int, int, int]] = SIZES, grids: tuple[int, ...] = GRIDS) -> Draw:
     rows, inputs, outputs = pick(st.sampled_from(sizes))
     grid, order = pick(st.sampled_from(grids)), pick(st.integers(1, 5))
     if rows * inputs * grid > 1 << 18:

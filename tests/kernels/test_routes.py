@@ -123,17 +123,11 @@ def test_forward_mode_levels(name: str, kind: str, derivative: int) -> None:
     with forward_ad.dual_level():
         dual = Example(*(v if d is None else forward_ad.make_dual(v, d) for v, d in zip(o, t)))
         tangent = forward_ad.unpack_dual(compute(name, dual, basis, derivative)[0]).tangent
-    if name == "F":
-        by_x = exact("F", o, basis, derivative + 1, v=o.v * t.x)
-        by_slots = exact("F", o, basis, derivative, v=t.v)
-        by_slots += exact("F", o, basis, derivative, weight=t.weight, base_weight=t.base_weight)
-    elif name == "G":
-        by_x = exact("G", o, basis, derivative + 1, v=o.v * t.x)
-        by_slots = exact("G", o, basis, derivative, v=t.v) + exact("G", o, basis, derivative, g=t.g)
-    else:
-        by_x = exact("H", o, basis, derivative + 1) * t.x
-        by_slots = exact("H", o, basis, derivative, g=t.g)
-        by_slots += exact("H", o, basis, derivative, weight=t.weight, base_weight=t.base_weight)
+    weights = {"weight": t.weight, "base_weight": t.base_weight}
+    moves = {"F": ({"v": t.v}, weights), "G": ({"v": t.v}, {"g": t.g}), "H": ({"g": t.g}, weights)}[name]
+    by_slots = sum(exact(name, o, basis, derivative, **move) for move in moves)
+    along = {} if name == "H" else {"v": o.v * t.x}
+    by_x = exact(name, o, basis, derivative + 1, **along) * (t.x if name == "H" else 1)
     same(tangent, by_x + by_slots)
 
 

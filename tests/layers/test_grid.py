@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from cases import inside_cells, make_knots
@@ -40,8 +41,6 @@ def make_polynomial(layer: KANLinear) -> None:
     x = spread(layer, 300).double()
     powers = torch.stack([x**p for p in range(layer.spline_order + 1)])  # [p, n, i]
     values = torch.einsum("pni,pio->nio", powers, torch.randn(len(powers), 3, 4, dtype=torch.float64))
-    import oracle
-
     psi = torch.from_numpy(oracle.splines(x.numpy(), layer.knots.double().numpy(), layer.spline_order))
     for i in range(3):
         layer.spline_weight.data[:, i] = torch.linalg.lstsq(psi[..., i], values[:, i], driver="gelsd").solution
@@ -280,15 +279,6 @@ def test_any_other_grid_holds_what_it_can(grid: int, samples: bool) -> None:
     torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
 
 
-def test_no_jump_where_no_sample_lies() -> None:
-    """pykan's refine puts zeros there: a loss of .0019 becomes .63."""
-    layer = layer_on("shared", grid=5)
-    x = spread(layer)
-    y = layer(x)
-    layer.refine(12, x[x[:, 0] < 0][:, :] * 0.2)
-    assert (layer(x) - y).abs().max() < 0.2 * y.abs().max()
-
-
 def test_a_refined_layer_trains_and_keeps_its_options() -> None:
     layer = layer_on("adapted", spline_scale=True, bias=True, outside="linear")
     layer.set_mask(torch.rand(3, 4) > 0.4)
@@ -376,8 +366,7 @@ def test_linear_outside_spoils_no_more_than_its_row() -> None:
     x[2, 1] = torch.nan
     after = layer(x)
     assert after[2].isnan().all()
-    kept = [0, 1, 3, 4, 5]
-    assert torch.equal(after[kept], y[kept])
+    assert torch.equal(after[[0, 1, 3, 4, 5]], y[[0, 1, 3, 4, 5]])
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])

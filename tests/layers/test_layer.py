@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import make_inputs, make_knots
+from cases import make_knots
 from scipy.interpolate import BSpline
 from torch.nn import functional
 
@@ -51,14 +51,9 @@ def test_leading_dimensions_are_those_of_nn_linear(shape: tuple[int, ...]) -> No
 
 @pytest.mark.usefixtures("each_backend")
 @pytest.mark.parametrize("shape", [(3, 0), (2, 3, 0), (0,), (0, 0)], ids=str)
-def test_no_inputs_are_a_sum_over_nothing(shape: tuple[int, ...]) -> None:
-    y = KANLinear(0, 4, bias=True)(torch.zeros(shape))
-    assert torch.equal(y, torch.zeros(*shape[:-1], 4))
-
-
-@pytest.mark.usefixtures("each_backend")
-def test_no_outputs() -> None:
-    assert KANLinear(3, 0)(torch.zeros(5, 3)).shape == (5, 0)
+def test_no_inputs_are_a_sum_over_nothing_and_no_outputs_nothing(shape: tuple[int, ...]) -> None:
+    assert torch.equal(KANLinear(0, 4, bias=True)(torch.zeros(shape)), torch.zeros(*shape[:-1], 4))
+    assert KANLinear(3, 0)(torch.zeros(*shape[:-1], 3)).shape == (*shape[:-1], 0)
 
 
 @pytest.mark.usefixtures("each_backend")
@@ -202,18 +197,14 @@ def test_inputs_outside_are_counted_when_asked() -> None:
         layer.outside_share()
 
 
-@pytest.mark.parametrize(
-    ("layer", "words"),
-    [
+def test_it_says_what_it_is() -> None:
+    for layer, words in (
         (KANLinear(2, 3), "2, 3, grid_size=5, spline_order=3"),
         (KANLinear(2, 3, 7, 2, base="none"), "2, 3, grid_size=7, spline_order=2, base='none'"),
         (KANLinear(2, 3, bias=True, spline_scale=True), "grid_size=5, spline_order=3, bias=True, spline_scale=True"),
         (KANLinear(2, 3, outside="linear"), "2, 3, grid_size=5, spline_order=3, outside='linear'"),
-    ],
-    ids=["plain", "base", "options", "outside"],
-)
-def test_it_says_what_it_is(layer: KANLinear, words: str) -> None:
-    assert words in repr(layer)
+    ):
+        assert words in repr(layer)
 
 
 def test_lbfgs_steps() -> None:
@@ -234,13 +225,6 @@ def test_lbfgs_steps() -> None:
     assert all(p.is_contiguous() and p.grad.is_contiguous() for p in network.parameters())
     optimizer.step(loss)
     assert loss().item() < before / 20
-
-
-@pytest.mark.usefixtures("each_backend")
-def test_inputs_far_outside_leave_the_base_function() -> None:
-    layer = KANLinear(2, 3, dtype=torch.float64)
-    x = make_inputs(8, layer.knots)[-2:]
-    torch.testing.assert_close(layer(x), functional.silu(x) @ layer.base_weight, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.usefixtures("each_backend")

@@ -75,10 +75,12 @@ def test_derivatives_of_first_and_second_order(name: str) -> None:
 def test_transforms_give_the_same_numbers(name: str) -> None:
     symbolic = made(name)
     x = torch.randn(5, symbolic.in_features, dtype=torch.float64)
-    rows = torch.func.vmap(lambda row: symbolic(row.unsqueeze(0)).squeeze(0))(x)
-    torch.testing.assert_close(rows, symbolic(x))
-    by_reverse = torch.func.vmap(torch.func.jacrev(lambda row: symbolic(row.unsqueeze(0)).squeeze(0)))(x)
-    by_forward = torch.func.vmap(torch.func.jacfwd(lambda row: symbolic(row.unsqueeze(0)).squeeze(0)))(x)
+
+    def of_row(row: torch.Tensor) -> torch.Tensor:
+        return symbolic(row.unsqueeze(0)).squeeze(0)
+
+    torch.testing.assert_close(torch.func.vmap(of_row)(x), symbolic(x))
+    by_reverse, by_forward = (torch.func.vmap(by(of_row))(x) for by in (torch.func.jacrev, torch.func.jacfwd))
     torch.testing.assert_close(by_forward, by_reverse)
     step = 1e-5
     for i in range(symbolic.in_features):
@@ -86,8 +88,7 @@ def test_transforms_give_the_same_numbers(name: str) -> None:
         move[:, i] = step
         slope = (symbolic(x + move) - symbolic(x - move)) / (2 * step)
         torch.testing.assert_close(by_reverse[:, :, i], slope, rtol=1e-6, atol=1e-8)
-    hessian = torch.func.hessian(lambda row: symbolic(row.unsqueeze(0)).sum())(x[0])
-    assert hessian.isfinite().all()
+    assert torch.func.hessian(of_row)(x[0]).isfinite().all()
     # networks side by side, their parameters stacked
     stacked = torch.stack([symbolic.affine.detach(), 2 * symbolic.affine.detach()])
     both = torch.func.vmap(lambda affine: torch.func.functional_call(symbolic, {"affine": affine}, x))(stacked)
@@ -355,11 +356,9 @@ def test_repr_names_the_edges() -> None:
 
 BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "in": (lambda s: SymbolicEdges(-1, 1), ValueError, "in_features must be at least 0, got -1"),
-    "out": (lambda s: SymbolicEdges(1, 1.0), TypeError, "out_features must be an int, got float"),
     "dtype": (lambda s: SymbolicEdges(1, 1, dtype=torch.int64), TypeError, "dtype must be"),
     "i": (lambda s: s.fix(3, 0, "sin"), ValueError, "i must be below 3, got 3"),
     "j": (lambda s: s.fix(0, -1, "sin"), ValueError, "j must be at least 0, got -1"),
-    "j type": (lambda s: s.fix(0, 1.0, "sin"), TypeError, "j must be an int, got float"),
     "name": (lambda s: s.fix(0, 0, "sine"), ValueError, "no symbolic function has the name 'sine'"),
     "affine size": (lambda s: s.fix(0, 0, "sin", (1, 0)), ValueError, r"affine must have the shape \[4\], got \[2\]"),
     "affine nan": (lambda s: s.fix(0, 0, "sin", (1, 0, math.nan, 0)), ValueError, "affine must be finite"),
@@ -369,7 +368,6 @@ BAD: dict[str, tuple[Callable, type[Exception], str]] = {
     "unfix i": (lambda s: s.unfix(7, 1), ValueError, "i must be below 3, got 7"),
     "subset": (lambda s: s.subset([0, 3], [0]), ValueError, "inputs must be below 3, got 3"),
     "subset twice": (lambda s: s.subset([0], [1, 1]), ValueError, r"outputs must have each index once, got \[1, 1\]"),
-    "x list": (lambda s: s([[1.0]]), TypeError, "x must be a torch.Tensor, got list"),
     "x shape": (lambda s: s(torch.rand(5, 2)), ValueError, r"x must have the shape \[N, 3\], got \[5, 2\]"),
     "x 1-D": (lambda s: s(torch.rand(3)), ValueError, r"x must have the shape \[N, 3\], got \[3\]"),
     "x dtype": (lambda s: s(torch.rand(5, 3)), TypeError, "affine is torch.float64, but x is torch.float32"),

@@ -17,6 +17,7 @@ from fastkan.symbolic import SYMBOLIC_LIB, Interval, add_symbolic, lookup, names
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = list(SYMBOLIC_LIB)
+EVERY = pytest.mark.parametrize("name", NAMES)
 INF = math.inf
 
 # of pykan 0.2.8, and three more
@@ -56,7 +57,7 @@ def test_names_and_complexities_are_those_that_people_know() -> None:
     assert all(entry.name == name for name, entry in SYMBOLIC_LIB.items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EVERY
 def test_values_are_those_of_pykan(name: str) -> None:
     library = pytest.importorskip("kan.utils").SYMBOLIC_LIB
     if name not in library:
@@ -66,7 +67,7 @@ def test_values_are_those_of_pykan(name: str) -> None:
     assert SYMBOLIC_LIB[name].complexity == library[name][2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EVERY
 def test_sympy_and_torch_mean_the_same_function(name: str) -> None:
     entry, symbol = SYMBOLIC_LIB[name], sympy.Symbol("z", real=True)
     expression = entry.sympy_fun(symbol)
@@ -75,14 +76,14 @@ def test_sympy_and_torch_mean_the_same_function(name: str) -> None:
     torch.testing.assert_close(entry.fun(z), torch.tensor(exact, dtype=torch.float64), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EVERY
 def test_functions_are_differentiable_twice(name: str) -> None:
     z = inside(name, 8).requires_grad_()
     assert torch.autograd.gradcheck(SYMBOLIC_LIB[name].fun, (z,))
     assert torch.autograd.gradgradcheck(SYMBOLIC_LIB[name].fun, (z,))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EVERY
 def test_a_domain_is_where_values_are_finite(name: str) -> None:
     entry = SYMBOLIC_LIB[name]
     low, high, low_closed, high_closed = entry.domain
@@ -110,7 +111,7 @@ def test_branches_end_at_poles() -> None:
     assert not tan.defined_on(0.0, 4.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@EVERY
 def test_what_a_search_takes_for_granted_is_true(name: str) -> None:
     entry, z = SYMBOLIC_LIB[name], inside(name)
 
