@@ -26,7 +26,8 @@ ROOMS = {
         "version",
     ],
     "fastkan_kernels": [
-        "__init__", "contractions", "statistics", "autograd", "backends", "bspline", "knots", "validation", "basis", "trilinear",
+        "__init__", "contractions", "statistics", "autograd", "backends", "bspline", "knots", "validation", "basis",
+        "trilinear",
     ],
 }  # fmt: skip
 MAX_ROOMS = {"fastkan": 10, "fastkan_kernels": 9}
