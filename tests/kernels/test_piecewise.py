@@ -247,6 +247,32 @@ def test_blocks_of_rows_are_the_pass_of_all(
     assert (numeric_std(layer, t.detach() * 0 + 0.3) == 0).all()
 
 
+@pytest.mark.parametrize("outputs", [2, 5])
+def test_a_step_without_slopes_is_products_with_splines_where_outputs_are_many(
+    outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, x, taken = KANLinear(2, outputs, dtype=D), torch.randn(50, 2, dtype=D), []
+
+    class Recorded(Piecewise):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            taken.append(self.by_splines)
+
+    monkeypatch.setattr(piecewise, "Piecewise", Recorded)
+    found = []
+    for name, wanted in (("cpu", False), ("cpu", True), ("reference", False)):
+        with fastkan_kernels.backend(name):
+            y = layer(x.clone().requires_grad_(wanted))
+            gradients = torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+            found.append([each.detach().numpy() for each in (y, *gradients)])
+    with torch.no_grad():
+        near(layer(x).numpy(), found[-1][0])
+    assert taken == [outputs == 5, False, False]
+    for each in found[:-1]:
+        near(tuple(each), tuple(found[-1]))
+
+
 def near(one: Any, other: Any) -> None:
     for a, b in zip(one if isinstance(one, tuple) else (one,), other if isinstance(other, tuple) else (other,)):
         assert (a is None) == (b is None)

@@ -532,7 +532,8 @@ def rows_of(
 
     Args:
         cached: dictionary in which the object is cached for further contractions of the same x, knots and basis. If
-            it has ``"pieces"``, that is called for the tables of the knots.
+            it has ``"pieces"``, that is called for the tables of the knots. ``"fixed_x"`` is true where gradients will
+            be wanted, but none with respect to x.
         operands: everything that will be contracted, of plain tensors.
         derivatives: the order d of each contraction, the lowest first.
     """
