@@ -484,7 +484,7 @@ def product(one: Array, other: Array) -> Array:
     """A matrix product, or a batch of them, by NumPy where that uses one thread, and else by PyTorch, which uses the
     number of threads that it is set to: a large product of NumPy's own takes ten times as long beside another process
     that computes."""
-    by_vector = one.shape[-2] == 1 or other.shape[-1] == 1
+    by_vector = 1 in (one.shape[-2], one.shape[-1], other.shape[-1])
     limit = MAX_OWN_VECTOR_PRODUCTS if by_vector else MAX_OWN_PRODUCTS
     if one.shape[-2] * one.shape[-1] * other.shape[-1] <= limit:
         return one @ other
