@@ -1,4 +1,4 @@
-"""From data to a formula: ``python -m fastkan.examples.formula``."""
+"""Discovery of a formula in data: ``python -m fastkan.examples.formula``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Poisson's equation by a physics-informed network: ``python -m fastkan.examples.pinn``."""
+"""Solution of Poisson's equation by a physics-informed network: ``python -m fastkan.examples.pinn``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(steps: int = 100, folder: Path = Path()) -> float:
     f = -2 * torch.pi**2 * exact(x).detach()
 
     def u(x: Tensor) -> Tensor:
-        return (1 - x**2).prod(1, keepdim=True) * network(x)  # The factor before the network is 0 on the border
+        return (1 - x**2).prod(1, keepdim=True) * network(x)  # The first factor makes u equal to 0 on the border
 
     def loss() -> Tensor:
         (slope,) = torch.autograd.grad(u(x).sum(), x, create_graph=True)

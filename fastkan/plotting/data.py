@@ -39,7 +39,7 @@ class ShownEdges(NamedTuple):
 
 
 def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
-    """Return a tuple of the samples at which all nodes are finite and a list of the inputs of each layer at the samples.
+    """Return a tuple of the samples at which all nodes are finite and a list of the inputs of each layer.
 
     A warning is issued if samples are left out because the value of a node is not finite.
 

@@ -120,7 +120,7 @@ def plot(
         edges = shown_edges(model, nodes, metric, hide, max_edges)
         picture = draw(model, nodes, edges, beta, tick, sample, inputs, outputs, title, varscale)
     if folder is not None:
-        # The folder is created before a figure is opened, because the creation may raise
+        # The folder is created before a figure is opened, because creating a folder may raise an exception
         Path(folder).mkdir(parents=True, exist_ok=True)
     if ax is None:
         size = [side * scale / USUAL_SCALE for side in picture.size]
@@ -185,7 +185,7 @@ def plot_edge(
     if ax is None:
         ax = pyplot.figure(figsize=(4.5, 3.4), layout="constrained").add_subplot()
     positions, both = _floats(at[:, i]), is_numeric and is_formula
-    ink = ax.xaxis.label.get_color()  # The color is black, or white if a dark matplotlib style is used
+    ink = ax.xaxis.label.get_color()  # The color of texts is black, or white in a dark matplotlib style
 
     def line(gid: str, values: Tensor, color: Any, label: str, style: str = "-") -> None:
         ax.plot(positions, _floats(values[:, 0]), style, color=color, label=label, gid=gid)
@@ -252,7 +252,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
     figure = pyplot.figure(figsize=(5.5, 4.6 if reg else 3.2), layout="constrained")
     show_once(figure)
     axes = figure.subplots(2 if reg else 1, 1, sharex=True, squeeze=False)[:, 0]
-    ink = axes[0].xaxis.label.get_color()  # The color is black, or white if a dark matplotlib style is used
+    ink = axes[0].xaxis.label.get_color()  # The color of texts is black, or white in a dark matplotlib style
     panels = [
         ("train_loss", axes[0], "train", ink),
         ("test_loss", axes[0], "test", "red"),

@@ -88,8 +88,8 @@ def _parts(group: Sequence[int], below: Groups) -> Groups:
 def get_tree_node(
     model: Function, x: Tensor, moleculess: list[Groups], sep_th: float = 1e-2, skip_test: bool = True
 ) -> tuple[list[list[int]], list[list[str]]]:
-    """Find, for each group of inputs in the tree, how many groups of the level below it consists of, and how the
-    function combines them.
+    """Find, for each group of inputs in the tree, the number of its parts in the level below and the operation by which
+    the function combines the parts.
 
     Args:
         model, x: as in :func:`get_molecule`.
@@ -99,9 +99,10 @@ def get_tree_node(
 
     Returns:
         A tuple of two nested lists, which have one entry for each group of each level except the first level. Each
-        entry of the first list is the number of groups of the level below that the group consists of. Each entry of the
-        second list is ``"Id"`` for a single group, ``"GS"`` for groups that are generally separable, ``"Add"`` or
-        ``"Mul"`` for a sum or a product at the last level, and ``""`` in all other cases.
+        entry of the first list is the number of parts of the group, which are groups of the level below. Each entry of
+        the second list is ``"Id"`` if the group has a single part, ``"GS"`` if the parts are generally separable,
+        ``"Add"`` or ``"Mul"`` if a group of the last level is a sum or a product of its parts, and ``""`` in all other
+        cases.
 
     Raises:
         TypeError, ValueError: if the groups of a level are not unions of groups of the previous level.
@@ -169,7 +170,9 @@ def plot_tree(
     skip_sep_test: bool = False,
     verbose: bool = False,
 ) -> Figure:
-    """Draw a tree that shows how a function combines its inputs. The inputs are at the bottom, the output at the top.
+    """Draw a tree that shows how a function combines its inputs.
+
+    The inputs are at the bottom of the tree, and the output is at the top.
 
     Args:
         model, x: as in :func:`get_molecule`.

@@ -44,7 +44,8 @@ def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
 
 
 class Pieces(NamedTuple):
-    """The splines of a layer, as one polynomial between each of the M knots t_m of an input and the next knot."""
+    """The splines of a layer as polynomials, with one polynomial for the interval to the right of each of the M knots
+    t_m of each input."""
 
     knots: list[list[float]]
     coefficients: Tensor  # [k + 1, M, in, out], coefficients of the powers of x - t_m
@@ -89,7 +90,7 @@ def _cells(layer: KANLinear, pieces: Pieces, i: int, j: int) -> list[_Cell]:
 
 
 def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) -> Any:
-    """Return a sympy Piecewise plus base function that equals a spline edge with the input ``node``."""
+    """Return a spline edge with the input ``node`` as a sympy expression, a Piecewise plus the base function."""
     import sympy
     from sympy.functions.elementary.piecewise import ExprCondPair
 

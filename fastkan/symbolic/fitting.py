@@ -29,7 +29,7 @@ MAX_AMPLITUDE = 1e6
 # Minimum and maximum width of the range of x for which c is neither huge nor tiny if |a| = 1
 MIN_SPAN, MAX_SPAN = 1e-3, 1e4
 
-# Fraction of the distance from theta to the end of the domain that one step must leave
+# Minimum fraction of the distance between theta and the end of the domain that must remain after one step
 MIN_MARGIN = 0.1
 
 Range = tuple[float, float] | None
@@ -175,7 +175,7 @@ def _default_inner(a_range: Range, b_range: Range) -> tuple[float, float]:
 def _search_inner(
     functions: list[SymbolicFunction], samples: Samples, a_range: Range, b_range: Range
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return a list of a tuple of the best a ``[E]`` and the best b ``[E]`` for each function.
+    """Return a list that contains, for each function, a tuple of the best a ``[E]`` and the best b ``[E]``.
 
     a and b are NaN where no fit has all values of ``a x + b`` in the function's domain.
     """

@@ -20,7 +20,7 @@ from .search import Range, c_loss, fit_params, r2_loss, rank, search
 if TYPE_CHECKING:
     from ..network.core import Network
 
-LOW_R2 = 0.9  # If R2 is less, the printed line recommends suggest_symbolic
+LOW_R2 = 0.9  # Value of R2 below which the printed line recommends suggest_symbolic
 # Minimum number of rows for a fit, twice the number of parameters a, b, c and d; unrelated functions can fit fewer rows
 MIN_ROWS = 8
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}

@@ -49,7 +49,7 @@ def symbolic_formula(
         normalizer: ``[mean, std]`` by which the columns of x were normalized before training. If given, the formula is
             in terms of the values of x before normalization.
         output_normalizer: ``[mean, std]`` by which the labels were normalized before training. If given, the formula
-            computes the values before normalization.
+            computes the outputs before normalization.
         digits: number of significant digits of the constants. If ``"auto"``, the smallest number that satisfies
             ``tolerance`` is used. If None, the constants are not rounded.
         numeric: form in which spline edges are written. ``"functions"``: as functions named phi_l_i_j by their layer,
@@ -70,8 +70,8 @@ def symbolic_formula(
         TypeError, ValueError: for arguments that don't fit the network, and for spline edges if ``numeric="raise"``.
 
     Warns:
-        UserWarning: if edges are written as functions phi_l_i_j. The warning names the library function that fits
-            each of them best.
+        UserWarning: if edges are written as functions phi_l_i_j. The warning also names the library functions that fit
+            the edges best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -354,7 +354,10 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
 
 
 def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list[float]]:
-    """Return a list of the means and the standard deviations of ``count`` columns; 0 and 1 if ``value`` is None."""
+    """Return a list of the means and the standard deviations of ``count`` columns.
+
+    If ``value`` is None, all means are 0 and all standard deviations are 1.
+    """
     if value is None:
         return [[0.0] * count, [1.0] * count]
     try:
@@ -383,9 +386,10 @@ def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[An
 def _samples(
     model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
-    """Return a tuple of the rows on which rounding is tested and the labels of the dataset, or None without a dataset.
+    """Return a tuple of the rows at which rounded formulas are tested and the labels of the dataset.
 
-    The normalization of rows and labels is undone.
+    Rows and labels are returned as they were before normalization. Without a dataset, None is returned in place of the
+    labels.
     """
     x, labels = default_rows(model), None
     if dataset is not None:

@@ -1,9 +1,9 @@
 """Least squares for many fits at once, by variable projection with Levenberg-Marquardt steps.
 
 A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. The best c and d are computed exactly for each
-theta, so that the steps are only in the two dimensions of theta (Golub and Pereyra 1973, with Kaufman's Jacobian). The
-fits of all functions take each step together: each function is evaluated once per step, on all its fits, and all other
-arithmetic is batched over all fits.
+theta, so that the steps are only in the two dimensions of theta (Golub and Pereyra 1973, with Kaufman's Jacobian). In
+each step, each function is evaluated once, on all fits of the function, and all other arithmetic is batched over the
+fits of all functions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Fits(NamedTuple):
     weight: Tensor | None  # [R, N], weights that sum to 1 in each row; None for equal weights
     low: Tensor  # [R, 2], lower bounds of theta
     high: Tensor  # [R, 2], upper bounds of theta
-    margin: float  # fraction of the distance from theta to a bound that a step must leave; if 0, theta may reach bounds
+    margin: float  # minimum fraction of the distance between theta and a bound that must remain after one step
     max_amplitude: Tensor  # [R], maximum of |c f| in standard deviations of y, which limits rounding errors
 
     def take(self, rows: Tensor) -> Fits:

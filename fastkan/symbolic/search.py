@@ -70,15 +70,15 @@ def search(
         x: inputs ``[N, E]`` of E edges.
         y: outputs ``[N, E]`` of the E edges.
         names: names of functions in the library (default: all functions).
-        a_range, b_range: lower and upper bound of a and of b. If both are None, the search does not depend on the
+        a_range, b_range: lower and upper bound of a and of b. Without any bounds, the search does not depend on the
             units of x, because the search is over the values of ``a x + b`` at the two ends of the range of x.
 
     Returns:
         The best fit of each function to each edge. The values of ``a x + b`` are in the domain of the function over
         the whole range of x. If several sets of parameters give the same function, the set that is easiest to read is
-        returned: ``|a| = 1`` in powers, roots and logarithms, ``|c| = 1`` in exp, a > 0 if f is even or odd, and b
-        within half a period of 0. R2 is 1 if y is constant. Otherwise R2 is 0 if no fit is better than a constant, for
-        instance because no fit is in the domain.
+        chosen, with ``|a| = 1`` in powers, roots and logarithms, ``|c| = 1`` in exp, a > 0 if f is even or odd, and b
+        within half a period of 0. R2 is 1 if y is constant, and R2 is 0 if y is not constant and no fit is better than
+        a constant, for instance because no fit is in the domain.
 
     Raises:
         TypeError, ValueError: for data that is empty, NaN, infinite or of the wrong shape, for unknown names, and for
@@ -126,7 +126,8 @@ def fit_params(
 
 
 def r2_loss(r2: float) -> float:
-    """Return the loss of a fit, in bits: the binary logarithm of the unexplained fraction of the variance, plus 1e-5.
+    """Return the loss of a fit, in bits: the binary logarithm of the sum of 1e-5 and the unexplained fraction of the
+    variance.
 
     1e-5 is added so that all fractions well below 1e-5 get about the same loss, because a trained spline typically
     differs from its formula by about 1e-5 of the variance anyway.

@@ -1,8 +1,9 @@
 """Starting points for fits of ``c f(z) + d`` with z = a x + b: the best points of a coarse grid.
 
 The grid is over (p, q), the values of z at the two ends of the range of x, so that the grid does not depend on the
-units of x. A change of (p, q) that a change of c and d can undo is left out of the grid. For this reason, the grid of
-a power, logarithm or exponential is one-dimensional, and the grid of a sine is over frequency and phase.
+units of x. The grid does not vary (p, q) in directions in which a change can be undone by a change of c and d. For this
+reason, the grid of a power, logarithm or exponential is one-dimensional, and the grid of a sine is over frequency and
+phase.
 
 All samples are used: each sample is distributed linearly to the two nearest of ``NODES`` nodes on the range of x. The
 R2 values of all grid points then take three matrix products with the weights of the nodes, and the values of f at the
@@ -145,9 +146,10 @@ def r2_at(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
 
 
 def enclosing_branch(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tuple of the lower and the upper end of the branch of f's domain that contains ``z_low`` to ``z_high``.
+    """Return a tuple of the lower and the upper end of the branch of f's domain that contains a given interval.
 
-    Both ends are NaN where no branch of the domain contains the whole interval.
+    The given interval is from ``z_low`` to ``z_high``. Both ends are NaN where no branch of the domain contains the
+    whole interval.
     """
     low, high = torch.full_like(z_low, math.nan), torch.full_like(z_low, math.nan)
     for branch in function.branches():
@@ -203,7 +205,7 @@ def _branch_grids(function: SymbolicFunction, branch: Interval) -> list[tuple[Te
 
 
 def _both_directions(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return a list of the grid of p and q with the given half lengths and centres.
+    """Return a list that contains the grid of p and q with the given half lengths and centres.
 
     If f is not symmetric, the list also contains the grid with p and q swapped.
     """
