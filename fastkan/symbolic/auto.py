@@ -1,4 +1,4 @@
-"""``auto_symbolic``: replacement of all spline edges of a network by formulas at once, with a report."""
+"""``auto_symbolic``: replacement of the spline edges of a network by formulas, with a report about each edge."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def auto_symbolic(
 
     Raises:
         TypeError, ValueError: for unknown functions, invalid ranges, fewer than 8 different rows, or rows at which the
-            network is NaN or infinite. In all these cases, and after an interruption, the network is left unchanged.
+            network is NaN or infinite. If an error is raised or the call is interrupted, the network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)

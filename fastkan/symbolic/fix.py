@@ -72,7 +72,7 @@ def fix_symbolic(
 
     Raises:
         TypeError, ValueError: for an unknown edge or function, an invalid range, a fit to an edge that is off, or
-            fewer than 8 different rows for a fit. In all these cases the network is left unchanged.
+            fewer than 8 different rows for a fit. If an error is raised, the network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -113,7 +113,8 @@ def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
         l, i, j: as in :meth:`fix_symbolic`.
 
     Raises:
-        TypeError, ValueError: for an unknown edge or an edge that is not symbolic. The network is then left unchanged.
+        TypeError, ValueError: for an unknown edge or an edge that is not symbolic. If an error is raised, the
+            network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -159,7 +160,8 @@ def set_mode(model: Network, l: int, i: int, j: int, mode: str) -> None:
             the formula.
 
     Raises:
-        TypeError, ValueError: for an unknown edge or mode, or a missing formula. The network is then left unchanged.
+        TypeError, ValueError: for an unknown edge or mode, or a missing formula. If an error is raised, the
+            network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)

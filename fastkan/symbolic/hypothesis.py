@@ -201,8 +201,8 @@ def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_t
     Args:
         model, x: as in :func:`batch_grad_normgrad`.
         group: indices of the inputs in the group. If the group contains no inputs or all inputs, the result is True.
-        dependence_th: upper limit of the dependence computed by :func:`get_dependence`. If a dependence is not below
-            this limit, the result is False.
+        dependence_th: upper limit of the dependence computed by :func:`get_dependence`. If a dependence is not less
+            than ``dependence_th``, the result is False.
 
     Raises:
         TypeError, ValueError: for indices of inputs that do not exist.
@@ -235,8 +235,8 @@ def test_separability(
         model, x: as in :func:`batch_grad_normgrad`.
         groups: indices of the inputs in each group. Inputs that are in no group form an additional group.
         mode: ``"add"`` for a sum, ``"mul"`` for a product.
-        threshold: upper limit of the interactions between groups. If an interaction is not below this limit, the result
-            is False.
+        threshold: upper limit of the interactions between groups. If an interaction is not less than ``threshold``, the
+            result is False.
         bias: constant that is added to the function before the function is tested as a product.
 
     Raises:

@@ -178,8 +178,8 @@ def scale_term(factor: Any, term: Any) -> Any:
 def can_simplify(*expressions: Any) -> bool:
     """Whether sympy can simplify sums and products of the given expressions quickly.
 
-    This is the case if all expressions are short and are known to be real. Otherwise sympy may take minutes to separate
-    real and imaginary parts.
+    Simplification is quick if all expressions are short and are known to be real. For other expressions, sympy may take
+    minutes to separate real and imaginary parts.
     """
     from sympy import preorder_traversal
 
