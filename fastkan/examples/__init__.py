@@ -1,10 +1,10 @@
-"""Short programs that show one use each; run one by ``python -m fastkan.examples.NAME``.
+"""Short example programs. ``python -m fastkan.examples.NAME`` runs the example NAME.
 
-- ``quickstart``: a KAN layer in an ordinary PyTorch model and training loop.
-- ``formula``: from data to a sparse network and to the formula behind the data.
-- ``pinn``: Poisson's equation solved by a network, with derivatives of any order.
-- ``digits``: a classifier of handwritten digits with its linear layers replaced.
-- ``swap``: a pykan model converted, with equal outputs in a fraction of the time.
+- ``quickstart``: uses KAN layers in an ordinary PyTorch model and training loop.
+- ``formula``: trains a sparse network on data and finds the formula behind the data.
+- ``pinn``: solves Poisson's equation with a network that is differentiated twice.
+- ``digits``: replaces the linear layers of a classifier of handwritten digits by KAN layers.
+- ``swap``: converts a pykan model to a fastkan model, which computes the same outputs in less time.
 
-Each writes its picture into the current folder, and takes ``--steps`` for a shorter or longer run.
+Each example writes its pictures into the current folder. The option ``--steps`` sets the number of training steps.
 """

@@ -1,4 +1,4 @@
-"""The command line that the examples share."""
+"""The command-line interface of the examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run(main: Callable[..., Any]) -> None:
-    """Call an example's ``main(steps, folder)`` with the options of the command line."""
+    """Call the function ``main(steps, folder)`` of an example with the options of the command line."""
     steps = inspect.signature(main).parameters["steps"].default
     parser = argparse.ArgumentParser(description=inspect.getdoc(main))
     parser.add_argument("--steps", type=int, default=steps, help=f"training steps ({steps})")

@@ -15,7 +15,8 @@ from ._command import run
 
 
 def main(steps: int = 300, folder: Path = Path()) -> float:
-    """Replace the linear layers of an MLP by KAN layers, train it on scikit-learn's digits, and show some errors."""
+    """Replace the linear layers of an MLP by KAN layers, train the model on scikit-learn's digits, and plot some digits
+    that the model misclassifies."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -1,4 +1,4 @@
-"""Poisson's equation by a physics-informed network: ``python -m fastkan.examples.pinn``."""
+"""Solution of Poisson's equation by a physics-informed network: ``python -m fastkan.examples.pinn``."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ._command import run
 
 
 def exact(x: Tensor) -> Tensor:
-    """The solution, which vanishes on the border of the square [-1, 1] x [-1, 1]."""
+    """Return the exact solution, which is 0 on the border of the square [-1, 1] x [-1, 1]."""
     return torch.sin(torch.pi * x).prod(1, keepdim=True)
 
 
 def main(steps: int = 100, folder: Path = Path()) -> float:
-    """Solve u_xx + u_yy = f with u = 0 on the border, by L-BFGS on the squared residual, and plot the solution."""
+    """Solve u_xx + u_yy = f with u = 0 on the border by minimizing the squared residual with L-BFGS, and plot the
+    solution."""
     network = KAN(width=[2, 5, 1], grid=10, k=3, seed=0, dtype=torch.float64)
     x = torch.cartesian_prod(*[torch.linspace(-1, 1, 32, dtype=torch.float64)] * 2).requires_grad_()
     f = -2 * torch.pi**2 * exact(x).detach()
 
     def u(x: Tensor) -> Tensor:
-        return (1 - x**2).prod(1, keepdim=True) * network(x)  # this factor is 0 on the border
+        return (1 - x**2).prod(1, keepdim=True) * network(x)  # The first factor makes u equal to 0 on the border
 
     def loss() -> Tensor:
         (slope,) = torch.autograd.grad(u(x).sum(), x, create_graph=True)

@@ -32,7 +32,7 @@ def main(steps: int = 500, folder: Path = Path()) -> float:
         loss.backward()
         optimizer.step()
         progress.set_postfix_str(f"loss {loss.item():.1e}")
-    print(explain(first, x))  # which backend computes the layer, and how
+    print(explain(first, x))  # The printed text says which backend and which implementation compute the layer
 
     line = torch.linspace(-1, 1, 101)
     points = torch.cartesian_prod(line, line)

@@ -1,4 +1,4 @@
-"""A pykan model converted: ``python -m fastkan.examples.swap`` (needs pykan)."""
+"""Conversion of a pykan model to a fastkan model: ``python -m fastkan.examples.swap`` (needs pykan)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ._command import run
 
 
 def main(steps: int = 50, folder: Path = Path()) -> float:
-    """Convert a pykan model, compare the outputs, and train both in turns with Adam from the same parameters."""
+    """Convert a pykan model, compare the outputs of both models, and train both models alternately with Adam from the
+    same initial parameters."""
     import kan
 
     theirs = kan.KAN(width=[2, 5, 1], grid=5, k=3, seed=0, auto_save=False)

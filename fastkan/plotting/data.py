@@ -1,4 +1,4 @@
-"""The data in a picture of a network: which edges are shown, their scores, and their curves."""
+"""Computation of the data in a picture of a network: the edges to be drawn, their scores, and their curves."""
 
 from __future__ import annotations
 
@@ -22,31 +22,36 @@ if TYPE_CHECKING:
     from ..network.core import Network
 
 METRICS = {"backward": "edge_backward", "forward_n": "edge_forward_sum", "forward_u": "edge_forward_spline_u"}
-POINTS = 101  # per curve
-MAX_VALUES = 1 << 22  # numbers in a batch; of a larger one some rows are drawn at random
+POINTS = 101  # Number of points of each curve
+MAX_VALUES = 1 << 22  # Maximum number of values in a batch of samples; from a larger batch, random rows are selected
 KINDS = ("numeric", "symbolic", "both")
 
 
 class ShownEdges(NamedTuple):
-    """The E edges of one layer that have a place in the picture, sorted by (i, j)."""
+    """The E edges of one layer for which the picture has space, sorted by (i, j)."""
 
     i: Tensor  # [E], input nodes
     j: Tensor  # [E], output subnodes
-    kind: Tensor  # [E], indices of KINDS
-    score: Tensor  # [E], by the metric of the plot
-    is_drawn: Tensor  # [E], whether the edge is drawn in its place, that is, not hidden by mask=True
+    kind: Tensor  # [E], indices into KINDS
+    score: Tensor  # [E], scores by the metric of the plot
+    is_drawn: Tensor  # [E], False for edges that mask=True hides
     left_out: int  # number of edges that would also be drawn if max_edges were larger
 
 
 def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tuple[Tensor, list[Tensor]]:
-    """Return samples at which every node is finite, and the inputs of each layer at them; warn of those left out.
+    """Return a tuple of the samples at which all nodes are finite and a list of the inputs of each layer.
+
+    A warning is issued if samples are left out because the value of a node is not finite.
 
     Args:
-        x: samples; None takes those of the last fit or, before any, points spread over the first grids.
-        layer: the last layer whose inputs must be finite; None requires finite outputs too.
+        model: the network.
+        x: samples ``[..., in_features]``. If None, the rows of the last fit are used or, if there was no fit, points
+            spread evenly over the first layer's grids.
+        layer: index of the last layer whose inputs must be finite. If None, the inputs of all layers and the outputs of
+            the network must be finite.
     """
     rows = activations.rows_for(model, x, strict=False)
-    if x is None and len(rows) < 2:  # scores are standard deviations, which take two rows
+    if x is None and len(rows) < 2:  # Scores are standard deviations, for which at least two rows are needed
         rows = activations.grid_points(model)
     if len(rows) < 2:
         raise ValueError(f"x must have at least two samples, got {len(rows)}")
@@ -65,7 +70,7 @@ def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tupl
 
 
 def some_of(rows: Tensor, max_count: int) -> Tensor:
-    """Return at most ``max_count`` of the rows, drawn at random but the same ones on every call."""
+    """Return at most ``max_count`` of the rows, selected at random but with a fixed seed."""
     if len(rows) <= max_count:
         return rows
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:max_count]
@@ -73,7 +78,7 @@ def some_of(rows: Tensor, max_count: int) -> Tensor:
 
 
 def _cause(model: Network, nodes: list[Tensor]) -> str:
-    """Description of the first place in the network where numbers are no longer finite."""
+    """Return a description of the first place in the network where values are not finite."""
     if int(nodes[0].isfinite().all(1).sum()) < 2:
         return "the samples are NaN or infinite"
     for layer, (entering, leaving) in enumerate(pairwise(nodes)):
@@ -90,7 +95,7 @@ def _cause(model: Network, nodes: list[Tensor]) -> str:
 def shown_edges(
     model: Network, nodes: list[Tensor], metric: str, mask: list[Tensor] | None, max_edges: int
 ) -> list[ShownEdges]:
-    """Select the edges of each layer that are shown: all that are on or, of more than ``max_edges``, the strongest."""
+    """Select the edges of each layer to draw: all that are on, or the ``max_edges`` strongest if there are more."""
     sizes = edge_sizes(model, nodes, METRICS[metric])
     shown = []
     for layer, size in enumerate(sizes):
@@ -110,8 +115,12 @@ def shown_edges(
 
 
 def ranges(layer: KANLinear, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of the interval over which the edges of each node are drawn, ``[nodes]`` each: the range of the node's
-    samples, extended to the grid if they don't vary."""
+    """Return a tuple of the lower ends ``[nodes]`` and the upper ends ``[nodes]`` of the intervals over which the edges
+    of each node are drawn.
+
+    The interval is the range of the samples of the node. If the samples are constant, the interval also contains the
+    grid.
+    """
     low, high = nodes.amin(0), nodes.amax(0)
     limits = grid.interior(layer.knots, layer.spline_order).to(nodes.dtype)
     rounding = 16 * torch.finfo(nodes.dtype).eps * torch.maximum(low.abs(), high.abs())
@@ -121,13 +130,17 @@ def ranges(layer: KANLinear, nodes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def evenly_spaced(low: Tensor, high: Tensor, count: int = POINTS) -> Tensor:
-    """``[count, nodes]`` evenly spaced points from ``low [nodes]`` to ``high [nodes]``."""
+    """Return evenly spaced points ``[count, nodes]`` from ``low [nodes]`` to ``high [nodes]``."""
     return torch.lerp(low, high, torch.linspace(0, 1, count, dtype=low.dtype, device=low.device).unsqueeze(1))
 
 
 def curves(model: Network, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of the edges ``i, j`` (``[E]`` each) at ``nodes [N, in]``: of their splines with base functions, and of
-    their formulas, each ``[N, E]``."""
+    """Return a tuple of two tensors ``[N, E]`` with the values of E edges: of splines plus base functions, and of
+    formulas.
+
+    The input nodes of the edges are ``i [E]``, their output subnodes are ``j [E]``, and the values of all input nodes
+    are ``nodes [N, in]``.
+    """
     numeric, symbolic = model.layers[layer], model.symbolic[layer]
     inputs, from_input = i.to(nodes.device).unique(return_inverse=True)
     outputs, to_output = j.to(nodes.device).unique(return_inverse=True)
@@ -141,9 +154,13 @@ def curves(model: Network, layer: int, i: Tensor, j: Tensor, nodes: Tensor) -> t
 
 
 def value_limits(values: Tensor, at_samples: Tensor, has_pole: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower and upper limit ``[E]`` of the drawn part of curves ``[N, E]``: their finite range, except for curves that
-    may have a pole, which are cut off one width outside of the middle 80% of their values ``at_samples [samples, E]``.
-    A curve that is constant up to rounding gets limits around its value, and one without finite values around 0."""
+    """Return a tuple of the lower limits ``[E]`` and the upper limits ``[E]`` between which E curves are drawn.
+
+    The limits are the minimum and maximum of the finite entries of ``values [N, E]``. If a curve may have a pole, the
+    limits extend beyond the 10% and 90% quantiles of ``at_samples [samples, E]`` by at most the distance between the
+    two quantiles. If a curve is constant up to rounding errors, the limits lie around its value, and if a curve has no
+    finite values, the limits lie around 0.
+    """
     finite = values.isfinite()
     low = torch.where(finite.any(0), torch.where(finite, values, torch.inf).amin(0).double(), 0.0)
     high = torch.where(finite.any(0), torch.where(finite, values, -torch.inf).amax(0).double(), 0.0)
@@ -163,7 +180,10 @@ def value_limits(values: Tensor, at_samples: Tensor, has_pole: Tensor) -> tuple[
 
 
 def may_have_poles(model: Network, layer: int, i: Tensor, j: Tensor) -> Tensor:
-    """Whether each of the edges ``i, j`` (``[E]`` each) has a formula that is unbounded or undefined somewhere."""
+    """Return a mask ``[E]`` that is True for each edge whose formula is unbounded or undefined somewhere.
+
+    The input nodes of the edges are ``i [E]``, and their output subnodes are ``j [E]``.
+    """
     has_pole = {}
     for edge in model.symbolic[layer].edges:
         function = lookup(edge.name)

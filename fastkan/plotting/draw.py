@@ -1,4 +1,4 @@
-"""Drawing a network: its edges, nodes and texts as lists, and these put onto matplotlib axes."""
+"""Drawing of a network: its edges, nodes and texts are first collected in lists, which are then drawn by matplotlib."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from ..network.core import Network
 
 COLORS = {"numeric": "black", "symbolic": "red", "both": "purple"}
-# lengths are in inches at the usual scale, text sizes in points
-IDLE_COLOR = "0.72"  # for nodes without a visible edge
+IDLE_COLOR = "0.72"  # Color of nodes without a visible edge
 NOTE_COLOR = "0.35"
-PADDING = 0.1  # share of a box left free on each side of its curve
-MAX_DOTS = 60  # samples marked on a curve
-LIMIT_SAMPLES = 512  # samples by which the limits of a curve with a pole are chosen
+PADDING = 0.1  # Fraction of the width and height of a box that is left free on each side of the curve
+MAX_DOTS = 60  # Maximum number of samples that are marked on a curve
+LIMIT_SAMPLES = 512  # Maximum number of samples from which the limits of a curve with a pole are computed
+# Lengths are in inches at the default scale, and text sizes are in points
 MARGIN = 0.16
 TITLE_SIZE, NOTE_SIZE, RANGE_SIZE = 14.0, 8.0, 6.0
 TITLE_GAP = 0.13
-MIN_ALPHA = 0.03  # an edge with a smaller alpha counts as invisible
-MIN_SYMBOL = 0.028  # radius of a circle below which it is drawn without a cross
+MIN_ALPHA = 0.03  # Minimum alpha of a visible edge
+MIN_SYMBOL = 0.028  # Minimum radius of a circle that is drawn with a cross
 ZORDER = {"lines": 1, "links": 1, "curves": 3, "symbols": 5}
 
 
@@ -44,7 +44,7 @@ def draw(
     title: str | None,
     varscale: float,
 ) -> Picture:
-    """Make the picture of :func:`fastkan.plotting.plot`; ``nodes`` are the inputs ``[N, nodes]`` of each layer."""
+    """Create the picture for :func:`fastkan.plotting.plot`, given the inputs ``nodes [N, nodes]`` of each layer."""
     placing.measured_line.cache_clear()
     title_size = placing.extent(title or "", TITLE_SIZE)
     layout = placing.arrange(model.architecture, [len(shown.i) for shown in edges], tick, title_size[0])
@@ -84,7 +84,10 @@ def _draw_edges(
     left, right = (end[i.to(end.device)].double().cpu() for end in (low, high))
 
     def in_boxes(at: Tensor, value: Tensor) -> list[Any]:
-        """Positions of points ``[N, E]`` inside their edges' boxes, as E arrays ``[N, 2]``; NaN outside of a box."""
+        """Return the positions of points ``[N, E]`` inside the boxes of E edges, as a list of E arrays ``[N, 2]``.
+
+        The positions of points above or below a box are NaN.
+        """
         share_x = (at.double().cpu() - left) / (right - left)
         share_y = (value.double().cpu() - bottom) / (top - bottom)
         share_y = torch.where((share_y >= -1e-6) & (share_y <= 1 + 1e-6), share_y, torch.nan)
@@ -102,7 +105,8 @@ def _draw_edges(
     curve_lines: list[Any] = []
     curve_colors: list[Any] = []
     thickness = min(1.0, 0.45 + boxes.width / 0.5)
-    stub = placing.RANGES - 0.04 if boxes.ranges else 0.0  # a vertical piece of line between the numbers under a box
+    # ``stub`` is the length of the vertical part of a line, which runs between the two numbers below a box
+    stub = placing.RANGES - 0.04 if boxes.ranges else 0.0
     for e in shown.is_drawn.nonzero().flatten().tolist():
         color = (*to_rgb(COLORS[KINDS[shown.kind[e]]]), alpha[e])
         x, box_top = boxes.x[e], boxes.y + boxes.height
@@ -122,7 +126,7 @@ def _draw_edges(
 
 
 def _draw_ranges(picture: Picture, boxes: placing.Boxes, x: float, limits: list[float], values: Tensor) -> None:
-    """Write the limits of a curve beside its box: those of its input below, those of its values on the left."""
+    """Write the limits of the input of a curve below its box, and the limits of its values to the left of the box."""
     left, right, bottom, top = limits
     side, under, box_top = x - boxes.width / 2, boxes.y - 0.04, boxes.y + boxes.height
     is_constant = bool((values == values[0]).all())
@@ -155,13 +159,13 @@ def _short(value: float) -> str:
 
 
 class Connections(NamedTuple):
-    """The nodes and subnodes of each level to which drawn edges lead."""
+    """The nodes and subnodes of each level that are connected to edges in the picture."""
 
-    drawn: list[list[bool]]  # nodes with a drawn edge
-    visible: list[list[bool]]  # nodes with a drawn edge that is not too transparent to be seen
+    drawn: list[list[bool]]  # Whether an edge of the node is drawn
+    visible: list[list[bool]]  # Whether a drawn edge of the node is opaque enough to be visible
     visible_subnodes: list[list[bool]]
-    strength: list[list[float]]  # sum of the scores of a node's drawn edges
-    hides_edges: bool  # whether some of the shown edges are not drawn
+    strength: list[list[float]]  # Sum of the scores of the drawn edges of the node
+    hides_edges: bool  # Whether some of the edges that have a box are not drawn
 
 
 def _connections(model: Network, edges: list[ShownEdges], beta: float) -> Connections:
@@ -238,7 +242,7 @@ def _draw_texts(
     varscale: float,
     tick: bool,
 ) -> None:
-    """Add the names of inputs and outputs and a note of what is left out, and extend the picture by their room."""
+    """Add the names of inputs and outputs and a note about omitted parts, and enlarge the picture accordingly."""
     bottom, top = layout.levels[0], layout.levels[-1]
     picture.left, picture.right = 0.0, layout.width
     picture.bottom, picture.top = -bottom.radius, top.node_y + top.radius
@@ -285,7 +289,7 @@ def _draw_texts(
 
 
 def _note(edges: list[ShownEdges], tick: bool, layout: placing.Layout, unnamed: int) -> list[str]:
-    """Note of what the picture leaves out, in pieces between which lines may be broken."""
+    """Return a note about the parts that the picture omits, as a list of pieces between which a line may be broken."""
     pieces = []
     for layer, shown in enumerate(edges):
         if shown.left_out:
@@ -305,7 +309,7 @@ def _note(edges: list[ShownEdges], tick: bool, layout: placing.Layout, unnamed: 
 
 
 class Lines(NamedTuple):
-    """Lines of one kind: a name in ``ZORDER``, their points, colors, and width in points."""
+    """Lines of one kind: a key of ``ZORDER``, the points and colors of the lines, and the line width in points."""
 
     gid: str
     segments: list[Any]
@@ -328,24 +332,24 @@ class PlacedText(NamedTuple):
 
 
 class Picture:
-    """Lists of lines, boxes, circles, dots and texts, in inches at the usual scale."""
+    """A picture as lists of lines, boxes, circles, dots and texts, with lengths in inches at the default scale."""
 
     def __init__(self) -> None:
         self.lines: list[Lines] = []
         self.boxes: list[tuple[float, float, float, float]] = []
         self.box_colors: list[Any] = []
-        self.circles: list[tuple[float, float, float, str, bool]] = []  # x, y, radius, color, filled
-        self.dots: list[tuple[float, float, float, Any]] = []  # x, y, size in points, color
+        self.circles: list[tuple[float, float, float, str, bool]] = []  # x, y, radius, color and whether it is filled
+        self.dots: list[tuple[float, float, float, Any]] = []  # x, y, size in points and color
         self.texts: list[PlacedText] = []
         self.left = self.right = self.bottom = self.top = 0.0
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height."""
+        """The width and height of the picture."""
         return self.right - self.left, self.top - self.bottom
 
     def draw_onto(self, ax: Axes) -> None:
-        """Draw the picture, as large as the axes allow."""
+        """Draw the picture on matplotlib axes, as large as the axes allow."""
         from matplotlib.collections import EllipseCollection, LineCollection, PatchCollection
         from matplotlib.patches import Rectangle
 

@@ -1,5 +1,7 @@
-"""Positions and sizes of everything in the picture of a network, in inches at the usual scale. The inputs are at y = 0,
-and y grows upwards."""
+"""Computation of the positions and sizes of all objects in the picture of a network.
+
+All lengths are in inches at the default scale. The input nodes are at y = 0, and y grows upwards.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +16,38 @@ if TYPE_CHECKING:
 
 MAX_WIDTH, MIN_WIDTH = 14.0, 2.2
 MAX_WIDTH_WITH_RANGES = 20.0
-SLOT = 0.5  # width for one box and the space around it
+SLOT = 0.5  # Width that is available for one box and the space around the box
 SLOT_WITH_RANGES, MIN_SLOT_WITH_RANGES = 1.1, 0.9
-RANGES = 0.27  # room for numbers on the left of a box and under it
-BOX = 0.42  # side
-MAX_BOX_RATIO = 2.2  # height of a narrow box divided by its width
-SYMBOL_RADIUS = 0.085  # of addition and multiplication nodes
-DOT_RADIUS = 0.045  # of inputs
-MAX_RADIUS_SHARE = 0.38  # radius of a node divided by the width that it has
+RANGES = 0.27  # Size of the space for numbers to the left of each box and below each box
+BOX = 0.42  # Maximum side length of a box without numbers
+MAX_BOX_RATIO = 2.2  # Maximum ratio of the height of a box to its width
+SYMBOL_RADIUS = 0.085  # Maximum radius of an addition node or multiplication node
+DOT_RADIUS = 0.045  # Maximum radius of an input node
+MAX_RADIUS_SHARE = 0.38  # Maximum ratio of the radius of a node to the width that is available for the node
 NODE_SPACE = 0.34
-PRODUCT_HEIGHT = 0.42  # of multiplication nodes above their factors
+PRODUCT_HEIGHT = 0.42  # Height of multiplication nodes above their factors
 MAX_HEIGHT = 30.0
-LABEL_SIZES = (13.0, 11.0, 9.5, 8.0)  # in points
+LABEL_SIZES = (13.0, 11.0, 9.5, 8.0)  # Font sizes of horizontal labels, in points
 VERTICAL_SIZES = (10.0, 8.0, 6.5)
-MEASURED_SIZE = 10.0  # in points; texts are measured at this size, and the result is scaled
-LINE_HEIGHT = 1.25  # divided by the size of the text
-GAP = 0.06  # between a label and the nearest other object
+MEASURED_SIZE = 10.0  # Font size, in points, at which all texts are measured before the result is scaled
+LINE_HEIGHT = 1.25  # Distance of two lines of text divided by the font size
+GAP = 0.06  # Minimum distance between a label and the nearest other object
 
 
 class Boxes(NamedTuple):
-    """The boxes of one layer's edges: the x coordinates of their centers, and their common lower edge and size."""
+    """The boxes of the edges of one layer: the x coordinates of the centers, and the y coordinate of the lower sides
+    and the size, which are common to all boxes."""
 
     x: list[float]
     y: float
     width: float
     height: float
-    ranges: bool  # whether the limits of the curves are written beside the boxes
+    ranges: bool  # Whether the limits of the curves are written beside the boxes
 
 
 class Level(NamedTuple):
-    """One layer of nodes and their subnodes; both have the same positions if no node multiplies."""
+    """The positions of the nodes and subnodes of one layer of nodes. If the layer has no multiplication nodes, the
+    positions of nodes and subnodes are equal."""
 
     sub_x: list[float]
     sub_y: float
@@ -53,7 +57,7 @@ class Level(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The picture without its texts: x from 0 to ``width``, y from 0 to that of the last level."""
+    """The positions of all objects of the picture except texts. All x coordinates are between 0 and ``width``."""
 
     width: float
     levels: list[Level]
@@ -61,7 +65,7 @@ class Layout(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A name below or above a node."""
+    """A name that is written below or above a node."""
 
     node: int
     x: float
@@ -74,8 +78,14 @@ class Label(NamedTuple):
 
 
 def arrange(architecture: Architecture, counts: Sequence[int], tick: bool, min_width: float = 0.0) -> Layout:
-    """Place the nodes, and ``counts`` boxes of each layer of edges. With ``tick`` the limits of the curves are written
-    beside the boxes, if there is room; ``min_width`` is that of the title."""
+    """Compute the positions of the nodes and of the boxes of the edges.
+
+    Args:
+        architecture: architecture of the network.
+        counts: number of boxes in each layer of edges.
+        tick: whether the limits of the curves are written beside the boxes of each layer that has enough space.
+        min_width: minimum width of the picture, namely the width of the title.
+    """
     slot = SLOT_WITH_RANGES if tick else SLOT
     positions = [nodes * max((1, *arities)) for nodes, arities in zip(architecture.nodes, architecture.arities)]
     needed = max([slot * count for count in counts] + [NODE_SPACE * count for count in positions])
@@ -94,7 +104,7 @@ def arrange(architecture: Architecture, counts: Sequence[int], tick: bool, min_w
         y = one.y + one.height + gap
         node_x = _evenly_spaced(architecture.nodes[layer + 1], width)
         groups = architecture.factors(layer + 1)
-        share = width / len(node_x) / max(len(group) for group in groups)  # width for one factor
+        share = width / len(node_x) / max(len(group) for group in groups)  # Width that is available for one factor
         sub_x = [x + (n - (len(group) - 1) / 2) * share for x, group in zip(node_x, groups) for n in range(len(group))]
         above = PRODUCT_HEIGHT if architecture.arities[layer + 1] else 0.0
         levels.append(Level(sub_x, y, node_x, y + above, min(SYMBOL_RADIUS, MAX_RADIUS_SHARE * share)))
@@ -119,7 +129,10 @@ def _boxes(count: int, width: float, y: float, tick: bool) -> Boxes:
 
 
 def extent(text: str, size: float) -> tuple[float, float, float]:
-    """Width, height and descent of a text in inches, measured without a figure, at a size in points."""
+    """Return a tuple of the width, height and descent of a text, in inches, at a font size in points.
+
+    The text is measured without creating a figure.
+    """
     lines = [_measured_line(line) for line in text.split("\n")]
     width, height, descent = max(line[0] for line in lines), max(line[1] for line in lines), lines[-1][2]
     inches = size / MEASURED_SIZE / 72
@@ -132,13 +145,18 @@ def is_drawable(text: str) -> bool:
 
 
 def _measured_line(line: str) -> tuple[float, float, float, bool]:
-    return measured_line(re.sub("[0-9]", "0", line) or " ")  # digits have the same width; fewer lines are cached so
+    # All digits have the same width. Each digit is replaced by 0, so that lines with different digits share an entry of
+    # the cache.
+    return measured_line(re.sub("[0-9]", "0", line) or " ")
 
 
 @lru_cache(maxsize=1024)
 def measured_line(line: str) -> tuple[float, float, float, bool]:
-    """Width, height and descent of a line, in points at the size ``MEASURED_SIZE``, and whether its formulas can be
-    drawn. The cache is cleared for each picture, since matplotlib's fonts may have been changed."""
+    """Return a tuple of the width, height and descent of a line, in points, and whether its formulas can be drawn.
+
+    The line is measured at the font size ``MEASURED_SIZE``. The cache is cleared before each picture is drawn, because
+    the user may have changed the fonts of matplotlib.
+    """
     from matplotlib.cbook import is_math_text
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
@@ -151,9 +169,12 @@ def measured_line(line: str) -> tuple[float, float, float, bool]:
 
 
 def labels_of(texts: Sequence[str], positions: Sequence[float], order: Iterable[int], factor: float) -> list[Label]:
-    """Place names at their nodes without overlaps: in the largest size for which all fit, horizontally if possible,
-    else vertically. If all do not fit in any size, those at the indices ``order`` are placed one by one while they
-    fit."""
+    """Return the labels of nodes, placed so that they do not overlap.
+
+    The largest font size at which all labels fit is used. Labels are horizontal if possible and vertical otherwise. If
+    there is no font size at which all labels fit, the labels are tried one after another in the order of the indices
+    ``order``, and each label that overlaps an earlier label is left out.
+    """
     if not texts:
         return []
     space = min((b - a for a, b in pairwise(positions)), default=MAX_WIDTH)
@@ -187,7 +208,10 @@ def _are_apart(one: Label, other: Label) -> bool:
 
 
 def wrapped(pieces: Sequence[str], size: float, width: float) -> str:
-    """Join pieces of text into lines that are not wider than ``width`` unless a single piece is."""
+    """Join pieces of text into lines that are not wider than ``width``.
+
+    A piece that is wider than ``width`` is a line by itself.
+    """
     lines = [""]
     for piece in pieces:
         longer = f"{lines[-1]} {piece}".strip()

@@ -1,4 +1,4 @@
-"""Plots of a network, of one of its edges, and of the history of its fits."""
+"""Functions that plot a network, a single edge of a network, or the history of the fits of a network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 USUAL_SCALE = 0.5
 DPI, MAX_PIXELS = 200, 30000
-POINTS, MAX_SAMPLES = 401, 500  # points of the curve, and samples marked under it, in the plot of one edge
+POINTS, MAX_SAMPLES = 401, 500  # Number of points of the curve and maximum number of marked samples in plot_edge
 FILE = "kan.png"
 POSITIVE, TITLE = kinds.Real(above=0), kinds.Optional(kinds.Text())
 
@@ -59,39 +59,42 @@ def plot(
     x: Tensor | None = None,
     max_edges: int = 100,
 ) -> Figure:
-    """Draw the network, inputs below and outputs above, with the curve of each edge in a box between its two nodes.
+    """Draw the network with the inputs at the bottom, the outputs at the top and the curve of each edge in a box.
 
-    A curve is drawn over the range of its node's samples and fills its box. Splines are black, formulas red, sums of
-    both purple; edges that are off are not drawn. The alpha of an edge is ``tanh(beta * score)``, so that unimportant
-    edges are transparent. Circles with a cross are additions (+) and multiplications (x). The model is not changed.
+    The curve of an edge is drawn over the range of the samples of its input node, and is scaled to fill the box.
+    Splines are black, formulas are red, and sums of a spline and a formula are purple. Edges that are off are not
+    drawn. The alpha of an edge is ``tanh(beta * score)``, so that unimportant edges are transparent. Circles with a
+    cross are additions (+) and multiplications (x). The model is not changed.
 
     Args:
-        folder: folder into which ``kan.png`` is written; None writes nothing.
-        beta: factor of the scores; with a larger one, unimportant edges are more visible.
+        folder: folder into which ``kan.png`` is written. If None, no file is written.
+        beta: factor of the scores. A larger factor makes unimportant edges more visible.
         mask: whether to hide the edges that :meth:`prune` would remove.
-        metric: the score of an edge: ``"backward"`` is that of :meth:`attribute`, ``"forward_u"`` the standard
-            deviation of its values, ``"forward_n"`` this divided by the standard deviation of its input.
-        scale: size of the picture; 0.5 is the usual size.
-        tick: whether the limits of each curve are written beside its box.
-        sample: whether samples are marked on the curves.
-        in_vars: names of the inputs that the network reads, or of all columns of x: texts, which may contain
-            ``$formulas$``, or sympy expressions. None names column n ``x_{n+1}``.
-        out_vars: names of the outputs.
+        metric: score of an edge. ``"backward"`` is the score that :meth:`attribute` computes, ``"forward_u"`` is the
+            standard deviation of the values of the edge, and ``"forward_n"`` is the standard deviation of the values
+            divided by the standard deviation of the input of the edge.
+        scale: factor of the size of the picture. A scale of 1 gives twice the default size.
+        tick: whether to write the limits of each curve beside its box.
+        sample: whether to mark samples on the curves.
+        in_vars: names of the inputs that the network uses, or of all columns of x (default: ``x_1``, ``x_2``, ...). The
+            names are strings, which may contain ``$formulas$``, or sympy expressions.
+        out_vars: names of the outputs, in the same form as ``in_vars``.
         title: title of the picture.
-        varscale: factor of the size of the names.
-        mode: without effect; an argument of older versions.
-        ax: axes to draw into; None makes a figure with ``pyplot``.
-        x: ``[..., in_features]`` samples; None takes the rows of the last fit or, before any, points spread over the
-            first grids. Of a very large batch only some rows, drawn at random, are used.
-        max_edges: number of edges drawn of each layer; of more only the strongest are drawn, and a note says so.
+        varscale: factor of the font size of the names.
+        mode: argument of older versions, without effect.
+        ax: matplotlib axes to draw into (default: the axes of a new ``pyplot`` figure).
+        x: samples ``[..., in_features]``. If None, the rows of the last fit are used or, if there was no fit, points
+            spread evenly over the first layer's grids. If there are very many samples, a random subset is used.
+        max_edges: maximum number of edges drawn per layer. If a layer has more, only the strongest are drawn, and a
+            note says so.
 
     Returns:
-        The figure.
+        The matplotlib figure.
 
     Raises:
         TypeError, ValueError: for arguments out of range, and if there are no finite values to draw.
-        RuntimeError: for ``mask=True`` before :meth:`prune`.
-        ImportError: without matplotlib.
+        RuntimeError: if ``mask`` is True and :meth:`prune` has not been called yet, or the network has changed since.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -117,14 +120,15 @@ def plot(
         edges = shown_edges(model, nodes, metric, hide, max_edges)
         picture = draw(model, nodes, edges, beta, tick, sample, inputs, outputs, title, varscale)
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)  # may raise, so it comes before a figure is opened
+        # The folder is created before a figure is opened, because creating a folder may raise an exception
+        Path(folder).mkdir(parents=True, exist_ok=True)
     if ax is None:
         size = [side * scale / USUAL_SCALE for side in picture.size]
         figure = pyplot.figure(figsize=size, facecolor="white", layout="none")
         ax = figure.add_axes((0, 0, 1, 1))
         show_once(figure)
     picture.draw_onto(ax)
-    figure = ax.figure.figure  # the figure itself if the axes are in a subfigure
+    figure = ax.figure.figure  # If the axes are in a subfigure, the second ``.figure`` gives the whole figure
     if folder is not None:
         dpi = min(DPI, MAX_PIXELS / max(figure.get_size_inches()))
         figure.savefig(Path(folder) / FILE, dpi=dpi, pil_kwargs={"compress_level": 3})
@@ -135,25 +139,26 @@ def plot(
 def plot_edge(
     model: Network, l: int, i: int, j: int, ax: Axes | None = None, *, x: Tensor | None = None, title: str | None = None
 ) -> Axes:
-    """Draw the function of one edge over the range of its node's samples, which are marked at the lower side.
+    """Draw the function of one edge over the range of the samples of its input node.
 
-    A spline is black, a formula red; if the edge has both, their sum is purple. Ends of the grid that lie within the
-    range are marked.
+    A spline is black, and a formula is red. If the edge has both a spline and a formula, their sum is drawn in purple.
+    Small lines above the x axis mark the samples. A dotted line marks each end of the grid that lies within the range
+    of the samples.
 
     Args:
-        l: layer of edges.
-        i: node at which the edge begins.
-        j: subnode at which it ends.
-        ax: axes to draw into; None makes a figure with ``pyplot``.
+        l: index of the layer of edges.
+        i: index of the node at which the edge begins.
+        j: index of the subnode at which the edge ends.
+        ax: matplotlib axes to draw into (default: the axes of a new ``pyplot`` figure).
         x: samples, as in :meth:`plot`.
-        title: title of the axes; None names the edge.
+        title: title of the axes (default: the indices of the edge).
 
     Returns:
-        The axes.
+        The matplotlib axes.
 
     Raises:
         TypeError, ValueError: for an edge that does not exist, and if there are no finite values to draw.
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -172,7 +177,7 @@ def plot_edge(
         total = numeric + formula
         if not bool(total.isfinite().any()):
             raise ValueError(f"nothing can be drawn: edge ({l}, {i}, {j}) is NaN or infinite over its samples' range")
-        if bool(may_have_poles(model, l, *edge)):  # no line is drawn across a pole
+        if bool(may_have_poles(model, l, *edge)):  # The curve is interrupted at a pole
             bottom, top = value_limits(total, torch.add(*curves(model, l, *edge, samples)), torch.tensor([True]))
             total, formula = (torch.where((y >= bottom) & (y <= top), y, torch.nan) for y in (total, formula))
         limits = grid.interior(model.layers[l].knots, model.layers[l].spline_order)[i]
@@ -180,7 +185,7 @@ def plot_edge(
     if ax is None:
         ax = pyplot.figure(figsize=(4.5, 3.4), layout="constrained").add_subplot()
     positions, both = _floats(at[:, i]), is_numeric and is_formula
-    ink = ax.xaxis.label.get_color()  # black, or white in a dark style
+    ink = ax.xaxis.label.get_color()  # The color of texts is black, or white in a dark matplotlib style
 
     def line(gid: str, values: Tensor, color: Any, label: str, style: str = "-") -> None:
         ax.plot(positions, _floats(values[:, 0]), style, color=color, label=label, gid=gid)
@@ -213,18 +218,20 @@ def plot_edge(
 
 
 def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Figure:
-    """Draw the losses and the penalty of each step.
+    """Draw the losses and the penalty at each step of one or several fits.
 
     Args:
-        model_or_results: a network, for all its fits one after another; a result of :meth:`fit`; or a list of results.
+        model_or_results: a network, a result of :meth:`fit`, or a list of results. If a network is given, all its fits
+            are drawn one after another.
 
     Returns:
-        The figure, with the losses above and, unless it was 0 throughout, the penalty below.
+        The matplotlib figure, with the losses in the upper axes. If the penalty was not always 0, the penalty is drawn
+        in the lower axes.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if ``model_or_results`` is not a network, a result of :meth:`fit` or a list of results.
         ValueError: if there are no steps to draw.
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -245,7 +252,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
     figure = pyplot.figure(figsize=(5.5, 4.6 if reg else 3.2), layout="constrained")
     show_once(figure)
     axes = figure.subplots(2 if reg else 1, 1, sharex=True, squeeze=False)[:, 0]
-    ink = axes[0].xaxis.label.get_color()  # black, or white in a dark style
+    ink = axes[0].xaxis.label.get_color()  # The color of texts is black, or white in a dark matplotlib style
     panels = [
         ("train_loss", axes[0], "train", ink),
         ("test_loss", axes[0], "test", "red"),
@@ -255,7 +262,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
         first = 1
         for one in fits:
             steps, values = len(one["train_loss"]), [float(value) for value in one.get(key, ())]
-            if values:  # fewer than the steps if they were recorded less often
+            if values:  # There are fewer values than steps if values were recorded less often
                 every = (steps - 1) / max(1, len(values) - 1)
                 positions = [first + every * n for n in range(len(values))]
                 marker = "." if len(values) == 1 else None
@@ -281,7 +288,7 @@ def plot_history(model_or_results: Network | Mapping | Sequence[Mapping]) -> Fig
 
 
 def _inputs(model: Network, names: Sequence | None) -> list[str]:
-    """Names of the inputs that the network reads."""
+    """Return the names of the inputs that the network uses."""
     ids = model.input_id.tolist()
     if names is None:
         return [f"$x_{{{column + 1}}}$" for column in ids]
@@ -307,7 +314,7 @@ def _outputs(model: Network, names: Sequence | None) -> list[str]:
 def _texts(argument: str, names: Any) -> list[str]:
     if not kinds.is_sequence(names):
         raise TypeError(f"{argument} must be a list of names, got {type(names).__name__}")
-    sympy = sys.modules.get("sympy")  # imported already if a name is an expression
+    sympy = sys.modules.get("sympy")  # If one of the names is a sympy expression, sympy has already been imported
     texts = []
     for n, name in enumerate(names):
         if isinstance(name, str):
@@ -325,14 +332,14 @@ def _floats(values: Tensor) -> list[float]:
 
 
 def _formula(model: Network, layer: int, i: int, j: int) -> str:
-    """The formula c f(a x + b) + d of an edge, with numbers rounded to three digits."""
+    """Return the formula c f(a x + b) + d of an edge as a string, with numbers rounded to three significant digits."""
     symbolic = model.symbolic[layer]
     row, edge = next((n, edge) for n, edge in enumerate(symbolic.edges) if edge[:2] == (i, j))
     a, b, c, d = _floats(symbolic.affine[row])
     argument = _linear(a, "x", b)
     if edge.name.isidentifier() or not re.search(r"\bx\b", edge.name):
         value = f"{edge.name}({argument})"
-    else:  # a name that is an expression, as x^2 or 1/x
+    else:  # The name of the function is an expression, such as x^2 or 1/x
         value = re.sub(r"\bx\b", "x" if argument == "x" else f"({argument})", edge.name)
     return _linear(c, value, d)
 
@@ -346,7 +353,7 @@ def _linear(factor: float, term: str, constant: float) -> str:
 
 
 def open_pyplot() -> Any:
-    """Return ``matplotlib.pyplot``, or raise an ImportError that says how to install it."""
+    """Return ``matplotlib.pyplot``, or raise an ImportError that says how to install matplotlib."""
     try:
         from matplotlib import pyplot
     except ImportError as error:
@@ -355,7 +362,10 @@ def open_pyplot() -> Any:
 
 
 def show_once(figure: Any) -> None:
-    """Make a notebook show a figure once, although it would show both a cell's value and all open figures."""
+    """Make a notebook show a figure only once.
+
+    By default a notebook shows a figure twice if the figure is both the value of a cell and an open pyplot figure.
+    """
     figure._ipython_display_ = partial(_display, figure)
 
 
@@ -369,7 +379,7 @@ def _display(figure: Any) -> None:
     finally:
         figure._ipython_display_ = hook
     if "inline" in get_backend().lower():
-        pyplot.close(figure)  # else pyplot shows it again at the end of the cell
+        pyplot.close(figure)  # Without this call, pyplot would show the figure again at the end of the cell
 
 
 def _check_axes(ax: object) -> None:

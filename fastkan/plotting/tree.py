@@ -1,4 +1,4 @@
-"""The tree in which a function combines its inputs, found by tests of symmetry and separability, and its picture."""
+"""The tree that shows how a function combines its inputs. Tests of symmetry and separability determine the tree."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ Groups = list[list[int]]
 
 @checked(model=Callback(), sym_th=Real(least=0), verbose=Flag())
 def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool = True) -> list[Groups]:
-    """Find, level by level, groups of inputs on which a function depends through a single quantity only.
+    """Find groups of inputs such that a function depends on each group only through a single quantity.
+
+    The result has several levels. The groups of each level are unions of groups of the previous level.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]`` points at which the function is tested.
-        sym_th: threshold of :func:`test_symmetry`.
-        verbose: whether each test is printed.
+        x: points ``[N, in]`` at which the function is tested.
+        sym_th: threshold that is passed to :func:`test_symmetry` as ``dependence_th``.
+        verbose: whether to print each test.
 
     Returns:
-        The groups of inputs of each level: a group for each input at the first level, one group of all at the last.
+        A list of levels, each of which is a list of groups. At the first level there is one group for each input, and
+        at the last level there is one group that contains all inputs.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -43,8 +46,8 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
     check_rows(x, least=2)
     count = x.shape[1]
     levels: list[Groups] = [[[i] for i in range(count)]]
-    # The test of all inputs together always succeeds. The last group therefore joins the others alone, at a level of
-    # its own, instead of at the level where the others are joined.
+    # The symmetry test always succeeds for the group of all inputs. A merge of two groups that together contain all
+    # inputs is therefore postponed, at most once, from the current level to the next level.
     last_apart = False
     while len(levels[-1]) > 1:
         level: Groups = []
@@ -72,7 +75,7 @@ def get_molecule(model: Function, x: Tensor, sym_th: float = 1e-3, verbose: bool
 
 
 def _parts(group: Sequence[int], below: Groups) -> Groups:
-    """Groups of the level below that make up a group, in the order in which it lists their inputs."""
+    """Return the groups of the level below whose union is ``group``, in the order of the inputs in ``group``."""
     starts = {part[0]: part for part in below}
     parts, position = [], 0
     while position < len(group):
@@ -85,21 +88,24 @@ def _parts(group: Sequence[int], below: Groups) -> Groups:
 def get_tree_node(
     model: Function, x: Tensor, moleculess: list[Groups], sep_th: float = 1e-2, skip_test: bool = True
 ) -> tuple[list[list[int]], list[list[str]]]:
-    """Find for each group of the tree how many groups of the level below it joins, and in which way.
+    """Find, for each group of inputs in the tree, the number of its parts in the level below and the operation by which
+    the function combines the parts.
 
     Args:
         model, x: as in :func:`get_molecule`.
         moleculess: the levels that :func:`get_molecule` returned.
         sep_th: threshold of the tests of separability.
-        skip_test: whether to skip these tests, which take most of the time.
+        skip_test: whether to skip the tests of separability, which take most of the time.
 
     Returns:
-        Two lists with an entry for each level but the first, both lists with an entry for each group: the number of
-        groups that it joins; and the way, which is ``"Id"`` for a single group, ``"GS"`` for groups that are
-        generally separable, at the last level ``"Add"`` or ``"Mul"`` for a sum or a product, and ``""`` otherwise.
+        A tuple of two nested lists, which have one entry for each group of each level except the first level. Each
+        entry of the first list is the number of parts of the group, which are groups of the level below. Each entry of
+        the second list is ``"Id"`` if the group has a single part, ``"GS"`` if the parts are generally separable,
+        ``"Add"`` or ``"Mul"`` if a group of the last level is a sum or a product of its parts, and ``""`` in all other
+        cases.
 
     Raises:
-        TypeError, ValueError: for levels that don't follow from one another.
+        TypeError, ValueError: if the groups of a level are not unions of groups of the previous level.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -139,15 +145,15 @@ def _property(model: Function, x: Tensor, groups: Groups, sep_th: float, skip_te
 
 
 class Label(Kind):
-    """Argument kind: a text, or a symbol or expression of sympy."""
+    """Argument kind: a string, a sympy symbol or a sympy expression."""
 
     def read(self, name: str, value: Any) -> Any:
         return value if isinstance(value, str) else EXPRESSION.read(name, value)
 
 
 LEVEL_HEIGHT = 0.5
-HALF_BOX = 0.15  # half the height of a box
-MARGIN = 0.3  # of a box beyond its outermost inputs, as a share of the distance between two inputs
+HALF_BOX = 0.15  # Half the height of a box
+MARGIN = 0.3  # Distance between the outermost input of a box and its side, as a fraction of the distance of two inputs
 
 
 @checked(
@@ -164,23 +170,25 @@ def plot_tree(
     skip_sep_test: bool = False,
     verbose: bool = False,
 ) -> Figure:
-    """Draw the tree in which a function combines its inputs, with the inputs below and the output above.
+    """Draw a tree that shows how a function combines its inputs.
+
+    The inputs are at the bottom of the tree, and the output is at the top.
 
     Args:
         model, x: as in :func:`get_molecule`.
-        in_var: symbols or texts, one for each input; None names them x_1, x_2 and so on.
-        style: ``"tree"`` draws separable groups as lines that meet, with + or × for a sum or a product, and any other
-            group as a box; ``"box"`` draws each group as a box with its property, as :func:`get_tree_node` names it.
-        sym_th, sep_th: thresholds of :func:`get_molecule` and :func:`get_tree_node`.
+        in_var: names of the inputs, as strings or sympy symbols (default: x_1, x_2, ...).
+        style: ``"tree"`` draws separable groups as lines that meet, with + or × for a sum or a product, and all other
+            groups as boxes. ``"box"`` draws all groups as boxes that contain the result of :func:`get_tree_node`.
+        sym_th, sep_th: thresholds that are passed to :func:`get_molecule` and :func:`get_tree_node`.
         skip_sep_test: whether to skip the tests of separability.
-        verbose: whether each test is printed.
+        verbose: whether to print each test.
 
     Returns:
-        The figure.
+        The matplotlib figure.
 
     Raises:
         ValueError: if the number of names differs from the number of inputs.
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5

@@ -1,12 +1,12 @@
 """Symbolic edges ``c f(a x + b) + d``: the library of functions f, the module of such edges, and their fits to samples.
 
-- library: ``SYMBOLIC_LIB``, ``add_symbolic``, ``remove_symbolic``, ``lookup``, ``names_of``; its entries are
-  ``SymbolicFunction``, with an ``Interval`` as domain
-- edges: ``SymbolicEdges``, a module that holds the ``Edge`` entries of one layer
-- fits: ``search`` fits many functions to many edges, ``rank`` orders its ``SymbolicFits`` as ``Candidate`` entries, and
-  ``fit_params`` fits one function to one edge
+- library: ``SYMBOLIC_LIB`` maps names to ``SymbolicFunction`` entries, each with an ``Interval`` as its domain.
+  ``add_symbolic``, ``remove_symbolic``, ``lookup`` and ``names_of`` change and read the library.
+- edges: ``SymbolicEdges`` is a module that holds the ``Edge`` entries of one layer.
+- fits: ``search`` fits many functions to many edges and returns ``SymbolicFits``, ``rank`` turns ``SymbolicFits`` into
+  a sorted list of ``Candidate`` entries, and ``fit_params`` fits one function to one edge.
 
-A network's edges are made symbolic, and its formulas read, by methods of :class:`fastkan.KAN`.
+The methods of :class:`fastkan.KAN` make the edges of a network symbolic and return the formulas of the network.
 """
 
 from ..layers.function_library import (

@@ -1,4 +1,4 @@
-"""``auto_symbolic``: all spline edges of a network made symbolic at once, with a report."""
+"""``auto_symbolic``: replacement of the spline edges of a network by formulas, with a report about each edge."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 class EdgeReport(NamedTuple):
-    """Outcome of :meth:`KAN.auto_symbolic` for one edge.
+    """The outcome of :meth:`KAN.auto_symbolic` for one edge.
 
     Args:
         l, i, j: layer, input node and output subnode of the edge.
-        name: its function, or None if it stays a spline.
-        r2, complexity, best: R2, complexity and name of its function, or of the best function if it stays a spline.
+        name: name of the function that the edge now has, or None if the edge remains a spline.
+        r2, complexity, best: R2, complexity and name of the function that the edge now has or, if the edge remains a
+            spline, of the function that fits the edge best.
     """
 
     l: int
@@ -39,12 +40,12 @@ class EdgeReport(NamedTuple):
 
 
 class SymbolicReport(list[EdgeReport]):
-    """List of an :class:`EdgeReport` for each edge that was a spline; it prints as a table.
+    """A list with one :class:`EdgeReport` for each edge that was a spline; its string form is a table.
 
     Args:
-        edges: the entries.
-        kept: number of edges that were formulas before.
-        threshold: least R2 with which an edge became a formula.
+        edges: entries of the list.
+        kept: number of edges that were already formulas before the call.
+        threshold: minimum R2 at which a spline is replaced by a formula.
     """
 
     def __init__(self, edges: Iterable[EdgeReport] = (), kept: int = 0, threshold: float = 0.0) -> None:
@@ -53,7 +54,7 @@ class SymbolicReport(list[EdgeReport]):
 
     @property
     def numeric(self) -> list[EdgeReport]:
-        """Entries of the edges that stay splines."""
+        """The entries of the edges that remain splines."""
         return [edge for edge in self if edge.name is None]
 
     def __str__(self) -> str:
@@ -96,31 +97,34 @@ def auto_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> SymbolicReport:
-    """Make every spline edge that a function of the library fits well symbolic, in place.
+    """Replace each spline edge that a function of the library fits well by a formula with this function, in place.
 
-    Among the functions whose R2 reaches the threshold, an edge gets the one that :meth:`suggest_symbolic` ranks first;
-    if there is none, it stays a spline. Layers are handled in order, so that each formula is fitted to the outputs of
-    the formulas before it. Edges that are formulas or off are left as they are. The formulas' parameters are new, so
-    create the optimizer afterwards.
+    Among the functions whose R2 reaches the threshold, the function that :meth:`suggest_symbolic` ranks first is used.
+    If no R2 reaches the threshold, the edge remains a spline. Layers are processed in order, so that the formulas of
+    one layer are fitted to the outputs of the formulas of the previous layers. Edges that already are formulas, and
+    edges that are off, are not changed. The parameters of the formulas are new tensors, so create the optimizer after
+    this call.
 
     Args:
         a_range, b_range: bounds of a and b, as in :meth:`fix_symbolic`.
-        lib: names of the functions to try; None for all.
+        lib: names of the functions to try (default: all functions of the library).
         verbose: whether to print the report.
-        weight_simple: weight of simplicity against R2, from 0 (only R2 counts) to 1 (only complexity counts).
-        r2_threshold: least R2 with which an edge becomes a formula.
-        negligible: an edge that no function fits becomes the constant function ``"0"`` if the standard deviation of
-            its values is less than this share of that of the sum to which they are added.
-        force: whether every edge becomes a formula, as in pykan; if no R2 reaches the threshold, the function with the
-            highest R2 is used.
+        weight_simple: weight of simplicity relative to R2, from 0 (only R2 counts) to 1 (only complexity counts).
+        r2_threshold: minimum R2 at which a spline is replaced by a formula.
+        negligible: relative size below which an edge that no function fits becomes the constant function ``"0"``. The
+            relative size is the standard deviation of the values of the edge divided by the standard deviation of the
+            sum of all edges of the same subnode.
+        force: whether to replace every spline by a formula, as in pykan. If no R2 reaches the threshold, the function
+            with the highest R2 is used.
         x, dataset: as in :meth:`fix_symbolic`.
 
     Returns:
-        A list with an :class:`EdgeReport` for each edge that was a spline; its ``numeric`` lists those that still are.
+        A list with one :class:`EdgeReport` for each edge that was a spline. The attribute ``numeric`` of the list
+        contains the entries of the edges that remain splines.
 
     Raises:
         TypeError, ValueError: for unknown functions, invalid ranges, fewer than 8 different rows, or rows at which the
-            network is NaN or infinite. The network is unchanged then, and also after an interruption.
+            network is NaN or infinite. If an error is raised or the call is interrupted, the network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)

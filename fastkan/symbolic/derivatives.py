@@ -1,4 +1,5 @@
-"""Derivatives of a function at each row, and of a loss with respect to a model's parameters."""
+"""Derivatives of a function at each row of its input, and derivatives of a loss with respect to the parameters of a
+model."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from ..training.regularization import MLP_METRICS, REG_METRICS
 
 
 def check_rows(x: Any, least: int = 0) -> None:
-    """Check that ``x`` is a tensor ``[N, in]`` and, if ``least`` is not 0, that it has so many rows and is finite."""
+    """Check that ``x`` is a tensor ``[N, in]`` and, if ``least`` is not 0, that ``x`` is finite and has at least
+    ``least`` rows."""
     kinds.check_tensor("x", x)
     kinds.check_shape("x", x, ("N", "in"))
     if least:
@@ -27,20 +29,21 @@ def check_rows(x: Any, least: int = 0) -> None:
 def batch_jacobian(
     func: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False, mode: str = "scalar"
 ) -> Tensor:
-    """First derivatives of a function at every row of x.
+    """Compute the first derivatives of a function at every row of x.
 
     Args:
-        func: a function from ``[N, in]`` to ``[N, out]`` or ``[N]``, whose output rows each depend only on the input
-            row of the same number.
-        x: ``[N, in]``.
-        create_graph: whether the result can be differentiated again, with respect to x and to func's parameters.
-        mode: ``"scalar"`` for derivatives of the first output only, ``"vector"`` for those of all outputs.
+        func: a function from ``[N, in]`` to ``[N, out]`` or ``[N]`` for which output row n depends only on input row n.
+        x: rows ``[N, in]`` at which the derivatives are computed.
+        create_graph: whether the result can be differentiated again, with respect to x and the parameters of ``func``.
+        mode: ``"scalar"`` for the derivatives of the first output only, ``"vector"`` for the derivatives of all
+            outputs.
 
     Returns:
-        ``[N, in]``, or with ``mode="vector"`` ``[N, out, in]``.
+        The derivatives ``[N, in]`` of the first output or, if ``mode`` is ``"vector"``, the derivatives
+        ``[N, out, in]`` of all outputs.
 
     Raises:
-        TypeError, ValueError: for arguments of another type or shape.
+        TypeError, ValueError: for arguments of the wrong type or shape.
 
     Example:
         >>> batch_jacobian(lambda x: x[:, [0]] * x[:, [1]], torch.tensor([[2.0, 3.0]]))
@@ -59,15 +62,15 @@ def batch_jacobian(
 
 @kinds.checked(model=kinds.Callback(), create_graph=kinds.FLAG)
 def batch_hessian(model: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = False) -> Tensor:
-    """Second derivatives of a function's first output at every row of x.
+    """Compute the second derivatives of the first output of a function at every row of x.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, out]``, as in :func:`batch_jacobian`.
-        x: ``[N, in]``.
+        x: rows ``[N, in]`` at which the derivatives are computed.
         create_graph: whether the result can be differentiated again.
 
     Returns:
-        ``[N, in, in]``.
+        The second derivatives ``[N, in, in]``.
 
     Example:
         >>> batch_hessian(lambda x: x[:, [0]] ** 2 * x[:, [1]], torch.tensor([[2.0, 3.0]]))
@@ -105,22 +108,24 @@ def get_derivative(
     lamb_l1: float = 1.0,
     lamb_entropy: float = 0.0,
 ) -> Tensor:
-    """Derivatives of a loss with respect to the P trained parameters, in the order of :func:`model2param`.
+    """Compute the derivatives of a loss with respect to the P trained parameters of a model.
+
+    The parameters are in the order of :func:`model2param`.
 
     Args:
         model: a KAN or an MLP.
-        inputs, labels: ``[N, in]`` and ``[N, out]``.
+        inputs, labels: inputs ``[N, in]`` and labels ``[N, out]`` on which the loss is computed.
         derivative: ``"jacobian"`` for the gradient, ``"hessian"`` for the second derivatives.
-        loss_mode: ``"pred"`` for the mean squared error, ``"reg"`` for the penalty, ``"all"`` for the error plus
-            ``lamb`` times the penalty.
-        reg_metric: metric of the penalty, as in the model's ``fit``; None for its default.
-        lamb, lamb_l1, lamb_entropy: as in ``fit``.
+        loss_mode: ``"pred"`` for the mean squared error, ``"reg"`` for the penalty, ``"all"`` for the mean squared
+            error plus ``lamb`` times the penalty.
+        reg_metric: metric of the penalty, as in the ``fit`` method of the model (default: the default of ``get_reg``).
+        lamb, lamb_l1, lamb_entropy: weights of the penalty and of its terms, as in the ``fit`` method of the model.
 
     Returns:
-        ``[1, P]``, or for the Hessian ``[1, P, P]``.
+        The gradient ``[1, P]`` or, if ``derivative`` is ``"hessian"``, the second derivatives ``[1, P, P]``.
 
     Raises:
-        TypeError, ValueError: for arguments of another type or shape.
+        TypeError, ValueError: for arguments of the wrong type or shape.
 
     Example:
         >>> x = torch.rand(20, 1)
@@ -144,7 +149,7 @@ def get_derivative(
         return model.get_reg(**options, lamb_l1=lamb_l1, lamb_entropy=lamb_entropy, x=inputs)
 
     class Loss(nn.Module):
-        """The loss as a module's forward, so that ``functional_call`` can replace the parameters."""
+        """A module whose forward computes the loss, so that ``functional_call`` can replace the parameters."""
 
         def __init__(self) -> None:
             super().__init__()

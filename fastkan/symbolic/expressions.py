@@ -1,4 +1,5 @@
-"""Sympy expressions of edges: symbolic edges, and splines as piecewise polynomials or as named functions."""
+"""Sympy expressions of edges: the formulas of symbolic edges, and splines as piecewise polynomials or as named
+functions."""
 
 from __future__ import annotations
 
@@ -20,20 +21,22 @@ if TYPE_CHECKING:
 
 
 def scaled(scale: float, value: Any, bias: float) -> Any:
-    """``scale * value + bias``, multiplied out."""
+    """Return the expression ``scale * value + bias``, multiplied out."""
     import sympy
 
     return sympy.Add(*(scale_term(number(scale), term) for term in sympy.Add.make_args(value)), number(bias))
 
 
 def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
-    """``c f(a node + b) + d``, with f from the library."""
+    """Return the expression ``c f(a node + b) + d``, in which f is the library function with the given name."""
     import sympy
 
     entry = lookup(name)
     a, b, c, d = affine
     argument = scaled(a, node, b)
-    if argument.is_number:  # outside f's domain the forward is NaN, but sympy would return a complex number
+    # A number is passed to torch, because outside the domain of f the forward is NaN, while sympy would return a
+    # complex number
+    if argument.is_number:
         return number(c * float(entry.fun(torch.tensor([float(argument)], dtype=torch.float64))) + d)
     with sympy.evaluate(can_simplify(argument) and abs(argument.as_coeff_Add()[0]) < MAX_EXPONENT):
         value = entry.sympy_fun(argument)
@@ -41,14 +44,15 @@ def symbolic_edge(name: str, affine: Sequence[float], node: Any) -> Any:
 
 
 class Pieces(NamedTuple):
-    """A layer's splines as polynomials to the right of each of the M knots t_m of each input."""
+    """The splines of a layer as polynomials, with one polynomial for the interval to the right of each of the M knots
+    t_m of each input."""
 
     knots: list[list[float]]
-    coefficients: Tensor  # [k + 1, M, in, out], of the powers of x - t_m
+    coefficients: Tensor  # [k + 1, M, in, out], coefficients of the powers of x - t_m
 
 
 def taylor_pieces(layer: KANLinear) -> Pieces:
-    """Polynomials of a layer's splines, from their derivatives at each knot by Taylor's formula."""
+    """Return the polynomials of the splines of a layer, computed by Taylor's formula at each knot."""
     knots = layer.knots.detach().cpu().double()
     weight = edge_weights(layer)[0].detach().cpu().double()
     powers = []
@@ -59,7 +63,10 @@ def taylor_pieces(layer: KANLinear) -> Pieces:
 
 
 class _Cell(NamedTuple):
-    """A polynomial in x - origin on a cell that ends before ``end``; coefficients are in ascending order."""
+    """A polynomial in ``x - origin`` for all x below ``end`` that are not in an earlier cell.
+
+    The coefficients of the polynomial are in ascending order of the powers.
+    """
 
     origin: float
     end: float
@@ -67,7 +74,7 @@ class _Cell(NamedTuple):
 
 
 def _cells(layer: KANLinear, pieces: Pieces, i: int, j: int) -> list[_Cell]:
-    """Cells of an edge's spline, in order, from minus to plus infinity."""
+    """Return the list of cells of the spline of an edge, in order from minus infinity to plus infinity."""
     knots, order = pieces.knots[i], layer.spline_order
     coefficients = pieces.coefficients[:, :, i, j].t().tolist()
     cells = [_Cell(start, end, each) for start, end, each in zip(knots, knots[1:], coefficients) if start < end]
@@ -83,7 +90,7 @@ def _cells(layer: KANLinear, pieces: Pieces, i: int, j: int) -> list[_Cell]:
 
 
 def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) -> Any:
-    """A spline edge, with its base function, as a Piecewise of an expression."""
+    """Return a spline edge with the input ``node`` as a sympy expression, a Piecewise plus the base function."""
     import sympy
     from sympy.functions.elementary.piecewise import ExprCondPair
 
@@ -94,21 +101,22 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
     for cell in cells:
         here = sympy.true if cell.end == math.inf else sympy.StrictLessThan(node, _all_digits(cell.end), evaluate=False)
         pairs.append(sympy.Basic.__new__(ExprCondPair, _polynomial(cell, node), here))
-    # Piecewise() itself would rewrite conditions that contain a Piecewise, which takes minutes
+    # The constructor of Piecewise would rewrite conditions that contain another Piecewise, which can take minutes
     spline = sympy.Basic.__new__(sympy.Piecewise, *pairs)
     if not base:
         return spline
     if layer.base == "identity":
         return spline + number(base) * node
-    # silu, unevaluated, since evaluation would first simplify the whole node
+    # The silu is left unevaluated, because evaluation would first simplify the whole expression of the node
     logistic = sympy.Pow(1 + sympy.exp(-node, evaluate=False), -1, evaluate=False)
     return spline + sympy.Mul(number(base), node, logistic, evaluate=False)
 
 
 class EdgeFunction:
-    """A spline edge, or a derivative of it, as a function of NumPy arrays.
+    """A function of NumPy arrays that computes a spline edge or a derivative of a spline edge.
 
-    Two of them are equal if they compute the same, which sympy's cache relies on.
+    Two ``EdgeFunction`` objects are equal if they compute the same function. The cache of sympy relies on this
+    equality.
     """
 
     def __init__(self, cells: Sequence[_Cell], base: str, base_weight: float, derivative: int = 0) -> None:
@@ -136,7 +144,7 @@ class EdgeFunction:
         return value if value.ndim else float(value)
 
     def differentiated(self) -> EdgeFunction:
-        """Derivative of the function."""
+        """Return the derivative of the function."""
         slopes = [[power * c for power, c in enumerate(cell.coefficients)][1:] for cell in self.cells]
         cells = [cell._replace(coefficients=slope) for cell, slope in zip(self.cells, slopes)]
         return EdgeFunction(cells, self.base, self.base_weight, self.derivative_order + 1)
@@ -149,7 +157,7 @@ class EdgeFunction:
 
 
 def named_edge(name: str, layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) -> Any:
-    """A spline edge as a named sympy function, which sympy can evaluate, compile and differentiate."""
+    """Return a spline edge as a named sympy function, which sympy can evaluate, compile and differentiate."""
     if node.is_number:
         return numeric_edge(layer, pieces, i, j, node)
     function = EdgeFunction(_cells(layer, pieces, i, j), layer.base, _base_weight(layer, i, j))
@@ -159,7 +167,8 @@ def named_edge(name: str, layer: KANLinear, pieces: Pieces, i: int, j: int, node
 def _named(name: str, function: EdgeFunction) -> Any:
     from sympy.core.function import UndefinedFunction
 
-    # sympy caches functions by name and keywords; with _imp_ among these, equal names don't confuse two functions
+    # sympy caches functions under their name and keyword arguments. Because _imp_ is a keyword argument, two functions
+    # with equal names are not confused.
     return UndefinedFunction(name, _imp_=function, fdiff=_derivative)
 
 
@@ -168,14 +177,17 @@ def _derivative(expression: Any, argindex: int = 1) -> Any:
 
     function = expression.func._imp_
     if function.base_weight and function.base == "silu" and function.derivative_order >= MAX_BASE_DERIVATIVE:
-        raise ArgumentIndexError(expression, argindex)  # sympy then leaves a Derivative unevaluated
+        raise ArgumentIndexError(expression, argindex)  # On this error sympy leaves the derivative unevaluated
     name, order = expression.func.__name__, function.derivative_order
     root = name.rsplit("_d", 1)[0] if order else name
     return _named(f"{root}_d{order + 1}", function.differentiated())(expression.args[0])
 
 
 def _polynomial(cell: _Cell, node: Any) -> Any:
-    """A cell's polynomial by Horner's scheme in x - origin; multiplied out, it would lose digits far from 0."""
+    """Return the polynomial of a cell in the form of Horner's scheme in ``x - origin``.
+
+    A polynomial in x would be inaccurate far from 0, because large terms would cancel.
+    """
     import sympy
 
     step, total = node - _all_digits(cell.origin), sympy.Integer(0)
@@ -186,12 +198,15 @@ def _polynomial(cell: _Cell, node: Any) -> Any:
 
 
 def _value_at_infinity(cell: _Cell) -> float:
-    """Value of a spline at an infinite x: NaN on a linear continuation, even of slope 0, as in the forward."""
+    """Return the value of a spline at an infinite x.
+
+    As in the forward, the value is NaN if the spline continues linearly outside its grid, even if the slope is 0.
+    """
     return math.nan if len(cell.coefficients) > 1 else sum(cell.coefficients)
 
 
 def _all_digits(value: float) -> Any:
-    """A sympy number with all digits, so that cells begin exactly at their knots."""
+    """Convert a float to a sympy number with all its digits, so that cells begin exactly at their knots."""
     return number(value, MAX_DIGITS)
 
 

@@ -1,8 +1,9 @@
-"""Fit of ``c f(a x + b) + d`` to samples of many edges, for many functions f at once.
+"""Fits of ``c f(a x + b) + d`` to the samples of many edges, for many functions f at once.
 
-It has three stages: the best places of a coarse grid over (a, b) (``starts``), least-squares steps on samples binned to
-nodes, and least-squares steps on the samples themselves (``polish``). c and d are solved exactly for each (a, b).
-Parameters that give the same function are then replaced by those that are easiest to read.
+Fitting has three stages: the search for the best points of a coarse grid over (a, b) (module ``starts``), least-squares
+steps on samples that are binned to nodes, and least-squares steps on the samples themselves (module ``polish``). For
+each (a, b), the best c and d are computed exactly. If several sets of parameters give the same function, the set that
+is easiest to read is returned.
 """
 
 from __future__ import annotations
@@ -18,63 +19,72 @@ from ..layers.function_library import INF, SymbolicFunction, lookup
 from .polish import Fits, evaluate, polish
 from .starts import NODES, Nodes, best_starts, bin_to_nodes, box_starts, enclosing_branch
 
-STARTS = 4  # places of the grid from which least-squares steps start
+STARTS = 4  # Number of grid points from which least-squares steps start, for each function and edge
 ROUGH_STEPS, FINE_STEPS = 12, 30
-MAX_SAMPLES = 2000  # samples used by the last stage; more are subsampled
+MAX_SAMPLES = 2000  # Maximum number of samples in the last stage; if there are more, a random subset is used
 BLOCK_ELEMENTS = 1 << 20
-MAX_AMPLITUDE = 1e6  # largest |c f| in standard deviations of y: beyond, rounding in float64 spoils the fit
-MIN_SPAN, MAX_SPAN = 1e-3, 1e4  # widths of x's range for which |a| = 1 keeps c readable
-MIN_MARGIN = 0.1  # share of theta's distance to the end of a domain that remains after one step
+# Maximum of |c f| in standard deviations of y; at larger values rounding errors in float64 make the fit inaccurate
+MAX_AMPLITUDE = 1e6
+
+# Minimum and maximum width of the range of x for which c is neither huge nor tiny if |a| = 1
+MIN_SPAN, MAX_SPAN = 1e-3, 1e4
+
+# Minimum fraction of the distance between theta and the end of the domain that must remain after one step
+MIN_MARGIN = 0.1
 
 Range = tuple[float, float] | None
 
 
 class Samples(NamedTuple):
-    """Samples of E edges, in float64."""
+    """The samples of E edges, in float64."""
 
     x: Tensor  # [E, N], inputs
     y: Tensor  # [E, N], outputs
-    low: Tensor  # [E], least x
-    high: Tensor  # [E], greatest x
-    eps: float  # machine epsilon of the dtype in which the samples were given, at most that of float32
+    low: Tensor  # [E], minimum of x
+    high: Tensor  # [E], maximum of x
+    eps: float  # machine epsilon of the dtype in which the samples were given, or of float32 if that is smaller
     fixed: Tensor  # [E], whether x or y is constant
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor) -> Samples:
-        """Samples from x and y ``[N, E]``."""
+        """Convert inputs ``x [N, E]`` and outputs ``y [N, E]`` to samples."""
         eps = min(max(torch.finfo(x.dtype).eps, torch.finfo(y.dtype).eps), torch.finfo(torch.float32).eps)
         x = x.detach().t().to("cpu", torch.float64, copy=True).contiguous()
         y = y.detach().t().to("cpu", torch.float64, copy=True).contiguous()
         return cls(x, y, x.amin(1), x.amax(1), eps, constant(x, eps) | constant(y, eps))
 
     def take(self, edges: Tensor) -> Samples:
-        """Samples of some of the edges."""
+        """Select the samples of the edges with the indices ``edges``."""
         return self._replace(**{name: value[edges] for name, value in self._asdict().items() if name != "eps"})
 
 
 class Coordinates(NamedTuple):
-    """Coordinates theta of the search, with f's argument ``z = a x + b = theta_1 phi_1 + theta_2 phi_2``.
+    """The coordinates theta of the search; the argument of f is ``z = a x + b = theta_1 phi_1 + theta_2 phi_2``.
 
-    Without bounds from the user, theta is (p, q), the values of z at the two ends of x's range; phi is then
-    (1 - t, t) with t from 0 to 1 along the range. With bounds, theta is (a, b), and phi is (x, 1).
+    If the user gives no bounds of a and b, theta is (p, q), the values of z at the two ends of the range of x, and phi
+    is (1 - t, t), where t goes from 0 to 1 along the range. If the user gives bounds, theta is (a, b), and phi is
+    (x, 1).
     """
 
     nodes: Tensor  # [1 or E, 2, NODES], phi at the nodes
     samples: Tensor  # [E, 2, N], phi at the samples
-    ends: Tensor  # [1 or E, 2, 2], phi at the ends of the range
-    bounds: Tensor | None  # [2, 2], bounds of theta; None if only the function's domain bounds it
+    ends: Tensor  # [1 or E, 2, 2], phi at the two ends of the range of x
+    bounds: Tensor | None  # [2, 2], bounds of theta; None if theta is bounded by the function's domain only
 
 
 def constant(values: Tensor, eps: float) -> Tensor:
-    """Whether each row of ``values [E, N]`` is constant up to rounding, ``[E]``."""
+    """Return a mask ``[E]`` that is True for each row of ``values [E, N]`` that is constant up to rounding errors."""
     return values.amax(1) - values.amin(1) <= 2 * eps * values.abs().amax(1)
 
 
 def fit(
     functions: Sequence[SymbolicFunction], samples: Samples, a_range: Range, b_range: Range
 ) -> tuple[Tensor, Tensor]:
-    """Return the best (a, b, c, d), ``[F, E, 4]``, of F functions for E edges, and their R2, ``[F, E]``. Where no fit
-    is better than a constant, that is c = 0 and d the mean of y, with R2 = 0, or 1 if y is constant."""
+    """Return a tuple of the best (a, b, c, d) ``[F, E, 4]`` of F functions for E edges and their R2 ``[F, E]``.
+
+    If no fit of a function is better than a constant, c is 0, d is the mean of y, and R2 is 0. If y is constant, R2
+    is 1.
+    """
     affine = constant_fits(functions, samples)
     r2 = constant(samples.y, samples.eps).double().repeat(len(functions), 1)
     count = samples.x.shape[1]
@@ -90,7 +100,8 @@ def fit(
 
 
 def constant_fits(functions: Sequence[SymbolicFunction], samples: Samples) -> Tensor:
-    """Constant fits, with c = 0, d the mean of y, and an argument in the domain, ``[F, E, 4]``."""
+    """Return the parameters (a, b, c, d) ``[F, E, 4]`` of constant fits: c is 0, d is the mean of y, and ``a x + b`` is
+    in the domain."""
     affine = torch.zeros(len(functions), len(samples.x), 4, dtype=torch.float64)
     affine[..., 3] = samples.y.mean(1)
     for row, function in zip(affine, functions):
@@ -121,8 +132,8 @@ def _fit(
             affine, r2 = solve_outer(function, a, b, samples.x, samples.y)
             if unbounded:
                 affine = absorb_factor(function, affine, samples.x, samples.y)
-            if root is not function:
-                r2 = torch.where(r2.isfinite(), finish(root)[1], r2)  # so that equivalent functions tie exactly
+            if root is not function:  # Equivalent functions get exactly the same R2, without rounding differences
+                r2 = torch.where(r2.isfinite(), finish(root)[1], r2)
             found[function.name] = affine, r2
         return found[function.name]
 
@@ -131,20 +142,26 @@ def _fit(
 
 
 def _is_affine(function: SymbolicFunction) -> bool:
-    """Whether c and d can make up for both a and b, as for f(z) = z."""
+    """Whether any change of a and b can be undone by a change of c and d, as for f(z) = z."""
     return function.scale is not None and function.shift is not None
 
 
 def _searched_as(function: SymbolicFunction, unbounded: bool) -> SymbolicFunction:
-    """Return the function that is searched in place of this one: an equivalent one if it exists, such as sin for cos;
-    with bounds on a and b only for an alias, since the bounds are on the function's own parameters."""
+    """Return the function that is fitted in place of ``function``.
+
+    This is the equivalent function that ``same_as`` names, such as sin for cos, or else ``function`` itself. If a or b
+    is bounded, only aliases are replaced, because the bounds apply to the parameters of ``function``.
+    """
     if function.same_as is None or not (unbounded or function.alias):
         return function
     return lookup(function.same_as[0])
 
 
 def _default_inner(a_range: Range, b_range: Range) -> tuple[float, float]:
-    """Return the a nearest to 1 and the b nearest to 0 within bounds; a is not 0, which would remove x."""
+    """Return a tuple of the a closest to 1 and the b closest to 0 within the bounds.
+
+    0 is avoided as a value of a, because ``a x + b`` would then not depend on x.
+    """
     a = 1.0 if a_range is None else min(max(1.0, a_range[0]), a_range[1])
     if a == 0.0 and a_range is not None:
         a = a_range[0]
@@ -158,7 +175,10 @@ def _default_inner(a_range: Range, b_range: Range) -> tuple[float, float]:
 def _search_inner(
     functions: list[SymbolicFunction], samples: Samples, a_range: Range, b_range: Range
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return the best a and b, ``[E]`` each, for each function; NaN where the domain allows none."""
+    """Return a list that contains, for each function, a tuple of the best a ``[E]`` and the best b ``[E]``.
+
+    a and b are NaN where no fit has all values of ``a x + b`` in the function's domain.
+    """
     if not functions:
         return []
     low, span = samples.low.unsqueeze(1), (samples.high - samples.low).unsqueeze(1)
@@ -193,7 +213,10 @@ def _search_inner(
 def _polish_starts(
     functions: list[SymbolicFunction], coordinates: Coordinates, places: Tensor, nodes: Nodes, y: Tensor, limit: float
 ) -> Tensor:
-    """Return the best theta, ``[F, E, 2]``, found from K starts ``places [F, E, K, 2]``; NaN where none is usable."""
+    """Improve K starting points ``places [F, E, K, 2]`` of theta and return the best result ``[F, E, 2]``.
+
+    The result is NaN where none of the K starting points is usable.
+    """
     kinds, edges, count, _ = places.shape
     place = torch.arange(kinds * edges * count)
     function, edge = place // (edges * count), place // count % edges
@@ -202,7 +225,8 @@ def _polish_starts(
     best = loss.view(kinds * edges, count).argmin(1) + torch.arange(kinds * edges) * count
     fine = _fits(functions, coordinates, theta[best], function[best], edge[best], limit, y, None)
     theta, loss = polish(functions, fine, FINE_STEPS)
-    flat = loss.isfinite() & (evaluate(functions, fine).hessian == 0).all(1)  # f has slope 0 everywhere, as sgn has
+    # The Hessian is 0 if the slope of f is 0 at all samples, as for sgn; theta is then improved by a grid search
+    flat = loss.isfinite() & (evaluate(functions, fine).hessian == 0).all(1)
     for row in flat.nonzero().flatten().tolist():
         theta[row] = _grid_search(functions, fine.take(torch.tensor([row])))
     return torch.where(loss.isfinite().unsqueeze(1), theta, math.nan).view(kinds, edges, 2)
@@ -218,7 +242,7 @@ def _fits(
     y: Tensor,
     weight: Tensor | None,
 ) -> Fits:
-    """Fits to polish, on the nodes if ``weight`` is given and on the samples otherwise."""
+    """Return the input of :func:`polish`: fits to the nodes if ``weight`` is given, and to the samples otherwise."""
     phi, fine = (coordinates.samples, True) if weight is None else (coordinates.nodes, False)
     ends = coordinates.ends if len(coordinates.ends) == 1 else coordinates.ends[edge]
     if coordinates.bounds is None:
@@ -237,7 +261,10 @@ def _fits(
 
 
 def _grid_search(functions: list[SymbolicFunction], fit: Fits) -> Tensor:
-    """Return the best theta, ``[2]``, of a grid search around one fit whose function has slope 0 almost everywhere."""
+    """Return the best theta ``[2]`` near the theta of one fit, found by a grid search.
+
+    A grid search is used for functions whose slope is 0 almost everywhere, such as sgn.
+    """
     theta = fit.theta[0]
 
     def best(around: Tensor) -> Tensor:
@@ -247,7 +274,8 @@ def _grid_search(functions: list[SymbolicFunction], fit: Fits) -> Tensor:
             losses.append(evaluate(functions, rows).loss)
         return around[torch.cat(losses).argmin()]
 
-    if functions[int(fit.function)].scale is not None and fit.margin:  # a step function, so only its jump can be moved
+    # The value of a step function depends only on the position of its jump, so the search is over this position
+    if functions[int(fit.function)].scale is not None and fit.margin:
         t = fit.phi[0, 1].sort().values
         middle = (t[1:] + t[:-1]) / 2
         span = theta[1] - theta[0]
@@ -255,7 +283,7 @@ def _grid_search(functions: list[SymbolicFunction], fit: Fits) -> Tensor:
         return best(torch.cat([theta.unsqueeze(0), span * torch.stack([-near, 1 - near], 1)]))
     reach = 0.05 * (theta[1] - theta[0]).abs() if fit.margin else 0.05 * theta.abs().amax()
     steps = torch.linspace(-1, 1, 13, dtype=theta.dtype)
-    for _ in range(6):  # each grid is four times finer than the one before
+    for _ in range(6):  # Each grid is four times finer than the previous grid
         theta = best((theta + reach * torch.cartesian_prod(steps, steps)).clamp(fit.low[0], fit.high[0]))
         reach = reach / 4
     return theta
@@ -264,7 +292,11 @@ def _grid_search(functions: list[SymbolicFunction], fit: Fits) -> Tensor:
 def _inner_of_theta(
     function: SymbolicFunction, theta: Tensor, coordinates: Coordinates, samples: Samples
 ) -> tuple[Tensor, Tensor]:
-    """Return a and b for ``theta [E, 2]``, moved into the domain by as much as rounding of ``a x + b`` requires."""
+    """Return a tuple of a ``[E]`` and b ``[E]`` computed from ``theta [E, 2]``.
+
+    If a and b are unbounded, theta is first moved away from the ends of the domain, so that rounding errors cannot move
+    ``a x + b`` out of the domain.
+    """
     if coordinates.bounds is not None:
         a, b = theta.unbind(1)
         return a, b
@@ -282,8 +314,11 @@ def _inner_of_theta(
 
 
 def solve_outer(function: SymbolicFunction, a: Tensor, b: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve for the best c and d, given a and b ``[E]`` and samples x and y ``[E, N]``: (a, b, c, d), ``[E, 4]``, and
-    R2, ``[E]``, which is -inf where f is not finite or is constant."""
+    """Compute the best c and d for given ``a [E]`` and ``b [E]`` and samples ``x [E, N]`` and ``y [E, N]``.
+
+    Return a tuple of the parameters (a, b, c, d) ``[E, 4]`` and R2 ``[E]``. R2 is -inf where f is constant or not
+    finite.
+    """
     f = function.fun(torch.addcmul(b.unsqueeze(1), a.unsqueeze(1), x))
     size = f.abs().amax(1)
     f_mean, y_mean = f.mean(1), y.mean(1)
@@ -297,11 +332,11 @@ def solve_outer(function: SymbolicFunction, a: Tensor, b: Tensor, x: Tensor, y: 
 
 
 def canonical_inner(function: SymbolicFunction, a: Tensor, b: Tensor, span: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, of all a and b that give the same function with other c and d, those that are easiest to read.
+    """Return a tuple of the a and b that are easiest to read among those that give the same fit with some c and d.
 
-    These have ``|a| = 1`` if f is homogeneous (powers, roots, logarithms), else a > 0 if f is even or odd, and b within
-    half a period of 0. If the width ``span [E]`` of x's range is far from 1, ``|a| = 1`` would make c huge or tiny, and
-    a is kept.
+    ``|a|`` is 1 if f is a power, a root or a logarithm, a is positive if f is even or odd, and b is within half a
+    period of 0. If the width ``span [E]`` of the range of x is very small or very large, the scale of a is not changed,
+    because ``|a| = 1`` would make c huge or tiny.
     """
     if function.scale is not None:
         factor = torch.where((span > MIN_SPAN) & (span < MAX_SPAN), a.abs(), 1.0)
@@ -316,7 +351,7 @@ def canonical_inner(function: SymbolicFunction, a: Tensor, b: Tensor, span: Tens
 
 
 def absorb_factor(function: SymbolicFunction, affine: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Replace c by its sign where b can absorb its size, as in ``c exp(x + b) = exp(x + b + log(c))``."""
+    """Replace c by 1 or -1 where a change of b has the same effect, as in ``c exp(x + b) = exp(x + b + log(c))``."""
     if function.shift != "c" or function.scale is not None:
         return affine
     a, b, c, _ = affine.unbind(1)
@@ -327,7 +362,7 @@ def absorb_factor(function: SymbolicFunction, affine: Tensor, x: Tensor, y: Tens
 
 
 def inner_of_equivalent(function: SymbolicFunction, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a and b of a function from those of the function that ``same_as`` names."""
+    """Return a tuple of a and b of a function, given a and b of the equivalent function that ``same_as`` names."""
     assert function.same_as is not None
     inner, offset, _, _ = function.same_as[1]
     return a / inner, (b - offset) / inner

@@ -1,4 +1,4 @@
-"""Single edges made symbolic and numeric again, and the ranking of functions for an edge."""
+"""Functions that make a single edge symbolic or numeric again, or rank the library's functions for an edge."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from .search import Range, c_loss, fit_params, r2_loss, rank, search
 if TYPE_CHECKING:
     from ..network.core import Network
 
-LOW_R2 = 0.9  # R2 below which the printed line recommends suggest_symbolic
-MIN_ROWS = 8  # twice the number of parameters a, b, c and d; fewer rows can be fitted by unrelated functions
+LOW_R2 = 0.9  # Value of R2 below which the printed line recommends suggest_symbolic
+# Minimum number of rows for a fit, twice the number of parameters a, b, c and d; unrelated functions can fit fewer rows
+MIN_ROWS = 8
 MODES = {"n": (True, False), "s": (False, True), "sn": (True, True), "ns": (True, True), "off": (False, False)}
 
 
@@ -47,28 +48,31 @@ def fix_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> float | None:
-    """Make an edge symbolic, ``c f(a x + b) + d``, in place. Its spline is kept for :meth:`unfix_symbolic`.
+    """Replace the spline of an edge by a formula ``c f(a x + b) + d``, in place. :meth:`unfix_symbolic` restores the
+    spline.
 
-    The formulas' parameters are new, so create the optimizer afterwards.
+    The parameters of the formula are new tensors, so create the optimizer after this call.
 
     Args:
         l, i, j: layer, input node and output subnode of the edge.
         fun_name: name of f in the library; with ``"0"`` the edge is the constant d.
-        fit_params_bool: whether a, b, c, d are fitted to the edge's present function, at the given rows or those of
-            the last fit. Otherwise they are 1, 0, 1, 0.
-        a_range, b_range: bounds of a and b. Without them, the search range is relative to the edge's range of inputs.
-        verbose: whether to print R2 of the fit.
-        random: whether a, b, c, d, if they aren't fitted, are drawn uniformly from -1 to 1 by torch's generator.
+        fit_params_bool: whether to fit a, b, c and d to the current function of the edge. If False, a and c are 1, and
+            b and d are 0.
+        a_range, b_range: lower and upper bound of a and of b. If None, the search range is relative to the range of
+            the edge's inputs.
+        verbose: whether to print the R2 of the fit.
+        random: whether to draw a, b, c and d uniformly from -1 to 1 by torch's generator if ``fit_params_bool`` is
+            False.
         log_history: ignored, with a warning.
-        x: rows ``[..., in_features]`` to fit on; None for those of the last fit.
-        dataset: instead of x, a dataset as for :meth:`fit`.
+        x: rows ``[..., in_features]`` to fit on (default: the rows of the last fit).
+        dataset: a dataset in the format of :meth:`fit`, to be given in place of ``x``.
 
     Returns:
-        R2 of the fit; None if the parameters aren't fitted.
+        The R2 of the fit, or None if the parameters are not fitted.
 
     Raises:
         TypeError, ValueError: for an unknown edge or function, an invalid range, a fit to an edge that is off, or
-            fewer than 8 different rows for a fit. The network is unchanged then.
+            fewer than 8 different rows for a fit. If an error is raised, the network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -109,7 +113,8 @@ def unfix_symbolic(model: Network, l: int, i: int, j: int) -> None:
         l, i, j: as in :meth:`fix_symbolic`.
 
     Raises:
-        TypeError, ValueError: for an unknown edge, or one that is not symbolic. The network is unchanged then.
+        TypeError, ValueError: for an unknown edge or an edge that is not symbolic. If an error is raised, the
+            network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -151,10 +156,12 @@ def set_mode(model: Network, l: int, i: int, j: int, mode: str) -> None:
     Args:
         l, i, j: layer, input node and output subnode of the edge.
         mode: ``"n"`` for the spline, ``"s"`` for the formula, ``"sn"`` or ``"ns"`` for their sum, ``"off"`` for
-            neither. Modes with the formula need an edge that has one; the other modes delete it.
+            neither. ``"s"``, ``"sn"`` and ``"ns"`` require that the edge has a formula; ``"n"`` and ``"off"`` delete
+            the formula.
 
     Raises:
-        TypeError, ValueError: for an unknown edge or mode, or a missing formula. The network is unchanged then.
+        TypeError, ValueError: for an unknown edge or mode, or a missing formula. If an error is raised, the
+            network is left unchanged.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -196,18 +203,18 @@ def suggest_symbolic(
     x: Any = None,
     dataset: Any = None,
 ) -> tuple[str, SymbolicFunction, float, float]:
-    """Rank functions for an edge by R2 and complexity; the model is not changed.
+    """Rank the library's functions for an edge by R2 and complexity, without changing the model.
 
     Args:
         l, i, j, a_range, b_range: as in :meth:`fix_symbolic`.
-        lib: names of the functions to try; None for all.
+        lib: names of the functions to try (default: all functions of the library).
         topk: number of functions in the printed table.
         verbose: whether to print the table.
-        r2_loss_fun, c_loss_fun, weight_simple: as for :func:`fastkan.symbolic.rank`.
+        r2_loss_fun, c_loss_fun, weight_simple: as in :func:`fastkan.symbolic.rank`.
         x, dataset: as in :meth:`fix_symbolic`.
 
     Returns:
-        Name, library entry, R2 and complexity of the best function.
+        A tuple of the name, the library entry, the R2 and the complexity of the best function.
 
     Raises:
         TypeError, ValueError: for an unknown edge or function, an invalid range, or fewer than 8 different rows.
@@ -240,7 +247,7 @@ def suggest_symbolic(
 
 @contextmanager
 def all_or_nothing(model: Network) -> Iterator[None]:
-    """Restore all formulas and masks if the body raises or is interrupted."""
+    """Restore all formulas and masks of a network if the body of the ``with`` statement raises or is interrupted."""
     before = [(layer.mask, edges.edges, edges.affine) for layer, edges in zip(model.layers, model.symbolic)]
     try:
         yield
@@ -263,6 +270,6 @@ def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on
 
 
 def _samples(model: Network, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of an edge, ``[N]`` each."""
+    """Return a tuple of the inputs ``[N]`` and the outputs ``[N]`` of an edge."""
     nodes = trace(model, rows_for(model, x, dataset, min_rows=MIN_ROWS))[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]

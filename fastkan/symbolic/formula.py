@@ -1,4 +1,4 @@
-"""A network's formulas: sympy expressions that equal its forward, their LaTeX, and a NumPy function of them."""
+"""The formulas of a network: as sympy expressions that equal its forward, as LaTeX and as a NumPy function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..network.core import Network
 
 NUMERIC = Choice(("functions", "piecewise", "raise"))
-MAX_NAMED = 10  # spline edges that a warning names, each with the function that fits it best
+MAX_NAMED = 10  # Maximum number of spline edges that a warning names
 
 
 @checked(digits=Digits(), numeric=NUMERIC, simplify=FLAG, tolerance=TOLERANCE)
@@ -38,37 +38,40 @@ def symbolic_formula(
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> tuple[list[Any], list[Any]]:
-    """Return the network's outputs as sympy expressions, which equal its forward wherever that is finite.
+    """Return the network's outputs as sympy expressions, which equal the network's forward wherever it is finite.
 
-    Symbols have no assumptions, so that they can be substituted by name: ``formula.subs("x_1", 0.5)``. Constants are
-    exactly the parameters' values. ``singularity_avoiding`` has no effect on a formula.
+    The symbols have no assumptions, so that values can be substituted by name: ``formula.subs("x_1", 0.5)``. The
+    constants equal the values of the parameters exactly. ``singularity_avoiding`` has no effect on a formula.
 
     Args:
-        var: names or sympy symbols, one for each column of x; None for x_1, x_2, ... A column keeps its number after
-            :meth:`prune_input`.
-        normalizer: ``[mean, std]`` of the columns, if x was normalized by them before training: the formula is then in
-            terms of the values before normalization.
-        output_normalizer: ``[mean, std]`` of the outputs, if the labels were normalized by them.
-        digits: significant digits of the constants; ``"auto"`` for the fewest that keep to ``tolerance``; None for
-            all.
-        numeric: how spline edges are written. ``"functions"``: as functions named phi_l_i_j by their layer, input and
-            output, which sympy can evaluate, compile (``sympy.lambdify``) and differentiate. ``"piecewise"``: as exact
-            polynomials on their cells; its size grows with the product of the layers' widths and grids. ``"raise"``:
-            not at all, they are an error.
+        var: names or sympy symbols, one for each column of x (default: x_1, x_2, ...). :meth:`prune_input` does not
+            change the numbers of the columns.
+        normalizer: ``[mean, std]`` by which the columns of x were normalized before training. If given, the formula is
+            in terms of the values of x before normalization.
+        output_normalizer: ``[mean, std]`` by which the labels were normalized before training. If given, the formula
+            computes the outputs before normalization.
+        digits: number of significant digits of the constants. If ``"auto"``, the smallest number that satisfies
+            ``tolerance`` is used. If None, the constants are not rounded.
+        numeric: form in which spline edges are written. ``"functions"``: as functions named phi_l_i_j by their layer,
+            input and output, which sympy can evaluate, compile (``sympy.lambdify``) and differentiate.
+            ``"piecewise"``: as exact piecewise polynomials; the size of the formula grows with the product of the
+            layers' widths and grid sizes. ``"raise"``: spline edges are an error.
         simplify: whether to call ``sympy.simplify``, which can take long.
-        tolerance: bound for ``digits="auto"``. Without a dataset, it bounds the root mean square difference between
-            the rounded formula and the forward over the rows of the last fit, in standard deviations of each output;
-            with one, it bounds the relative increase of the RMSE of all outputs.
-        dataset: data for ``digits="auto"``, as for :meth:`fit`.
+        tolerance: error bound for ``digits="auto"``. Without a dataset, the root mean square difference between the
+            rounded formula and the network over the rows of the last fit is at most ``tolerance`` times the standard
+            deviation of each output. With a dataset, the RMSE over all outputs increases by at most the relative
+            amount ``tolerance``.
+        dataset: data for ``digits="auto"``, in the format of :meth:`fit`.
 
     Returns:
-        The expressions, one for each output, and the variables, one for each column of x.
+        A tuple of the list of expressions, one for each output, and the list of variables, one for each column of x.
 
     Raises:
         TypeError, ValueError: for arguments that don't fit the network, and for spline edges if ``numeric="raise"``.
 
     Warns:
-        UserWarning: if edges are written as functions phi_l_i_j, with the library function that fits each best.
+        UserWarning: if edges are written as functions phi_l_i_j. The warning also names the library functions that fit
+            the edges best.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -105,7 +108,8 @@ def symbolic_formula(
         )
     elif digits is not None:
         formulas = [rounded(formula, int(digits)) for formula in formulas]
-    named = dict(zip(columns, variables))  # replaced last, since sympy simplifies more for symbols known to be real
+    # The user's variables are substituted last, because sympy simplifies more if symbols are declared real
+    named = dict(zip(columns, variables))
     formulas = [transform(formula, lambda part: named.get(part, part), {}) for formula in formulas]
     if numeric == "functions":
         _warn_of_spline_edges(model)
@@ -113,7 +117,8 @@ def symbolic_formula(
 
 
 def formula_latex(model: Network, var: Sequence[Any] | None = None, *args: Any, **options: Any) -> list[str]:
-    """Return the formulas in LaTeX, one for each output; arguments and errors are as in :meth:`symbolic_formula`.
+    """Return the formulas as LaTeX strings, one for each output; arguments and errors are as in
+    :meth:`symbolic_formula`.
 
     Example:
         >>> model = KAN(width=[1, 1], seed=0)
@@ -138,10 +143,11 @@ def formula_numpy(
     tolerance: float = 1e-3,
     dataset: Any = None,
 ) -> Callable[[Any], Any]:
-    """Return the formulas as one function of NumPy arrays, in float64; spline edges are computed as well.
+    """Return a NumPy function that computes all outputs of the network in float64, including its spline edges.
 
-    ``sympy.lambdify`` compiles the expressions, layer by layer; no text from a file is ever evaluated. Base functions
-    of splines, and functions that were added without a sympy form, are computed by torch.
+    ``sympy.lambdify`` compiles the expressions of one layer at a time. Text that was read from a file is never
+    evaluated as code. The base functions of splines, and library functions that were added without a sympy form, are
+    computed by torch.
 
     Args:
         normalizer, output_normalizer, digits, numeric, tolerance, dataset: as in :meth:`symbolic_formula`.
@@ -150,7 +156,7 @@ def formula_numpy(
         A function from ``[..., in_features]`` to ``[..., outputs]``.
 
     Raises:
-        TypeError, ValueError: as :meth:`symbolic_formula`.
+        TypeError, ValueError: in the same cases as :meth:`symbolic_formula`.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -182,7 +188,7 @@ def formula_numpy(
 
 
 def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -> list[Any]:
-    """Nodes after a layer, as expressions of the nodes before it."""
+    """Return the nodes after a layer as sympy expressions, given the expressions ``nodes`` of the layer's inputs."""
     import sympy
 
     terms: list[list[Any]] = [[] for _ in range(model.width_out[layer + 1])]
@@ -208,8 +214,10 @@ def _next_nodes(model: Network, layer: int, nodes: list[Any], numeric_as: str) -
 
 
 def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., Any]:
-    """Compile formulas into a function that takes a list of arrays for each list of symbols in ``arguments``, and
-    returns a list of their values."""
+    """Compile formulas into a NumPy function that returns the list of their values.
+
+    The NumPy function takes one list of arrays for each list of symbols in ``arguments``.
+    """
     import sympy
     from sympy.core.function import AppliedUndef
     from sympy.simplify.cse_main import tree_cse
@@ -220,7 +228,7 @@ def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., An
     def safe(expression: Any) -> Any:
         if not isinstance(expression, AppliedUndef):
             return expression
-        function = expression.func  # users choose its name, so lambdify must not write it into code
+        function = expression.func  # Users choose the function's name, so lambdify must not write the name into code
         if function not in names:
             names[function] = f"added_{len(names)}"
             own = getattr(function, "_imp_", None)
@@ -232,7 +240,8 @@ def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., An
     modules = [ours, "scipy", "numpy"] if find_spec("scipy") else [ours, "numpy"]
     options: dict[str, Any] = {}
     if any(formula.has(sympy.Piecewise) for formula in formulas):
-        # nested Piecewise share subexpressions; without them the trees would be too large for lambdify to walk
+        # Nested Piecewise expressions have many common subexpressions. Unless each common subexpression is computed
+        # only once, the expression trees are too large for lambdify.
         shared = tree_cse(formulas, sympy.numbered_symbols(cls=sympy.Dummy), order="none")
         options["cse"] = lambda _: shared
         formulas = [sympy.Integer(0)] * len(formulas)
@@ -257,12 +266,13 @@ def _on_rows(steps: list[Callable[..., Any]], in_features: int) -> Callable[[Any
 
         try:
             rows = numpy.asarray(x, dtype=numpy.float64)
-        except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last, for a tensor that requires grad
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError is raised for tensors that require grad
             raise TypeError(f"x must be an array of numbers, got {type(x).__name__}: {error}") from None
         if rows.ndim == 0 or rows.shape[-1] != in_features:
             raise ValueError(f"x must have the shape [..., in_features={in_features}], got {list(rows.shape)}")
         columns = list(numpy.moveaxis(rows, -1, 0))
-        with numpy.errstate(all="ignore"):  # all branches of a Piecewise are computed, also where they are not defined
+        # NumPy evaluates all branches of a Piecewise at all rows, even where a branch is undefined
+        with numpy.errstate(all="ignore"):
             for step in steps:
                 columns = [numpy.broadcast_to(column, rows.shape[:-1]) for column in step(columns)]
         return numpy.stack(columns, -1).astype(numpy.float64)
@@ -284,7 +294,7 @@ def _check_numeric(model: Network, numeric: str) -> None:
 
 
 def _spline_edges(model: Network) -> list[tuple[int, int, int]]:
-    """Edges ``(layer, i, j)`` whose splines are on."""
+    """Return the list of edges ``(layer, i, j)`` whose splines are on."""
     return [(n, i, j) for n, layer in enumerate(model.layers) for i, j in mask_of(layer).nonzero().tolist()]
 
 
@@ -302,7 +312,8 @@ def _warn_of_spline_edges(model: Network) -> None:
 
 
 def _best_fit(model: Network, l: int, i: int, j: int) -> str:
-    """Description of the function that fits an edge best; empty if the edge's values are not finite."""
+    """Return a description of the function that fits an edge best, or an empty string if the edge has a non-finite
+    value."""
     from .search import search
 
     x = trace(model, default_rows(model)[:1000])[l].nodes[:, i : i + 1]
@@ -315,7 +326,10 @@ def _best_fit(model: Network, l: int, i: int, j: int) -> str:
 
 
 def _columns(model: Network) -> list[Any]:
-    """Real symbols for the columns of x during construction; their default names give sympy its order of terms."""
+    """Return the real symbols that stand for the columns of x while formulas are constructed.
+
+    Their names are always x_1, x_2, ..., because sympy sorts terms by the names of symbols.
+    """
     import sympy
 
     return [sympy.Symbol(f"x_{column + 1}", real=True) for column in range(model.in_features)]
@@ -329,7 +343,7 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
     if not is_sequence(var):
         raise TypeError(f"var must be a list of names or symbols, got {var!r}")
     for each in var:
-        if not isinstance(each, (str, sympy.Expr)):  # a column made by augment_input is named by its expression
+        if not isinstance(each, (str, sympy.Expr)):  # The name of a column made by augment_input is an expression
             raise TypeError(f"var must hold names, or symbols or expressions of sympy, got {each!r}")
     if len(var) != count:
         raise ValueError(f"var must have one entry for each of the {count} columns of x, got {len(var)}")
@@ -340,7 +354,10 @@ def _variables(var: Sequence[Any] | None, count: int) -> list[Any]:
 
 
 def _normalizer(name: str, value: Sequence[Any] | None, count: int) -> list[list[float]]:
-    """Means and standard deviations of ``count`` columns; 0 and 1 if the argument is None."""
+    """Return a list of the means and the standard deviations of ``count`` columns.
+
+    If ``value`` is None, all means are 0 and all standard deviations are 1.
+    """
     if value is None:
         return [[0.0] * count, [1.0] * count]
     try:
@@ -369,7 +386,11 @@ def _denormalized(formulas: list[Any], normalizer: list[list[float]]) -> list[An
 def _samples(
     model: Network, dataset: Any, normalizer: list[list[float]], output_normalizer: list[list[float]]
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows for rounding, and the dataset's labels or None, both in units before normalization."""
+    """Return a tuple of the rows at which rounded formulas are tested and the labels of the dataset.
+
+    Rows and labels are returned as they were before normalization. Without a dataset, None is returned in place of the
+    labels.
+    """
     x, labels = default_rows(model), None
     if dataset is not None:
         from ..training.data import read_data

@@ -1,7 +1,8 @@
-"""Tests of a function's structure: whether it is a sum or product, and whether inputs act through one quantity.
+"""Tests of a function's structure: whether the function is a sum or product of functions of fewer inputs, and whether
+the function depends on a group of inputs only through a single quantity.
 
-All of them use derivatives at the rows of x, so they don't need a formula. They accept a KAN, an MLP or any function
-from ``[N, in]`` to ``[N, 1]`` whose output rows each depend only on the input row of the same number.
+The tests use derivatives at the rows of x, so they do not need a formula. The functions that can be tested are KANs,
+MLPs and all functions from ``[N, in]`` to ``[N, 1]`` for which output row n depends only on input row n.
 """
 
 # ruff: noqa: PT028  (functions named test_... are for users; they are marked below so that pytest ignores them)
@@ -22,18 +23,19 @@ from .variables import EXPRESSION, VARIABLES, naming, values_of
 
 MODE = Choice(("add", "mul"))
 MODEL, GROUP, GROUPS = Callback(), Each(INDEX), Each(Each(INDEX))
-EPSILON = 1e-6  # added to a gradient's norm, which may be 0
-MIN_COSINE = 0.9  # cosine above which two gradients count as parallel
-MIN_SHARE = 0.9  # share of rows with parallel gradients above which symmetry is suggested
+EPSILON = 1e-6  # Constant that is added to the norm of a gradient before division, because the norm may be 0
+MIN_COSINE = 0.9  # Cosine similarity above which two gradients count as parallel
+MIN_SHARE = 0.9  # Fraction of rows with parallel gradients above which the printed text suggests symmetry
 
 Function = Callable[[Tensor], Tensor]
 
 
 def interactions(model: Function, x: Tensor, mode: str, bias: float = 0.0) -> Tensor:
-    """Strength of the interaction of each pair of inputs, ``[in, in]``.
+    """Return the strength ``[in, in]`` of the interaction of each pair of inputs.
 
-    It is the median over the rows of the absolute second derivative of the function, or for ``"mul"`` of its logarithm,
-    times the standard deviations of the two inputs.
+    The strength is the median over the rows of the absolute second derivative of the function with respect to the two
+    inputs, times the standard deviations of the two inputs. If ``mode`` is ``"mul"``, the function is replaced by the
+    logarithm of its absolute value.
     """
     check_rows(x, least=2)
     f = model if mode == "add" else lambda rows: (model(rows) + bias).abs().log()
@@ -55,28 +57,30 @@ def detect_separability(
     bias: float = 0.0,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Split the inputs into as many groups as possible such that a function is a sum or product of functions of one
-    group each.
+    """Split the inputs into as many groups as possible such that a function is a sum or product of functions each of
+    which depends on only one group.
 
-    Starting from single inputs, the two groups that interact most are merged, until the interactions that remain
-    between groups are negligible. The result is printed too.
+    Initially each input is a group by itself. The two groups with the strongest interaction are merged repeatedly,
+    until the interactions that remain between groups are negligible. A printed line says whether the function is
+    separable.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
+        x: rows ``[N, in]`` at which derivatives are computed.
         mode: ``"add"`` for a sum, ``"mul"`` for a product.
-        score_th: interactions below this count as 0 in the choice of the groups to merge.
-        res_th: share of all interactions that may remain between groups.
-        n_clusters: number of groups to accept, or the least and the greatest; None for any number.
-        bias: number added to the function before it is tested as a product.
-        verbose: whether to print the share that remains between groups, for each number of groups.
+        score_th: threshold below which an interaction counts as 0 when the groups to merge are chosen.
+        res_th: maximum fraction of all interactions that may remain between groups.
+        n_clusters: number of groups to accept, or a pair of the minimum and the maximum number. If None, any number is
+            accepted.
+        bias: constant that is added to the function before the function is tested as a product.
+        verbose: whether to print, for each number of groups, the fraction of the interactions between groups.
 
     Returns:
-        ``hessian`` ``[in, in]``, the interactions; ``n_groups``; ``labels``, the group of each input; and ``groups``,
-        the inputs of each group.
+        A dictionary with ``hessian``, the interactions ``[in, in]``; ``n_groups``, the number of groups; ``labels``,
+        the index of the group of each input; and ``groups``, the list of inputs of each group.
 
     Raises:
-        TypeError, ValueError: for arguments of another type, or out of range.
+        TypeError, ValueError: for arguments that have the wrong type or are out of range.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -121,20 +125,24 @@ def _group_counts(n_clusters: int | Sequence[int], count: int) -> range:
 
 @checked(model=MODEL, group=GROUP, create_graph=Flag())
 def batch_grad_normgrad(model: Function, x: Tensor, group: Sequence[int], create_graph: bool = False) -> Tensor:
-    """Derivatives, with respect to the other inputs, of the normalized gradient with respect to a group of inputs.
+    """Return how the direction of a function's gradient with respect to a group of inputs depends on the other inputs.
+
+    The gradient with respect to the group is divided by its norm, and the quotient is differentiated with respect to
+    the inputs outside the group.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
-        x: ``[N, in]``, rows at which derivatives are computed.
+        x: rows ``[N, in]`` at which derivatives are computed.
         group: indices of the inputs in the group.
         create_graph: whether the result can be differentiated again.
 
     Returns:
-        ``[N, inputs of the group, other inputs]``. It is zero if the group acts through one quantity, since the
-        gradient's direction then depends on the group alone.
+        The derivatives ``[N, inputs of the group, other inputs]``. All derivatives are zero if the function depends on
+        the group only through a single quantity, because the direction of the gradient then depends on the inputs of
+        the group alone.
 
     Raises:
-        ValueError: for indices that don't exist.
+        ValueError: for indices of inputs that do not exist.
 
     Example:
         >>> x = torch.rand(4, 3)
@@ -162,14 +170,14 @@ def _split(group: Sequence[int], count: int, name: str = "group") -> tuple[list[
 
 @checked(model=MODEL, group=GROUP)
 def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
-    """Dependence of a group's normalized gradient on the other inputs.
+    """Return how strongly the normalized gradient with respect to a group of inputs depends on each other input.
 
     Args:
         model, x, group: as in :func:`batch_grad_normgrad`.
 
     Returns:
-        ``[inputs of the group, other inputs]``: the median over the rows of the absolute values of
-        :func:`batch_grad_normgrad`, times the standard deviations of both inputs.
+        The strength ``[inputs of the group, other inputs]`` of the dependence: the median over the rows of the absolute
+        result of :func:`batch_grad_normgrad`, times the standard deviations of the two inputs.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -186,15 +194,18 @@ def get_dependence(model: Function, x: Tensor, group: Sequence[int]) -> Tensor:
 
 @checked(model=MODEL, group=GROUP, dependence_th=Real(least=0))
 def test_symmetry(model: Function, x: Tensor, group: Sequence[int], dependence_th: float = 1e-3) -> bool:
-    """Whether a group of inputs acts through one quantity: ``f(x) = g(h(x of the group), the other x)``.
+    """Return whether a function depends on a group of inputs only through a single quantity.
+
+    The function then has the form ``f(x) = g(h(inputs of the group), other inputs)``.
 
     Args:
         model, x: as in :func:`batch_grad_normgrad`.
-        group: indices of the inputs in the group; for no inputs or all inputs the answer is always True.
-        dependence_th: value of :func:`get_dependence` below which the group counts as independent of other inputs.
+        group: indices of the inputs in the group. If the group contains no inputs or all inputs, the result is True.
+        dependence_th: upper limit of the dependence computed by :func:`get_dependence`. If a dependence is not less
+            than ``dependence_th``, the result is False.
 
     Raises:
-        TypeError, ValueError: for indices that don't exist.
+        TypeError, ValueError: for indices of inputs that do not exist.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -218,17 +229,18 @@ def test_separability(
     threshold: float = 1e-2,
     bias: float = 0.0,
 ) -> bool:
-    """Whether a function is a sum or product of functions of one group of inputs each.
+    """Return whether a function is a sum or product of functions each of which depends on only one group of inputs.
 
     Args:
         model, x: as in :func:`batch_grad_normgrad`.
-        groups: indices of the inputs in each group; inputs in none of them form one more group.
+        groups: indices of the inputs in each group. Inputs that are in no group form an additional group.
         mode: ``"add"`` for a sum, ``"mul"`` for a product.
-        threshold: interaction below which two inputs of different groups count as separate.
-        bias: number added to the function before it is tested as a product.
+        threshold: upper limit of the interactions between groups. If an interaction is not less than ``threshold``, the
+            result is False.
+        bias: constant that is added to the function before the function is tested as a product.
 
     Raises:
-        TypeError, ValueError: for indices that don't exist or are in two groups.
+        TypeError, ValueError: for indices of inputs that do not exist or are in two groups.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0))
@@ -247,17 +259,18 @@ def test_separability(
 def test_general_separability(
     model: Function, x: Tensor, groups: Sequence[Sequence[int]], threshold: float = 1e-2
 ) -> bool:
-    """Whether a function is any function of a sum of functions of one group of inputs each.
+    """Return whether a function has the form ``f(x) = g(h_1(group 1) + h_2(group 2) + ...)`` with arbitrary g and h.
 
-    This is tested by two consequences: each group acts through one quantity, and the ratio of the derivatives with
-    respect to two inputs of different groups is a product of functions of one group each.
+    Two consequences of this form are tested: the function depends on each group only through a single quantity, and
+    the ratio of its derivatives with respect to two inputs from different groups is a product of functions each of
+    which depends on only one group.
 
     Args:
         model: a function from ``[N, in]`` to ``[N, 1]``.
         x, groups, threshold: as in :func:`test_separability`.
 
     Raises:
-        TypeError, ValueError: as :func:`test_separability`.
+        TypeError, ValueError: in the same cases as :func:`test_separability`.
 
     Example:
         >>> x = torch.rand(100, 3, generator=torch.Generator().manual_seed(0)) + 0.5
@@ -285,19 +298,20 @@ def test_general_separability(
 
 @checked(model=MODEL, input_vars=VARIABLES, symmetry_var=EXPRESSION)
 def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], symmetry_var: Any) -> Tensor:
-    """Test whether the inputs in an expression act through that expression, and print the result.
+    """Test whether a function depends on some inputs only through a given expression, and print the result.
 
     Args:
         model, x: as in :func:`batch_grad_normgrad`.
-        input_vars: a symbol for each column of x.
-        symmetry_var: an expression of some of these symbols.
+        input_vars: symbols, one for each column of x.
+        symmetry_var: a sympy expression in some of ``input_vars``.
 
     Returns:
-        ``[N]``, absolute cosine between the gradients of the function and of the expression with respect to the
-        expression's inputs; it is 1 at every row if these inputs act through the expression.
+        The absolute cosine ``[N]`` of the angle between the gradient of the function and the gradient of the
+        expression, both with respect to the inputs in the expression. The cosine is 1 at every row if the function
+        depends on the inputs in the expression only through the expression.
 
     Raises:
-        ValueError: for symbols that are not among ``input_vars``, and functions that torch doesn't have.
+        ValueError: for symbols that are not among ``input_vars``, and for functions that torch does not have.
 
     Example:
         >>> import sympy
@@ -324,4 +338,4 @@ def test_symmetry_var(model: Function, x: Tensor, input_vars: Sequence[Any], sym
 
 
 for _function in (test_symmetry, test_separability, test_general_separability, test_symmetry_var):
-    setattr(_function, "__test__", False)  # noqa: B010  # pytest would run them where they are imported
+    setattr(_function, "__test__", False)  # noqa: B010  # pytest would run these functions in modules that import them

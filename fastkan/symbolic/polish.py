@@ -1,8 +1,9 @@
 """Least squares for many fits at once, by variable projection with Levenberg-Marquardt steps.
 
-A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. c and d are solved exactly for each theta, so that
-steps are taken in two dimensions only (Golub and Pereyra 1973, with Kaufman's Jacobian). The fits of all functions
-are stepped together: in each step, each function is evaluated once, and all other arithmetic is batched.
+A fit is ``c f(z) + d`` with ``z = theta_1 phi_1 + theta_2 phi_2``. The best c and d are computed exactly for each
+theta, so that the steps are only in the two dimensions of theta (Golub and Pereyra 1973, with Kaufman's Jacobian). In
+each step, each function is evaluated once, on all fits of the function, and all other arithmetic is batched over the
+fits of all functions.
 """
 
 from __future__ import annotations
@@ -16,27 +17,32 @@ from ..layers.function_library import SymbolicFunction
 from .starts import enclosing_branch
 
 MIN_DAMPING = 1e-12
-MIN_LOSS = 1e-28  # unexplained share of the variance at which a fit is finished
-MIN_PROGRESS = 1e-4  # relative decrease below which a nearly undamped step ends a fit
-MAX_VALUE = 1e25  # largest value of f, and of c in standard deviations of y, since both have to fit into float32
+# Loss (unexplained fraction of the variance) below which a fit is finished
+MIN_LOSS = 1e-28
+
+# Expected relative decrease of the loss below which a fit is finished, if its step is nearly undamped
+MIN_PROGRESS = 1e-4
+
+# Maximum of |f|, and of |c| in standard deviations of y, because both have to be representable in float32
+MAX_VALUE = 1e25
 
 
 class Fits(NamedTuple):
-    """R fits, sorted by function."""
+    """A batch of R fits, sorted by the index of their function."""
 
     function: Tensor  # [R], long, index of each fit's function, non-decreasing
     theta: Tensor  # [R, 2], current parameters
     phi: Tensor  # [R, 2, N] or [1, 2, N], coefficients of theta in z
-    ends: Tensor  # [R, 2, 2] or [1, 2, 2], phi at the two ends of the samples' range
-    y: Tensor  # [R, N], with a weighted mean of 0
+    ends: Tensor  # [R, 2, 2] or [1, 2, 2], phi at the two ends of the range of x
+    y: Tensor  # [R, N], values to be fitted, with a weighted mean of 0
     weight: Tensor | None  # [R, N], weights that sum to 1 in each row; None for equal weights
     low: Tensor  # [R, 2], lower bounds of theta
-    high: Tensor  # [R, 2], upper bounds
-    margin: float  # share of theta's distance to a bound that remains after a step; with 0 it may reach the bound
-    max_amplitude: Tensor  # [R], largest |c f| in standard deviations of y, beyond which rounding spoils the fit
+    high: Tensor  # [R, 2], upper bounds of theta
+    margin: float  # minimum fraction of the distance between theta and a bound that must remain after one step
+    max_amplitude: Tensor  # [R], maximum of |c f| in standard deviations of y, which limits rounding errors
 
     def take(self, rows: Tensor) -> Fits:
-        """Select some of the fits."""
+        """Select the fits with the indices, or with the mask, ``rows``."""
         selected: dict[str, Any] = {
             name: value[rows]
             for name, value in self._asdict().items()
@@ -46,16 +52,18 @@ class Fits(NamedTuple):
 
 
 class State(NamedTuple):
-    """Loss and derivatives of R fits at their theta."""
+    """The loss of R fits and its derivatives with respect to theta."""
 
-    loss: Tensor  # [R], unexplained share of the variance; infinite where theta is not usable
+    loss: Tensor  # [R], unexplained fraction of the variance; infinite where theta is not usable
     hessian: Tensor  # [R, 3], entries 11, 12 and 22 of the Gauss-Newton Hessian of half the loss
     gradient: Tensor  # [R, 2], negative gradient of half the loss
 
 
 def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[Tensor, Tensor]:
-    """Take at most ``steps`` steps for each fit, and return theta, ``[R, 2]``, and the loss, ``[R]``, which is infinite
-    where the start was outside the domain."""
+    """Take at most ``steps`` steps in each fit, and return a tuple of the final theta ``[R, 2]`` and the loss ``[R]``.
+
+    The loss is infinite where the initial theta was outside the domain of the function.
+    """
     theta, loss = fits.theta.clone(), torch.full_like(fits.theta[:, 0], torch.inf)
     if not len(theta):
         return theta, loss
@@ -65,7 +73,8 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
     damping = torch.full_like(loss, 1e-3)
     for _ in range(steps):
         step = _marquardt_step(fits, state, damping)
-        expected = (step * state.gradient).sum(1) / state.loss  # at least half of the predicted relative decrease
+        # ``expected`` is at least half of the relative decrease that the quadratic model of the loss predicts
+        expected = (step * state.gradient).sum(1) / state.loss
         active = state.loss.isfinite() & (state.loss > MIN_LOSS)
         active &= expected > torch.where(damping < 0.1, MIN_PROGRESS, MIN_PROGRESS / 100)
         if not bool(active.all()):
@@ -85,10 +94,10 @@ def polish(functions: list[SymbolicFunction], fits: Fits, steps: int) -> tuple[T
 
 
 def _marquardt_step(fits: Fits, state: State, damping: Tensor) -> Tensor:
-    """Levenberg-Marquardt step, in units in which the Hessian's diagonal is 1."""
+    """Return the Levenberg-Marquardt step ``[R, 2]``, damped relative to the diagonal of the Hessian."""
     h11, h12, h22 = state.hessian.unbind(1)
     g1, g2 = state.gradient.unbind(1)
-    # a coordinate at a bound that the step would cross stays there, and only the other one moves
+    # If one coordinate of theta is at a bound that the step would cross, only the other coordinate is changed
     at_bound = ((fits.theta >= fits.high) & (state.gradient > 0)) | ((fits.theta <= fits.low) & (state.gradient < 0))
     s1, s2 = h11.sqrt(), h22.sqrt()
     g1 = torch.where(at_bound[:, 0] | (s1 == 0), 0.0, g1 / s1)
@@ -103,14 +112,14 @@ def _marquardt_step(fits: Fits, state: State, damping: Tensor) -> Tensor:
 
 def _apply_step(fits: Fits, step: Tensor) -> Tensor:
     theta = fits.theta + step
-    # infinite bounds are set apart, since 0 times infinity would be NaN
+    # Infinite bounds are treated separately, because 0 times infinity would be NaN
     low = torch.where(fits.low.isfinite(), fits.low + fits.margin * (fits.theta - fits.low), -torch.inf)
     high = torch.where(fits.high.isfinite(), fits.high - fits.margin * (fits.high - fits.theta), torch.inf)
     return theta.clamp(low, high)
 
 
 def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
-    """Evaluate the loss and its derivatives with respect to theta, with the best c and d for each theta."""
+    """Return the loss of each fit and its derivatives with respect to theta, with the best c and d for each theta."""
     theta, phi, weight, y = fits.theta, fits.phi, fits.weight, fits.y
     z = theta[:, :1] * phi[:, 0] + theta[:, 1:] * phi[:, 1]
     f, slope = _values(functions, fits.function, z)
@@ -142,8 +151,8 @@ def evaluate(functions: list[SymbolicFunction], fits: Fits) -> State:
 
 
 def _in_domain(functions: list[SymbolicFunction], fits: Fits) -> Tensor:
-    """Whether z is in one branch of the domain over the whole range of x, ``[R]``."""
-    if fits.margin:  # theta is the values at both ends, and no step crosses a bound
+    """Return a mask ``[R]`` that is True where z stays in one branch of the domain over the whole range of x."""
+    if fits.margin:  # theta is the pair of values of z at the two ends of the range, and no step crosses a bound
         return ~fits.low.isnan().any(1)
     ends = (fits.theta.unsqueeze(2) * fits.ends).sum(1)  # [R, 2]
     groups = _groups(functions, fits.function, ends)
@@ -164,7 +173,7 @@ def _groups(
 
 
 def _values(functions: list[SymbolicFunction], function: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Values and derivatives of each fit's f at ``z [R, N]``."""
+    """Return a tuple of the values ``[R, N]`` and the slopes ``[R, N]`` of the function of each fit at ``z [R, N]``."""
     values, slopes = [], []
     with torch.enable_grad():
         for one, part in _groups(functions, function, z):

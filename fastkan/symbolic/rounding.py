@@ -1,4 +1,4 @@
-"""Constants of formulas, exact or rounded, and limits on what sympy may simplify."""
+"""The constants of formulas, exact or rounded, and limits on the expressions that sympy may simplify."""
 
 from __future__ import annotations
 
@@ -13,24 +13,36 @@ from torch import Tensor
 
 from fastkan_kernels import Int, Kind, Real
 
-MAX_DIGITS = 17  # significant digits that distinguish any two float64
-MAX_PARTS = 80  # largest number of parts of an expression that sympy may simplify
-MAX_EXPONENT = 200.0  # largest |b| for which sympy may turn exp(x + b) into e^b exp(x); beyond, e^b can overflow
-ROUNDING_ERROR = 1e-12  # rounding error of float64 in a formula, relative to an output's standard deviation
+# Number of significant digits that are enough to distinguish any two float64 numbers
+MAX_DIGITS = 17
+
+# Maximum number of parts of an expression that sympy may simplify
+MAX_PARTS = 80
+
+# Maximum of |b| for which sympy may replace exp(x + b) by e^b exp(x); for larger b, e^b can overflow
+MAX_EXPONENT = 200.0
+
+# Assumed rounding error of a formula evaluated in float64, relative to the standard deviation of the output
+ROUNDING_ERROR = 1e-12
 
 
 def number(value: float, digits: int = 15) -> Any:
-    """Return a sympy number: 0, 1 and -1 as integers, which sympy drops from formulas, all others as exact floats,
-    which are printed with so many digits."""
+    """Convert a float to a sympy number.
+
+    0, 1 and -1 become integers, because sympy leaves out terms that are 0 and factors that are 1. All other values
+    become sympy floats that are exact and are printed with ``digits`` digits.
+    """
     import sympy
 
     return sympy.Integer(int(value)) if value in (0, 1, -1) else sympy.Float(value, digits)
 
 
 def rounded(expression: Any, digits: int) -> Any:
-    """Return an expression with its floating-point constants rounded to so many significant digits (rather than decimal
-    ones, so that small constants don't become 0)."""
-    for _ in range(2):  # a constant rounded to 1 vanishes, so that others combine and have to be rounded again
+    """Return an expression with its floating-point constants rounded to ``digits`` significant digits.
+
+    Rounding to a number of decimals instead would round small constants to 0.
+    """
+    for _ in range(2):  # A factor rounded to 1 drops out, which can merge other constants, so rounding is repeated
         expression = transform(expression, lambda value: _significant(value, digits) if value.is_Float else value, {})
     return expression
 
@@ -42,14 +54,19 @@ def rounded_within(
     labels: Tensor | None,
     tolerance: float,
 ) -> list[Any]:
-    """Round constants to the fewest digits within a tolerance, and replace by 0 those that it allows to be dropped.
+    """Round the constants of formulas to the fewest digits for which the error stays within a tolerance.
+
+    Constants that can be replaced by 0 within the tolerance are replaced by 0.
 
     Args:
-        formulas: the expressions.
-        function_of: compiles ``(symbols, formulas)`` into a function of the values of the symbols and of x's columns.
-        x: ``[N, columns]``.
-        labels: ``[N, outputs]``, if the RMSE of all outputs may grow by the share ``tolerance``; None if instead the
-            values of each formula may change, as root mean square, by ``tolerance`` of their standard deviation.
+        formulas: sympy expressions to be rounded.
+        function_of: function that compiles a list of symbols and a list of formulas into a NumPy function. The
+            arguments of the NumPy function are the values of the symbols and the columns of x.
+        x: rows ``[N, columns]`` at which the error is measured.
+        labels: expected outputs ``[N, outputs]``. If given, the RMSE over all outputs may grow by the relative amount
+            ``tolerance``. If None, the values of each formula may change by an RMS of ``tolerance`` times their
+            standard deviation.
+        tolerance: bound of the error, as described for ``labels``.
     """
     import numpy
     import sympy
@@ -103,7 +120,10 @@ def rounded_within(
 
 
 def transform(expression: Any, change: Callable[[Any], Any], memo: dict[Any, Any]) -> Any:
-    """Return the expression with ``change`` applied to each of its parts, innermost first, and to shared parts once."""
+    """Apply ``change`` to each part of an expression, innermost parts first, and return the resulting expression.
+
+    A part that occurs several times is changed only once.
+    """
     if expression in memo:
         return memo[expression]
     parts = [transform(part, change, memo) for part in expression.args]
@@ -119,7 +139,8 @@ def _with_parts(expression: Any, parts: list[Any]) -> Any:
     from sympy.functions.elementary.piecewise import ExprCondPair
 
     if isinstance(expression, (sympy.Piecewise, ExprCondPair)):
-        return sympy.Basic.__new__(expression.func, *parts)  # its constructor would rewrite nested conditions
+        # The constructor of Piecewise would rewrite nested conditions
+        return sympy.Basic.__new__(expression.func, *parts)
     folds = isinstance(expression, sympy.exp) and abs(parts[0].as_coeff_Add()[0]) > MAX_EXPONENT
     if expression.is_Add or (can_simplify(*parts) and not folds):
         return expression.func(*parts)
@@ -129,7 +150,11 @@ def _with_parts(expression: Any, parts: list[Any]) -> Any:
 
 
 def product_of(factors: list[Any]) -> Any:
-    """Return a product, simplified where that is quick, or NaN if a factor is: sympy can't print or compile that."""
+    """Return the product of factors, simplified if simplification is quick.
+
+    If one of the factors is NaN, the product is NaN, because sympy cannot print or compile an unevaluated product with
+    NaN.
+    """
     import sympy
 
     if any(factor is sympy.nan for factor in factors):
@@ -138,7 +163,7 @@ def product_of(factors: list[Any]) -> Any:
 
 
 def scale_term(factor: Any, term: Any) -> Any:
-    """Multiply a number and a term that is not a sum, without simplifying the term."""
+    """Multiply a term that is not a sum by a number, without simplifying the term."""
     import sympy
 
     numbers = [part for part in sympy.Mul.make_args(term) if part.is_number]
@@ -146,13 +171,16 @@ def scale_term(factor: Any, term: Any) -> Any:
     coefficient = sympy.Mul(factor, *numbers)
     if not others or coefficient == 0 or coefficient is sympy.nan:
         return coefficient
-    others.sort(key=cmp_to_key(sympy.Basic.compare))  # sympy's own order, which evaluate=False skips
+    others.sort(key=cmp_to_key(sympy.Basic.compare))  # sympy sorts factors in this order, but not if evaluate=False
     return sympy.Mul(*([] if coefficient == 1 else [coefficient]), *others, evaluate=False)
 
 
 def can_simplify(*expressions: Any) -> bool:
-    """Whether sympy can simplify combinations of these expressions quickly: they are short and surely real. Otherwise
-    it may take minutes to separate real and imaginary parts."""
+    """Whether sympy can simplify sums and products of the given expressions quickly.
+
+    Simplification is quick if all expressions are short and are known to be real. For other expressions, sympy may take
+    minutes to separate real and imaginary parts.
+    """
     from sympy import preorder_traversal
 
     return all(
@@ -163,7 +191,7 @@ def can_simplify(*expressions: Any) -> bool:
 
 
 def _is_surely_real(part: Any) -> bool:
-    """Whether a part is surely real, provided that its own parts are."""
+    """Whether a part of an expression is known to be real if all of its own parts are real."""
     if part.is_Pow:
         return bool(part.exp.is_Integer and part.exp > 0)
     if part.is_Function:
@@ -174,7 +202,7 @@ def _is_surely_real(part: Any) -> bool:
 
 
 class Digits(Kind):
-    """Kind of an argument that is None, a positive int, or ``"auto"``."""
+    """Argument kind: None, a positive int, or ``"auto"``."""
 
     def read(self, name: str, value: Any) -> int | str | None:
         if isinstance(value, str):

@@ -1,6 +1,6 @@
-"""Search for ``c f(a x + b) + d`` for many edges and functions at once, and the ranking of its results.
+"""Search for the best a, b, c and d of ``c f(a x + b) + d`` for many edges and functions, and ranking of the functions.
 
-It runs on the CPU, in float64, in bounded memory, and is deterministic.
+The search runs on the CPU, in float64 and in bounded memory, and its results are deterministic.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .fitting import Range, Samples, fit
 
 
 class SymbolicFits(NamedTuple):
-    """Fits of F functions to E edges, in float64, as :func:`search` returns them.
+    """The result of :func:`search`: fits of F functions to E edges, in float64.
 
     Attributes:
         names: names of the functions.
-        affine: ``[F, E, 4]``, parameters (a, b, c, d).
-        r2: ``[F, E]``, R2 of each fit.
+        affine: parameters (a, b, c, d) ``[F, E, 4]`` of each fit.
+        r2: R2 ``[F, E]`` of each fit.
     """
 
     names: list[str]
@@ -43,14 +43,14 @@ class SymbolicFits(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A function for an edge, as ranked by :func:`rank`.
+    """A function that :func:`rank` has ranked for an edge.
 
     Attributes:
         name: name of the function.
         affine: parameters (a, b, c, d).
         r2: R2 of the fit.
         complexity: complexity of the function.
-        loss: the loss by which it is ranked.
+        loss: the loss by which the functions are ranked.
     """
 
     name: str
@@ -64,22 +64,24 @@ class Candidate(NamedTuple):
 def search(
     x: Tensor, y: Tensor, names: Iterable[str] | None = None, *, a_range: Range = None, b_range: Range = None
 ) -> SymbolicFits:
-    """Fit each function f to each edge: find a, b, c, d for which ``c f(a x + b) + d`` is nearest to y.
+    """Find, for each function f and each edge, the a, b, c and d for which ``c f(a x + b) + d`` is closest to y.
 
     Args:
-        x, y: ``[N, E]``, inputs and outputs of E edges.
-        names: names of functions in the library; None for all.
-        a_range, b_range: bounds of a and b. Without them, the search does not depend on the units of x: it is over
-            the two arguments of f to which the ends of x's range are mapped.
+        x: inputs ``[N, E]`` of E edges.
+        y: outputs ``[N, E]`` of the E edges.
+        names: names of functions in the library (default: all functions).
+        a_range, b_range: lower and upper bound of a and of b. Without any bounds, the search does not depend on the
+            units of x, because the search is over the values of ``a x + b`` at the two ends of the range of x.
 
     Returns:
-        The best fit of each function to each edge. All of x's range is mapped into the function's domain. Of
-        equivalent parameters those that are easiest to read are returned: ``|a| = 1`` in powers, roots and logarithms,
-        ``|c| = 1`` in exp, a > 0 if f is even or odd, and b within half a period of 0. R2 is 0 if no fit is better
-        than a constant (for instance because none is in the domain), and 1 if y is constant.
+        The best fit of each function to each edge. The values of ``a x + b`` are in the domain of the function over
+        the whole range of x. If several sets of parameters give the same function, the set that is easiest to read is
+        chosen, with ``|a| = 1`` in powers, roots and logarithms, ``|c| = 1`` in exp, a > 0 if f is even or odd, and b
+        within half a period of 0. R2 is 1 if y is constant, and R2 is 0 if y is not constant and no fit is better than
+        a constant, for instance because no fit is in the domain.
 
     Raises:
-        TypeError, ValueError: for data that is empty, of other shapes, NaN or infinite; for unknown names; and for
+        TypeError, ValueError: for data that is empty, NaN, infinite or of the wrong shape, for unknown names, and for
             invalid ranges.
 
     Example:
@@ -99,15 +101,16 @@ def fit_params(
     """Fit one function to one edge.
 
     Args:
-        x, y: ``[N]``.
-        fun: a name in the library, or a function of a tensor.
+        x: inputs ``[N]`` of the edge.
+        y: outputs ``[N]`` of the edge.
+        fun: a name in the library, or a function from a tensor to a tensor.
         a_range, b_range: as in :func:`search`.
 
     Returns:
-        ``[4]``, float64, (a, b, c, d) of ``c fun(a x + b) + d``, and R2.
+        A tuple of the parameters (a, b, c, d) ``[4]`` of ``c fun(a x + b) + d``, in float64, and the R2 of the fit.
 
     Raises:
-        TypeError, ValueError: as :func:`search`.
+        TypeError, ValueError: in the same cases as :func:`search`.
 
     Example:
         >>> x = torch.linspace(-1, 1, 101)
@@ -123,15 +126,17 @@ def fit_params(
 
 
 def r2_loss(r2: float) -> float:
-    """Loss of a fit, in bits: the logarithm of the unexplained share of the variance.
+    """Return the loss of a fit, in bits: the binary logarithm of the sum of 1e-5 and the unexplained fraction of the
+    variance.
 
-    Shares below 1e-5 count alike, since trained splines differ systematically from their formulas by about as much.
+    1e-5 is added so that all fractions well below 1e-5 get about the same loss, because a trained spline typically
+    differs from its formula by about 1e-5 of the variance anyway.
     """
     return math.log2(1 + 1e-5 - r2)
 
 
 def c_loss(complexity: float) -> float:
-    """Loss of a function, in bits: its complexity itself."""
+    """Return the loss of a function, in bits, which is simply the complexity of the function."""
     return complexity
 
 
@@ -148,26 +153,29 @@ def rank(
     c_loss_fun: Callable[[float], float] = c_loss,
     parameter_bits: float = 0.5,
 ) -> list[Candidate]:
-    """Rank the functions for an edge by their loss, the least first. The loss is
+    """Sort the functions for an edge by their loss in ascending order. The loss is
 
         weight_simple * c_loss_fun(complexity) + (1 - weight_simple) * (r2_loss_fun(r2) + parameter_bits * p)
 
-    where p is the number of independent parameters among a, b, c, d: 4 for cos, but 3 for x^2, where c makes up for the
-    size of a. Without this term a cos of low frequency would always match x^2. Of equivalent functions, such as sin
-    and cos, the one whose b is nearer to 0 comes first. Functions with an R2 of 0 come last.
+    where p is the number of independent parameters among a, b, c and d. For instance, p is 4 for cos and 3 for x^2,
+    because a change of the scale of a and b in ``c (a x + b)^2 + d`` can be undone by a change of c. Without the term
+    ``parameter_bits * p``, a cos of low frequency, which approximates x^2 closely, would always rank as high as x^2. If
+    several functions are equivalent, such as sin and cos, the function whose b is closest to 0 comes first. Functions
+    with an R2 of 0 come last.
 
     Args:
         fits: the result of :func:`search`.
         edge: index of the edge.
-        weight_simple: weight of simplicity against R2, from 0 (only R2 counts) to 1 (only complexity counts).
-        r2_loss_fun, c_loss_fun: functions from R2 and from complexity to bits; the defaults are pykan's.
-        parameter_bits: bits that each independent parameter costs; 0 in pykan.
+        weight_simple: weight of simplicity relative to R2, from 0 (only R2 counts) to 1 (only complexity counts).
+        r2_loss_fun: function from R2 to a loss in bits; the default is the function that pykan uses.
+        c_loss_fun: function from complexity to a loss in bits; the default is the function that pykan uses.
+        parameter_bits: loss of each independent parameter, in bits; 0 gives the loss that pykan uses.
 
     Returns:
-        A :class:`Candidate` for each function.
+        A list of :class:`Candidate` entries, one for each function.
 
     Raises:
-        TypeError, ValueError: for an edge that doesn't exist, or a weight outside 0 to 1.
+        TypeError, ValueError: for an edge that does not exist, or a ``weight_simple`` outside the range from 0 to 1.
 
     Example:
         >>> x = torch.linspace(-1, 1, 100).unsqueeze(1)
@@ -216,7 +224,11 @@ def _checked_fit(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Use one thread: with many calls on little data, threads would mostly wait for each other on a busy machine."""
+    """Limit torch to one thread within the ``with`` statement.
+
+    The search makes many calls on small tensors, for which several threads would mostly wait for each other on a busy
+    machine.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

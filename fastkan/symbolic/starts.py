@@ -1,11 +1,13 @@
-"""Starts for fits of ``c f(z) + d`` with z = a x + b: the best places of a coarse grid.
+"""Starting points for fits of ``c f(z) + d`` with z = a x + b: the best points of a coarse grid.
 
-z runs from p to q while x runs over the range of its samples, so that a grid over (p, q) does not depend on the units
-of x. Directions of (p, q) that c and d can make up for are left out of the grid: powers, logarithms and exponentials
-have one line of places, sines a table of frequencies and phases.
+The grid is over (p, q), the values of z at the two ends of the range of x, so that the grid does not depend on the
+units of x. The grid does not vary (p, q) in directions in which a change can be undone by a change of c and d. For this
+reason, the grid of a power, logarithm or exponential is one-dimensional, and the grid of a sine is over frequency and
+phase.
 
-All samples are used: each is distributed linearly to the two nearest of ``NODES`` nodes on the range. R2 of a place
-then takes three matrix products with the nodes' weights, and the values of f at the nodes are the same for all edges.
+All samples are used: each sample is distributed linearly to the two nearest of ``NODES`` nodes on the range of x. The
+R2 values of all grid points then take three matrix products with the weights of the nodes, and the values of f at the
+nodes are computed once for all edges.
 """
 
 from __future__ import annotations
@@ -19,23 +21,29 @@ from torch import Tensor
 from ..layers.function_library import INF, Interval, SymbolicFunction
 
 NODES = 129
-MIN_HALF_LENGTH, MAX_HALF_LENGTH = 0.1, 40.0  # of the interval (p, q), for functions on the whole line
-MAX_CENTRE = 50.0  # furthest z = 0 from the middle of the range, in half ranges: further out, all functions look linear
-FAR_PENALTY = 1e-6  # subtracted from R2 for each half range between z = 0 and the middle, to break ties
+# Range of the half length of the interval (p, q), for functions that are defined on the whole real line
+MIN_HALF_LENGTH, MAX_HALF_LENGTH = 0.1, 40.0
+
+# Maximum distance of z = 0 from the middle of the interval, in half lengths; at larger distances every function is
+# nearly linear on the interval
+MAX_CENTRE = 50.0
+
+# Amount by which R2 is reduced, to break ties, for each half length between z = 0 and the middle of the interval
+FAR_PENALTY = 1e-6
 BLOCK_ELEMENTS = 1 << 21
 
 
 class Nodes(NamedTuple):
-    """Samples of E edges, binned to nodes that are evenly spaced on each edge's range."""
+    """The samples of E edges, binned to nodes that are evenly spaced on the input range of each edge."""
 
     share: Tensor  # [NODES], positions of the nodes on the range, from 0 to 1
-    weight: Tensor  # [E, NODES], share of the samples at each node; each row sums to 1
+    weight: Tensor  # [E, NODES], fraction of the samples at each node; each row sums to 1
     y: Tensor  # [E, NODES], mean of the samples at each node, minus the mean of all samples
     variance: Tensor  # [E], variance of the samples' y
 
 
 def bin_to_nodes(t: Tensor, y: Tensor) -> Nodes:
-    """Bin samples ``t, y [E, N]`` to nodes; t is from 0 to 1, and each row of y has mean 0."""
+    """Bin samples t and y, ``[E, N]`` each, to nodes; t must be between 0 and 1, and each row of y must have mean 0."""
     edges, samples = t.shape
     place = t * (NODES - 1)
     left = place.floor().clamp(0, NODES - 2)
@@ -51,13 +59,17 @@ def bin_to_nodes(t: Tensor, y: Tensor) -> Nodes:
 
 
 def best_starts(function: SymbolicFunction, nodes: Nodes, count: int) -> tuple[Tensor, Tensor]:
-    """Return the highest local maxima of the grid for each edge, and the best place with z = 0 inside the range: places
-    (p, q), ``[E, count, 2]``, NaN where the grid has fewer maxima, and their R2, ``[E, count]``."""
+    """Return a tuple of the starting points (p, q) ``[E, count, 2]`` of each edge and their R2 ``[E, count]``.
+
+    The starting points of an edge are the ``count - 1`` highest local maxima of R2 on the grid and the best grid point
+    for which z is 0 within the range of x. If the grid has fewer local maxima, the remaining points are NaN.
+    """
     places, scores, centred = [], [], []
     for p, q in start_grids(function):
         flat = torch.stack([p, q], -1).view(-1, 2)
         middle = (flat.sum(1) / flat.diff(dim=1).squeeze(1)).abs()
-        # far from z = 0 all places look alike, like a line or an exponential, so ties go to the nearest
+        # Far from z = 0, all grid points give nearly the same line or exponential. The penalty then makes the grid
+        # point with the smallest distance from z = 0 the best.
         r2 = r2_at(function, flat, nodes) - (FAR_PENALTY * middle).nan_to_num(0.0)  # [E, P]
         places.append(flat)
         scores.append(local_maxima(r2.view(-1, *p.shape)).flatten(1))
@@ -78,7 +90,10 @@ def box_starts(
     b_range: tuple[float, float] | None,
     count: int,
 ) -> tuple[Tensor, Tensor]:
-    """Same as :func:`best_starts` for bounds on a and b; places are (a, b), and x is from ``low`` to ``high [E]``."""
+    """Return starting points as in :func:`best_starts` if a or b is bounded; each starting point is then a pair (a, b).
+
+    The inputs x of each edge are between ``low [E]`` and ``high [E]``.
+    """
     places, scores = [], []
     for edge, (x_low, x_high) in enumerate(zip(low.tolist(), high.tolist())):
         half, middle = (x_high - x_low) / 2, (x_high + x_low) / 2
@@ -104,13 +119,16 @@ def box_starts(
 
 
 def local_maxima(r2: Tensor) -> Tensor:
-    """Set ``r2 [E, g1, g2]`` to -inf where a neighbour is higher."""
+    """Return ``r2 [E, g1, g2]`` with every entry that is less than one of its neighbours replaced by -inf."""
     around = torch.nn.functional.max_pool2d(r2.unsqueeze(1), 3, 1, 1).squeeze(1)
     return torch.where(r2 >= around, r2, -INF)
 
 
 def r2_at(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
-    """R2 with the best c and d of each edge at each of ``places [P, 2]``, ``[E, P]``; -inf outside the domain."""
+    """Return the R2 ``[E, P]`` of each edge, with the best c and d, at each grid point (p, q) in ``places [P, 2]``.
+
+    R2 is -inf at grid points outside the domain of the function.
+    """
     low, high = enclosing_branch(function, places.amin(1), places.amax(1))
     parts = []
     for part in places.split(max(1, BLOCK_ELEMENTS // NODES)):
@@ -118,7 +136,7 @@ def r2_at(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
     f = torch.cat(parts)
     f = f - f.mean(1, keepdim=True)
     size = f.abs().amax(1, keepdim=True)
-    f = f / size  # so that squares neither overflow nor underflow
+    f = f / size  # f is scaled so that its squares neither overflow nor underflow
     usable = (low < high) & size.squeeze(1).isfinite() & (size.squeeze(1) > 0)
     f = torch.where(usable.unsqueeze(1), f, 0.0)
     covariance = (nodes.weight * nodes.y) @ f.t()
@@ -128,7 +146,11 @@ def r2_at(function: SymbolicFunction, places: Tensor, nodes: Nodes) -> Tensor:
 
 
 def enclosing_branch(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) -> tuple[Tensor, Tensor]:
-    """Ends of the branch of f's domain that contains all z from ``z_low`` to ``z_high``; NaN where none does."""
+    """Return a tuple of the lower and the upper end of the branch of f's domain that contains a given interval.
+
+    The given interval is from ``z_low`` to ``z_high``. Both ends are NaN where no branch of the domain contains the
+    whole interval.
+    """
     low, high = torch.full_like(z_low, math.nan), torch.full_like(z_low, math.nan)
     for branch in function.branches():
         start, end = torch.full_like(z_low, branch.low), torch.full_like(z_low, branch.high)
@@ -145,13 +167,13 @@ def enclosing_branch(function: SymbolicFunction, z_low: Tensor, z_high: Tensor) 
 
 
 def start_grids(function: SymbolicFunction) -> list[tuple[Tensor, Tensor]]:
-    """Grids of p and q, pairs of ``[g1, g2]`` in which neighbouring entries are neighbouring places."""
+    """Return a list of grids, each a tuple of p ``[g1, g2]`` and q ``[g1, g2]`` that vary gradually along both axes."""
     tables = []
     branches = function.branches()
     for number, branch in enumerate(branches):
         mirrored = branches[len(branches) - 1 - number]
         if function.symmetry and number < len(branches) // 2 and mirrored.low == -branch.high:
-            continue  # by symmetry the branch z < 0 gives the same fits as z > 0
+            continue  # Since f is even or odd, the branch z < 0 gives the same fits as the branch z > 0
         tables += _branch_grids(function, branch)
     return tables
 
@@ -168,7 +190,7 @@ def _branch_grids(function: SymbolicFunction, branch: Interval) -> list[tuple[Te
         return [(p, q), (q, p)]
     if function.shift is not None:
         half = _log_spaced(0.02, 60.0, 30).unsqueeze(0)
-        p, q = -2 * half, torch.zeros_like(half)  # z <= 0, so that exp does not overflow
+        p, q = -2 * half, torch.zeros_like(half)  # z is at most 0, so that exp does not overflow
         return [(p, q), (q, p)]
     if function.scale is not None:
         middle, half = _centres(1 / 32).unsqueeze(0), torch.ones(1, dtype=torch.float64)
@@ -183,7 +205,10 @@ def _branch_grids(function: SymbolicFunction, branch: Interval) -> list[tuple[Te
 
 
 def _both_directions(function: SymbolicFunction, half: Tensor, centre: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Grids of p and q from the interval's half length and centre, and with p and q swapped unless f is symmetric."""
+    """Return a list that contains the grid of p and q with the given half lengths and centres.
+
+    If f is not symmetric, the list also contains the grid with p and q swapped.
+    """
     p, q = torch.broadcast_tensors(centre - half, centre + half)
     return [(p, q)] if function.symmetry else [(p, q), (q, p)]
 
@@ -193,14 +218,17 @@ def _log_spaced(low: float, high: float, count: int) -> Tensor:
 
 
 def _centres(step: float) -> Tensor:
-    """Positions of z = 0, in half ranges from the middle: evenly spaced near the range, log-spaced further out."""
+    """Return the grid of positions of z = 0, measured from the middle of the interval in half lengths.
+
+    Positions within or close to the interval are evenly spaced, and positions further out are log-spaced.
+    """
     inner = torch.arange(-1.25, 1.25 + step / 2, step, dtype=torch.float64)
     outer = _log_spaced(1.25, MAX_CENTRE, 11)[1:]
     return torch.cat([-outer.flip(0), inner, outer])
 
 
 def _bounded_grid(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
-    """Grid of p and q on a bounded branch, at Chebyshev points, which are denser near its ends."""
+    """Return the grid of p and q on a bounded branch, at Chebyshev points, which are denser near its ends."""
     count = 28
     angle = (torch.arange(count, dtype=torch.float64) + 0.5) * (math.pi / count)
     ends = branch.low + (branch.high - branch.low) * (1 - angle.cos()) / 2
@@ -210,7 +238,10 @@ def _bounded_grid(branch: Interval, both_ways: bool) -> tuple[Tensor, Tensor]:
 
 
 def _half_line_grid(homogeneous: bool) -> tuple[Tensor, Tensor]:
-    """Grid of p and q on the half line from 0; for homogeneous f only the ratio p / q matters, and q is 1."""
+    """Return the grid of p and q on the half line from 0.
+
+    If f is homogeneous, only the ratio p / q matters, so that q is 1 at all grid points.
+    """
     if homogeneous:
         p = torch.sigmoid(torch.linspace(-9, 4.5, 40, dtype=torch.float64)).unsqueeze(0)
         return p, torch.ones_like(p)
@@ -219,7 +250,10 @@ def _half_line_grid(homogeneous: bool) -> tuple[Tensor, Tensor]:
 
 
 def _periodic_grid(function: SymbolicFunction) -> tuple[Tensor, Tensor]:
-    """Half lengths, spaced by about a quarter period over the range, and phases of a periodic function."""
+    """Return a tuple of half lengths of the interval (p, q) and phases of a periodic function.
+
+    The length of the interval grows by at most about a quarter of a period from one half length to the next.
+    """
     assert function.period is not None
     unit = function.period / (2 * math.pi)
     slow = torch.tensor([0.1, 0.2, 0.4, 0.7], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Sympy expressions of input variables: rounding, values as tensors, and the library functions that they use."""
+"""Functions for sympy expressions of input variables: rounding, evaluation on tensors, and lookup in the library."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fastkan_kernels import Each, Int, Kind, check_tensor, checked, kind_of
 
 from ..layers.function_library import SYMBOLIC_LIB
 
-MAX_DECIMALS = 1000  # rounding to more decimals than this changes no float
+MAX_DECIMALS = 1000  # Maximum number of decimals; rounding to more decimals would not change any float
 
-# library names of the functions that sympy names differently
+# Library names of the functions whose names in sympy are different
 LIBRARY_NAMES = {"Abs": "abs", "sign": "sgn", "asin": "arcsin", "acos": "arccos", "atan": "arctan", "atanh": "arctanh"}
 
 
 class Expression(Kind):
-    """A sympy expression, or a number or text that ``sympy.sympify`` turns into one."""
+    """Argument kind: a sympy expression, or a number or string that ``sympy.sympify`` converts to an expression."""
 
     def read(self, name: str, value: Any) -> Any:
         import sympy
 
         try:
             expression = sympy.sympify(value)
-        except Exception as error:  # sympify evaluates text as code, which can raise anything
+        except Exception as error:  # sympify evaluates strings as code, which can raise any exception
             raise TypeError(f"{name} must be a sympy expression, got {kind_of(value)}: {error}") from None
         if not isinstance(expression, sympy.Expr):
             raise TypeError(f"{name} must be a sympy expression, got {kind_of(value)}")
@@ -38,7 +38,7 @@ class Expression(Kind):
 
 
 class Variable(Expression):
-    """A symbol, or an expression that names a column; numbers are refused."""
+    """Argument kind: a sympy symbol, or an expression that is the name of a column of x; numbers are rejected."""
 
     def read(self, name: str, value: Any) -> Any:
         variable = super().read(name, value)
@@ -53,7 +53,7 @@ VARIABLES = Each(Variable())
 
 @contextmanager
 def naming(argument: str) -> Iterator[None]:
-    """Put the name of an argument before the messages of TypeErrors and ValueErrors about it."""
+    """Prefix the message of each TypeError or ValueError of the ``with`` block with the name of an argument."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -65,7 +65,7 @@ def ex_round(ex1: Any, n_digit: int) -> Any:
     """Return an expression with every floating-point number in it rounded to ``n_digit`` decimals.
 
     Args:
-        ex1: a sympy expression. Integers, fractions and constants such as pi are not changed.
+        ex1: sympy expression. Integers, fractions and constants such as pi are not changed.
         n_digit: number of decimals.
 
     Example:
@@ -76,25 +76,26 @@ def ex_round(ex1: Any, n_digit: int) -> Any:
     """
     import sympy
 
-    # sympy's round() also lowers the precision of the number, so that its 2.7 would compute as 2.6992
+    # round() of a sympy number also lowers the precision of the number: 2.7 would be evaluated as 2.6992. The rounded
+    # number is therefore printed and parsed again.
     return ex1.xreplace({v: sympy.Float(str(round(v, n_digit))) for v in ex1.atoms(sympy.Float)})
 
 
 @checked(orig_vars=VARIABLES, aux_vars=Each(EXPRESSION))
 def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> Any:
-    """Put columns with the values of auxiliary variables before the columns of x.
+    """Prepend columns with the values of auxiliary variables to the columns of x.
 
     Args:
-        orig_vars: a symbol for each column of x.
-        aux_vars: sympy expressions of these symbols.
-        x: ``[N, n_var]``, or a dataset with ``train_input`` and ``test_input``.
+        orig_vars: symbols, one for each column of x.
+        aux_vars: sympy expressions in ``orig_vars``.
+        x: inputs ``[N, n_var]``, or a dataset with ``train_input`` and ``test_input``.
 
     Returns:
-        ``[N, len(aux_vars) + n_var]``, or a new dataset with such inputs; x itself is not changed.
+        The extended inputs ``[N, len(aux_vars) + n_var]``, or a new dataset with extended inputs; ``x`` is not changed.
 
     Raises:
-        TypeError, ValueError: for x with another number of columns, symbols that are not among ``orig_vars``, and
-            functions that torch doesn't have.
+        TypeError, ValueError: if x has the wrong number of columns, or an expression contains symbols that are not
+            among ``orig_vars`` or functions that torch does not have.
 
     Example:
         >>> import sympy
@@ -118,7 +119,10 @@ def augment_input(orig_vars: Sequence[Any], aux_vars: Sequence[Any], x: Any) -> 
 
 
 def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
-    """Values of an expression, ``[N, 1]``, at the variables' values ``x [N, n_var]``; differentiable."""
+    """Compute the values ``[N, 1]`` of an expression, given the values ``x [N, n_var]`` of the variables.
+
+    The result can be differentiated with respect to ``x``.
+    """
     import sympy
 
     expression = sympy.sympify(expression)
@@ -128,7 +132,10 @@ def values_of(expression: Any, variables: Sequence[Any], x: Tensor) -> Tensor:
 
 
 def library_name(expression: Any) -> str:
-    """Library name of an expression's outermost function, which must be in the library and have one argument."""
+    """Return the library name of the outermost function of an expression.
+
+    The function must be in the library and have one argument.
+    """
     own = expression.func.__name__
     name = LIBRARY_NAMES.get(own, own)
     if name not in SYMBOLIC_LIB or len(expression.args) != 1:
@@ -138,7 +145,8 @@ def library_name(expression: Any) -> str:
 
 
 def in_library(function: Any) -> Any:
-    """Return a function as it is if it is in the library, and else rewritten by functions such as cos, exp and log."""
+    """Return a sympy function if the library contains it; otherwise rewrite it in terms of functions such as cos, exp
+    and log."""
     import sympy
 
     try:
@@ -153,7 +161,7 @@ def in_library(function: Any) -> Any:
 
 
 def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
-    """Value of an expression: a tensor, or a float if it contains no variable."""
+    """Return the value of an expression as a tensor, or as a float if the expression contains no variable."""
     import sympy
 
     if expression in columns:
@@ -179,7 +187,7 @@ def _value(expression: Any, columns: Mapping[Any, Tensor]) -> Any:
 
 
 def real_number(expression: Any) -> float:
-    """Convert a sympy number to a float, or raise a ValueError unless it is real and finite."""
+    """Convert a sympy number to a float, or raise a ValueError if the number is not real and finite."""
     value = complex(expression)
     if value.imag or not math.isfinite(value.real):
         raise ValueError(f"{expression} is not a finite real number")
