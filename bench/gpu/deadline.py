@@ -15,7 +15,7 @@ import pytest
 # On hardware, what the interpreter can't tell: narrow dtypes, tensor cores' precision, NaN, descriptors, the layer.
 # Orders and sizes in float64 come last: they are many, and the interpreter has seen them.
 FIRST = (
-    "test_half_layers", "test_hopper", "test_precision_of", "test_in_single_precision", "test_the_same_bits",
+    "test_half_layers", "test_hopper", "test_precision_of", "test_in_single_precision", "the_same_bits",
     "test_a_step_by_triton", "test_nan", "test_autocast", "test_tiles_and_loads", "test_layer.py", "test_at_infinities",
 )  # fmt: skip
 
