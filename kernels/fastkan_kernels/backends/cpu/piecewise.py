@@ -481,14 +481,20 @@ def _settle_allocator() -> None:
 
 
 def product(one: Array, other: Array) -> Array:
-    """A matrix product, or a batch of them, by NumPy where that uses one thread, and else by PyTorch, which uses the
-    number of threads that it is set to: a large product of NumPy's own takes ten times as long beside another process
-    that computes."""
-    by_vector = 1 in (one.shape[-2], one.shape[-1], other.shape[-1])
-    limit = MAX_OWN_VECTOR_PRODUCTS if by_vector else MAX_OWN_PRODUCTS
-    if one.shape[-2] * one.shape[-1] * other.shape[-1] <= limit:
-        return one @ other
-    return (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
+    """Return the matrix product, or a batch of matrix products, of two arrays.
+
+    NumPy's own products use several threads above a certain size, which takes ten times as long while another process
+    computes. Such products of matrices are computed by PyTorch, which uses the number of threads that PyTorch is set
+    to, and products with a vector are computed by einsum, which uses one thread.
+    """
+    import numpy as np
+
+    if one.shape[-1] == 1:
+        return one * other
+    size = one.shape[-2] * one.shape[-1] * other.shape[-1]
+    if one.shape[-2] == 1 or other.shape[-1] == 1:
+        return one @ other if size <= MAX_OWN_VECTOR_PRODUCTS else np.einsum("...ij,...jk->...ik", one, other)
+    return one @ other if size <= MAX_OWN_PRODUCTS else (torch.from_numpy(one) @ torch.from_numpy(other)).numpy()
 
 
 @cache
