@@ -1,4 +1,4 @@
-"""Tables of the polynomials that splines consist of, which depend only on the knots.
+"""Tables of the polynomials that splines consist of. The tables depend only on the knots.
 
 A cell is the interval between two neighbouring knots. Every spline is a polynomial on each cell.
 """

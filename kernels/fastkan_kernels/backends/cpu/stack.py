@@ -81,7 +81,7 @@ class StackCache:
 def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
     """Return a tuple of the spline weights times scale and mask, and the weights of the base function times the mask.
 
-    Either all arguments are tensors or all arguments are arrays. An argument except ``weight`` may be None.
+    Either all arguments are tensors or all arguments are arrays. All arguments except ``weight`` may be None.
 
     Example:
         >>> fold_scale_and_mask(torch.ones(8, 2, 5), None, 3 * torch.ones(2, 5), None)[0].unique()
