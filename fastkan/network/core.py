@@ -91,7 +91,7 @@ class Network(nn.Module):
 
     @property
     def width(self) -> list[list[int]]:
-        """The pair ``[sums, multiplications]`` of the numbers of addition and multiplication nodes, for each layer."""
+        """A list ``[sums, multiplications]`` for each layer: the numbers of addition nodes and multiplication nodes."""
         return self.architecture.width
 
     @property
@@ -168,7 +168,8 @@ class Network(nn.Module):
             return fused_stack(nodes, stack, with_std)
         for layer in range(self.depth):
             subnodes = self._subnode_values(layer, nodes, singularity_avoiding, y_th)
-            if with_std:  # A parametrization may compute the weights during the forward pass above.
+            # The layer is called first, because a parametrization may compute the weights during the call.
+            if with_std:
                 stds.append(LayerStd(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
             nodes = self._node_values(layer, subnodes)
         return nodes, stds
@@ -195,7 +196,8 @@ class Network(nn.Module):
         last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
         plain = self._plain_subnodes[layer](scale, bias)
         last_plain = self._plain_nodes[layer](last_scale, last_bias)
-        if not (plain or last_plain or self.architecture.arities[layer + 1]):  # The two maps are combined.
+        if not (plain or last_plain or self.architecture.arities[layer + 1]):
+            # Without products, the two affine maps are combined into one.
             return torch.addcmul(torch.addcmul(last_bias, last_scale, bias), last_scale * scale, subnodes)
         if not plain:
             subnodes = torch.addcmul(bias, scale, subnodes)
@@ -211,7 +213,7 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def _stacked_layers(self) -> list[StackLayer] | None:
-        """Return the layers for the fused stack, or None if formulas, products, affine maps or hooks prevent it."""
+        """Return the layers for the fused stack, or None if there are formulas, products, affine maps or hooks."""
         parts: dict[str, Any] = self._modules  # The dictionary is faster than nn.Module.__getattr__.
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None

@@ -55,7 +55,10 @@ class Objective:
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        """Return a tuple of the loss and the penalty for a batch. If the objective has none, the penalty is None."""
+        """Return a tuple of the loss and the penalty for a batch.
+
+        The penalty is None if the objective has no penalty.
+        """
         if self.penalty is None:
             return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
         output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
@@ -108,7 +111,7 @@ class Objective:
         return x, y, stack, None if stack is None else self.model._select_inputs(x)
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackLayer] | None:
-        """Return the layers of the network if arrays can be used for the value and the gradient, or None otherwise."""
+        """Return the layers of the network, or None if value and gradient cannot be computed on arrays."""
         if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
             return None
         if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model._has_hooks_or_override():
@@ -138,7 +141,7 @@ class Objective:
             run = FusedStack(inputs, stack, self.penalty is not None, cache, fixed_x=True)
             residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
-            value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would use several threads.
+            value = float(np.add.reduce(wide * wide, None)) / wide.size  # A BLAS call would use several threads.
             by_spreads: list = [(None, None)] * len(stack)
             self.evaluated = value, 0.0
             if self.penalty is not None:

@@ -1,8 +1,8 @@
-"""The choice of a contraction's route through autograd and of the backend that computes it.
+"""The choice of the autograd route and of the backend for a contraction.
 
-The first of these routes that applies is taken:
+The first applicable route in the following list is used:
 
-1. composite: the reference backend, differentiated by autograd itself. It is needed under a functorch transform,
+1. composite: the reference backend, differentiated by autograd itself. The route is needed under a functorch transform,
    forward-mode differentiation, ``torch.export`` and ``torch.jit.trace``, and for a gradient with respect to the knots.
    In these cases the autograd Functions would raise an error, and the registered operators would return a result
    without a tangent.

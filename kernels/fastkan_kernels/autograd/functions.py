@@ -22,8 +22,8 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
     """Return a list with one bool for each operand: whether the current backward pass needs the gradient of the
     operand.
 
-    The attribute ``ctx.needs_input_grad`` alone is not sufficient. In ``autograd.grad(u, x)`` it is also True for
-    weights that require a gradient.
+    The attribute ``ctx.needs_input_grad`` alone is not sufficient. In ``autograd.grad(u, x)`` the attribute is also
+    True for weights that require a gradient.
 
     Args:
         ctx: the context of the autograd Function.
@@ -40,7 +40,8 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
 def _will_execute(node) -> bool:
     try:
         return engine_executes(node)
-    except RuntimeError:  # PyTorch raises it for leaves among the inputs of autograd.grad and outside a backward pass.
+    except RuntimeError:
+        # PyTorch raises the error for leaves among the inputs of autograd.grad, and outside a backward pass.
         return True
 
 

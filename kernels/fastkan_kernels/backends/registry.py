@@ -36,8 +36,9 @@ class ContractionSpec(NamedTuple):
 
 
 class Decomposition(NamedTuple):
-    """The contractions of a backend as PyTorch operations that a compiler can fuse, for sizes where the result is
-    faster.
+    """The contractions of a backend as PyTorch operations that a compiler can fuse.
+
+    The operations are used for sizes at which the fused operations are faster than calling the backend.
 
     Attributes:
         supports: a function ``supports(x, knots, basis)`` that returns whether the fused operations are faster for the

@@ -96,7 +96,7 @@ class Pieces:
 
         Args:
             polynomials: the gradient ``[I, O, (k + 1) C]`` with respect to the result of :meth:`polynomials`. If the
-                last dimension has m C entries with m < k + 1, they belong to the m highest powers.
+                last dimension has m C entries with m < k + 1, the entries belong to the m highest powers.
         """
         import numpy as np
 

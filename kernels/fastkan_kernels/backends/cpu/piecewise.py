@@ -34,8 +34,8 @@ from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from ...trilinear import CONTRACTIONS, Operands, gradients
 from . import selection
 
-# The maximum numbers of multiplications, in a product of two matrices and in a product of a matrix and a vector, up to
-# which OpenBLAS uses one thread.
+# The largest numbers of multiplications for which OpenBLAS uses one thread, in a product of two matrices and in a
+# product of a matrix and a vector.
 MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 3 << 18, 1 << 13
 # A number outside every grid that replaces an infinite x, because the product of 0 and a finite number is 0.
 BEYOND = 1e18
@@ -43,7 +43,7 @@ BEYOND = 1e18
 MAX_KNOTS = 1 << 14
 # The factor by which a contraction is cheaper in a graph of derivatives, where contractions share intermediate results.
 SHARING = 4
-# The maximum number of powers for each spline up to which G uses powers. With more powers, G uses the spline values.
+# G uses spline values instead of powers if there are more than MAX_POWERS powers, over all outputs, for each spline.
 MAX_POWERS = 2
 # The number of values in the largest arrays of a block, chosen such that the arrays fit into the cache of a CPU core.
 BLOCK_VALUES = 1 << 19
@@ -260,7 +260,7 @@ class Block:
         beyond = within[:, None] >= tables.knots
         inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
         picked = product(picks, inside)
-        rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # A slope at NaN is NaN.
+        rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # The slope at NaN is NaN.
         powers = np.empty((order + 1, inputs, rows), x.dtype)
         powers[0] = 1
         u = np.subtract(within, picked[:, 0], out=powers[1])
@@ -453,7 +453,7 @@ def _rows(operands: Operands, part: slice) -> Operands:
 
 
 def _joined(what: str, parts: list[Any]) -> Any:
-    """Combine the results of all blocks for an operand, or for the gradient with respect to x, into one result."""
+    """Combine the results of all blocks. The argument ``what`` is the operand, or "x", whose shape the results have."""
     import numpy as np
 
     if what != "W":
@@ -471,7 +471,7 @@ class Moments:
     """
 
     rows = 0
-    only: Array | None = None  # The centred values, if there is only one block.
+    only: Array | None = None  # The centred values are stored if there is only one block.
 
     def add(self, values: Array) -> None:
         """Add a block of rows with values ``[..., N]``."""
@@ -581,8 +581,8 @@ def rows_of(
     another implementation or does not support the arguments.
 
     Args:
-        cached: a dictionary in which the object is stored for further contractions with the same x, knots and basis. If
-            the entry ``"pieces"`` is not None, it is a function that returns the tables of the knots. The entry
+        cached: a dictionary in which the object is stored for further contractions with the same x, knots and basis.
+            The entry ``"pieces"`` is a function that returns the tables of the knots, or None. The entry
             ``"fixed_x"`` is true if gradients will be computed, but no gradient with respect to x.
         x: the inputs ``[N, I]``.
         knots: the knots ``[I, M]`` of the splines.
@@ -652,7 +652,7 @@ def _as_arrays(operands: Operands) -> Any:
 
 
 def _as_tensors(value: Any) -> Any:
-    if isinstance(value, tuple):  # The value is the pair of parts of G.
+    if isinstance(value, tuple):  # The result of G is a pair.
         splines, base = value
         return torch.from_numpy(splines), None if base is None else torch.from_numpy(base)
     return torch.from_numpy(value.T.copy())
