@@ -108,7 +108,10 @@ def numeric_functions(
 
 
 def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
-    """Return the standard deviation ``[in, out]`` of each numeric edge over the rows of ``x [N, in]``."""
+    """Return the standard deviation ``[in, out]`` of each numeric edge over the rows of ``x [N, in]``.
+
+    The result is differentiable.
+    """
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
     stack = [stacked(layer)]

@@ -214,7 +214,7 @@ class Network(nn.Module):
 
     def _stacked_layers(self) -> list[StackLayer] | None:
         """Return the layers for the fused stack, or None if there are formulas, products, affine maps or hooks."""
-        parts: dict[str, Any] = self._modules  # The dictionary is faster than nn.Module.__getattr__.
+        parts: dict[str, Any] = self._modules  # Reading a dictionary is faster than nn.Module.__getattr__.
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
@@ -224,7 +224,7 @@ class Network(nn.Module):
         return [stacked(layer) for layer in layers] if self._plain(*chain.from_iterable(affine)) else None
 
     def _multiplied(self, layer: int, subnodes: Tensor) -> Tensor:
-        """Return ``[N, nodes]``, in which the subnodes of each multiplication node are replaced by their product."""
+        """Return the nodes ``[N, nodes]``, in which each multiplication node is the product of its subnodes."""
         arities = self.architecture.arities[layer]
         if not arities:
             return subnodes

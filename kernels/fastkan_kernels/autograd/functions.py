@@ -22,8 +22,8 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
     """Return a list with one bool for each operand: whether the current backward pass needs the gradient of the
     operand.
 
-    The attribute ``ctx.needs_input_grad`` alone is not sufficient. In ``autograd.grad(u, x)`` the attribute is also
-    True for weights that require a gradient.
+    The attribute ``ctx.needs_input_grad`` alone is not sufficient. In a call of ``autograd.grad(u, x)``,
+    ``ctx.needs_input_grad`` is also True for weights that require a gradient.
 
     Args:
         ctx: the context of the autograd Function.

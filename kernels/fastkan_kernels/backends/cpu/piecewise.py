@@ -182,8 +182,8 @@ class Block:
     def _edges_of(self, weight: Array, base_weight: Array | None) -> EdgeValues:
         """Return the cache for the given weights.
 
-        The cache of the previous call is reused if the arrays are identical or have equal values. The weights can
-        differ between two calls because a derivative of a contraction may have a different tensor as its operand W.
+        The cache of the previous call is reused if the weights are the same arrays or have equal values. The weights
+        can differ between two calls because a derivative of a contraction may have a different tensor as its operand W.
         """
         last = self._last_edges
         if last is not None:
@@ -453,7 +453,7 @@ def _rows(operands: Operands, part: slice) -> Operands:
 
 
 def _joined(what: str, parts: list[Any]) -> Any:
-    """Combine the results of all blocks. The argument ``what`` is the operand, or "x", whose shape the results have."""
+    """Combine the results of all blocks. Results for ``"W"`` are added, and other results are concatenated by rows."""
     import numpy as np
 
     if what != "W":
@@ -542,7 +542,7 @@ def product(one: Array, other: Array) -> Array:
 
 @cache
 def _falling(order: int, derivative: int, dtype: str) -> Array:
-    """Return the factors ``[k + 1 - d, 1, 1]`` that the powers d to k get when they are differentiated d times."""
+    """Return the factors ``[k + 1 - d, 1, 1]`` of the powers d to k after the powers are differentiated d times."""
     import numpy as np
 
     powers = range(derivative, order + 1)
