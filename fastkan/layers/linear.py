@@ -219,8 +219,8 @@ class KANLinear(nn.Module):
             x: the samples ``[..., in_features]``, which must be finite. If all samples of an input are equal, the knots
                 of the input do not change.
             grid_eps: the weight of evenly spaced points in the new knots. With 0, the knots are at the quantiles of the
-                samples. With 1, the knots are evenly spaced over the range of the samples. Other values interpolate
-                linearly between the two.
+                samples. With 1, the knots are evenly spaced over the range of the samples. Values between 0
+                and 1 interpolate linearly.
             margin: the distance by which the evenly spaced grid extends beyond the samples at each end, as a
                 share of the range.
 

@@ -36,7 +36,7 @@ class Objective:
     Attributes:
         evaluated: the loss and the penalty in the last call of :meth:`value_and_grad`, as numbers or 0-d tensors. The
             attribute is None if only the penalty with smoothed sizes is known.
-        smooth: the size of an edge below which the size is smoothed in the penalty; see ``regularization.rounded``.
+        smooth: the maximum error of the smooth approximation of edge sizes; see ``regularization.rounded``.
         is_partial: whether the model has parameters that require a gradient but are not trained.
     """
 
