@@ -1,4 +1,4 @@
-"""A KAN layer as a function of its input and its parameters."""
+"""The function that computes the output of a KAN layer from the inputs and the parameters of the layer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from fastkan_kernels import (
     working_dtype,
 )
 
-OUTSIDE = Choice(("zero", "linear"))  # how splines go on beyond the grid
+# The choices for the continuation of splines outside the grid.
+OUTSIDE = Choice(("zero", "linear"))
 
 
 @checked(spline_order=ORDER, base=BASE, outside=OUTSIDE, uniform=Optional(FLAG))
@@ -58,25 +59,28 @@ def kan_linear(
         phi_io(x) = mask_io (spline_scale_io sum_b spline_weight[b,i,o] B_b(x) + base_weight_io silu(x))
 
     Args:
-        x: ``[..., in]``.
-        spline_weight: ``[G + k, in, out]``, the spline coefficients.
-        base_weight: ``[in, out]``; None if and only if ``base="none"``.
-        knots: ``[in, G + 2k + 1]``, non-decreasing, in x's units.
-        spline_order: k, 1 to 5.
-        base: ``"silu"``, ``"identity"`` or ``"none"``.
-        bias: ``[out]``.
-        spline_scale: ``[in, out]``, a factor of each edge's spline.
-        mask: ``[in, out]``; an edge with 0 is off and gets no gradient.
-        outside: how a spline continues beyond the grid [t_k, t_{G+k}]: it falls to ``"zero"`` over the outer knots,
-            or continues ``"linear"`` along its tangent (an infinite x then gives NaN).
-        uniform: whether each row of the knots is equally spaced. None finds out from their values, which on a GPU
-            waits for the device. Frequent callers should pass it; it is not verified.
+        x: the inputs ``[..., in]``.
+        spline_weight: the spline coefficients ``[G + k, in, out]``.
+        base_weight: the weights ``[in, out]`` of the base function. The argument must be None if ``base="none"``, and
+            must not be None otherwise.
+        knots: the knots ``[in, G + 2k + 1]``, in the units of x, non-decreasing in each row.
+        spline_order: the order k of the splines, from 1 to 5.
+        base: the base function, ``"silu"``, ``"identity"`` or ``"none"``.
+        bias: a bias ``[out]``, or None for no bias.
+        spline_scale: a factor ``[in, out]`` for the spline of each edge, or None if all factors are 1.
+        mask: a factor ``[in, out]`` for each edge function, or None if all factors are 1. An edge with the factor 0 is
+            switched off, and its parameters get no gradient.
+        outside: how splines continue outside the grid [t_k, t_{G+k}]. With ``"zero"``, a spline falls to zero over the
+            outer knots. With ``"linear"``, a spline continues along its tangent, and an infinite x gives NaN.
+        uniform: whether each row of the knots is equally spaced, which is not verified. If None, the spacing is
+            determined from the values of the knots. If the knots are on a GPU, reading the values makes the host wait
+            for the GPU. Code that calls the function often should pass a bool.
 
     Returns:
-        ``[..., out]`` in x's dtype.
+        A tensor ``[..., out]`` in the dtype of x.
 
     Raises:
-        TypeError, ValueError: for arguments of a wrong type, dtype, device or shape, before any work is done.
+        TypeError, ValueError: if the type, dtype, device or shape of an argument is wrong.
 
     Example:
         >>> knots = uniform_knots(2, grid_size=5, order=3)
@@ -120,8 +124,10 @@ def forward(
     outside: str,
     pieces: Callable[[], Pieces] | None = None,
 ) -> Tensor:
-    """Apply a KAN layer to arguments of which all but x have been validated; :func:`kan_linear` and
-    :class:`KANLinear` share it."""
+    """Apply a KAN layer. All arguments except x must have been validated.
+
+    Both :func:`kan_linear` and :class:`KANLinear` call the function.
+    """
     _, inputs, outputs = weight.shape
     rows = rows_of(x, inputs)
     check_alike(x, knots=knots, spline_weight=weight, base_weight=base_weight, spline_scale=scale, bias=bias)
@@ -130,7 +136,8 @@ def forward(
             raise ValueError(f"mask is on {mask.device}, but x is on {x.device}")
         mask = mask.to(weight.dtype)
     if scale is not None and weight.dtype.itemsize == 2 and x.device.type == "cpu":
-        weight, scale = weight.float(), scale.float()  # so that their product is rounded once, with the result
+        # The product of weight and scale is float32, so that only the final result is rounded to half precision.
+        weight, scale = weight.float(), scale.float()
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
     operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
@@ -147,7 +154,7 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     """Return ``x [..., in]`` as rows ``[N, in]``.
 
     Raises:
-        TypeError, ValueError: if x is no tensor, or its last dimension is another.
+        TypeError, ValueError: if x is not a tensor, or the size of its last dimension is not ``inputs``.
     """
     check_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] != inputs:
@@ -160,21 +167,22 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
 def _linear_outside(
     x: Tensor, knots: Tensor, operands: Operands, basis: Basis, pieces: Callable[[], Pieces] | None
 ) -> Tensor:
-    """Continue the splines along their tangents outside the grid: ``F_0(clamped, W) + F_1(end, W, x - end)``.
+    """Apply a KAN layer whose splines continue along their tangents outside the grid.
 
-    ``clamped`` is x clamped to the grid, ``end`` the end of the grid nearest to x, and the second term is zero inside
-    the grid. The base function is defined everywhere and needs no continuation.
+    The splines contribute ``F_0(clamped, W) + F_1(end, W, x - end)``, where ``clamped`` is x clamped to the grid and
+    ``end`` is the end of the grid that is nearest to x. The second term is zero for x inside the grid. The base
+    function is defined everywhere and needs no continuation.
     """
     order = basis.order
     wide = x.to(torch.promote_types(x.dtype, knots.dtype))
     low, high = knots[:, order], knots[:, -order - 1]
-    # On the last knot itself the cell to its right counts, so the tangent is taken just below it.
+    # The last knot of the grid belongs to the cell to its right, so the tangent is computed just below the last knot.
     high = predecessor(high)
     above = wide > high
     outside = above | (wide < low)
     end = torch.where(above, high, low)
     clamped = torch.where(outside, end, wide)
-    # An infinite x has no limit where the tangent is flat, so it gives NaN whatever the slope.
+    # For an infinite x, a tangent with slope 0 has no defined value, so the result is NaN for every slope.
     nan_if_infinite = torch.where(wide.isinf(), torch.nan, 0.0)
     beyond = torch.where(outside, wide - end + nan_if_infinite, 0.0)
     splines, alone = basis._replace(base="none"), operands._replace(base_weight=None)
@@ -189,10 +197,12 @@ def _linear_outside(
 
 
 def predecessor(x: Tensor) -> Tensor:
-    """Return the next smaller number of each finite x, as ``torch.nextafter(x, -inf)``, in operations that ONNX has.
+    """Return the next smaller floating-point number for each finite x.
 
-    Algorithm 2 of Rump, Zimmermann, Boldo and Melquiond, Computing predecessor and successor in rounding to nearest,
-    2009. For x among the first eight multiples of the smallest normal number the result may be the next but one.
+    The result is equal to ``torch.nextafter(x, -inf)``, but the function uses only operations that ONNX supports. The
+    implementation follows algorithm 2 of Rump, Zimmermann, Boldo and Melquiond, Computing predecessor and successor in
+    rounding to nearest, 2009. If x is one of the first eight multiples of the smallest normal number, the result may be
+    the second number below x.
     """
     limits = torch.finfo(x.dtype)
     unit = limits.eps / 2

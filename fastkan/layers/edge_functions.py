@@ -1,4 +1,4 @@
-"""The edge functions of a layer: their weights, values and standard deviations."""
+"""Functions that compute the weights, values and standard deviations of the edge functions of a layer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 
 def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
-    """Return the weights of the splines ``[K, in, out]`` and of the base function ``[in, out]``, or None without one,
-    multiplied by scale and mask; differentiable.
+    """Return a tuple of the weights ``[K, in, out]`` of the splines and the weights ``[in, out]`` of the base function.
+
+    The weights of the splines are multiplied by the scale and the mask, the weights of the base function by the mask.
+    The second element is None if the base function is ``"none"``. The results are differentiable.
 
     Example:
         >>> weight, base_weight = edge_weights(KANLinear(2, 5))
@@ -40,7 +42,7 @@ def edge_weights(layer: KANLinear) -> tuple[Tensor, Tensor | None]:
 
 
 def is_stackable(layer: KANLinear) -> bool:
-    """Whether what :func:`stacked` returns determines everything that calling the layer does."""
+    """Whether the tensors returned by :func:`stacked` fully determine the result of calling the layer."""
     return (
         type(layer) is KANLinear
         and layer.outside == "zero"
@@ -51,15 +53,15 @@ def is_stackable(layer: KANLinear) -> bool:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks or a ``forward`` of the instance change what calling a module does."""
+    """Whether hooks, or a ``forward`` attribute of the instance, may change the result of calling a module."""
     hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return bool(hooks) or "forward" in module.__dict__
 
 
 def stacked(layer: KANLinear) -> StackLayer:
-    """Return the tensors of a layer in the form that the fused stack takes."""
-    # Five calls of nn.Module.__getattr__ would take noticeable time. Parametrizations and torch's pruning store a
-    # weight elsewhere, and for it the slow way is taken.
+    """Return the tensors of a layer in the format that the fused stack expects."""
+    # Reading the dictionaries is faster than five calls of nn.Module.__getattr__. Parametrizations and torch's pruning
+    # do not store a weight in the dictionaries, so getattr is used for weights that the dictionaries do not contain.
     own: dict[str, Any] = {**layer._buffers, **layer._parameters} if type(layer) is KANLinear else {}
     weight, base_weight, scale, mask, knots = [own[n] if n in own else getattr(layer, n) for n in OPERANDS]
     if mask is not None and mask.dtype != weight.dtype:
@@ -71,7 +73,7 @@ def stacked(layer: KANLinear) -> StackLayer:
 
 
 def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tensor:
-    """Evaluate every edge of a layer, splines and formulas, at every row of ``x [N, in]``: ``[N, in, out]``."""
+    """Return the values ``[N, in, out]`` of all edges of a layer, splines or formulas, at each row of ``x``."""
     values = numeric_functions(layer, x)
     for place, edge in enumerate(symbolic.edges):
         if place == 0:
@@ -83,10 +85,14 @@ def edge_functions(layer: KANLinear, symbolic: SymbolicEdges, x: Tensor) -> Tens
 def numeric_functions(
     layer: KANLinear, x: Tensor, inputs: Tensor | slice = slice(None), outputs: Tensor | slice = slice(None)
 ) -> Tensor:
-    """Evaluate the numeric edges (splines) at every row of ``x [N, in]``: ``[N, in, out]``; differentiable.
+    """Return the values ``[N, in, out]`` of the numeric edges (splines) at the rows of ``x [N, in]``.
+
+    The result is differentiable.
 
     Args:
-        inputs, outputs: indices of the inputs and outputs to evaluate; all by default.
+        layer: the layer with the splines.
+        x: the inputs ``[N, in]`` of the layer.
+        inputs, outputs: the indices of the inputs and outputs to evaluate (default: all).
     """
     weight, base_weight = edge_weights(layer)
     x, knots = x[:, inputs], layer.knots[inputs]
@@ -102,7 +108,10 @@ def numeric_functions(
 
 
 def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
-    """Return the standard deviation of numeric edges over the rows of ``x [N, in]``, ``[in, out]``; differentiable."""
+    """Return the standard deviation ``[in, out]`` of each numeric edge over the rows of ``x [N, in]``.
+
+    The result is differentiable.
+    """
     if layer.outside != "zero":
         return column_std(numeric_functions(layer, x).flatten(1)).view(layer.in_features, -1)
     stack = [stacked(layer)]
@@ -114,24 +123,28 @@ def numeric_edge_std(layer: KANLinear, x: Tensor) -> Tensor:
 def all_edge_std(
     layer: KANLinear, symbolic: SymbolicEdges, x: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
 ) -> Tensor:
-    """Return the standard deviation of each edge, splines and formulas, over the rows of ``x [N, in]``: ``[in, out]``;
-    differentiable.
+    """Return the standard deviation ``[in, out]`` of each edge, spline or formula, over the rows of ``x [N, in]``.
+
+    The result is differentiable.
 
     Args:
-        singularity_avoiding, y_th: as in :meth:`SymbolicEdges.forward`.
+        layer: the layer with the splines.
+        symbolic: the edges with formulas.
+        x: the inputs ``[N, in]`` of the layer.
+        singularity_avoiding, y_th: arguments with the same meaning as in :meth:`SymbolicEdges.forward`.
     """
     std = numeric_edge_std(layer, x)
     if not symbolic.edges:
         return std
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
     i, j = symbolic.ends
-    if symbolic.has_splines(layer.mask):  # an edge with a formula and a spline is their sum
+    if symbolic.has_splines(layer.mask):  # An edge function is the sum of its formula and its spline.
         values = values + numeric_functions(layer, x)[:, i, j]
     return std.index_put((i, j), column_std(values))
 
 
 def mask_of(layer: KANLinear) -> Tensor:
-    """Return which numeric edges of a layer are on, ``[in, out]`` of bool."""
+    """Return a bool tensor ``[in, out]`` that is True for the numeric edges that are on."""
     if layer.mask is None:
         return torch.ones(layer.in_features, layer.out_features, dtype=torch.bool, device=layer.knots.device)
     return layer.mask != 0

@@ -1,4 +1,4 @@
-"""``KANLinear``: a KAN layer as a module."""
+"""The class ``KANLinear``, which is a KAN layer as a PyTorch module."""
 
 from __future__ import annotations
 
@@ -32,42 +32,47 @@ from . import grid
 from .distributed import check_one_process
 from .value_cache import KnotMetadata
 
-INITIAL_NOISE = 0.1  # width of the range of a new spline's values at the knots, times grid_size
+# The width of the range of the initial spline values at the knots is INITIAL_NOISE / grid_size.
+INITIAL_NOISE = 0.1
 
 
 class KANLinear(nn.Module):
-    """A Kolmogorov-Arnold layer: a learned function on each edge, where ``nn.Linear`` has a weight.
+    """A Kolmogorov-Arnold layer, which has a learned function for each edge where ``nn.Linear`` has a weight.
 
         y[..., o] = sum_i phi_io(x[..., i]) (+ bias[o])
         phi_io(x) = (spline_scale_io) sum_b spline_weight[b,i,o] B_b(x) + base_weight[i,o] silu(x)
 
-    It follows Liu et al., KAN: Kolmogorov-Arnold Networks, 2024, eq. 2.10 to 2.12, with optional scales.
+    The layer follows equations 2.10 to 2.12 of Liu et al., KAN: Kolmogorov-Arnold Networks, 2024. The scales are
+    optional.
 
     Args:
-        in_features, out_features: sizes of the last dimension of input and output.
-        grid_size: G, the number of intervals of the grid.
-        spline_order: k, 1 to 5; 3 is cubic.
-        grid_range: ends of the grid, in the units of the input.
+        in_features: the size of the last dimension of the inputs.
+        out_features: the size of the last dimension of the outputs.
+        grid_size: the number of grid intervals G.
+        spline_order: the order k of the splines, from 1 to 5. Splines of order 3 are cubic.
+        grid_range: the two ends of the grid, in the units of the inputs.
         base: the function that is added to the spline: ``"silu"``, ``"identity"`` or ``"none"``.
         bias: whether to add a learned bias ``[out]``.
         spline_scale: whether each edge has a trainable factor that multiplies its spline.
-        outside: how a spline continues beyond the grid: it falls to ``"zero"`` over the outer knots, or continues
-            ``"linear"`` along its tangent.
-        device, dtype: of the parameters. The knots stay float32 in a float16 or bfloat16 layer.
+        outside: how splines continue outside the grid. With ``"zero"``, a spline falls to zero over the outer knots.
+            With ``"linear"``, a spline continues along its tangent.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters. The knots of a float16 or bfloat16 layer are float32.
 
     Attributes:
-        spline_weight: ``[G + k, in, out]``.
-        base_weight: ``[in, out]``, or None with ``base="none"``.
-        spline_scale: ``[in, out]``, or None.
-        bias: ``[out]``, or None.
-        knots: ``[in, G + 2k + 1]``, a buffer; change it by :meth:`set_knots`, :meth:`update_grid` or :meth:`refine`.
-            A direct write into the buffer (by a broadcast, or an average of models) takes effect at the next eager
-            call. On a GPU a write that no version counter records, as through ``.data``, gives NaN in one call first.
-            Compiled code gives NaN after a direct write until ``layer.set_knots(layer.knots)`` is called.
-        mask: ``[in, out]`` of 0 and 1, a buffer, or None; see :meth:`set_mask`.
+        spline_weight: the spline coefficients ``[G + k, in, out]``.
+        base_weight: the weights ``[in, out]`` of the base function, or None if ``base="none"``.
+        spline_scale: the factors ``[in, out]`` of the splines, or None.
+        bias: the bias ``[out]``, or None.
+        knots: a buffer ``[in, G + 2k + 1]`` with the knots, which should be changed by :meth:`set_knots`,
+            :meth:`update_grid` or :meth:`refine`. If code writes into the buffer directly, for example to broadcast or
+            average models, the new knots take effect at the next eager call. On a GPU, after a write that the version
+            counter does not record, such as a write through ``.data``, one call returns NaN first. Compiled code
+            returns NaN after a direct write until ``layer.set_knots(layer.knots)`` is called.
+        mask: a buffer ``[in, out]`` with the values 0 and 1, or None; see :meth:`set_mask`.
 
     Raises:
-        TypeError, ValueError: for sizes, orders, ranges or names out of range.
+        TypeError, ValueError: if a size, order or range is invalid, or a name is unknown.
 
     Example:
         >>> layer = KANLinear(2, 5)
@@ -78,7 +83,7 @@ class KANLinear(nn.Module):
     knots: Tensor
     mask: Tensor | None
     _outside_count: Tensor | None
-    _frozen: frozenset[str] = frozenset()  # parameters that _freeze_if_idle has frozen
+    _frozen: frozenset[str] = frozenset()  # The names of the parameters that _freeze_if_idle has frozen.
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -105,13 +110,13 @@ class KANLinear(nn.Module):
         knots = uniform_knots(
             in_features, grid_size, spline_order, grid_range, dtype=_knots_dtype(dtype), device=device
         )
-        check_knots(knots, spline_order)  # rounded to their dtype, a narrow range may have no width
+        check_knots(knots, spline_order)  # A narrow range can have width 0 after rounding to the dtype.
         self.in_features = in_features
         self.out_features = out_features
         self.spline_order = spline_order
         self.base = base
         self.outside = outside
-        self._grid_range = grid_range  # of the initial grid, for _initial_knots()
+        self._grid_range = grid_range  # The method _initial_knots() needs the initial range.
 
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -129,22 +134,22 @@ class KANLinear(nn.Module):
 
     @property
     def basis(self) -> Basis:
-        """The layer's features: order, base function, and, for uniform knots, origin and spacing."""
+        """The basis of the layer: the spline order, the base function and, for uniform knots, origin and spacing."""
         return self._known.basis(self.knots)
 
     @property
     def grid_size(self) -> int:
-        """G, the number of intervals of the grid."""
+        """The number of grid intervals G."""
         return self.knots.shape[1] - 2 * self.spline_order - 1
 
     def reset_parameters(self) -> None:
-        """Draw new parameters from torch's generator.
+        """Draw new parameters from the random number generator of PyTorch.
 
-        The base weight is distributed as ``nn.Linear``'s weight, splines interpolate small noise at the G + 1 knots of
-        the grid, scales are 1, and the bias is 0.
+        The base weight has the distribution of the initial weight of ``nn.Linear``. Each spline interpolates small
+        random values at the G + 1 knots of the grid. All scales are 1, and the bias is 0.
         """
         if self.base_weight is not None and self.base_weight.numel():
-            bound = 1 / math.sqrt(self.in_features)  # equal to that of kaiming_uniform_(a=sqrt(5))
+            bound = 1 / math.sqrt(self.in_features)  # The function kaiming_uniform_(a=sqrt(5)) uses the same bound.
             nn.init.uniform_(self.base_weight, -bound, bound)
         if self.spline_scale is not None:
             nn.init.ones_(self.spline_scale)
@@ -159,12 +164,12 @@ class KANLinear(nn.Module):
             self.spline_weight.copy_(grid.interpolate(noise, self.knots, self.spline_order))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[..., in_features]`` to ``[..., out_features]``.
+        """Return the outputs ``[..., out_features]`` for the inputs ``x [..., in_features]``.
 
         Raises:
-            TypeError, ValueError: for x of another shape, dtype or device.
+            TypeError, ValueError: if x has the wrong shape, dtype or device.
         """
-        knots = self.knots  # read once, because another thread may replace them
+        knots = self.knots  # The attribute is read only once, because another thread may replace the knots.
         basis, pieces = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
         y = forward(
@@ -187,14 +192,14 @@ class KANLinear(nn.Module):
 
     @torch.inference_mode(False)
     def set_knots(self, knots: Tensor) -> None:
-        """Replace the knots and keep the coefficients, so that the functions change.
+        """Replace the knots and keep the coefficients, so that the edge functions change.
 
         Args:
-            knots: ``[in, G + 2k + 1]``, non-decreasing, in the units of the input.
+            knots: the new knots ``[in, G + 2k + 1]``, in the units of the inputs, non-decreasing in each row.
 
         Raises:
-            TypeError, ValueError: for another shape, or knots that are not finite, decrease or span no interval;
-                nothing has changed then.
+            TypeError, ValueError: if ``knots`` has the wrong shape or is not finite, or if a row of ``knots`` decreases
+                or spans no interval. The layer is unchanged in these cases.
         """
         check_knots(knots, self.spline_order)
         check_shape("knots", knots, tuple(self.knots.shape))
@@ -208,18 +213,22 @@ class KANLinear(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
-        """Adapt the knots to samples, and refit the splines to the same functions there by least squares.
+        """Adapt the knots to samples, and refit the splines by least squares to preserve the edge functions.
 
         Args:
-            x: ``[..., in_features]`` samples, finite. An input whose samples are all equal keeps its knots.
-            grid_eps: 0 puts the knots at the quantiles of the samples, 1 spaces them evenly over their range, and
-                values between mix the two.
-            margin: how much wider than that range the evenly spaced grid is on each side, as a share of the range.
+            x: the samples ``[..., in_features]``, which must be finite. If all samples of an input are equal, the knots
+                of the input do not change.
+            grid_eps: the weight of evenly spaced points in the new knots. With 0, the knots are at the quantiles of the
+                samples. With 1, the knots are evenly spaced over the range of the samples. Values between 0
+                and 1 interpolate linearly.
+            margin: the distance by which the evenly spaced grid extends beyond the samples at each end, as a
+                share of the range.
 
         Raises:
-            TypeError, ValueError: for samples of another shape, no samples, or any that are not finite; nothing has
-                changed then.
-            RuntimeError: under ``torch.distributed`` with several processes, since their samples would differ.
+            TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite. The layer is
+                unchanged in these cases.
+            RuntimeError: if ``torch.distributed`` runs several processes, because each process would have different
+                samples.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -241,19 +250,20 @@ class KANLinear(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def refine(self, grid_size: int, x: Tensor | None = None) -> None:
-        """Change the number of intervals of the grid, and keep the functions.
+        """Change the number of grid intervals, and preserve the edge functions.
 
-        A multiple of the present grid size keeps all knots, and the functions stay exactly as they are on the grid.
-        Otherwise the splines are refitted by least squares, at ``x`` or, without it, at points spread evenly over the
-        grid. ``spline_weight`` becomes a new parameter, so construct the optimizer afterwards.
+        If the new grid size is a multiple of the current grid size, all current knots are kept, and the edge functions
+        are exactly preserved on the grid. Otherwise, the splines are refitted by least squares. Since ``spline_weight``
+        is replaced by a new parameter, an optimizer must be constructed after the call.
 
         Args:
-            grid_size: the new G.
-            x: ``[..., in_features]`` samples at which a refit keeps the functions.
+            grid_size: the new number of grid intervals G.
+            x: the samples ``[..., in_features]`` for the least-squares refit. If None, the refit uses points spread
+                evenly over the grid.
 
         Raises:
-            TypeError, ValueError: for a size below 1, or samples as in :meth:`update_grid`.
-            RuntimeError: for samples, as in :meth:`update_grid`.
+            TypeError, ValueError: if ``grid_size`` is below 1, or the samples are invalid as in :meth:`update_grid`.
+            RuntimeError: if samples are given while ``torch.distributed`` runs several processes.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -278,10 +288,10 @@ class KANLinear(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def set_mask(self, mask: Tensor | None) -> None:
-        """Switch off the edges where ``mask [in, out]`` is 0. None removes the mask.
+        """Switch off the edges where ``mask [in, out]`` is 0. If ``mask`` is None, remove the mask.
 
         Raises:
-            TypeError, ValueError: for another shape or values other than 0 and 1.
+            TypeError, ValueError: if the mask has the wrong shape, or contains values other than 0 and 1.
         """
         if mask is None:
             self.mask = None
@@ -295,10 +305,12 @@ class KANLinear(nn.Module):
         self._unfreeze_if_active()
 
     def _freeze_if_idle(self) -> None:
-        """Set ``requires_grad=False`` on all parameters while every edge is masked off, as formulas have replaced them.
+        """Set ``requires_grad=False`` on all parameters if the mask switches off every edge.
 
-        A network does not call such a layer, and DistributedDataParallel and ``torch.autograd.grad`` refuse parameters
-        that require a gradient and get none. The parameters are remembered, and :meth:`_unfreeze_if_active` undoes it.
+        A network does not call a layer in which formulas have replaced all splines, so the parameters of the layer get
+        no gradients. DistributedDataParallel and ``torch.autograd.grad`` raise an error for parameters that require a
+        gradient but get none. The names of the changed parameters are stored, so that :meth:`_unfreeze_if_active` can
+        restore ``requires_grad=True``.
         """
         self._unfreeze_if_active()
         if self._is_idle():
@@ -308,7 +320,7 @@ class KANLinear(nn.Module):
             self._frozen |= set(trained)
 
     def _unfreeze_if_active(self) -> None:
-        """Let the frozen parameters require gradients again if any edge is on."""
+        """Set ``requires_grad=True`` on the frozen parameters if at least one edge is on."""
         if self._frozen and not self._is_idle():
             for name in self._frozen:
                 self.get_parameter(name).requires_grad_(True)
@@ -322,15 +334,16 @@ class KANLinear(nn.Module):
     @checked(enabled=FLAG)
     @torch.inference_mode(False)
     def count_outside(self, enabled: bool = True) -> None:
-        """Start or stop counting the inputs of each forward that lie outside the grid. Starting resets the count.
+        """Start or stop counting the input values that lie outside the grid.
 
-        Calls under a ``torch.func`` transform or an export are not counted.
+        The counts are reset to 0 when counting starts. Values in calls under a ``torch.func`` transform or an export
+        are not counted.
         """
-        counters = self.in_features + 1  # the last one counts rows
+        counters = self.in_features + 1  # The last counter counts the rows.
         self._outside_count = torch.zeros(counters, dtype=torch.int64, device=self.knots.device) if enabled else None
 
     def outside_share(self) -> Tensor:
-        """Return the share of each input's values that lay outside the grid since :meth:`count_outside`, ``[in]``.
+        """Return the share ``[in]`` of values outside the grid for each input, since the call of :meth:`count_outside`.
 
         Raises:
             RuntimeError: if nothing has been counted.
@@ -375,7 +388,7 @@ class KANLinear(nn.Module):
             )
 
     def _write_splines(self, weight: Tensor, knots: Tensor) -> None:
-        """Set coefficients ``[G + k, in, out]`` and knots, in place where their shapes stay the same."""
+        """Set the coefficients ``weight [G + k, in, out]`` and the knots, in place if their shapes do not change."""
         weight = weight.to(self.spline_weight.dtype).contiguous()
         if weight.shape == self.spline_weight.shape:
             self.spline_weight.copy_(weight)
@@ -385,7 +398,7 @@ class KANLinear(nn.Module):
         self._write_knots(knots)
 
     def _initial_knots(self) -> Tensor:
-        """Return uniform knots on the range that was given to the constructor."""
+        """Return uniform knots for the grid range that was passed to the constructor."""
         sizes = self.in_features, self.grid_size, self.spline_order
         return uniform_knots(*sizes, self._grid_range, dtype=self.knots.dtype, device=self.knots.device)
 
@@ -393,7 +406,8 @@ class KANLinear(nn.Module):
     def _write_knots(self, knots: Tensor) -> None:
         own = self.knots
         if own.shape == knots.shape and not (own.is_meta or own.is_inference()):
-            own.copy_(knots)  # in place as the weights are, so that modules that share both still compute the same
+            # Knots and weights are both changed in place, so that modules that share both stay consistent.
+            own.copy_(knots)
         else:
             self.knots = knots.detach().to(own, copy=True).contiguous()
         self._known.look(self.knots)
@@ -401,9 +415,9 @@ class KANLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         before = self.knots
         super()._apply(fn, recurse)
-        if self.knots.dtype != _knots_dtype(self.knots.dtype):  # half precision is too coarse for knots
+        if self.knots.dtype != _knots_dtype(self.knots.dtype):  # Half precision is too coarse for knots.
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
-        if before.is_meta and not self.knots.is_meta:  # to_empty() leaves the memory uninitialised
+        if before.is_meta and not self.knots.is_meta:  # The method to_empty() leaves memory uninitialised.
             self.knots = self._initial_knots()
         if self.knots.dtype != before.dtype or self.knots.device != before.device:
             self._known.look(self.knots)
@@ -421,7 +435,7 @@ class KANLinear(nn.Module):
         except (TypeError, ValueError) as error:
             errors.append(f"{prefix}{error}")
             return
-        if mask is None and knots is not None:  # the state was saved while the layer had no mask
+        if mask is None and knots is not None:  # The state was saved while the layer had no mask.
             self.mask = None
         elif mask is not None and self.mask is None:
             self.mask = torch.ones_like(mask, device=self.knots.device)

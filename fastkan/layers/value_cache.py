@@ -1,7 +1,8 @@
-"""Cached answers about tensors' values that are recomputed when the values change.
+"""Caches for results that depend on the values of tensors. A result is recomputed when the values change.
 
-Some writes change no version counter: those through ``.data``, NumPy or ``torch.distributed``. Each answer is therefore
-stored with a copy of the values that it was computed from, and used only while the tensors still have these values.
+The version counter of a tensor does not record writes through ``.data``, NumPy or ``torch.distributed``. Each cached
+result is therefore stored together with a copy of the values, and the result is only used while the current values are
+equal to the copy.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from fastkan_kernels import Basis, Pieces, basis_of, has_values, pieces_of
 
 PLAIN = (Tensor, nn.Parameter)
-MAX_LISTED = 64  # elements; smaller tensors are compared faster as lists of numbers
+# The maximum number of elements of tensors that are compared as lists of numbers, which is faster for small tensors.
+MAX_LISTED = 64
 
 
 class ReadKnots:
-    """The basis of a tensor of knots, with a copy of the values that it was computed from.
+    """The basis of a tensor of knots, and a copy of the knots that the basis was computed from.
 
     Args:
-        knots: the tensor itself, to recognise it by identity.
-        basis: computed from its values.
+        knots: the tensor of knots. The object keeps a reference to the tensor, to recognise the tensor by identity.
+        basis: the basis that was computed from the values of the knots.
     """
 
     def __init__(self, knots: Tensor, basis: Basis) -> None:
@@ -33,58 +35,61 @@ class ReadKnots:
         self._pieces: Pieces | None = None
 
     def pieces(self) -> Pieces:
-        """Return the tables of the splines' polynomials on these knots, made at the first call; for knots on a CPU."""
+        """Return the tables of the polynomials of the splines, computed at the first call. Knots must be on a CPU."""
         if self._pieces is None:
             self._pieces = pieces_of(self.copy, self.basis)
         return self._pieces
 
 
 class Notice:
-    """A bool that is copied from a GPU to the host asynchronously, which reads it later and never waits."""
+    """A bool that is copied asynchronously from a GPU to the host. The host reads the bool later and never waits."""
 
     def __init__(self) -> None:
         self.answer = torch.zeros((), dtype=torch.bool, pin_memory=True)
         self.event = torch.cuda.Event()
 
     def send(self, answer: Tensor) -> None:
-        """Start copying a bool, unless the last copy has not finished."""
+        """Start to copy a bool from the GPU to the host, unless the previous copy is still running."""
         if self.event.query():
             self.answer.copy_(answer, non_blocking=True)
             self.event.record(torch.cuda.current_stream(answer.device))
 
     def says_yes(self) -> bool:
-        """Whether the last copy has finished and is True."""
+        """Whether the previous copy has finished and the copied value is True."""
         return not torch.cuda.is_current_stream_capturing() and self.event.query() and bool(self.answer)
 
 
 class KnotMetadata:
-    """The basis of a layer's knots, kept up to date with their values.
+    """A cache for the basis of the knots of a layer, which is updated when the values of the knots change.
 
-    On a CPU the values are compared in every call. On a GPU that would make the host wait, so only the version counter
-    is compared. A write that the counter misses is found in two steps: :meth:`checked` compares the values on the GPU
-    and turns the results of that call into NaN, so that no wrong number is returned, and a later call, after the host
-    has received the outcome, reads the new values.
+    On a CPU, every call compares the values of the knots with the cached copy. On a GPU, comparing values would make
+    the host wait, so only the version counters are compared. A write that the version counter does not record is
+    handled in two steps. First, :meth:`checked` compares the values on the GPU and replaces the results of the current
+    call by NaN, so that no wrong number is returned. Once the host has received the outcome of the comparison, the next
+    call reads the new values.
     """
 
     def __init__(self, knots: Tensor, order: int, base: str) -> None:
         self.order, self.base = order, base
-        self._known: ReadKnots | None = None  # replaced as a whole, so that other threads never see a part
+        # The attribute is always replaced as a whole, so that other threads never see an inconsistent state.
+        self._known: ReadKnots | None = None
         self._notice: Notice | None = None
         self.look(knots)
 
     def look(self, knots: Tensor) -> ReadKnots:
-        """Compute the basis from the values, and cache it."""
+        """Compute the basis from the values of the knots, store the basis in the cache and return the cache entry."""
         known = ReadKnots(knots, basis_of(knots, self.order, self.base))
         self._known, self._notice = known, None
         return known
 
     def read(self, knots: Tensor) -> ReadKnots | None:
-        """Return the cached basis if it belongs to ``knots``, else compute it anew.
+        """Return the cache entry for ``knots``, which is recomputed if it does not belong to the current values.
 
-        ``knots`` may be another tensor than before, as in ``torch.func.functional_call``. None stands for knots whose
-        values cannot or must not be read: those that require a gradient, and those under a tracer or a transform.
+        The argument ``knots`` may be a different tensor in each call, for example with ``torch.func.functional_call``.
+        The result is None if the values of the knots cannot or must not be read, because the knots require a gradient
+        or a tracer or a transform is active.
         """
-        if knots.requires_grad or not has_values(knots):  # the reference backend needs nothing from their values
+        if knots.requires_grad or not has_values(knots):  # The reference backend does not use the values of the knots.
             return None
         known = self._known
         if known is not None:
@@ -100,12 +105,15 @@ class KnotMetadata:
         return self.look(knots)
 
     def basis(self, knots: Tensor) -> Basis:
-        """Return the basis of ``knots``, as a basis of unknown spacing where their values cannot be read."""
+        """Return the basis of ``knots``. If the values of the knots cannot be read, the basis has unknown spacing."""
         return self.basis_and_pieces(knots)[0]
 
     def basis_and_pieces(self, knots: Tensor) -> tuple[Basis, Callable[[], Pieces] | None]:
-        """Return the basis of ``knots``, and a function that returns their tables (None unless they are on a CPU)."""
-        if torch.compiler.is_compiling():  # tracing can't read values; the compiled code calls checked()
+        """Return a tuple of the basis of ``knots`` and a function that returns the tables of ``knots``.
+
+        The second element is None if the knots are not on a CPU or their values cannot be read.
+        """
+        if torch.compiler.is_compiling():  # Values cannot be read while tracing; the compiled code calls checked().
             known = self._known
             return known.basis if known is not None and known.knots is knots else Basis(self.order, self.base), None
         read = self.read(knots)
@@ -116,12 +124,12 @@ class KnotMetadata:
     def checked(
         self, knots: Tensor, basis: Basis, weight: Tensor, base_weight: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the weights of the splines and of the base function, and make one of them NaN if ``knots`` are not the
-        ones that ``basis`` was computed from.
+        """Return the weights of the splines and of the base function.
 
-        The comparison runs on the GPU or in the compiled code, and the host does not wait for it. It is unnecessary for
-        eager calls on a CPU, where the values have just been compared, and for non-uniform knots, whose basis contains
-        none of their values.
+        If the values of ``knots`` differ from the values that ``basis`` was computed from, all elements of one of the
+        two weights are replaced by NaN. The comparison runs on the GPU or in the compiled code, and the host does not
+        wait for the outcome. No comparison is necessary for eager calls on a CPU, where the values have just been
+        compared, and for non-uniform knots, because a non-uniform basis does not depend on the values of the knots.
         """
         compiling = torch.compiler.is_compiling()
         if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
@@ -132,25 +140,26 @@ class KnotMetadata:
             self._notice.send(changed)
         if base_weight is None:
             return weight.masked_fill(changed, torch.nan), None
-        return weight, base_weight.masked_fill(changed, torch.nan)  # the smaller of the two tensors
+        return weight, base_weight.masked_fill(changed, torch.nan)  # The base weight is the smaller tensor.
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the cache, so that a copy of the layer reads its own knots."""
+        """Return the state without the cache, so that a copy of the layer reads the knots of the copy."""
         return {**self.__dict__, "_known": None, "_notice": None}
 
 
 class CachedPredicate:
-    """A yes-or-no question about tensors' values whose answer is cached until the values change.
+    """A predicate on the values of tensors, whose result is cached until the values change.
 
     Args:
-        ask: computes the answer from the tensors.
-        default: the answer where values cannot be read cheaply or safely: in compiled code, under functorch and
-            tracers, on GPUs, and for tensors that require a gradient. It must be safe for any values.
+        ask: a function that computes the result from the tensors.
+        default: the result if values cannot be read cheaply or safely, which is the case in compiled code, under
+            functorch transforms and tracers, on GPUs, and for tensors that require a gradient. The default must
+            lead to correct results for all values.
     """
 
     def __init__(self, ask: Callable[..., bool], default: bool) -> None:
         self._ask, self._default = ask, default
-        # Copies of the values and the answer in one attribute, so that other threads never see a part.
+        # One attribute contains the copies of the values and the result, so that other threads see a consistent state.
         self._known: tuple[list[Any], bool] | None = None
 
     def __call__(self, *tensors: Tensor | None) -> bool:
@@ -167,38 +176,38 @@ class CachedPredicate:
         return answer
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the cached answer."""
+        """Return the state without the cached result."""
         return {**self.__dict__, "_known": None}
 
 
 def is_in_order(ids: Tensor) -> bool:
-    """Whether ``ids`` is 0, 1, 2, ..."""
+    """Whether the elements of ``ids`` are 0, 1, 2 and so on, in ascending order."""
     return bool((ids == torch.arange(len(ids), device=ids.device)).all())
 
 
 def any_on(mask: Tensor | None) -> bool:
-    """Whether a mask leaves any edge on; None, no mask, leaves all on."""
+    """Whether at least one edge is on. If the mask is None, all edges are on."""
     return mask is None or bool(mask.any())
 
 
 def is_plain(scale: Tensor, bias: Tensor) -> bool:
-    """Whether an affine map is the identity."""
+    """Whether the affine map with the given scale and bias is the identity."""
     return bool((scale == 1).all() & (bias == 0).all())
 
 
 def are_plain(*scales_and_biases: Tensor) -> bool:
-    """Whether several affine maps are all the identity; the arguments are all scales and then all biases."""
+    """Whether all affine maps are the identity. The arguments are first the scales of all maps, then the biases."""
     half = len(scales_and_biases) // 2
     return all(map(is_plain, scales_and_biases[:half], scales_and_biases[half:]))
 
 
 def _version(tensor: Tensor) -> int:
-    """Return the version counter, or -1 for an inference tensor, which has none."""
+    """Return the version counter of a tensor, or -1 for inference tensors, which have no version counter."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def _values(tensor: Tensor) -> Any:
-    """Return a copy of the values in the form that :func:`_are_values` compares."""
+    """Return a copy of the dtype and values of a tensor, in the format that :func:`_are_values` expects."""
     if tensor.numel() > MAX_LISTED or tensor.is_meta:
         return tensor.detach().clone()
     return tensor.dtype, tensor.tolist()

@@ -1,4 +1,4 @@
-"""``Network``: layers of splines and formulas, their state, and the forward."""
+"""The class ``Network``, which contains the layers of splines and formulas, and computes the forward pass."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 
 
 class Network(nn.Module):
-    """A feed-forward network of layers of edges; :class:`KAN` adds the methods of the workflow.
+    """A feed-forward network of layers of edges. The subclass :class:`KAN` adds the methods of the workflow.
 
-    In each layer, edges map the values of nodes to subnodes, where they are summed. An affine map follows, products of
-    the subnodes of multiplication nodes, and another affine map, which gives the next layer's nodes.
+    In each layer, the edge functions are applied to the values of the nodes, and each subnode is the sum of the values
+    of its incoming edges. A first affine map is applied to the subnodes. Each multiplication node is the product of its
+    subnodes. A second affine map then gives the nodes of the next layer.
 
     Args:
-        architecture: the numbers of nodes and factors of each layer.
+        architecture: the numbers of nodes of each layer, and the number of factors of each multiplication node.
         layers: the numeric edges (splines) of each layer.
         affine_trainable: whether the affine maps are trained.
-        grid_eps: share of evenly spaced knots in grid updates, see :meth:`KANLinear.update_grid`.
+        grid_eps: the weight of evenly spaced points in grid updates; see :meth:`KANLinear.update_grid`.
 
     Attributes:
         layers: the numeric edges, a :class:`KANLinear` for each layer.
         symbolic: the edges that are formulas, a :class:`SymbolicEdges` for each layer.
-        subnode_scale, subnode_bias, node_scale, node_bias: the two affine maps of each layer.
-        input_id: the columns of x that the network reads.
-        sample: copies of at most 10,000 rows of the last fit or ``get_act``, or None; pickles do not contain them.
-        history: the results of each fit.
-        prune_mask: masks ``[in, out]`` of the edges that the last ``prune`` has kept, one for each layer, or None.
+        subnode_scale, subnode_bias, node_scale, node_bias: the parameters of the two affine maps of each layer.
+        input_id: the indices of the columns of x that the network reads.
+        sample: copies of at most 10,000 rows of the last fit or ``get_act``, or None. Pickle files do not contain the
+            rows.
+        history: a list with the results of each fit.
+        prune_mask: a mask ``[in, out]`` for each layer of the edges that the last ``prune`` has kept, or None.
     """
 
     input_id: Tensor
@@ -84,47 +86,47 @@ class Network(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Number of layers of edges."""
+        """The number of layers of edges."""
         return self.architecture.depth
 
     @property
     def width(self) -> list[list[int]]:
-        """Numbers ``[sums, multiplications]`` of nodes of each layer of nodes."""
+        """A list ``[sums, multiplications]`` for each layer: the numbers of addition nodes and multiplication nodes."""
         return self.architecture.width
 
     @property
     def mult_arity(self) -> list[list[int]]:
-        """Numbers of factors of the multiplication nodes of each layer."""
+        """A list for each layer with the number of factors of each multiplication node."""
         return [list(arity) for arity in self.architecture.arities]
 
     @property
     def width_in(self) -> list[int]:
-        """Number of nodes of each layer."""
+        """The number of nodes of each layer."""
         return self.architecture.nodes
 
     @property
     def width_out(self) -> list[int]:
-        """Number of subnodes of each layer: a multiplication node has one for each factor."""
+        """The number of subnodes of each layer. A multiplication node has one subnode for each factor."""
         return self.architecture.subnodes
 
     @property
     def grid(self) -> list[int]:
-        """Number G of grid intervals of each layer of edges."""
+        """The number of grid intervals G of each layer of edges."""
         return [layer.grid_size for layer in self.layers]
 
     @property
     def k(self) -> list[int]:
-        """Order of the splines of each layer of edges."""
+        """The spline order k of each layer of edges."""
         return [layer.spline_order for layer in self.layers]
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
+        """The device of the parameters."""
         return self.input_id.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters."""
+        """The dtype of the parameters."""
         return self.layers[0].spline_weight.dtype
 
     # -- forward ----------------------------------------------------------------------------------
@@ -132,16 +134,17 @@ class Network(nn.Module):
     def forward(
         self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH, update_grid: bool = False
     ) -> Tensor:
-        """Map ``[..., in_features]`` to ``[..., out_features]``.
+        """Return the outputs ``[..., out_features]`` of the network.
 
         Args:
-            x: inputs, in the model's dtype.
+            x: the inputs ``[..., in_features]``, in the dtype of the model.
             singularity_avoiding: whether to bound formulas near their singularities (1/x, log, ...) by ``y_th``.
-            y_th: that bound, above 0.
-            update_grid: must be False; True, as efficient-kan takes it, raises an error that names the method to call.
+            y_th: a positive bound on the absolute values of formulas near their singularities.
+            update_grid: an argument of the package efficient-kan, which must be False. If True, an error is raised
+                whose message names the method to call instead.
 
         Raises:
-            TypeError, ValueError: for x of another kind, dtype or shape.
+            TypeError, ValueError: if x is not a tensor or has the wrong dtype or shape.
         """
         check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
@@ -153,16 +156,20 @@ class Network(nn.Module):
     def _forward_with_std(
         self, rows: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0, with_std: bool = False
     ) -> tuple[Tensor, list[LayerStd]]:
-        """Return the outputs for ``rows [N, in_features]`` and, if asked for, the standard deviations over the rows of
-        each layer's numeric edges and inputs."""
+        """Return a tuple of the outputs for ``rows [N, in_features]`` and a list of standard deviations over the rows.
+
+        If ``with_std`` is true, the list contains the standard deviations of the numeric edges and the inputs of each
+        layer; otherwise, the list is empty.
+        """
         nodes, stds = self._select_inputs(rows), []
-        # If x requires a gradient, its graph may be differentiated twice, for which the layers one by one are faster.
+        # If x requires a gradient, the graph may be differentiated twice, which is faster without the fused stack.
         stack = self._stacked_layers() if nodes.is_cpu and (with_std or not needs_graph(nodes)) else None
         if stack is not None and supports_stack(nodes, stack):
             return fused_stack(nodes, stack, with_std)
         for layer in range(self.depth):
             subnodes = self._subnode_values(layer, nodes, singularity_avoiding, y_th)
-            if with_std:  # after the forward, because parametrizations may compute the weights in it
+            # The layer is called first, because a parametrization may compute the weights during the call.
+            if with_std:
                 stds.append(LayerStd(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
             nodes = self._node_values(layer, subnodes)
         return nodes, stds
@@ -176,7 +183,7 @@ class Network(nn.Module):
     def _subnode_values(
         self, layer: int, nodes: Tensor, singularity_avoiding: bool = False, y_th: float = 10.0
     ) -> Tensor:
-        """Return the sums of a layer's edges, ``[N, subnodes]``, for the values of its nodes, ``[N, nodes]``."""
+        """Return the subnodes ``[N, subnodes]`` of a layer, which are sums of edge values, for ``nodes [N, nodes]``."""
         numeric, symbolic = self.layers[layer], self.symbolic[layer]
         if not symbolic.edges:
             return numeric(nodes)
@@ -184,12 +191,13 @@ class Network(nn.Module):
         return numeric(nodes) + formulas if self._has_numeric_edges(layer) else formulas
 
     def _node_values(self, layer: int, subnodes: Tensor) -> Tensor:
-        """Apply a layer's affine maps and products to its subnodes, which gives the values of the next nodes."""
+        """Return the nodes of the next layer, by applying the affine maps and products of a layer to its subnodes."""
         scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
         last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
         plain = self._plain_subnodes[layer](scale, bias)
         last_plain = self._plain_nodes[layer](last_scale, last_bias)
-        if not (plain or last_plain or self.architecture.arities[layer + 1]):  # both maps as one
+        if not (plain or last_plain or self.architecture.arities[layer + 1]):
+            # Without products, the two affine maps are combined into one.
             return torch.addcmul(torch.addcmul(last_bias, last_scale, bias), last_scale * scale, subnodes)
         if not plain:
             subnodes = torch.addcmul(bias, scale, subnodes)
@@ -197,7 +205,7 @@ class Network(nn.Module):
         return nodes if last_plain else torch.addcmul(last_bias, last_scale, nodes)
 
     def _has_hooks_or_override(self) -> bool:
-        """Whether calling the network may do more than :meth:`_forward_with_std`: by hooks, or in a subclass."""
+        """Whether hooks or overridden methods may make a call of the network differ from :meth:`_forward_with_std`."""
         own, base = type(self), Network
         methods = own.forward, own._forward_with_std, own._select_inputs, own._subnode_values, own._node_values
         return has_hooks(self) or methods != (
@@ -205,8 +213,8 @@ class Network(nn.Module):
         )  # fmt: skip
 
     def _stacked_layers(self) -> list[StackLayer] | None:
-        """Return the layers for the fused stack, or None if formulas, products, affine maps or hooks prevent it."""
-        parts: dict[str, Any] = self._modules  # nn.Module.__getattr__ would take noticeable time
+        """Return the layers for the fused stack, or None if there are formulas, products, affine maps or hooks."""
+        parts: dict[str, Any] = self._modules  # Reading a dictionary is faster than nn.Module.__getattr__.
         if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
@@ -216,7 +224,7 @@ class Network(nn.Module):
         return [stacked(layer) for layer in layers] if self._plain(*chain.from_iterable(affine)) else None
 
     def _multiplied(self, layer: int, subnodes: Tensor) -> Tensor:
-        """Multiply the subnodes of multiplication nodes: ``[N, subnodes]`` to ``[N, nodes]`` of a layer of nodes."""
+        """Return the nodes ``[N, nodes]``, in which each multiplication node is the product of its subnodes."""
         arities = self.architecture.arities[layer]
         if not arities:
             return subnodes
@@ -230,13 +238,13 @@ class Network(nn.Module):
         return torch.cat([subnodes[:, : self.architecture.sums[layer]], torch.stack(products, 1)], 1)
 
     def _has_numeric_edges(self, layer: int) -> bool:
-        """Whether the mask leaves any spline of the layer on."""
+        """Whether at least one spline of the layer is not switched off by the mask."""
         return self._any_on[layer](self.layers[layer].mask)
 
     # -- state --------------------------------------------------------------------------------------
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state as ``nn.Module`` does. Formulas are replaced by those of the state, which may have none."""
+        """Load a state as ``nn.Module`` does. All formulas of the network are replaced by the formulas in the state."""
         found = super().load_state_dict(state_dict, strict, assign)
         for layer in self.layers:
             layer._freeze_if_idle()
@@ -246,14 +254,14 @@ class Network(nn.Module):
         if f"{prefix}input_id" in state_dict:
             for place in (f"{prefix}symbolic.{layer}." for layer in range(self.depth)):
                 if not any(name.startswith(place) for name in state_dict):
-                    state_dict[f"{place}formulas"] = []  # a state without entries for the layer has no formulas
+                    state_dict[f"{place}formulas"] = []  # A state without entries for the layer has no formulas.
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     # -- samples ------------------------------------------------------------------------------------
 
     @property
     def sample(self) -> Tensor | None:
-        """Rows of the last fit or ``get_act``, ``[N, in_features]``, or None; at most 10,000 copies are kept."""
+        """Copies of at most 10,000 rows ``[N, in_features]`` of the last fit or ``get_act``, or None."""
         return self._sample.rows
 
     @sample.setter
@@ -261,13 +269,13 @@ class Network(nn.Module):
         self._sample = Sample(rows)
 
     def copy(self: NetworkT) -> NetworkT:
-        """Return a deep copy, which shares no tensors with the network."""
+        """Return a deep copy of the network, which shares no tensors with the network."""
         return copy.deepcopy(self)
 
     # -- plumbing ---------------------------------------------------------------------------------
 
     def _reset_caches(self) -> None:
-        """Make empty caches of the answers about tensors' values on which the forward depends."""
+        """Create empty caches for the predicates on values of tensors that the forward pass evaluates."""
         self._in_order = CachedPredicate(is_in_order, default=False)
         self._any_on = [CachedPredicate(any_on, default=True) for _ in range(self.depth)]
         self._plain = CachedPredicate(are_plain, default=False)
@@ -276,10 +284,11 @@ class Network(nn.Module):
 
 
 def check_input(x: Any, update_grid: bool) -> None:
-    """Check the arguments of a forward.
+    """Check the arguments of a forward pass.
 
     Raises:
-        TypeError: if x is no tensor, or ``update_grid``, an argument of efficient-kan's forward, is set.
+        TypeError: if x is not a tensor, or if ``update_grid``, which is an argument of the package efficient-kan, is
+            true.
     """
     if update_grid is not False and FLAG.read("update_grid", update_grid):
         raise TypeError(
@@ -295,7 +304,7 @@ def check_same_dtype(x: Tensor, dtype: torch.dtype) -> None:
     """Check that x has the dtype of the model.
 
     Raises:
-        TypeError: if it has another.
+        TypeError: if the dtypes differ.
     """
     if x.dtype != dtype:
         other = "model.double()" if x.dtype == torch.float64 else f"model.to({x.dtype})"

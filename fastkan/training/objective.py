@@ -1,4 +1,4 @@
-"""What a fit makes small: the loss of a batch and its penalty, with their gradient."""
+"""The objective that a fit minimizes: the loss of a batch plus a penalty, and the gradient of the objective."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ if TYPE_CHECKING:
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Evaluated = tuple[Any, Any]
-Held = tuple[Tensor, Tensor, list[StackLayer] | None, Tensor | None]  # x, y, the stack and what enters it
+# The elements are x, y, the layers of the fused stack and the inputs of the fused stack.
+Held = tuple[Tensor, Tensor, list[StackLayer] | None, Tensor | None]
 
 
 class Objective:
-    """``loss + strength penalty`` of a batch.
+    """The objective ``loss + strength * penalty`` of a batch.
 
     Args:
-        loss: of prediction and label; None is the mean squared error.
-        penalty: None where there is none.
-        strength: of the penalty.
-        guarded: ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
+        model: the network that is trained.
+        loss: a function ``loss(prediction, label)``. If None, the loss is the mean squared error.
+        penalty: the penalty, or None if there is no penalty.
+        strength: the factor of the penalty.
+        guarded: the arguments ``singularity_avoiding`` and ``y_th`` of :meth:`KAN.forward`.
 
     Attributes:
-        evaluated: loss and penalty of the last :meth:`value_and_grad`, as numbers or 0-d tensors; None where only
-            a penalty of other sizes is known.
-        smooth: length within which edges' sizes are rounded off at 0; see ``regularization.rounded``.
-        is_partial: whether the model has parameters that could have a gradient, and are not trained.
+        evaluated: the loss and the penalty in the last call of :meth:`value_and_grad`, as numbers or 0-d tensors. The
+            attribute is None if only the penalty with smoothed sizes is known.
+        smooth: the maximum error of the smooth approximation of edge sizes; see ``regularization.rounded``.
+        is_partial: whether the model has parameters that require a gradient but are not trained.
     """
 
     evaluated: Evaluated | None = None
@@ -48,24 +50,31 @@ class Objective:
         self.model, self.penalty, self.strength, self.guarded = model, penalty, strength, guarded
         self.squares = loss is None
         self._cache = StackCache()
-        self._repeated: Tensor | None = None  # the batch that is evaluated again and again
+        self._repeated: Tensor | None = None  # The batch that is evaluated repeatedly.
         self._held: Held | None = None
         self.loss: Loss = nn.functional.mse_loss if loss is None else loss
 
     def terms(self, x: Tensor, y: Tensor, smooth: float = 0.0) -> tuple[Tensor, Tensor | None]:
-        """Loss and penalty."""
+        """Return a tuple of the loss and the penalty for a batch.
+
+        The penalty is None if the objective has no penalty.
+        """
         if self.penalty is None:
             return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
         output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
         return self.loss(output, y), penalty
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Its value."""
+        """Return the value of the objective for a batch."""
         loss, penalty = self.terms(x, y)
         return loss if penalty is None else loss + self.strength * penalty
 
     def value_and_grad(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
-        """Its value times ``unit``; the gradient of that is left in the parameters, if the value is finite."""
+        """Return the value of the objective times ``unit``.
+
+        If the value is finite, the gradient of the returned value is stored in the attribute ``grad`` of each
+        parameter.
+        """
         for parameter in parameters:
             parameter.grad = None
         held = self._held
@@ -86,7 +95,10 @@ class Objective:
 
     @contextmanager
     def step(self, x: Tensor, y: Tensor) -> Iterator[None]:
-        """Look at the network once for all evaluations of an optimizer's step, in which nothing else runs."""
+        """Read the layers of the network once for all evaluations of the objective inside the ``with`` block.
+
+        No other code may change the network inside the block, which contains one step of an optimizer.
+        """
         self._repeated = x
         self._held = self._hold(x, y)
         try:
@@ -99,7 +111,7 @@ class Objective:
         return x, y, stack, None if stack is None else self.model._select_inputs(x)
 
     def _stack(self, x: Tensor, y: Tensor) -> list[StackLayer] | None:
-        """The network's layers, where value and gradient can be had as numbers, without a graph."""
+        """Return the layers of the network, or None if value and gradient cannot be computed on arrays."""
         if not self.squares or not (self.penalty is None or self.penalty.is_of_spreads(x)):
             return None
         if x.requires_grad or y.requires_grad or x.dtype != y.dtype or self.model._has_hooks_or_override():
@@ -114,8 +126,11 @@ class Objective:
         return stack if all(map(_takes_gradients, stack)) else None
 
     def _value_and_grad_arrays(self, held: Held, parameters: Sequence[nn.Parameter], unit: float) -> float:
-        """:meth:`value_and_grad` of a small stack and the mean squared error, on arrays: a third of the calls of an
-        autograd graph, and calls dominate the time of a small network."""
+        """Compute :meth:`value_and_grad` on arrays, for a small network and the mean squared error.
+
+        An autograd graph would need three times as many calls, and most of the time for a small network goes into the
+        overhead of calls.
+        """
         import numpy as np
 
         x, y, stack, inputs = held
@@ -126,7 +141,7 @@ class Objective:
             run = FusedStack(inputs, stack, self.penalty is not None, cache, fixed_x=True)
             residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
-            value = float(np.add.reduce(wide * wide, None)) / wide.size  # BLAS would take several threads for it
+            value = float(np.add.reduce(wide * wide, None)) / wide.size  # A BLAS call would use several threads.
             by_spreads: list = [(None, None)] * len(stack)
             self.evaluated = value, 0.0
             if self.penalty is not None:
@@ -151,7 +166,7 @@ class Objective:
 
 
 def _takes_gradients(layer: StackLayer) -> bool:
-    """Whether all operands of a layer are leaves without hooks, whose gradients can be set directly."""
+    """Whether all operands of a layer are leaf tensors without hooks, so that gradients can be assigned directly."""
     for operand in layer[:4]:
         if operand is not None and not operand.is_leaf:
             return False

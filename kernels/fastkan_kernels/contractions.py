@@ -1,7 +1,7 @@
-"""The public functions for the contractions F, G and H, which validate their arguments, and the fused
-stack of the layers of a small network.
+"""The public functions for the contractions F, G and H, and for the fused stack of the layers of a small network.
 
-:func:`fused_stack` computes :func:`contract_out` of each layer in turn, and :func:`edge_std`, at once on the CPU.
+The functions for the contractions validate their arguments. :func:`fused_stack` combines the calls of
+:func:`contract_out` and :func:`edge_std` for all layers of a network in a single operation on the CPU.
 """
 
 from __future__ import annotations
@@ -134,10 +134,12 @@ def contract_in(
 
 
 def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False) -> bool:
-    """Whether a stack of these layers is computed in one piece here and now, because that is possible and quickest.
+    """Whether :func:`fused_stack` supports the layers in the current context and is the fastest implementation.
 
     Args:
-        cached: whether the splines of the first layer are in a :class:`StackCache`.
+        x: the inputs ``[N, I]`` of the first layer.
+        layers: the layers in order.
+        cached: whether the spline values of the first layer are stored in a :class:`StackCache`.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -157,15 +159,16 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
 
 
 def fused_stack(x: Tensor, layers: Sequence[StackLayer], std: bool = False) -> tuple[Tensor, list[LayerStd]]:
-    """Layers one after another; differentiable to any order. Call it where :func:`supports_stack` is true.
+    """Apply several layers, one after another. The function must only be called if :func:`supports_stack` is true.
 
     Args:
-        x: ``[N, I]``.
-        layers: each with as many inputs as the one before has outputs.
-        std: whether standard deviations are wanted; for two rows or more.
+        x: the inputs ``[N, I]`` of the first layer.
+        layers: the layers in order. The number of inputs of a layer is the number of outputs of the preceding layer.
+        std: whether to compute standard deviations, which requires at least two rows.
 
     Returns:
-        y ``[N, O]`` and, with ``std``, a :class:`LayerStd` of each layer, else an empty list.
+        A tuple of the outputs ``y [N, O]`` and a list. If ``std`` is true, the list contains a :class:`LayerStd` for
+        each layer; otherwise the list is empty. The results can be differentiated any number of times.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -196,7 +199,8 @@ class _FusedStack(torch.autograd.Function):
     def backward(ctx, by_y, *by_deviations):
         x, *operands = ctx.saved_tensors
         needed = required_grads(ctx, (x, None, None, *operands))
-        # each is checked: of a batch of gradients some may be zeros that have no batch
+        # Every gradient is checked, because in a batch of gradients some tensors may be zeros without a batch
+        # dimension.
         if torch.is_grad_enabled() or not all(map(has_values, (by_y, *by_deviations))):
             return _differentiable_vjp(ctx, x, operands, (by_y, *by_deviations), needed)
         by_x, _, _, *others = needed
@@ -210,11 +214,12 @@ class _FusedStack(torch.autograd.Function):
 def _differentiable_vjp(
     ctx, x: Tensor, layers: Sequence[Tensor | None], upstream: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple:
-    """The same gradients by way of the contractions, for a graph of them and for batches of upstream gradients."""
+    """Return the gradients of a fused stack, computed by contractions, which can be differentiated and batched."""
     given: list[Any] = [x, None, None, *layers]
     asked = [place for place, needs in enumerate(needed) if needs]
     with torch.enable_grad():
-        for place in asked:  # x may depend on the weights, and layers may share them, but each gradient is partial
+        # Views make every operand a separate variable, since x may depend on the weights and layers may share weights.
+        for place in asked:
             given[place] = given[place].view_as(given[place])
         h, outputs = given[0], []
         for place, (knots, basis, pieces) in enumerate(ctx.fixed):

@@ -1,12 +1,13 @@
-"""The choice of a contraction's route through autograd and of the backend that computes it.
+"""The choice of the autograd route and of the backend for a contraction.
 
-The first of these routes that applies is taken:
+The first applicable route in the following list is used:
 
-1. composite: the reference backend, differentiated by autograd itself. It is needed under a functorch transform,
+1. composite: the reference backend, differentiated by autograd itself. The route is needed under a functorch transform,
    forward-mode differentiation, ``torch.export`` and ``torch.jit.trace``, and for a gradient with respect to the knots.
-   The Functions would raise there; the registered operators would silently lose the tangent.
-2. operators: registered operators, while ``torch.compile`` traces.
-3. functions: autograd Functions, in eager mode.
+   In these cases the autograd Functions would raise an error, and the registered operators would return a result
+   without a tangent.
+2. operators: registered operators, which are used while ``torch.compile`` traces.
+3. functions: autograd Functions, which are used in eager mode.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from .functions import Contract
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
-# The backend that "auto" takes for a type of device, unless it is unable to run there.
+# The backend that "auto" selects for each type of device, if the backend can run on the device.
 _AUTO = {"cpu": "cpu", "cuda": "triton"}
 
 _chosen = threading.local()
 
 
 class Route(NamedTuple):
-    """A route and a backend, each with the reason for it in words."""
+    """A route and a backend, each with an explanation of the choice in words."""
 
-    way: str  # "composite", "operators" or "functions"
+    way: str  # The route is "composite", "operators" or "functions".
     way_because: str
     backend: str
     backend_because: str
@@ -48,16 +49,17 @@ class Route(NamedTuple):
 @checked(name=Choice(BACKEND_NAMES))
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Compute every contraction inside the ``with`` by one backend, in this thread.
+    """Select the backend for all contractions inside a ``with`` block, in the current thread.
 
     Args:
-        name: ``"auto"`` (the default, which chooses by the device), ``"reference"``, ``"cpu"`` or
-            ``"triton"``. A call that the backend cannot compute raises instead of falling back to another.
-            A backward pass uses the backend of its forward.
+        name: the backend, ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. Outside of any ``with`` block,
+            ``"auto"`` is used, which chooses a backend by the device. A contraction that the selected backend cannot
+            compute raises an error; there is no fallback to a different backend. A backward pass uses the backend of
+            its forward pass.
 
     Raises:
-        ValueError: for any other name.
-        RuntimeError: for a backend whose packages are not installed.
+        ValueError: if there is no backend with the given name.
+        RuntimeError: if a package that the backend needs is not installed.
 
     Example:
         >>> with backend("reference"):
@@ -75,12 +77,12 @@ def backend(name: str) -> Iterator[None]:
 
 
 def chosen_backend() -> str:
-    """Name given to the innermost active :func:`backend` of this thread, or ``"auto"``."""
+    """Return the name passed to the innermost active :func:`backend` block of the current thread, or ``"auto"``."""
     return getattr(_chosen, "name", "auto")
 
 
 def needs_composite(knots: Tensor) -> str | None:
-    """The reason why the composite route is needed now, in words, or None."""
+    """Return the reason in words why the composite route is needed, or None if the route is not needed."""
     if functorch_is_active():
         return "a torch.func transform is active"
     if forward_mode_is_active():
@@ -89,19 +91,21 @@ def needs_composite(knots: Tensor) -> str | None:
         return "a gradient by the knots is wanted"
     if torch.compiler.is_exporting():
         return "an export is under way"
-    if torch.jit.is_tracing():  # it records PyTorch's own operators only
+    if torch.jit.is_tracing():  # The trace records only PyTorch's own operators.
         return "torch.jit is tracing"
     return None
 
 
 def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
-    """The route and backend that a contraction of x takes now.
+    """Return the route and the backend for a contraction with the inputs x.
 
     Args:
+        x: the inputs ``[N, I]``.
+        knots: the knots ``[I, M]`` of the splines.
         plain: whether :func:`has_values` has found that no transform or trace is active.
 
     Raises:
-        RuntimeError: if the backend chosen by :func:`backend` cannot compute this call.
+        RuntimeError: if the backend selected by :func:`backend` cannot compute the contraction.
     """
     asked = chosen_backend()
     reason = None if plain and not needs_graph(knots) else needs_composite(knots)
@@ -126,7 +130,7 @@ def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
 
 
 def _automatic(device: torch.device) -> tuple[str, str]:
-    """The backend that "auto" takes on a device, and the reason for it."""
+    """Return a tuple of the backend that ``"auto"`` selects for a device and the reason for the choice in words."""
     name = _AUTO.get(device.type)
     if name is None:
         return "reference", "auto: it serves every device"
@@ -145,11 +149,17 @@ def contract(
     derivative: int,
     pieces: Callable[[], Pieces] | None = None,
 ):
-    """Contraction ``name``, differentiable, by the current route and backend.
+    """Compute a contraction by the current route and backend. The result can be differentiated.
 
     Args:
-        pieces: function that returns the tables of the knots; by default they are computed for each graph that needs
-            them.
+        name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
+        x: the inputs ``[N, I]``.
+        knots: the knots ``[I, M]`` of the splines.
+        operands: the operands of the contraction.
+        basis: the spline order and the base function.
+        derivative: the order d of the contraction.
+        pieces: a function that returns the tables of the knots. If None, the tables are computed once for each autograd
+            graph in which the tables are needed.
     """
     plain, product = has_values(x, knots, *operands), autocast_dtype(x)
     if product is not None:
@@ -159,7 +169,7 @@ def contract(
     spec = ContractionSpec(basis, derivative, taken.backend, cache, plain)
     if taken.way == "operators":
         return ops.apply(name, spec, x, knots, operands)
-    # Autocast is off inside, since its dtype is in the basis and the backends round themselves.
+    # Autocast is switched off, because the autocast dtype is stored in the basis and the backends round by themselves.
     with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
         if taken.way == "functions":
             return Contract.apply(name, spec, x, knots, *operands)

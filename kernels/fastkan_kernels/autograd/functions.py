@@ -1,7 +1,8 @@
 """The three contractions as one autograd Function, which is used in eager mode.
 
-It saves x, W, v and g but not psi, except what a backend caches with the graph of a layer of few edges. Its backward
-calls the same Function again by the table in :mod:`.trilinear`, so mixed derivatives of every order are right.
+The Function saves x, W, v and g for the backward pass, but not the features psi. For layers with few edges, a backend
+may cache further arrays in the graph. The backward pass calls the Function again, following the table of derivatives in
+:mod:`.trilinear`, so that mixed derivatives of every order are computed correctly.
 """
 
 from __future__ import annotations
@@ -18,15 +19,18 @@ from ..trilinear import CONTRACTIONS, Operands, gradients
 
 
 def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
-    """Which gradients the backward pass in progress needs, one bool for each operand.
+    """Return a list with one bool for each operand: whether the current backward pass needs the gradient of the
+    operand.
 
-    ``ctx.needs_input_grad`` alone would include the weights in ``autograd.grad(u, x)``, since they require a gradient.
+    The attribute ``ctx.needs_input_grad`` alone is not sufficient. In a call of ``autograd.grad(u, x)``,
+    ``ctx.needs_input_grad`` is also True for weights that require a gradient.
 
     Args:
+        ctx: the context of the autograd Function.
         operands: the last arguments of ``forward``, each a tensor or None.
     """
     needed = list(ctx.needs_input_grad[-len(operands) :])
-    nodes = iter(ctx.next_functions)  # one for each operand that is a tensor
+    nodes = iter(ctx.next_functions)  # There is one node for each operand that is a tensor.
     for place, operand in enumerate(operands):
         node = None if operand is None else next(nodes)[0]
         needed[place] = needed[place] and _will_execute(node)
@@ -36,12 +40,17 @@ def required_grads(ctx, operands: Sequence[Tensor | None]) -> list[bool]:
 def _will_execute(node) -> bool:
     try:
         return engine_executes(node)
-    except RuntimeError:  # raised for a leaf among the inputs of autograd.grad, and outside of a backward pass
+    except RuntimeError:
+        # PyTorch raises the error for leaves among the inputs of autograd.grad, and outside a backward pass.
         return True
 
 
 class Contract(torch.autograd.Function):
-    """Contraction F, G or H; the operand that it computes is passed as None, and G returns two parts."""
+    """An autograd Function for the contractions F, G and H. The operand that the contraction computes is passed as
+    None.
+
+    The contraction G returns two tensors, one for the splines and one for the base function.
+    """
 
     @staticmethod
     def forward(ctx, name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, *operands):

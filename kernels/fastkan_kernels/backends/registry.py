@@ -1,4 +1,4 @@
-"""The table of backends. A backend has at least three functions, F, G and H, of the same arguments."""
+"""The table of backends. Every backend has three functions with equal signatures for the contractions F, G and H."""
 
 from __future__ import annotations
 
@@ -17,20 +17,35 @@ from .triton import backend as triton
 
 
 class ContractionSpec(NamedTuple):
-    """The arguments of a contraction that are not tensors: basis, order of the derivative and name of the backend."""
+    """The arguments of a contraction that are not tensors.
+
+    Attributes:
+        basis: the spline order and the base function.
+        derivative: the order d of the contraction.
+        backend: the name of the backend.
+        cache: a dictionary for results that contractions with the same x and knots share in one autograd graph. If
+            None, contractions share no results.
+        plain: whether all tensors have values that can be read; see :func:`has_values`.
+    """
 
     basis: Basis
     derivative: int
     backend: str
-    cache: dict | None = None  # what contractions of the same x and knots share in one graph; None where they don't
-    plain: bool = False  # whether all tensors are plain ones; see has_values
+    cache: dict | None = None
+    plain: bool = False
 
 
 class Decomposition(NamedTuple):
-    """A backend's contractions in PyTorch operations, which a compiler fuses, for sizes where that is quicker.
+    """The contractions of a backend as PyTorch operations that a compiler can fuse.
 
-    ``supports(x, knots, basis)`` says whether the sizes are such; ``contract(name, x, knots, operands, basis,
-    derivative)`` is traced after autograd has run. ``source`` is a digest of its code, so it changes with it.
+    The operations are used for sizes at which the fused operations are faster than calling the backend.
+
+    Attributes:
+        supports: a function ``supports(x, knots, basis)`` that returns whether the fused operations are faster for the
+            sizes of the arguments.
+        contract: a function ``contract(name, x, knots, operands, basis, derivative)`` that computes a contraction. The
+            compiler traces the function after autograd has run.
+        source: a digest of the source code of the contractions, which changes whenever the source code changes.
     """
 
     supports: Callable[..., bool]
@@ -39,20 +54,24 @@ class Decomposition(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """One implementation of F, G and H.
+    """An implementation of the contractions F, G and H.
 
     Attributes:
-        contract: F, G and H by name, each ``f(x, knots, operands, basis, derivative)`` with a result in x's dtype.
-        unable: ``unable(device)`` says why the backend cannot run on a device, or returns None.
-        describe: ``describe(name, x, outputs, count, basis, derivative)`` says in words what it would run.
-        at_rows: ``at_rows(cache, x, knots, operands, basis, *derivatives)`` returns None, or if that is faster, an
-            object whose ``contract(name, operands, derivative)`` and ``vjp(name, full, wanted, derivative)`` share
-            what they compute of x; ``cache`` is that of :class:`ContractionSpec`.
-        compiling: replaces ``contract`` in code that torch.compile has compiled.
-        decomposition: what the compiler traces instead of calling the operator.
-        features: ``features(x, knots, basis, derivative)`` returns psi^(d) of all splines, ``[N, K, I]`` in the
-            working dtype.
-        missing: ``missing()`` says which package the backend needs and lacks, or returns None.
+        contract: a dictionary with the keys ``"F"``, ``"G"`` and ``"H"``. Each value is a function
+            ``f(x, knots, operands, basis, derivative)`` that returns the contraction in the dtype of x.
+        unable: a function ``unable(device)`` that returns the reason why the backend cannot run on a device, or None.
+        describe: a function ``describe(name, x, outputs, count, basis, derivative)`` that describes the algorithm of a
+            contraction in words.
+        at_rows: a function ``at_rows(cache, x, knots, operands, basis, *derivatives)``. If shared results make
+            contractions at the rows x faster, the function returns an object with the methods
+            ``contract(name, operands, derivative)`` and ``vjp(name, full, wanted, derivative)``; otherwise, the
+            function returns None. The argument ``cache`` is the cache of :class:`ContractionSpec`.
+        compiling: functions that replace ``contract`` in code compiled by torch.compile, or None.
+        decomposition: the operations that the compiler traces instead of calling the operator, or None.
+        features: a function ``features(x, knots, basis, derivative)`` that returns the derivative psi^(d) ``[N, K, I]``
+            of all splines in the working dtype, or None.
+        missing: a function ``missing()`` that returns the package that the backend needs and that is not installed, or
+            None.
     """
 
     contract: dict[str, Callable]
@@ -96,12 +115,18 @@ BACKENDS: dict[str, Backend] = {
 def implementation(
     name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands, compiling: bool = False
 ) -> Callable[[], Any]:
-    """Return the function that computes contraction ``name`` of ``operands`` by the backend of ``spec``.
+    """Return a function without arguments that computes the contraction ``name`` by the backend of ``spec``.
 
-    Autocast must be off while it runs, since its dtype is in ``spec.basis.matmul_dtype`` already.
+    Autocast must be off while the returned function runs, because ``spec.basis.matmul_dtype`` already contains the
+    autocast dtype.
 
     Args:
-        compiling: whether the caller is compiled by torch.compile, so that the backend may compile too.
+        name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
+        spec: the arguments of the contraction that are not tensors.
+        x: the inputs ``[N, I]``.
+        knots: the knots ``[I, M]`` of the splines.
+        operands: the operands of the contraction.
+        compiling: whether the caller is compiled by torch.compile, which allows the backend to compile functions too.
     """
     backend, derivative = BACKENDS[spec.backend], spec.derivative
     if spec.plain and spec.cache is not None and backend.at_rows is not None:
@@ -110,12 +135,13 @@ def implementation(
             return partial(rows.contract, name, operands, derivative)
     table = (backend.compiling if compiling else None) or backend.contract
     if not spec.plain and (is_batched(x, *operands) or functorch_is_active()):
-        table = _REFERENCE  # PyTorch can batch or transform neither what writes into given memory nor a kernel
+        # PyTorch cannot batch or transform kernels and operations that write into existing memory.
+        table = _REFERENCE
     return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
 def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operands, wanted: Collection[str]) -> dict:
-    """Gradients of contraction ``name`` without a graph, by the arguments of :func:`.trilinear.gradients`."""
+    """Return the gradients of a contraction as :func:`.trilinear.gradients` does, without an autograd graph."""
     at_rows, order = BACKENDS[spec.backend].at_rows, spec.derivative
     if spec.plain and spec.cache is not None and at_rows is not None:
         rows = at_rows(spec.cache, x, knots, full, spec.basis, order, order + 1)
@@ -123,7 +149,7 @@ def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operan
             return rows.vjp(name, full, wanted, order)
 
     def contract(name: str, operands: Operands, derivative: int):
-        # sharing that is no gain for all gradients together is none for one of them
+        # If shared results do not make all gradients together faster, they do not make a single gradient faster.
         alone = spec._replace(derivative=derivative, cache=None)
         return implementation(name, alone, x, knots, operands)()
 

@@ -1,4 +1,7 @@
-"""Splines as polynomials on the cells of their knots, in tables that depend on the knots alone."""
+"""Tables of the polynomials that splines consist of. The tables depend only on the knots.
+
+A cell is the interval between two neighbouring knots. Every spline is a polynomial on each cell.
+"""
 
 from __future__ import annotations
 
@@ -12,28 +15,34 @@ from torch import Tensor
 
 from ..basis import Basis
 
-MAX_DENSE_CELLS = 48  # up to here a dense table is quicker; its size grows with the square of the number of cells
-MARGIN = 10.0  # distance that is kept from the ends of a dtype's range, as a natural logarithm
-Array = Any  # numpy.ndarray
+# The maximum number of cells up to which a dense table is faster than the polynomials of the active splines. The size
+# of a dense table is proportional to the square of the number of cells.
+MAX_DENSE_CELLS = 48
+# The minimum distance from the limits of the range of a dtype, as a natural logarithm.
+MARGIN = 10.0
+Array = Any  # The type is numpy.ndarray, but the functions import NumPy only when they run.
 
 
 @dataclass(frozen=True, eq=False)
 class Pieces:
-    """Table of the polynomials of all splines.
+    """A table of the polynomials of all splines.
 
-    On cell c, [t_c, t_{c+1}), spline c - k + r is ``sum_m local[r, m, c] u^m`` with u = (x - middle_c) rate_c. Measured
-    from the middle, u is at most 1/2 and the terms are about as large as their sum. Measured from the beginning of the
-    cell the terms would cancel, which costs float32 three bits.
+    On cell c, which is the interval [t_c, t_{c+1}), the spline with index c - k + r is ``sum_m local[r, m, c] u^m``
+    with u = (x - middle_c) rate_c. Since u is measured from the middle of the cell, its absolute value is at most 1/2,
+    and the terms are about as large as their sum. If u were measured from the beginning of the cell, the terms would
+    cancel, and float32 results would lose three bits.
 
-    Shapes: M knots, C = M - 1 cells, K = C - k splines; I is 1 where all inputs share their knots.
+    There are M knots, C = M - 1 cells and K = C - k splines for each of I inputs. I is 1 if all inputs share their
+    knots.
 
     Args:
-        knots: ``[I, M, 1]``.
-        cells: ``[I, 2, C]``: the middle of each cell, and 1 over its width (0 for a cell of no width). Both are
-            rounded, and the polynomials are those of the rounded numbers.
-        local: ``[I, k + 1, k + 1, C]``; 0 where ``c - k + r`` is not the number of a spline.
-        highest: the highest derivative for which the powers of the rates, and what they multiply, stay within the
-            range of the dtype.
+        knots: the knots ``[I, M, 1]``.
+        cells: an array ``[I, 2, C]`` with the middle and the reciprocal of the width of each cell. The reciprocal is
+            set to 0 for a cell of width 0. Middles and reciprocals are rounded to the dtype of the knots, and the
+            polynomials are computed for the rounded numbers.
+        local: the coefficients ``[I, k + 1, k + 1, C]``, which are 0 if there is no spline with the index c - k + r.
+        highest: the highest derivative for which the powers of the reciprocal widths, and their products with the
+            coefficients, stay within the range of the dtype.
 
     Example:
         >>> pieces(torch.tensor([[0.0, 1.0, 2.0]]), 1).cells
@@ -48,17 +57,17 @@ class Pieces:
 
     @cached_property
     def order(self) -> int:
-        """k."""
+        """The order k of the splines."""
         return self.local.shape[1] - 1
 
     @cached_property
     def count(self) -> int:
-        """K, the number of splines."""
+        """The number K of splines."""
         return self.local.shape[3] - self.order
 
     @cached_property
     def table(self) -> Array:
-        """All splines' coefficients on all cells, ``[I, K, (k + 1) C]``."""
+        """The coefficients ``[I, K, (k + 1) C]`` of all splines on all cells."""
         import numpy as np
 
         inputs, active, terms, cells = self.local.shape
@@ -69,7 +78,7 @@ class Pieces:
         return np.ascontiguousarray(table[:, self.order : self.order + self.count]).reshape(inputs, self.count, -1)
 
     def polynomials(self, weight: Array) -> Array:
-        """Coefficients of the edge functions on each cell, ``[K, I, O]`` to ``[I, O (k + 1), C]``."""
+        """Return the coefficients ``[I, O (k + 1), C]`` of the edge functions on each cell for ``weight [K, I, O]``."""
         import numpy as np
 
         (_, inputs, outputs), (_, active, terms, cells) = weight.shape, self.local.shape
@@ -83,10 +92,11 @@ class Pieces:
         return total.reshape(inputs, outputs * terms, cells)
 
     def splines(self, polynomials: Array) -> Array:
-        """Gradient with respect to the weights, from that with respect to :meth:`polynomials`, ``[K, I, O]``.
+        """Return the gradient ``[K, I, O]`` with respect to the weights of :meth:`polynomials`.
 
         Args:
-            polynomials: ``[I, O, (k + 1) C]``, or of the last powers alone.
+            polynomials: the gradient ``[I, O, (k + 1) C]`` with respect to the result of :meth:`polynomials`. If the
+                last dimension has m C entries with m < k + 1, the entries belong to the m highest powers.
         """
         import numpy as np
 
@@ -110,9 +120,9 @@ class Pieces:
 
 
 def pieces(knots: Tensor, order: int) -> Pieces:
-    """Return the table of ``knots [I, M]``, from Cox-de Boor's recursion on the k + 1 splines of each cell.
+    """Return the table for ``knots [I, M]``, computed by the Cox-de Boor recursion for the k + 1 splines of each cell.
 
-    It is computed in float64 and then rounded once.
+    The table is computed in float64 and rounded once, to the dtype of the knots.
 
     Example:
         >>> pieces(torch.tensor([[0.0, 1.0, 2.0]]), 1).local
@@ -132,9 +142,9 @@ def pieces(knots: Tensor, order: int) -> Pieces:
         inputs, cells = width.shape
         middle = (t[:, 1:] - 0.5 * width).astype(own.dtype).astype(np.float64)
         rate = np.minimum(np.where(width > 0, 1 / width, 0.0), limits.max).astype(own.dtype).astype(np.float64)
-        per_u = np.where(rate > 0, 1 / rate, 0.0)  # x = middle + per_u * u
+        per_u = np.where(rate > 0, 1 / rate, 0.0)  # The inverse map is x = middle + per_u * u.
         near = np.pad(t, ((0, 0), (order, order)), mode="edge")
-        values = np.zeros((inputs, 1, order + 1, cells))  # of the splines of one degree: [I, r, power, C]
+        values = np.zeros((inputs, 1, order + 1, cells))  # The splines of one degree have the shape [I, r, power, C].
         values[:, 0, 0] = 1.0
         for degree in range(1, order + 1):
             first = np.arange(order + 1 - degree, order + 1)[:, None] + np.arange(cells)
@@ -153,7 +163,7 @@ def pieces(knots: Tensor, order: int) -> Pieces:
 
 
 def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
-    """Return the table of ``knots``, of their first row alone where all inputs share them.
+    """Return the table for ``knots [I, M]``, or for the first row of the knots if all inputs share their knots.
 
     Example:
         >>> from fastkan_kernels import basis_of, uniform_knots
@@ -165,7 +175,7 @@ def pieces_of(knots: Tensor, basis: Basis) -> Pieces:
 
 
 def _highest(rate: Array, order: int, limits: torch.finfo) -> int:
-    """Return the highest derivative that loses none of the coefficients below the normal numbers."""
+    """Return the highest derivative whose factors stay within the range of the normal numbers of the dtype."""
     import numpy as np
 
     logs = np.log(rate[rate > 0])
@@ -176,7 +186,7 @@ def _highest(rate: Array, order: int, limits: torch.finfo) -> int:
 
 
 def _times_linear(polynomials: Array, constant: Array, linear: Array) -> Array:
-    """Multiply polynomials ``[I, r, power, C]``, whose last coefficient is 0, by ``constant + linear u``."""
+    """Multiply ``polynomials [I, r, power, C]``, whose last coefficients are 0, by ``constant + linear u``."""
     product = constant[:, :, None] * polynomials
     product[:, :, 1:] += linear[:, :, None] * polynomials[:, :, :-1]
     return product

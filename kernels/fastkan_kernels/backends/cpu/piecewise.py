@@ -1,17 +1,20 @@
-"""F_d, G_d and H_d of layers of few edges, from the polynomials of their edges.
+"""The contractions F_d, G_d and H_d for layers with few edges, computed from the polynomials of the edge functions.
 
-On a cell of the knots every edge function is a polynomial. Its coefficients are a small product of the weights and a
-table that depends on the knots alone (:mod:`...bspline.piecewise`), so the values of all edges at the rows,
+Between two neighbouring knots every edge function is a polynomial. The coefficients of the polynomials are a small
+matrix product of the weights and a table that depends only on the knots (:mod:`...bspline.piecewise`), so the values of
+all edges at the rows,
 
     E_d[i,o,n] = sum_b psi_b^(d)(x[n,i]) W[b,i,o],
 
-are sums of k + 1 - d terms each, whatever the number of splines. F_d is the sum of v E_d over i, and H_d the sum of
-g E_d over o. G_d sums powers times v g over the rows of each cell, and multiplies the sums by the same table.
+are sums of k + 1 - d terms each, for any number of splines. F_d is the sum of v E_d over i, and H_d is the sum of g E_d
+over o. G_d sums powers of the position, multiplied by v g, over the rows of each cell, and multiplies the sums by the
+table.
 
-What contractions at the same rows share (the cells of the rows, powers, base functions, E_d of the last weights) is
-cached with the rows: the backward of F_0 is G_0 and H_1 on the object that the forward has made, and a graph of higher
-derivatives, which has some twenty contractions of one batch in a PINN's step, uses it for all of them. The arrays are
-NumPy's, whose calls cost a third of PyTorch's and whose comparisons are quicker.
+Contractions at the same rows share intermediate results (the cells of the rows, powers, base functions, and E_d for the
+most recent weights), which are cached with the rows. The backward pass of F_0 computes G_0 and H_1 with the object that
+the forward pass created. A graph of higher derivatives, such as the training step of a PINN with about twenty
+contractions at one batch, uses one object for all contractions. The arrays are NumPy arrays, because a NumPy call takes
+a third of the time of a PyTorch call, and NumPy compares arrays faster.
 """
 
 from __future__ import annotations
@@ -31,72 +34,100 @@ from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from ...trilinear import CONTRACTIONS, Operands, gradients
 from . import selection
 
-# multiplications in one product, of two matrices and with a vector, above which OpenBLAS uses several threads
+# The largest numbers of multiplications for which OpenBLAS uses one thread, in a product of two matrices and in a
+# product of a matrix and a vector.
 MAX_OWN_PRODUCTS, MAX_OWN_VECTOR_PRODUCTS = 3 << 18, 1 << 13
-BEYOND = 1e18  # outside of every grid; its product with 0 is 0, which an infinity's is not
-MAX_KNOTS = 1 << 14  # whose tables are at most 36 times as many numbers
-SHARING = 4  # how many times cheaper a contraction is in a graph of derivatives, by what it shares with others
-MAX_POWERS = 2  # numbers of powers for each spline, above which G multiplies splines instead
-BLOCK_VALUES = 1 << 19  # numbers in the largest arrays of a block, which stay in a core's cache
-CACHED_VALUES = 1 << 22  # the same of all blocks whose arrays are cached
-MIN_ROWS = 256  # of a block
-MAX_SPLINES = 1 << 22  # numbers, 16 MiB of float32, of splines that are cached with rows
-MANY_OUTPUTS = 0.6  # outputs for each spline, above which products with all splines are quicker than polynomials
-SETTLING_BYTES = 31 << 20  # below the 32 MiB up to which glibc adapts
+# A number outside every grid that replaces an infinite x, because the product of 0 and a finite number is 0.
+BEYOND = 1e18
+# The maximum number of knots in all inputs together. The tables have at most 36 numbers for each knot.
+MAX_KNOTS = 1 << 14
+# The factor by which a contraction is cheaper in a graph of derivatives, where contractions share intermediate results.
+SHARING = 4
+# G uses spline values instead of powers if there are more than MAX_POWERS powers, over all outputs, for each spline.
+MAX_POWERS = 2
+# The number of values in the largest arrays of a block, chosen such that the arrays fit into the cache of a CPU core.
+BLOCK_VALUES = 1 << 19
+# The maximum number of values in the largest arrays of all cached blocks together.
+CACHED_VALUES = 1 << 22
+MIN_ROWS = 256  # The minimum number of rows in a block.
+# The maximum number of spline values that are cached with the rows (16 MiB in float32).
+MAX_SPLINES = 1 << 22
+# The number of outputs for each spline above which products with all splines are faster than polynomials.
+MANY_OUTPUTS = 0.6
+# The size in bytes of a block that is freed to raise a limit of glibc, which adapts the limit to blocks below 32 MiB.
+SETTLING_BYTES = 31 << 20
 WHOLE = slice(None)
-Array = Any  # numpy.ndarray, which is imported where it is used
+Array = Any  # The type is numpy.ndarray, but the functions import NumPy only when they run.
 
 
 class Location(NamedTuple):
-    """Cells of the rows, and where in them the rows lie."""
+    """The cell of the knots that contains each input value, and the position of the value in the cell.
 
-    inside: Array  # [I, C, N], 1 in the cell of a row
-    rate: Array  # [I, N], 1 over the width of that cell
-    powers: Array  # [k + 1, I, N], of the distance from its middle, -1/2 to 1/2
-    within: Array  # [I, N], x, clipped to +-BEYOND
+    Attributes:
+        inside: indicators ``[I, C, N]``, which are 1 in the cell that contains the value and 0 in the other cells.
+        rate: the reciprocal ``[I, N]`` of the width of the cell.
+        powers: powers ``[k + 1, I, N]`` of the distance from the middle of the cell, in cell widths (-1/2 to 1/2).
+        within: the input values ``[I, N]``, clipped to the interval from ``-BEYOND`` to ``BEYOND``.
+        finite: whether all input values are finite.
+    """
+
+    inside: Array
+    rate: Array
+    powers: Array
+    within: Array
     finite: bool
 
 
 class EdgeValues:
-    """Values of the edges that have certain weights, and of their derivatives, at the rows of a block."""
+    """A cache for the values and the derivatives of edge functions at the rows of a block, for one set of weights."""
 
     def __init__(self, weight: Array, base_weight: Array | None) -> None:
         self.given_weight, self.given_base = weight, base_weight
         self.weight, self.base_weight = weight.copy(), None if base_weight is None else base_weight.copy()
-        self.coefficients: Array | None = None  # [I, O, k + 1, N]
-        self.values: dict[int, Array] = {}  # E_d for each d, [I, O, N]
+        self.coefficients: Array | None = None  # The shape is [I, O, k + 1, N].
+        self.values: dict[int, Array] = {}  # The dictionary maps d to E_d [I, O, N].
 
     def are_of(self, weight: Array, base_weight: Array | None) -> bool:
-        """Whether these weights have the same values."""
+        """Whether ``weight`` and ``base_weight`` have the same values as the weights the cache was computed from."""
         if (self.base_weight is None) != (base_weight is None) or self.weight.shape != weight.shape:
             return False
         return (self.weight == weight).all() and (base_weight is None or (self.base_weight == base_weight).all())
 
 
 class Block:
-    """Rows ``x [I, N]`` that are worked on at once, with what contractions at them share.
+    """A block of rows ``x [I, N]`` that are processed together, with a cache of results that contractions share.
 
-    Arrays in its caches are never written into, so that several threads may go back through one graph.
+    Cached arrays are never modified, so several threads can run a backward pass through one graph.
 
     Args:
-        by_splines: whether F_0 and G_0 are products with the splines at the rows, which is quicker once these exist.
+        x: the input values ``[I, N]``.
+        tables: the table of the polynomials of all splines.
+        basis: the spline order and the base function.
+        by_splines: whether F_0 and G_0 are matrix products with the spline values at the rows. The matrix products are
+            the faster algorithm once the spline values are cached.
     """
 
     def __init__(self, x: Array, tables: Pieces, basis: Basis, by_splines: bool = False) -> None:
         self.x, self.tables, self.basis, self.by_splines = x, tables, basis, by_splines
         self._location: Location | None = None
         self._last_edges: EdgeValues | None = None
-        self._terms: dict[int, Array] = {}  # what multiplies the coefficients of u^d and above, [k + 1 - d, I, N]
-        self._bases: dict[int, Array | None] = {}  # psi^(d) of the base function, [I, N]
+        # The factors [k + 1 - d, I, N] of the coefficients of the powers d to k in the derivative of order d.
+        self._terms: dict[int, Array] = {}
+        # The derivative [I, N] of order d of the base function.
+        self._bases: dict[int, Array | None] = {}
         self._logistic: Array | None = None
-        self._splines: dict[int, Array] = {}  # psi^(d), [I, K, N]
+        # The derivative [I, K, N] of order d of all splines.
+        self._splines: dict[int, Array] = {}
         self._joined_features: Array | None = None
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
-        """F_d ``[O, N]``, G_d in two parts ``[K, I, O]`` and ``[I, O]``, or H_d ``[I, N]``.
+        """Return the contraction F_d ``[O, N]``, G_d as a pair ``[K, I, O]`` and ``[I, O]``, or H_d ``[I, N]``.
 
         Args:
-            operands: arrays, v ``[I, N]`` and g ``[O, N]``, or ``[I, O, N]`` where it differs by input.
+            name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
+            operands: NumPy arrays. The shape of v is ``[I, N]``. The shape of g is ``[O, N]``, or ``[I, O, N]`` if g is
+                different for each input.
+            derivative: the order d of the contraction.
         """
         import numpy as np
 
@@ -107,10 +138,12 @@ class Block:
             return self._contract_weight(g if v is None else v[:, None] * g, derivative)
         if name == "H" and derivative == 0 and base_weight is not None:
             location, base = self._location or self._locate(), self._base(0)
-            if not location.finite and base is not None:  # of the edges at an infinity some would be inf, some -inf
+            # At an infinite x some edges would be inf and others -inf, so the base function is factored out of the sum.
+            if not location.finite and base is not None:
                 h = np.einsum("ion,ion->in", self.edges(weight, None, 0), g)
                 return h + base * (base_weight[:, None] @ g)[:, 0]
-        if name == "F" and v is None and derivative <= self.basis.order:  # without the values of each edge
+        # This branch computes the sum over the edges without the values of the individual edges.
+        if name == "F" and v is None and derivative <= self.basis.order:
             if derivative == 0 and self.by_splines:
                 psi, joined = self._features(), _joined_weights(weight, base_weight)
                 return product(joined.transpose(2, 1, 0).reshape(weight.shape[2], -1), psi.reshape(-1, psi.shape[2]))
@@ -125,7 +158,7 @@ class Block:
         return np.add.reduce(edges, 0) if v is None else np.einsum("ion,in->on", edges, v)
 
     def edges(self, weight: Array, base_weight: Array | None, derivative: int) -> Array:
-        """E_d, ``[I, O, N]``; must not be written into."""
+        """Return the values E_d ``[I, O, N]`` of all edges. The caller must not modify the returned array."""
         import numpy as np
 
         last = self._edges_of(weight, base_weight)
@@ -147,8 +180,11 @@ class Block:
         return found
 
     def _edges_of(self, weight: Array, base_weight: Array | None) -> EdgeValues:
-        """The cache for these weights; the last ones are recognised as the same arrays or by their values, since the
-        table of contractions has other weights in the place of W at times."""
+        """Return the cache for the given weights.
+
+        The cache of the previous call is reused if the weights are the same arrays or have equal values. The weights
+        can differ between two calls because a derivative of a contraction may have a different tensor as its operand W.
+        """
         last = self._last_edges
         if last is not None:
             same = weight is last.given_weight and base_weight is last.given_base
@@ -163,12 +199,13 @@ class Block:
         return edges.coefficients
 
     def _contract_weight(self, upstream: Array, derivative: int) -> tuple[Array, Array | None]:
-        """G_d from v g, ``[I or 1, O, N]``."""
+        """Return G_d for ``upstream [I or 1, O, N]``, the product of v and g."""
         import numpy as np
 
         inputs, rows = self.x.shape
         outputs, order, count = upstream.shape[1], self.basis.order, self.tables.count
-        # the splines at the rows pay in graphs of derivatives, where several contractions use them
+        # Computing the spline values at the rows is worthwhile in a graph of derivatives, where several contractions
+        # use the spline values.
         many = derivative > 0 and outputs * (order + 1) > MAX_POWERS * count and count <= MAX_DENSE_CELLS
         if derivative == 0 and self.by_splines:
             psi = self._features()
@@ -188,7 +225,8 @@ class Block:
             raised = terms * upstream[:, :, None]
             inside = (self._location or self._locate()).inside
             sums = product(raised.reshape(inputs, -1, rows), inside.transpose(0, 2, 1))
-            splines = self.tables.splines(sums.reshape(inputs, outputs, -1))  # of [I, O, (k + 1 - d) C]
+            # The shape of the argument is [I, O, (k + 1 - d) C].
+            splines = self.tables.splines(sums.reshape(inputs, outputs, -1))
         base = self._base(derivative)
         return splines, None if base is None else product(upstream, base[:, :, None]).reshape(inputs, outputs)
 
@@ -198,9 +236,11 @@ class Block:
         return self._location
 
     def _coefficients(self, polynomials: Array | None) -> Array:
-        """Coefficients of polynomials ``[I or 1, R (k + 1), C]`` on the cells of the rows, ``[I, R, k + 1, N]``.
+        """Return coefficients ``[I, R, k + 1, N]`` of the ``polynomials [I or 1, R (k + 1), C]`` in the cell of each
+        row.
 
-        A product with indicators of the rows' cells picks them. The first one locates the rows as well.
+        The coefficients are selected by a matrix product with the indicators of the cells that contain the rows. The
+        first call of the method also determines the cells. If ``polynomials`` is None, R is 0.
         """
         import numpy as np
 
@@ -220,7 +260,7 @@ class Block:
         beyond = within[:, None] >= tables.knots
         inside = (beyond[:, :-1] != beyond[:, 1:]).astype(x.dtype)
         picked = product(picks, inside)
-        rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # a slope at NaN is NaN
+        rate = picked[:, 1] if finite else np.where(np.isnan(x), x, picked[:, 1])  # The slope at NaN is NaN.
         powers = np.empty((order + 1, inputs, rows), x.dtype)
         powers[0] = 1
         u = np.subtract(within, picked[:, 0], out=powers[1])
@@ -231,7 +271,7 @@ class Block:
         return picked[:, 2:].reshape(inputs, -1, order + 1, rows)
 
     def _sum(self, coefficients: Array, derivative: int) -> Array:
-        """The derivatives by x of polynomials with these coefficients, ``[I, R, N]``."""
+        """Return the derivatives ``[I, R, N]`` with respect to x of the polynomials with the given coefficients."""
         import numpy as np
 
         return np.einsum("irpn,pin->irn", coefficients[:, :, derivative:], self._terms_of(derivative))
@@ -243,12 +283,12 @@ class Block:
             _, rate, powers, _, _ = self._location or self._locate()
             terms = powers[: len(powers) - derivative] * _falling(len(powers) - 1, derivative, powers.dtype.char)
             for _ in range(derivative):
-                terms *= rate  # which costs a tenth of NumPy's power
+                terms *= rate  # Repeated multiplication takes a tenth of the time of NumPy's power.
             self._terms[derivative] = terms
         return self._terms[derivative]
 
     def _spline_values(self, derivative: int) -> Array:
-        """psi^(d) of all splines, ``[I, K, N]``."""
+        """Return the derivative psi^(d) ``[I, K, N]`` of all splines."""
         import numpy as np
 
         if derivative in self._splines:
@@ -256,10 +296,10 @@ class Block:
         tables, (inputs, active, _, cells) = self.tables, self.tables.local.shape
         if cells <= MAX_DENSE_CELLS:
             found = self._sum(self._coefficients(tables.table.reshape(inputs, -1, cells)), derivative)
-        else:  # the active splines' values are put in their places among all
+        else:  # The values of the k + 1 active splines of each row are inserted into the array of all splines.
             local = self._sum(self._coefficients(tables.local.reshape(inputs, -1, cells)), derivative)
             inside, *_, finite = self._location or self._locate()
-            cell = (inside * np.arange(cells)[:, None]).sum(1).astype(np.int64)  # 0 outside of the grid
+            cell = (inside * np.arange(cells)[:, None]).sum(1).astype(np.int64)  # The index is 0 outside the grid.
             found = np.zeros((len(self.x), tables.count + 2 * tables.order, self.x.shape[1]), self.x.dtype)
             np.put_along_axis(found, cell[:, None] + np.arange(active)[:, None], local, 1)
             found = found[:, tables.order : tables.order + tables.count]
@@ -269,7 +309,7 @@ class Block:
         return found
 
     def _features(self) -> Array:
-        """All splines and, last, the base function if there is one, ``[I, P, N]``."""
+        """Return the features ``[I, P, N]``: all splines, and then the base function unless the base is ``"none"``."""
         import numpy as np
 
         if self._joined_features is None:
@@ -278,7 +318,7 @@ class Block:
         return self._joined_features
 
     def _base(self, derivative: int) -> Array | None:
-        """psi^(d) of the base function, ``[I, N]``; None without one."""
+        """Return the derivative ``[I, N]`` of the base function, or None if the base is ``"none"``."""
         if derivative not in self._bases:
             self._bases[derivative] = self._base_values(derivative)
         return self._bases[derivative]
@@ -305,22 +345,26 @@ class Block:
         return silu_derivative(within, logistic, rest, derivative)
 
     def _zero(self) -> Array:
-        """A spline's derivative above its order: 0, and NaN at NaN."""
+        """Return a derivative of a spline that is higher than the spline order: 0, or NaN where x is NaN."""
         import numpy as np
 
         return np.where(np.isnan(self.x), self.x, self.x.dtype.type(0))
 
 
 class Piecewise:
-    """F_d, G_d and H_d at rows ``x [I, N]``, in blocks that stay in a core's cache.
+    """The contractions F_d, G_d and H_d at rows ``x [I, N]``, in blocks of rows that fit into the cache of a CPU core.
 
-    Arrays of the first blocks are cached, up to :data:`CACHED_VALUES` numbers; other blocks are made again for each
-    use. That costs up to half a step more, and bounds the memory whatever the number of rows.
+    The first blocks keep their arrays, up to :data:`CACHED_VALUES` numbers in total. The remaining blocks are created
+    again for each use. Creating blocks again makes a training step up to 1.5 times as long, but the memory use stays
+    bounded for any number of rows.
 
     Args:
-        x: contiguous; it must not be written into afterwards.
-        outputs: O of the layer.
-        by_splines: as in :class:`Block`; then there is one block, so that all splines are cached.
+        x: a contiguous array ``[I, N]``, which must not be modified afterwards.
+        tables: the table of the polynomials of all splines.
+        basis: the spline order and the base function.
+        outputs: the number of outputs O of the layer.
+        by_splines: an argument with the same meaning as in :class:`Block`. If True, all rows are in one block, so that
+            all spline values are cached.
     """
 
     def __init__(self, x: Array, tables: Pieces, basis: Basis, outputs: int, by_splines: bool = False) -> None:
@@ -328,7 +372,7 @@ class Piecewise:
         _settle_allocator()
         rows = x.shape[1]
         count, cached = block_counts(rows, len(x), outputs, tables.local.shape[3], basis.order)
-        if by_splines:  # which are to be cached
+        if by_splines:  # All spline values must stay cached, so there is one block.
             count = cached = 1
         self._again: list[slice] = []
         self._input_moments: Moments | None = None
@@ -343,13 +387,13 @@ class Piecewise:
         return Block(self.x[:, part].copy(), self.tables, self.basis, self.by_splines)
 
     def blocks(self) -> Iterable[tuple[slice, Block]]:
-        """The rows of each block, and the block; one that is not cached is for one use."""
+        """Return pairs of a slice of rows and a block. Blocks that are not cached are created during the iteration."""
         if not self._again:
             return self._cached
         return chain(self._cached, ((part, self._block(part)) for part in self._again))
 
     def input_moments(self) -> Moments:
-        """Moments of each input over the rows."""
+        """Return the moments of each input over the rows."""
         if self._input_moments is None:
             self._input_moments = Moments()
             self._input_moments.add(self.x)
@@ -363,10 +407,11 @@ class Piecewise:
         derivative: int,
         add: Callable[[Block, Array], Array] | None = None,
     ) -> dict[str, Any]:
-        """Gradients of a contraction, as :func:`.trilinear.gradients`.
+        """Return the gradients of a contraction, in the form that :func:`.trilinear.gradients` returns.
 
         Args:
-            add: what becomes of the upstream gradient in each block.
+            name, full, wanted, derivative: arguments with the same meaning as in :func:`.trilinear.gradients`.
+            add: a function ``add(block, g)`` that returns the upstream gradient to use for a block in the place of g.
         """
         found: list[dict[str, Any]] = []
         for part, block in self.blocks():
@@ -378,37 +423,37 @@ class Piecewise:
 
 
 def block_counts(rows: int, inputs: int, outputs: int, cells: int, order: int) -> tuple[int, int]:
-    """The number of blocks and how many of them are cached, from sizes alone, so that the same shape gives the same
-    bits."""
+    """Return a tuple of the number of blocks and the number of cached blocks. Both depend only on sizes, so that inputs
+    of one shape are always computed in the same order, with bit-identical results."""
     terms = outputs * (order + 1)
     values = rows * inputs * (cells + 2 * terms)
     count = 1 if values <= CACHED_VALUES else -(-values // BLOCK_VALUES)
-    if cells <= MAX_DENSE_CELLS:  # so that the products stay NumPy's own, which are quicker
+    if cells <= MAX_DENSE_CELLS:  # Smaller blocks have smaller products, which NumPy computes faster than PyTorch.
         count = max(count, min(rows // MIN_ROWS, -(-rows * cells * (terms + 2) // MAX_OWN_PRODUCTS)))
     return count, count if values <= CACHED_VALUES else max(1, count * CACHED_VALUES // values)
 
 
 def splines_pay(values: int, outputs: int, tables: Pieces) -> bool:
-    """Whether a step without slopes is quicker by products with the splines at its input values than by polynomials."""
+    """Whether matrix products with the spline values are faster than polynomials for a training step without H_1."""
     dense = outputs > MANY_OUTPUTS * tables.count and tables.local.shape[3] <= MAX_DENSE_CELLS
     return dense and values * (tables.count + 1) <= MAX_SPLINES
 
 
 def _joined_weights(weight: Array, base_weight: Array | None) -> Array:
-    """The weights of all features, ``[P, I, O]``."""
+    """Return the weights ``[P, I, O]`` of all features: the splines, followed by the base function."""
     import numpy as np
 
     return weight if base_weight is None else np.concatenate([weight, base_weight[None]])
 
 
 def _rows(operands: Operands, part: slice) -> Operands:
-    """The operands of some rows."""
+    """Return the operands restricted to a slice of the rows."""
     v, weight, base_weight, g = operands
     return Operands(None if v is None else v[:, part], weight, base_weight, None if g is None else g[..., part])
 
 
 def _joined(what: str, parts: list[Any]) -> Any:
-    """An operand, or a gradient with respect to x, from its parts in each block."""
+    """Combine the results of all blocks. Results for ``"W"`` are added, and other results are concatenated by rows."""
     import numpy as np
 
     if what != "W":
@@ -418,17 +463,18 @@ def _joined(what: str, parts: list[Any]) -> Any:
 
 
 class Moments:
-    """Mean and sum of squares of columns that come in blocks of rows, joined by the formula of Chan, Golub and LeVeque
-    (Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979).
+    """The mean and the sum of squared deviations of each column, computed from blocks of rows.
 
-    Values are taken less those of the first row, so that columns which do not vary leave exactly 0.
+    Blocks are combined by the formula of Chan, Golub and LeVeque (Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances, 1979). The first row is subtracted from all rows, so that the standard deviation of a
+    constant column is exactly 0.
     """
 
     rows = 0
-    only: Array | None = None  # the centred values where there is one block
+    only: Array | None = None  # The centred values are stored if there is only one block.
 
     def add(self, values: Array) -> None:
-        """Add a block ``[..., N]``."""
+        """Add a block of rows with values ``[..., N]``."""
         import numpy as np
 
         if self.rows == 0:
@@ -448,20 +494,20 @@ class Moments:
 
     @cached_property
     def std(self) -> Array:
-        """Standard deviation of each column, once all blocks are added."""
+        """The standard deviation of each column, which may be read after all blocks have been added."""
         import numpy as np
 
         return np.sqrt(self.squares / (self.rows - 1)).astype(self.first.dtype, copy=False)
 
     def share(self, by_std: Array) -> Array:
-        """What multiplies the centred values in their gradient; 0 where a column does not vary."""
+        """Return the factors of centred values in the gradient of the standard deviations; 0 for constant columns."""
         import numpy as np
 
         by_std, std = by_std / (self.rows - 1), self.std
         return by_std / std if std.all() else np.divide(by_std, std, out=np.zeros_like(by_std), where=std != 0)
 
     def centred(self, values: Array) -> Array:
-        """The values of a block less the mean."""
+        """Return the values of a block minus the mean."""
         apart = values - self.first
         apart -= self.mean.astype(apart.dtype, copy=False)
         return apart
@@ -469,11 +515,12 @@ class Moments:
 
 @cache
 def _settle_allocator() -> None:
-    """Let the memory of one pass stay with the process for the next, up to 62 MiB.
+    """Make glibc keep up to 62 MiB of freed memory for the next pass.
 
-    glibc returns the top of its heap to the system beyond twice the size of the largest block that was freed. With
-    arrays of some 100 KiB each, every step would return all of them and pay a page fault for each 4 KiB again, up to
-    half of its time. Freeing one large block, which is never touched, moves that limit. Other allocators ignore it.
+    When the free memory at the top of the heap exceeds twice the size of the largest block that was freed so far, glibc
+    returns the free memory to the operating system. If all arrays have about 100 KiB, every training step would return
+    the memory and then cause a page fault for each 4 KiB page, which takes up to half of the time of the step. Freeing
+    one large block, whose pages are never written, raises the limit. The call has no effect on other allocators.
     """
     import numpy as np
 
@@ -499,24 +546,24 @@ def product(one: Array, other: Array) -> Array:
 
 @cache
 def _falling(order: int, derivative: int, dtype: str) -> Array:
-    """The factors that differentiation puts before the powers d to k, ``[k + 1 - d, 1, 1]``."""
+    """Return the factors ``[k + 1 - d, 1, 1]`` of the powers d to k after the powers are differentiated d times."""
     import numpy as np
 
     powers = range(derivative, order + 1)
     return np.array([math.perm(power, derivative) for power in powers], dtype)[:, None, None]
 
 
-# -- on tensors ---------------------------------------------------------------------------------------
+# -- interface for tensors ---------------------------------------------------------------------------------------
 
 
 class PiecewiseTensors:
-    """The contractions of :class:`Piecewise` on tensors: v ``[N, I]`` and g ``[N, O]``."""
+    """The contractions of :class:`Piecewise` for tensors v ``[N, I]`` and g ``[N, O]`` instead of arrays."""
 
     def __init__(self, rows: Piecewise) -> None:
         self.rows = rows
 
     def contract(self, name: str, operands: Operands, derivative: int) -> Any:
-        """F_d ``[N, O]``, G_d in two parts, or H_d ``[N, I]``."""
+        """Return the contraction F_d ``[N, O]``, G_d as a pair ``[K, I, O]`` and ``[I, O]``, or H_d ``[N, I]``."""
         given, found = _as_arrays(operands), []
         with quiet():
             for part, block in self.rows.blocks():
@@ -525,7 +572,7 @@ class PiecewiseTensors:
         return _as_tensors(found[0] if len(found) == 1 else _joined(CONTRACTIONS[name].free, found))
 
     def vjp(self, name: str, full: Operands, wanted: Collection[str], derivative: int) -> dict[str, Any]:
-        """:func:`.trilinear.gradients` of a contraction, without a graph."""
+        """Return the gradients of a contraction as :func:`.trilinear.gradients` does, without an autograd graph."""
         with quiet():
             found = self.rows.vjp(name, _as_arrays(full), wanted, derivative)
         return {by: _as_tensors(value) for by, value in found.items()}
@@ -534,14 +581,18 @@ class PiecewiseTensors:
 def rows_of(
     cached: dict, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, *derivatives: int
 ) -> PiecewiseTensors | None:
-    """Return the object for contractions at the rows x, or None where another way is quicker or the only one.
+    """Return an object that computes contractions at the rows x, or None if the piecewise implementation is slower than
+    another implementation or does not support the arguments.
 
     Args:
-        cached: dictionary in which the object is cached for further contractions of the same x, knots and basis. If
-            it has ``"pieces"``, that is called for the tables of the knots. ``"fixed_x"`` is true where gradients will
-            be wanted, but none with respect to x.
-        operands: everything that will be contracted, of plain tensors.
-        derivatives: the order d of each contraction, the lowest first.
+        cached: a dictionary in which the object is stored for further contractions with the same x, knots and basis.
+            The entry ``"pieces"`` is a function that returns the tables of the knots, or None. The entry
+            ``"fixed_x"`` is true if gradients will be computed, but no gradient with respect to x.
+        x: the inputs ``[N, I]``.
+        knots: the knots ``[I, M]`` of the splines.
+        operands: the operands of all contractions to come, as plain tensors.
+        basis: the spline order and the base function.
+        derivatives: the orders d of the contractions to come, in ascending order.
     """
     dtype = knots.dtype
     for each in (x, *operands):
@@ -564,7 +615,7 @@ def rows_of(
 
 
 def has_sizes(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, dtype: torch.dtype) -> bool:
-    """Whether there is anything to compute, in a dtype that NumPy has, with tables of a moderate size."""
+    """Whether the result is not empty, the dtype is float32 or float64, and the tables have a moderate size."""
     if inputs * knots > MAX_KNOTS:
         return False
     return rows * inputs * outputs > 0 and basis.matmul_dtype is None and dtype in (torch.float32, torch.float64)
@@ -578,19 +629,19 @@ def _pays(rows: int, inputs: int, knots: int, outputs: int, basis: Basis, deriva
 
 
 def quiet() -> Any:
-    """NumPy without warnings about results that are not finite."""
+    """Return a context manager that silences the warnings of NumPy about results that are not finite."""
     import numpy as np
 
     return np.errstate(all="ignore")
 
 
 def columns(x: Tensor) -> Array:
-    """``[N, I]`` as a contiguous ``[I, N]`` of its own."""
+    """Return a contiguous array ``[I, N]`` with a copy of the values of a tensor ``[N, I]``."""
     return array(x).T.copy()
 
 
 def array(tensor: Tensor) -> Array:
-    """The tensor's values as an array, of a negated or conjugated view too."""
+    """Return the values of a tensor as an array. The tensor may be a negated or conjugated view."""
     return tensor.numpy(force=True)
 
 
@@ -605,7 +656,7 @@ def _as_arrays(operands: Operands) -> Any:
 
 
 def _as_tensors(value: Any) -> Any:
-    if isinstance(value, tuple):  # both parts of G
+    if isinstance(value, tuple):  # The result of G is a pair.
         splines, base = value
         return torch.from_numpy(splines), None if base is None else torch.from_numpy(base)
     return torch.from_numpy(value.T.copy())

@@ -1,8 +1,8 @@
-"""The way that a contraction takes, dense, banded or piecewise: the one of the lowest cost, from sizes alone.
+"""The choice of the dense, banded or piecewise implementation of a contraction: the one with the lowest estimated cost.
 
-A cost is a sum of counts, such as that of the products, each times the nanoseconds that one of them takes. Those were
-measured, and ``python -m bench.cpu_costs`` measures them anew. Only their ratios matter, and near a tie either way
-will do.
+The cost is estimated from sizes alone. The operations of an implementation are counted by kind, and each count is
+multiplied by the measured time of one operation. The command ``python -m bench.cpu_costs`` repeats the measurements.
+Only the ratios of the times matter. If two costs are nearly equal, either implementation is a good choice.
 """
 
 from __future__ import annotations
@@ -13,48 +13,48 @@ from functools import lru_cache
 from ...basis import Basis
 from . import dense
 
-# nanoseconds on one core, of each thing that a step (F, G and H of one layer) or a contraction does
+# The time of each operation in nanoseconds on one CPU core. A step consists of F_0, G_0 and H_1 of one layer.
 NANOSECONDS = {
-    "step": 490e3,  # calls of a step that is dense or banded, beside those of its contractions
-    "closed call": 140e3,  # calls of one contraction, by the filling of its features
-    "recursive call": 550e3,
-    "scattered call": 300e3,
-    "banded call": 450e3,
-    "value": 53.0,  # one input value of such a step, for the base function
-    "closed": 1.7,  # one spline of one input value, in closed form
-    "closed power": 0.34,  # each of its truncated powers
-    "recursive": 0.56,  # one spline by recursion, for each degree
-    "scattered": 1.5,  # one spline's place in memory, where the active ones are scattered
-    "active": 3.2,  # one active spline on uniform knots, for each of its truncated powers
-    "active any": 13.0,  # the same on any knots, for each degree
-    "product": 0.027,  # one spline of one input value, multiplied by the weight of one output
-    "gather": 0.28,  # the same with a gathered row of weights
-    "piecewise step": 500e3,  # calls of a step that is piecewise
-    "piecewise cell": 1.6,  # one cell of one input value, where its cell is looked up
-    "piecewise term": 4.0,  # one coefficient of an edge's polynomial, for one input value
-    "piecewise look-up": 0.077,  # the same, for each cell
-    "piecewise coefficient": 1.8,  # one coefficient of an edge's polynomial on one cell, whatever the number of rows
-    "spline step": 26e3,  # calls of a piecewise step from splines that are cached with the rows
-    "spline product": 0.085,  # one such spline of one input value, multiplied by the weight of one output
+    "step": 490e3,  # The overhead of a dense or banded step, in addition to the overhead of its contractions.
+    "closed call": 140e3,  # The overhead of one contraction whose splines are evaluated in closed form.
+    "recursive call": 550e3,  # The overhead of one contraction whose splines are evaluated by recursion.
+    "scattered call": 300e3,  # The overhead of one contraction whose active splines are scattered into an array.
+    "banded call": 450e3,  # The overhead of one banded contraction.
+    "value": 53.0,  # The evaluation of the base function at one input value of a dense or banded step.
+    "closed": 1.7,  # The evaluation of one spline at one input value in closed form.
+    "closed power": 0.34,  # The evaluation of one truncated power in the closed form of a spline.
+    "recursive": 0.56,  # The evaluation of one degree of the recursion for one spline at one input value.
+    "scattered": 1.5,  # The memory of one spline value in the array into which active splines are scattered.
+    "active": 3.2,  # The evaluation of one truncated power of one active spline on uniform knots.
+    "active any": 13.0,  # The evaluation of one degree of the recursion for one active spline on arbitrary knots.
+    "product": 0.027,  # The multiplication of one spline value by the weight of one output.
+    "gather": 0.28,  # The multiplication of one spline value by one weight in a gathered row of weights.
+    "piecewise step": 500e3,  # The overhead of a piecewise step.
+    "piecewise cell": 1.6,  # The comparison of one input value with one cell to find the cell that contains the value.
+    "piecewise term": 4.0,  # The evaluation of one term of the polynomial of one edge at one input value.
+    "piecewise look-up": 0.077,  # The work for one cell in the selection of one coefficient for one input value.
+    "piecewise coefficient": 1.8,  # The computation of one polynomial coefficient of one edge on one cell.
+    "spline step": 26e3,  # The overhead of a piecewise step that uses cached spline values.
+    "spline product": 0.085,  # The multiplication of one cached spline value by the weight of one output.
 }
 
 
 @lru_cache(maxsize=1024)
 def choose(name: str, rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> str:
-    """Return the quicker way, "banded" or "dense", of contraction F, G or H with K = ``count`` splines."""
-    if name == "G" or derivative > basis.order:  # G has no banded way
+    """Return the faster implementation, "banded" or "dense", of contraction F, G or H with K = ``count`` splines."""
+    if name == "G" or derivative > basis.order:  # There is no banded implementation of G.
         return "dense"
     sizes = rows, inputs, outputs, count, basis, derivative
     return "banded" if cost(banded_work(*sizes)) < cost(dense_work(*sizes)) else "dense"
 
 
 def cost(work: dict[str, float]) -> float:
-    """Nanoseconds that some work takes."""
+    """Return the estimated time, in nanoseconds, of the operations counted in ``work``."""
     return sum(NANOSECONDS[each] * times for each, times in work.items())
 
 
 def dense_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
-    """Count what one contraction does by the dense way."""
+    """Count the operations of one contraction in the dense implementation."""
     values, how = rows * inputs, dense.filling(basis, count, derivative)
     work: dict[str, float]
     if how == "closed":
@@ -67,7 +67,7 @@ def dense_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, d
 
 
 def banded_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis, derivative: int) -> dict[str, float]:
-    """Count what F or H does by the banded way."""
+    """Count the operations of the contraction F or H in the banded implementation."""
     values = rows * inputs
     gathered = values * (basis.order + 1) * outputs
     return {**_active_work(values, basis, derivative), "banded call": 1.0, "gather": gathered}
@@ -81,17 +81,20 @@ def _active_work(values: int, basis: Basis, derivative: int) -> dict[str, float]
 
 
 def _powers(basis: Basis) -> int:
-    """Truncated powers of which the closed form of a spline is made."""
+    """Return the number of truncated powers in the closed form of a spline."""
     return basis.order // 2 + 1
 
 
 def step_work(
     rows: int, inputs: int, outputs: int, count: int, basis: Basis, way: str | None = None
 ) -> dict[str, float]:
-    """Count what F_0, G_0 and H_1 do, the step of one layer.
+    """Count the operations of a training step of one layer, which consists of the contractions F_0, G_0 and H_1.
 
     Args:
-        way: of F and H, "banded" or "dense"; None for the quicker one of each.
+        rows, inputs, outputs: the sizes N, I and O.
+        count: the number of splines K.
+        basis: the spline order and the base function.
+        way: the implementation of F and H, "banded" or "dense". If None, the faster implementation of each is counted.
     """
     total = {"step": 1.0, "value": float(rows * inputs)}
     for name, derivative in (("F", 0), ("G", 0), ("H", 1)):
@@ -103,7 +106,7 @@ def step_work(
 
 
 def piecewise_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis) -> dict[str, float]:
-    """Count what the same step does by the polynomials of the edges (:mod:`.piecewise`)."""
+    """Count the operations of a training step of one layer in the piecewise implementation (:mod:`.piecewise`)."""
     values, cells, terms = rows * inputs, count + basis.order, outputs * (basis.order + 1)
     return {
         "piecewise step": 1.0,
@@ -115,19 +118,19 @@ def piecewise_work(rows: int, inputs: int, outputs: int, count: int, basis: Basi
 
 
 def by_splines_work(rows: int, inputs: int, outputs: int, count: int, basis: Basis) -> dict[str, float]:
-    """Count what the same step does by products with splines that are cached with the rows."""
+    """Count the operations of a training step of one layer that multiplies cached spline values by the weights."""
     return {"spline step": 1.0, "spline product": rows * inputs * (count + 1) * outputs}
 
 
 def piecewise_pays(
     layers: Sequence[tuple[int, int, int, int, Basis]], by_splines: bool = False, contractions: float = 1
 ) -> bool:
-    """Whether the piecewise way is the quickest for a step of layers, one after another.
+    """Whether the piecewise implementation is the fastest for a training step of a sequence of layers.
 
     Args:
-        layers: rows, inputs, outputs, number of splines and basis of each.
-        by_splines: whether the splines of the first layer are cached.
-        contractions: number of contractions that share the rows that they are at.
+        layers: a tuple ``(rows, inputs, outputs, count, basis)`` for each layer, with ``count`` splines for each input.
+        by_splines: whether the spline values of the first layer are cached.
+        contractions: the factor by which a contraction gets cheaper because several contractions share the rows.
     """
     own = general = 0.0
     for place, layer in enumerate(layers):

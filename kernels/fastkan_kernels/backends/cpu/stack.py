@@ -1,7 +1,7 @@
-"""Layers one after another in one piece, with the standard deviation of every edge: a step of a small network.
+"""A fused forward and backward pass through all layers of a small network, with the standard deviation of every edge.
 
-A network of a few nodes spends its time on calls, and here they are few. The standard deviations, which sparsity
-penalties need, come from values of the edges that exist already.
+In a small network most of the time goes into the overhead of calls, so this module makes few calls. The standard
+deviations, which sparsity penalties need, are computed from edge values that the forward pass has already computed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from .selection import piecewise_pays
 
 
 class StackLayer(NamedTuple):
-    """One layer: ``phi_io = mask_io (scale_io sum_b weight[b,i,o] B_b + base_weight_io base)``.
+    """A layer with the edge functions ``phi_io = mask_io (scale_io sum_b weight[b,i,o] B_b + base_weight_io base)``.
 
     Args:
-        weight: ``[K, I, O]``.
-        base_weight, scale, mask: ``[I, O]`` or None.
-        knots: ``[I, M]``.
-        basis: the features.
-        pieces: returns the tables of the knots; None computes them for each pass.
+        weight: the spline coefficients ``[K, I, O]``.
+        base_weight: the weights ``[I, O]`` of the base function, or None if the base function is ``"none"``.
+        scale: a factor ``[I, O]`` for the spline of each edge, or None if all factors are 1.
+        mask: a factor ``[I, O]`` for each edge function, or None if all factors are 1.
+        knots: the knots ``[I, M]`` of the splines.
+        basis: the spline order and the base function.
+        pieces: a function that returns the tables of the knots. If None, the tables are computed in each pass.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -43,7 +45,7 @@ class StackLayer(NamedTuple):
 
 
 class LayerStd(NamedTuple):
-    """Standard deviations over the rows, of the values of each edge ``[I, O]`` and of each input ``[I]``.
+    """The standard deviations over the rows: ``edges [I, O]`` for the values of each edge, and ``inputs [I]``.
 
     Example:
         >>> LayerStd(edges=torch.rand(2, 5), inputs=torch.rand(2)).inputs.shape
@@ -55,7 +57,7 @@ class LayerStd(NamedTuple):
 
 
 class StackCache:
-    """Rows that come again, with their splines, for one :class:`FusedStack` after another, as a fit makes them.
+    """A cache for rows and the spline values at the rows, shared by all :class:`FusedStack` objects of a fit.
 
     Example:
         >>> cache = StackCache()
@@ -65,7 +67,7 @@ class StackCache:
         self._rows: Piecewise | None = None
 
     def rows(self, x: Array, tables: Pieces, basis: Basis, outputs: int) -> Piecewise:
-        """The first layer's rows; those of the last pass, if x, the tables and the basis are the same."""
+        """Return the rows of the first layer, from the cache if x, the tables and the basis have not changed."""
         last = self._rows
         if last is not None and last.tables is tables and last.basis == basis and last.x.shape == x.shape:
             last = last if (last.x == x).all() else None
@@ -77,7 +79,9 @@ class StackCache:
 
 
 def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) -> tuple[Any, Any]:
-    """The weights of splines and base function, tensors or arrays, with scale and mask in them.
+    """Return a tuple of the spline weights times scale and mask, and the weights of the base function times the mask.
+
+    Either all arguments are tensors or all arguments are arrays. All arguments except ``weight`` may be None.
 
     Example:
         >>> fold_scale_and_mask(torch.ones(8, 2, 5), None, 3 * torch.ones(2, 5), None)[0].unique()
@@ -90,17 +94,19 @@ def fold_scale_and_mask(weight: Any, base_weight: Any, scale: Any, mask: Any) ->
 
 
 class FusedStack:
-    """One pass through the layers on arrays, and its gradients; NumPy may warn of results that are not finite.
+    """A pass through several layers on arrays, and the gradients of the pass.
+
+    NumPy may print warnings about results that are not finite.
 
     Args:
-        x: ``[N, I]``.
-        layers: with as many inputs as the one before has outputs.
+        x: the inputs ``[N, I]`` of the first layer.
+        layers: the layers in order. The number of inputs of a layer is the number of outputs of the preceding layer.
         std: whether :meth:`stds` will be called.
-        cache: of rows that come again.
-        fixed_x: whether gradients will be wanted, but none with respect to x.
+        cache: a cache for the rows of the first layer, or None if the rows are used only once.
+        fixed_x: whether gradients will be computed, but no gradient with respect to x.
 
     Attributes:
-        y: ``[O, N]``.
+        y: the outputs ``[O, N]`` of the last layer.
 
     Example:
         >>> knots, weight = uniform_knots(2, grid_size=5, order=3), torch.randn(8, 2, 5)
@@ -135,18 +141,23 @@ class FusedStack:
         self.y = h
 
     def stds(self) -> list[LayerStd]:
-        """Standard deviations of each layer's edges and inputs."""
+        """Return the standard deviations of the edges and inputs of each layer."""
         return [LayerStd(each.edges.std, each.rows.input_moments().std) for each in self.passes]
 
     def vjp(
         self, g: Array, by_stds: Sequence[tuple[Array | None, Array | None]], needed: Sequence[bool]
     ) -> tuple[Array | None, list[Array | None]]:
-        """Gradients with respect to x ``[I, N]`` and each layer's weight, base_weight, scale and mask.
+        """Return the gradient ``[I, N]`` with respect to x, and a list of the gradients with respect to the parameters.
+
+        The list has four entries for each layer: the gradients with respect to weight, base_weight, scale and mask. An
+        entry is None if the gradient is not needed. The entry for the mask is always None.
 
         Args:
-            g: gradient with respect to y, ``[O, N]``.
-            by_stds: the same with respect to each layer's :class:`LayerStd`, each ``(None, None)`` without.
-            needed: which are computed, of x and then the others; the mask has no gradient.
+            g: the gradient ``[O, N]`` with respect to y.
+            by_stds: the pair of gradients with respect to the fields of :class:`LayerStd`, for each layer. Without
+                gradients, the pair is ``(None, None)``.
+            needed: one bool for the gradient of x, followed by four for each layer (weight, base_weight, scale, mask).
+                The bool of the mask is ignored.
         """
         found: list[Array | None] = [None] * (4 * len(self.passes))
         for place in range(len(self.passes) - 1, -1, -1):
@@ -173,7 +184,7 @@ class FusedStack:
 
 
 class _LayerPass:
-    """F_0 of one layer and the moments of its edges and inputs; ``y [O, N]``."""
+    """A forward pass through one layer: its output ``y [O, N]`` and the moments of its edges and inputs."""
 
     def __init__(self, rows: Piecewise, weight: Array, base_weight: Array | None, std: bool) -> None:
         import numpy as np
@@ -191,7 +202,7 @@ class _LayerPass:
         self.y = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
 
     def vjp(self, g: Array, by_edges: Array | None, by_inputs: Array | None, wanted: list[str]) -> dict[str, Any]:
-        """Gradients of y and of the standard deviations; each centred value has its share of the latter's."""
+        """Return the gradients of the layer from the gradients with respect to y and to the standard deviations."""
         add = None
         if by_edges is not None:
             moments, share = self.edges, self.edges.share(by_edges)[..., None]
@@ -212,10 +223,12 @@ class _LayerPass:
 
 
 def pays(x: Tensor, layers: Sequence[StackLayer], cached: bool) -> bool:
-    """Whether the sizes of these layers can be computed in one piece, and that is the quickest.
+    """Whether a fused pass supports the sizes of the layers and is the fastest implementation for the sizes.
 
     Args:
-        cached: whether the splines of the first layer are in a :class:`StackCache`.
+        x: the inputs ``[N, I]`` of the first layer.
+        layers: the layers in order.
+        cached: whether the spline values of the first layer are stored in a :class:`StackCache`.
     """
     rows, sizes = x.shape[0], []
     for weight, _, _, _, knots, basis, _ in layers:
