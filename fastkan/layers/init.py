@@ -29,7 +29,8 @@ def reinitialize(
     Args:
         layer: the layer whose parameters are replaced.
         generator: the random number generator, or None to use torch's global generator.
-        noise: the width of the range of the splines' values at the knots, multiplied by ``grid_size``.
+        noise: the values of the splines at the knots are drawn uniformly from an interval of width
+            ``noise / grid_size`` around 0.
         base_mean, base_half_width: the midpoint and the half width of the range of base weights, before the division
             by sqrt(inputs).
     """

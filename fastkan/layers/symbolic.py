@@ -145,7 +145,10 @@ class SymbolicEdges(nn.Module):
         kinds.check_alike(x, affine=self.affine)
 
     def _values(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
-        """Return the values ``[N, E]`` of the edges, sorted by function, so that each function is called only once."""
+        """Return the values ``[N, E]`` of the edges, with the columns grouped by function.
+
+        The edges are grouped before the evaluation, so that each function is called only once.
+        """
         affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
         a, b, c, d = affine.unbind(1)
         if self._inputs is not None:

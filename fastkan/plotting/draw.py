@@ -105,7 +105,8 @@ def _draw_edges(
     curve_lines: list[Any] = []
     curve_colors: list[Any] = []
     thickness = min(1.0, 0.45 + boxes.width / 0.5)
-    # ``stub`` is the length of the vertical part of a line, which runs between the two numbers below a box
+    # Each line from below ends in a vertical part of length ``stub``, which passes between the two limits of the input
+    # that are written below the box. Without limits, the line is straight.
     stub = placing.RANGES - 0.04 if boxes.ranges else 0.0
     for e in shown.is_drawn.nonzero().flatten().tolist():
         color = (*to_rgb(COLORS[KINDS[shown.kind[e]]]), alpha[e])

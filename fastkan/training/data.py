@@ -338,7 +338,7 @@ def read_data(
 
 
 class _Form(NamedTuple):
-    """The form that inputs and labels are checked for and converted to: number of features, device and dtype."""
+    """The number of features, the device, the dtype and the label format that inputs and labels must have."""
 
     in_features: int
     device: torch.device

@@ -343,7 +343,7 @@ def checked(**table: Kind) -> Callable[[Fn], Fn]:
 ORDER = Int(least=1, most=MAX_SPLINE_ORDER)
 BASE = Choice(BASE_FUNCTIONS)
 # The location of a warning is the innermost stack frame outside of the packages in this tuple. The tuple contains torch
-# because modules and decorated functions are called by code of torch.
+# because frames of PyTorch lie between the user's code and the forward method of a module.
 PACKAGES = ("fastkan", "fastkan_kernels", "torch")
 
 

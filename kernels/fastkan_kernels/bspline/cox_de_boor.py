@@ -142,9 +142,9 @@ def cell_width(knots: Tensor) -> Tensor:
 def round_features(psi: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     """Round splines to ``basis.matmul_dtype`` and convert them back to their own dtype.
 
-    Splines are rounded in units of the cell width, so that no derivative overflows. If the cells differ in width,
-    derivatives are not rounded to float16, because no single unit keeps the derivatives in all cells within the range
-    of float16.
+    Before the rounding, a derivative of order d is multiplied by the cell width to the power of d, so that it does not
+    overflow; after the rounding, it is divided by the same factor. If the cells differ in width, derivatives are not
+    rounded to float16, because no single factor keeps the derivatives in all cells within the range of float16.
     """
     matmul_dtype = basis.matmul_dtype
     if matmul_dtype is None or matmul_dtype == psi.dtype:

@@ -124,7 +124,10 @@ def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor
 
 
 def _joined(operands: Operands) -> Tensor:
-    """Concatenate both parts of W to one matrix ``[(K + 1) * I, O]``."""
+    """Concatenate the spline weights and any base weights into one matrix.
+
+    The shape of the matrix is ``[(K + 1) * I, O]``, or ``[K * I, O]`` without base weights.
+    """
     if operands.base_weight is None:
         return operands.weight.flatten(0, 1)
     return torch.cat([operands.weight.flatten(0, 1), operands.base_weight])
