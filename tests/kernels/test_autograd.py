@@ -128,7 +128,8 @@ def test_gradients_of_gradients(backend: str, name: str, order: int, derivative:
 
 
 # The rules are the same for all backends, so that one third derivative of the interpreted kernels is enough.
-THIRD = [*itertools.product(["reference", "auto", "recursive", "piecewise"], "FGH", [0, 1]), (FUSED, "F", 0)]
+THIRD = [*itertools.product(["reference", "auto", "recursive", "piecewise"], "FGH", [0, 1])]
+THIRD.append(pytest.param("fused", "F", 0, marks=FUSED.marks))
 
 
 @pytest.mark.parametrize(("backend", "name", "derivative"), THIRD)

@@ -15,27 +15,27 @@ from . import dense
 
 # The time of each operation in nanoseconds on one CPU core. A step consists of F_0, G_0 and H_1 of one layer.
 NANOSECONDS = {
-    "step": 490e3,  # The overhead of a dense or banded step, in addition to the overhead of its contractions.
-    "closed call": 140e3,  # The overhead of one contraction whose splines are evaluated in closed form.
-    "recursive call": 550e3,  # The overhead of one contraction whose splines are evaluated by recursion.
-    "scattered call": 300e3,  # The overhead of one contraction whose active splines are scattered into an array.
-    "banded call": 450e3,  # The overhead of one banded contraction.
-    "value": 53.0,  # The evaluation of the base function at one input value of a dense or banded step.
-    "closed": 1.7,  # The evaluation of one spline at one input value in closed form.
-    "closed power": 0.34,  # The evaluation of one truncated power in the closed form of a spline.
-    "recursive": 0.56,  # The evaluation of one degree of the recursion for one spline at one input value.
-    "scattered": 1.5,  # The memory of one spline value in the array into which active splines are scattered.
-    "active": 3.2,  # The evaluation of one truncated power of one active spline on uniform knots.
-    "active any": 13.0,  # The evaluation of one degree of the recursion for one active spline on arbitrary knots.
-    "product": 0.027,  # The multiplication of one spline value by the weight of one output.
-    "gather": 0.28,  # The multiplication of one spline value by one weight in a gathered row of weights.
-    "piecewise step": 500e3,  # The overhead of a piecewise step.
-    "piecewise cell": 1.6,  # The comparison of one input value with one cell to find the cell that contains the value.
-    "piecewise term": 4.0,  # The evaluation of one term of the polynomial of one edge at one input value.
-    "piecewise look-up": 0.077,  # The work for one cell in the selection of one coefficient for one input value.
-    "piecewise coefficient": 1.8,  # The computation of one polynomial coefficient of one edge on one cell.
-    "spline step": 26e3,  # The overhead of a piecewise step that uses cached spline values.
-    "spline product": 0.085,  # The multiplication of one cached spline value by the weight of one output.
+    "step": 280e3,  # The overhead of a dense or banded step, in addition to the overhead of its contractions.
+    "closed call": 160e3,  # The overhead of one contraction whose splines are evaluated in closed form.
+    "recursive call": 420e3,  # The overhead of one contraction whose splines are evaluated by recursion.
+    "scattered call": 310e3,  # The overhead of one contraction whose active splines are scattered into an array.
+    "banded call": 390e3,  # The overhead of one banded contraction.
+    "value": 37.0,  # The evaluation of the base function at one input value of a dense or banded step.
+    "closed": 2.8,  # The evaluation of one spline at one input value in closed form.
+    "closed power": 0.21,  # The evaluation of one truncated power in the closed form of a spline.
+    "recursive": 0.83,  # The evaluation of one degree of the recursion for one spline at one input value.
+    "scattered": 1.6,  # The memory of one spline value in the array into which active splines are scattered.
+    "active": 3.3,  # The evaluation of one truncated power of one active spline on uniform knots.
+    "active any": 11.0,  # The evaluation of one degree of the recursion for one active spline on arbitrary knots.
+    "product": 0.022,  # The multiplication of one spline value by the weight of one output.
+    "gather": 0.41,  # The multiplication of one spline value by one weight in a gathered row of weights.
+    "piecewise step": 440e3,  # The overhead of a piecewise step.
+    "piecewise cell": 1.3,  # The comparison of one input value with one cell to find the cell that contains the value.
+    "piecewise term": 2.1,  # The evaluation of one term of the polynomial of one edge at one input value.
+    "piecewise look-up": 0.07,  # The work for one cell in the selection of one coefficient for one input value.
+    "piecewise coefficient": 2.6,  # The computation of one polynomial coefficient of one edge on one cell.
+    "spline step": 22e3,  # The overhead of a piecewise step that uses cached spline values.
+    "spline product": 0.13,  # The multiplication of one cached spline value by the weight of one output.
 }
 
 
