@@ -150,8 +150,8 @@ class KAN(PykanMethods, Network):
     def speed(self, compile: bool = False) -> KAN:
         """Return the model, compiled by ``torch.compile`` if ``compile`` is True.
 
-        The method ``speed`` of pykan disables the evaluation of formulas. In fastkan, formulas take no time unless an
-        edge is a formula, so there is nothing to disable.
+        The method ``speed`` of pykan disables the evaluation of formulas. In fastkan, formulas are evaluated only for
+        edges that have one, so there is nothing to disable.
         """
         return torch.compile(self) if compile else self  # type: ignore[return-value]
 

@@ -382,7 +382,7 @@ def add_symbolic(
             undefined sympy function with the given name.
         domain: the interval in which ``fun`` is real and finite. An end of the interval belongs to the domain if
             ``fun`` is finite there.
-        overwrite: whether to replace a function that was added under the given name before.
+        overwrite: whether to replace a function that was previously added under the same name.
 
     Raises:
         TypeError, ValueError: if the name is already in use, the domain has no width, or ``fun`` does not map a

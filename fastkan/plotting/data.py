@@ -28,7 +28,7 @@ KINDS = ("numeric", "symbolic", "both")
 
 
 class ShownEdges(NamedTuple):
-    """The E edges of one layer for which the picture has space, sorted by (i, j)."""
+    """The E edges of one layer that :func:`shown_edges` selects for the picture, sorted by (i, j)."""
 
     i: Tensor  # [E], input nodes
     j: Tensor  # [E], output subnodes

@@ -30,9 +30,9 @@ class Labels:
         dtype: dtype of the network.
 
     Attributes:
-        takes_classes: whether the loss is torch's cross entropy or negative log likelihood. After the call of
-            :meth:`checked_loss`, the value is also True for a function that calls cross entropy or negative log
-            likelihood.
+        takes_classes: whether the loss is torch's cross entropy or negative log likelihood. After
+            :meth:`checked_loss` has been called, the attribute is also True if the loss is a function that calls one of
+            these two losses of torch.
         ignore_index: class that the cross entropy or the negative log likelihood ignores.
     """
 

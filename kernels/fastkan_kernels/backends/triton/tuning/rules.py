@@ -26,7 +26,8 @@ CHUNK_FROM = 512
 def ways_of(k: Key, capability: int) -> list[str]:
     """Return the names of the implementations that can compute a contraction with the given key on a GPU.
 
-    No other function excludes an implementation because of the compute capability, the dtype or the form of splines.
+    No other function excludes an implementation because of the compute capability, the dtype or the form in which the
+    kernels compute the splines (``k.form``).
     """
     ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
     if "pipelined" in ways and not _can_be_pipelined(k, capability):
