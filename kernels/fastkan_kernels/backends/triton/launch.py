@@ -1,4 +1,4 @@
-"""Kernel launches stored as objects, so that a kernel can be run or only compiled for a check with the same arguments."""
+"""Kernel launches stored as objects, so that a kernel can be run, or compiled for a check, with the same arguments."""
 
 from __future__ import annotations
 
