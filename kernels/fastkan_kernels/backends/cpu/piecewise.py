@@ -48,7 +48,7 @@ MAX_POWERS = 2
 # The number of values in the largest arrays of a block, chosen such that the arrays fit into the cache of a CPU core.
 BLOCK_VALUES = 1 << 19
 # The maximum number of values in the largest arrays of all cached blocks together.
-CACHED_VALUES = 1 << 22
+CACHED_VALUES = 1 << 23
 MIN_ROWS = 256  # The minimum number of rows in a block.
 # The maximum number of spline values that are cached with the rows (16 MiB in float32).
 MAX_SPLINES = 1 << 22
