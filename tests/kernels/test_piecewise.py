@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import KNOTS, Example, compute, forced, inside_cells, make_case, make_knots
+from cases import KNOTS, Example, compute, forced, inputs_around, inside_cells, make_case, make_knots, random_knots
 from networks import same
 from torch import Tensor
 
@@ -280,29 +280,10 @@ def near(one: Any, other: Any) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * max(1.0, np.abs(b).max()))
 
 
-def knots_of(kind: str, inputs: int, count: int, order: int) -> Tensor:
-    generator = torch.Generator().manual_seed(7 * count + order)
-    knots = torch.sort(torch.randn(inputs, count, dtype=D, generator=generator), 1).values
-    if kind == "repeated":
-        knots[:, 3] = knots[:, 2]
-        knots[:, -2] = knots[:, -1]
-    if kind == "as many as the order":
-        knots[1, 2 : 2 + order] = knots[1, 2]
-    return knots
-
-
-def places(knots: Tensor) -> Tensor:
-    """Random ones, each knot, and everything that is not a place on the grid."""
-    inputs = len(knots)
-    random = torch.randn(50, inputs, dtype=D, generator=torch.Generator().manual_seed(1))
-    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30], dtype=D).unsqueeze(1).expand(-1, inputs)
-    return torch.cat([random, knots.t(), odd])
-
-
 @pytest.mark.parametrize("order", [1, 3, 5])
 def test_splines_on_many_cells_are_the_splines(order: int) -> None:
-    knots = knots_of("repeated", 2, 80, order)
-    x = places(knots)
+    knots = random_knots("repeated", 2, 80, order)
+    x = inputs_around(knots)
     basis = basis_of(knots, order, "none")
     made = Block(x.numpy().T.copy(), pieces.pieces_of(knots, basis), basis)._spline_values(0)
     want = splines(x, knots, order)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from torch import Tensor
+from cases import inputs_around, random_knots
 
 import fastkan_kernels
 from fastkan import KANLinear
@@ -17,30 +17,11 @@ from fastkan_kernels.bspline.recurrence import SCRATCH, Recurrence
 D = torch.float64
 
 
-def knots_of(kind: str, inputs: int, count: int, order: int) -> Tensor:
-    generator = torch.Generator().manual_seed(7 * count + order)
-    knots = torch.sort(torch.randn(inputs, count, dtype=D, generator=generator), 1).values
-    if kind == "repeated":
-        knots[:, 3] = knots[:, 2]
-        knots[:, -2] = knots[:, -1]
-    if kind == "as many as the order":
-        knots[1, 2 : 2 + order] = knots[1, 2]
-    return knots
-
-
-def places(knots: Tensor) -> Tensor:
-    """Random ones, each knot, and everything that is not a place on the grid."""
-    inputs = len(knots)
-    random = torch.randn(50, inputs, dtype=D, generator=torch.Generator().manual_seed(1))
-    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30], dtype=D).unsqueeze(1).expand(-1, inputs)
-    return torch.cat([random, knots.t(), odd])
-
-
 @pytest.mark.parametrize("kind", ["distinct", "repeated", "as many as the order"])
 @pytest.mark.parametrize(("order", "derivative"), [(k, d) for k in range(1, 6) for d in range(k + 1)])
 def test_the_recursion_is_the_definition(order: int, derivative: int, kind: str) -> None:
-    knots = knots_of(kind, 3, 6 + 2 * order + 1, order)
-    x = places(knots)
+    knots = random_knots(kind, 3, 6 + 2 * order + 1, order)
+    x = inputs_around(knots)
     made = Recurrence(knots, order, derivative)
     assert made.holds
     rooms = torch.full((SCRATCH, knots.shape[1], 3, len(x)), torch.nan, dtype=D)

@@ -105,6 +105,26 @@ def inside_cells(rows: int, knots: Tensor, order: int) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def random_knots(kind: str, inputs: int, count: int, order: int) -> Tensor:
+    """Random knots in float64, the same on each call; ``kind`` says which of them coincide."""
+    generator = torch.Generator().manual_seed(7 * count + order)
+    knots = torch.sort(torch.randn(inputs, count, dtype=torch.float64, generator=generator), 1).values
+    if kind == "repeated":
+        knots[:, 3] = knots[:, 2]
+        knots[:, -2] = knots[:, -1]
+    if kind == "as many as the order":
+        knots[1, 2 : 2 + order] = knots[1, 2]
+    return knots
+
+
+def inputs_around(knots: Tensor) -> Tensor:
+    """Random points, each knot, and values that lie on no grid, in the dtype of the knots."""
+    inputs, dtype = len(knots), knots.dtype
+    random = torch.randn(50, inputs, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30, -1e30], dtype=dtype).unsqueeze(1).expand(-1, inputs)
+    return torch.cat([random, knots.t(), odd])
+
+
 # -- ways to compute --------------------------------------------------------------------------------
 
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks

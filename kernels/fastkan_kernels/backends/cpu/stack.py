@@ -68,12 +68,10 @@ class StackCache:
 
     def rows(self, x: Array, tables: Pieces, basis: Basis, outputs: int) -> Piecewise:
         """Return the rows of the first layer, from the cache if x, the tables and the basis have not changed."""
+        import numpy as np
+
         last = self._rows
-        if last is not None and last.tables is tables and last.basis == basis and last.x.shape == x.shape:
-            last = last if (last.x == x).all() else None
-        else:
-            last = None
-        if last is None:
+        if last is None or last.tables is not tables or last.basis != basis or not np.array_equal(last.x, x):
             last = self._rows = Piecewise(x, tables, basis, outputs, x.size * (tables.count + 1) <= MAX_SPLINES)
         return last
 
