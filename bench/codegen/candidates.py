@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 
 from fastkan_kernels.backends.triton.builds import Build, Setting, builds_of, problem_of
-from fastkan_kernels.backends.triton.tuning.key import key
-from fastkan_kernels.backends.triton.tuning.rules import candidates
+from fastkan_kernels.backends.triton.key import key
+from fastkan_kernels.backends.triton.rules import candidates
 
 from ..gpu.settings import DTYPES
 from ..gpu.tune import Choice, choices

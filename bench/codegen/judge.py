@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastkan_kernels.backends.triton.tuning.config import shared_limit
+from fastkan_kernels.backends.triton.config import shared_limit
 
 from . import hazard, product, ptx, sass
 from .compile import Compiled

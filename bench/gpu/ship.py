@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastkan_kernels.backends.triton.tuning import environment
+from fastkan_kernels.backends.triton import environment
 
 from .tune import TABLE
 
@@ -33,7 +33,7 @@ def enter(path: Path) -> str:
         ValueError: if it is no table, holds nothing, or was rehearsed without a GPU.
         OSError: if it is not there.
     """
-    from fastkan_kernels.backends.triton.tuning import tables
+    from fastkan_kernels.backends.triton import tables
 
     table = tables.read(path)
     if "gpu" not in table.metadata:

@@ -20,7 +20,7 @@ def fault(kernels: Sequence[Any], capability: int, overlaps: bool) -> str | None
         kernels: as Triton has compiled them; None for an interpreted one.
         overlaps: whether they claim to work while products run, so that products that ptxas serialised are a fault.
     """
-    from fastkan_kernels.backends.triton.tuning.tuner import unfit
+    from fastkan_kernels.backends.triton.tuner import unfit
 
     why = unfit(kernels, capability)
     if why is not None or capability >= KNOWN_BELOW:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastkan_kernels import Basis, basis_of
-from fastkan_kernels.backends.triton.tuning.config import WAYS
+from fastkan_kernels.backends.triton.config import WAYS
 from tests.support.oracle import Example
 
 from ..suite.cases import SEED

@@ -77,7 +77,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     if not ways.available(place):
         record.note(f"nothing to tune: backend {place.backend!r} has no choices")
         return
-    from fastkan_kernels.backends.triton.tuning import environment, tables
+    from fastkan_kernels.backends.triton import environment, tables
 
     wanted = record.wanted(c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns))
     judged: Judged = {}
@@ -103,7 +103,7 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
 
 def _before(path: Path, about: dict[str, str]) -> dict[Any, Any]:
     """What an earlier run into the same folder has tuned, if it was on such a machine."""
-    from fastkan_kernels.backends.triton.tuning import tables
+    from fastkan_kernels.backends.triton import tables
 
     if not path.exists():
         return {}
@@ -198,7 +198,7 @@ def _task(choice: Choice, o: Example, basis: Basis, config: Any, place: Place) -
 def _unfit(choice: Choice, config: Any, task: Task, place: Place, judged: Judged) -> str | None:
     """What is wrong with a candidate's machine code, or None."""
     from fastkan_kernels.backends.triton.launch import watched
-    from fastkan_kernels.backends.triton.tuning.rules import overlaps
+    from fastkan_kernels.backends.triton.rules import overlaps
 
     known = choice.name, config
     if known not in judged:

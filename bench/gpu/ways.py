@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fastkan_kernels import Basis
-from fastkan_kernels.backends.triton.tuning.config import WAYS
+from fastkan_kernels.backends.triton.config import WAYS
 from fastkan_kernels.basis import autocast_dtype
 from fastkan_kernels.trilinear import Operands
 
@@ -24,8 +24,8 @@ class NoSuchWay(Exception):
 
 def key_of(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> Any:
     """What the backend's choice for these operands depends on, a ``key.Key``; and the GPU's capability."""
+    from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning.key import key
 
     product = autocast_dtype(x)
     if product is not None:
@@ -36,7 +36,7 @@ def key_of(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, d
 
 def candidates(name: str, x: Tensor, knots: Tensor, slots: Operands, basis: Basis, derivative: int) -> list[Any]:
     """Configurations worth trying, the one in force first: each a ``config.Config``."""
-    from fastkan_kernels.backends.triton.tuning import rules, selection
+    from fastkan_kernels.backends.triton import rules, selection
 
     key, capability = key_of(name, x, knots, slots, basis, derivative)
     chosen = selection.choose(key, capability, x.device)
@@ -58,7 +58,7 @@ def of_way(way: str, name: str, x: Tensor, knots: Tensor, slots: Operands, basis
 @contextmanager
 def forced(configs: dict[str, Any]) -> Iterator[None]:
     """Take these configurations, by contraction; in a backward too."""
-    from fastkan_kernels.backends.triton.tuning import selection
+    from fastkan_kernels.backends.triton import selection
 
     with ExitStack() as stack:
         for name, config in configs.items():

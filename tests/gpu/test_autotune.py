@@ -19,12 +19,11 @@ pytestmark = pytest.mark.skipif(
     no_triton() is not None or os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
 )
 if no_triton() is None:
-    from fastkan_kernels.backends.triton import dispatch
+    from fastkan_kernels.backends.triton import autotune, cache, dispatch, environment, rules, selection, tables, tuner
+    from fastkan_kernels.backends.triton.key import Key, key
     from fastkan_kernels.backends.triton.problem import Problem, problem
-    from fastkan_kernels.backends.triton.tuning import autotune, cache, environment, rules, selection, tables, tuner
-    from fastkan_kernels.backends.triton.tuning.key import Key, key
-    from fastkan_kernels.backends.triton.tuning.selection import Config
-    from fastkan_kernels.backends.triton.tuning.tuner import TuningEnv
+    from fastkan_kernels.backends.triton.selection import Config
+    from fastkan_kernels.backends.triton.tuner import TuningEnv
 
 SLOW, QUICK = "fused", "chunked"  # ways, by the clock below
 

@@ -16,21 +16,21 @@ from cases import DEVICE, assert_rounded, compute, forced, forced_triton, gluon_
 from oracle import Example
 
 from fastkan_kernels import Basis
-from fastkan_kernels.backends.triton import hardware, hopper
+from fastkan_kernels.backends.triton import hardware
 from fastkan_kernels.trilinear import Operands
 
-SERVED = no_triton() is None and hopper.gluon_available() and hardware.capability(torch.device(DEVICE)) // 10 == 9
+SERVED = no_triton() is None and hardware.gluon_available() and hardware.capability(torch.device(DEVICE)) // 10 == 9
 pytestmark = pytest.mark.skipif(not SERVED, reason="there is neither a Hopper GPU nor Triton's interpreter")
 
 if SERVED:
     from gluon_machine import POLICIES, MachineError
 
     from fastkan_kernels.backends.triton import dispatch
+    from fastkan_kernels.backends.triton.config import Config, shared_limit
     from fastkan_kernels.backends.triton.hopper import contract_out, contract_weight, pipeline
+    from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning.config import Config, shared_limit
-    from fastkan_kernels.backends.triton.tuning.key import key
-    from fastkan_kernels.backends.triton.tuning.rules import ways_of
+    from fastkan_kernels.backends.triton.rules import ways_of
 else:
     POLICIES = ()
 

@@ -78,9 +78,9 @@ def test_a_candidate_with_a_fault_is_not_timed() -> None:
 
 @interpreted
 def test_a_later_run_keeps_what_an_earlier_one_has_tuned(tmp_path: Path) -> None:
-    from fastkan_kernels.backends.triton.tuning import environment, tables
-    from fastkan_kernels.backends.triton.tuning.config import Config
-    from fastkan_kernels.backends.triton.tuning.key import key
+    from fastkan_kernels.backends.triton import environment, tables
+    from fastkan_kernels.backends.triton.config import Config
+    from fastkan_kernels.backends.triton.key import key
 
     path, metadata = tmp_path / tune.TABLE, environment.metadata(PLACE.device)
     assert tune._before(path, metadata) == {}

@@ -11,8 +11,7 @@ from cases import no_triton
 
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 if no_triton() is None:
-    from fastkan_kernels.backends.triton import launch
-    from fastkan_kernels.backends.triton.tuning import timing, tuner
+    from fastkan_kernels.backends.triton import launch, timing, tuner
 
 
 def test_nan_and_infinities_are_right_where_they_should_be() -> None:

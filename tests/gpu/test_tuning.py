@@ -16,11 +16,10 @@ from cases import make_case, no_triton
 
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 if no_triton() is None:
-    from fastkan_kernels.backends.triton import hardware
+    from fastkan_kernels.backends.triton import cache, environment, hardware, rules, selection, tables
+    from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning import cache, environment, rules, selection, tables
-    from fastkan_kernels.backends.triton.tuning.key import key
-    from fastkan_kernels.backends.triton.tuning.selection import Config, Key
+    from fastkan_kernels.backends.triton.selection import Config, Key
     from fastkan_kernels.trilinear import Operands
 
 
@@ -318,8 +317,8 @@ def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "fastkan_kernels/backends/triton/tuning/tables/README.md" in names
-    assert "fastkan_kernels/backends/triton/tuning/selection.py" in names
+    assert "fastkan_kernels/backends/triton/tables/README.md" in names
+    assert "fastkan_kernels/backends/triton/selection.py" in names
 
 
 # -- where what was tuned here is kept ----------------------------------------------------------------

@@ -33,9 +33,8 @@ from fastkan.functional import kan_linear
 from fastkan.kan.model import KAN
 from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
-from fastkan_kernels.backends.triton import hardware, hopper
-from fastkan_kernels.backends.triton.tuning import selection
-from fastkan_kernels.backends.triton.tuning.config import WAYS, Config
+from fastkan_kernels.backends.triton import hardware, selection
+from fastkan_kernels.backends.triton.config import WAYS, Config
 
 ORDER = 3
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
@@ -132,7 +131,7 @@ def test_its_numbers_are_right() -> None:
 
 
 HOW = ("fused", "descriptors", "chunked", "gather")
-PIPELINED = [("pipelined", "bf16")] if hopper.gluon_available() else []
+PIPELINED = [("pipelined", "bf16")] if hardware.gluon_available() else []
 
 
 def with_gradients(name: str, o: Example, basis: Basis, derivative: int) -> None:

@@ -110,9 +110,9 @@ def test_tiles_and_loads(kind: str, base: str, tiles: dict[str, int], descriptor
 
 
 def test_what_no_descriptor_can_address_goes_by_pointers() -> None:
+    from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning.key import key
-    from fastkan_kernels.backends.triton.tuning.rules import default
+    from fastkan_kernels.backends.triton.rules import default
     from fastkan_kernels.trilinear import Operands
 
     for outputs, aligned in ((8, True), (7, False)):

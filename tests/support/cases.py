@@ -213,10 +213,9 @@ def gluon_by_the_machine(**options: Any) -> Iterator[None]:
 def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
     """Force one way of the Triton backend, in tiles so small that a small case has several, with several chunks
     and parts, and results that are NaN until they are written. What the way doesn't support is fused."""
-    from fastkan_kernels.backends.triton import chunked
+    from fastkan_kernels.backends.triton import chunked, selection
+    from fastkan_kernels.backends.triton.config import WAYS
     from fastkan_kernels.backends.triton.kernels import contract_weight
-    from fastkan_kernels.backends.triton.tuning import selection
-    from fastkan_kernels.backends.triton.tuning.config import WAYS
 
     fused = selection.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
     config = fused._replace(way=way)

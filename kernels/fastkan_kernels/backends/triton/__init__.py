@@ -26,5 +26,5 @@ contraction. If PyTorch is set to deterministic algorithms, the rules alone are 
 4. The rules, which are derived by counting operations and bytes.
 
 :mod:`.backend` has the entry points for the registry of backends, :mod:`.dispatch` runs the kernels, and
-:mod:`.tuning` chooses the kernel and its tile sizes.
+:mod:`.selection` chooses the kernel and its tile sizes.
 """

@@ -14,16 +14,16 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...basis import Basis
 from ...trilinear import CONTRACTIONS, Operands
+from .config import Config
 from .dispatch import launched_out, launched_weight
 from .kernels.contract_in import launch_in
 from .kernels.contract_weight import parts_of
 from .kernels.features import launch_dot, launch_write
 from .kernels.gather import launch_gather_in
+from .key import key
 from .launch import Launch
 from .problem import Problem, problem
-from .tuning.config import Config
-from .tuning.key import key
-from .tuning.rules import by_way, overlaps, ways_of
+from .rules import by_way, overlaps, ways_of
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .config import Config
 from .kernels.features import launch_dot, launch_write
+from .key import key
 from .problem import Problem
-from .tuning.config import Config
-from .tuning.key import key
-from .tuning.rules import chunking
+from .rules import chunking
 
 # Maximum size of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and the result share.
 CHUNK_BYTES = 16 << 20

@@ -1,6 +1,6 @@
 """Computation of the contractions F, G and H by hand-written kernels.
 
-:mod:`.tuning.selection` chooses the implementation of each contraction. The implementations are the following:
+:mod:`.selection` chooses the implementation of each contraction. The implementations are the following:
 
 - fused: a kernel computes the features in registers and multiplies them at once, so that only the result is written to
   memory (:mod:`.kernels.contract_out`, :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`).
@@ -23,15 +23,15 @@ from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import base_function
 from ...trilinear import Operands
 from . import chunked, hardware
+from .config import Config
 from .kernels.contract_in import launch_in
 from .kernels.contract_out import launch_out
 from .kernels.contract_weight import launch_weight, parts_of
 from .kernels.gather import launch_gather_in, launch_gather_out
+from .key import key
 from .launch import Launch
 from .problem import Problem, form_of, problem
-from .tuning.config import Config
-from .tuning.key import key
-from .tuning.selection import choose, choose_for
+from .selection import choose, choose_for
 
 
 def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:

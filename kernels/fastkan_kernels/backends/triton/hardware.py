@@ -85,6 +85,26 @@ def needs_wgmma_wait(capability: int) -> bool:
     return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
 
+@functools.cache
+def gluon_available() -> bool:
+    """Return whether the installed version of Triton has the functions of Gluon that the Hopper kernels need.
+
+    Gluon is experimental, and names in Gluon change between versions of Triton.
+    """
+    try:
+        from triton.experimental.gluon.language.nvidia.hopper import (  # noqa: F401
+            fence_async_shared,
+            mbarrier,
+            tma,
+            warpgroup_mma,
+            warpgroup_mma_wait,
+        )
+        from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # noqa: F401
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def precision(matmul_dtype: torch.dtype) -> str:
     """Return the precision argument of ``tl.dot`` for a dtype.
 

@@ -111,8 +111,3 @@ def strides(tensor: Tensor) -> list[int]:
             last = place + 1 == len(found)
             found[place] = 1 if last else whole * -(-found[place + 1] * tensor.shape[place + 1] // whole)
     return found
-
-
-def power_of_two(number: int, least: int, most: int) -> int:
-    """Return the smallest power of two that is at least ``number``, clamped to the range from ``least`` to ``most``."""
-    return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))

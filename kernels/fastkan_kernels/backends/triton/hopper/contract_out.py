@@ -17,6 +17,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
+from ..config import Config
 from ..kernels.spline import (
     base_function,
     cardinal,
@@ -32,7 +33,6 @@ from ..kernels.spline import (
 from ..kernels.tiles import tile_of
 from ..launch import Launch
 from ..problem import Problem
-from ..tuning.config import Config
 from .pipeline import (
     await_tile,
     barrier,

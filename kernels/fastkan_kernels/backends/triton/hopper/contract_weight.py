@@ -13,6 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
 
+from ..config import Config
 from ..kernels.spline import (
     base_function,
     cardinal,
@@ -25,7 +26,6 @@ from ..kernels.spline import (
 )
 from ..launch import Launch
 from ..problem import Problem
-from ..tuning.config import Config
 from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slot_count, start_barriers
 
 

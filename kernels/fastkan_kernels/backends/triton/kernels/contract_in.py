@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..config import Config
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
-from ..tuning.config import Config
 from .spline import base_function, cardinal, cardinal_scale, load_cardinal_coordinate, local, middle, scaled
 from .tiles import load_tile, multiply, store_tile, tile_of
 

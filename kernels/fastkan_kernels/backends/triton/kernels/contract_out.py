@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..config import Config
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
-from ..tuning.config import Config
 from .spline import (
     base_function,
     cardinal,

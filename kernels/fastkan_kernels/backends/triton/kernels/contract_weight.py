@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import hardware
+from ..config import Config
 from ..launch import DTYPES, Launch, descriptor
 from ..problem import Problem
-from ..tuning.config import Config
 from .spline import (
     base_function,
     cardinal,

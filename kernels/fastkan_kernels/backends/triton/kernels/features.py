@@ -12,9 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..config import Config
 from ..launch import DTYPES, Launch
 from ..problem import Problem
-from ..tuning.config import Config
 from .spline import (
     base_function,
     cardinal,

@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..config import Config
 from ..launch import DTYPES, Launch
 from ..problem import Problem
-from ..tuning.config import Config
 from .spline import active_splines, base_function, find_cell
 from .tiles import load_tile, store_tile
 

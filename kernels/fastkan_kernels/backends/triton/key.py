@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..launch import DTYPES, describable, describable_rows, power_of_two
-from ..problem import Problem
+from .config import power_of_two
+from .launch import DTYPES, describable, describable_rows
+from .problem import Problem
 
 _DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 EXACT_BELOW = 256  # sizes above 256 are rounded up to a power of two; smaller sizes are kept as they are

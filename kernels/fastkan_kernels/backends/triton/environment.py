@@ -8,7 +8,7 @@ import subprocess
 
 import torch
 
-from .. import hardware
+from . import hardware
 
 
 def metadata(device: torch.device | None = None) -> dict[str, str]:

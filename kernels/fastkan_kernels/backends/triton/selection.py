@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from .. import hardware
-from ..problem import Problem
-from . import cache, tables
+from . import cache, hardware, tables
 from .autotune import autotune, is_on, seconds_each
 from .config import Config, check
 from .environment import gpu_name, metadata
 from .key import Key, key
+from .problem import Problem
 from .rules import candidates, default
 from .tables import Table
 from .tuner import Run, TuningEnv, tune

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ....validation import check_int
+from ...validation import check_int
 
 # The contractions that each implementation can compute. In this package a "way" is the name of an implementation. The
 # function rules.ways_of also takes the GPU and the dtype into account.
@@ -73,3 +73,8 @@ def shared_limit(capability: int) -> int:
     if capability in (80, 87):
         return 163 << 10
     return (227 if 90 <= capability < 120 else 99) << 10
+
+
+def power_of_two(number: int, least: int, most: int) -> int:
+    """Return the smallest power of two that is at least ``number``, clamped to the range from ``least`` to ``most``."""
+    return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))

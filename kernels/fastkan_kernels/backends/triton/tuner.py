@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..launch import watched
-from ..problem import Problem
 from . import timing
 from .config import Config, shared_limit
 from .key import Key
+from .launch import watched
+from .problem import Problem
 
 Run = Callable[[Problem, Config], "Tensor | tuple[Tensor | None, ...]"]
 Timer = Callable[[Mapping[Config, Callable[[], object]], float], dict[Config, float]]

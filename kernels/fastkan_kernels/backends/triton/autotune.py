@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 from dataclasses import dataclass
 
-from ....validation import FLAG, Real, checked
+from ...validation import FLAG, Real, checked
 
 SECONDS = 10.0
 

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from .. import hopper
-from ..launch import power_of_two
-from .config import WAYS, Config, shared_limit
+from .config import WAYS, Config, power_of_two, shared_limit
+from .hardware import gluon_available
 from .key import Key
 
 # Minimum number of splines for which the rules choose the gather implementation, for two-byte dtypes and for wider
@@ -45,7 +44,7 @@ def _can_be_pipelined(k: Key, capability: int) -> bool:
     """
     kept = k.form == "cardinal" or k.order <= MAX_LOCAL
     fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
-    return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and hopper.gluon_available()
+    return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and gluon_available()
 
 
 def overlaps(config: Config) -> bool:

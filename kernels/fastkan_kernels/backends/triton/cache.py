@@ -14,8 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .. import hardware
-from . import tables
+from . import hardware, tables
 from .config import Config
 from .environment import slug
 from .key import Key
