@@ -78,3 +78,14 @@ def shared_limit(capability: int) -> int:
 def power_of_two(number: int, least: int, most: int) -> int:
     """Return the smallest power of two that is at least ``number``, clamped to the range from ``least`` to ``most``."""
     return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))
+
+
+# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and the
+# result share.
+CHUNK_BYTES = 16 << 20
+MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
+
+
+def chunk_rows(row_bytes: int) -> int:
+    """Return the number of rows in a chunk of the chunked implementation, given the bytes of the features of a row."""
+    return max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))

@@ -1,7 +1,7 @@
 """Rules that choose the configuration of a contraction where nothing was measured, and the candidates for tuning.
 
-The tile sizes were chosen so that the kernels compile without spilling registers, which ``python -m bench.codegen``
-checks.
+The rules choose the candidate with the lowest time that the cost model predicts (:mod:`.cost`). The candidates are tiles
+with which the kernels compile without spilling registers, as ``python -m bench.codegen`` checks.
 """
 
 from __future__ import annotations
@@ -10,16 +10,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from . import cost
 from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
-# Minimum number of splines for which the rules choose the gather implementation, for two-byte dtypes and for wider
-# dtypes. Both numbers were estimated from operation counts and have not been measured yet.
-GATHER_FROM = {"half": 192, "single": 32}
 MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
-# Number of outputs above which the chunked implementation is expected to be faster than the fused one.
-CHUNK_FROM = 512
 
 
 def ways_of(k: Key, capability: int) -> list[str]:
@@ -31,6 +27,8 @@ def ways_of(k: Key, capability: int) -> list[str]:
     ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
     if "pipelined" in ways and not _can_be_pipelined(k, capability):
         ways.remove("pipelined")
+    if k.dtype == "float64" and k.form == "local":  # each of the k + 1 active splines takes two registers and spills
+        ways.remove("fused")
     return ways
 
 
@@ -57,30 +55,34 @@ def overlaps(config: Config) -> bool:
 
 
 def default(k: Key, capability: int) -> Config:
-    """Return the default configuration, which is used where nothing was measured."""
-    half = k.dtype in ("bfloat16", "float16")
-    gathers = k.spline_count >= GATHER_FROM["half" if half else "single"] and k.precision != "tf32"
-    spills = k.dtype == "float64" and k.form == "local"  # each of the k + 1 active splines takes two registers
-    if k.contraction != "G" and (gathers or spills):
-        return _gathering(k, capability)
-    if spills or (k.outputs > CHUNK_FROM and k.dtype != "float64"):
-        return chunking(k, capability)
-    return _fused(k, capability)
+    """Return the configuration with the lowest predicted time, which is used where nothing was measured."""
+    return min(by_way(k, capability), key=lambda config: cost.seconds(k, config, capability))
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
-    """Return the default configuration of each implementation that can compute a contraction with the given key."""
-    return [_RULES[way](k, capability) for way in ways_of(k, capability)]
+    """Return a configuration of each implementation that can compute a contraction with the given key.
+
+    The tiles are the ones with the lowest predicted time. Only uniform splines of order 3 or less have a choice of
+    tiles, because the kernels of other splines were not compiled with all candidates.
+    """
+    found = []
+    for way in ways_of(k, capability):
+        configs = [_RULES[way](k, capability)]
+        if k.form == "cardinal" and k.order <= 3 and way in _MORE:
+            configs += _MORE[way](k, capability)
+        found.append(min(configs, key=lambda config: cost.seconds(k, config, capability)))
+    return found
 
 
 def candidates(k: Key, capability: int = 90) -> list[Config]:
     """Return the configurations that are worth timing.
 
-    The list begins with the default configuration. After the default configuration, the list has the default
-    configuration of each implementation, and then configurations with other tile sizes.
+    The list begins with the default configuration. After the default configuration, the list has the configuration of
+    each implementation that the rules prefer, and then configurations with other tile sizes.
     """
     found = [default(k, capability), *by_way(k, capability)]
     for way in ways_of(k, capability):
+        found.append(_RULES[way](k, capability))
         found += _MORE[way](k, capability) if way in _MORE else ()
     return list(dict.fromkeys(found))
 
