@@ -42,7 +42,7 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
     p = problem("F", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
-    return _out(p, choose_for(p, _out))
+    return _out(p, choose_for(p, _out)[0])
 
 
 def contract_weight(
@@ -59,7 +59,7 @@ def contract_weight(
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
     p = problem("G", x, knots, operands, basis, derivative)
-    return _weights(p, choose_for(p, _weights))
+    return _weights(p, choose_for(p, _weights)[0])
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
@@ -69,7 +69,7 @@ def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, deri
     p = problem("H", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
-    return _in(p, choose_for(p, _in))
+    return _in(p, choose_for(p, _in)[0])
 
 
 def _out(p: Problem, config: Config) -> Tensor:
