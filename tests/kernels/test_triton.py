@@ -23,6 +23,7 @@ from cases import (
     make_case,
 )
 from oracle import Example
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastkan_kernels
 
@@ -229,6 +230,29 @@ def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
     o, basis = make_case(rows=20, dtype=torch.float32)
     o = o._replace(g=o.g * 1e-9, v=o.v * 1e6)
     assert_rounded(o, basis._replace(matmul_dtype=torch.float16), 1, way, torch.float16)
+
+
+@pytest.mark.parametrize("derivative", [0, 1, 4])  # 4 is above the spline order, where only the base function is left
+@pytest.mark.parametrize("name", ["F", "G", "H"])
+def test_products_by_pytorch_are_in_tf32_where_it_replaces_float16(name: str, derivative: int) -> None:
+    """PyTorch's own setting is float32 here, for which a GPU has no tensor cores."""
+    settings, found = torch.backends.cuda.matmul, []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.mm:
+                found.append(settings.fp32_precision)
+            return func(*args, **(kwargs or {}))
+
+    o, basis = make_case(rows=20, dtype=torch.float32)
+    before = settings.fp32_precision, torch.get_float32_matmul_precision()
+    for matmul_dtype, precision in ((torch.float16, "tf32"), (None, before[0])):
+        found.clear()
+        with forced_triton("chunked"), Products():
+            compute(name, o, basis._replace(matmul_dtype=matmul_dtype), derivative)
+        assert found
+        assert set(found) <= {precision}
+        assert (settings.fp32_precision, torch.get_float32_matmul_precision()) == before
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no other precision")

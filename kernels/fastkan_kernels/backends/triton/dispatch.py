@@ -154,7 +154,7 @@ def _base_out(p: Problem) -> Tensor:
         return nan.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
-    return chunked.product(base.to(p.matmul_dtype), p.base_weight, p.work)
+    return chunked.product(p, base.to(p.matmul_dtype), p.base_weight)
 
 
 def _base_in(p: Problem) -> Tensor:
@@ -162,7 +162,7 @@ def _base_in(p: Problem) -> Tensor:
     assert p.g is not None
     if p.base_weight is None:
         return torch.where(p.x.isnan(), p.x, 0.0)
-    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p.g, p.base_weight.t(), p.work)
+    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p, p.g, p.base_weight.t())
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
