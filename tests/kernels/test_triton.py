@@ -269,3 +269,14 @@ def test_precision_of_float32_products(setting: str) -> None:
     exact, size = oracle.exact("F", o, basis)[0], absolute_terms("F", o, basis, 0)[0]
     error = np.abs(value.double().numpy() - exact).max() / np.abs(size).max()
     assert (error < 1e-6) == (setting == "highest")
+
+
+@pytest.mark.parametrize(("triton", "ptxas"), [("3.8.0", ""), ("3.9.0", "/other/ptxas"), ("3.9.0", "")], ids=str)
+def test_only_hopper_waits_for_products(triton: str, ptxas: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastkan_kernels.backends.triton import hardware
+
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", ptxas)
+    found = {capability: hardware.needs_wgmma_wait.__wrapped__(capability) for capability in (80, 89, 90, 100, 103, 120)}
+    hopper = triton < "3.9" or bool(ptxas)
+    assert found == {80: False, 89: False, 90: hopper, 100: False, 103: False, 120: False}

@@ -77,14 +77,15 @@ def processors(index: int | None) -> int:
 def needs_wgmma_wait(capability: int) -> bool:
     """Return whether a kernel must wait for each asynchronous matrix product in the loop iteration that starts it.
 
-    The reason is explained in tiles.await_product.
+    The reason is explained in tiles.await_product. Only Hopper GPUs (compute capability 9.x) have the instruction
+    wgmma. Blackwell GPUs keep accumulators in tensor memory, where the wait would copy the accumulator in every step.
     """
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     # Even a recent Triton needs the wait if the user has selected a ptxas that may be older than Triton's own.
     foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))
-    return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
+    return 90 <= capability < 100 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
 
 def precision(matmul_dtype: torch.dtype) -> str:
