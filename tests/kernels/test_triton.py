@@ -296,9 +296,9 @@ def test_only_hopper_waits_for_products(triton: str, ptxas: str, monkeypatch: py
     ids=str,
 )
 def test_rows_are_split_where_it_fills_the_gpu(rows: int, inputs: int, outputs: int, grid: int, parts: int) -> None:
+    from fastkan_kernels.backends.triton.config import Config
     from fastkan_kernels.backends.triton.kernels.contract_weight import parts_of
     from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.backends.triton.tuning.config import Config
     from fastkan_kernels.trilinear import Operands
 
     x = torch.empty(rows, inputs, dtype=torch.bfloat16, device="meta")
