@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from rich import box
 from rich.table import Table
 
-from fastkan_kernels.backends.triton.environment import ptxas_version
+from fastkan_kernels.backends.triton.selection import ptxas_version
 
 from ..records import describe
 from .judge import Verdict

@@ -160,7 +160,9 @@ def _launch(module: Any, contraction: str, p: Any, config: Any) -> Callable[[], 
         return module.launch_in(p, config, p.x.new_empty(p.rows, p.inputs)).run
     count, part_rows = shipped(FUSED, contraction).parts_of(p, config)
     dw = p.x.new_empty(count, p.spline_count, p.inputs, p.outputs, dtype=p.x.dtype if count == 1 else p.work)
-    return module.launch_weight(p, config, dw, part_rows, False).run
+    if config.way == "pipelined":
+        return module.launch_weight(p, config, dw, part_rows, False).run
+    return module.launch_weight(p, config, dw, None if p.base == "none" else dw[:, 0].contiguous(), part_rows).run
 
 
 def _chunked(module: Any, contraction: str, p: Any, config: Any) -> Callable[[], Any]:

@@ -12,7 +12,7 @@ import torch
 import fastkan
 from fastkan_kernels.autograd.dispatch import BACKEND_NAMES
 from fastkan_kernels.backends.registry import BACKENDS
-from fastkan_kernels.backends.triton.environment import ptxas_version
+from fastkan_kernels.backends.triton.selection import ptxas_version
 
 from ..records import describe
 from . import sources

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
-from fastkan_kernels.backends.triton import environment
+from fastkan_kernels.backends.triton import selection
 
 from .tune import TABLE
 
@@ -24,6 +25,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _file_name(metadata: dict[str, str]) -> str:
+    """Name of a shipped table, such as ``sm_90-h100-80gb-hbm3.json``."""
+    plain = re.sub(r"[^a-z0-9._]+", "-", metadata["gpu"].lower().replace("nvidia", " ")).strip("-")
+    return f"sm_{metadata['capability']}-{plain}.json"
+
+
 def enter(path: Path) -> str:
     """Put a table where shipped ones are, and say what became of it.
 
@@ -33,17 +40,15 @@ def enter(path: Path) -> str:
         ValueError: if it is no table, holds nothing, or was rehearsed without a GPU.
         OSError: if it is not there.
     """
-    from fastkan_kernels.backends.triton import tables
-
-    table = tables.read(path)
+    table = selection.read_table(path)
     if "gpu" not in table.metadata:
         raise ValueError(f"{path} was made without a GPU: it is a rehearsal's, and nothing in it was measured")
     if not table.entries:
         raise ValueError(f"{path} holds no choice")
-    target = tables.SHIPPED / f"{environment.slug('sm_' + table.metadata['capability'], table.metadata['gpu'])}.json"
-    before = tables.read(target) if target.exists() else tables.Table({}, {})
-    kept = before.entries if tables.differs(before.metadata, table.metadata) is None else {}
-    tables.write(target, {**kept, **table.entries}, table.metadata)
+    target = selection.SHIPPED / _file_name(table.metadata)
+    before = selection.read_table(target) if target.exists() else selection.Table({}, {})
+    kept = before.entries if before.metadata == table.metadata else {}
+    selection.write_table(target, {**kept, **table.entries}, table.metadata)
     added = len(table.entries.keys() - kept.keys())
     replaced = f", {len(before.entries)} of other versions replaced" if before.entries and not kept else ""
     return f"{target}: {len(table.entries)} choices, {added} of them new{replaced}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fastkan_kernels.backends.triton.config import shared_limit
+
 from ..codegen import judge, ptx, sass
 from ..codegen.compile import assembler_log, disassemble
 
@@ -20,8 +22,6 @@ def fault(kernels: Sequence[Any], capability: int, overlaps: bool) -> str | None
         kernels: as Triton has compiled them; None for an interpreted one.
         overlaps: whether they claim to work while products run, so that products that ptxas serialised are a fault.
     """
-    from fastkan_kernels.backends.triton.tuner import unfit
-
     why = unfit(kernels, capability)
     if why is not None or capability >= KNOWN_BELOW:
         return why
@@ -33,6 +33,19 @@ def fault(kernels: Sequence[Any], capability: int, overlaps: bool) -> str | None
             _judged[place] = "; ".join(map(str, _failures(kernel, capability, overlaps))) or None
         if _judged[place] is not None:
             return _judged[place]
+    return None
+
+
+def unfit(kernels: Sequence[Any], capability: int) -> str | None:
+    """A fault of compiled and loaded kernels: too much shared memory, spilled registers or a stack."""
+    for kernel in kernels:
+        if kernel is None:  # Triton's interpreter ran this kernel
+            continue
+        limit = shared_limit(capability)
+        if kernel.metadata.shared > limit:
+            return f"{kernel.metadata.shared} bytes of shared memory, and a block may have {limit}"
+        if kernel.n_spills:  # the driver's number includes spilled registers and the stack of a thread
+            return f"{4 * kernel.n_spills} bytes of stack"
     return None
 
 

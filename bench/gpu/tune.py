@@ -77,14 +77,14 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
     if not ways.available(place):
         record.note(f"nothing to tune: backend {place.backend!r} has no choices")
         return
-    from fastkan_kernels.backends.triton import environment, tables
+    from fastkan_kernels.backends.triton import selection
 
     wanted = record.wanted(c for c in choices(not place.is_gpu) if not patterns or any(p in c.name for p in patterns))
     judged: Judged = {}
     parts = [(c, n) for c in wanted for n in range(PARTS)]
     in_parallel(_Warm(place), parts, workers, WARMING * record.left(), lambda found: judged.update(found or {}))
     clock = Clock(place)
-    path, about = record.path.parent / TABLE, environment.metadata(place.device)
+    path, about = record.path.parent / TABLE, selection.metadata(place.device)
     table: dict[Any, Any] = _before(path, about)
     for choice in wanted:
         if record.left() < (RESERVE if place.is_gpu else 0):
@@ -97,18 +97,18 @@ def run(record: Record, place: Place, patterns: list[str] | None, workers: int) 
             continue
         if config is not None:
             table[key] = config
-            tables.write(path, table, about)
+            selection.write_table(path, table, about)
         record.add(result, f"{choice.name}: {result['verdict']}", result["failure"])
 
 
 def _before(path: Path, about: dict[str, str]) -> dict[Any, Any]:
     """What an earlier run into the same folder has tuned, if it was on such a machine."""
-    from fastkan_kernels.backends.triton import tables
+    from fastkan_kernels.backends.triton import selection
 
     if not path.exists():
         return {}
-    table = tables.read(path)
-    return dict(table.entries) if tables.differs(table.metadata, about) is None else {}
+    table = selection.read_table(path)
+    return dict(table.entries) if table.metadata == about else {}
 
 
 def tuned(
@@ -197,13 +197,14 @@ def _task(choice: Choice, o: Example, basis: Basis, config: Any, place: Place) -
 
 def _unfit(choice: Choice, config: Any, task: Task, place: Place, judged: Judged) -> str | None:
     """What is wrong with a candidate's machine code, or None."""
-    from fastkan_kernels.backends.triton.launch import watched
+    from fastkan_kernels.backends.triton.launch import Launch, launched_by
     from fastkan_kernels.backends.triton.rules import overlaps
 
     known = choice.name, config
     if known not in judged:
         try:
-            with watched() as kernels:
+            kernels: list[Any] = []
+            with launched_by(lambda launch: kernels.append(Launch.start(launch))):
                 task.call()
             place.wait()
         except Exception:  # met again where its numbers are asked for

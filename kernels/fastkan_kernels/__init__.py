@@ -21,7 +21,7 @@ from .autograd.dispatch import backend, contract, needs_composite, route
 from .backends.cpu.stack import FusedStack, LayerStd, StackCache, StackLayer, fold_scale_and_mask
 from .backends.modes import has_values, needs_graph
 from .backends.registry import BACKENDS
-from .backends.triton.autotune import autotune
+from .backends.triton.selection import autotune
 from .basis import BASE_FUNCTIONS, MAX_SPLINE_ORDER, Basis, autocast_dtype, exact_products, working_dtype
 from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weights, splines
 from .bspline.piecewise import Pieces, pieces_of

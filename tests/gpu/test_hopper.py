@@ -283,7 +283,7 @@ def test_the_slots_fit_into_shared_memory() -> None:
         assert launch.constants["SLOTS"] >= pipeline.MIN_SLOTS
         assert launch.constants["SLOTS"] * inner * columns * 2 + inputs < shared_limit(90)
         p = problem("G", o.x, o.knots, Operands(o.v, None, None, o.g), basis, 0, 90)
-        launch = dispatch.launched_weight(p, config, out, 75, False)
+        launch = dispatch.launched_weight(p, config, out, None, 75)[0]
         assert launch.constants["SLOTS"] >= pipeline.MIN_SLOTS
         tile = inner * (columns * 2 + rows * o.x.element_size() * (1 + v))
         assert launch.constants["SLOTS"] * tile < shared_limit(90)

@@ -78,17 +78,17 @@ def test_a_candidate_with_a_fault_is_not_timed() -> None:
 
 @interpreted
 def test_a_later_run_keeps_what_an_earlier_one_has_tuned(tmp_path: Path) -> None:
-    from fastkan_kernels.backends.triton import environment, tables
+    from fastkan_kernels.backends.triton import selection
     from fastkan_kernels.backends.triton.config import Config
     from fastkan_kernels.backends.triton.key import key
 
-    path, metadata = tmp_path / tune.TABLE, environment.metadata(PLACE.device)
+    path, metadata = tmp_path / tune.TABLE, selection.metadata(PLACE.device)
     assert tune._before(path, metadata) == {}
     o, basis, operands = tune._operands(tune.choices(rehearsal=True)[0], PLACE)
     from fastkan_kernels.backends.triton.problem import problem
 
     entries = {key(problem("F", o.x, o.knots, operands, basis, 0)): Config("chunked")}
-    tables.write(path, entries, metadata)
+    selection.write_table(path, entries, metadata)
     assert tune._before(path, metadata) == entries
     assert tune._before(path, {**metadata, "ptxas": "0"}) == {}
 

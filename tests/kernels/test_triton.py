@@ -23,6 +23,7 @@ from cases import (
     make_case,
 )
 from oracle import Example
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastkan_kernels
 
@@ -231,6 +232,29 @@ def test_autocast_to_float16_loses_no_small_gradient(way: str) -> None:
     assert_rounded(o, basis._replace(matmul_dtype=torch.float16), 1, way, torch.float16)
 
 
+@pytest.mark.parametrize("derivative", [0, 1, 4])  # 4 is above the spline order, where only the base function is left
+@pytest.mark.parametrize("name", ["F", "G", "H"])
+def test_products_by_pytorch_are_in_tf32_where_it_replaces_float16(name: str, derivative: int) -> None:
+    """PyTorch's own setting is float32 here, for which a GPU has no tensor cores."""
+    settings, found = torch.backends.cuda.matmul, []
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.mm:
+                found.append(settings.fp32_precision)
+            return func(*args, **(kwargs or {}))
+
+    o, basis = make_case(rows=20, dtype=torch.float32)
+    before = settings.fp32_precision, torch.get_float32_matmul_precision()
+    for matmul_dtype, precision in ((torch.float16, "tf32"), (None, before[0])):
+        found.clear()
+        with forced_triton("chunked"), Products():
+            compute(name, o, basis._replace(matmul_dtype=matmul_dtype), derivative)
+        assert found
+        assert set(found) <= {precision}
+        assert (settings.fp32_precision, torch.get_float32_matmul_precision()) == before
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no other precision")
 @pytest.mark.parametrize("setting", ["highest", "high"])
 def test_precision_of_float32_products(setting: str) -> None:
@@ -245,3 +269,60 @@ def test_precision_of_float32_products(setting: str) -> None:
     exact, size = oracle.exact("F", o, basis)[0], absolute_terms("F", o, basis, 0)[0]
     error = np.abs(value.double().numpy() - exact).max() / np.abs(size).max()
     assert (error < 1e-6) == (setting == "highest")
+
+
+@pytest.mark.parametrize(("triton", "ptxas"), [("3.8.0", ""), ("3.9.0", "/other/ptxas"), ("3.9.0", "")], ids=str)
+def test_only_hopper_waits_for_products(triton: str, ptxas: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastkan_kernels.backends.triton import hardware
+
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setenv("TRITON_PTXAS_PATH", ptxas)
+    found = {
+        capability: hardware.needs_wgmma_wait.__wrapped__(capability) for capability in (80, 89, 90, 100, 103, 120)
+    }
+    hopper = triton < "3.9" or bool(ptxas)
+    assert found == {80: False, 89: False, 90: hopper, 100: False, 103: False, 120: False}
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "grid", "parts"),
+    [
+        (8192, 1024, 1024, 5, 1),  # two parts would need another 150 MB
+        (8192, 256, 256, 256, 1),
+        (65536, 64, 64, 5, 14),  # 9 tiles on 132 multiprocessors
+        (1000, 2, 5, 5, 1),  # summing would take longer than all rows
+        (1, 1, 1, 5, 1),
+    ],
+    ids=str,
+)
+def test_rows_are_split_where_it_fills_the_gpu(rows: int, inputs: int, outputs: int, grid: int, parts: int) -> None:
+    from fastkan_kernels.backends.triton.config import Config
+    from fastkan_kernels.backends.triton.kernels.contract_weight import parts_of
+    from fastkan_kernels.backends.triton.problem import problem
+    from fastkan_kernels.trilinear import Operands
+
+    x = torch.empty(rows, inputs, dtype=torch.bfloat16, device="meta")
+    knots, g = x.new_empty(inputs, grid + 7), x.new_empty(rows, outputs)
+    p = problem("G", x, knots, Operands(g=g), fastkan_kernels.Basis(3, "silu", True, (-1.0, 2.5)), 0, capability=90)
+    tile = 128 if inputs > 64 else 64
+    found, part_rows = parts_of(p, Config("fused", tile, tile, 64, warps=8))
+    assert found == parts
+    assert part_rows % 64 == 0
+    assert (found - 1) * part_rows < rows <= found * part_rows
+
+
+@pytest.mark.parametrize(("name", "base"), [("split rows", "silu"), ("one part", "silu"), ("no base", "none")])
+def test_one_launch_computes_both_results_of_g(name: str, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two results share no memory, which registered operators may not return."""
+    from fastkan_kernels.backends.triton.launch import Launch
+
+    launched, run = [], Launch.run
+    monkeypatch.setattr(Launch, "run", lambda launch: (launched.append(launch), run(launch)))
+    o, basis = make_case(rows=50, base=base)
+    with forced_triton("fused", inner=16 if name == "split rows" else 64):
+        results = compute("G", o, basis)
+    (launch,) = launched
+    assert launch.grid[1] == (4 if name == "split rows" else 1)
+    assert launch.grid[0] == basis.splines_of(o.knots) + len(results) - 1  # one tile each
+    assert all(result.is_contiguous() for result in results)
+    assert len({result.untyped_storage().data_ptr() for result in results}) == len(results)

@@ -13,18 +13,9 @@ four implementations. The backend chooses an implementation by shape, dtype, spl
   product reads them.
 - *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
 
-The implementation and its tile sizes come from the first of the following sources that has an entry for the
-contraction. If PyTorch is set to deterministic algorithms, the rules alone are used.
+The function :func:`.selection.choose` takes the implementation and its tile sizes from the user's own table of measured
+choices (``FASTKAN_TUNING=tuned.json``), from what ``fastkan.autotune()`` has tuned on this machine, from a table that
+is installed with the package, or from :mod:`.rules`, which count operations and bytes.
 
-1. The user's own table of measured choices, named by ``FASTKAN_TUNING=tuned.json``. The command
-   ``python -m bench --gpu OUT --only tune`` writes such a table. The table must have been written for the same GPU with
-   the same versions of Triton and ptxas.
-2. The choices that were tuned on this machine by ``fastkan.autotune()`` or ``FASTKAN_AUTOTUNE=1``, and cached in
-   ``~/.cache/fastkan`` or in the folder ``FASTKAN_CACHE``.
-3. A table that is installed with the package, for this GPU or for another GPU of the same compute capability, and for
-   this minor version of Triton. No such table has been measured yet.
-4. The rules, which are derived by counting operations and bytes.
-
-:mod:`.backend` has the entry points for the registry of backends, :mod:`.dispatch` runs the kernels, and
-:mod:`.selection` chooses the kernel and its tile sizes.
+:mod:`.backend` has the entry points for the registry of backends, and :mod:`.dispatch` runs the kernels.
 """

@@ -213,14 +213,11 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     elif p.name == "H":
         yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
     else:
-        for base in (False, True):
-            # The kernel of the base function is the same for every spline order, so it is built for order 3 only.
-            if base and (p.base == "none" or p.basis.order != 3):
-                continue
-            parts, part_rows = parts_of(p, config)
-            shape = (parts, 1 if base else p.spline_count, p.inputs, p.outputs)
-            dw = p.x.new_empty(shape, dtype=p.x.dtype if parts == 1 else p.work)
-            yield " base" * base, launched_weight(p, config, dw, part_rows, base)
+        parts, part_rows = parts_of(p, config)
+        dw = p.x.new_empty(parts, p.spline_count, p.inputs, p.outputs, dtype=p.x.dtype if parts == 1 else p.work)
+        launches = launched_weight(p, config, dw, None if p.base == "none" else dw[:, 0], part_rows)
+        # The pipelined kernel of the base function is the same for every spline order, so it is built for order 3 only.
+        yield from zip(("", " base"), launches if p.basis.order == 3 else launches[:1])
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:

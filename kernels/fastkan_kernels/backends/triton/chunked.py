@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from . import hardware
 from .config import Config
 from .kernels.features import launch_dot, launch_write
 from .key import key
@@ -28,11 +29,11 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
     assert p.weight is not None
     weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
-        total = product(_features(p, config, rows, base=False), weight, p.work)
+        total = product(p, _features(p, config, rows, base=False), weight)
         if unit is not None:
             total = _scaled(total, unit, p.derivative)
         if p.base_weight is not None:
-            total += product(_features(p, config, rows, base=True), p.base_weight, p.work)
+            total += product(p, _features(p, config, rows, base=True), p.base_weight)
         y[rows] = total
 
 
@@ -46,7 +47,7 @@ def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
     dw.zero_()
     for rows in chunks(p):
         psi = _features(p, config, rows, base)
-        dw.view(psi.shape[1], -1).add_(product(psi.t(), p.g[rows], p.work))
+        dw.view(psi.shape[1], -1).add_(product(p, psi.t(), p.g[rows]))
     if unit is not None:
         dw.copy_(_scaled(dw, unit, p.derivative))
 
@@ -58,9 +59,9 @@ def into(p: Problem, config: Config, h: Tensor) -> None:
     weight = p.weight.flatten(0, 1).t()
     h.zero_()
     for rows in chunks(p):
-        launch_dot(p, config, rows, product(p.g[rows], weight, p.work), h, base=False).run()
+        launch_dot(p, config, rows, product(p, p.g[rows], weight), h, base=False).run()
         if p.base_weight is not None:
-            launch_dot(p, config, rows, product(p.g[rows], p.base_weight.t(), p.work), h, base=True).run()
+            launch_dot(p, config, rows, product(p, p.g[rows], p.base_weight.t()), h, base=True).run()
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:
@@ -109,10 +110,11 @@ def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
     return values
 
 
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the matrix product ``a @ b``, summed and returned in ``dtype``, the working dtype."""
-    if a.dtype == dtype:
-        return a @ b
+def product(p: Problem, a: Tensor, b: Tensor) -> Tensor:
+    """Return the matrix product ``a @ b`` in the precision of a problem, summed and returned in its working dtype."""
+    if a.dtype == p.work:
+        with hardware.pytorch_products(p.precision):
+            return a @ b
     if a.is_cuda:
-        return torch.mm(a, b, out_dtype=dtype)
-    return (a.to(dtype) @ b.to(dtype)).to(dtype)  # this line runs on a CPU only, for kernels in Triton's interpreter
+        return torch.mm(a, b, out_dtype=p.work)
+    return a.to(p.work) @ b.to(p.work)  # this line runs on a CPU only, for kernels in Triton's interpreter

@@ -42,7 +42,7 @@ def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, der
     p = problem("F", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_out(p).to(x.dtype)
-    return _out(p, choose_for(p, _out))
+    return _out(p, choose_for(p, _out)[0])
 
 
 def contract_weight(
@@ -59,7 +59,7 @@ def contract_weight(
     if x.numel() * outputs == 0:
         return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
     p = problem("G", x, knots, operands, basis, derivative)
-    return _weights(p, choose_for(p, _weights))
+    return _weights(p, choose_for(p, _weights)[0])
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
@@ -69,7 +69,7 @@ def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, deri
     p = problem("H", x, knots, operands, basis, derivative)
     if p.form == "none":
         return _base_in(p).to(x.dtype)
-    return _in(p, choose_for(p, _in))
+    return _in(p, choose_for(p, _in)[0])
 
 
 def _out(p: Problem, config: Config) -> Tensor:
@@ -92,25 +92,30 @@ def _in(p: Problem, config: Config) -> Tensor:
 
 
 def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
-    if p.form == "none":
+    shape, parts, part_rows = (p.inputs, p.outputs), 1, p.rows
+    if config.way != "chunked" and (p.form, p.base) != ("none", "none"):
+        parts, part_rows = parts_of(p, config)
+    dtype = p.x.dtype if parts == 1 and config.way != "chunked" else p.work
+    dw = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
+    base_dw = None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)
+    if config.way == "chunked":
+        if dw is not None:
+            chunked.weight(p, config, dw[0], base=False)
+        if base_dw is not None:
+            chunked.weight(p, config, base_dw, base=True)
+    else:
+        for launch in launched_weight(p, config, dw, base_dw, part_rows):
+            launch.run()
+
+    def total(partial: Tensor) -> Tensor:
+        return (partial[0] if parts == 1 else partial.sum(0)).to(p.x.dtype)
+
+    if dw is None:
         nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
         splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
     else:
-        splines = _weight(p, config, base=False)
-    return splines, _weight(p, config, base=True)[0] if p.base != "none" else None
-
-
-def _weight(p: Problem, config: Config, base: bool) -> Tensor:
-    """Return G of the splines ``[K, I, O]`` or, if ``base``, G of the base function ``[1, I, O]``."""
-    shape = (1 if base else p.spline_count, p.inputs, p.outputs)
-    if config.way == "chunked":
-        dw = p.x.new_empty(shape, dtype=p.work)
-        chunked.weight(p, config, dw, base)
-        return dw.to(p.x.dtype)
-    parts, part_rows = parts_of(p, config)
-    partial = p.x.new_empty((parts, *shape), dtype=p.x.dtype if parts == 1 else p.work)
-    launched_weight(p, config, partial, part_rows, base).run()
-    return partial[0] if parts == 1 else partial.sum(0).to(p.x.dtype)
+        splines = total(dw)
+    return splines, None if base_dw is None else total(base_dw)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -135,16 +140,21 @@ def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
     return (launch_gather_out if config.way == "gather" else launch_out)(p, config, y)
 
 
-def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the kernel launch that computes G for the splines or, if ``base``, for the base function.
+def launched_weight(
+    p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int
+) -> list[Launch]:
+    """Return the kernel launches that compute G, with the arguments of :func:`launch_weight`.
 
-    The chunked implementation is excluded, because it needs several launches.
+    The chunked implementation is excluded, because it also needs matrix products by PyTorch.
     """
+    if out is None and base_out is None:
+        return []
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 
-        return launch_pipelined(p, config, out, part_rows, base)
-    return launch_weight(p, config, out, part_rows, base)
+        outs = ((out, False), (base_out, True))
+        return [launch_pipelined(p, config, each, part_rows, base) for each, base in outs if each is not None]
+    return [launch_weight(p, config, out, base_out, part_rows)]
 
 
 def _base_out(p: Problem) -> Tensor:
@@ -154,7 +164,7 @@ def _base_out(p: Problem) -> Tensor:
         return nan.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v
-    return chunked.product(base.to(p.matmul_dtype), p.base_weight, p.work)
+    return chunked.product(p, base.to(p.matmul_dtype), p.base_weight)
 
 
 def _base_in(p: Problem) -> Tensor:
@@ -162,7 +172,7 @@ def _base_in(p: Problem) -> Tensor:
     assert p.g is not None
     if p.base_weight is None:
         return torch.where(p.x.isnan(), p.x, 0.0)
-    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p.g, p.base_weight.t(), p.work)
+    return base_function(p.x.to(p.work), p.base, p.derivative) * chunked.product(p, p.g, p.base_weight.t())
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:

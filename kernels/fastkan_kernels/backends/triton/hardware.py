@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -75,14 +77,15 @@ def processors(index: int | None) -> int:
 def needs_wgmma_wait(capability: int) -> bool:
     """Return whether a kernel must wait for each asynchronous matrix product in the loop iteration that starts it.
 
-    The reason is explained in tiles.await_product.
+    The reason is explained in tiles.await_product. Only Hopper GPUs (compute capability 9.x) have the instruction
+    wgmma. Blackwell GPUs keep accumulators in tensor memory, where the wait would copy the accumulator in every step.
     """
     import triton
 
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     # Even a recent Triton needs the wait if the user has selected a ptxas that may be older than Triton's own.
     foreign = bool(os.environ.get("TRITON_PTXAS_PATH"))
-    return capability >= 90 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
+    return 90 <= capability < 100 and (foreign or version < WGMMA_WAIT_UNNEEDED_SINCE)
 
 
 @functools.cache
@@ -114,6 +117,29 @@ def precision(matmul_dtype: torch.dtype) -> str:
     if matmul_dtype != torch.float32:
         return "ieee"
     return "tf32" if _tf32_allowed() else "tf32x3"
+
+
+@contextmanager
+def pytorch_products(precision: str) -> Iterator[None]:
+    """Compute PyTorch's float32 matrix products on a GPU in tf32 inside the ``with`` statement if asked for.
+
+    PyTorch has no setting for a single product or a single thread, so its global setting is changed and restored. The
+    older settings must not be used here, because their value cannot be restored.
+
+    Args:
+        precision: a result of :func:`precision`, or ``"tf32"`` where tf32 replaces float16. For every value but
+            ``"tf32"``, PyTorch's setting already has the right value.
+    """
+    if precision != "tf32" or _tf32_allowed():
+        yield
+        return
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def _tf32_allowed() -> bool:

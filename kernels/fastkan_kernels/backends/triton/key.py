@@ -7,10 +7,8 @@ from typing import NamedTuple
 import torch
 
 from .config import power_of_two
-from .launch import DTYPES, describable, describable_rows
 from .problem import Problem
 
-_DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in DTYPES}
 EXACT_BELOW = 256  # sizes above 256 are rounded up to a power of two; smaller sizes are kept as they are
 
 
@@ -43,10 +41,13 @@ class Key(NamedTuple):
 
 def key(p: Problem) -> Key:
     """Return the key of the contraction that a problem describes."""
+    from .launch import describable, describable_rows  # Tables of configurations are read without Triton.
+
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
+    dtype = str(p.matmul_dtype).removeprefix("torch.")
     rows_aligned = describable_rows(p.x) and describable_rows(p.v)
     return Key(
-        p.name, _DTYPES[p.matmul_dtype], p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None,
+        p.name, dtype, p.precision, p.form, p.basis.order, p.derivative, p.base, p.v is not None,
         aligned, rows_aligned, power_of_two(p.rows, 1, 1 << 40), _bucket(p.inputs), _bucket(p.outputs),
         p.inputs % 16 == 0, p.outputs % 16 == 0, p.spline_count, torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip

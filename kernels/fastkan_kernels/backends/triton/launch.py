@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -30,44 +30,62 @@ class Launch(NamedTuple):
     warps: int = 4
     stages: int = 3
 
-    def run(self) -> None:
-        """Launch the kernel on the GPU that holds the first tensor of ``arguments``."""
+    def run(self) -> Any:
+        """Launch the kernel, or call the function that :func:`launched_by` has set.
+
+        Returns:
+            The compiled kernel, or None if Triton's interpreter has run the kernel.
+        """
+        return (replacement() or Launch.start)(self)
+
+    def start(self) -> Any:
+        """Launch the kernel on the GPU that holds the first tensor of ``arguments``, and return the compiled kernel."""
+        with self._device():
+            return self.kernel[self.grid](**self._given())
+
+    def compile(self) -> Any:
+        """Compile the kernel without launching it, and return the compiled kernel."""
+        with self._device():
+            return self.kernel.warmup(grid=self.grid, **self._given())
+
+    def _device(self) -> AbstractContextManager[Any]:
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
-        watch = getattr(_of_thread, "watch", None)
-        given = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            if watch is not None and watch.compile_only:
-                compiled = self.kernel.warmup(grid=self.grid, **given)
-            else:
-                compiled = self.kernel[self.grid](**given)
-        if watch is not None:
-            watch.kernels.append(compiled)
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def _given(self) -> dict[str, Any]:
+        return {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
 
 
-class _Watch(NamedTuple):
-    kernels: list[Any]
-    compile_only: bool
+_everywhere: list[Callable[[Launch], Any]] = []
+_here = threading.local()
 
 
-_of_thread = threading.local()
+def replacement() -> Callable[[Launch], Any] | None:
+    """Return the function that runs launches in place of :meth:`Launch.start`, or None."""
+    return getattr(_here, "run", None) or (_everywhere[-1] if _everywhere else None)
 
 
 @contextmanager
-def watched(compile_only: bool = False) -> Iterator[list[Any]]:
-    """Collect the compiled kernels of all launches that the current thread makes inside the ``with`` statement.
-
-    The list has None for each launch that Triton's interpreter runs.
+def launched_by(run: Callable[[Launch], Any], every_thread: bool = True) -> Iterator[None]:
+    """Run each launch inside the ``with`` statement by a function, for example :meth:`Launch.compile`.
 
     Args:
-        compile_only: if True, compile the kernels without launching them, so that the result tensors hold
-            uninitialised memory.
+        run: the function, which gets the launch and returns the compiled kernel or None.
+        every_thread: whether the function also runs the launches of other threads, such as the threads in which
+            PyTorch runs a backward on a GPU.
     """
-    before = getattr(_of_thread, "watch", None)
-    _of_thread.watch = _Watch([], compile_only)
+    before = getattr(_here, "run", None)
+    if every_thread:
+        _everywhere.append(run)
+    else:
+        _here.run = run
     try:
-        yield _of_thread.watch.kernels
+        yield
     finally:
-        _of_thread.watch = before
+        if every_thread:
+            _everywhere.remove(run)
+        else:
+            _here.run = before
 
 
 def describable(tensor: Tensor | None) -> bool:

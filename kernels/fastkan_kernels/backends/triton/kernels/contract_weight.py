@@ -8,6 +8,8 @@ identical bits.
 
 from __future__ import annotations
 
+import functools
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +28,7 @@ from .spline import (
     one_spline,
     scaled,
 )
-from .tiles import await_product, load_tile, multiply
+from .tiles import await_product, load_tile, multiply, store_tile
 
 
 @triton.jit
@@ -35,11 +37,12 @@ def contract_weight_kernel(
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
     knots_ptr,  # knots [I, M]
     g,  # upstream gradient [N, O], contiguous: a pointer, or a descriptor of blocks [INNER, COLUMNS]
-    out_ptr,  # result of each part of the rows [parts, K, I, O]; K is 1 for the base function
+    out_ptr,  # result for the splines, of each part of the rows [parts, K, I, O]
+    base_out_ptr,  # result for the base function, of each part of the rows [parts, I, O]; out_ptr if BASE is "none"
     N,
     I,
     O,
-    K,
+    K,  # number of splines; 0 if FORM is "none"
     M,
     stride_x,
     stride_v,
@@ -47,7 +50,7 @@ def contract_weight_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "none" if their derivative is 0
     MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
     PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
@@ -57,10 +60,38 @@ def contract_weight_kernel(
     COLUMNS: tl.constexpr,  # number of outputs in a tile
     INNER: tl.constexpr,  # number of rows of x that are summed over in one step
 ):
-    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     program, part = tl.program_id(0), tl.program_id(1)
-    b, tile = program % K, program // K
+    features = K
+    if BASE != "none":
+        features = K + 1
+    b, tile = program % features, program // features  # b is K for the base function
     tile_row, tile_column = tile % tl.cdiv(I, ROWS), tile // tl.cdiv(I, ROWS)
+    start = part * part_rows
+    end = tl.minimum(N, start + part_rows)
+    if FORM != "none" and b < K:
+        dw = sum_over_rows(
+            x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
+            ORDER, D, BASE, FORM, MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
+        )  # fmt: skip
+        at = out_ptr + (part * K + b).to(tl.int64) * I * O
+        store_weights(at, tile_row, tile_column, I, O, dw, ROWS, COLUMNS)
+    if BASE != "none" and b == K:
+        dw = sum_over_rows(
+            x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
+            ORDER, D, BASE, "base", MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
+        )  # fmt: skip
+        store_weights(base_out_ptr + part.to(tl.int64) * I * O, tile_row, tile_column, I, O, dw, ROWS, COLUMNS)
+
+
+@triton.jit
+def sum_over_rows(
+    x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
+    ORDER: tl.constexpr, D: tl.constexpr, BASE: tl.constexpr, FORM: tl.constexpr, MULTIPLIED: tl.constexpr,
+    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WAIT: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+):  # fmt: skip
+    """Return a tile of G of spline b or, if ``FORM`` is "base", of the base function, from the rows start to end."""
+    WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     i = tile_row * ROWS + tl.arange(0, ROWS)
     o = tile_column * COLUMNS + tl.arange(0, COLUMNS)
     own = knots_ptr + tl.where(i < I, i, 0) * M
@@ -74,8 +105,6 @@ def contract_weight_kernel(
 
     dw = tl.zeros((ROWS, COLUMNS), WORK)
     missing = tl.zeros((ROWS,), WORK)  # NaN for each input that is NaN in some row
-    start = part * part_rows
-    end = tl.minimum(N, start + part_rows)
     for n0 in tl.range(start, end, INNER):
         n = n0 + tl.arange(0, INNER)
         inside = (i[:, None] < I) & (n[None, :] < end)
@@ -105,8 +134,13 @@ def contract_weight_kernel(
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
         dw = scaled(dw, inv_spacing[:, None], D) + missing[:, None]
-    at = out_ptr + ((part * K + b).to(tl.int64) * I + i[:, None]) * O + o[None, :]
-    tl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
+    return dw
+
+
+@triton.jit
+def store_weights(ptr, tile_row, tile_column, I, O, dw, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store a tile of a matrix [I, O]."""
+    store_tile(ptr, tile_row * ROWS + tl.arange(0, ROWS), tile_column * COLUMNS + tl.arange(0, COLUMNS), I, O, O, dw)
 
 
 MIN_STEPS = 8  # minimum number of steps, of INNER rows each, in a part
@@ -118,33 +152,75 @@ def parts_of(p: Problem, config: Config) -> tuple[int, int]:
     Returns:
         A tuple of the number of parts, and the number of rows in each part except the last.
     """
-    tiles = p.spline_count * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
-    device = p.x.device
-    wanted = triton.cdiv(2 * hardware.processors(device.index if device.type == "cuda" else None), tiles)
+    device, tiles = p.x.device, _tiles(p, config)
+    processors = hardware.processors(device.index if device.type == "cuda" else None)
+    slots = processors * max(1, 8 // config.warps)  # eight warps take about all registers of a multiprocessor
     steps = triton.cdiv(p.rows, config.inner)
-    parts = max(1, min(wanted, steps // MIN_STEPS))
+    step_clocks = STEP_CLOCKS + config.rows * config.inner * FEATURE_CLOCKS
+    tile_clocks = 2 * config.rows * config.columns * p.work.itemsize * BYTE_CLOCKS
+    parts = split(steps, tiles, slots, step_clocks, tile_clocks)
     rows = triton.cdiv(steps, parts) * config.inner
     return triton.cdiv(p.rows, rows), rows
 
 
-def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the kernel launch that computes G for each part of the rows.
+# Rough estimates for an H100, in clocks, that have not been measured.
+STEP_CLOCKS = 256  # time of a step in addition to the computation of its features
+FEATURE_CLOCKS = 1 / 8  # time to compute a feature
+PROGRAM_CLOCKS = 1500  # time of a program in addition to its steps
+SUM_CLOCKS = 7000  # time of starting the kernels that sum the parts
+BYTE_CLOCKS = 1 / 2048  # time of writing or reading a byte in memory
 
-    The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
-    ``[parts, 1, I, O]`` for the base function.
+
+@functools.cache
+def split(steps: int, tiles: int, slots: int, step_clocks: float, tile_clocks: float) -> int:
+    """Return the number of parts of the rows for which the estimated time is shortest.
+
+    The programs run in waves. If there are several parts, their results are written to memory and summed afterwards.
+    More parts than fill four waves are not considered, because they would hardly fill the last wave better.
+
+    Args:
+        steps: number of steps of the sum over all rows.
+        tiles: number of tiles of the result, for all features.
+        slots: number of programs that run at the same time.
+        step_clocks: time of a step, in clocks of the GPU.
+        tile_clocks: time of writing and reading the sums of a tile.
+    """
+
+    def clocks(parts: int) -> float:
+        time = triton.cdiv(tiles * parts, slots) * (PROGRAM_CLOCKS + triton.cdiv(steps, parts) * step_clocks)
+        return time if parts == 1 else time + SUM_CLOCKS + tiles * parts * tile_clocks
+
+    most = max(1, min(steps // MIN_STEPS, 4 * slots // tiles))
+    return min(range(1, most + 1), key=clocks)
+
+
+def launch_weight(p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int) -> Launch:
+    """Return the kernel launch that computes G for each part of the rows, into the contiguous ``out`` and ``base_out``.
+
+    Args:
+        p: the problem.
+        config: the configuration of the kernel.
+        out: memory for the results for the splines, ``[parts, K, I, O]``; None if ``p.form`` is "none".
+        base_out: memory for the results for the base function, ``[parts, I, O]``, in the dtype of ``out``; None if
+            there is no base function.
+        part_rows: number of rows in each part except the last, a multiple of ``config.inner``.
     """
     assert p.g is not None
+    sizes = p.sizes()
+    if out is None:
+        sizes["K"] = 0
     arguments = {
         **p.x_and_knots(),
         **p.multiplier(),
-        **p.sizes(base),
+        **sizes,
         "O": p.outputs,
         "g": descriptor(p.g, [config.inner, config.columns]) if config.descriptors else p.g,
-        "out_ptr": out,
+        "out_ptr": base_out if out is None else out,
+        "base_out_ptr": out if base_out is None else base_out,
         "part_rows": part_rows,
     }
     constants = {
-        **p.constants_of(base),
+        **p.constants(),
         "MULTIPLIED": p.v is not None,
         "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
@@ -155,6 +231,11 @@ def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base:
         "INNER": config.inner,
     }
     del constants["SEARCH"]  # this kernel does not search for the cell of x
-    tiles = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
-    grid = (arguments["K"] * tiles, triton.cdiv(p.rows, part_rows))
+    grid = (_tiles(p, config), triton.cdiv(p.rows, part_rows))
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)
+
+
+def _tiles(p: Problem, config: Config) -> int:
+    """Return the number of tiles of the result, for the splines and the base function together."""
+    features = (0 if p.form == "none" else p.spline_count) + (p.base != "none")
+    return features * triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
