@@ -19,6 +19,10 @@ DTYPES = {
     torch.float64: tl.float64,
 }
 
+# Integer arguments that depend on the number of rows. Triton must not compile another kernel where they are 1 or
+# divisible by 16, because the last batch of an epoch is often shorter than the others.
+UNSPECIALIZED = ("N", "part_rows")
+
 
 class Launch(NamedTuple):
     """A kernel launch ``kernel[grid](**arguments, **constants)`` that has not run yet."""

@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import DTYPES, Launch, descriptor
+from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
 from .spline import base_function, cardinal, cardinal_scale, load_cardinal_coordinate, local, middle, scaled
 from .tiles import load_tile, multiply, store_tile, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def contract_in_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]

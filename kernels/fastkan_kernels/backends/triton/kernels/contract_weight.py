@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import hardware
-from ..launch import DTYPES, Launch, descriptor
+from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
 from ..tuning.config import Config
 from .spline import (
@@ -31,7 +31,7 @@ from .spline import (
 from .tiles import await_product, load_tile, multiply, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def contract_weight_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr

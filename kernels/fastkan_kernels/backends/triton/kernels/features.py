@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import DTYPES, Launch
+from ..launch import DTYPES, UNSPECIALIZED, Launch
 from ..problem import Problem
 from ..tuning.config import Config
 from .spline import (
@@ -30,7 +30,7 @@ from .spline import (
 from .tiles import load_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def write_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -85,7 +85,7 @@ def write_features_kernel(
             tl.store(at + b * I, (psi * factor).to(psi_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def dot_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]
