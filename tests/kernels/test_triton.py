@@ -378,3 +378,18 @@ def test_a_shorter_batch_compiles_nothing() -> None:
     first, *rest = done.stdout.splitlines()
     assert len(first.split()) >= 14
     assert rest == [first] * 3
+
+
+@pytest.mark.parametrize("derivative", [0, 1])
+@pytest.mark.parametrize("way", ["fused", "chunked"])
+def test_shared_knots_are_read_once(way: str, derivative: int) -> None:
+    """Only the first input's knots are read, and the results have the same bits as with the knots of each input."""
+    o, basis = make_case("shared", dtype=torch.float32)
+    assert basis.uniform_grid is not None
+    spoiled = o.knots.clone()
+    spoiled[1:] = torch.nan
+    with forced(way):
+        for name in "FGH":
+            each = compute(name, o, basis._replace(uniform_grid=None), derivative)
+            shared = compute(name, o._replace(knots=spoiled), basis, derivative)
+            assert all(map(torch.equal, shared, each))
