@@ -393,3 +393,14 @@ def test_shared_knots_are_read_once(way: str, derivative: int) -> None:
             each = compute(name, o, basis._replace(uniform_grid=None), derivative)
             shared = compute(name, o._replace(knots=spoiled), basis, derivative)
             assert all(map(torch.equal, shared, each))
+
+
+def test_overlapping_rows_go_into_no_tensor_descriptor() -> None:
+    from fastkan_kernels.backends.triton.launch import describable_rows
+
+    long = torch.zeros(400)
+    assert describable_rows(long.unfold(0, 8, 8))
+    assert describable_rows(long.unfold(0, 8, 16))
+    assert not describable_rows(long.unfold(0, 16, 8))
+    assert not describable_rows(long[:16].expand(4, 16))
+    assert describable_rows(long[:16].expand(1, 16))
