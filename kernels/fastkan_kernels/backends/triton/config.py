@@ -80,8 +80,8 @@ def power_of_two(number: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))
 
 
-# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and the
-# result share.
+# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and
+# the result share.
 CHUNK_BYTES = 16 << 20
 MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
 

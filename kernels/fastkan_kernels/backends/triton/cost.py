@@ -1,10 +1,10 @@
 """A cost model that predicts the time of a contraction on a GPU from counts of its operations.
 
-The rules compare implementations by the predictions, and ``python -m bench.gpu`` prints them beside measured times. The
-model counts the clocks in which each unit of a streaming multiprocessor is busy: the tensor cores, the issue of warp
-instructions, shared memory, and the path to the L2 cache. Instructions for each feature were counted in the machine code
-that ptxas writes (``python -m bench.codegen``). The rates of GPUs are those of the vendors' data sheets. No constant of
-the model was measured on a GPU, so each time is a prediction.
+The rules compare implementations by the predictions, and ``python -m bench.gpu`` prints the predictions beside
+measured times. The model counts the clocks in which each unit of a streaming multiprocessor is busy: the tensor
+cores, the issue of warp instructions, and the path to the L2 cache. The instructions for each feature were counted in
+the machine code that ptxas writes (``python -m bench.codegen``). The rates of the GPUs come from the vendors' data
+sheets. No constant of the model was measured on a GPU, so each time is a prediction.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ GPUS = {
     120: Gpu(170, 2.41e9, 256, 128, 2, 128, 40, 1.7e12),
 }
 
-# Instructions that a thread runs for each feature inside the loop of matrix products, by contraction, implementation and
-# form of the splines (medians over the cubic builds; the other orders differ by at most a third).
+# Instructions that a thread runs for each feature inside the loop of matrix products, by contraction, implementation
+# and form of the splines. The numbers are medians over the builds of cubic splines in bfloat16.
 SLOTS = {
     ("F", "fused", "cardinal"): 9.6,
     ("F", "fused", "local"): 16.0,
@@ -223,7 +223,7 @@ def _gathered(k: Key, c: Config, gpu: Gpu) -> float:
 
 
 def _chunked(k: Key, c: Config, gpu: Gpu) -> float:
-    """Return the predicted time of features in memory, of which PyTorch multiplies one chunk of rows after the other."""
+    """Return the predicted time of features in memory, which PyTorch multiplies in chunks of rows."""
     features, size = k.inputs * (k.spline_count + (k.base != "none")), _size(k.dtype)
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
     inner = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}

@@ -1,7 +1,7 @@
 """Rules that choose the configuration of a contraction where nothing was measured, and the candidates for tuning.
 
-The rules choose the candidate with the lowest time that the cost model predicts (:mod:`.cost`). The candidates are tiles
-with which the kernels compile without spilling registers, as ``python -m bench.codegen`` checks.
+The rules choose the candidate with the lowest time that the cost model predicts (:mod:`.cost`). The candidates
+have tiles with which the kernels compile without spilling registers, as ``python -m bench.codegen`` checks.
 """
 
 from __future__ import annotations

@@ -13,15 +13,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..config import Config
-from ..launch import DTYPES, Launch
+from ..launch import DTYPES, UNSPECIALIZED, Launch
 from ..problem import Problem
 from .spline import (
     base_function,
     cardinal,
+    cardinal_coordinate,
     cardinal_scale,
     divide,
-    inv_spacing_of,
-    load_cardinal_coordinate,
+    load_grid,
     local,
     middle,
     pick,
@@ -30,7 +30,7 @@ from .spline import (
 from .tiles import load_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def write_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -48,6 +48,7 @@ def write_features_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
     WORK: tl.constexpr,  # working dtype
@@ -66,13 +67,13 @@ def write_features_kernel(
         psi = base_function(x, BASE, D) * factor
         tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
     else:
-        if D > 0:
-            unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+        _, unit = load_grid(knots_ptr, 0, I, M, True)
         if FORM == "cardinal":
-            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
+            first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
+            z = cardinal_coordinate(x, first, inv_spacing, ORDER)
             factor = factor * cardinal_scale(ORDER, D)
-            if D > 0:
-                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
+            if D > 0 and not SHARED:
+                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit), D)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
@@ -85,7 +86,7 @@ def write_features_kernel(
             tl.store(at + b * I, (psi * factor).to(psi_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def dot_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]
@@ -100,6 +101,7 @@ def dot_features_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     WORK: tl.constexpr,  # working dtype
     ROWS: tl.constexpr,
@@ -115,7 +117,8 @@ def dot_features_kernel(
     else:
         h = tl.zeros((ROWS, COLUMNS), WORK)
         if FORM == "cardinal":
-            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
+            first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
+            z = cardinal_coordinate(x, first, inv_spacing, ORDER)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         for b in tl.range(0, K):
@@ -125,7 +128,7 @@ def dot_features_kernel(
                 psi = pick(active, j, b, ORDER)
             h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
         if FORM == "cardinal":
-            h = scaled(h * cardinal_scale(ORDER, D), inv_spacing[None, :], D)
+            h = scaled(h * cardinal_scale(ORDER, D), inv_spacing, D)
         h = tl.where(x == x, h, x)
     into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
     tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)
@@ -156,7 +159,8 @@ def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Ten
 
 
 def _constants(p: Problem, config: Config, base: bool) -> dict:
-    return {**p.constants_of(base), "WORK": DTYPES[p.work], "ROWS": config.rows, "COLUMNS": config.columns}
+    tile = {"ROWS": config.rows, "COLUMNS": config.columns}
+    return {**p.constants_of(base), "SHARED": p.shared_grid, "WORK": DTYPES[p.work], **tile}
 
 
 def _grid(p: Problem, config: Config) -> tuple[int, int]:
