@@ -15,6 +15,7 @@ from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
+CLEARLY = 0.8  # maximum share of the time of the first implementation that counts as clearly faster
 MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
 
 
@@ -55,8 +56,15 @@ def overlaps(config: Config) -> bool:
 
 
 def default(k: Key, capability: int) -> Config:
-    """Return the configuration with the lowest predicted time, which is used where nothing was measured."""
-    return min(by_way(k, capability), key=lambda config: cost.seconds(k, config, capability))
+    """Return the configuration with the lowest predicted time, which is used where nothing was measured.
+
+    Another implementation than the first one is used only if it is predicted to be clearly faster, because latencies,
+    of which the time of small contractions consists, are predicted less accurately than throughputs.
+    """
+    first, *others = by_way(k, capability)
+    best = min(others, key=lambda config: cost.seconds(k, config, capability), default=first)
+    faster = cost.seconds(k, best, capability) < CLEARLY * cost.seconds(k, first, capability)
+    return best if faster else first
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
