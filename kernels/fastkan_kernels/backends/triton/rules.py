@@ -15,7 +15,8 @@ from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
-CLEARLY = 0.8  # maximum share of the time of the first implementation that counts as clearly faster
+# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies.
+UNCERTAIN = 5e-6
 MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
 
 
@@ -58,13 +59,12 @@ def overlaps(config: Config) -> bool:
 def default(k: Key, capability: int) -> Config:
     """Return the configuration with the lowest predicted time, which is used where nothing was measured.
 
-    Another implementation than the first one is used only if it is predicted to be clearly faster, because latencies,
-    of which the time of small contractions consists, are predicted less accurately than throughputs.
+    Another implementation than the first one is used only if it is predicted to save more than ``UNCERTAIN`` seconds.
     """
     first, *others = by_way(k, capability)
     best = min(others, key=lambda config: cost.seconds(k, config, capability), default=first)
-    faster = cost.seconds(k, best, capability) < CLEARLY * cost.seconds(k, first, capability)
-    return best if faster else first
+    saved = cost.seconds(k, first, capability) - cost.seconds(k, best, capability)
+    return best if saved > UNCERTAIN else first
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
