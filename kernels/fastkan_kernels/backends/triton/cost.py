@@ -62,6 +62,7 @@ SLOTS = {
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
 ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, before its features
+MIN_STEPS = 8  # minimum number of steps of G in a part of the rows
 GATHERED = 54  # instructions of the gather kernels for each row, input and output
 GATHER_LATENCY = 3000  # clocks until the cell of an input is found by bisection and its weights have arrived
 
@@ -82,9 +83,10 @@ class Work(NamedTuple):
     idle: float  # clocks in which none of the units is busy
     overlapped: bool  # whether instructions are issued while the tensor cores are busy
     moved: float  # bytes read from and written to memory by all programs
+    launches: int = 1  # number of times that the kernel is launched, one after the other
 
     def seconds(self, gpu: Gpu) -> float:
-        """Return the predicted time of the launch."""
+        """Return the predicted time of all launches."""
         loads_or_products = max(self.tensor, self.l2)
         busiest = max(loads_or_products, self.issue)
         alone = (busiest if self.overlapped else loads_or_products + self.issue) + self.idle
@@ -94,36 +96,58 @@ class Work(NamedTuple):
 
         waves, rest = divmod(self.programs, gpu.processors * self.resident)
         clocks = waves * span(self.resident) + (span(math.ceil(rest / gpu.processors)) if rest else 0.0)
-        return max(clocks / gpu.hertz, self.moved / gpu.memory) + LAUNCH
+        return self.launches * (max(clocks / gpu.hertz, self.moved / gpu.memory) + LAUNCH)
+
+    def limiter(self, gpu: Gpu) -> str:
+        """Return the part of the GPU that is busy for the largest share of the time, and that share."""
+        clocks = math.ceil(self.programs / gpu.processors)
+        busy = {
+            "tensor cores": clocks * self.tensor / gpu.hertz,
+            "instruction issue": clocks * self.issue / gpu.hertz,
+            "L2 cache": clocks * self.l2 / gpu.hertz,
+            "memory": self.moved / gpu.memory,
+            "launch": LAUNCH,
+        }
+        name = max(busy, key=lambda unit: busy[unit])
+        return f"{name} {self.launches * busy[name] / self.seconds(gpu):.0%}"
 
 
-def seconds(k: Key, config: Config, capability: int, processors: int | None = None) -> float:
+def works(k: Key, config: Config, gpu: Gpu) -> list[Work]:
+    """Return the work of all kernel launches of a contraction."""
+    return _WORKS[config.way](k, config, gpu)
+
+
+def seconds(k: Key, config: Config, capability: int) -> float:
     """Return the predicted time of a contraction in seconds.
 
     Args:
         k: properties of the contraction. The number of rows counts as it is, without rounding.
         config: implementation and tile sizes.
         capability: compute capability of the GPU.
-        processors: number of multiprocessors of the GPU (default: the number of the GPU in :data:`GPUS`).
     """
     gpu = gpu_of(capability)
-    if processors is not None:
-        gpu = gpu._replace(processors=processors)
-    return _SECONDS[config.way](k, config, gpu)
+    return sum(work.seconds(gpu) for work in works(k, config, gpu))
 
 
-def product_seconds(rows: int, inner: int, columns: int, dtype: str, precision: str, capability: int) -> float:
-    """Return the predicted time of a plain matrix product ``[rows, inner] @ [inner, columns]`` of PyTorch."""
-    return _product_seconds(rows, inner, columns, dtype, precision, gpu_of(capability))
+def extra_bytes(k: Key, config: Config, gpu: Gpu) -> int:
+    """Return the bytes that a contraction holds in addition to its operands and results."""
+    size, features = _size(k.dtype), k.inputs * (k.spline_count + (k.base != "none"))
+    if config.way == "chunked":
+        sums = 4 * features * k.outputs if k.contraction == "G" else 4 * k.rows * k.outputs
+        return size * min(k.rows, chunk_rows(k.spline_count * k.inputs * size)) * features + sums
+    if k.contraction != "G" or (count := parts(k, config, gpu)) == 1:
+        return 0
+    return 4 * count * features * k.outputs
 
 
-def _product_seconds(rows: int, inner: int, columns: int, dtype: str, precision: str, gpu: Gpu) -> float:
+def product(rows: int, inner: int, columns: int, dtype: str, precision: str, gpu: Gpu) -> Work:
+    """Return the work of a plain matrix product ``[rows, inner] @ [inner, columns]`` of PyTorch."""
     rate = _rate(dtype, precision, gpu)
     if dtype == "float32" and precision != "tf32":
         rate = gpu.single  # PyTorch's products in full float32 do not use tensor cores
     clocks = rows * inner * columns / (LIBRARY_SHARE * rate * gpu.processors)
     moved = _size(dtype) * (rows * inner + inner * columns + rows * columns)
-    return max(clocks / gpu.hertz, moved / gpu.memory) + LAUNCH
+    return Work(gpu.processors, 1, clocks, 0.0, 0.0, 0.0, True, moved)
 
 
 def _size(dtype: str) -> int:
@@ -152,44 +176,71 @@ def _split(k: Key) -> int:
     return 3 if k.dtype == "float32" and k.precision != "tf32" else 1
 
 
-def _features_in_registers(k: Key, c: Config, gpu: Gpu) -> float:
-    """Return the work of F or G, which compute features in a loop of matrix products."""
-    based, size = k.base != "none", _size(k.dtype)
-    if k.contraction == "F":
-        programs = math.ceil(k.rows / c.rows) * math.ceil(k.outputs / c.columns)
-        blocks = math.ceil(k.inputs / c.inner)
-        steps, entries = blocks * (k.spline_count + based), blocks
-    else:
-        tiles = math.ceil(k.inputs / c.rows) * math.ceil(k.outputs / c.columns)
-        programs, steps = tiles * (k.spline_count + based), math.ceil(k.rows / c.inner)
-        parts = max(1, min(gpu.processors // programs, steps // 8))
-        programs, steps = programs * parts, math.ceil(steps / parts)
-        entries = 0
-    features = c.rows * c.inner
+def parts(k: Key, c: Config, gpu: Gpu) -> int:
+    """Return the number of parts of the rows for which G is predicted to take the shortest time.
+
+    The kernel computes a result for each part, and the results are summed afterwards. Numbers of parts that fill up to
+    four waves of programs are compared.
+    """
+    programs = _tiles(k, c)
+    slots = gpu.processors * _resident(k, c, c.rows * c.columns)
+    most = max(1, math.ceil(k.rows / c.inner) // MIN_STEPS)
+    filling = {min(most, max(1, waves * slots // programs)) for waves in range(1, 5)}
+    return min(sorted({1, *filling}), key=lambda n: sum(work.seconds(gpu) for work in _weight_works(k, c, gpu, n)))
+
+
+def _tiles(k: Key, c: Config) -> int:
+    """Return the number of tiles of the result of G, for the splines and the base function together."""
+    return math.ceil(k.inputs / c.rows) * math.ceil(k.outputs / c.columns) * (k.spline_count + (k.base != "none"))
+
+
+def _weight_works(k: Key, c: Config, gpu: Gpu, parts: int) -> list[Work]:
+    """Return the work of G, which computes features in a loop of matrix products over the rows of each part."""
+    steps, tile = math.ceil(k.rows / c.inner / parts), c.rows * c.columns
+    work = _loop(k, c, gpu, _tiles(k, c) * parts, steps, 0, c.rows + c.columns)
+    if parts == 1:
+        return [work]
+    partial = 4 * parts * _tiles(k, c) * tile
+    summed = Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, partial, launches=2 if k.base != "none" else 1)
+    return [work._replace(moved=work.moved + partial), summed]
+
+
+def _out_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
+    """Return the work of F, which computes features in a loop of matrix products over splines and inputs."""
+    blocks = math.ceil(k.inputs / c.inner)
+    programs = math.ceil(k.rows / c.rows) * math.ceil(k.outputs / c.columns)
+    return [_loop(k, c, gpu, programs, blocks * (k.spline_count + (k.base != "none")), blocks, c.columns)]
+
+
+def _loop(k: Key, c: Config, gpu: Gpu, programs: int, steps: int, entries: int, fetched: int) -> Work:
+    """Return the work of a kernel that computes the features of each matrix product in registers.
+
+    Args:
+        programs: number of programs.
+        steps: number of steps of each program.
+        entries: number of steps before which a block of x is loaded.
+        fetched: number of columns of length ``inner`` that a step loads from the L2 cache.
+    """
+    size, features = _size(k.dtype), c.rows * c.inner
     made = features * max(
         1.0, 16 * c.warps / c.rows
     )  # several warps that multiply the same rows make the same features
     issued = steps * made * SLOTS[k.contraction, c.way, k.form] + entries * features * ENTRY[k.form]
     if _split(k) > 1:
         issued += steps * (made + c.inner * c.columns) * SPLIT
-    fetched = steps * c.inner * c.columns + entries * features
-    if k.contraction == "G":
-        fetched += steps * features
-    weights = k.inputs * k.outputs * (k.spline_count + based)
-    work = Work(
+    return Work(
         programs,
         _resident(k, c, c.rows * c.columns),
         steps * features * c.columns / _rate(k.dtype, k.precision, gpu),
         issued / 32 / gpu.issue,
-        fetched * size / gpu.l2,
+        (steps * c.inner * fetched + entries * features) * size / gpu.l2,
         (steps * _split(k) + 3 * entries) * BUBBLE[c.way],
         c.way == "pipelined",
-        size * (k.rows * (k.inputs + k.outputs) + weights),
+        size * (k.rows * (k.inputs + k.outputs) + k.inputs * k.outputs * (k.spline_count + (k.base != "none"))),
     )
-    return work.seconds(gpu)
 
 
-def _features_after_product(k: Key, c: Config, gpu: Gpu) -> float:
+def _in_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     """Return the work of H, which multiplies each finished matrix product by the features."""
     based, size = k.base != "none", _size(k.dtype)
     blocks, steps = math.ceil(k.spline_count / c.splines), math.ceil(k.outputs / c.inner)
@@ -210,35 +261,43 @@ def _features_after_product(k: Key, c: Config, gpu: Gpu) -> float:
         False,
         size * (k.rows * (2 * k.inputs + k.outputs) + k.inputs * k.outputs * (k.spline_count + based)),
     )
-    return work.seconds(gpu)
+    return [work]
 
 
-def _gathered(k: Key, c: Config, gpu: Gpu) -> float:
+def _gathered(k: Key, c: Config, gpu: Gpu) -> list[Work]:
+    """Return the work of F or H, which read only the weights of the active splines."""
     programs = math.ceil(k.rows / c.rows) * (math.ceil(k.outputs / c.columns) if k.contraction == "F" else k.inputs)
     issued = k.rows * k.inputs * max(k.outputs, 32) * GATHERED / 32 / gpu.issue / programs
     size, weights = _size(k.dtype), k.inputs * k.outputs * k.spline_count
     moved = size * (k.rows * (k.inputs + k.outputs) + weights)
     idle = GATHER_LATENCY * (k.inputs if k.contraction == "F" else 1 + math.ceil(k.outputs / c.columns))
-    return Work(programs, 4, 0.0, issued, 0.0, idle, True, moved).seconds(gpu)
+    return [Work(programs, 4, 0.0, issued, 0.0, idle, True, moved)]
 
 
-def _chunked(k: Key, c: Config, gpu: Gpu) -> float:
-    """Return the predicted time of features in memory, which PyTorch multiplies in chunks of rows."""
+def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
+    """Return the work of features in memory, which PyTorch multiplies in chunks of rows."""
     features, size = k.inputs * (k.spline_count + (k.base != "none")), _size(k.dtype)
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
-    inner = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
-    product = _product_seconds(*inner[k.contraction], k.dtype, k.precision, gpu)
+    shapes = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
     slots = SLOTS["F", "fused", k.form] + 6  # the features are also converted and stored
-    clocks = rows * features * max(slots / 32 / gpu.issue, 2 * size / gpu.l2) / gpu.processors
-    if k.contraction == "G":  # the product of each chunk is added to the sum of the earlier chunks, in float32
-        product += 12 * features * k.outputs / gpu.memory
-    # Each chunk takes two kernels for features, two products, and a sum.
-    return math.ceil(k.rows / rows) * (product + clocks / gpu.hertz + 5 * LAUNCH)
+    share = rows * features / gpu.processors
+    written = Work(gpu.processors, 1, 0.0, share * slots / 32 / gpu.issue, 2 * size * share / gpu.l2, 0.0, True, 0.0)
+    # The product of each chunk is added to a sum in float32. The base function has a launch and a product of its own.
+    added = 12 * features * k.outputs if k.contraction == "G" else 0
+    summed = Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, added)
+    steps = [written, product(*shapes[k.contraction], k.dtype, k.precision, gpu), summed, summed._replace(moved=0)]
+    return [work._replace(launches=math.ceil(k.rows / rows)) for work in steps]
 
 
-_SECONDS = {
-    "fused": lambda k, c, gpu: (_features_after_product if k.contraction == "H" else _features_in_registers)(k, c, gpu),
-    "pipelined": _features_in_registers,
+def _fused(k: Key, c: Config, gpu: Gpu) -> list[Work]:
+    if k.contraction == "G":
+        return _weight_works(k, c, gpu, parts(k, c, gpu))
+    return (_out_works if k.contraction == "F" else _in_works)(k, c, gpu)
+
+
+_WORKS = {
+    "fused": _fused,
+    "pipelined": _fused,
     "chunked": _chunked,
     "gather": _gathered,
 }

@@ -16,7 +16,7 @@ from .hardware import gluon_available
 from .key import Key
 
 # Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies.
-UNCERTAIN = 5e-6
+UNCERTAIN = 8e-6
 MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
 
 
