@@ -228,7 +228,7 @@ class Clock:
     def choose(self, p: Problem) -> str:
         def run(p: Problem, config: Config) -> object:
             self.last = config.way
-            return {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name](p, config)
+            return dispatch.run(p, config)
 
         return selection.choose_for(p, run)[0].way
 

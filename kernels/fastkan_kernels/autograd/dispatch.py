@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
-from ..backends.registry import BACKENDS, ContractionSpec
+from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
@@ -172,5 +172,7 @@ def contract(
     # Autocast is switched off, because the autocast dtype is stored in the basis and the backends round by themselves.
     with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
         if taken.way == "functions":
-            return Contract.apply(name, spec, x, knots, *operands)
+            if torch.is_grad_enabled():
+                return Contract.apply(name, spec, x, knots, *operands)
+            return implementation(name, spec, x, knots, operands)()
         return BACKENDS["reference"].contract[name](x, knots, operands, basis, derivative)

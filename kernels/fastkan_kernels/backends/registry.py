@@ -150,7 +150,7 @@ def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operan
 
     def contract(name: str, operands: Operands, derivative: int):
         # If shared results do not make all gradients together faster, they do not make a single gradient faster.
-        alone = spec._replace(derivative=derivative, cache=None)
+        alone = ContractionSpec(spec.basis, derivative, spec.backend, None, spec.plain)
         return implementation(name, alone, x, knots, operands)()
 
     return gradients(name, full, wanted, order, contract)

@@ -143,9 +143,8 @@ def pytorch_products(precision: str) -> Iterator[None]:
 
 
 def _tf32_allowed() -> bool:
+    # If the setting for CUDA is unset, PyTorch returns the setting for all devices, torch.backends.fp32_precision.
     newer = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
-    if newer == "none":
-        newer = getattr(torch.backends, "fp32_precision", "none")
     if newer != "none":
         return newer == "tf32"
     # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch for
