@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 DTYPES = {
@@ -57,7 +58,7 @@ class Launch(NamedTuple):
         """
         numbers = {t.data_ptr(): number for number, t in enumerate(tensors) if t is not None}
         alone = len(numbers) == sum(t is not None for t in tensors)  # otherwise an address has no unique tensor
-        if compiled is None or self.kernel.pre_run_hooks or not alone:
+        if not isinstance(compiled, CompiledKernel) or self.kernel.pre_run_hooks or not alone:
             return None
         arguments, places = [], []
         for place, name in enumerate(self.kernel.arg_names):
