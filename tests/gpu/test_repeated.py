@@ -57,7 +57,9 @@ def make(name, rows=48, dtype=torch.bfloat16, outputs=16, v=False, shift=0, wide
 
 def call(name, x, operands, basis=basis, d=0):
     launched.clear()
-    dispatch.contract(name, x, knots, operands, basis, d)
+    results = dispatch.contract(name, x, knots, operands, basis, d)
+    results = results if isinstance(results, tuple) else (results,)
+    shapes = [None if r is None else [str(r.dtype), *r.shape, *r.stride()] for r in results]
     addresses = {t.data_ptr(): number for number, t in enumerate((x, knots, *operands)) if t is not None}
 
     def plain(value):
@@ -67,7 +69,7 @@ def call(name, x, operands, basis=basis, d=0):
             return [addresses.get(value.data_ptr(), "new"), str(value.dtype)]
         return value
 
-    return [(name, [plain(value) for value in arguments]) for name, arguments in launched]
+    return [(name, [plain(value) for value in arguments], shapes) for name, arguments in launched]
 
 
 half = basis._replace(matmul_dtype=torch.bfloat16)
@@ -77,6 +79,7 @@ variants = {
     "v": ("F", dict(v=True)), "single": ("F", dict(dtype=torch.float32)), "one output": ("H", dict(outputs=1)),
     "autocast": ("F", dict(dtype=torch.float32), half), "mixed": ("G", dict(dtype=torch.float32), half),
     "slope": ("H", {}, basis, 1), "no base": ("G", {}, basis._replace(base="none")),
+    "split": ("G", dict(rows=4096)),
 }
 kinds = {}
 started = []
@@ -99,11 +102,12 @@ torch.set_float32_matmul_precision("high")
 kinds["tf32"] = call("F", x, operands)
 torch.set_float32_matmul_precision("highest")
 assert call("F", x, operands) == kinds["tf32x3"]
-with selection.override("F", Config("pipelined", 64, 16, 16, 1, 4, 4, True)):
-    x, operands = make("F")
-    kinds["pipelined"] = call("F", x, operands)
-    assert kinds["pipelined"] == call("F", *make("F"))
-    (record,) = selection.records.values()
+tiles = Config("pipelined", 64, 16, 16, 1, 4, 4, True)
+for name, config in (("F", tiles), ("G", tiles), ("F", Config("gather")), ("H", Config("gather"))):
+    with selection.override(name, config):
+        found = kinds[f"{name} {config.way}"] = call(name, *make(name))
+        assert selection.records
+        assert found == call(name, *make(name)) != kinds[name]
 assert call("F", *make("F")) == kinds["F"]
 
 # Operands that share memory are computed as usual, and do not disturb later calls.
@@ -121,16 +125,16 @@ hooked = []
 knobs.runtime.launch_enter_hook = lambda about: hooked.append(about.get()["name"])
 call("F", *make("F")), call("F", *make("F"))
 assert len(hooked) == 2, hooked
-print(json.dumps({label: [name for name, _ in launches] for label, launches in kinds.items()}))
+print(json.dumps({label: [name for name, *_ in launches] for label, launches in kinds.items()}))
 """
 
 
 def test_a_repeated_contraction_launches_what_the_first_did(tmp_path: Path) -> None:
     kinds = json.loads(run(SAME, tmp_path))
-    assert all(len(launches) == 1 for launches in kinds.values())
+    assert all(len(launches) == 1 + (label == "G pipelined") for label, launches in kinds.items())
     assert kinds["tf32"] != kinds["tf32x3"] == kinds["single"]
     builds = {launches[0] for launches in kinds.values()}
-    assert len(builds) >= 12  # so that the variants test something
+    assert len(builds) >= 15  # so that the variants test something
 
 
 COST = """
