@@ -33,6 +33,8 @@ from fastkan.functional import kan_linear
 from fastkan.kan.model import KAN
 from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
+from fastkan_kernels.autograd import dispatch as routing
+from fastkan_kernels.backends.cpu import dense
 from fastkan_kernels.backends.triton import hardware, hopper
 from fastkan_kernels.backends.triton.tuning import selection
 from fastkan_kernels.backends.triton.tuning.config import WAYS, Config
@@ -310,6 +312,33 @@ def test_how_many_launches_a_small_networks_step_has(gpu: FakeGPU) -> None:
     assert Counter(done.calls) <= Counter({"aten.mul": 6, "aten.sum": 2, **loss}) + Counter(checks)
 
 
+@pytest.mark.parametrize("derivative", [0, 3, 4])
+@pytest.mark.parametrize(("kind", "grid"), [("shared", 5), ("shared", 40), ("uniform", 5), ("adapted", 5)])
+def test_a_gpu_without_the_kernels(
+    kind: str, grid: int, derivative: int, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain PyTorch waits for nothing either, and its memory does not grow with the rows."""
+    monkeypatch.setattr(hardware, "MIN_CAPABILITY", 91)
+    monkeypatch.setattr(routing, "_warned", set())
+    monkeypatch.setattr(dense, "GPU_ELEMENTS", 1 << 13)
+    with off():
+        host, basis = make_case(kind, rows=1000, inputs=6, outputs=4, grid=grid, dtype=torch.float32)
+    o = Example(*map(gpu.put, host))
+    assert 1000 * 6 * basis.splines_of(o.knots) > 5 << 13
+    for name in "FGH":
+        with pytest.warns(RuntimeWarning, match="cannot run on 'cuda' tensors") if name == "F" else nullcontext():
+            found = compute(name, o, basis, derivative)
+        done = twice(gpu, partial(compute, name, o, basis, derivative))
+        assert not done.launches
+        assert done.largest <= 4 << 13  # a block and its scratch memory; the results have 1000 x 6 elements at most
+        with off(), fastkan_kernels.backend("reference"):
+            want = compute(name, host, basis, derivative)
+        for value, right in zip(found, want, strict=True):
+            torch.testing.assert_close(
+                value.held, right, rtol=1e-4, atol=1e-4 * float(right.nan_to_num().abs().max()), equal_nan=True
+            )
+
+
 @pytest.mark.parametrize("outputs", [3, 8])
 def test_knots_written_behind_its_back_give_nan_once_and_then_the_right_numbers(outputs: int) -> None:
     """Nothing counts such a write, and the host may not wait to see it."""
@@ -402,8 +431,9 @@ def test_a_compiled_step_is_one_a_graph_can_hold(make: Callable[[], torch.nn.Mod
                 assert "device_put" not in str(node.target)
 
 
-def test_a_layer_on_a_gpu_is_traced_whole() -> None:
+def test_a_layer_on_a_gpu_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CUDA, PyTorch traces GPU tensors only without a gradient and without an index."""
+    monkeypatch.setattr(hardware, "capability", lambda device: 90)
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
