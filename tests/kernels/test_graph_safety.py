@@ -35,7 +35,7 @@ from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
 from fastkan_kernels.autograd import dispatch as routing
 from fastkan_kernels.backends.cpu import dense
-from fastkan_kernels.backends.triton import hardware, hopper
+from fastkan_kernels.backends.triton import chunked, hardware, hopper
 from fastkan_kernels.backends.triton.tuning import selection
 from fastkan_kernels.backends.triton.tuning.config import WAYS, Config
 
@@ -310,6 +310,26 @@ def test_how_many_launches_a_small_networks_step_has(gpu: FakeGPU) -> None:
     # columns are read, and each layer's affine maps, made into one, there and back
     checks = {"aten.ne": 2, "aten.any": 2, "aten.masked_fill": 4, "aten.index": 1, "aten.addcmul": 4, "aten.mul": 6}
     assert Counter(done.calls) <= Counter({"aten.mul": 6, "aten.sum": 2, **loss}) + Counter(checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "products", "sums"), [("F", 2, 1), ("G", 2, 2), ("H", 2, 0)])
+def test_how_many_launches_a_chunk_has(
+    name: str, products: int, sums: int, dtype: torch.dtype, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel computes or reads all features of a chunk, and the base function costs no launch of its own."""
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 50)
+    with off():
+        host, basis = make_case("shared", 100, 8, 8, order=ORDER)
+    o = Example(*(gpu.put(t.to(torch.float32 if t is host.knots else dtype)) for t in host))
+    with way("chunked"):
+        compute(name, o, basis)
+        done = twice(gpu, partial(compute, name, o, basis))
+    calls = Counter(call.split(".")[1] for call in done.calls)
+    assert len(done.kernels) == 2
+    assert calls["mm"] + calls["addmm_"] == 2 * products
+    assert calls.total() - calls["mm"] - calls["addmm_"] <= 2 * sums
 
 
 @pytest.mark.parametrize("derivative", [0, 3, 4])

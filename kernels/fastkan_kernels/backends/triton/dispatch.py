@@ -82,40 +82,37 @@ def _out(p: Problem, config: Config) -> Tensor:
 
 
 def _in(p: Problem, config: Config) -> Tensor:
-    if config.way == "chunked":
-        h = p.x.new_empty(p.x.shape, dtype=p.work)
-        chunked.into(p, config, h)
-        return h.to(p.x.dtype)
     h = p.x.new_empty(p.x.shape)
-    (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
+    if config.way == "chunked":
+        chunked.into(p, config, h)
+    else:
+        (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
     return h
 
 
 def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
-    shape, parts, part_rows = (p.inputs, p.outputs), 1, p.rows
-    if config.way != "chunked" and (p.form, p.base) != ("none", "none"):
-        parts, part_rows = parts_of(p, config)
-    dtype = p.x.dtype if parts == 1 and config.way != "chunked" else p.work
-    dw = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
-    base_dw = None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)
-    if config.way == "chunked":
-        if dw is not None:
-            chunked.weight(p, config, dw[0], base=False)
-        if base_dw is not None:
-            chunked.weight(p, config, base_dw, base=True)
-    else:
-        for launch in launched_weight(p, config, dw, base_dw, part_rows):
-            launch.run()
-
-    def total(partial: Tensor) -> Tensor:
-        return (partial[0] if parts == 1 else partial.sum(0)).to(p.x.dtype)
-
+    dw = base_dw = None
+    if (p.form, p.base) != ("none", "none"):
+        dw, base_dw = (chunked.weight if config.way == "chunked" else _weights_by_parts)(p, config)
     if dw is None:
         nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
-        splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
-    else:
-        splines = total(dw)
-    return splines, None if base_dw is None else total(base_dw)
+        dw = nan.view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+    return dw.to(p.x.dtype), None if base_dw is None else base_dw.to(p.x.dtype)
+
+
+def _weights_by_parts(p: Problem, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    """Return G of the splines and of the base function, each None if there are none."""
+    parts, part_rows = parts_of(p, config)
+    dtype = p.x.dtype if parts == 1 else p.work
+    dw = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, p.inputs, p.outputs, dtype=dtype)
+    base_dw = None if p.base == "none" else p.x.new_empty(parts, p.inputs, p.outputs, dtype=dtype)
+    for launch in launched_weight(p, config, dw, base_dw, part_rows):
+        launch.run()
+
+    def total(partial: Tensor | None) -> Tensor | None:
+        return partial if partial is None else partial[0] if parts == 1 else partial.sum(0)
+
+    return total(dw), total(base_dw)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -147,8 +144,6 @@ def launched_weight(
 
     The chunked implementation is excluded, because it also needs matrix products by PyTorch.
     """
-    if out is None and base_out is None:
-        return []
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 
