@@ -20,11 +20,16 @@ from .bspline.cox_de_boor import base_function, features, splines
 from .trilinear import Operands
 from .validation import INDEX, check_operands, checked
 
-# Maximum number of elements, edge values and features together, in a block of rows.
+# Maximum number of elements, edge values and features together, in a block of rows on a CPU.
 BLOCK_ELEMENTS = 1 << 20
 
-# Maximum number of features in a block of rows. 2**18 features take 1 MiB in float32, which fits into a core's cache.
+# Maximum number of features in a block of rows on a CPU. 2**18 features take 1 MiB in float32, which fits into a core's
+# cache.
 FEATURE_ELEMENTS = 1 << 18
+
+# Maximum number of elements in a block of rows on other devices, where a block has to be large enough to occupy the
+# device. 2**24 elements take 64 MiB in float32.
+GPU_ELEMENTS = 1 << 24
 
 
 @checked(correction=INDEX)
@@ -156,8 +161,7 @@ def edge_mean_abs(
     if x.shape[0] == 0:
         raise ValueError("x must have rows for a mean, got none")
     total = x.new_zeros(weight.shape[1:], dtype=working_dtype(x.dtype))
-    rows = max(1, BLOCK_ELEMENTS // max(1, weight.shape[1] * (weight.shape[2] + weight.shape[0])))
-    for part in x.split(rows):
+    for part in x.split(_block_rows(x, weight.shape[1] * (weight.shape[2] + weight.shape[0]), BLOCK_ELEMENTS)):
         # Each block is checkpointed, so that the backward pass stores the edge values of only one block at a time.
         part_sum = checkpoint(
             lambda part: _edge_values(part, knots, weight, base_weight, basis).abs().sum(0),
@@ -221,7 +225,7 @@ class _Covariance(torch.autograd.Function):
     def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
         first = _features(x[:1], knots, basis, 0, backend)
         mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
-        for part in x.split(_rows(knots, basis)):
+        for part in _feature_blocks(x, knots, basis):
             psi = _features(part, knots, basis, 0, backend) - first
             middle = psi.mean(0)
             centred = psi.sub_(middle).permute(2, 1, 0).contiguous()  # [I, P, rows]
@@ -244,7 +248,7 @@ class _Covariance(torch.autograd.Function):
             mean = _features(x, knots, ctx.basis).mean(0)
         weights = (upstream + upstream.mT) / ctx.divisor
         parts = []
-        for part in x.split(_rows(knots, ctx.basis)):
+        for part in _feature_blocks(x, knots, ctx.basis):
             centred = _features(part, knots, ctx.basis, 0, backend) - mean
             slope = _features(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
@@ -253,5 +257,10 @@ class _Covariance(torch.autograd.Function):
         return torch.cat(parts).to(x.dtype), None, None, None, None
 
 
-def _rows(knots: Tensor, basis: Basis) -> int:
-    return max(1, FEATURE_ELEMENTS // max(1, knots.shape[0] * (basis.splines_of(knots) + 1)))
+def _feature_blocks(x: Tensor, knots: Tensor, basis: Basis) -> tuple[Tensor, ...]:
+    return x.split(_block_rows(x, x.shape[1] * (basis.splines_of(knots) + 1), FEATURE_ELEMENTS))
+
+
+def _block_rows(x: Tensor, row_elements: int, cpu_elements: int) -> int:
+    """Return the number of rows of x in a block, if each row takes memory for ``row_elements`` numbers."""
+    return max(1, (cpu_elements if x.device.type == "cpu" else GPU_ELEMENTS) // max(1, row_elements))

@@ -264,3 +264,20 @@ def test_autocast_is_held_off(size) -> None:
     exact = size(*sizes(o, basis), basis=basis)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(size(*sizes(o, basis), basis=basis), exact)
+
+
+@pytest.mark.parametrize(("name", "device", "most"), [
+    ("std", "cpu", 2**18), ("std", "meta", 2**24), ("mean_abs", "cpu", 2**20), ("mean_abs", "meta", 2**24),
+])  # fmt: skip
+def test_blocks_fit_into_a_cache_on_a_cpu_only(
+    name: str, device: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other devices compute larger blocks, since they would spend their time on launches otherwise."""
+    sizes, split = [], torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, rows: (sizes.append(rows), split(x, rows))[1])
+    x, weight = torch.rand(1000, 8, device=device), torch.rand(8, 8, 16, device=device)
+    knots = knots_module.uniform_knots(8, 5, 3).to(device)
+    SIZED[name](x, knots, weight, basis=Basis(3, "none", uniform=True))
+    (rows,) = sizes
+    elements = rows * 8 * (8 + (1 if name == "std" else 16))
+    assert 0.9 * most < elements <= most

@@ -5,6 +5,11 @@ The interpreter computes in float64 too, so what is wrong in a kernel can't hide
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import oracle
 import pytest
@@ -28,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastkan_kernels
 
 pytestmark = WITH_TRITON
+ROOT = Path(__file__).parents[2]
 
 # orders, and of each the kinds of knots with their derivatives
 ORDERS = {
@@ -240,7 +246,7 @@ def test_products_by_pytorch_are_in_tf32_where_it_replaces_float16(name: str, de
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket is torch.ops.aten.mm:
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
                 found.append(settings.fp32_precision)
             return func(*args, **(kwargs or {}))
 
@@ -326,3 +332,75 @@ def test_one_launch_computes_both_results_of_g(name: str, base: str, monkeypatch
     assert launch.grid[0] == basis.splines_of(o.knots) + len(results) - 1  # one tile each
     assert all(result.is_contiguous() for result in results)
     assert len({result.untyped_storage().data_ptr() for result in results}) == len(results)
+
+
+COMPILED = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+import fastkan_kernels
+from fastkan_kernels.backends.triton import dispatch
+from fastkan_kernels.backends.triton.dispatch import Config, Operands, problem
+
+
+class Driver:  # of a GPU that is not there
+    get_current_device = get_current_stream = lambda *_: 0
+    get_current_target = lambda _: GPUTarget("cuda", 90, 32)
+
+
+found = set()
+driver.set_active(Driver())
+jit.JITFunction._do_compile = lambda kernel, key, *_: found.add((kernel.__name__, key))  # whose None is not launched
+knots, weight, base_weight = torch.rand(16, 12), torch.rand(8, 16, 16), torch.rand(16, 16)
+plain, pipelined = Config("fused", 16, 16, 16), Config("pipelined", 64, 16, 16, warps=4, stages=4, descriptors=True)
+for rows in (256, 255, 17, 1):
+    for dtype, configs in ((torch.float32, [plain._replace(way=way) for way in ("fused", "chunked", "gather")]),
+                           (torch.bfloat16, [plain._replace(descriptors=True), pipelined])):
+        x, g = torch.rand(rows, 16, dtype=dtype), torch.rand(rows, 16, dtype=dtype)
+        w, base_w = weight.to(dtype), base_weight.to(dtype)
+        basis = fastkan_kernels.Basis(3, "silu", True, (0.0, 1.0))
+        for config in configs:
+            for name, operands in (("F", Operands(x, w, base_w)), ("G", Operands(x, None, None, g)),
+                                   ("H", Operands(None, w, base_w, g))):
+                if name in {"gather": "FH", "pipelined": "FG"}.get(config.way, "FGH"):
+                    p = problem(name, x, knots, operands, basis, 0, 90)
+                    {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[name](p, config)
+    print(*sorted(name for name, _ in found))
+"""
+
+
+def test_a_shorter_batch_compiles_nothing() -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert len(first.split()) >= 12
+    assert rest == [first] * 3
+
+
+@pytest.mark.parametrize("derivative", [0, 1])
+@pytest.mark.parametrize("way", ["fused", "chunked"])
+def test_shared_knots_are_read_once(way: str, derivative: int) -> None:
+    """Only the first input's knots are read, and the results have the same bits as with the knots of each input."""
+    o, basis = make_case("shared", dtype=torch.float32)
+    assert basis.uniform_grid is not None
+    spoiled = o.knots.clone()
+    spoiled[1:] = torch.nan
+    with forced(way):
+        for name in "FGH":
+            each = compute(name, o, basis._replace(uniform_grid=None), derivative)
+            shared = compute(name, o._replace(knots=spoiled), basis, derivative)
+            assert all(map(torch.equal, shared, each))
+
+
+def test_overlapping_rows_go_into_no_tensor_descriptor() -> None:
+    from fastkan_kernels.backends.triton.launch import describable_rows
+
+    long = torch.zeros(400)
+    assert describable_rows(long.unfold(0, 8, 8))
+    assert describable_rows(long.unfold(0, 8, 16))
+    assert not describable_rows(long.unfold(0, 16, 8))
+    assert not describable_rows(long[:16].expand(4, 16))
+    assert describable_rows(long[:16].expand(1, 16))

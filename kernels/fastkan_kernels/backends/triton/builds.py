@@ -21,7 +21,7 @@ from .kernels.contract_weight import parts_of
 from .kernels.features import launch_dot, launch_write
 from .kernels.gather import launch_gather_in
 from .key import key
-from .launch import Launch
+from .launch import UNSPECIALIZED, Launch
 from .problem import Problem, problem
 from .rules import by_way, overlaps, ways_of
 
@@ -201,13 +201,13 @@ def _config(s: Setting, p: Problem) -> Config:
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
     if config.way == "chunked":
-        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.matmul_dtype)
-        rows = slice(0, p.rows)
-        for base in (False, True):
-            if p.name == "F":
-                yield " base" * base, launch_write(p, config, rows, psi, base)
-            else:
-                yield " base" * base, launch_dot(p, config, rows, psi, h.to(p.work), base)
+        dtype = p.matmul_dtype if p.name == "F" else p.work
+        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=dtype)
+        base, rows = None if p.base == "none" else psi[:, 0], slice(0, p.rows)
+        if p.name == "F":
+            yield "", launch_write(p, config, rows, psi, base)
+        else:
+            yield "", launch_dot(p, config, rows, psi, base, h)
     elif p.name == "F":
         yield "", launched_out(p, config, y)
     elif p.name == "H":
@@ -229,7 +229,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
     constants = dict(launch.constants)
     # Triton's own launcher also compiles an argument of 1 as a constant.
     for name, argument in launch.arguments.items():
-        if isinstance(argument, int) and argument == 1:
+        if isinstance(argument, int) and argument == 1 and name not in UNSPECIALIZED:
             signature[name], constants[name] = "constexpr", 1
     fused = config.way in ("fused", "pipelined")
     makes = fused and p.name in "FG"
@@ -238,12 +238,11 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         launch.kernel,
         signature,
         constants,
-        tuple(k for k, a in launch.arguments.items() if _divisible(a) and signature[k] != "constexpr"),
+        tuple(k for k, a in launch.arguments.items() if _divisible(k, a) and signature[k] != "constexpr"),
         p.capability,
         launch.warps,
         launch.stages,
-        # For a single row, the kernel of G has no loop, and the check searches for matrix products in loops only.
-        tensor_cores=fused and p.matmul_dtype != torch.float64 and not (p.name == "G" and p.rows == 1),
+        tensor_cores=fused and p.matmul_dtype != torch.float64,
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
         # In float64, saturation to [0, 1] is compiled to a maximum instruction, which replaces NaN by 0 on purpose.
@@ -280,5 +279,7 @@ def _type_of(argument: Any) -> str:
     return "i32"
 
 
-def _divisible(argument: Any) -> bool:
-    return isinstance(argument, Tensor) or (isinstance(argument, int) and argument % 16 == 0)
+def _divisible(name: str, argument: Any) -> bool:
+    if isinstance(argument, int):
+        return argument % 16 == 0 and name not in UNSPECIALIZED
+    return isinstance(argument, Tensor)

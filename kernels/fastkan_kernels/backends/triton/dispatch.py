@@ -84,14 +84,12 @@ def run(p: Problem, config: Config) -> Any:
         chunked.out(p, config, y)
         return y
     if p.name == "H":
-        h = p.x.new_empty(p.x.shape, dtype=p.work)
+        h = p.x.new_empty(p.x.shape)
         chunked.into(p, config, h)
-        return h.to(p.x.dtype)
-    memory = _weight_memory(p, 1, p.work)
-    for number, each in enumerate(memory):
-        if each is not None:
-            chunked.weight(p, config, each if number else each[0], base=number == 1)
-    return _result(p, memory)
+        return h
+    if (p.form, p.base) == ("none", "none"):
+        return _weights(p, None, None)
+    return _weights(p, *chunked.weight(p, config))
 
 
 def _launch(p: Problem, config: Config) -> tuple[list[Tensor | None], list[tuple[Launch, Any]]]:
@@ -109,31 +107,29 @@ def _memory(p: Problem, config: Config) -> tuple[list[Tensor | None], int]:
 
     G has results for the splines and for the base function, and a result for each part of the rows.
     """
-    if p.name == "G":
-        parts, part_rows = (1, p.rows) if (p.form, p.base) == ("none", "none") else parts_of(p, config)
-        return _weight_memory(p, parts, p.x.dtype if parts == 1 else p.work), part_rows
-    return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], p.rows
-
-
-def _weight_memory(p: Problem, parts: int, dtype: torch.dtype) -> list[Tensor | None]:
-    shape = p.inputs, p.outputs
+    if p.name != "G":
+        return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], p.rows
+    if (p.form, p.base) == ("none", "none"):
+        return [None, None], p.rows
+    parts, part_rows = parts_of(p, config)
+    shape, dtype = (p.inputs, p.outputs), p.x.dtype if parts == 1 else p.work
     splines = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
-    return [splines, None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)]
+    return [splines, None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)], part_rows
 
 
-def _result(p: Problem, memory: list[Tensor | None]) -> Any:
-    """Return the results of a contraction from the memory into which its kernels have written."""
+def _result(p: Problem, memory: Sequence[Tensor | None]) -> Any:
+    """Return the result of a contraction from the memory into which its kernels have written."""
     if p.name != "G":
         return memory[0]
-    splines, base = (None if part is None else _total(part).to(p.x.dtype) for part in memory)
+    return _weights(p, *(part if part is None else part[0] if len(part) == 1 else part.sum(0) for part in memory))
+
+
+def _weights(p: Problem, splines: Tensor | None, base: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the results of G in the dtype of x. If ``splines`` is None, the derivative of the splines is 0."""
     if splines is None:
         nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
-        splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
-    return splines, base
-
-
-def _total(parts: Tensor) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts.sum(0)
+        splines = nan.view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+    return splines.to(p.x.dtype), None if base is None else base.to(p.x.dtype)
 
 
 def _empty(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Any:
@@ -245,7 +241,7 @@ def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_r
     """
     if p.name == "G":
         out, base_out = memory
-        return launched_weight(p, config, out, base_out, part_rows)
+        return [] if out is base_out is None else launched_weight(p, config, out, base_out, part_rows)
     (result,) = memory
     assert result is not None
     if p.name == "F":
@@ -272,8 +268,6 @@ def launched_weight(
 
     The chunked implementation is excluded, because it also needs matrix products by PyTorch.
     """
-    if out is None and base_out is None:
-        return []
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 

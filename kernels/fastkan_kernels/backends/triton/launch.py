@@ -20,6 +20,10 @@ DTYPES = {
     torch.float64: tl.float64,
 }
 
+# Integer arguments that depend on the number of rows. Triton must not compile another kernel where they are 1 or
+# divisible by 16, because the last batch of an epoch is often shorter than the others.
+UNSPECIALIZED = ("N", "part_rows")
+
 
 class Launch(NamedTuple):
     """A kernel launch ``kernel[grid](**arguments, **constants)`` that has not run yet."""
@@ -159,13 +163,14 @@ def describable(tensor: Tensor | None) -> bool:
 def describable_rows(tensor: Tensor | None) -> bool:
     """Return whether a hardware tensor descriptor can address a matrix with any distance between its rows.
 
-    The address and the distance in bytes must be multiples of 16. An expanded tensor, whose rows have the distance 0,
-    is not supported.
+    The address and the distance in bytes must be multiples of 16. A tensor with overlapping rows is not supported, such
+    as the result of ``expand`` or ``unfold``.
     """
     if tensor is None:
         return True
-    apart = tensor.stride(0) * tensor.element_size()
-    return tensor.data_ptr() % 16 == 0 and (tensor.shape[0] == 1 or (apart > 0 and apart % 16 == 0))
+    apart = tensor.stride(0)
+    separate = tensor.shape[0] == 1 or (apart >= tensor.shape[1] and apart * tensor.element_size() % 16 == 0)
+    return tensor.data_ptr() % 16 == 0 and separate
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:

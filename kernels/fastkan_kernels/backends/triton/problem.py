@@ -87,6 +87,11 @@ class Problem(NamedTuple):
         """
         return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
+    @property
+    def shared_grid(self) -> bool:
+        """Whether the kernels compute the splines in the cardinal form and all inputs have the same knots."""
+        return self.form == "cardinal" and self.basis.uniform_grid is not None
+
     def x_and_knots(self) -> dict[str, Any]:
         """Return the arguments for x and the knots, which every kernel has."""
         return {"x_ptr": self.x, "knots_ptr": self.knots, "stride_x": self.x.stride(0)}

@@ -31,7 +31,7 @@ from ..kernels.spline import (
     scaled,
 )
 from ..kernels.tiles import tile_of
-from ..launch import Launch
+from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import (
     await_tile,
@@ -126,7 +126,7 @@ def feature_of(
     return feature
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALIZED)
 def contract_out_kernel(
     x,  # descriptor of x [N, I] in blocks [ROWS, INNER]
     v,  # descriptor of v [N, I] in blocks [ROWS, INNER]; if v is None, the descriptor of x

@@ -24,7 +24,7 @@ from ..kernels.spline import (
     one_spline,
     scaled,
 )
-from ..launch import Launch
+from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slot_count, start_barriers
 
@@ -71,7 +71,7 @@ def features_of(
     return feature
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALIZED)
 def contract_weight_kernel(
     x,  # descriptor of x [N, I] in blocks [INNER, ROWS]
     v,  # descriptor of v [N, I] in blocks [INNER, ROWS]; if v is None, the descriptor of x

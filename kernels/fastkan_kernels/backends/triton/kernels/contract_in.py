@@ -13,13 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..config import Config
-from ..launch import DTYPES, Launch, descriptor
+from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
-from .spline import base_function, cardinal, cardinal_scale, load_cardinal_coordinate, local, middle, scaled
+from .spline import base_function, cardinal, cardinal_coordinate, cardinal_scale, load_grid, local, middle, scaled
 from .tiles import load_tile, multiply, store_tile, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def contract_in_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]
@@ -37,6 +37,7 @@ def contract_in_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"
+    SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
@@ -65,7 +66,8 @@ def contract_in_kernel(
         h = h * base_function(x, BASE, D)
 
     if FORM == "cardinal":
-        z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
+        first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
+        z = cardinal_coordinate(x, first, inv_spacing, ORDER)
     else:
         j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
     total = tl.zeros((ROWS, COLUMNS), WORK)
@@ -96,7 +98,7 @@ def contract_in_kernel(
         total += tl.sum(tl.reshape(products, (ROWS, SPLINES, COLUMNS)) * psi, 1)
 
     if FORM == "cardinal":
-        total = scaled(total * cardinal_scale(ORDER, D), inv_spacing[None, :], D)
+        total = scaled(total * cardinal_scale(ORDER, D), inv_spacing, D)
     h = tl.where(x == x, h + total, x)
     store_tile(h_ptr, rows, i, N, I, I, h)
 
@@ -116,6 +118,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     }
     constants = {
         **p.constants(),
+        "SHARED": p.shared_grid,
         "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,
         "DESCRIPTORS": described,

@@ -12,15 +12,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..config import Config
-from ..launch import DTYPES, Launch, descriptor
+from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
 from .spline import (
     base_function,
     cardinal,
+    cardinal_coordinate,
     cardinal_scale,
     divide,
-    inv_spacing_of,
-    load_cardinal_coordinate,
+    load_grid,
     local,
     middle,
     pick,
@@ -29,7 +29,7 @@ from .spline import (
 from .tiles import await_product, load_tile, multiply, store_tile, tile_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def contract_out_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -48,6 +48,7 @@ def contract_out_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"
+    SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
     PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
@@ -66,8 +67,7 @@ def contract_out_kernel(
     y = tl.zeros((ROWS, COLUMNS), WORK)
 
     # While derivatives are summed, they are scaled by a power of the first input's knot spacing to avoid overflow.
-    if D > 0:
-        unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M).to(WORK)
+    first, unit = load_grid(knots_ptr, 0, I, M, True)
 
     missing = tl.zeros((ROWS,), WORK)  # NaN for each row that has a NaN
     for i0 in tl.range(0, I, INNER, num_stages=1):
@@ -79,9 +79,13 @@ def contract_out_kernel(
         if MULTIPLIED:
             factor = load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
         if FORM == "cardinal":
-            z, inv_spacing = load_cardinal_coordinate(x, knots_ptr, i, I, M, ORDER)
-            if D > 0:
-                factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit)[None, :], D)
+            if SHARED:
+                z = cardinal_coordinate(x, first, unit, ORDER)
+            else:
+                own, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
+                z = cardinal_coordinate(x, own, inv_spacing, ORDER)
+                if D > 0:
+                    factor = scaled(factor, divide(inv_spacing, 0.0 * inv_spacing + unit), D)
         else:
             j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
             if D > 0:
@@ -91,7 +95,7 @@ def contract_out_kernel(
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = pick(active, j, b, ORDER)
-            if MULTIPLIED or D > 0:
+            if MULTIPLIED or (D > 0 and not SHARED):
                 a = a * factor
             if DESCRIPTORS:
                 part = w.load([b, i0, tile_column * COLUMNS]).reshape(INNER, COLUMNS)
@@ -136,6 +140,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     }
     constants = {
         **p.constants(),
+        "SHARED": p.shared_grid,
         "MULTIPLIED": p.v is not None,
         "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,

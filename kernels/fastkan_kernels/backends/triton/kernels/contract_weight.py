@@ -16,14 +16,14 @@ from torch import Tensor
 
 from .. import hardware
 from ..config import Config
-from ..launch import DTYPES, Launch, descriptor
+from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
 from .spline import (
     base_function,
     cardinal,
     cardinal_coordinate,
     cardinal_scale,
-    inv_spacing_of,
+    load_grid,
     middle,
     one_spline,
     scaled,
@@ -31,7 +31,7 @@ from .spline import (
 from .tiles import await_product, load_tile, multiply, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def contract_weight_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -51,6 +51,7 @@ def contract_weight_kernel(
     D: tl.constexpr,
     BASE: tl.constexpr,
     FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "none" if their derivative is 0
+    SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
     PRODUCT: tl.constexpr,  # dtype of the factors of the matrix products
     PRECISION: tl.constexpr,
@@ -71,14 +72,14 @@ def contract_weight_kernel(
     if FORM != "none" and b < K:
         dw = sum_over_rows(
             x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
-            ORDER, D, BASE, FORM, MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
+            ORDER, D, BASE, FORM, SHARED, MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
         )  # fmt: skip
         at = out_ptr + (part * K + b).to(tl.int64) * I * O
         store_weights(at, tile_row, tile_column, I, O, dw, ROWS, COLUMNS)
     if BASE != "none" and b == K:
         dw = sum_over_rows(
             x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
-            ORDER, D, BASE, "base", MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
+            ORDER, D, BASE, "base", SHARED, MULTIPLIED, PRODUCT, PRECISION, DESCRIPTORS, WAIT, ROWS, COLUMNS, INNER,
         )  # fmt: skip
         store_weights(base_out_ptr + part.to(tl.int64) * I * O, tile_row, tile_column, I, O, dw, ROWS, COLUMNS)
 
@@ -86,19 +87,18 @@ def contract_weight_kernel(
 @triton.jit
 def sum_over_rows(
     x_ptr, v_ptr, knots_ptr, g, b, tile_row, tile_column, start, end, I, O, M, stride_x, stride_v,
-    ORDER: tl.constexpr, D: tl.constexpr, BASE: tl.constexpr, FORM: tl.constexpr, MULTIPLIED: tl.constexpr,
-    PRODUCT: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WAIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
+    ORDER: tl.constexpr, D: tl.constexpr, BASE: tl.constexpr, FORM: tl.constexpr, SHARED: tl.constexpr,
+    MULTIPLIED: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WAIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
     """Return a tile of G of spline b or, if ``FORM`` is "base", of the base function, from the rows start to end."""
     WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     i = tile_row * ROWS + tl.arange(0, ROWS)
     o = tile_column * COLUMNS + tl.arange(0, COLUMNS)
-    own = knots_ptr + tl.where(i < I, i, 0) * M
     if FORM != "base":
-        first = tl.load(own)
-        inv_spacing = inv_spacing_of(first, tl.load(own + M - 1), M)
+        first, inv_spacing = load_grid(knots_ptr, i[:, None], I, M, SHARED)
     if FORM == "local":
+        own = knots_ptr + tl.where(i < I, i, 0) * M
         knots = ()
         for m in tl.static_range(ORDER + 2):
             knots = knots + (tl.load(own + b + m)[:, None],)
@@ -114,12 +114,12 @@ def sum_over_rows(
         else:
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
             if FORM == "cardinal":
-                z = cardinal_coordinate(x, first[:, None], inv_spacing[:, None], ORDER)
+                z = cardinal_coordinate(x, first, inv_spacing, ORDER)
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
                 if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
-                    a = scaled(a, (1.0 / inv_spacing)[:, None], D)
+                    a = scaled(a, 1.0 / inv_spacing, D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)
             a = a * v.to(WORK)
@@ -133,7 +133,7 @@ def sum_over_rows(
     if FORM == "cardinal":
         dw = dw * cardinal_scale(ORDER, D)
     if FORM != "base":
-        dw = scaled(dw, inv_spacing[:, None], D) + missing[:, None]
+        dw = scaled(dw, inv_spacing, D) + missing[:, None]
     return dw
 
 
@@ -221,6 +221,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor | None, base_out: Tens
     }
     constants = {
         **p.constants(),
+        "SHARED": p.shared_grid,
         "MULTIPLIED": p.v is not None,
         "PRODUCT": DTYPES[p.matmul_dtype],
         "PRECISION": p.precision,

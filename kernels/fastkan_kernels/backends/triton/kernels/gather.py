@@ -12,13 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..config import Config
-from ..launch import DTYPES, Launch
+from ..launch import DTYPES, UNSPECIALIZED, Launch
 from ..problem import Problem
 from .spline import active_splines, base_function, find_cell
 from .tiles import load_tile, store_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def gather_out_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -67,7 +67,7 @@ def gather_out_kernel(
     store_tile(y_ptr, rows, columns, N, O, O, y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=UNSPECIALIZED)
 def gather_in_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]

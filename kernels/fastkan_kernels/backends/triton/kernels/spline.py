@@ -157,21 +157,26 @@ def cardinal(z, ORDER: tl.constexpr, D: tl.constexpr, KEEPS_NAN: tl.constexpr = 
 
 @triton.jit
 def cardinal_coordinate(x, first, inv_spacing, ORDER: tl.constexpr):
-    """Return the argument of :func:`cardinal` for spline 0, given the first knot and the inverse knot spacing."""
+    """Return the argument of :func:`cardinal` for spline 0, given the first knot and the inverse knot spacing.
+
+    For spline b, ``middle(b, ...)`` must be subtracted from the result.
+    """
     return ((x - first) * inv_spacing - half_width(ORDER)) * (1.0 / half_width(ORDER))
 
 
 @triton.jit
-def load_cardinal_coordinate(x, knots_ptr, i, inputs, M, ORDER: tl.constexpr):
-    """Return a tuple of :func:`cardinal_coordinate` of a tile of x, and the inverse knot spacing of the inputs ``i``.
+def load_grid(knots_ptr, i, inputs, M, SHARED: tl.constexpr):
+    """Return a tuple of the first knot and the inverse knot spacing of the inputs ``i``, on uniform knots.
 
-    The inputs lie along the second dimension of the tile. For spline b, ``middle(b, ...)`` must be subtracted from the
-    coordinate.
+    If ``SHARED``, all inputs have the same knots, and the results are numbers instead of tensors of the shape of ``i``.
+    A kernel can then load the knots once instead of once for each block of inputs.
     """
-    first = tl.load(knots_ptr + i * M, mask=i < inputs, other=0.0)
-    last = tl.load(knots_ptr + i * M + M - 1, mask=i < inputs, other=1.0)
-    inv_spacing = inv_spacing_of(first, last, M)
-    return cardinal_coordinate(x, first[None, :], inv_spacing[None, :], ORDER), inv_spacing
+    if SHARED:
+        own = knots_ptr
+    else:
+        own = knots_ptr + tl.where(i < inputs, i, 0) * M
+    first = tl.load(own)
+    return first, inv_spacing_of(first, tl.load(own + M - 1), M)
 
 
 @triton.jit
