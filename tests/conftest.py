@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 # torch reads this when it is imported; no run then uses code that another has left on disk
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
@@ -69,21 +70,21 @@ def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if reason := no_triton():
         pytest.skip(reason)
     from fastkan_kernels.autograd import dispatch
-    from fastkan_kernels.backends.triton.launch import Launch
+    from fastkan_kernels.backends.triton.launch import Launch, launched_by
 
-    run, numpy = Launch.run, torch.Tensor.numpy
+    numpy = torch.Tensor.numpy
 
-    def counted(self: Launch) -> None:
-        launched.append(self.kernel.__name__)
-        run(self)
+    def counted(launch: Launch) -> Any:
+        launched.append(launch.kernel.__name__)
+        return launch.start()
 
-    monkeypatch.setattr(Launch, "run", counted)
     if DEVICE == "cpu":
         monkeypatch.setitem(dispatch._AUTO, "cpu", "triton")
-        yield launched
+        with launched_by(counted):
+            yield launched
         return
     monkeypatch.setattr(torch.Tensor, "numpy", lambda self: numpy(self.cpu()))
-    with torch.device(DEVICE):
+    with torch.device(DEVICE), launched_by(counted):
         yield launched
 
 

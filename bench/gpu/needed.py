@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -204,7 +205,7 @@ class _Call(NamedTuple):
     def made(self, setting: str, config: Any = None) -> None:
         from fastkan_kernels.backends.triton import dispatch
 
-        contract = {"F": dispatch.contract_out, "G": dispatch.contract_weight, "H": dispatch.contract_in}[self.name]
+        contract = partial(dispatch.contract, self.name)
         with ways.forced({} if config is None else {self.name: config}):
             contract(self.x(setting), self.meta_knots, self.slots, self.basis, self.derivative)
 

@@ -90,8 +90,8 @@ def test_every_candidate_is_a_valid_configuration(contraction: str, dtype: str, 
 def test_impossible_configurations_cannot_be_forced() -> None:
     for contraction, config, message in (
         ("X", Config("fused"), "contraction must be"),
-        ("F", Config("banded"), "a way that F has"),
-        ("G", Config("gather"), "a way that G has"),
+        ("F", Config("banded"), "an implementation of F"),
+        ("G", Config("gather"), "an implementation of G"),
         ("F", Config("fused", rows=0), "rows must be"),
         ("F", Config("fused", rows=17), "rows must be a power of two"),
         ("F", Config("pipelined"), "rows must be 16 for each of 4 warps or more, got 16 of 4"),
@@ -131,7 +131,7 @@ def test_a_table_replaces_the_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("entries", "about", "message"),
     [
         ({}, {"triton": "0.0"}, "holds for triton '0.0', and here it is"),
-        ({("G", True): ("gather", False)}, {}, "a way that G has"),
+        ({("G", True): ("gather", False)}, {}, "an implementation of G"),
         ({("F", False): ("fused", True)}, {}, "descriptors cannot address"),
         ({("F", False): ("pipelined", False)}, {}, "rows must be 16"),
     ],
@@ -228,7 +228,7 @@ class Clock:
     def choose(self, p: Problem) -> str:
         def run(p: Problem, config: Config) -> object:
             self.last = config.way
-            return {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[p.name](p, config)
+            return dispatch.run(p, config)
 
         return selection.choose_for(p, run)[0].way
 

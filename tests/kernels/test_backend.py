@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -116,7 +117,7 @@ def test_it_works_as_a_decorator() -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", None, 3], ids=repr)
 def test_an_unknown_name_is_refused(name: object) -> None:
-    message = rf"name must be one of 'auto', 'reference', 'cpu', 'triton'; got {name!r}"
+    message = rf"name must be one of 'auto', 'reference', 'cpu', 'dense', 'triton'; got {name!r}"
     with pytest.raises((ValueError, TypeError), match=message), backend(name):  # type: ignore[arg-type]
         pass
 
@@ -140,8 +141,68 @@ def test_auto_takes_the_kernels_for_a_gpu_and_says_why_not(monkeypatch: pytest.M
     assert routing._AUTO["cuda"] == "triton"
     monkeypatch.setitem(routing._AUTO, "cpu", "triton")
     monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(routing, "_warned", {("cpu", hardware.unable(X.device))})
     said = explain(KANLinear(2, 3), X)
-    assert "backend: reference (auto: backend 'triton' can't serve: x is on the CPU" in said
+    assert "backend: dense (auto: backend 'triton' can't serve: x is on the CPU" in said
+    assert "F_0 (forward): dense: features made in closed form, 1 block of 20 rows x 8 splines" in said
+
+
+@pytest.fixture
+def unable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU in the place of a GPU on which the Triton kernels cannot run."""
+    monkeypatch.setitem(routing._AUTO, "cpu", "triton")
+    monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(routing, "_warned", set())
+
+
+WARNING = "the Triton kernels cannot run on 'cpu' tensors because .*; the contractions run in plain PyTorch"
+
+
+@pytest.mark.usefixtures("unable")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("layer", [KANLinear(2, 3), adapted_layer(grid=40)], ids=["uniform", "adapted"])
+def test_a_device_without_the_kernels_is_warned_of_once(layer: KANLinear, compiled: bool) -> None:
+    function = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+
+    def step(function: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        x = X.clone().requires_grad_()
+        y = function(x)
+        y.square().sum().backward()
+        return y, x.grad
+
+    with backend("reference"), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        expected = step(layer)
+    with watched() as ran:
+        with pytest.warns(RuntimeWarning, match=WARNING) as caught:
+            found = step(function)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            step(function)
+    assert compiled or caught[0].filename == __file__
+    assert set(ran) == {"dense F", "dense G", "dense H"}
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("unable")
+def test_transforms_do_not_need_the_kernels() -> None:
+    layer = KANLinear(2, 3)
+    with watched() as ran, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.func.vmap(layer)(X)
+    assert set(ran) == {"reference F"}
+
+
+def test_a_compiler_sees_what_an_older_gpu_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "INSTALLED", True)
+    monkeypatch.setattr(hardware, "_capability", {0: 90, 1: 75}.__getitem__)
+
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, str | None, str | None]:
+        return x + 1, hardware.unable(torch.device("cuda", 0)), hardware.unable(torch.device("cuda", 1))
+
+    _, newer, older = torch.compile(function, backend="eager", fullgraph=True)(X)
+    assert newer is None
+    assert "this GPU has 7.5" in older
 
 
 @pytest.mark.skipif(hardware.missing() is not None, reason="triton is not installed")
@@ -159,16 +220,20 @@ def test_a_backend_refuses_a_device_it_is_not_for() -> None:
     assert BACKENDS["cpu"].unable(torch.device("cpu")) is None
     assert "cuda" in BACKENDS["cpu"].unable(torch.device("cuda"))
     assert BACKENDS["reference"].unable(torch.device("cuda")) is None
+    assert BACKENDS["dense"].unable(torch.device("xpu")) is None
+    assert "x is on 'xpu'" in BACKENDS["triton"].unable(torch.device("xpu"))
 
 
 @pytest.mark.skipif(hardware.missing() is not None, reason="triton is not installed")
 def test_of_several_gpus_the_one_that_x_is_on_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_capability", {0: 90, 1: 75}.__getitem__)
+    monkeypatch.setattr(routing, "_warned", set())
     newer, older = torch.device("cuda", 0), torch.device("cuda", 1)
     assert BACKENDS["triton"].unable(newer) is None
     assert "this GPU has 7.5" in BACKENDS["triton"].unable(older)
     assert routing._automatic(newer)[0] == "triton"
-    assert routing._automatic(older)[0] == "reference"
+    with pytest.warns(RuntimeWarning, match="cannot run on 'cuda' tensors because .* this GPU has 7.5; the contr"):
+        assert routing._automatic(older)[0] == "dense"
 
 
 # -- explain ----------------------------------------------------------------------------------------

@@ -33,7 +33,9 @@ from fastkan.functional import kan_linear
 from fastkan.kan.model import KAN
 from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
-from fastkan_kernels.backends.triton import hardware, selection
+from fastkan_kernels.autograd import dispatch as routing
+from fastkan_kernels.backends.cpu import dense
+from fastkan_kernels.backends.triton import chunked, hardware, selection
 from fastkan_kernels.backends.triton.config import WAYS, Config
 
 ORDER = 3
@@ -309,6 +311,53 @@ def test_how_many_launches_a_small_networks_step_has(gpu: FakeGPU) -> None:
     assert Counter(done.calls) <= Counter({"aten.mul": 6, "aten.sum": 2, **loss}) + Counter(checks)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "products", "sums"), [("F", 2, 1), ("G", 2, 2), ("H", 2, 0)])
+def test_how_many_launches_a_chunk_has(
+    name: str, products: int, sums: int, dtype: torch.dtype, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One kernel computes or reads all features of a chunk, and the base function costs no launch of its own."""
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(chunked, "MIN_ROWS", 50)
+    with off():
+        host, basis = make_case("shared", 100, 8, 8, order=ORDER)
+    o = Example(*(gpu.put(t.to(torch.float32 if t is host.knots else dtype)) for t in host))
+    with way("chunked"):
+        compute(name, o, basis)
+        done = twice(gpu, partial(compute, name, o, basis))
+    calls = Counter(call.split(".")[1] for call in done.calls)
+    assert len(done.kernels) == 2
+    assert calls["mm"] + calls["addmm_"] == 2 * products
+    assert calls.total() - calls["mm"] - calls["addmm_"] <= 2 * sums
+
+
+@pytest.mark.parametrize("derivative", [0, 3, 4])
+@pytest.mark.parametrize(("kind", "grid"), [("shared", 5), ("shared", 40), ("uniform", 5), ("adapted", 5)])
+def test_a_gpu_without_the_kernels(
+    kind: str, grid: int, derivative: int, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain PyTorch waits for nothing either, and its memory does not grow with the rows."""
+    monkeypatch.setattr(hardware, "MIN_CAPABILITY", 91)
+    monkeypatch.setattr(routing, "_warned", set())
+    monkeypatch.setattr(dense, "GPU_ELEMENTS", 1 << 13)
+    with off():
+        host, basis = make_case(kind, rows=1000, inputs=6, outputs=4, grid=grid, dtype=torch.float32)
+    o = Example(*map(gpu.put, host))
+    assert 1000 * 6 * basis.splines_of(o.knots) > 5 << 13
+    for name in "FGH":
+        with pytest.warns(RuntimeWarning, match="cannot run on 'cuda' tensors") if name == "F" else nullcontext():
+            found = compute(name, o, basis, derivative)
+        done = twice(gpu, partial(compute, name, o, basis, derivative))
+        assert not done.launches
+        assert done.largest <= 4 << 13  # a block and its scratch memory; the results have 1000 x 6 elements at most
+        with off(), fastkan_kernels.backend("reference"):
+            want = compute(name, host, basis, derivative)
+        for value, right in zip(found, want, strict=True):
+            torch.testing.assert_close(
+                value.held, right, rtol=1e-4, atol=1e-4 * float(right.nan_to_num().abs().max()), equal_nan=True
+            )
+
+
 @pytest.mark.parametrize("outputs", [3, 8])
 def test_knots_written_behind_its_back_give_nan_once_and_then_the_right_numbers(outputs: int) -> None:
     """Nothing counts such a write, and the host may not wait to see it."""
@@ -401,8 +450,9 @@ def test_a_compiled_step_is_one_a_graph_can_hold(make: Callable[[], torch.nn.Mod
                 assert "device_put" not in str(node.target)
 
 
-def test_a_layer_on_a_gpu_is_traced_whole() -> None:
+def test_a_layer_on_a_gpu_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CUDA, PyTorch traces GPU tensors only without a gradient and without an index."""
+    monkeypatch.setattr(hardware, "capability", lambda device: 90)
     graphs: list[torch.fx.GraphModule] = []
 
     def record(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:

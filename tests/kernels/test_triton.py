@@ -246,7 +246,7 @@ def test_products_by_pytorch_are_in_tf32_where_it_replaces_float16(name: str, de
 
     class Products(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket is torch.ops.aten.mm:
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
                 found.append(settings.fp32_precision)
             return func(*args, **(kwargs or {}))
 
@@ -376,7 +376,7 @@ def test_a_shorter_batch_compiles_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", COMPILED], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, *rest = done.stdout.splitlines()
-    assert len(first.split()) >= 14
+    assert len(first.split()) >= 12
     assert rest == [first] * 3
 
 

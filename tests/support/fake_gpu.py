@@ -92,6 +92,7 @@ class Captured:
         self.launches: list[Launched] = []  # of Triton's kernels
         self.calls: list[str] = []  # of PyTorch's that launch at least one
         self.allocated: list[tuple[int, ...]] = []
+        self.largest = 0  # number of elements of the largest tensor that PyTorch made
 
     @property
     def kernels(self) -> list[str]:
@@ -158,6 +159,8 @@ class FakeGPU(TorchDispatchMode):
 
         done = tree_map(brought, done)
         if lands and self.captured is not None:
+            if isinstance(done, Tensor) and not (func.is_view or packet in VIEWS):
+                self.captured.largest = max(self.captured.largest, done.numel())
             if packet in ALLOCATES:
                 self.captured.allocated.append(tuple(done.shape))
             elif not (func.is_view or packet in VIEWS or packet is ATEN.detach):

@@ -22,8 +22,8 @@ def install() -> list[tuple[str, tuple[Any, ...]]]:
     """Make the stub Triton's driver, and let the Triton backend accept CPU tensors.
 
     Returns:
-        A list to which each launch adds the name of its kernel and the values that would be passed to the GPU, among
-        them a tuple for each hardware tensor descriptor.
+        A list to which each launch adds the name and hash of its kernel and the values that would be passed to the
+        GPU, among them a tuple for each hardware tensor descriptor.
     """
     from fastkan_kernels.backends import registry
 
@@ -39,7 +39,7 @@ def _tensor_map(*arguments: Any) -> tuple[Any, ...]:
 
 class _Driver:
     def __init__(self, launched: list[tuple[str, tuple[Any, ...]]]) -> None:
-        self._launched = launched
+        self.launched = launched
         self.utils = SimpleNamespace(
             load_binary=lambda name, kernel, shared, device: (1, 1, 128, 0, 1024),
             get_device_properties=lambda device: PROPERTIES,
@@ -53,7 +53,7 @@ class _Driver:
 
         def launch(*given: Any) -> None:
             arguments = given[-1] if newer else given[13:]
-            self._launched.append((metadata.name, tuple(arguments)))
+            self.launched.append((f"{metadata.name} {metadata.hash}", tuple(arguments)))
 
         expand = nvidia.wrap_handle_tensordesc(launch, dict(src.signature), getattr(metadata, "tensordesc_meta", None))
 

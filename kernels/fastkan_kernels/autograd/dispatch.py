@@ -21,18 +21,21 @@ import torch
 from torch import Tensor
 
 from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
-from ..backends.registry import BACKENDS, ContractionSpec
+from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
-from ..validation import Choice, checked
+from ..validation import Choice, checked, warn
 from . import operators as ops
 from .functions import Contract
 
 BACKEND_NAMES = ("auto", *BACKENDS)
 
-# The backend that "auto" selects for each type of device, if the backend can run on the device.
-_AUTO = {"cpu": "cpu", "cuda": "triton"}
+# The backend that "auto" selects for each type of device. For all other types, and if the backend cannot run on a
+# device, "auto" selects "dense". Tensors of the type "meta" have no memory, so any backend would do.
+_AUTO = {"cpu": "cpu", "cuda": "triton", "meta": "reference"}
+_DEVICES = {"cpu": "the CPU", "cuda": "a GPU", "meta": "no device"}
+_warned: set[tuple[str, str]] = set()  # pairs of a device type and a reason
 
 _chosen = threading.local()
 
@@ -52,10 +55,10 @@ def backend(name: str) -> Iterator[None]:
     """Select the backend for all contractions inside a ``with`` block, in the current thread.
 
     Args:
-        name: the backend, ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``. Outside of any ``with`` block,
-            ``"auto"`` is used, which chooses a backend by the device. A contraction that the selected backend cannot
-            compute raises an error; there is no fallback to a different backend. A backward pass uses the backend of
-            its forward pass.
+        name: the backend, ``"auto"``, ``"reference"``, ``"cpu"``, ``"dense"`` or ``"triton"``. Outside of any ``with``
+            block, ``"auto"`` is used, which chooses a backend by the device: the Triton kernels on a GPU, or
+            ``"dense"``, plain PyTorch with bounded memory, where the kernels cannot run. A contraction that a backend
+            selected by name cannot compute raises an error. A backward pass uses the backend of its forward pass.
 
     Raises:
         ValueError: if there is no backend with the given name.
@@ -131,13 +134,25 @@ def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
 
 def _automatic(device: torch.device) -> tuple[str, str]:
     """Return a tuple of the backend that ``"auto"`` selects for a device and the reason for the choice in words."""
-    name = _AUTO.get(device.type)
-    if name is None:
-        return "reference", "auto: it serves every device"
+    name = _AUTO.get(device.type, "triton")
     unable = BACKENDS[name].unable(device)
     if unable is not None:
-        return "reference", f"auto: backend {name!r} can't serve: {unable}"
-    return name, f"auto: x is on {'the CPU' if device.type == 'cpu' else 'a GPU'}"
+        _warn_once(device.type, unable)
+        return "dense", f"auto: backend {name!r} can't serve: {unable}"
+    return name, f"auto: x is on {_DEVICES[device.type]}"
+
+
+def _warn_once(device_type: str, reason: str) -> None:
+    if (device_type, reason) not in _warned:
+        _warned.add((device_type, reason))
+        warn(
+            f"fastkan: the Triton kernels cannot run on {device_type!r} tensors because {reason}; the contractions run "
+            "in plain PyTorch, which is slower",
+            RuntimeWarning,
+        )
+
+
+_warn_once._dynamo_marked_constant = True  # type: ignore[attr-defined]  # torch.compile calls it instead of tracing it
 
 
 def contract(
@@ -172,5 +187,7 @@ def contract(
     # Autocast is switched off, because the autocast dtype is stored in the basis and the backends round by themselves.
     with nullcontext() if product is None else torch.autocast(x.device.type, enabled=False):
         if taken.way == "functions":
-            return Contract.apply(name, spec, x, knots, *operands)
+            if torch.is_grad_enabled():
+                return Contract.apply(name, spec, x, knots, *operands)
+            return implementation(name, spec, x, knots, operands)()
         return BACKENDS["reference"].contract[name](x, knots, operands, basis, derivative)

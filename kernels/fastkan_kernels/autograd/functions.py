@@ -65,7 +65,8 @@ class Contract(torch.autograd.Function):
         wanted = [by for by, needed in zip("xvWg", (by_x, by_v, by_weight or by_base, by_g)) if needed]
         own = upstream if ctx.name == "G" else upstream[0]
         full = Operands(*saved).with_operand(CONTRACTIONS[ctx.name].free, own)
-        spec = ctx.spec._replace(plain=has_values(x, *full))
+        basis, order, backend, cache, _ = ctx.spec
+        spec = ContractionSpec(basis, order, backend, cache, has_values(x, *full))
 
         def contract(name: str, operands: Operands, derivative: int):
             return Contract.apply(name, spec._replace(derivative=derivative), x, knots, *operands)

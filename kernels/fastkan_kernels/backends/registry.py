@@ -84,8 +84,17 @@ class Backend(NamedTuple):
     missing: Callable[[], str | None] = lambda: None
 
 
-_REFERENCE = {"F": reference.contract_out, "G": reference.contract_weight, "H": reference.contract_in}
-_CPU = {"F": cpu.contract_out, "G": cpu.contract_weight, "H": cpu.contract_in}
+_REFERENCE: dict[str, Callable] = {
+    "F": reference.contract_out,
+    "G": reference.contract_weight,
+    "H": reference.contract_in,
+}
+_CPU: dict[str, Callable] = {"F": cpu.contract_out, "G": cpu.contract_weight, "H": cpu.contract_in}
+_DENSE: dict[str, Callable] = {
+    "F": partial(cpu.contract_out, dense_only=True),
+    "G": cpu.contract_weight,
+    "H": partial(cpu.contract_in, dense_only=True),
+}
 
 BACKENDS: dict[str, Backend] = {
     "reference": Backend(
@@ -100,6 +109,12 @@ BACKENDS: dict[str, Backend] = {
         at_rows=cpu.piecewise.rows_of,
         compiling={name: partial(function, compiling=True) for name, function in _CPU.items()},
         decomposition=Decomposition(cpu.compiled.decomposes, cpu.compiled.contract, cpu.compiled.SOURCE),
+        features=cpu.all_features,
+    ),
+    "dense": Backend(
+        _DENSE,
+        unable=lambda device: None,
+        describe=partial(cpu.describe, dense_only=True),
         features=cpu.all_features,
     ),
     "triton": Backend(
@@ -150,7 +165,7 @@ def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operan
 
     def contract(name: str, operands: Operands, derivative: int):
         # If shared results do not make all gradients together faster, they do not make a single gradient faster.
-        alone = spec._replace(derivative=derivative, cache=None)
+        alone = ContractionSpec(spec.basis, derivative, spec.backend, None, spec.plain)
         return implementation(name, alone, x, knots, operands)()
 
     return gradients(name, full, wanted, order, contract)

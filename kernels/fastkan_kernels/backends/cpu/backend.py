@@ -1,4 +1,4 @@
-"""The contractions F, G and H on a CPU. The spline part of each contraction is computed by one of two algorithms.
+"""The contractions F, G and H by PyTorch operations. The spline part of each is computed by one of two algorithms.
 
 - The dense algorithm (:mod:`.dense`) evaluates all features in blocks that stay in cache, and multiplies each block by
   the weights in one matrix product. The dense algorithm takes K multiplications for each row, input and output.
@@ -6,8 +6,9 @@
   only k + 1 multiplications for each row, input and output, but a gather is slower than a matrix product. The banded
   algorithm is therefore faster only on large grids. There is no banded algorithm for G.
 
-The module :mod:`.selection` chooses between the two algorithms. The base function counts as one more feature, and its
-matrix product with the base weights is added in blocks of rows.
+The module :mod:`.selection` chooses between the two algorithms on a CPU. The backend "dense" uses the functions of this
+module with the dense algorithm alone, on any device. The base function counts as one more feature, and its matrix
+product with the base weights is added in blocks of rows.
 """
 
 from __future__ import annotations
@@ -21,18 +22,26 @@ from . import banded, dense, selection
 
 
 def contract_out(
-    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor,
+    knots: Tensor,
+    operands: Operands,
+    basis: Basis,
+    derivative: int,
+    *,
+    compiling: bool = False,
+    dense_only: bool = False,
 ) -> Tensor:
     """Compute F_d(x, W, v) = y[n,o], a sum over b and i.
 
     Args:
         compiling: whether the dense features may be computed by compiled code (:mod:`.compiled`).
+        dense_only: whether the banded algorithm, which is meant for a CPU, must not be used.
     """
     wide, knots, v, _, weight, base_weight = _widened(x, knots, operands, basis)
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(len(x), outputs)
-    if selection.choose("F", len(x), inputs, outputs, count, basis, derivative) == "banded":
+    if not dense_only and selection.choose("F", len(x), inputs, outputs, count, basis, derivative) == "banded":
         y = banded.splines_out(wide, knots, v, weight, basis, derivative)
     else:
         y = wide.new_empty(len(x), outputs)
@@ -61,7 +70,7 @@ def contract_weight(
             part.addmm_(psi.flatten(1).t(), g[rows], beta=int(rows.start > 0), alpha=features.scale)
         if features.filling == "scattered":  # scattering sets only k + 1 splines to NaN, but all splines must be NaN
             lost = wide.isnan().any(0)
-            if lost.any():
+            if not x.is_cpu or lost.any():  # reading a value of a GPU would make the program wait
                 dw.masked_fill_(lost.unsqueeze(1), torch.nan)
         if db is not None:
             for rows, base in dense.base_blocks(wide, basis, derivative, v):
@@ -70,14 +79,21 @@ def contract_weight(
 
 
 def contract_in(
-    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int, *, compiling: bool = False
+    x: Tensor,
+    knots: Tensor,
+    operands: Operands,
+    basis: Basis,
+    derivative: int,
+    *,
+    compiling: bool = False,
+    dense_only: bool = False,
 ) -> Tensor:
     """Compute H_d(x, W, g) = h[n,i], a sum over b and o."""
     wide, knots, _, g, weight, base_weight = _widened(x, knots, operands, basis)
     count, inputs, outputs = weight.shape
     if x.numel() * outputs == 0:
         return x.new_zeros(x.shape)
-    if selection.choose("H", len(x), inputs, outputs, count, basis, derivative) == "banded":
+    if not dense_only and selection.choose("H", len(x), inputs, outputs, count, basis, derivative) == "banded":
         h = banded.splines_in(wide, knots, weight, g, basis, derivative)
     else:
         h = wide.new_zeros(wide.shape)
@@ -100,17 +116,18 @@ def unable(device: torch.device) -> str | None:
     return None if device.type == "cpu" else f"it is for CPU tensors, and x is on {device.type!r}"
 
 
-def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
+def describe(
+    name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int, dense_only: bool = False
+) -> str:
     """Describe the algorithm and the blocks that a contraction of the given sizes would use."""
     rows, inputs = x.shape
     if rows * inputs * outputs == 0:
         return "nothing: one of the sizes is 0"
-    way = selection.choose(name, rows, inputs, outputs, count, basis, derivative)
-    if way == "banded":
+    if not dense_only and selection.choose(name, rows, inputs, outputs, count, basis, derivative) == "banded":
         return f"banded: the {basis.order + 1} active of {count} splines of each input, gathered"
     made = {"closed": "in closed form", "scattered": "by scattering the active ones", "recursive": "by recursion"}
-    how = dense.filling(basis, count, derivative)
-    block_rows, block_splines = dense.block_shape(rows, count, inputs, how)
+    how = dense.filling(basis, count, derivative, on_cpu=x.is_cpu)
+    block_rows, block_splines = dense.block_shape(rows, count, inputs, how, x.is_cpu)
     parts = -(-rows // block_rows) * -(-count // block_splines)
     return (
         f"dense: features made {made[how]}, {parts} block{'s'[: parts != 1]} of "

@@ -1,7 +1,8 @@
-"""Evaluation of all features in blocks [rows, splines, I], each of which is small enough to stay in a core's cache.
+"""Evaluation of all features in blocks [rows, splines, I].
 
-Evaluation in blocks bounds the memory and can save up to a tenth of the time. A block is filled by one of four
-algorithms. The results of the four algorithms differ only by rounding errors.
+Evaluation in blocks bounds the memory. On a CPU, each block is small enough to stay in a core's cache, which can save
+up to a tenth of the time. A block is filled by one of four algorithms. The results of the four algorithms differ only
+by rounding errors.
 
 - "closed" evaluates the truncated powers of the cardinal spline (:mod:`.cardinal`), on uniform knots and for d < k.
 - "compiled" evaluates the closed form by code that PyTorch's compiler has generated (:mod:`.compiled`).
@@ -33,32 +34,39 @@ BLOCK_ELEMENTS = 1 << 19
 
 BASE_ELEMENTS = 1 << 18  # the number of elements in a block of base function values
 
+# Number of elements in a block, of splines or of base function values, on other devices than a CPU. A block takes
+# 64 MiB in float32, which occupies a GPU, and needs up to three times as much scratch memory.
+GPU_ELEMENTS = 1 << 24
+
 MIN_ROWS = 256  # the minimum number of rows in a block; matrix products with fewer rows are slow
 
 SCATTER_FROM = 32  # the smallest number of splines for which the scattered algorithm is the fastest
 
 
-def filling(basis: Basis, count: int, derivative: int, compiling: bool = False) -> str:
+def filling(basis: Basis, count: int, derivative: int, compiling: bool = False, on_cpu: bool = True) -> str:
     """Return the algorithm that fills blocks: "closed", "compiled", "scattered" or "recursive".
 
     Args:
         count: the number of splines K.
         compiling: whether features may be computed by compiled code.
+        on_cpu: whether the features are computed on a CPU. On a GPU, the recursion would have to wait for the knots.
     """
     closed = basis.uniform and derivative < basis.order
     if closed and compiling and basis.matmul_dtype is None and compiled.works():
         return "compiled"
-    if derivative <= basis.order and count >= SCATTER_FROM:
+    if derivative <= basis.order and (count >= SCATTER_FROM or not (closed or on_cpu)):
         return "scattered"
     return "closed" if closed else "recursive"
 
 
-def block_shape(rows: int, count: int, inputs: int, how: str) -> tuple[int, int]:
+def block_shape(rows: int, count: int, inputs: int, how: str, on_cpu: bool = True) -> tuple[int, int]:
     """Return a tuple of the number of rows and the number of splines in a block that the algorithm ``how`` fills.
 
     The size of a block depends only on the sizes of the layer and its input. Sums over inputs of equal shape are
     therefore always computed in the same order, and results are reproducible to the last bit.
     """
+    if not on_cpu:
+        return max(1, min(rows, GPU_ELEMENTS // (count * inputs))), count
     if how in ("scattered", "recursive"):  # scattering and the recursion evaluate all splines of a row together
         elements = BLOCK_ELEMENTS if how == "recursive" else 2 * BLOCK_ELEMENTS
         return max(1, min(rows, elements // (count * inputs))), count
@@ -83,7 +91,7 @@ def base_blocks(x: Tensor, basis: Basis, derivative: int, v: Tensor | None = Non
 
     The derivative is multiplied by v if v is given.
     """
-    step = max(1, BASE_ELEMENTS // x.shape[1])
+    step = max(1, (BASE_ELEMENTS if x.is_cpu else GPU_ELEMENTS) // x.shape[1])
     rows = [slice(n, n + step) for n in range(0, len(x), step)]
     return zip(rows, map(partial(_base, x, basis, derivative, v), rows))
 
@@ -130,8 +138,8 @@ class DenseFeatures:
         self.x, self.knots, self.v = x, knots, v
         self.basis, self.derivative = basis, derivative
         self.count = basis.splines_of(knots)
-        self.filling = filling(basis, self.count, derivative, compiling)
-        self.shape = block_shape(len(x), self.count, x.shape[1], self.filling)
+        self.filling = filling(basis, self.count, derivative, compiling, x.is_cpu)
+        self.shape = block_shape(len(x), self.count, x.shape[1], self.filling, x.is_cpu)
         self.scale = 1.0
         if self.filling == "closed" and basis.matmul_dtype is None and basis.uniform_grid is not None:
             self.scale = cardinal.scale(basis.order, derivative) * basis.uniform_grid[1] ** derivative
@@ -194,7 +202,8 @@ class DenseFeatures:
 
     def _recursive(self) -> Callable[[Tensor, slice], Tensor]:
         order, derivative = self.basis.order, self.derivative
-        readable = derivative <= order and has_values(self.knots)  # ``Recurrence`` reads the values of the knots
+        # ``Recurrence`` reads the values of the knots, for which the program would have to wait on a GPU.
+        readable = derivative <= order and self.x.is_cpu and has_values(self.knots)
         recurrence = Recurrence(self.knots, order, derivative) if readable else None
         if recurrence is None or not recurrence.holds:
             return lambda x, _: splines(x, self.knots, order, derivative)

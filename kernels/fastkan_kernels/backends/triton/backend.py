@@ -6,6 +6,9 @@ The function :func:`missing` reports whether Triton is installed.
 
 from __future__ import annotations
 
+import functools
+from types import ModuleType
+
 from torch import Tensor
 
 from ...basis import Basis
@@ -15,11 +18,16 @@ from .hardware import missing, unable
 __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
-def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """Return the contraction F_d(x, W, v) ``[N, O]``, which is summed over the splines b and the inputs i."""
+@functools.cache  # an import statement takes longer, even if the module has been imported
+def _dispatch() -> ModuleType:
     from . import dispatch
 
-    return dispatch.contract_out(x, knots, operands, basis, derivative)
+    return dispatch
+
+
+def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
+    """Return the contraction F_d(x, W, v) ``[N, O]``, which is summed over the splines b and the inputs i."""
+    return _dispatch().contract("F", x, knots, operands, basis, derivative)
 
 
 def contract_weight(
@@ -31,27 +39,19 @@ def contract_weight(
         A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
         base function, None is returned in place of the tensor for the base function.
     """
-    from . import dispatch
-
-    return dispatch.contract_weight(x, knots, operands, basis, derivative)
+    return _dispatch().contract("G", x, knots, operands, basis, derivative)
 
 
 def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
     """Return the contraction H_d(x, W, g) ``[N, I]``, which is summed over the splines b and the outputs o."""
-    from . import dispatch
-
-    return dispatch.contract_in(x, knots, operands, basis, derivative)
+    return _dispatch().contract("H", x, knots, operands, basis, derivative)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     """Return the d-th derivative of all splines ``[N, K, I]`` in the working dtype."""
-    from . import dispatch
-
-    return dispatch.features(x, knots, basis, derivative)
+    return _dispatch().features(x, knots, basis, derivative)
 
 
 def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, derivative: int) -> str:
     """Return a description in words of the kernels that run for a contraction of the given sizes."""
-    from . import dispatch
-
-    return dispatch.describe(name, x, outputs, count, basis, derivative)
+    return _dispatch().describe(name, x, outputs, count, basis, derivative)

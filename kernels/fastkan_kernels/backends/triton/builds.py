@@ -201,13 +201,13 @@ def _config(s: Setting, p: Problem) -> Config:
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
     if config.way == "chunked":
-        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=p.matmul_dtype)
-        rows = slice(0, p.rows)
-        for base in (False, True):
-            if p.name == "F":
-                yield " base" * base, launch_write(p, config, rows, psi, base)
-            else:
-                yield " base" * base, launch_dot(p, config, rows, psi, h.to(p.work), base)
+        dtype = p.matmul_dtype if p.name == "F" else p.work
+        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=dtype)
+        base, rows = None if p.base == "none" else psi[:, 0], slice(0, p.rows)
+        if p.name == "F":
+            yield "", launch_write(p, config, rows, psi, base)
+        else:
+            yield "", launch_dot(p, config, rows, psi, base, h)
     elif p.name == "F":
         yield "", launched_out(p, config, y)
     elif p.name == "H":

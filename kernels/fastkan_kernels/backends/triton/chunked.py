@@ -1,8 +1,10 @@
 """The chunked implementation of the contractions F, G and H.
 
-A kernel writes the features of a chunk of rows to memory, and cuBLAS multiplies them by the other operand. A chunk is
-small enough to stay in the L2 cache, so the memory for features is bounded for any number of rows. Sums over chunks are
-computed in float32, or in float64 if the matrix products are computed in float64.
+A kernel writes the features of a chunk of rows to memory, and cuBLAS multiplies them by the other operand. The memory
+for features is bounded for any number of rows, and a chunk has enough rows for a matrix product that fills the GPU.
+Sums over chunks are computed in float32, or in float64 if the matrix products are computed in float64.
+
+A chunk takes one launch for its features, two products, and at most two sums.
 """
 
 from __future__ import annotations
@@ -19,56 +21,63 @@ from .key import key
 from .problem import Problem
 from .rules import chunking
 
-# Maximum size of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and the result share.
-CHUNK_BYTES = 16 << 20
+# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. In a chunk that stays in the L2 cache, a
+# matrix product with 1024 outputs would have fewer tiles than a GPU has multiprocessors.
+CHUNK_BYTES = 64 << 20
 MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
     """Compute the contraction F and write it into ``y [N, O]``."""
     assert p.weight is not None
-    weight, unit = p.weight.flatten(0, 1), _unit(p)
     for rows in chunks(p):
-        total = product(p, _features(p, config, rows, base=False), weight)
-        if unit is not None:
-            total = _scaled(total, unit, p.derivative)
-        if p.base_weight is not None:
-            total += product(p, _features(p, config, rows, base=True), p.base_weight)
-        y[rows] = total
+        psi, base = _features(p, config, rows)
+        assert psi is not None
+        total = _scaled(p, product(p, psi, p.weight.flatten(0, 1)))
+        if base is None:
+            y[rows] = total
+        else:
+            assert p.base_weight is not None
+            _add(p, total, base, p.base_weight, y[rows])
 
 
-def weight(p: Problem, config: Config, dw: Tensor, base: bool) -> None:
-    """Compute the contraction G and write it into ``dw``, a tensor of the working dtype.
+def weight(p: Problem, config: Config) -> tuple[Tensor | None, Tensor | None]:
+    """Compute the contraction G in the working dtype.
 
-    ``dw`` has the shape ``[K, I, O]`` for the splines or, if ``base``, the shape ``[1, I, O]`` for the base function.
+    Returns:
+        A tuple of the result for the splines ``[K, I, O]``, or None if ``p.form`` is "none", and the result for the
+        base function ``[I, O]``, or None if there is no base function.
     """
     assert p.g is not None
-    unit = None if base else _unit(p)
-    dw.zero_()
+    totals: list[Tensor | None] = [None, None]
     for rows in chunks(p):
-        psi = _features(p, config, rows, base)
-        dw.view(psi.shape[1], -1).add_(product(p, psi.t(), p.g[rows]))
-    if unit is not None:
-        dw.copy_(_scaled(dw, unit, p.derivative))
+        for place, features in enumerate(_features(p, config, rows)):
+            total = totals[place]
+            if features is None:
+                continue
+            if total is None:
+                totals[place] = product(p, features.t(), p.g[rows])
+            else:
+                _add(p, total, features.t(), p.g[rows], total)
+    dw, base_dw = totals
+    return None if dw is None else _scaled(p, dw).view(p.spline_count, p.inputs, p.outputs), base_dw
 
 
 def into(p: Problem, config: Config, h: Tensor) -> None:
-    """Compute the contraction H and write it into ``h [N, I]``, a tensor of the working dtype."""
+    """Compute the contraction H and write it into ``h [N, I]``."""
     assert p.weight is not None
     assert p.g is not None
-    weight = p.weight.flatten(0, 1).t()
-    h.zero_()
+    weight, base_weight = p.weight.flatten(0, 1).t(), p.base_weight
     for rows in chunks(p):
-        launch_dot(p, config, rows, product(p, p.g[rows], weight), h, base=False).run()
-        if p.base_weight is not None:
-            launch_dot(p, config, rows, product(p, p.g[rows], p.base_weight.t()), h, base=True).run()
+        products = product(p, p.g[rows], weight)
+        base_products = None if base_weight is None else product(p, p.g[rows], base_weight.t())
+        launch_dot(p, config, rows, products, base_products, h).run()
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:
     """Compute the values of the splines, write them into ``psi [N, K, I]`` and return them."""
-    launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, base=False).run()
-    unit = _unit(p)
-    return psi if unit is None else _scaled(psi, unit, p.derivative)
+    launch_write(p, chunking(key(p), p.capability), slice(0, p.rows), psi, None).run()
+    return _scaled(p, psi)
 
 
 def chunks(p: Problem) -> Iterator[slice]:
@@ -79,34 +88,29 @@ def chunks(p: Problem) -> Iterator[slice]:
         yield slice(n, min(n + step, p.rows))
 
 
-def _features(p: Problem, config: Config, rows: slice, base: bool) -> Tensor:
-    """Return ``[rows, K I]``: the values of the splines at some rows of x.
-
-    If ``base``, return the values of the base function ``[rows, I]`` instead.
-    """
-    psi = p.x.new_empty(rows.stop - rows.start, 1 if base else p.spline_count, p.inputs, dtype=p.matmul_dtype)
+def _features(p: Problem, config: Config, rows: slice) -> tuple[Tensor | None, Tensor | None]:
+    """Return the values at some rows of x: of the splines ``[rows, K I]``, and of the base function ``[rows, I]``."""
+    count = rows.stop - rows.start
+    psi = base = None
+    if p.form != "none":
+        psi = p.x.new_empty(count, p.spline_count * p.inputs, dtype=p.matmul_dtype)
+    if p.base != "none":
+        base = p.x.new_empty(count, p.inputs, dtype=p.matmul_dtype)
     launch_write(p, config, rows, psi, base).run()
-    return psi.flatten(1)
+    return psi, base
 
 
-def _unit(p: Problem) -> Tensor | None:
-    """Return the inverse knot spacing of the first input, or None for d = 0.
+def _scaled(p: Problem, values: Tensor) -> Tensor:
+    """Multiply ``values`` in place by the d-th power of the inverse knot spacing of the first input.
 
-    The kernel divides d-th derivatives by the d-th power of the inverse knot spacing.
+    The kernels divide d-th derivatives by this power. ``values`` are multiplied d times by the inverse knot spacing,
+    because the power alone might overflow.
     """
-    if p.derivative == 0:
-        return None
-    first = p.knots[0]
-    return (len(first) - 1) / (first[-1] - first[0])
-
-
-def _scaled(values: Tensor, unit: Tensor, times: int) -> Tensor:
-    """Return ``values * unit^times``.
-
-    ``values`` are multiplied repeatedly by ``unit``, because the power ``unit^times`` alone might overflow.
-    """
-    for _ in range(times):
-        values = values * unit
+    if p.derivative > 0:
+        first = p.knots[0]
+        unit = (len(first) - 1) / (first[-1] - first[0])
+        for _ in range(p.derivative):
+            values.mul_(unit)
     return values
 
 
@@ -118,3 +122,14 @@ def product(p: Problem, a: Tensor, b: Tensor) -> Tensor:
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=p.work)
     return a.to(p.work) @ b.to(p.work)  # this line runs on a CPU only, for kernels in Triton's interpreter
+
+
+def _add(p: Problem, total: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
+    """Write ``total + a @ b`` into ``out``. ``total`` may be ``out``, or else it is overwritten."""
+    if a.dtype != p.work:
+        torch.add(total, product(p, a, b), out=out)
+        return
+    with hardware.pytorch_products(p.precision):
+        total.addmm_(a, b)
+    if out is not total:
+        out.copy_(total)

@@ -43,7 +43,7 @@ def check(contraction: str, config: Config) -> None:
     if contraction not in ("F", "G", "H"):
         raise ValueError(f"contraction must be 'F', 'G' or 'H', got {contraction!r}")
     if contraction not in WAYS.get(config.way, ""):
-        raise ValueError(f"config must have a way that {contraction} has, got {config.way!r}")
+        raise ValueError(f"config.way must be an implementation of {contraction}, got {config.way!r}")
     for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
         number = getattr(config, field)
         check_int(field, number, least=1)

@@ -16,106 +16,205 @@ the contractions, and PyTorch's own functions compute its contribution to F and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import base_function
 from ...trilinear import Operands
-from . import chunked, hardware
+from . import chunked, hardware, selection
 from .config import Config
 from .kernels.contract_in import launch_in
 from .kernels.contract_out import launch_out
 from .kernels.contract_weight import launch_weight, parts_of
 from .kernels.gather import launch_gather_in, launch_gather_out
 from .key import key
-from .launch import Launch
-from .problem import Problem, form_of, problem
+from .launch import Launch, Repeat, replacement
+from .problem import Problem, converted, form_of, problem
 from .selection import choose, choose_for
 
 
-def contract_out(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """Return the contraction F_d(x, W, v) ``[N, O]``, which is summed over the splines b and the inputs i."""
-    outputs = operands.weight.shape[2]
-    if x.numel() * outputs == 0:
-        return x.new_zeros(x.shape[0], outputs)
-    p = problem("F", x, knots, operands, basis, derivative)
-    if p.form == "none":
-        return _base_out(p).to(x.dtype)
-    return _out(p, choose_for(p, _out)[0])
+def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Any:
+    """Return a contraction, by the launches of an earlier call if everything on which they depend is the same.
 
-
-def contract_weight(
-    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int
-) -> tuple[Tensor, Tensor | None]:
-    """Return the contraction G_d(x, g, v), which is summed over the rows n.
+    Args:
+        name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
+        x: inputs ``[N, I]``.
+        knots: knots ``[I, M]``.
+        operands: operands of the contraction besides x.
+        basis: spline order, base function and other properties of the features.
+        derivative: order d of the derivative of the features.
 
     Returns:
-        A tuple of the tensor for the splines ``[K, I, O]`` and the tensor for the base function ``[I, O]``. Without a
-        base function, None is returned in place of the tensor for the base function.
+        ``y [N, O]`` of F, ``h [N, I]`` of H, or for G a tuple of the tensor for the splines ``[K, I, O]`` and the
+        tensor for the base function ``[I, O]``, which is None without a base function.
     """
-    count, inputs, outputs = basis.splines_of(knots), x.shape[1], operands.g.shape[1]
-    based = basis.base != "none"
-    if x.numel() * outputs == 0:
-        return x.new_zeros(count, inputs, outputs), x.new_zeros(inputs, outputs) if based else None
-    p = problem("G", x, knots, operands, basis, derivative)
-    return _weights(p, choose_for(p, _weights)[0])
-
-
-def contract_in(x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Tensor:
-    """Return the contraction H_d(x, W, g) ``[N, I]``, which is summed over the splines b and the outputs o."""
-    if x.numel() * operands.weight.shape[2] == 0:
-        return x.new_zeros(x.shape)
-    p = problem("H", x, knots, operands, basis, derivative)
-    if p.form == "none":
-        return _base_in(p).to(x.dtype)
-    return _in(p, choose_for(p, _in)[0])
-
-
-def _out(p: Problem, config: Config) -> Tensor:
-    y = p.x.new_empty(p.rows, p.outputs)
+    records, tensors = selection.records, (x, knots, *operands)
+    place = _place(name, tensors, basis, derivative)
+    record = records.get(place)
+    if record is not None and replacement() is None:
+        return record.run(tensors)
+    if 0 in x.shape or 0 in (operands.weight if operands.weight is not None else operands.g).shape:
+        return _empty(name, x, knots, operands, basis)
+    p = problem(name, x, knots, operands, basis, derivative)
+    if p.form == "none" and name != "G":
+        return (_base_out(p) if name == "F" else _base_in(p)).to(x.dtype)
+    config, final = choose_for(p, run)
     if config.way == "chunked":
+        return run(p, config)
+    memory, launches = _launch(p, config)
+    if final and p.form != "none" and replacement() is None:
+        found = _record(p, tensors, memory, launches)
+        if found is not None:
+            if len(records) >= MAX_RECORDS:
+                records.clear()
+            records[place] = found
+    return _result(p, memory)
+
+
+def run(p: Problem, config: Config) -> Any:
+    """Compute a contraction with a configuration, and return the result of :func:`contract`."""
+    if config.way != "chunked":
+        return _result(p, _launch(p, config)[0])
+    if p.name == "F":
+        y = p.x.new_empty(p.rows, p.outputs)
         chunked.out(p, config, y)
-    else:
-        launched_out(p, config, y).run()
-    return y
-
-
-def _in(p: Problem, config: Config) -> Tensor:
-    if config.way == "chunked":
-        h = p.x.new_empty(p.x.shape, dtype=p.work)
+        return y
+    if p.name == "H":
+        h = p.x.new_empty(p.x.shape)
         chunked.into(p, config, h)
-        return h.to(p.x.dtype)
-    h = p.x.new_empty(p.x.shape)
-    (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
-    return h
+        return h
+    if (p.form, p.base) == ("none", "none"):
+        return _weights(p, None, None)
+    return _weights(p, *chunked.weight(p, config))
 
 
-def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
-    shape, parts, part_rows = (p.inputs, p.outputs), 1, p.rows
-    if config.way != "chunked" and (p.form, p.base) != ("none", "none"):
-        parts, part_rows = parts_of(p, config)
-    dtype = p.x.dtype if parts == 1 and config.way != "chunked" else p.work
-    dw = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
-    base_dw = None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)
-    if config.way == "chunked":
-        if dw is not None:
-            chunked.weight(p, config, dw[0], base=False)
-        if base_dw is not None:
-            chunked.weight(p, config, base_dw, base=True)
-    else:
-        for launch in launched_weight(p, config, dw, base_dw, part_rows):
-            launch.run()
+def _launch(p: Problem, config: Config) -> tuple[list[Tensor | None], list[tuple[Launch, Any]]]:
+    """Launch the kernels of a contraction.
 
-    def total(partial: Tensor) -> Tensor:
-        return (partial[0] if parts == 1 else partial.sum(0)).to(p.x.dtype)
+    Returns:
+        A tuple of the memory into which the kernels write, and each launch with its compiled kernel.
+    """
+    memory, part_rows = _memory(p, config)
+    return memory, [(launch, launch.run()) for launch in launched(p, config, memory, part_rows)]
 
-    if dw is None:
+
+def _memory(p: Problem, config: Config) -> tuple[list[Tensor | None], int]:
+    """Return a tuple of uninitialised memory for the results of kernels, and the number of rows in each part of G.
+
+    G has results for the splines and for the base function, and a result for each part of the rows.
+    """
+    if p.name != "G":
+        return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], p.rows
+    if (p.form, p.base) == ("none", "none"):
+        return [None, None], p.rows
+    parts, part_rows = parts_of(p, config)
+    shape, dtype = (p.inputs, p.outputs), p.x.dtype if parts == 1 else p.work
+    splines = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
+    return [splines, None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)], part_rows
+
+
+def _result(p: Problem, memory: Sequence[Tensor | None]) -> Any:
+    """Return the result of a contraction from the memory into which its kernels have written."""
+    if p.name != "G":
+        return memory[0]
+    return _weights(p, *(part if part is None else part[0] if len(part) == 1 else part.sum(0) for part in memory))
+
+
+def _weights(p: Problem, splines: Tensor | None, base: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the results of G in the dtype of x. If ``splines`` is None, the derivative of the splines is 0."""
+    if splines is None:
         nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
-        splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
-    else:
-        splines = total(dw)
-    return splines, None if base_dw is None else total(base_dw)
+        splines = nan.view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+    return splines.to(p.x.dtype), None if base is None else base.to(p.x.dtype)
+
+
+def _empty(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis) -> Any:
+    """Return a contraction one of whose sizes is 0."""
+    if name == "H":
+        return x.new_zeros(x.shape)
+    if name == "F":
+        return x.new_zeros(len(x), operands.weight.shape[2])
+    shape = x.shape[1], operands.g.shape[1]
+    splines = x.new_zeros(basis.splines_of(knots), *shape)
+    return splines, None if basis.base == "none" else x.new_zeros(shape)
+
+
+# -- repeated contractions -------------------------------------------------------------------------
+
+
+MAX_RECORDS = 1024  # maximum number of records in memory, of about 3 KB each
+
+
+class Record(NamedTuple):
+    """The launches of a contraction, to be repeated with other tensors of the same layout.
+
+    ``converted`` has the number and the dtype of each operand that the kernels need in another dtype or layout.
+    ``memory`` has the shape and the dtype of each result that the kernels write. The numbers count the tensors
+    ``(x, knots, *operands)`` and then the results.
+    """
+
+    launches: list[Repeat]
+    converted: list[tuple[int, torch.dtype]]
+    memory: list[tuple[tuple[int, ...], torch.dtype] | None]
+    name: str
+    parts: int
+
+    def run(self, given: Sequence[Tensor | None]) -> Any:
+        x, tensors = given[0], list(given)
+        assert x is not None
+        for number, dtype in self.converted:
+            tensors[number] = converted(tensors[number], dtype)
+        memory: list[Tensor | None] = []
+        for each in self.memory:
+            memory.append(None if each is None else x.new_empty(each[0], dtype=each[1]))
+        tensors += memory
+        for launch in self.launches:
+            launch.run(tensors)
+        if self.parts > 1:
+            memory = [None if each is None else each.sum(0).to(x.dtype) for each in memory]
+        return tuple(memory) if self.name == "G" else memory[0]
+
+
+def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative: int) -> tuple:
+    """Return everything on which the choice of the kernels, their compilation and their arguments depend.
+
+    The layout of each tensor includes the alignment of its address, for which Triton compiles different loads.
+    """
+    x = tensors[0]
+    assert x is not None
+    layouts = [
+        None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16, t.is_neg())
+        for t in tensors
+    ]  # fmt: skip
+    precision = hardware.precision(torch.float32) if x.dtype == torch.float32 else None
+    return name, derivative, basis, x.device, precision, torch.are_deterministic_algorithms_enabled(), *layouts
+
+
+def _record(
+    p: Problem,
+    given: Sequence[Tensor | None],
+    memory: Sequence[Tensor | None],
+    launches: Sequence[tuple[Launch, Any]],
+) -> Record | None:
+    """Return the record of a contraction that has just been computed, or None if it cannot be repeated."""
+    used = (p.x, p.knots, p.v, p.weight, p.base_weight, p.g)
+    changed = [(number, t) for number, t in enumerate(used) if t is not None and t is not given[number]]
+    if not all(t.is_contiguous() for _, t in changed):
+        return None
+    repeats: list[Repeat] = []
+    for launch, compiled in launches:
+        repeat = launch.repeat(compiled, (*used, *memory))
+        if repeat is None:
+            return None
+        repeats.append(repeat)
+    parts = len(memory[0]) if p.name == "G" and memory[0] is not None else 1
+    whole = 1 if p.name == "G" and parts == 1 else 0  # the first dimension to keep
+    shapes = [None if t is None else (tuple(t.shape[whole:]), t.dtype) for t in memory]
+    return Record(repeats, [(number, t.dtype) for number, t in changed], shapes, p.name, parts)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -126,6 +225,28 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
         return made.zero_()
     p = problem("F", x, knots, Operands(weight=x.new_empty(count, x.shape[1], 1)), basis, derivative)
     return chunked.features(p, made)
+
+
+def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_rows: int) -> list[Launch]:
+    """Return the kernel launches that compute a contraction.
+
+    The chunked implementation is excluded, because it also needs matrix products by PyTorch.
+
+    Args:
+        p: the contraction with its operands.
+        config: the configuration.
+        memory: the memory for the results: ``y [N, O]`` of F, ``h [N, I]`` of H, or for G the results for the splines
+            ``[parts, K, I, O]`` and for the base function ``[parts, I, O]``, each of which may be None.
+        part_rows: number of rows in each part of G except the last.
+    """
+    if p.name == "G":
+        out, base_out = memory
+        return [] if out is base_out is None else launched_weight(p, config, out, base_out, part_rows)
+    (result,) = memory
+    assert result is not None
+    if p.name == "F":
+        return [launched_out(p, config, result)]
+    return [(launch_gather_in if config.way == "gather" else launch_in)(p, config, result)]
 
 
 def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
@@ -147,8 +268,6 @@ def launched_weight(
 
     The chunked implementation is excluded, because it also needs matrix products by PyTorch.
     """
-    if out is None and base_out is None:
-        return []
     if config.way == "pipelined":
         from .hopper.contract_weight import launch_weight as launch_pipelined
 

@@ -32,23 +32,21 @@ def missing() -> str | None:
 
 def unable(device: torch.device) -> str | None:
     """Return the reason why the kernels cannot run on tensors of a device, or None if they can run."""
+    if device.type not in ("cuda", "cpu"):
+        return f"the kernels are for CUDA tensors, and x is on {device.type!r}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs"
     reason = missing()
     if reason is not None:
         return reason
-    if device.type == "cuda":
-        if torch.version.hip is not None:
-            return "its kernels are for NVIDIA GPUs"
-        if torch.compiler.is_compiling():
-            return None  # the compute capability is checked before tracing or when the graph runs
-        found = capability(device)
-        if found < MIN_CAPABILITY:
-            return f"its kernels need compute capability 8.0, and this GPU has {found / 10}"
-        return None
     if device.type == "cpu":
         if INTERPRETED:
             return None
-        return "x is on the CPU, where its kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
-    return f"its kernels are for CUDA tensors, and x is on {device.type!r}"
+        return "x is on the CPU, where the kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
+    found = capability(device)
+    if found < MIN_CAPABILITY:
+        return f"the kernels need compute capability 8.0, and this GPU has {found / 10}"
+    return None
 
 
 @functools.cache
@@ -65,6 +63,11 @@ def capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 90
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
+
+
+# torch.compile calls the function while it traces, instead of tracing it. torch.compiler.assume_constant_result, which
+# sets the attribute, would import the compiler.
+capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
@@ -143,9 +146,8 @@ def pytorch_products(precision: str) -> Iterator[None]:
 
 
 def _tf32_allowed() -> bool:
+    # If the setting for CUDA is unset, PyTorch returns the setting for all devices, torch.backends.fp32_precision.
     newer = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
-    if newer == "none":
-        newer = getattr(torch.backends, "fp32_precision", "none")
     if newer != "none":
         return newer == "tf32"
     # get_float32_matmul_precision raises if a program has used both the older and the newer setting of PyTorch for

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import CompiledKernel
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 DTYPES = {
@@ -52,12 +53,69 @@ class Launch(NamedTuple):
         with self._device():
             return self.kernel.warmup(grid=self.grid, **self._given())
 
+    def repeat(self, compiled: Any, tensors: Sequence[Tensor | None]) -> Repeat | None:
+        """Return the launch in a form that can be repeated with other tensors, or None if it cannot be repeated.
+
+        Args:
+            compiled: the result of :meth:`start`.
+            tensors: all tensors that the arguments contain, possibly as views that begin at the same address.
+        """
+        numbers = {t.data_ptr(): number for number, t in enumerate(tensors) if t is not None}
+        alone = len(numbers) == sum(t is not None for t in tensors)  # otherwise an address has no unique tensor
+        if not isinstance(compiled, CompiledKernel) or self.kernel.pre_run_hooks or not alone:
+            return None
+        arguments, places = [], []
+        for place, name in enumerate(self.kernel.arg_names):
+            value = self.arguments[name] if name in self.arguments else self.constants[name]
+            base = value if isinstance(value, Tensor) else getattr(value, "base", None)
+            if isinstance(base, Tensor):
+                number = numbers.get(base.data_ptr())
+                if number is None or base.dtype != tensors[number].dtype:  # type: ignore[union-attr]
+                    return None
+                kind, fields = (None, {}) if base is value else (type(value), {**vars(value), "base": None})
+                places.append((place, number, kind, fields))
+                value = None
+            arguments.append(value)
+        grid = (*self.grid, 1, 1)[:3]
+        device = next(t.device for t in tensors if t is not None)
+        return Repeat(compiled[grid], arguments, places, device)
+
     def _device(self) -> AbstractContextManager[Any]:
         device = next(a.device for a in self.arguments.values() if isinstance(a, Tensor))
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _given(self) -> dict[str, Any]:
         return {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
+
+
+class Repeat(NamedTuple):
+    """A launch without its tensors, which can be repeated with tensors of the same layout.
+
+    The compiled kernel is called directly, so Triton does not examine the arguments again. Everything for which Triton
+    compiles a kernel specially must therefore be the same: shapes, strides, dtypes and the alignment of addresses.
+    """
+
+    start: Callable[..., None]
+    arguments: list[Any]  # the arguments in the order of the kernel, with None in place of tensors
+    # The place, the number of the tensor, and the type and fields of the descriptor for each argument with a tensor.
+    places: list[tuple[int, int, type | None, dict[str, Any]]]
+    device: torch.device
+
+    def run(self, tensors: Sequence[Tensor | None]) -> None:
+        """Launch the kernel with the given tensors in place of those of :meth:`Launch.repeat`."""
+        arguments = self.arguments.copy()
+        for place, number, kind, fields in self.places:
+            value: Any = tensors[number]
+            if kind is not None:
+                made: Any = object.__new__(kind)  # without the checks of the first descriptor
+                made.__dict__ = {**fields, "base": value}
+                value = made
+            arguments[place] = value
+        if self.device.type == "cuda" and self.device.index != torch.cuda.current_device():
+            with torch.cuda.device(self.device):
+                self.start(*arguments)
+        else:
+            self.start(*arguments)
 
 
 _everywhere: list[Callable[[Launch], Any]] = []

@@ -169,17 +169,14 @@ def problem(
         check_base_derivative(basis.base, derivative)
     matmul_dtype, is_tf32 = product_dtype(name, x, basis, derivative, v is not None)
 
-    def converted(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.resolve_neg().to(matmul_dtype).contiguous()
-
     return Problem(
         name,
         _rows(x),
-        knots.resolve_neg().to(working_dtype(x.dtype)).contiguous(),
+        _converted(knots, working_dtype(x.dtype)),
         None if v is None else _rows(v),
-        converted(weight),
-        converted(base_weight),
-        converted(g),
+        converted(weight, matmul_dtype),
+        converted(base_weight, matmul_dtype),
+        converted(g, matmul_dtype),
         basis,
         derivative,
         matmul_dtype,
@@ -213,6 +210,15 @@ def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplie
         if wide or (0 < derivative <= basis.order and basis.uniform_grid is None):
             return torch.float32, True
     return dtype, False
+
+
+def converted(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a contiguous tensor with the same values in a dtype."""
+    return None if tensor is None else _converted(tensor, dtype)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.resolve_neg().to(dtype).contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:

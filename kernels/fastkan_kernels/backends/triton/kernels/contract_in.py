@@ -15,16 +15,7 @@ from torch import Tensor
 from ..config import Config
 from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
-from .spline import (
-    base_function,
-    cardinal,
-    cardinal_coordinate,
-    cardinal_scale,
-    load_grid,
-    local,
-    middle,
-    scaled,
-)
+from .spline import base_function, cardinal, cardinal_coordinate, cardinal_scale, load_grid, local, middle, scaled
 from .tiles import load_tile, multiply, store_tile, tile_of
 
 

@@ -1,9 +1,8 @@
 """The two kernels of the chunked implementation.
 
 The first kernel writes the features of some rows to memory. The second kernel multiplies the features of some rows by a
-matrix product that is stored in memory, and sums over the splines. Both kernels support all knots, all spline orders k
-and all derivatives d <= k. The number of rows is small enough for the features to stay in the L2 cache between the
-kernel and the matrix product.
+matrix product that is stored in memory, and sums over the features. Both kernels support all knots, all spline orders k
+and all derivatives d <= k.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .spline import (
     pick,
     scaled,
 )
-from .tiles import load_tile
+from .tiles import load_tile, store_tile
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
@@ -35,9 +34,9 @@ def write_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
     knots_ptr,  # knots [I, M]
-    # Features [N, K, I]. K is 1 for the base function. The d-th derivatives of splines are multiplied by the d-th power
-    # of the first input's knot spacing.
+    # Splines [N, K, I]. Their d-th derivatives are multiplied by the d-th power of the first input's knot spacing.
     psi_ptr,
+    base_ptr,  # base function [N, I]; psi_ptr if BASE is "none"
     N,
     I,
     K,
@@ -47,7 +46,7 @@ def write_features_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "none" if no splines are written
     SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     MULTIPLIED: tl.constexpr,  # whether features are multiplied by v
@@ -61,12 +60,9 @@ def write_features_kernel(
     factor = tl.where(x == x, 1.0, x)
     if MULTIPLIED:
         factor = factor * load_tile(v_ptr, rows, i, N, I, stride_v).to(WORK)
-    inside = (rows[:, None] < N) & (i[None, :] < I)
-    at = psi_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
-    if FORM == "base":
-        psi = base_function(x, BASE, D) * factor
-        tl.store(at, psi.to(psi_ptr.dtype.element_ty), mask=inside)
-    else:
+    if BASE != "none":
+        store_tile(base_ptr, rows, i, N, I, I, base_function(x, BASE, D) * factor)
+    if FORM != "none":
         _, unit = load_grid(knots_ptr, 0, I, M, True)
         if FORM == "cardinal":
             first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
@@ -83,15 +79,16 @@ def write_features_kernel(
                 psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 psi = pick(active, j, b, ORDER)
-            tl.store(at + b * I, (psi * factor).to(psi_ptr.dtype.element_ty), mask=inside)
+            store_tile(psi_ptr + b * I, rows, i, N, I, K * I, psi * factor)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED)
 def dot_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]
-    products_ptr,  # matrix product [N, K, I]
-    h_ptr,  # result [N, I], to which the sum over b of psi_b * products_b is added
+    products_ptr,  # matrix product for the splines [N, K, I]
+    base_products_ptr,  # matrix product for the base function [N, I]; products_ptr if BASE is "none"
+    h_ptr,  # result [N, I], the sum over all features of the products of feature and matrix product
     N,
     I,
     K,
@@ -100,7 +97,7 @@ def dot_features_kernel(
     ORDER: tl.constexpr,
     D: tl.constexpr,
     BASE: tl.constexpr,
-    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    FORM: tl.constexpr,  # form of the splines, "cardinal" or "local"
     SHARED: tl.constexpr,  # whether FORM is "cardinal" and all inputs have the same knots
     SEARCH: tl.constexpr,
     WORK: tl.constexpr,  # working dtype
@@ -110,57 +107,67 @@ def dot_features_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-    inside = (rows[:, None] < N) & (i[None, :] < I)
-    at = products_ptr + rows[:, None].to(tl.int64) * K * I + i[None, :]
-    if FORM == "base":
-        h = base_function(x, BASE, D) * tl.load(at, mask=inside, other=0.0).to(WORK)
+    if FORM == "cardinal":
+        first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
+        z = cardinal_coordinate(x, first, inv_spacing, ORDER)
     else:
-        h = tl.zeros((ROWS, COLUMNS), WORK)
+        j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
+    h = tl.zeros((ROWS, COLUMNS), WORK)
+    for b in tl.range(0, K):
         if FORM == "cardinal":
-            first, inv_spacing = load_grid(knots_ptr, i[None, :], I, M, SHARED)
-            z = cardinal_coordinate(x, first, inv_spacing, ORDER)
+            psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
         else:
-            j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
-        for b in tl.range(0, K):
-            if FORM == "cardinal":
-                psi = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
-            else:
-                psi = pick(active, j, b, ORDER)
-            h += psi * tl.load(at + b * I, mask=inside, other=0.0).to(WORK)
-        if FORM == "cardinal":
-            h = scaled(h * cardinal_scale(ORDER, D), inv_spacing, D)
-        h = tl.where(x == x, h, x)
-    into = h_ptr + rows[:, None].to(tl.int64) * I + i[None, :]
-    tl.store(into, tl.load(into, mask=inside, other=0.0) + h, mask=inside)
+            psi = pick(active, j, b, ORDER)
+        h += psi * load_tile(products_ptr + b * I, rows, i, N, I, K * I).to(WORK)
+    if FORM == "cardinal":
+        h = scaled(h * cardinal_scale(ORDER, D), inv_spacing, D)
+    if BASE != "none":
+        h += base_function(x, BASE, D) * load_tile(base_products_ptr, rows, i, N, I, I).to(WORK)
+    store_tile(h_ptr, rows, i, N, I, I, tl.where(x == x, h, x))
 
 
-def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor, base: bool) -> Launch:
-    """Return the kernel launch that writes the features of some rows into ``psi``.
+def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor | None, base: Tensor | None) -> Launch:
+    """Return the kernel launch that writes the features of some rows.
 
-    ``psi`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
-    function.
+    Args:
+        p: the problem.
+        config: the tile sizes.
+        rows: the rows of x.
+        psi: memory for the splines ``[rows, K, I]``; None if only the base function is computed.
+        base: memory for the base function ``[rows, I]``; None if only the splines are computed.
     """
     part = p.part(rows)
-    arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes(base), "psi_ptr": psi}
-    constants = {**_constants(part, config, base), "MULTIPLIED": part.v is not None}
+    memory = {"psi_ptr": base if psi is None else psi, "base_ptr": psi if base is None else base}
+    arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes(), **memory}
+    constants = {**_constants(part, config), "MULTIPLIED": part.v is not None}
+    if base is None:
+        constants["BASE"] = "none"
     return Launch(write_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
-def launch_dot(p: Problem, config: Config, rows: slice, products: Tensor, h: Tensor, base: bool) -> Launch:
-    """Return the kernel launch that computes ``h[rows] += (products * psi).sum(1)``.
+def launch_dot(
+    p: Problem, config: Config, rows: slice, products: Tensor, base_products: Tensor | None, h: Tensor
+) -> Launch:
+    """Return the kernel launch that computes some rows of H, the sum over all features of feature times product.
 
-    ``products`` has the shape ``[rows, K, I]`` for the splines or, if ``base``, the shape ``[rows, 1, I]`` for the base
-    function.
+    Args:
+        p: the problem.
+        config: the tile sizes.
+        rows: the rows of x.
+        products: the matrix product for the splines ``[rows, K, I]``.
+        base_products: the matrix product for the base function ``[rows, I]``; None if there is no base function.
+        h: memory for the result at all rows ``[N, I]``.
     """
     part = p.part(rows)
-    arguments = {**part.x_and_knots(), **part.sizes(base), "products_ptr": products, "h_ptr": h[rows]}
-    constants = _constants(part, config, base)
+    memory = {"products_ptr": products, "base_products_ptr": products if base_products is None else base_products}
+    arguments = {**part.x_and_knots(), **part.sizes(), **memory, "h_ptr": h[rows]}
+    constants = _constants(part, config)
     return Launch(dot_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
-def _constants(p: Problem, config: Config, base: bool) -> dict:
+def _constants(p: Problem, config: Config) -> dict:
     tile = {"ROWS": config.rows, "COLUMNS": config.columns}
-    return {**p.constants_of(base), "SHARED": p.shared_grid, "WORK": DTYPES[p.work], **tile}
+    return {**p.constants(), "SHARED": p.shared_grid, "WORK": DTYPES[p.work], **tile}
 
 
 def _grid(p: Problem, config: Config) -> tuple[int, int]:
