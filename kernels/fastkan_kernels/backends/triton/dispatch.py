@@ -87,17 +87,27 @@ def _in(p: Problem, config: Config) -> Tensor:
         chunked.into(p, config, h)
         return h.to(p.x.dtype)
     h = p.x.new_empty(p.x.shape)
-    (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
+    launched_in(p, config, h).run()
     return h
 
 
 def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
+    if config.way == "pipelined":
+        from .hopper.contract_weight import contract_weight as contract_pipelined
+
+        splines, base = contract_pipelined(p, config)
+        return _nan_splines(p) if p.form == "none" else splines, base if p.base != "none" else None
     if p.form == "none":
-        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
-        splines = nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
+        splines = _nan_splines(p)
     else:
         splines = _weight(p, config, base=False)
     return splines, _weight(p, config, base=True)[0] if p.base != "none" else None
+
+
+def _nan_splines(p: Problem) -> Tensor:
+    """Return G of the splines for a derivative above the spline order: NaN for each input that is NaN in any row."""
+    nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)
+    return nan.to(p.x.dtype).view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
 
 
 def _weight(p: Problem, config: Config, base: bool) -> Tensor:
@@ -140,11 +150,19 @@ def launched_weight(p: Problem, config: Config, out: Tensor, part_rows: int, bas
 
     The chunked implementation is excluded, because it needs several launches.
     """
-    if config.way == "pipelined":
-        from .hopper.contract_weight import launch_weight as launch_pipelined
-
-        return launch_pipelined(p, config, out, part_rows, base)
     return launch_weight(p, config, out, part_rows, base)
+
+
+def launched_in(p: Problem, config: Config, h: Tensor) -> Launch:
+    """Return the kernel launch that computes H.
+
+    The chunked implementation is excluded, because it needs several launches.
+    """
+    if config.way == "pipelined":
+        from .hopper.contract_in import launch_in as launch_pipelined
+
+        return launch_pipelined(p, config, h)
+    return (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
 
 
 def _base_out(p: Problem) -> Tensor:

@@ -11,7 +11,7 @@ from ....validation import check_int
 
 # The contractions that each implementation can compute. In this package a "way" is the name of an implementation. The
 # function rules.ways_of also takes the GPU and the dtype into account.
-WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FG"}
+WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FGH"}
 
 
 class Config(NamedTuple):
