@@ -317,7 +317,7 @@ def test_how_many_launches_a_chunk_has(
     name: str, products: int, sums: int, dtype: torch.dtype, gpu: FakeGPU, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One kernel computes or reads all features of a chunk, and the base function costs no launch of its own."""
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(config, "CHUNK_BYTES", 1)
     monkeypatch.setattr(chunked, "MIN_ROWS", 50)
     with off():
         host, basis = make_case("shared", 100, 8, 8, order=ORDER)

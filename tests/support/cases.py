@@ -213,9 +213,9 @@ def gluon_by_the_machine(**options: Any) -> Iterator[None]:
 def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
     """Force one way of the Triton backend, in tiles so small that a small case has several, with several chunks
     and parts, and results that are NaN until they are written. What the way doesn't support is fused."""
-    from fastkan_kernels.backends.triton import chunked, selection
+    from fastkan_kernels.backends.triton import config as limits
+    from fastkan_kernels.backends.triton import cost, selection
     from fastkan_kernels.backends.triton.config import WAYS
-    from fastkan_kernels.backends.triton.kernels import contract_weight
 
     fused = selection.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
     config = fused._replace(way=way)
@@ -229,10 +229,10 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
 
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setattr(torch.Tensor, "new_empty", spoiled)
-        patch.setattr(chunked, "CHUNK_BYTES", 1)
-        patch.setattr(chunked, "MIN_ROWS", 11)
+        patch.setattr(limits, "CHUNK_BYTES", 1)
+        patch.setattr(limits, "MIN_ROWS", 11)
         steps = 7 if way == "pipelined" else 1  # more than there are slots
-        patch.setattr(contract_weight, "split", lambda all_steps, *sizes: max(1, all_steps // steps))
+        patch.setattr(cost, "parts", lambda k, c, gpu: (max(1, k.rows // c.inner // steps),) * 2)
         for name in "FGH":
             stack.enter_context(selection.override(name, config if name in WAYS[way] else fused))
         if way == "pipelined" and DEVICE == "cpu":

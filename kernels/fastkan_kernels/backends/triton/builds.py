@@ -15,11 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ...basis import Basis
 from ...trilinear import CONTRACTIONS, Operands
 from .config import Config
-from .dispatch import launched_out, launched_weight
-from .kernels.contract_in import launch_in
-from .kernels.contract_weight import parts_of
+from .dispatch import launched, memory_of
 from .kernels.features import launch_dot, launch_write
-from .kernels.gather import launch_gather_in
 from .key import key
 from .launch import UNSPECIALIZED, Launch
 from .problem import Problem, problem
@@ -199,8 +196,8 @@ def _config(s: Setting, p: Problem) -> Config:
 
 
 def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
-    y, h = p.x.new_empty(p.rows, p.outputs), p.x.new_empty(p.rows, p.inputs)
     if config.way == "chunked":
+        h = p.x.new_empty(p.rows, p.inputs)
         dtype = p.matmul_dtype if p.name == "F" else p.work
         psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=dtype)
         base, rows = None if p.base == "none" else psi[:, 0], slice(0, p.rows)
@@ -208,16 +205,8 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
             yield "", launch_write(p, config, rows, psi, base)
         else:
             yield "", launch_dot(p, config, rows, psi, base, h)
-    elif p.name == "F":
-        yield "", launched_out(p, config, y)
-    elif p.name == "H":
-        yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
     else:
-        parts, part_rows = parts_of(p, config)
-        dw = p.x.new_empty(parts, p.spline_count, p.inputs, p.outputs, dtype=p.x.dtype if parts == 1 else p.work)
-        launches = launched_weight(p, config, dw, None if p.base == "none" else dw[:, 0], part_rows)
-        # The pipelined kernel of the base function is the same for every spline order, so it is built for order 3 only.
-        yield from zip(("", " base"), launches if p.basis.order == 3 else launches[:1])
+        yield "", launched(p, config, *memory_of(p, config))
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:

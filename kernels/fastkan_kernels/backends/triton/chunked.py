@@ -15,16 +15,11 @@ import torch
 from torch import Tensor
 
 from . import hardware
-from .config import Config
+from .config import Config, chunk_rows
 from .kernels.features import launch_dot, launch_write
 from .key import key
 from .problem import Problem
 from .rules import chunking
-
-# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. In a chunk that stays in the L2 cache, a
-# matrix product with 1024 outputs would have fewer tiles than a GPU has multiprocessors.
-CHUNK_BYTES = 64 << 20
-MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
@@ -83,7 +78,7 @@ def features(p: Problem, psi: Tensor) -> Tensor:
 def chunks(p: Problem) -> Iterator[slice]:
     """Yield the slice of rows of each chunk."""
     row_bytes = p.spline_count * p.inputs * (p.work if p.name == "H" else p.matmul_dtype).itemsize
-    step = max(MIN_ROWS, CHUNK_BYTES // max(1, row_bytes))
+    step = chunk_rows(row_bytes)
     for n in range(0, p.rows, step):
         yield slice(n, min(n + step, p.rows))
 

@@ -11,7 +11,7 @@ from ...validation import check_int
 
 # The contractions that each implementation can compute. In this package a "way" is the name of an implementation. The
 # function rules.ways_of also takes the GPU and the dtype into account.
-WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FG"}
+WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FGH"}
 
 
 class Config(NamedTuple):
@@ -80,9 +80,9 @@ def power_of_two(number: int, least: int, most: int) -> int:
     return max(least, min(most, 1 << (max(1, number) - 1).bit_length()))
 
 
-# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. An L2 cache has 40 to 60 MiB, which W and
-# the result share.
-CHUNK_BYTES = 16 << 20
+# Maximum size of the features of a chunk, unless MIN_ROWS rows are larger. In a chunk that stays in the L2 cache, a
+# matrix product with 1024 outputs would have fewer tiles than a GPU has multiprocessors.
+CHUNK_BYTES = 64 << 20
 MIN_ROWS = 128  # minimum number of rows in a chunk; a matrix product of fewer rows is slow
 
 

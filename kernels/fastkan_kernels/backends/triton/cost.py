@@ -9,6 +9,8 @@ sheets. No constant of the model was measured on a GPU, so each time is a predic
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -62,6 +64,7 @@ SLOTS = {
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
 ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, before its features
+WORD = 8  # number of features in a word of the pipelined implementation
 MIN_STEPS = 8  # minimum number of steps of G in a part of the rows
 GATHERED = 54  # instructions of the gather kernels for each row, input and output
 GATHER_LATENCY = 3000  # clocks until the cell of an input is found by bisection and its weights have arrived
@@ -84,6 +87,8 @@ class Work(NamedTuple):
     overlapped: bool  # whether instructions are issued while the tensor cores are busy
     moved: float  # bytes read from and written to memory by all programs
     launches: int = 1  # number of times that the kernel is launched, one after the other
+    short_programs: int = 0  # number of shorter programs, which start after all others
+    short_share: float = 1.0  # time of a shorter program as a share of the time of a program
 
     def seconds(self, gpu: Gpu) -> float:
         """Return the predicted time of all launches."""
@@ -94,8 +99,13 @@ class Work(NamedTuple):
         def span(together: int) -> float:
             return max(alone, together * busiest)
 
-        waves, rest = divmod(self.programs, gpu.processors * self.resident)
+        slots = gpu.processors * self.resident
+        waves, rest = divmod(self.programs, slots)
         clocks = waves * span(self.resident) + (span(math.ceil(rest / gpu.processors)) if rest else 0.0)
+        # In the last wave, the places that are free run shorter programs one after the other.
+        early = (slots - rest) * max(1, int(1 / self.short_share)) if rest else 0
+        late = max(0, self.short_programs - early)
+        clocks += math.ceil(late / slots) * self.short_share * span(self.resident)
         return self.launches * (max(clocks / gpu.hertz, self.moved / gpu.memory) + LAUNCH)
 
     def limiter(self, gpu: Gpu) -> str:
@@ -135,9 +145,11 @@ def extra_bytes(k: Key, config: Config, gpu: Gpu) -> int:
     if config.way == "chunked":
         sums = 4 * features * k.outputs if k.contraction == "G" else 4 * k.rows * k.outputs
         return size * min(k.rows, chunk_rows(k.spline_count * k.inputs * size)) * features + sums
-    if k.contraction != "G" or (count := parts(k, config, gpu)) == 1:
+    if k.contraction != "G":
         return 0
-    return 4 * count * features * k.outputs
+    count, base_count = parts(k, config, gpu)
+    splines, base = k.spline_count * (count > 1) * count, (k.base != "none") * (base_count > 1) * base_count
+    return 4 * k.inputs * k.outputs * (splines + base)
 
 
 def product(rows: int, inner: int, columns: int, dtype: str, precision: str, gpu: Gpu) -> Work:
@@ -176,40 +188,74 @@ def _split(k: Key) -> int:
     return 3 if k.dtype == "float32" and k.precision != "tf32" else 1
 
 
-def parts(k: Key, c: Config, gpu: Gpu) -> int:
-    """Return the number of parts of the rows for which G is predicted to take the shortest time.
+def part_rows(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
+    """Return the number of rows in each part of the sums of G, for the splines and for the base function."""
+    steps = math.ceil(k.rows / c.inner)
+    part, base_part = (math.ceil(steps / count) * c.inner for count in parts(k, c, gpu))
+    return part, base_part
 
-    The kernel computes a result for each part, and the results are summed afterwards. Numbers of parts that fill up to
-    four waves of programs are compared.
+
+@functools.lru_cache
+def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
+    """Return the numbers of parts of the rows for which G is predicted to take the shortest time.
+
+    The kernel computes a result for each part, and the results are summed afterwards. The first number is for the
+    splines, and the second for the base function, which only the pipelined implementation splits differently.
     """
-    programs = _tiles(k, c)
-    slots = gpu.processors * _resident(k, c, c.rows * c.columns)
     most = max(1, math.ceil(k.rows / c.inner) // MIN_STEPS)
-    filling = {min(most, max(1, waves * slots // programs)) for waves in range(1, 5)}
-    return min(sorted({1, *filling}), key=lambda n: sum(work.seconds(gpu) for work in _weight_works(k, c, gpu, n)))
+    tiles, base_tiles = _tiles(k, c)
+    slots = gpu.processors * _resident(k, c, c.rows * c.columns)
+
+    def filling(tiles: int) -> set[int]:
+        """Return the numbers of parts that fill up to four waves of programs."""
+        return {1, *(min(most, max(1, waves * slots // max(1, tiles))) for waves in range(1, 5))}
+
+    if c.way == "pipelined":
+        pairs = list(itertools.product(filling(tiles), filling(base_tiles)))
+    else:
+        pairs = [(count, count) for count in filling(tiles + base_tiles)]
+    return min(sorted(pairs), key=lambda pair: sum(work.seconds(gpu) for work in _weight_works(k, c, gpu, pair)))
 
 
-def _tiles(k: Key, c: Config) -> int:
-    """Return the number of tiles of the result of G, for the splines and the base function together."""
-    return math.ceil(k.inputs / c.rows) * math.ceil(k.outputs / c.columns) * (k.spline_count + (k.base != "none"))
+def _tiles(k: Key, c: Config) -> tuple[int, int]:
+    """Return the numbers of tiles of the result of G, for the splines and for the base function."""
+    base = math.ceil(k.inputs / c.rows) * math.ceil(k.outputs / c.columns)
+    splines = k.spline_count * base
+    if c.way == "pipelined":
+        splines = _words(k) * math.ceil(WORD * k.inputs / c.rows) * math.ceil(k.outputs / c.columns)
+    return splines, base if k.base != "none" else 0
 
 
-def _weight_works(k: Key, c: Config, gpu: Gpu, parts: int) -> list[Work]:
+def _words(k: Key) -> int:
+    """Return the number of words of features that the pipelined implementation makes for each input."""
+    return math.ceil(k.spline_count / WORD)
+
+
+def _weight_works(k: Key, c: Config, gpu: Gpu, parts: tuple[int, int]) -> list[Work]:
     """Return the work of G, which computes features in a loop of matrix products over the rows of each part."""
-    steps, tile = math.ceil(k.rows / c.inner / parts), c.rows * c.columns
-    work = _loop(k, c, gpu, _tiles(k, c) * parts, steps, 0, c.rows + c.columns)
-    if parts == 1:
+    (tiles, base_tiles), (count, base_count) = _tiles(k, c), parts
+    steps = math.ceil(k.rows / c.inner)
+    long, short = math.ceil(steps / count), math.ceil(steps / base_count)
+    loads = c.columns + (c.rows // WORD if c.way == "pipelined" else c.rows)
+    work = _loop(k, c, gpu, tiles * count, long, 0, loads)
+    work = work._replace(short_programs=base_tiles * base_count, short_share=short / long)
+    tile = 8 * c.rows * c.columns  # bytes of the partial sums of a tile, which are written and read
+    partial = tile * (tiles * count * (count > 1) + base_tiles * base_count * (base_count > 1))
+    sums = (count > 1) + (base_count > 1 and base_tiles > 0)
+    if sums == 0:
         return [work]
-    partial = 4 * parts * _tiles(k, c) * tile
-    summed = Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, partial, launches=2 if k.base != "none" else 1)
-    return [work._replace(moved=work.moved + partial), summed]
+    return [work, Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, partial / sums, launches=sums)]
 
 
 def _out_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     """Return the work of F, which computes features in a loop of matrix products over splines and inputs."""
-    blocks = math.ceil(k.inputs / c.inner)
+    based, blocks = k.base != "none", math.ceil(k.inputs / c.inner)
     programs = math.ceil(k.rows / c.rows) * math.ceil(k.outputs / c.columns)
-    return [_loop(k, c, gpu, programs, blocks * (k.spline_count + (k.base != "none")), blocks, c.columns)]
+    if c.way == "pipelined":
+        steps, entries = math.ceil(WORD * k.inputs / c.inner) * _words(k) + based * blocks, 0
+    else:
+        steps, entries = blocks * (k.spline_count + based), blocks
+    return [_loop(k, c, gpu, programs, steps, entries, c.columns)]
 
 
 def _loop(k: Key, c: Config, gpu: Gpu, programs: int, steps: int, entries: int, fetched: int) -> Work:
@@ -222,9 +268,7 @@ def _loop(k: Key, c: Config, gpu: Gpu, programs: int, steps: int, entries: int, 
         fetched: number of columns of length ``inner`` that a step loads from the L2 cache.
     """
     size, features = _size(k.dtype), c.rows * c.inner
-    made = features * max(
-        1.0, 16 * c.warps / c.rows
-    )  # several warps that multiply the same rows make the same features
+    made = features * max(1.0, 16 * c.warps / c.rows)  # warps that multiply the same rows make the same features
     issued = steps * made * SLOTS[k.contraction, c.way, k.form] + entries * features * ENTRY[k.form]
     if _split(k) > 1:
         issued += steps * (made + c.inner * c.columns) * SPLIT

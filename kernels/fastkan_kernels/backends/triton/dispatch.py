@@ -16,7 +16,8 @@ the contractions, and PyTorch's own functions compute its contribution to F and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,11 +26,11 @@ from torch import Tensor
 from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import base_function
 from ...trilinear import Operands
-from . import chunked, hardware, selection
+from . import chunked, cost, hardware, selection
 from .config import Config
 from .kernels.contract_in import launch_in
 from .kernels.contract_out import launch_out
-from .kernels.contract_weight import launch_weight, parts_of
+from .kernels.contract_weight import launch_weight
 from .kernels.gather import launch_gather_in, launch_gather_out
 from .key import key
 from .launch import Launch, Repeat, replacement
@@ -98,23 +99,34 @@ def _launch(p: Problem, config: Config) -> tuple[list[Tensor | None], list[tuple
     Returns:
         A tuple of the memory into which the kernels write, and each launch with its compiled kernel.
     """
-    memory, part_rows = _memory(p, config)
-    return memory, [(launch, launch.run()) for launch in launched(p, config, memory, part_rows)]
+    memory, part_rows = memory_of(p, config)
+    if memory == [None, None]:  # G of features that are all 0
+        return memory, []
+    launch = launched(p, config, memory, part_rows)
+    return memory, [(launch, launch.run())]
 
 
-def _memory(p: Problem, config: Config) -> tuple[list[Tensor | None], int]:
-    """Return a tuple of uninitialised memory for the results of kernels, and the number of rows in each part of G.
+def memory_of(p: Problem, config: Config) -> tuple[list[Tensor | None], tuple[int, int]]:
+    """Return uninitialised memory for the results of a kernel, and how the kernel of G splits the rows.
 
     G has results for the splines and for the base function, and a result for each part of the rows.
+
+    Returns:
+        A tuple of the memory, as for :func:`launched`, and the numbers of rows in a part of G for the splines and for
+        the base function.
     """
     if p.name != "G":
-        return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], p.rows
-    if (p.form, p.base) == ("none", "none"):
-        return [None, None], p.rows
-    parts, part_rows = parts_of(p, config)
-    shape, dtype = (p.inputs, p.outputs), p.x.dtype if parts == 1 else p.work
-    splines = None if p.form == "none" else p.x.new_empty(parts, p.spline_count, *shape, dtype=dtype)
-    return [splines, None if p.base == "none" else p.x.new_empty(parts, *shape, dtype=dtype)], part_rows
+        return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], (p.rows, p.rows)
+    processors = hardware.processors(p.x.device.index if p.x.device.type == "cuda" else None)
+    gpu = cost.gpu_of(p.capability)._replace(processors=processors)
+    part_rows = cost.part_rows(key(p)._replace(rows=p.rows), config, gpu)
+
+    def memory(rows: int, *shape: int) -> Tensor:
+        parts = -(-p.rows // rows)
+        return p.x.new_empty(parts, *shape, p.inputs, p.outputs, dtype=p.x.dtype if parts == 1 else p.work)
+
+    splines = None if p.form == "none" else memory(part_rows[0], p.spline_count)
+    return [splines, None if p.base == "none" else memory(part_rows[1])], part_rows
 
 
 def _result(p: Problem, memory: Sequence[Tensor | None]) -> Any:
@@ -153,15 +165,15 @@ class Record(NamedTuple):
     """The launches of a contraction, to be repeated with other tensors of the same layout.
 
     ``converted`` has the number and the dtype of each operand that the kernels need in another dtype or layout.
-    ``memory`` has the shape and the dtype of each result that the kernels write. The numbers count the tensors
-    ``(x, knots, *operands)`` and then the results.
+    ``memory`` has the shape and the dtype of each result that the kernels write, and ``in_parts`` whether the parts of
+    the result must be summed. The numbers count the tensors ``(x, knots, *operands)`` and then the results.
     """
 
     launches: list[Repeat]
     converted: list[tuple[int, torch.dtype]]
     memory: list[tuple[tuple[int, ...], torch.dtype] | None]
+    in_parts: list[bool]
     name: str
-    parts: int
 
     def run(self, given: Sequence[Tensor | None]) -> Any:
         x, tensors = given[0], list(given)
@@ -174,8 +186,9 @@ class Record(NamedTuple):
         tensors += memory
         for launch in self.launches:
             launch.run(tensors)
-        if self.parts > 1:
-            memory = [None if each is None else each.sum(0).to(x.dtype) for each in memory]
+        if True in self.in_parts:
+            pairs = zip(memory, self.in_parts)
+            memory = [each.sum(0).to(x.dtype) if parts and each is not None else each for each, parts in pairs]
         return tuple(memory) if self.name == "G" else memory[0]
 
 
@@ -211,10 +224,12 @@ def _record(
         if repeat is None:
             return None
         repeats.append(repeat)
-    parts = len(memory[0]) if p.name == "G" and memory[0] is not None else 1
-    whole = 1 if p.name == "G" and parts == 1 else 0  # the first dimension to keep
-    shapes = [None if t is None else (tuple(t.shape[whole:]), t.dtype) for t in memory]
-    return Record(repeats, [(number, t.dtype) for number, t in changed], shapes, p.name, parts)
+    in_parts = [p.name == "G" and t is not None and len(t) > 1 for t in memory]
+    shapes = []
+    for t, parts in zip(memory, in_parts):
+        whole = 1 if p.name == "G" and not parts else 0  # the first dimension to keep
+        shapes.append(None if t is None else (tuple(t.shape[whole:]), t.dtype))
+    return Record(repeats, [(number, t.dtype) for number, t in changed], shapes, in_parts, p.name)
 
 
 def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
@@ -227,8 +242,8 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
     return chunked.features(p, made)
 
 
-def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_rows: int) -> list[Launch]:
-    """Return the kernel launches that compute a contraction.
+def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_rows: tuple[int, int]) -> Launch:
+    """Return the kernel launch that computes a contraction.
 
     The chunked implementation is excluded, because it also needs matrix products by PyTorch.
 
@@ -237,43 +252,22 @@ def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_r
         config: the configuration.
         memory: the memory for the results: ``y [N, O]`` of F, ``h [N, I]`` of H, or for G the results for the splines
             ``[parts, K, I, O]`` and for the base function ``[parts, I, O]``, each of which may be None.
-        part_rows: number of rows in each part of G except the last.
+        part_rows: number of rows in each part of G except the last, for the splines and for the base function.
     """
-    if p.name == "G":
-        out, base_out = memory
-        return [] if out is base_out is None else launched_weight(p, config, out, base_out, part_rows)
-    (result,) = memory
-    assert result is not None
-    if p.name == "F":
-        return [launched_out(p, config, result)]
-    return [(launch_gather_in if config.way == "gather" else launch_in)(p, config, result)]
+    results = (*memory, *part_rows) if p.name == "G" else memory
+    return _launches_by(config.way)[p.name](p, config, *results)
 
 
-def launched_out(p: Problem, config: Config, y: Tensor) -> Launch:
-    """Return the kernel launch that computes F.
+@functools.cache
+def _launches_by(way: str) -> dict[str, Callable[..., Launch]]:
+    """Return the functions that prepare the launches of an implementation, by the names of the contractions."""
+    if way == "gather":
+        return {"F": launch_gather_out, "H": launch_gather_in}
+    if way == "fused":
+        return {"F": launch_out, "G": launch_weight, "H": launch_in}
+    from .hopper import contract_in, contract_out, contract_weight
 
-    The chunked implementation is excluded, because it needs several launches.
-    """
-    if config.way == "pipelined":
-        from .hopper.contract_out import launch_out as launch_pipelined
-
-        return launch_pipelined(p, config, y)
-    return (launch_gather_out if config.way == "gather" else launch_out)(p, config, y)
-
-
-def launched_weight(
-    p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int
-) -> list[Launch]:
-    """Return the kernel launches that compute G, with the arguments of :func:`launch_weight`.
-
-    The chunked implementation is excluded, because it also needs matrix products by PyTorch.
-    """
-    if config.way == "pipelined":
-        from .hopper.contract_weight import launch_weight as launch_pipelined
-
-        outs = ((out, False), (base_out, True))
-        return [launch_pipelined(p, config, each, part_rows, base) for each, base in outs if each is not None]
-    return [launch_weight(p, config, out, base_out, part_rows)]
+    return {"F": contract_out.launch_out, "G": contract_weight.launch_weight, "H": contract_in.launch_in}
 
 
 def _base_out(p: Problem) -> Tensor:

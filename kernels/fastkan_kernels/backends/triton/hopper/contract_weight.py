@@ -1,8 +1,8 @@
 """The pipelined kernel of the contraction G_d(x, g, v) for Hopper GPUs.
 
-The next features are computed while the tensor cores multiply the current features. Each step of the kernel multiplies
-the transposed features of one block of rows, ``[ROWS, INNER]`` in registers, by a tile of g. The order of operations in
-a step is described in :mod:`.contract_out`.
+Each step multiplies the transposed features of 64 rows, a tile ``[64, ROWS]`` in shared memory, by a tile of g
+``[64, COLUMNS]``. The columns of the first tile are 8 splines for each of ROWS / 8 inputs, or the base function of ROWS
+inputs. The order of operations in a step is described in :mod:`.contract_out`.
 """
 
 from __future__ import annotations
@@ -11,194 +11,252 @@ import triton
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
 
 from ..config import Config
-from ..kernels.spline import (
-    base_function,
-    cardinal,
-    cardinal_scale,
-    half_width,
-    inv_spacing_of,
-    middle,
-    one_spline,
-    scaled,
-)
-from ..launch import UNSPECIALIZED, Launch
+from ..kernels.spline import scaled
+from ..launch import Launch
 from ..problem import Problem
-from .pipeline import await_tile, barrier, copy_tile, descriptor, end_barriers, expect, slot_count, start_barriers
+from .pipeline import (
+    await_tile,
+    barrier,
+    descriptor,
+    end_barriers,
+    expect,
+    fetch,
+    slot_count,
+    start_barriers,
+    store,
+)
+from .words import SPLINES, load_inputs, shared_grid, store_base, store_words
 
 
 @gluon.jit
-def fetch_rows(
-    x, v, g, x_tiles, v_tiles, g_tiles, ready, step, steps, start, column_x, column_g,
-    MULTIPLIED: gl.constexpr, INNER: gl.constexpr, SLOTS: gl.constexpr,
-):  # fmt: skip
-    """Start the copies of the rows of x, v and g that a step multiplies, unless the step is beyond the last one.
-
-    The caller must have called :func:`expect` for the step.
-    """
-    here, slot, row = step < steps, step % SLOTS, start + step * INNER
-    copy_tile(x, [row, column_x], ready.index(slot), x_tiles.index(slot), pred=here)
-    if MULTIPLIED:
-        copy_tile(v, [row, column_x], ready.index(slot), v_tiles.index(slot), pred=here)
-    copy_tile(g, [row, column_g], ready.index(slot), g_tiles.index(slot), pred=here)
+def expect_step(inputs, g, ready, step, steps, SLOTS: gl.constexpr):
+    """Announce the copies of :func:`fetch_step`."""
+    expect(ready[0], step, g, step < steps, SLOTS)
+    for n in gl.static_range(len(inputs)):
+        expect(ready[1 + n], step, inputs[n], step < steps, SLOTS)
 
 
 @gluon.jit
-def features_of(
-    x_tile, v_tile, made, inv_spacing, b,
-    ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, MULTIPLIED: gl.constexpr,
-    LAYOUT: gl.constexpr,
-):  # fmt: skip
-    """Return the d-th derivative of spline b, or of the base function, at a transposed tile of x.
+def fetch_step(
+    inputs, g, x_tiles, g_tiles, ready, step, steps, start, column_x, column_g, DEPTH: gl.constexpr, SLOTS: gl.constexpr
+):
+    """Start the copies of the rows of g, x and v for a step, unless the step is beyond the last one."""
+    row = start + step * DEPTH
+    fetch(g, [row, column_g], g_tiles, ready[0], step, step < steps, SLOTS)
+    for n in gl.static_range(len(inputs)):
+        fetch(inputs[n], [row, column_x], x_tiles[n], ready[1 + n], step, step < steps, SLOTS)
 
-    The result is NaN where x is NaN. In the cardinal form, ``made`` holds the first knot and the inverse of half the
-    width of a spline's support for each input. In the local form, ``made`` holds the spline's own knots for each input.
-    """
-    x = x_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
+
+@gluon.jit
+def store_features(
+    made, i, word, tile, knots_ptr, grid, I, M,
+    ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr,
+    SHARED: gl.constexpr, WORDS: gl.constexpr,
+):  # fmt: skip
+    """Store the features at a tile of x, which the tuple ``made`` holds, together with v if v is used."""
     if FORM == "base":
-        feature = base_function(x, BASE, D)
-    elif FORM == "cardinal":
-        z = (x - made[0]) * made[1] - (1.0 + middle(b, ORDER, gl.float32))
-        feature = cardinal(z, ORDER, D, KEEPS_NAN=True)
-    else:
-        feature = one_spline(x, made, ORDER, D) + gl.where(x == x, 0.0, x)
-        if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
-            feature = scaled(feature, 1.0 / inv_spacing[:, None], D)
-    if MULTIPLIED:
-        feature = feature * v_tile.permute((1, 0)).load(LAYOUT).to(gl.float32)
-    return feature
+        store_base(made, tile, 1.0, BASE, D)
+    else:  # a NaN in x makes all sums of the input NaN
+        store_words(made, i, word, tile, knots_ptr, grid, I, M, ORDER, D, FORM, SEARCH, SHARED, WORDS, SPLINES)
 
 
-@gluon.jit(do_not_specialize=UNSPECIALIZED)
+@gluon.jit
+def sums_over_rows(
+    inputs, g, knots_ptr, grid, start, steps, column_x, column_g, word, I, M,
+    ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr,
+    SHARED: gl.constexpr, WORDS: gl.constexpr, ROWS: gl.constexpr, SLOTS: gl.constexpr,
+):  # fmt: skip
+    """Return the products of the features and g, summed over some rows, for a tile of the result.
+
+    The sums of splines are divided by the d-th power of the first input's inverse knot spacing.
+
+    Args:
+        inputs: tuple of the descriptors of x and, if v is used, of v.
+        start: first row.
+        steps: number of steps.
+        word: index of the word of splines.
+    """
+    PRODUCT: gl.constexpr = g.dtype
+    DEPTH: gl.constexpr = g.block_shape[0]
+    COLUMNS: gl.constexpr = g.block_shape[1]
+    total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
+    # In this layout, a thread stores 16 bytes at once, and a warp stores into lines of 128 bytes.
+    held: gl.constexpr = gl.BlockedLayout(
+        [1, 8 if FORM == "base" else 4], [4, 8] if FORM == "base" else [16, 2], [4, ROWS // 64], [1, 0]
+    )
+    x_tiles, ready = (), (start_barriers(SLOTS),)
+    for n in gl.static_range(len(inputs)):
+        ready = ready + (start_barriers(SLOTS),)
+        x_tiles = x_tiles + (
+            gl.allocate_shared_memory(inputs[n].dtype, [SLOTS] + inputs[n].block_shape, inputs[n].layout),
+        )
+    g_tiles = gl.allocate_shared_memory(PRODUCT, [SLOTS, DEPTH, COLUMNS], g.layout)
+    features = gl.allocate_shared_memory(PRODUCT, [2, DEPTH, ROWS], gl.NVMMASharedLayout(128, 16))
+    fence_async_shared()
+    barrier()
+    for step in gl.static_range(SLOTS - 1):
+        expect_step(inputs, g, ready, step, steps, SLOTS)
+    barrier()
+    for step in gl.static_range(SLOTS - 1):
+        fetch_step(inputs, g, x_tiles, g_tiles, ready, step, steps, start, column_x, column_g, DEPTH, SLOTS)
+
+    i = column_x + gl.arange(0, inputs[0].block_shape[1], layout=gl.SliceLayout(0, held))
+    first = load_inputs(x_tiles, ready, 0, inputs, held, SLOTS)
+    store_features(
+        first, i, word, features.index(0), knots_ptr, grid, I, M, ORDER, D, BASE, FORM, SEARCH, SHARED, WORDS
+    )
+    await_tile(ready[0], 0, SLOTS)
+    fence_async_shared()
+    barrier()
+    sums = gl.zeros((ROWS, COLUMNS), gl.float32, total)
+    for step in range(steps):
+        a = features.index(step % 2).permute((1, 0))
+        sums = warpgroup_mma(a, g_tiles.index(step % SLOTS), sums, is_async=True)
+        sums = warpgroup_mma_wait(1, deps=[sums])
+        turn = step + 1
+        if turn < steps:
+            await_tile(ready[0], turn, SLOTS)
+            made = load_inputs(x_tiles, ready, turn, inputs, held, SLOTS)
+            barrier()  # after the barrier, all warps have finished the product of the previous step
+            expect_step(inputs, g, ready, step + SLOTS - 1, steps, SLOTS)
+            store_features(
+                made, i, word, features.index(turn % 2), knots_ptr, grid, I, M, ORDER, D, BASE, FORM, SEARCH, SHARED,
+                WORDS,
+            )  # fmt: skip
+        fence_async_shared()
+        barrier()  # after the barrier, the features of the next step are complete
+        fetch_step(inputs, g, x_tiles, g_tiles, ready, step + SLOTS - 1, steps, start, column_x, column_g, DEPTH, SLOTS)
+    sums = warpgroup_mma_wait(0, deps=[sums])
+    barrier()
+    for n in gl.static_range(len(ready)):
+        end_barriers(ready[n], SLOTS)
+    return sums
+
+
+@gluon.jit
 def contract_weight_kernel(
-    x,  # descriptor of x [N, I] in blocks [INNER, ROWS]
-    v,  # descriptor of v [N, I] in blocks [INNER, ROWS]; if v is None, the descriptor of x
+    x,  # descriptor of x [N, I] in blocks [64, ROWS / 8]
+    base_x,  # descriptor of x [N, I] in blocks [64, ROWS]
+    v,  # descriptor of v [N, I] in blocks [64, ROWS / 8]; if v is None, the descriptor of x
+    base_v,  # descriptor of v [N, I] in blocks [64, ROWS]; if v is None, the descriptor of x
     knots_ptr,  # knots [I, M]
-    g,  # descriptor of the upstream gradient [N, O] in blocks [INNER, COLUMNS]
-    out_ptr,  # result of each part of the rows [parts, K, I, O]; K is 1 for the base function
+    g,  # descriptor of the upstream gradient [N, O] in blocks [64, COLUMNS]
+    out,  # descriptor of the results for the splines [parts, I, K, O] in blocks [1, ROWS / 8, 8, COLUMNS]
+    base_out,  # descriptor of the results for the base function [parts, I, O] in blocks [1, ROWS, COLUMNS]
     N,
     I,
     O,
     K,
     M,
-    part_rows,  # number of rows in each part, a multiple of INNER
+    programs,  # number of programs for the splines; the other programs are for the base function
+    part_rows,  # number of rows in each part for the splines, a multiple of 64
+    base_part_rows,  # number of rows in each part for the base function, a multiple of 64
     ORDER: gl.constexpr,
     D: gl.constexpr,
     BASE: gl.constexpr,
-    FORM: gl.constexpr,  # form of the splines, "cardinal" or "local"; "base" for the base function
+    FORM: gl.constexpr,  # form of the splines, "cardinal", "local" or "none"
+    SEARCH: gl.constexpr,
+    SHARED: gl.constexpr,  # whether all inputs have the same uniform knots
     MULTIPLIED: gl.constexpr,  # whether features are multiplied by v
-    ROWS: gl.constexpr,  # number of inputs in a tile, 16 for each warp
+    WORDS: gl.constexpr,  # number of words of 8 splines for each input
+    ROWS: gl.constexpr,  # number of features in a tile, 16 for each warp
     COLUMNS: gl.constexpr,  # number of outputs in a tile
-    INNER: gl.constexpr,  # number of rows of x that are summed over in one step
     SLOTS: gl.constexpr,
 ):
-    PRODUCT: gl.constexpr = g.dtype
-    # The matrix product of the current step reads one slot, and the previous product of a slower warp may still read
-    # another slot.
-    AHEAD: gl.constexpr = SLOTS - 2
-    BYTES: gl.constexpr = x.block_type.nbytes + g.block_type.nbytes + (v.block_type.nbytes if MULTIPLIED else 0)
-    total: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, COLUMNS, 16])
-    left: gl.constexpr = gl.DotOperandLayout(0, total, 2)
-    program, part = gl.program_id(0), gl.program_id(1)
-    b, tile = program % K, program // K
-    column_x = tile % gl.cdiv(I, ROWS) * ROWS
-    column_g = tile // gl.cdiv(I, ROWS) * COLUMNS
-    start = part * part_rows
-    steps = gl.cdiv(gl.minimum(N - start, part_rows), INNER)
-
-    x_tiles = gl.allocate_shared_memory(x.dtype, [SLOTS, INNER, ROWS], x.layout)
-    g_tiles = gl.allocate_shared_memory(PRODUCT, [SLOTS, INNER, COLUMNS], g.layout)
-    v_tiles = x_tiles
+    DEPTH: gl.constexpr = g.block_shape[0]
+    WIDTH: gl.constexpr = ROWS // SPLINES
+    inputs, base_inputs = (x,), (base_x,)
     if MULTIPLIED:
-        v_tiles = gl.allocate_shared_memory(v.dtype, [SLOTS, INNER, ROWS], v.layout)
-    ready = start_barriers(SLOTS)
-    for step in gl.static_range(AHEAD + 1):
-        expect(ready, step, BYTES, step < steps, SLOTS)
-    barrier()
-    for step in gl.static_range(AHEAD):
-        fetch_rows(
-            x, v, g, x_tiles, v_tiles, g_tiles, ready, step, steps, start, column_x, column_g, MULTIPLIED, INNER, SLOTS
-        )
-
-    i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, left))
-    own = knots_ptr + gl.where(i < I, i, 0) * M
-    first = gl.load(own)
-    inv_spacing = inv_spacing_of(first, gl.load(own + M - 1), M)
-    made = (first[:, None], (inv_spacing * (1.0 / half_width(ORDER)))[:, None])
-    if FORM == "local":
-        made = ()
-        for m in gl.static_range(ORDER + 2):
-            made = made + (gl.load(own + b + m)[:, None],)
-
-    await_tile(ready, 0, SLOTS)
-    a = features_of(
-        x_tiles.index(0), v_tiles.index(0), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
-    ).to(PRODUCT)
-    dw = gl.zeros((ROWS, COLUMNS), gl.float32, total)
-    for step in range(steps - 1):
-        running = warpgroup_mma(a, g_tiles.index(step % SLOTS), dw, is_async=True)
-        fetch_rows(
-            x, v, g, x_tiles, v_tiles, g_tiles, ready, step + AHEAD, steps, start, column_x, column_g,
-            MULTIPLIED, INNER, SLOTS,
+        inputs, base_inputs = (x, v), (base_x, base_v)
+    grid = shared_grid(knots_ptr, M)
+    program = gl.program_id(0)
+    if FORM != "none" and program < programs:
+        # Programs that run at the same time read the same columns of g.
+        word, tile = program % WORDS, program // WORDS
+        i, tile = tile % gl.cdiv(I, WIDTH) * WIDTH, tile // gl.cdiv(I, WIDTH)
+        o, part = tile % gl.cdiv(O, COLUMNS) * COLUMNS, tile // gl.cdiv(O, COLUMNS)
+        start = part * part_rows
+        steps = gl.cdiv(gl.minimum(N - start, part_rows), DEPTH)
+        sums = sums_over_rows(
+            inputs, g, knots_ptr, grid, start, steps, i, o, word, I, M,
+            ORDER, D, BASE, FORM, SEARCH, SHARED, WORDS, ROWS, SLOTS,
         )  # fmt: skip
-        await_tile(ready, step + 1, SLOTS)
-        slot = (step + 1) % SLOTS
-        following = features_of(
-            x_tiles.index(slot), v_tiles.index(slot), made, inv_spacing, b, ORDER, D, BASE, FORM, MULTIPLIED, left
-        ).to(PRODUCT)
-        # The tile has already arrived. The second call of await_tile prevents ptxas from moving the computation of
-        # features below the barrier, because ptxas does not move code across the loop of a wait.
-        await_tile(ready, step + 1, SLOTS)
-        barrier()  # after the barrier, all warps have finished the product of the previous step
-        expect(ready, step + 1 + AHEAD, BYTES, step + 1 + AHEAD < steps, SLOTS)
-        dw, _, a = warpgroup_mma_wait(0, deps=[running, a, following])
-    running = warpgroup_mma(a, g_tiles.index((steps - 1) % SLOTS), dw, is_async=True)
-    dw, _ = warpgroup_mma_wait(0, deps=[running, a])
-    end_barriers(ready, SLOTS)
-
-    if FORM == "cardinal":
-        dw = dw * cardinal_scale(ORDER, D)
-    if FORM != "base":
-        dw = scaled(dw, gl.convert_layout(inv_spacing, gl.SliceLayout(1, total))[:, None], D)
-    i = column_x + gl.arange(0, ROWS, layout=gl.SliceLayout(1, total))
-    o = column_g + gl.arange(0, COLUMNS, layout=gl.SliceLayout(0, total))
-    at = out_ptr + ((part * K + b).to(gl.int64) * I + i[:, None]) * O + o[None, :]
-    gl.store(at, dw.to(out_ptr.dtype.element_ty), mask=(i[:, None] < I) & (o[None, :] < O))
+        store(out, [part, i, word * SPLINES, o], scaled(sums, grid[1], D))
+    elif BASE != "none":
+        tile = program - programs
+        i, tile = tile % gl.cdiv(I, ROWS) * ROWS, tile // gl.cdiv(I, ROWS)
+        o, part = tile % gl.cdiv(O, COLUMNS) * COLUMNS, tile // gl.cdiv(O, COLUMNS)
+        start = part * base_part_rows
+        steps = gl.cdiv(gl.minimum(N - start, base_part_rows), DEPTH)
+        base_sums = sums_over_rows(
+            base_inputs, g, knots_ptr, grid, start, steps, i, o, 0, I, M,
+            ORDER, D, BASE, "base", SEARCH, SHARED, WORDS, ROWS, SLOTS,
+        )  # fmt: skip
+        store(base_out, [part, i, o], base_sums)
 
 
-def launch_weight(p: Problem, config: Config, out: Tensor, part_rows: int, base: bool) -> Launch:
-    """Return the kernel launch that computes G for each part of the rows.
+DEPTH = 64  # number of rows in a step
 
-    The launch writes into ``out``, which has the shape ``[parts, K, I, O]`` for the splines or, if ``base``, the shape
-    ``[parts, 1, I, O]`` for the base function.
+
+def _tiles(p: Problem, config: Config) -> tuple[int, int]:
+    """Return the numbers of tiles of the results for the splines and for the base function."""
+    words, across = triton.cdiv(p.spline_count, SPLINES.value), triton.cdiv(p.outputs, config.columns)
+    tiles = words * triton.cdiv(p.inputs, config.rows // SPLINES.value) * across
+    base_tiles = triton.cdiv(p.inputs, config.rows) * across
+    return (0 if p.form == "none" else tiles), (0 if p.base == "none" else base_tiles)
+
+
+def launch_weight(
+    p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int, base_part_rows: int
+) -> Launch:
+    """Return the kernel launch that computes G, with the arguments of :func:`..kernels.contract_weight.launch_weight`.
+
+    The rows of the splines and of the base function may be split into different numbers of parts.
     """
     assert p.g is not None
-    block = [config.inner, config.rows]
-    x = descriptor(p.x, block)
-    v = x if p.v is None else descriptor(p.v, block)
-    g = descriptor(p.g, [config.inner, config.columns])
-    tiles = [x, g] if p.v is None else [x, v, g]
+    tiles, base_tiles = _tiles(p, config)
+    width, words = config.rows // SPLINES.value, triton.cdiv(p.spline_count, SPLINES.value)
+    parts, base_parts = triton.cdiv(p.rows, part_rows), triton.cdiv(p.rows, base_part_rows)
+    block, base_block = [DEPTH, width], [DEPTH, config.rows]
+    x, base_x = descriptor(p.x, block), descriptor(p.x, base_block)
+    v, base_v = (x, base_x) if p.v is None else (descriptor(p.v, block), descriptor(p.v, base_block))
+    g = descriptor(p.g, [DEPTH, config.columns])
+    results = []
+    if out is not None:
+        results.append(descriptor(out.transpose(1, 2), [1, width, SPLINES.value, config.columns]))
+    if base_out is not None:
+        results.append(descriptor(base_out, [1, config.rows, config.columns]))
     arguments = {
         "x": x,
+        "base_x": base_x,
         "v": v,
+        "base_v": base_v,
         "knots_ptr": p.knots,
-        **p.sizes(base),
-        "O": p.outputs,
         "g": g,
-        "out_ptr": out,
+        "out": results[0],
+        "base_out": results[-1],
+        **p.sizes(),
+        "O": p.outputs,
+        "programs": tiles * parts,
         "part_rows": part_rows,
+        "base_part_rows": base_part_rows,
     }
+    held = [g, base_x if base_tiles else x, *([base_v if base_tiles else v] if p.v is not None else [])]
     constants = {
-        **p.constants_of(base),
+        **p.constants(),
+        "SHARED": p.shared_grid,
         "MULTIPLIED": p.v is not None,
+        "WORDS": words,
         "ROWS": config.rows,
         "COLUMNS": config.columns,
-        "INNER": config.inner,
-        "SLOTS": slot_count(config.stages, tiles, 0, p.capability),
+        "SLOTS": slot_count(config.stages, held, 4 * DEPTH * config.rows, p.capability),
     }
-    del constants["SEARCH"]  # this kernel does not search for the cell of x
-    programs = triton.cdiv(p.inputs, config.rows) * triton.cdiv(p.outputs, config.columns)
-    grid = (arguments["K"] * programs, triton.cdiv(p.rows, part_rows))
+    grid = (tiles * parts + base_tiles * base_parts,)
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

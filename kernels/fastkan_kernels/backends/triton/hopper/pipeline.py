@@ -1,4 +1,4 @@
-"""Asynchronous copies of tiles into slots of shared memory, for both Hopper kernels.
+"""Asynchronous copies of tiles into and out of shared memory, for all Hopper kernels.
 
 The kernels reuse a fixed number of slots in turn. Each slot has a barrier that counts the bytes that have
 arrived in the slot. Functions whose names differ between versions of Triton get one name in this module.
@@ -18,53 +18,80 @@ from ..config import shared_limit
 from ..launch import DTYPES, strides
 
 copy_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+write_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+reinterpret = getattr(gl.shared_memory_descriptor, "reinterpret", None) or gl.shared_memory_descriptor._reinterpret
 barrier = getattr(gl, "barrier", None) or gl.thread_barrier  # the function waits for all warps of a program
 
 
 @gluon.jit
-def start_barriers(COUNT: gl.constexpr):
-    """Create one barrier for each of COUNT slots."""
-    ready = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(COUNT):
+def start_barriers(SLOTS: gl.constexpr):
+    """Create one barrier for each of SLOTS slots. The function :func:`barrier` must be called before a copy starts."""
+    ready = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(SLOTS):
         mbarrier.init(ready.index(slot), count=1)
-    fence_async_shared()
-    barrier()
     return ready
 
 
 @gluon.jit
-def end_barriers(ready, COUNT: gl.constexpr):
+def end_barriers(ready, SLOTS: gl.constexpr):
     """Invalidate the barriers of all slots. No warp may wait for a barrier afterwards."""
-    barrier()
-    for slot in gl.static_range(COUNT):
+    for slot in gl.static_range(SLOTS):
         mbarrier.invalidate(ready.index(slot))
 
 
 @gluon.jit
-def expect(ready, turn, BYTES: gl.constexpr, happens, COUNT: gl.constexpr):
-    """If ``happens``, announce to the slot's barrier that BYTES bytes of the tile with index ``turn`` will arrive."""
-    mbarrier.expect(ready.index(turn % COUNT), BYTES, pred=happens)
+def expect(ready, turn, descriptor, happens, SLOTS: gl.constexpr):
+    """If ``happens``, announce to the slot's barrier that the block with index ``turn`` will be copied to the slot."""
+    mbarrier.expect(ready.index(turn % SLOTS), descriptor.block_type.nbytes, pred=happens)
 
 
 @gluon.jit
-def await_tile(ready, turn, COUNT: gl.constexpr):
-    """Wait until the tile with index ``turn`` has arrived in slot ``turn % COUNT``."""
-    mbarrier.wait(ready.index(turn % COUNT), (turn // COUNT) & 1)
+def fetch(descriptor, coordinates, tiles, ready, turn, happens, SLOTS: gl.constexpr):
+    """If ``happens``, start to copy a block of a tensor, which :func:`expect` has announced, to a slot."""
+    copy_tile(descriptor, coordinates, ready.index(turn % SLOTS), block_of(tiles, turn % SLOTS, descriptor), happens)
+
+
+@gluon.jit
+def await_tile(ready, turn, SLOTS: gl.constexpr):
+    """Wait until the block with index ``turn`` has arrived in slot ``turn % SLOTS``."""
+    mbarrier.wait(ready.index(turn % SLOTS), (turn // SLOTS) & 1)
+
+
+@gluon.jit
+def block_of(tiles, slot, like):
+    """Return a slot, or the beginning of it, as a tile of the shape, dtype and layout of a descriptor's block."""
+    return reinterpret(tiles.index(slot), like.dtype, like.block_shape, like.layout)
+
+
+@gluon.jit
+def store(descriptor, coordinates, values):
+    """Write a tile of a result to memory, except for the elements that lie beyond the edges of the tensor.
+
+    No copy may still run, and no product may still read shared memory, because the tile takes their place.
+    """
+    LAYOUT: gl.constexpr = gl.NVMMASharedLayout(
+        descriptor.layout.swizzle_byte_width, descriptor.dtype.primitive_bitwidth
+    )
+    tile = gl.allocate_shared_memory(descriptor.dtype, values.shape, LAYOUT)
+    tile.store(values.to(descriptor.dtype))
+    fence_async_shared()
+    barrier()
+    write_tile(descriptor, coordinates, reinterpret(tile, descriptor.dtype, descriptor.block_shape, descriptor.layout))
+    tma.store_wait(0)
 
 
 def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
-    """Return a descriptor of a tensor, for copying tiles of the shape ``block`` to shared memory.
+    """Return a descriptor of a tensor, for copying tiles of the shape ``block`` to or from shared memory.
 
-    Elements of a tile that lie beyond the edges of the tensor are 0. The distance between the rows of the tensor must
-    be a multiple of 16 bytes.
+    Elements of a tile that lie beyond the edges of the tensor are read as 0 and not written. The distance between the
+    rows of the tensor must be a multiple of 16 bytes.
     """
     layout = gl.NVMMASharedLayout.get_default_for(block, DTYPES[tensor.dtype])
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
-# One slot is being filled, and two matrix products may each read a slot at the same time.
-MIN_SLOTS = 3
-_BARRIER_BYTES = 512  # upper bound on the bytes of the barriers of all slots and of the padding between them
+MIN_SLOTS = 3  # one slot for the current product, one for the next features, and one that is being filled
+_BARRIER_BYTES = 1024  # upper bound on the bytes of the barriers of all slots and of the padding between them
 
 
 def tile_bytes(*tiles: TensorDescriptor) -> int:

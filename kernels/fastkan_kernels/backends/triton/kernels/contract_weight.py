@@ -8,13 +8,10 @@ identical bits.
 
 from __future__ import annotations
 
-import functools
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import hardware
 from ..config import Config
 from ..launch import DTYPES, UNSPECIALIZED, Launch, descriptor
 from ..problem import Problem
@@ -146,55 +143,9 @@ def store_weights(ptr, tile_row, tile_column, I, O, dw, ROWS: tl.constexpr, COLU
 MIN_STEPS = 8  # minimum number of steps, of INNER rows each, in a part
 
 
-def parts_of(p: Problem, config: Config) -> tuple[int, int]:
-    """Split the rows into parts, so that there are enough programs for the whole GPU.
-
-    Returns:
-        A tuple of the number of parts, and the number of rows in each part except the last.
-    """
-    device, tiles = p.x.device, _tiles(p, config)
-    processors = hardware.processors(device.index if device.type == "cuda" else None)
-    slots = processors * max(1, 8 // config.warps)  # eight warps take about all registers of a multiprocessor
-    steps = triton.cdiv(p.rows, config.inner)
-    step_clocks = STEP_CLOCKS + config.rows * config.inner * FEATURE_CLOCKS
-    tile_clocks = 2 * config.rows * config.columns * p.work.itemsize * BYTE_CLOCKS
-    parts = split(steps, tiles, slots, step_clocks, tile_clocks)
-    rows = triton.cdiv(steps, parts) * config.inner
-    return triton.cdiv(p.rows, rows), rows
-
-
-# Rough estimates for an H100, in clocks, that have not been measured.
-STEP_CLOCKS = 256  # time of a step in addition to the computation of its features
-FEATURE_CLOCKS = 1 / 8  # time to compute a feature
-PROGRAM_CLOCKS = 1500  # time of a program in addition to its steps
-SUM_CLOCKS = 7000  # time of starting the kernels that sum the parts
-BYTE_CLOCKS = 1 / 2048  # time of writing or reading a byte in memory
-
-
-@functools.cache
-def split(steps: int, tiles: int, slots: int, step_clocks: float, tile_clocks: float) -> int:
-    """Return the number of parts of the rows for which the estimated time is shortest.
-
-    The programs run in waves. If there are several parts, their results are written to memory and summed afterwards.
-    More parts than fill four waves are not considered, because they would hardly fill the last wave better.
-
-    Args:
-        steps: number of steps of the sum over all rows.
-        tiles: number of tiles of the result, for all features.
-        slots: number of programs that run at the same time.
-        step_clocks: time of a step, in clocks of the GPU.
-        tile_clocks: time of writing and reading the sums of a tile.
-    """
-
-    def clocks(parts: int) -> float:
-        time = triton.cdiv(tiles * parts, slots) * (PROGRAM_CLOCKS + triton.cdiv(steps, parts) * step_clocks)
-        return time if parts == 1 else time + SUM_CLOCKS + tiles * parts * tile_clocks
-
-    most = max(1, min(steps // MIN_STEPS, 4 * slots // tiles))
-    return min(range(1, most + 1), key=clocks)
-
-
-def launch_weight(p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int) -> Launch:
+def launch_weight(
+    p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int, base_part_rows: int
+) -> Launch:
     """Return the kernel launch that computes G for each part of the rows, into the contiguous ``out`` and ``base_out``.
 
     Args:
@@ -204,6 +155,7 @@ def launch_weight(p: Problem, config: Config, out: Tensor | None, base_out: Tens
         base_out: memory for the results for the base function, ``[parts, I, O]``, in the dtype of ``out``; None if
             there is no base function.
         part_rows: number of rows in each part except the last, a multiple of ``config.inner``.
+        base_part_rows: ``part_rows``, because the splines and the base function have the same parts.
     """
     assert p.g is not None
     sizes = p.sizes()
