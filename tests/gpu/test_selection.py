@@ -415,7 +415,7 @@ def test_results_are_saved_for_later_processes_by_gpu(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    # The Gluon kernel has descriptors of x and W, and passes each in place of an operand that is missing.
-    assert run("one", 3) == ["3", "2", "4"]
-    assert run("one", 1) == ["0", "2", "4"]  # read from the disk
+    # The Gluon kernel has seven descriptors, some of which take the place of operands that are missing.
+    assert run("one", 3) == ["3", "2", "7"]
+    assert run("one", 1) == ["0", "2", "7"]  # read from the disk
     assert run("another", 2) == ["3", "1", "1"]

@@ -35,7 +35,7 @@ from fastkan.training.regularization import REG_METRICS, Penalty
 from fastkan_kernels import Basis
 from fastkan_kernels.autograd import dispatch as routing
 from fastkan_kernels.backends.cpu import dense
-from fastkan_kernels.backends.triton import chunked, hardware, selection
+from fastkan_kernels.backends.triton import config, hardware, selection
 from fastkan_kernels.backends.triton.config import WAYS, Config
 
 ORDER = 3
@@ -318,7 +318,7 @@ def test_how_many_launches_a_chunk_has(
 ) -> None:
     """One kernel computes or reads all features of a chunk, and the base function costs no launch of its own."""
     monkeypatch.setattr(config, "CHUNK_BYTES", 1)
-    monkeypatch.setattr(chunked, "MIN_ROWS", 50)
+    monkeypatch.setattr(config, "MIN_ROWS", 50)
     with off():
         host, basis = make_case("shared", 100, 8, 8, order=ORDER)
     o = Example(*(gpu.put(t.to(torch.float32 if t is host.knots else dtype)) for t in host))

@@ -290,33 +290,6 @@ def test_only_hopper_waits_for_products(triton: str, ptxas: str, monkeypatch: py
     assert found == {80: False, 89: False, 90: hopper, 100: False, 103: False, 120: False}
 
 
-@pytest.mark.parametrize(
-    ("rows", "inputs", "outputs", "grid", "parts"),
-    [
-        (8192, 1024, 1024, 5, 1),  # two parts would need another 150 MB
-        (8192, 256, 256, 256, 1),
-        (65536, 64, 64, 5, 14),  # 9 tiles on 132 multiprocessors
-        (1000, 2, 5, 5, 1),  # summing would take longer than all rows
-        (1, 1, 1, 5, 1),
-    ],
-    ids=str,
-)
-def test_rows_are_split_where_it_fills_the_gpu(rows: int, inputs: int, outputs: int, grid: int, parts: int) -> None:
-    from fastkan_kernels.backends.triton.config import Config
-    from fastkan_kernels.backends.triton.kernels.contract_weight import parts_of
-    from fastkan_kernels.backends.triton.problem import problem
-    from fastkan_kernels.trilinear import Operands
-
-    x = torch.empty(rows, inputs, dtype=torch.bfloat16, device="meta")
-    knots, g = x.new_empty(inputs, grid + 7), x.new_empty(rows, outputs)
-    p = problem("G", x, knots, Operands(g=g), fastkan_kernels.Basis(3, "silu", True, (-1.0, 2.5)), 0, capability=90)
-    tile = 128 if inputs > 64 else 64
-    found, part_rows = parts_of(p, Config("fused", tile, tile, 64, warps=8))
-    assert found == parts
-    assert part_rows % 64 == 0
-    assert (found - 1) * part_rows < rows <= found * part_rows
-
-
 @pytest.mark.parametrize(("name", "base"), [("split rows", "silu"), ("one part", "silu"), ("no base", "none")])
 def test_one_launch_computes_both_results_of_g(name: str, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two results share no memory, which registered operators may not return."""
@@ -341,6 +314,7 @@ from triton.runtime import driver, jit
 
 import fastkan_kernels
 from fastkan_kernels.backends.triton import dispatch
+from fastkan_kernels.backends.triton.config import WAYS
 from fastkan_kernels.backends.triton.dispatch import Config, Operands, problem
 
 
@@ -363,9 +337,9 @@ for rows in (256, 255, 17, 1):
         for config in configs:
             for name, operands in (("F", Operands(x, w, base_w)), ("G", Operands(x, None, None, g)),
                                    ("H", Operands(None, w, base_w, g))):
-                if name in {"gather": "FH", "pipelined": "FG"}.get(config.way, "FGH"):
+                if name in WAYS[config.way]:
                     p = problem(name, x, knots, operands, basis, 0, 90)
-                    {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[name](p, config)
+                    dispatch.run(p, config)
     print(*sorted(name for name, _ in found))
 """
 

@@ -18,6 +18,9 @@ from .config import Config, chunk_rows
 from .key import Key
 
 LAUNCH = 3e-6  # seconds between the starts of two dependent kernels on a GPU
+# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies. A choice that
+# takes more launches must save more than this time.
+UNCERTAIN = 8e-6
 LIBRARY_SHARE = 0.85  # share of the tensor cores' rate that matrix products of PyTorch reach
 # Clocks of a step in which no unit is busy: barriers, and the latencies of a matrix product and of shared memory.
 BUBBLE = {"fused": 350, "pipelined": 200}
@@ -214,7 +217,12 @@ def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
         pairs = list(itertools.product(filling(tiles), filling(base_tiles)))
     else:
         pairs = [(count, count) for count in filling(tiles + base_tiles)]
-    return min(sorted(pairs), key=lambda pair: sum(work.seconds(gpu) for work in _weight_works(k, c, gpu, pair)))
+
+    def time(pair: tuple[int, int]) -> float:
+        works = _weight_works(k, c, gpu, pair)
+        return sum(work.seconds(gpu) for work in works) + UNCERTAIN * (len(works) > 1)
+
+    return min(sorted(pairs), key=time)
 
 
 def _tiles(k: Key, c: Config) -> tuple[int, int]:

@@ -15,8 +15,6 @@ from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
-# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies.
-UNCERTAIN = 8e-6
 MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
 
 
@@ -59,12 +57,12 @@ def overlaps(config: Config) -> bool:
 def default(k: Key, capability: int) -> Config:
     """Return the configuration with the lowest predicted time, which is used where nothing was measured.
 
-    Another implementation than the first one is used only if it is predicted to save more than ``UNCERTAIN`` seconds.
+    Another implementation than the first one is used only if it is predicted to save more than ``cost.UNCERTAIN`` seconds.
     """
     first, *others = by_way(k, capability)
     best = min(others, key=lambda config: cost.seconds(k, config, capability), default=first)
     saved = cost.seconds(k, first, capability) - cost.seconds(k, best, capability)
-    return best if saved > UNCERTAIN else first
+    return best if saved > cost.UNCERTAIN else first
 
 
 def by_way(k: Key, capability: int) -> list[Config]:
