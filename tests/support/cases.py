@@ -232,7 +232,7 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
         patch.setattr(limits, "CHUNK_BYTES", 1)
         patch.setattr(limits, "MIN_ROWS", 11)
         steps = 7 if way == "pipelined" else 1  # more than there are slots
-        patch.setattr(cost, "parts", lambda k, c, gpu: (max(1, k.rows // c.inner // steps),) * 2)
+        patch.setattr(cost, "parts", lambda k, c, gpu: (max(1, -(-k.rows // c.inner) // steps),) * 2)
         for name in "FGH":
             stack.enter_context(selection.override(name, config if name in WAYS[way] else fused))
         if way == "pipelined" and DEVICE == "cpu":

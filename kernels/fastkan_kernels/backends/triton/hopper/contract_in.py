@@ -22,7 +22,7 @@ from .. import hardware
 from ..config import Config
 from ..kernels.spline import base_function, scaled
 from ..kernels.tiles import tile_of
-from ..launch import Launch
+from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import await_tile, barrier, descriptor, end_barriers, expect, fetch, slot_count, start_barriers
 from .words import SPLINES, active, shared_grid
@@ -102,7 +102,7 @@ def fetch_step(
             fetch(sources[2], [i, o], slots[2], ready[2], turn, True, SLOTS)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALIZED)
 def contract_in_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     knots_ptr,  # knots [I, M]

@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..config import Config
 from ..kernels.spline import scaled
 from ..kernels.tiles import tile_of
-from ..launch import Launch
+from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import (
     await_tile,
@@ -76,7 +76,7 @@ def fetch_step(
             fetch(base_inputs[n], [row, i], x_tiles[n], ready[1 + n], step, True, SLOTS)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALIZED)
 def contract_out_kernel(
     x,  # descriptor of x [N, I] in blocks [ROWS, 8]
     base_x,  # descriptor of x [N, I] in blocks [ROWS, 64]

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..config import Config
 from ..kernels.spline import scaled
-from ..launch import Launch
+from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import (
     await_tile,
@@ -140,7 +140,7 @@ def sums_over_rows(
     return sums
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=UNSPECIALIZED)
 def contract_weight_kernel(
     x,  # descriptor of x [N, I] in blocks [64, ROWS / 8]
     base_x,  # descriptor of x [N, I] in blocks [64, ROWS]
