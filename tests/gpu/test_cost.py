@@ -139,7 +139,7 @@ def test_rows_are_split_only_where_it_fills_the_gpu(size, split, way):
 
 
 def test_short_programs_fill_the_last_wave():
-    """A wave of 132 programs leaves no place; one program of the second wave leaves 131 places for 262 half programs."""
+    """The second wave has one program, and 131 multiprocessors that each run two programs of half the length."""
     gpu = GPUS[90]._replace(hertz=1.0)
     work = Work(133, 1, tensor=100, issue=0, l2=0, idle=0, overlapped=True, moved=0, short_share=0.5)
     assert work._replace(short_programs=262).seconds(gpu) == work.seconds(gpu)

@@ -18,8 +18,8 @@ from .config import Config, chunk_rows
 from .key import Key
 
 LAUNCH = 3e-6  # seconds between the starts of two dependent kernels on a GPU
-# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies. A choice that
-# takes more launches must save more than this time.
+# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies. A choice
+# that takes more launches must save more than this time.
 UNCERTAIN = 8e-6
 LIBRARY_SHARE = 0.85  # share of the tensor cores' rate that matrix products of PyTorch reach
 # Clocks of a step in which no unit is busy: barriers, and the latencies of a matrix product and of shared memory.

@@ -57,7 +57,7 @@ def overlaps(config: Config) -> bool:
 def default(k: Key, capability: int) -> Config:
     """Return the configuration with the lowest predicted time, which is used where nothing was measured.
 
-    Another implementation than the first one is used only if it is predicted to save more than ``cost.UNCERTAIN`` seconds.
+    Another implementation than the first one is used only if the predicted saving exceeds ``cost.UNCERTAIN`` seconds.
     """
     first, *others = by_way(k, capability)
     best = min(others, key=lambda config: cost.seconds(k, config, capability), default=first)
