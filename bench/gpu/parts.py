@@ -162,7 +162,7 @@ def _launch(module: Any, contraction: str, p: Any, config: Any) -> Callable[[], 
     dw = p.x.new_empty(count, p.spline_count, p.inputs, p.outputs, dtype=p.x.dtype if count == 1 else p.work)
     if config.way == "pipelined":
         return module.launch_weight(p, config, dw, part_rows, False).run
-    return module.launch_weight(p, config, dw, None if p.base == "none" else dw[:, 0].contiguous(), part_rows).run
+    return module.launch_weight(p, config, dw, None if p.base == "none" else torch.empty_like(dw[:, 0]), part_rows).run
 
 
 def _chunked(module: Any, contraction: str, p: Any, config: Any) -> Callable[[], Any]:
@@ -170,10 +170,9 @@ def _chunked(module: Any, contraction: str, p: Any, config: Any) -> Callable[[],
         y = p.x.new_empty(p.rows, p.outputs)
         return lambda: module.out(p, config, y)
     if contraction == "H":
-        h = p.x.new_empty(p.x.shape, dtype=p.work)
+        h = p.x.new_empty(p.x.shape)
         return lambda: module.into(p, config, h)
-    dw = p.x.new_empty(p.spline_count, p.inputs, p.outputs, dtype=p.work)
-    return lambda: module.weight(p, config, dw, False)
+    return lambda: module.weight(p, config)
 
 
 class _Warm:

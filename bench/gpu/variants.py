@@ -110,7 +110,7 @@ def chunked(stage: str) -> Any:
     if stage == "features":
         found.launch_write = found.launch_dot = lambda *arguments, **named: _Nothing
     else:
-        found.product = lambda a, b, dtype: a.new_empty(a.shape[0], b.shape[1], dtype=dtype)
+        found.product = lambda p, a, b: a.new_empty(a.shape[0], b.shape[1], dtype=p.work)
     return found
 
 
