@@ -365,7 +365,7 @@ for rows in (256, 255, 17, 1):
                                    ("H", Operands(None, w, base_w, g))):
                 if name in {"gather": "FH", "pipelined": "FG"}.get(config.way, "FGH"):
                     p = problem(name, x, knots, operands, basis, 0, 90)
-                    {"F": dispatch._out, "G": dispatch._weights, "H": dispatch._in}[name](p, config)
+                    dispatch.run(p, config)
     print(*sorted(name for name, _ in found))
 """
 
