@@ -167,9 +167,9 @@ def forced(way: str) -> Iterator[None]:
             return way
         return "dense" if way in FILLINGS else choose(name, *sizes)
 
-    def forced_filling(basis: Basis, count: int, derivative: int, *rest: Any) -> str:
+    def forced_filling(basis: Basis, count: int, derivative: int, *rest: Any, **options: Any) -> str:
         able = basis.uniform and derivative < basis.order if way == "closed" else derivative <= basis.order
-        return way if able or way == "recursive" else filling(basis, count, derivative, *rest)
+        return way if able or way == "recursive" else filling(basis, count, derivative, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         if way == "piecewise":
