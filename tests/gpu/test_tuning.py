@@ -197,8 +197,10 @@ def test_impossible_overrides_are_refused() -> None:
         ("F", Config("fused", rows=17), "rows must be a power of two"),
         ("F", Config("pipelined"), "rows must be 16 for each of 4 warps or more, got 16 of 4"),
         ("G", Config("pipelined", 16, warps=1), "rows must be 16 for each of 4 warps"),
-        ("F", Config("pipelined", 64, 512), "columns must be from 8 to 256"),
-        ("F", Config("pipelined", 64, 64, 8), "inner must be at least 16"),
+        ("F", Config("pipelined", 64, 512), "columns must be from 16 to 256"),
+        ("H", Config("pipelined", 64, 64, 64, 8), "columns must be from 16 to 32"),
+        ("H", Config("pipelined", 64, 32, 64, 4), "splines must be 8"),
+        ("F", Config("pipelined", 64, 64, 8), "inner must be 64"),
     ):
         with pytest.raises(ValueError, match=message), selection.override(contraction, config):
             pass

@@ -14,11 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...basis import Basis
 from ...trilinear import CONTRACTIONS, Operands
-from .dispatch import launched_out, launched_weight
-from .kernels.contract_in import launch_in
+from .dispatch import launched_in, launched_out, launched_weight
 from .kernels.contract_weight import parts_of
 from .kernels.features import launch_dot, launch_write
-from .kernels.gather import launch_gather_in
 from .launch import Launch
 from .problem import Problem, problem
 from .tuning.config import Config
@@ -83,7 +81,7 @@ def sample() -> list[Build]:
         *(half._replace(name=name) for name in "FGH"),
         *(half._replace(name=name, uniform=False, order=3, outputs=64) for name in "FGH"),
         *(single._replace(name=name) for name in "FGH"),
-        *(half._replace(name=name, way="pipelined") for name in "FG"),
+        *(half._replace(name=name, way="pipelined") for name in "FGH"),
         half._replace(way="chunked"),
         half._replace(way="chunked", name="H"),
         single._replace(way="gather", precision="ieee"),
@@ -134,7 +132,7 @@ def _settings() -> Iterator[Setting]:
                 yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
                 for uniform in (True, False):
                     yield Setting(name, dtype, precision, uniform, order, way="chunked")
-    for name in "FG":
+    for name in "FGH":
         yield from _pipelined(Setting(name, way="pipelined"))
 
 
@@ -144,10 +142,10 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
         for outputs in (16, 64, 128, 256):
             for uniform in (True, False):
                 yield plain._replace(dtype=dtype, outputs=outputs, uniform=uniform)
-    for order in (1, 2, 3, 4, 5):
-        for derivative in range(min(order, 3)):
-            for uniform in (True, False) if order <= 3 else (True,):
-                for multiplied in (False, True):
+    for order in (1, 2, 3):
+        for derivative in range(order + 1):
+            for uniform in (True, False):
+                for multiplied in (False, True) if plain.name != "H" else (False,):
                     some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
                     yield some
                     # Under autocast, the dtype of matrix products differs from the dtype of x.
@@ -211,7 +209,11 @@ def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
     elif p.name == "F":
         yield "", launched_out(p, config, y)
     elif p.name == "H":
-        yield "", (launch_gather_in if config.way == "gather" else launch_in)(p, config, h)
+        yield "", launched_in(p, config, h)
+    elif config.way == "pipelined":
+        from .hopper.contract_weight import launch_weight
+
+        yield "", launch_weight(p, config)[0]
     else:
         for base in (False, True):
             # The kernel of the base function is the same for every spline order, so it is built for order 3 only.
