@@ -95,7 +95,7 @@ def test_two_byte_products_overlap_with_features_on_hopper():
 def test_a_tile_of_the_input_gradient_has_eight_splines_on_hopper():
     """256 columns need the fewest bytes from the L2 cache for each matrix product."""
     config = chosen("H", *WIDE)
-    assert (config.way, config.columns * config.splines, config.splines) == ("fused", 256, 8)
+    assert (config.columns * config.splines, config.splines) == (256, 8)
 
 
 @pytest.mark.parametrize("contraction", "FGH")
@@ -133,6 +133,8 @@ def test_rows_are_split_only_where_it_fills_the_gpu(size, split, way):
     parts, base_parts = cost.parts(k, config, gpu)
     assert (parts > 1) == split
     assert way == "pipelined" or parts == base_parts
+    if way == "pipelined" and size == WIDE:  # the tiles of the base function would otherwise take another wave
+        assert base_parts > 1
     for count, rows in zip((parts, base_parts), cost.part_rows(k, config, gpu)):
         assert rows % 64 == 0
         assert -(-size[0] // rows) <= count

@@ -95,8 +95,10 @@ def test_impossible_configurations_cannot_be_forced() -> None:
         ("F", Config("fused", rows=0), "rows must be"),
         ("F", Config("fused", rows=17), "rows must be a power of two"),
         ("F", Config("pipelined"), "rows must be 16 for each of 4 warps or more, got 16 of 4"),
-        ("F", Config("pipelined", 64, 512), "columns must be from 8 to 256"),
-        ("F", Config("pipelined", 64, 64, 8), "inner must be at least 16"),
+        ("F", Config("pipelined", 64, 512), "columns must be from 16 to 256"),
+        ("H", Config("pipelined", 64, 64, 64, 8), "columns must be from 16 to 32"),
+        ("H", Config("pipelined", 64, 32, 64, 4), "splines must be 8"),
+        ("F", Config("pipelined", 64, 64, 8), "inner must be 64"),
     ):
         with pytest.raises(ValueError, match=message), override(contraction, config):
             pass

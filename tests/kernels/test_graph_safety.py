@@ -53,7 +53,9 @@ def gpu() -> Iterator[FakeGPU]:
 def way(name: str, descriptors: bool = False) -> Iterator[None]:
     """All three contractions by one way; fused where they lack it."""
     by_hand = name == "pipelined"
-    config = Config(name, 64 if by_hand else 16, descriptors=descriptors or by_hand)
+    config = Config(name, descriptors=descriptors)
+    if by_hand:
+        config = Config(name, 64, inner=64, splines=8, descriptors=True)
     with ExitStack() as stack:
         for contraction in "FGH":
             taken = config if contraction in WAYS[name] else config._replace(way="fused")

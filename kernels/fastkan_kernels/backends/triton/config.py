@@ -50,22 +50,26 @@ def check(contraction: str, config: Config) -> None:
         if field != "stages" and number & (number - 1):
             raise ValueError(f"{field} must be a power of two, got {number}")
     if config.way == "pipelined":
-        _check_pipelined(config)
+        _check_pipelined(contraction, config)
     if not isinstance(config.descriptors, bool):
         raise TypeError(f"descriptors must be a bool, got {config.descriptors!r}")
 
 
-def _check_pipelined(config: Config) -> None:
-    """Raise an exception unless a matrix product on a Hopper GPU supports the tile sizes.
+def _check_pipelined(contraction: str, config: Config) -> None:
+    """Raise an exception unless the pipelined kernels support the tile sizes.
 
-    A tile needs a multiple of four warps, 16 rows for each warp, and at most 256 columns.
+    A tile needs a multiple of four warps, 16 rows for each warp, at most 256 columns of a matrix product, and 64
+    elements along the dimension that is summed over. A tile of H has ``splines`` columns for each input.
     """
     if config.warps % 4 or config.rows != 16 * config.warps:
         raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")
-    if not 8 <= config.columns <= 256:
-        raise ValueError(f"columns must be from 8 to 256, got {config.columns}")
-    if config.inner < 16:
-        raise ValueError(f"inner must be at least 16, got {config.inner}")
+    if contraction == "H" and config.splines != 8:
+        raise ValueError(f"splines must be 8, got {config.splines}")
+    most = 32 if contraction == "H" else 256
+    if not 16 <= config.columns <= most:
+        raise ValueError(f"columns must be from 16 to {most}, got {config.columns}")
+    if config.inner != 64:
+        raise ValueError(f"inner must be 64, got {config.inner}")
 
 
 def shared_limit(capability: int) -> int:

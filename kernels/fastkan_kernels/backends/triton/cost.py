@@ -23,7 +23,7 @@ LAUNCH = 3e-6  # seconds between the starts of two dependent kernels on a GPU
 UNCERTAIN = 8e-6
 LIBRARY_SHARE = 0.85  # share of the tensor cores' rate that matrix products of PyTorch reach
 # Clocks of a step in which no unit is busy: barriers, and the latencies of a matrix product and of shared memory.
-BUBBLE = {"fused": 350, "pipelined": 200}
+BUBBLE = {"fused": 350, "pipelined": 30}
 
 
 class Gpu(NamedTuple):
@@ -56,14 +56,16 @@ GPUS = {
 SLOTS = {
     ("F", "fused", "cardinal"): 9.6,
     ("F", "fused", "local"): 16.0,
-    ("F", "pipelined", "cardinal"): 11.5,
+    ("F", "pipelined", "cardinal"): 5.0,
     ("F", "pipelined", "local"): 22.0,
     ("G", "fused", "cardinal"): 20.0,
     ("G", "fused", "local"): 135.0,
-    ("G", "pipelined", "cardinal"): 14.5,
-    ("G", "pipelined", "local"): 60.0,
+    ("G", "pipelined", "cardinal"): 5.0,
+    ("G", "pipelined", "local"): 22.0,
     ("H", "fused", "cardinal"): 11.5,
     ("H", "fused", "local"): 18.0,
+    ("H", "pipelined", "cardinal"): 8.0,
+    ("H", "pipelined", "local"): 18.0,
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
 ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, before its features
@@ -186,6 +188,11 @@ def _resident(k: Key, c: Config, sums: int) -> int:
     return max(1, min(65536 // (threads * registers), (220 << 10) // shared, 2048 // threads))
 
 
+def _form(k: Key) -> str:
+    """Return the form of the splines; derivatives above the spline order, which are 0, count as the cheaper form."""
+    return "cardinal" if k.form == "none" else k.form
+
+
 def _split(k: Key) -> int:
     """Return the number of tf32 products that replace one product of the given dtype and precision."""
     return 3 if k.dtype == "float32" and k.precision != "tf32" else 1
@@ -277,7 +284,7 @@ def _loop(k: Key, c: Config, gpu: Gpu, programs: int, steps: int, entries: int, 
     """
     size, features = _size(k.dtype), c.rows * c.inner
     made = features * max(1.0, 16 * c.warps / c.rows)  # warps that multiply the same rows make the same features
-    issued = steps * made * SLOTS[k.contraction, c.way, k.form] + entries * features * ENTRY[k.form]
+    issued = steps * made * SLOTS[k.contraction, c.way, _form(k)] + entries * features * ENTRY[_form(k)]
     if _split(k) > 1:
         issued += steps * (made + c.inner * c.columns) * SPLIT
     return Work(
@@ -300,7 +307,7 @@ def _in_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     products = c.inner * steps * c.rows * (blocks * columns + based * c.columns)
     features = blocks * c.rows * columns
     fetched = c.inner * steps * (blocks * (c.rows + columns) + based * (c.rows + c.columns))
-    issued = features * SLOTS["H", "fused", k.form] + c.rows * c.columns * ENTRY[k.form]
+    issued = features * SLOTS["H", c.way, _form(k)] + c.rows * c.columns * ENTRY[_form(k)]
     if _split(k) > 1:
         issued += fetched * SPLIT
     work = Work(
@@ -309,8 +316,8 @@ def _in_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
         products / _rate(k.dtype, k.precision, gpu),
         issued / 32 / gpu.issue,
         fetched * size / gpu.l2,
-        (blocks + based) * 2 * _split(k) * BUBBLE["fused"],
-        False,
+        (blocks + based) * 2 * _split(k) * BUBBLE[c.way],
+        c.way == "pipelined",
         size * (k.rows * (2 * k.inputs + k.outputs) + k.inputs * k.outputs * (k.spline_count + based)),
     )
     return [work]
@@ -331,7 +338,7 @@ def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     features, size = k.inputs * (k.spline_count + (k.base != "none")), _size(k.dtype)
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
     shapes = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
-    slots = SLOTS["F", "fused", k.form] + 6  # the features are also converted and stored
+    slots = SLOTS["F", "fused", _form(k)] + 6  # the features are also converted and stored
     share = rows * features / gpu.processors
     written = Work(gpu.processors, 1, 0.0, share * slots / 32 / gpu.issue, 2 * size * share / gpu.l2, 0.0, True, 0.0)
     # The product of each chunk is added to a sum in float32. The base function has a launch and a product of its own.

@@ -15,7 +15,7 @@ from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
-MAX_LOCAL = 3  # highest order of splines in the local form that the pipelined implementation supports
+MAX_PIPELINED = 3  # highest order of splines that the pipelined implementation supports
 
 
 def ways_of(k: Key, capability: int) -> list[str]:
@@ -36,13 +36,13 @@ def _can_be_pipelined(k: Key, capability: int) -> bool:
     """Return whether the pipelined implementation can compute a contraction with the given key.
 
     The implementation needs a Hopper GPU, matrix products of 16-bit dtypes, and operands that hardware tensor
-    descriptors can address. Products in tf32 would need a different layout of tiles. In the local form of splines,
-    the k + 1 active splines must fit into registers. In float16, d must be 0, because for d > 0 the base function is
-    divided by the d-th power of an inverse knot spacing, and the quotient may leave the range of float16.
+    descriptors can address. The k + 1 active splines must fit into 64 bits. In float16, d must be 0 for F, because
+    for d > 0 the base function is divided by the d-th power of an inverse knot spacing, and the quotient may leave the
+    range of float16.
     """
-    kept = k.form == "cardinal" or k.order <= MAX_LOCAL
-    fits = k.dtype == "bfloat16" or (k.dtype == "float16" and k.derivative == 0)
-    return 90 <= capability < 100 and fits and kept and k.aligned and k.rows_aligned and gluon_available()
+    fits = k.dtype == "bfloat16" or (k.dtype == "float16" and (k.derivative == 0 or k.contraction != "F"))
+    described = k.aligned and (k.rows_aligned or k.contraction == "H")
+    return 90 <= capability < 100 and fits and k.order <= MAX_PIPELINED and described and gluon_available()
 
 
 def overlaps(config: Config) -> bool:
@@ -213,25 +213,24 @@ def _fused(k: Key, capability: int) -> Config:
 def _pipelined(k: Key, capability: int) -> Config:
     """Return a configuration of the pipelined implementation that compiles without spilling registers.
 
-    Each warp computes 16 rows of a tile. ``stages`` is the number of slots in shared memory.
+    Each warp computes 16 rows of a tile. ``stages`` is the maximum number of slots in shared memory. With v, tiles have
+    64 rows, so that the slots fit into shared memory even if x and v have a wider dtype than the matrix products.
     """
-    local, heavy = k.form == "local", k.derivative > 0 or k.multiplied
-    if k.contraction == "F":
-        rows, inner = power_of_two(k.rows, 64, 128), 16 if local else power_of_two(k.inputs, 16, 64)
-        columns = power_of_two(k.outputs, 16, 128 if heavy or local else 256)
+    local = k.form == "local"
+    if k.contraction == "H":
+        rows, columns = power_of_two(k.rows, 64, 128), power_of_two(k.inputs, 16, 16 if local else 32)
     else:
-        rows, inner = power_of_two(k.inputs, 64, 128), 32 if local or k.multiplied else power_of_two(k.rows, 16, 64)
-        columns = power_of_two(k.outputs, 16, 128 if local and k.multiplied else 256)
-    return Config("pipelined", rows, columns, inner, 1, rows // 16, 4, True)
+        features = k.spline_count * k.inputs if k.contraction == "G" else k.rows
+        rows, columns = power_of_two(features, 64, 64 if k.multiplied else 128), power_of_two(k.outputs, 16, 256)
+    return Config("pipelined", rows, columns, 64, 8 if k.contraction == "H" else 1, rows // 16, 4, True)
 
 
 def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:
     base = _pipelined(k, capability)
     for rows in (64, 128):
-        for columns in (64, 128, 256):
-            for inner in (32, 64):
-                if rows <= base.rows and columns <= base.columns and inner <= base.inner:
-                    yield base._replace(rows=rows, columns=columns, inner=inner, warps=rows // 16)
+        for columns in (16, 32) if k.contraction == "H" else (64, 128, 256):
+            if rows <= base.rows and columns <= base.columns:
+                yield base._replace(rows=rows, columns=columns, warps=rows // 16)
 
 
 def chunking(k: Key, capability: int) -> Config:

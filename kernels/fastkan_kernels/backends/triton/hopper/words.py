@@ -81,7 +81,7 @@ def active_polynomials(u, ORDER: gl.constexpr, D: gl.constexpr):
 
 @gluon.jit
 def cell_of(t, LAST: gl.constexpr):
-    """Return a tuple of the integer part of ``t`` and of the rest, after ``t`` is clamped to -1 and LAST."""
+    """Return a tuple of the integer part and the fraction of ``t``, which is first clamped to [-1, LAST]."""
     t = gl.minimum(gl.maximum(t, -1.0), LAST)
     cell = gl.floor(t)
     return cell.to(gl.int32), t - cell
