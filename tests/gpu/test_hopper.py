@@ -23,11 +23,11 @@ ON_HOPPER = pytest.mark.skipif(
     DEVICE == "cpu" or torch.cuda.get_device_capability()[0] != 9, reason="there is no Hopper GPU"
 )
 if not pytestmark.args[0]:
+    from fastkan_kernels.backends.triton.config import shared_limit
     from fastkan_kernels.backends.triton.dispatch import launched, memory_of
     from fastkan_kernels.backends.triton.hopper import words
-    from fastkan_kernels.backends.triton.problem import Problem, problem
-    from fastkan_kernels.backends.triton.config import shared_limit
     from fastkan_kernels.backends.triton.key import key
+    from fastkan_kernels.backends.triton.problem import Problem, problem
     from fastkan_kernels.backends.triton.rules import by_way, ways_of
 
 

@@ -334,17 +334,23 @@ def _gathered(k: Key, c: Config, gpu: Gpu) -> list[Work]:
 
 
 def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
-    """Return the work of features in memory, which PyTorch multiplies in chunks of rows."""
+    """Return the work of features in memory, which PyTorch multiplies in chunks of rows.
+
+    A chunk is larger than the L2 cache. H has products in the working dtype in the place of features.
+    """
     features, size = k.inputs * (k.spline_count + (k.base != "none")), _size(k.dtype)
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
     shapes = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
+    stored = max(size, 4) if k.contraction == "H" else size
     slots = SLOTS["F", "fused", _form(k)] + 6  # the features are also converted and stored
-    share = rows * features / gpu.processors
-    written = Work(gpu.processors, 1, 0.0, share * slots / 32 / gpu.issue, 2 * size * share / gpu.l2, 0.0, True, 0.0)
-    # The product of each chunk is added to a sum in float32. The base function has a launch and a product of its own.
+    issue = rows * features / gpu.processors * slots / 32 / gpu.issue
+    written = Work(gpu.processors, 1, 0.0, issue, 0.0, 0.0, True, stored * rows * features)
+    multiplied = product(*shapes[k.contraction], k.dtype, k.precision, gpu)
+    multiplied = multiplied._replace(moved=multiplied.moved + (stored - size) * rows * features)
+    # The product of each chunk is added to a sum in float32. The base function has a product of its own.
     added = 12 * features * k.outputs if k.contraction == "G" else 0
     summed = Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, added)
-    steps = [written, product(*shapes[k.contraction], k.dtype, k.precision, gpu), summed, summed._replace(moved=0)]
+    steps = [written, multiplied, summed, summed._replace(moved=0)]
     return [work._replace(launches=math.ceil(k.rows / rows)) for work in steps]
 
 
