@@ -9,6 +9,8 @@
   the matrix products overlap (:mod:`.hopper`).
 - gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
   (:mod:`.kernels.gather`).
+- banded: as gather, but the tensor cores multiply the weights, for two-byte dtypes and spline orders up to 3
+  (:mod:`.banded`).
 
 Derivatives of the splines above the spline order are 0. For these derivatives, only the base function contributes to
 the contractions, and PyTorch's own functions compute its contribution to F and H.
@@ -76,6 +78,10 @@ def _out(p: Problem, config: Config) -> Tensor:
     y = p.x.new_empty(p.rows, p.outputs)
     if config.way == "chunked":
         chunked.out(p, config, y)
+    elif config.way == "banded":
+        from . import banded
+
+        banded.out(p, config, y)
     else:
         launched_out(p, config, y).run()
     return y
@@ -86,6 +92,10 @@ def _in(p: Problem, config: Config) -> Tensor:
         h = p.x.new_empty(p.x.shape, dtype=p.work)
         chunked.into(p, config, h)
         return h.to(p.x.dtype)
+    if config.way == "banded":
+        from . import banded
+
+        return banded.into(p, config)
     h = p.x.new_empty(p.x.shape)
     (launch_gather_in if config.way == "gather" else launch_in)(p, config, h).run()
     return h
@@ -189,6 +199,10 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
+    if config.way == "banded":
+        return (
+            f"banded: the {basis.order + 1} active of {count} splines of each input on tensor cores, {config.rows} rows"
+        )
     if config.way == "chunked":
         return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"
