@@ -22,9 +22,10 @@ from .problem import Problem
 from .rules import chunking
 
 
-def out(p: Problem, config: Config, y: Tensor) -> None:
-    """Compute the contraction F and write it into ``y [N, O]``."""
+def out(p: Problem, config: Config) -> Tensor:
+    """Return the contraction F ``[N, O]``."""
     assert p.weight is not None
+    y = p.x.new_empty(p.rows, p.outputs)
     for rows in chunks(p):
         psi, base = _features(p, config, rows)
         assert psi is not None
@@ -34,6 +35,7 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
         else:
             assert p.base_weight is not None
             _add(p, total, base, p.base_weight, y[rows])
+    return y
 
 
 def weight(p: Problem, config: Config) -> tuple[Tensor | None, Tensor | None]:
@@ -58,15 +60,17 @@ def weight(p: Problem, config: Config) -> tuple[Tensor | None, Tensor | None]:
     return None if dw is None else _scaled(p, dw).view(p.spline_count, p.inputs, p.outputs), base_dw
 
 
-def into(p: Problem, config: Config, h: Tensor) -> None:
-    """Compute the contraction H and write it into ``h [N, I]``."""
+def into(p: Problem, config: Config) -> Tensor:
+    """Return the contraction H ``[N, I]``."""
     assert p.weight is not None
     assert p.g is not None
+    h = p.x.new_empty(p.x.shape)
     weight, base_weight = p.weight.flatten(0, 1).t(), p.base_weight
     for rows in chunks(p):
         products = product(p, p.g[rows], weight)
         base_products = None if base_weight is None else product(p, p.g[rows], base_weight.t())
         launch_dot(p, config, rows, products, base_products, h).run()
+    return h
 
 
 def features(p: Problem, psi: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ...validation import check_int
 
 # The contractions that each implementation can compute. In this package a "way" is the name of an implementation. The
 # function rules.ways_of also takes the GPU and the dtype into account.
-WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "pipelined": "FGH"}
+WAYS = {"fused": "FGH", "chunked": "FGH", "gather": "FH", "banded": "FH", "pipelined": "FGH"}
 
 
 class Config(NamedTuple):
@@ -51,6 +51,8 @@ def check(contraction: str, config: Config) -> None:
             raise ValueError(f"{field} must be a power of two, got {number}")
     if config.way == "pipelined":
         _check_pipelined(contraction, config)
+    if config.way == "banded":
+        _check_banded(config)
     if not isinstance(config.descriptors, bool):
         raise TypeError(f"descriptors must be a bool, got {config.descriptors!r}")
 
@@ -70,6 +72,16 @@ def _check_pipelined(contraction: str, config: Config) -> None:
         raise ValueError(f"columns must be from 16 to {most}, got {config.columns}")
     if config.inner != 64:
         raise ValueError(f"inner must be 64, got {config.inner}")
+
+
+def _check_banded(config: Config) -> None:
+    """Raise an exception unless the kernels of the banded implementation support the tile sizes."""
+    if config.rows < 8 * config.warps:
+        raise ValueError(f"rows must be at least 8 for each warp, got {config.rows} of {config.warps}")
+    if config.inner % 32 or config.inner > 256:
+        raise ValueError(f"inner must be 32, 64, 128 or 256, got {config.inner}")
+    if config.stages < 2:
+        raise ValueError(f"stages must be at least 2, got {config.stages}")
 
 
 def shared_limit(capability: int) -> int:

@@ -72,6 +72,7 @@ ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, be
 WORD = 8  # number of features in a word of the pipelined implementation
 MIN_STEPS = 8  # minimum number of steps of G in a part of the rows
 GATHERED = 54  # instructions of the gather kernels for each row, input and output
+BANDED = 30  # instructions of the banded kernels for each input, eight rows and 32 outputs
 GATHER_LATENCY = 3000  # clocks until the cell of an input is found by bisection and its weights have arrived
 
 
@@ -92,12 +93,13 @@ class Work(NamedTuple):
     overlapped: bool  # whether instructions are issued while the tensor cores are busy
     moved: float  # bytes read from and written to memory by all programs
     launches: int = 1  # number of times that the kernel is launched, one after the other
+    shared: float = 0.0  # clocks in which data arrive from shared memory
     short_programs: int = 0  # number of shorter programs, which start after all others
     short_share: float = 1.0  # time of a shorter program as a share of the time of a program
 
     def seconds(self, gpu: Gpu) -> float:
         """Return the predicted time of all launches."""
-        loads_or_products = max(self.tensor, self.l2)
+        loads_or_products = max(self.tensor, self.l2, self.shared)
         busiest = max(loads_or_products, self.issue)
         alone = (busiest if self.overlapped else loads_or_products + self.issue) + self.idle
 
@@ -120,6 +122,7 @@ class Work(NamedTuple):
             "tensor cores": clocks * self.tensor / gpu.hertz,
             "instruction issue": clocks * self.issue / gpu.hertz,
             "L2 cache": clocks * self.l2 / gpu.hertz,
+            "shared memory": clocks * self.shared / gpu.hertz,
             "memory": self.moved / gpu.memory,
             "launch": LAUNCH,
         }
@@ -333,6 +336,28 @@ def _gathered(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     return [Work(programs, 4, 0.0, issued, 0.0, idle, True, moved)]
 
 
+def _banded(k: Key, c: Config, gpu: Gpu) -> list[Work]:
+    """Return the work of F or H, which read the weights of the active splines from shared memory.
+
+    For each input, eight rows and 32 outputs take four ldmatrix instructions of 512 bytes.
+    """
+    size, tile = _size(k.dtype), 32
+    inner = tile if k.contraction == "F" else c.inner
+    inputs = k.inputs if k.contraction == "F" else min(c.columns, k.inputs)
+    programs = math.ceil(k.rows / c.rows) * math.ceil(k.outputs / inner) * math.ceil(k.inputs / inputs)
+    reads = inputs * math.ceil(c.rows / 8) * math.ceil(inner / tile)
+    located = k.rows * k.inputs * (size + 2 + (8 if k.contraction == "F" else 16) + 4 * (k.base != "none"))
+    shape = (k.rows, k.inputs, k.outputs) if k.contraction == "F" else (k.rows, k.outputs, k.inputs)
+    works = [
+        Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, located),
+        Work(
+            programs, 1, 0.0, reads * BANDED / gpu.issue, k.spline_count * inputs * inner * size / gpu.l2, 0.0, True,
+            located, shared=reads * 4 * 512 / gpu.shared,
+        ),
+    ]  # fmt: skip
+    return works if k.base == "none" else [*works, product(*shape, k.dtype, k.precision, gpu)]
+
+
 def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     """Return the work of features in memory, which PyTorch multiplies in chunks of rows.
 
@@ -365,4 +390,5 @@ _WORKS = {
     "pipelined": _fused,
     "chunked": _chunked,
     "gather": _gathered,
+    "banded": _banded,
 }

@@ -9,6 +9,8 @@
   the matrix products overlap (:mod:`.hopper`).
 - gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
   (:mod:`.kernels.gather`).
+- banded: as gather, but the tensor cores multiply the weights, for two-byte dtypes and spline orders up to 3
+  (:mod:`.banded`).
 
 Derivatives of the splines above the spline order are 0. For these derivatives, only the base function contributes to
 the contractions, and PyTorch's own functions compute its contribution to F and H.
@@ -64,7 +66,7 @@ def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Bas
     if p.form == "none" and name != "G":
         return (_base_out(p) if name == "F" else _base_in(p)).to(x.dtype)
     config, final = choose_for(p, run)
-    if config.way == "chunked":
+    if config.way in ("chunked", "banded"):
         return run(p, config)
     memory, launches = _launch(p, config)
     if final and p.form != "none" and replacement() is None:
@@ -78,16 +80,14 @@ def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Bas
 
 def run(p: Problem, config: Config) -> Any:
     """Compute a contraction with a configuration, and return the result of :func:`contract`."""
-    if config.way != "chunked":
+    if config.way not in ("chunked", "banded"):
         return _result(p, _launch(p, config)[0])
-    if p.name == "F":
-        y = p.x.new_empty(p.rows, p.outputs)
-        chunked.out(p, config, y)
-        return y
-    if p.name == "H":
-        h = p.x.new_empty(p.x.shape)
-        chunked.into(p, config, h)
-        return h
+    if config.way == "banded":
+        from . import banded  # the kernels can be imported only where Gluon is available
+
+        return (banded.out if p.name == "F" else banded.into)(p, config)
+    if p.name != "G":
+        return (chunked.out if p.name == "F" else chunked.into)(p, config)
     if (p.form, p.base) == ("none", "none"):
         return _weights(p, None, None)
     return _weights(p, *chunked.weight(p, config))
@@ -245,7 +245,7 @@ def features(x: Tensor, knots: Tensor, basis: Basis, derivative: int) -> Tensor:
 def launched(p: Problem, config: Config, memory: Sequence[Tensor | None], part_rows: tuple[int, int]) -> Launch:
     """Return the kernel launch that computes a contraction.
 
-    The chunked implementation is excluded, because it also needs matrix products by PyTorch.
+    The chunked and banded implementations are excluded, because they also need matrix products by PyTorch.
 
     Args:
         p: the contraction with its operands.
@@ -312,6 +312,10 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
     tile = f"tiles of {config.rows} x {config.columns}"
     if config.way == "gather":
         return f"gather: the {basis.order + 1} active of {count} splines of each input, {tile}, {config.warps} warps"
+    if config.way == "banded":
+        return (
+            f"banded: the {basis.order + 1} active of {count} splines of each input on tensor cores, {config.rows} rows"
+        )
     if config.way == "chunked":
         return f"chunked: features written {made}, {len(list(chunked.chunks(p)))} chunks, products by PyTorch"
     loads = "descriptors" if config.descriptors else "pointers"

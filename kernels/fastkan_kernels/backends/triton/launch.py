@@ -22,7 +22,7 @@ DTYPES = {
 
 # Integer arguments that depend on the number of rows. Triton must not compile another kernel where they are 1 or
 # divisible by 16, because the last batch of an epoch is often shorter than the others.
-UNSPECIALIZED = ("N", "part_rows", "base_part_rows", "programs", "tiles")
+UNSPECIALIZED = ("N", "part_rows", "base_part_rows", "programs", "tiles", "PADDED")
 
 
 class Launch(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import cost
+from . import cost, hardware
 from .config import WAYS, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
@@ -29,7 +29,22 @@ def ways_of(k: Key, capability: int) -> list[str]:
         ways.remove("pipelined")
     if k.dtype == "float64" and k.form == "local":  # each of the k + 1 active splines takes two registers and spills
         ways.remove("fused")
+    if "banded" in ways and not _can_be_banded(k, capability):
+        ways.remove("banded")
     return ways
+
+
+def _can_be_banded(k: Key, capability: int) -> bool:
+    """Return whether the banded implementation can compute a contraction with the given key.
+
+    The kernels multiply four splines of each input in a two-byte dtype, and address tensors by 32-bit offsets. Two
+    slots of weights must fit into shared memory.
+    """
+    small = max(4 * max(k.rows, 512) * k.inputs, k.spline_count * k.inputs * k.outputs) < 2**31
+    fits = k.spline_count >= 4 and 2 * _slot_bytes(k) <= shared_limit(capability)
+    made = k.dtype in ("bfloat16", "float16") and k.order <= 3 and k.form != "none"
+    # Triton's interpreter does not run kernels in Gluon.
+    return made and k.aligned and small and fits and not hardware.INTERPRETED and gluon_available()
 
 
 def _can_be_pipelined(k: Key, capability: int) -> bool:
@@ -243,10 +258,28 @@ def _gathering(k: Key, capability: int) -> Config:
     return Config("gather", power_of_two(k.rows, 1, most), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
 
 
+def _slot_bytes(k: Key) -> int:
+    """Return the number of bytes of the weights of one input in a slot, for the splines rounded up to groups of 4."""
+    return -(-k.spline_count // 4) * 256 * (2 if k.contraction == "H" and k.outputs > 32 else 1)
+
+
+def _banding(k: Key, capability: int) -> Config:
+    """Return a configuration with about one program for each multiprocessor."""
+    stages = 3 if 3 * _slot_bytes(k) <= shared_limit(capability) else 2
+    if k.contraction == "F":
+        rows = power_of_two(k.rows * -(-k.outputs // 32) // 128, 64, 512)
+        return Config("banded", rows, 32, 32, warps=rows // 32, stages=stages)
+    rows = power_of_two(k.rows * k.inputs // (64 * 128), 64, 256)
+    inner = power_of_two(k.outputs, 32, 256)
+    programs = -(-k.rows // rows) * -(-k.outputs // inner)
+    return Config("banded", rows, power_of_two(k.inputs * programs // 128, 1, 256), inner, 1, rows // 16, stages)
+
+
 _RULES: dict[str, Callable[[Key, int], Config]] = {
     "fused": _fused,
     "chunked": chunking,
     "gather": _gathering,
+    "banded": _banding,
     "pipelined": _pipelined,
 }
 # Functions that yield further candidates of an implementation, in addition to its default configuration.
