@@ -131,7 +131,8 @@ FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
 TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
-DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
+# The device of the tensors for Triton's kernels, which are interpreted on the CPU.
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def serves(way: str, kind: str, order: int, derivative: int) -> bool:
@@ -248,7 +249,7 @@ def no_triton() -> str | None:
     return BACKENDS["triton"].unable(torch.device(DEVICE))
 
 
-WITH_TRITON = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+WITH_TRITON = pytest.mark.gpu  # conftest.py skips tests with this mark where Triton's kernels cannot run
 FUSED = pytest.param("fused", marks=WITH_TRITON)  # one of Triton's ways beside backends of the CPU
 
 
