@@ -98,7 +98,7 @@ def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setitem(dispatch._AUTO, "cpu", "triton")
         yield launched
         return
-    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: numpy(self.cpu()))
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self, **options: numpy(self.cpu(), **options))
     with torch.device(DEVICE):
         yield launched
 

@@ -112,26 +112,24 @@ class Bar(NamedTuple):
         return AIM if reached[0] else MET if reached[1] else MISSED
 
     def text(self, value: float) -> str:
-        """Return a value with its unit."""
-        if self.quantity == MEMORY:
-            return f"{100 * value:.3g}%"
-        return f"{value:.2f} of its {self.quantity}"
+        """Return a value as text."""
+        return f"{100 * value:.3g}%" if self.quantity == MEMORY else f"{value:.2f}"
 
 
 BARS = (
-    Bar("forward, bf16, against the matrix product alone", FORWARD.name, GEMM, SPEED, 0.60, 0.85),
-    Bar("forward and backward, bf16, against nn.Linear of as many parameters", FIRST.name, LINEAR, TIME, 1.3, 1.0),
-    Bar("the same in tf32", LAYERS[3].name, LINEAR, TIME, 1.4, 1.0),
-    Bar("the same in float32", LAYERS[5].name, LINEAR, TIME, 1.4, 1.0),
-    Bar("narrow and long, bf16, forward and backward, against nn.Linear", LAYERS[1].name, LINEAR, TIME, 2.0, 1.2),
-    Bar("the same in tf32", LAYERS[4].name, LINEAR, TIME, 2.0, 1.2),
-    Bar("a fine grid, bf16, forward, against nn.Linear", FINE_FORWARD.name, LINEAR, TIME, 0.8, 0.6),
-    Bar("a fine grid, bf16, forward and backward, against nn.Linear", LAYERS[2].name, LINEAR, TIME, 1.0, 0.75),
-    Bar("against the plain Cox-de Boor layer", BESIDE.name, PLAIN, SPEED, 10.0, 20.0),
-    Bar("against that layer under torch.compile", BESIDE.name, COMPILED, SPEED, 2.0, 4.0),
-    Bar("against inkan under torch.compile", BESIDE.name, INKAN, SPEED, 2.0, 4.0),
+    Bar("forward, bf16: speed, the matrix product's is 1", FORWARD.name, GEMM, SPEED, 0.60, 0.85),
+    Bar("forward and backward, bf16: time, that of nn.Linear with as many parameters is 1", FIRST.name, LINEAR, TIME, 1.3, 1.0),
+    Bar("the same layer in tf32", LAYERS[3].name, LINEAR, TIME, 1.4, 1.0),
+    Bar("the same layer in float32", LAYERS[5].name, LINEAR, TIME, 1.4, 1.0),
+    Bar("narrow and long, bf16, forward and backward: time, nn.Linear's is 1", LAYERS[1].name, LINEAR, TIME, 2.0, 1.2),
+    Bar("the narrow and long layer in tf32", LAYERS[4].name, LINEAR, TIME, 2.0, 1.2),
+    Bar("a fine grid, bf16, forward: time, nn.Linear's is 1", FINE_FORWARD.name, LINEAR, TIME, 0.8, 0.6),
+    Bar("a fine grid, bf16, forward and backward: time, nn.Linear's is 1", LAYERS[2].name, LINEAR, TIME, 1.0, 0.75),
+    Bar("forward and backward, bf16: speed, the plain Cox-de Boor layer's is 1", BESIDE.name, PLAIN, SPEED, 10.0, 20.0),
+    Bar("speed, that of the plain layer under torch.compile is 1", BESIDE.name, COMPILED, SPEED, 2.0, 4.0),
+    Bar("speed, inkan's under torch.compile is 1", BESIDE.name, INKAN, SPEED, 2.0, 4.0),
     Bar("peak memory beyond parameters, activations and gradients", FIRST.name, HELD, MEMORY, 0.10, 0.02),
-    Bar("a small network's training step in a CUDA graph, against an MLP's", GRAPHED.name, MLP, TIME, 2.0, 1.2),
+    Bar("training step of a small network in a CUDA graph: time, an MLP's is 1", GRAPHED.name, MLP, TIME, 2.0, 1.2),
 )  # fmt: skip
 
 

@@ -29,8 +29,8 @@ NOTHING = (
 STATE = "**they have not run on a GPU yet**, so there is no GPU figure here."
 LEGEND = (
     "Times are medians from a cold cache, ± half the distance of the quartiles. Measured values are ratios within the "
-    "rounds of one run. The error is the largest deviation from float64, of outputs and gradients, divided by the largest "
-    "value."
+    "rounds of one run. The error is the largest deviation from float64, of outputs and gradients, divided by the "
+    "largest value."
 )
 
 
@@ -44,10 +44,11 @@ def bars_table(results: Sequence[Mapping[str, Any]], predicted: Mapping[str, flo
     rows = []
     for found in bars.judged(results):
         bar, value = found.bar, found.value
+        sign = "≥" if bar.quantity == bars.SPEED else "≤"
         row = {
             "bar": bar.what,
-            "least": bar.text(bar.least),
-            "aim": bar.text(bar.aim),
+            "least": f"{sign} {bar.text(bar.least)}",
+            "aim": f"{sign} {bar.text(bar.aim)}",
             "predicted": bar.text(predicted[bar.what]) if predicted and bar.what in predicted else "-",
             "measured": "-" if value is None else f"{bar.text(value.median)} ± {(value.high - value.low) / 2:.2f}",
             "fastkan ms": spread_text(found.seconds, 1e3) or "-",

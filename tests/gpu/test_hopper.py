@@ -20,7 +20,10 @@ from fastkan_kernels.backends.triton import hardware, hopper
 from fastkan_kernels.trilinear import Operands
 
 SERVED = no_triton() is None and hopper.gluon_available() and hardware.capability(torch.device(DEVICE)) // 10 == 9
-pytestmark = pytest.mark.skipif(not SERVED, reason="there is neither a Hopper GPU nor Triton's interpreter")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not SERVED, reason="there is neither a Hopper GPU nor Triton's interpreter"),
+]
 
 if SERVED:
     from gluon_machine import POLICIES, MachineError

@@ -14,7 +14,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, forced, no_triton
+from cases import CPU_WAYS, WITH_TRITON, forced
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Example
@@ -227,7 +227,7 @@ def test_every_way_of_the_cpu(way: str, draw: Draw) -> None:
     verify(draw, way)
 
 
-@pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+@WITH_TRITON
 @settings(max_examples=3)
 @given(draws([(7, 3, 2)], grids=(1, 3, 13)))
 @pytest.mark.parametrize("way", ["fused", "chunked", "gather"])

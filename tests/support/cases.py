@@ -273,11 +273,12 @@ def compute(name: str, o: Example, basis: Basis, derivative: int = 0) -> tuple[T
     """F, G or H by the public functions: a tuple of G's two parts, or of one result."""
     if fastkan_kernels.autograd.dispatch.chosen_backend() == "triton" and DEVICE != "cpu":
         moved = Example(*(None if t is None else t.to(DEVICE) for t in o))
-        return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
-    return _compute(name, o, basis, derivative)
+        return tuple(part.cpu() for part in contracted(name, moved, basis, derivative))
+    return contracted(name, o, basis, derivative)
 
 
-def _compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+def contracted(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+    """F, G or H like :func:`compute`, on the device of the operands."""
     if name == "F":
         return (
             fastkan_kernels.contract_out(
