@@ -143,7 +143,7 @@ def judged(build: Build, code: Compiled) -> Verdict:
     Raises:
         ValueError: if the log, the code or the disassembly has a form that cannot be judged.
     """
-    from fastkan_kernels.backends.triton.tuning.config import shared_limit
+    from fastkan_kernels.backends.triton.builds import shared_limit
 
     program, log = sass.parse(code.sass), code.log
     registers = max((int(number) for number in _REGISTERS.findall(log)), default=None)

@@ -27,7 +27,7 @@ COUNTS = {  # columns of the table, and fields of Inner
 
 def about(capabilities: Iterable[int]) -> dict:
     """Return versions and commit as they are written to JSON."""
-    from fastkan_kernels.backends.triton.tuning.environment import ptxas_version
+    from fastkan_kernels.backends.triton.builds import ptxas_version
 
     found = describe()
     versions = {name: found["versions"][name] for name in PACKAGES if name in found["versions"]}

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from ..report import console, show
-from . import bars, report, speed, tune
+from . import bars, report, speed
 from .ahead import applies
 from .clock import Clock
 from .machine import CLOCKS, Place, about, smi
 
 STAGES = {"tune": 0.4, "speed": 1.0}  # share of the time that is left when the stage begins
 TOTAL = 540.0
+TABLE = "tuned.json"  # the tuned choices, which FASTKAN_TUNING may name
 GRACE = 10.0  # seconds after the end of its time until a stage is stopped
 
 
@@ -96,8 +97,10 @@ def main(argv: list[str] | None = None) -> int:
 def _apart(options: argparse.Namespace, name: str, seconds: float) -> str | None:
     """Run a stage in another process, and return the reason why it did not end by itself, or None."""
     call = f"from bench.gpu.__main__ import run; run({name!r}, {str(options.out)!r}, {options.device!r}, {seconds})"
-    tuned = str((options.out / "tuned").resolve())  # where fastkan.autotune keeps its choices
-    environment = {**os.environ, "FASTKAN_CACHE": tuned, "BENCH_GPU_CASES": json.dumps(options.cases)}
+    table = options.out.resolve() / TABLE
+    environment = {**os.environ, "BENCH_GPU_CASES": json.dumps(options.cases)}
+    if name == "speed" and table.exists():
+        environment["FASTKAN_TUNING"] = str(table)
     process = subprocess.Popen([sys.executable, "-c", call], env=environment)
     try:
         code = process.wait(seconds + GRACE)
@@ -122,7 +125,7 @@ def run(name: str, out: str, device: str, seconds: float) -> None:
     work: list[tuple[str, Callable[[], dict[str, Any]]]] = []
     if name == "tune":
         layers = bars.LAYERS if place.is_gpu else bars.REHEARSED[1:2]
-        work = [(row.name, lambda row=row: tune.tuned(row, place)) for row in layers]  # type: ignore[misc]
+        work = [(row.name, lambda row=row: speed.tuned(row, place, Path(out) / TABLE)) for row in layers]  # type: ignore[misc]
     else:
         clock = Clock(place)
         items = bars.MEASURED if place.is_gpu else bars.REHEARSED

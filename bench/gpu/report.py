@@ -39,17 +39,17 @@ def bars_table(results: Sequence[Mapping[str, Any]], predicted: Mapping[str, flo
 
     Args:
         results: the results of the stage ``speed``.
-        predicted: the value of each bar by a cost model, by the bar's ``what``. If None, there is no such column.
+        predicted: the value of each bar by a cost model, by the bar's name. If None, there is no such column.
     """
     rows = []
     for found in bars.judged(results):
         bar, value = found.bar, found.value
         sign = "≥" if bar.quantity == bars.SPEED else "≤"
         row = {
-            "bar": bar.what,
+            "bar": bar.name,
             "least": f"{sign} {bar.text(bar.least)}",
             "aim": f"{sign} {bar.text(bar.aim)}",
-            "predicted": bar.text(predicted[bar.what]) if predicted and bar.what in predicted else "-",
+            "predicted": bar.text(predicted[bar.name]) if predicted and bar.name in predicted else "-",
             "measured": "-" if value is None else f"{bar.text(value.median)} ± {(value.high - value.low) / 2:.2f}",
             "fastkan ms": spread_text(found.seconds, 1e3) or "-",
             "error": "-" if found.error is None else f"{found.error:.0e}",
@@ -66,13 +66,12 @@ def times_table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     rows = []
     for result in results:
         for name, found in result["contestants"].items():
-            ratios = ", ".join(f"{ratio[0]:.2f} of {anchor}" for anchor, ratio in found.get("ratios", {}).items()
-                               if anchor != name and anchor[:2] in (name[:2], bars.GEMM[:2], bars.LINEAR[:2]))  # fmt: skip
+            against = {anchor: ratio for anchor, ratio in found.get("ratios", {}).items() if anchor != name}
             rows.append({
                 "row": f"{result['name']}: {name}",
                 "ms": spread_text(found.get("seconds"), 1e3) or "-",
                 "in a row, ms": f"{1e3 * found['in_a_row_seconds']:.3g}" if "in_a_row_seconds" in found else "-",
-                "ratios": ratios,
+                "ratios": ", ".join(f"{ratio[0]:.2f} of {anchor}" for anchor, ratio in against.items()),
                 "error": f"{found['error']:.0e}" if "error" in found else "-",
                 "": found.get("note", ""),
             })  # fmt: skip

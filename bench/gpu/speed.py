@@ -1,14 +1,15 @@
-"""The stage ``speed``: the contestants of each row are checked against float64 and then timed in turns.
+"""The stages: tuning of the layers of the bars, and timing of contestants in turns.
 
-A contestant that is wrong gets no time.
+The contestants of each row are checked against float64 first, and a contestant that is wrong gets no time.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -29,7 +30,7 @@ from .clock import Clock
 from .machine import BOUNDS, DTYPES, Place, precision
 
 SECONDS, RIVALS_SECONDS = 1.5, 4.0  # approximate time of timing a row
-TUNING_SECONDS = 10.0  # time limit of fastkan.autotune for a contraction
+TUNING_SECONDS = 10.0  # time limit for tuning a contraction
 MAX_ERROR_FACTOR = 4  # bound of the largest deviation as a multiple of the bound of the norm
 PRECISIONS = {"tf32": "tf32", "highest": "tf32x3"}  # the kernels' names of the precisions of float32
 COPIED = 4 << 30  # bytes of the copy that measures the memory's bandwidth
@@ -104,11 +105,28 @@ class Rounded(nn.Module):
             return self.layer(x)
 
 
-@contextmanager
-def ours(place: Place) -> Iterator[None]:
-    """Let fastkan compute with the configurations that it has tuned, or tune them, inside the ``with`` statement."""
-    with place.ours(), fastkan.autotune(seconds=TUNING_SECONDS):
-        yield
+def tuned(row: Row, place: Place, table: Path) -> dict[str, Any]:
+    """Tune the three contractions of a layer by ``fastkan.autotune``, and write all tuned choices of this process.
+
+    Args:
+        row: the layer.
+        place: the device.
+        table: path of the file of tuned choices.
+
+    Returns:
+        The row's name, the seconds that tuning took, and the text of ``fastkan.explain``.
+    """
+    from fastkan_kernels.backends.triton import builds
+
+    start = time.perf_counter()
+    m = Material(row, place)
+    layer = fastkan.KANLinear(row.inputs, row.outputs, row.grid).to(**m.to)
+    with precision(row.dtype), place.ours(), fastkan.autotune(seconds=TUNING_SECONDS):
+        layer(m.x.requires_grad_()).backward(m.g)
+        place.wait()
+        words = fastkan.explain(layer, m.x)
+    builds.write_tuned(table)
+    return {"name": row.name, "seconds": time.perf_counter() - start, "choices": words}
 
 
 def measured(item: Row | Graphed, place: Place, clock: Clock) -> dict[str, Any]:
@@ -122,17 +140,23 @@ def measured(item: Row | Graphed, place: Place, clock: Clock) -> dict[str, Any]:
     if isinstance(item, Graphed):
         oracle = Oracle(item.case)
         makers: Makers = {name: partial(_graphed, name, item, place, oracle.rows) for name in _NETWORKS}
-        with ours(place):
+        with place.ours():
             found = _race(makers, {"y": oracle.y}, BOUND, (bars.MLP,), SECONDS, place, clock)
         found[bars.AUTO] = found.pop("fastkan")
         return {"name": item.name, "contestants": found}
-    material = Material(item, place)
-    makers = _contractions(material) if item.mode == "contractions" else _layers(material)
-    anchors = (*makers,) if item.rivals else (bars.GEMM, bars.LINEAR, *(f"{name} gemm" for name in CONTRACTIONS))
-    with precision(item.dtype), ours(place):
-        truth = {f"{name}{n}": part for name in _needed(item) for n, part in enumerate(material.truth(name))}
-        seconds = RIVALS_SECONDS if item.rivals else SECONDS
-        found = _race(makers, truth, BOUNDS[item.dtype], anchors, seconds, place, clock)
+    m = Material(item, place)
+    bound, seconds = BOUNDS[item.dtype], RIVALS_SECONDS if item.rivals else SECONDS
+    with precision(item.dtype), place.ours():
+        if item.mode != "contractions":
+            needed = "F" if item.mode == "forward" else "FGH"
+            truth = {f"{name}{n}": part for name in needed for n, part in enumerate(m.truth(name))}
+            found = _race(_layers(m), truth, bound, bars.ANCHORS, seconds, place, clock)
+        else:
+            found = {}
+            for name in CONTRACTIONS:
+                truth = {f"{name}{n}": part for n, part in enumerate(m.truth(name))}
+                apart = _race(_contractions(m, name), truth, bound, bars.ANCHORS, seconds, place, clock)
+                found |= {f"{name} {contestant}": entry for contestant, entry in apart.items()}
     return {"name": item.name, **item._asdict(), "contestants": found}
 
 
@@ -144,10 +168,6 @@ def bandwidth(place: Place, clock: Clock) -> dict[str, Any]:
     found = timing(samples, "copy", ())
     found["bytes_per_second"] = 2 * source.nbytes / found["seconds"][0]
     return {"name": "copy", "contestants": {"copy": found}}
-
-
-def _needed(row: Row) -> str:
-    return "F" if row.mode == "forward" else "FGH"
 
 
 def _race(
@@ -329,17 +349,12 @@ def _in_dtype(m: Material, layer: nn.Module) -> nn.Module:
 # -- contractions -----------------------------------------------------------------------------------
 
 
-def _contractions(m: Material) -> Makers:
-    """Return makers for F, G and H: the matrix product alone, fastkan's own choice, and each implementation."""
+def _contractions(m: Material, name: str) -> Makers:
+    """Return makers for a contraction: the matrix product alone, fastkan's own choice, and each implementation."""
     psi, weight = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs)
-    products = {"F": lambda: psi @ weight, "G": lambda: psi.t() @ m.g, "H": lambda: m.g @ weight.t()}
-    makers: dict[str, Callable[[], Contestant]] = {}
-    for name, product in products.items():
-        makers[f"{name} gemm"] = partial(Contestant, Task(product))
-        makers[f"{name} {bars.AUTO}"] = partial(_contraction, m, name)
-        for config in implementations(m, name):
-            makers[f"{name} {config.way}"] = partial(_contraction, m, name, config)
-    return makers
+    product = {"F": lambda: psi @ weight, "G": lambda: psi.t() @ m.g, "H": lambda: m.g @ weight.t()}[name]
+    makers = {bars.GEMM: lambda: Contestant(Task(product)), bars.AUTO: partial(_contraction, m, name)}
+    return makers | {config.way: partial(_contraction, m, name, config) for config in implementations(m, name)}
 
 
 def implementations(m: Material, name: str) -> list[Any]:

@@ -249,9 +249,9 @@ def deviation(call: Callable[[], tuple[Tensor, ...]], expected: tuple[Tensor, ..
         return None
     part = max(range(len(worst)), key=lambda n: float(worst[n].max()))
     at = tuple(int(index) for index in torch.unravel_index(worst[part].argmax(), worst[part].shape))
-    moving = "not always as many: a race" if len(set(counts[:done].tolist())) > 1 else "always as many"
+    same = "always as many: no race" if len(set(counts[:done].tolist())) == 1 else "not always as many: a race"
     return (
-        f"{wrong} of {done} repeats are off ({moving}), by up to {float(worst[part].max()):.3g} at {at} of part {part}, "
+        f"{wrong} of {done} repeats are off ({same}), by up to {float(worst[part].max()):.3g} at {at} of part {part}, "
         f"where {float(expected[part][at]):.6g} is right"
     )
 

@@ -14,7 +14,7 @@ from cases import no_triton
 import fastkan
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ("tests/layers/test_layer.py", "tests/network/test_state.py", "tests/kernels/test_contractions.py")
+TESTS = ("tests/layers/test_layer.py", "tests/network/test_state.py", "tests/kernels/test_features.py")
 
 
 @pytest.mark.gpu

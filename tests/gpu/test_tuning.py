@@ -283,29 +283,6 @@ def test_every_table_that_is_shipped_can_be_read_and_was_measured() -> None:
         assert {"triton", "ptxas"} <= table.metadata.keys()
 
 
-def test_what_was_tuned_becomes_a_shipped_table(
-    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from bench.gpu import ship
-
-    def run(entries: dict[Key, Config], metadata: dict[str, str]) -> int:
-        tables.write(tmp_path / "tuned.json", entries, metadata)
-        return ship.main([str(tmp_path)])
-
-    tuned, other = {key_of(): Config("chunked", 32)}, {key_of("G"): Config("chunked", 64)}
-    assert run(tuned, {"triton": "3.7.1", "ptxas": "12.8.93"}) == 1
-    assert "was made without a GPU" in capsys.readouterr().err
-    assert run({}, H100) == 1
-    assert ship.main([str(tmp_path / "nowhere")]) == 1
-    assert not list(shipped.iterdir())
-    target = shipped / "sm_90-h100-80gb-hbm3.json"
-    assert run(tuned, H100) == run(other, H100) == 0
-    assert tables.read(target) == ({**tuned, **other}, H100)
-    assert run(other, {**H100, "triton": "3.8.0"}) == 0
-    assert "2 of other versions replaced" in capsys.readouterr().out
-    assert tables.read(target).entries == other
-
-
 def test_a_wheel_holds_the_tables_folder(tmp_path: Path) -> None:
     pytest.importorskip("setuptools", minversion="77")
     root = Path(__file__).resolve().parents[2]

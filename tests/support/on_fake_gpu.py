@@ -29,6 +29,7 @@ def on_fake_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     import cases
     from fake_gpu import fake_gpu
 
-    monkeypatch.setattr(cases, "DEVICE", "cuda")
+    for module in (cases, request.module):
+        monkeypatch.setattr(module, "DEVICE", "cuda", raising=False)
     with fake_gpu(computes=True):
         yield

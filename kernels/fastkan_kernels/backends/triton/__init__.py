@@ -17,7 +17,7 @@ The implementation and its tile sizes come from the first of the following sourc
 contraction. If PyTorch is set to deterministic algorithms, the rules alone are used.
 
 1. The user's own table of measured choices, named by ``FASTKAN_TUNING=tuned.json``. The command
-   ``python -m bench --gpu OUT --only tune`` writes such a table. The table must have been written for the same GPU with
+   ``python -m bench.gpu OUT --only tune`` writes such a table. The table must have been written for the same GPU with
    the same versions of Triton and ptxas.
 2. The choices that were tuned on this machine by ``fastkan.autotune()`` or ``FASTKAN_AUTOTUNE=1``, and cached in
    ``~/.cache/fastkan`` or in the folder ``FASTKAN_CACHE``.

@@ -6,6 +6,7 @@ The arguments of each kernel come from the launch functions of real runs, which 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -20,12 +21,17 @@ from .kernels.features import launch_dot, launch_write
 from .kernels.gather import launch_gather_in
 from .launch import Launch
 from .problem import Problem, problem
-from .tuning.config import Config
+from .tuning import selection, tables
+from .tuning.config import Config, shared_limit
+from .tuning.environment import metadata, ptxas_version
 from .tuning.key import key
 from .tuning.rules import by_way, candidates, overlaps, ways_of
 from .tuning.selection import override
 
-__all__ = ["Build", "Setting", "builds", "builds_of", "configs_of", "override", "problem_of", "sample"]
+__all__ = [
+    "Build", "Setting", "builds", "builds_of", "configs_of", "override", "problem_of", "ptxas_version", "sample",
+    "shared_limit", "write_tuned",
+]  # fmt: skip
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
@@ -183,6 +189,12 @@ def configs_of(setting: Setting, capability: int, every: bool = False) -> list[C
     """
     k = key(problem_of(setting, capability))
     return (candidates if every else by_way)(k, capability)
+
+
+def write_tuned(path: Path) -> None:
+    """Write the configurations that this process has tuned as a table, which FASTKAN_TUNING may name."""
+    found = {k: config for entries in selection._tuned.values() for k, config in entries.items()}
+    tables.write(path, found, metadata())
 
 
 def problem_of(s: Setting, capability: int) -> Problem:
