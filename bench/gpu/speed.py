@@ -262,7 +262,7 @@ def _memory(task: Task, held: list[Tensor], place: Place) -> dict[str, int]:
 def _layers(m: Material) -> Makers:
     """Return makers of the contestants of a layer's row, anchors first."""
     row = m.row
-    auto = {bars.AUTO: lambda: _layer(m, _fastkan(m))}
+    auto: Makers = {bars.AUTO: lambda: _layer(m, _fastkan(m))}
     if not row.rivals:
         return {bars.GEMM: lambda: _products(m), bars.LINEAR: lambda: _linear(m), **auto}
     return {
@@ -353,7 +353,10 @@ def _contractions(m: Material, name: str) -> Makers:
     """Return makers for a contraction: the matrix product alone, fastkan's own choice, and each implementation."""
     psi, weight = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs)
     product = {"F": lambda: psi @ weight, "G": lambda: psi.t() @ m.g, "H": lambda: m.g @ weight.t()}[name]
-    makers = {bars.GEMM: lambda: Contestant(Task(product)), bars.AUTO: partial(_contraction, m, name)}
+    makers: dict[str, Callable[[], Contestant]] = {
+        bars.GEMM: lambda: Contestant(Task(product)),
+        bars.AUTO: partial(_contraction, m, name),
+    }
     return makers | {config.way: partial(_contraction, m, name, config) for config in implementations(m, name)}
 
 
