@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import os
@@ -75,36 +76,36 @@ def test_every_stage_runs_in_the_interpreter(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_is_stopped_leaves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time is over after the first result, and the process is killed while it measures the second one."""
-    monkeypatch.setattr(command, "GRACE", 0.0)
-    calls = []
+    measured: list[str] = []
 
-    def slow(item: Row | Graphed, *rest: Any) -> dict[str, Any]:
-        calls.append(item)
-        if len(calls) > 1:
-            os._exit(7)  # as a GPU that hangs is stopped
+    def measure(item: Row | Graphed, *rest: Any) -> dict[str, Any]:
+        if measured:
+            raise SystemExit("as if the process were killed")
+        measured.append(item.name)
         return {"name": item.name, "contestants": {}}
 
-    monkeypatch.setattr(speed, "measured", slow)
-    monkeypatch.setattr(speed, "bandwidth", lambda *rest: {"name": "copy", "contestants": {}})
-    process = os.fork()
-    if process == 0:
-        results = command.Results(tmp_path)
-        results.data["speed"] = []
-        results.save()
+    monkeypatch.setattr(speed, "measured", measure)
+    results = command.Results(tmp_path)
+    results.data["speed"] = []
+    results.save()
+    with pytest.raises(SystemExit):
         command.run("speed", str(tmp_path), "cpu", 60.0)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
     found = json.loads((tmp_path / report.FILE).read_text())
-    assert [result["name"] for result in found["speed"]] == ["copy", bars.REHEARSED[0].name]
+    assert [result["name"] for result in found["speed"]] == ["copy", *measured]
 
 
-def test_a_stage_that_fails_is_a_failure(tmp_path: Path) -> None:
-    done = run(tmp_path, "--only", "speed", "--cases", "copy")  # without the interpreter's setting
-    found = json.loads((tmp_path / report.FILE).read_text())
-    assert done.returncode == 0, done.stdout + done.stderr
-    found["failures"] = ["speed: its process ended with 1"]
-    assert report.failures(found) == found["failures"]
+def test_a_stage_without_time_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.Results(tmp_path).save()
+    command.run("speed", str(tmp_path), "cpu", -1.0)
+    assert "[speed] no time for copy, 32 5-7 G5 float16 forward" in capsys.readouterr().out
+
+
+def test_a_stage_that_fails_or_hangs_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = argparse.Namespace(out=tmp_path, device="no such device", cases=None)
+    assert command._apart(options, "speed", 60.0) == "its process ended with 1"
+    monkeypatch.setattr(command, "GRACE", 0.0)
+    assert command._apart(options, "speed", 0.1) == "stopped 0 s after its time"
+    assert report.failures({"failures": ["speed: stopped"], "speed": []}) == ["speed: stopped"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
