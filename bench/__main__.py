@@ -49,17 +49,11 @@ def parser() -> argparse.ArgumentParser:
     words = "exit with 1 if fastkan became slower, relative to the anchors, takes more memory, or lost a time"
     then.add_argument("--compare", type=Path, metavar="OLD.json", help=words)
     then.add_argument("--threshold", type=float, default=compare.THRESHOLD, help="by which factor (%(default)s)")
-    arguments.add_argument("--gpu", metavar="OUT", help="the Triton kernels on a GPU instead; see --gpu OUT --help")
     return arguments
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write. Returns 1 if fastkan has no time in some case, or ``--compare`` found something worse."""
-    given = sys.argv[1:] if argv is None else argv
-    if any(argument.split("=")[0] == "--gpu" for argument in given):
-        from .gpu import command
-
-        return command.main(given)
     arguments = parser()
     options = arguments.parse_args(argv)
     try:

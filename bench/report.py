@@ -17,7 +17,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .gpu import block
 from .measure import BUSY
 from .records import RESULTS, ROOT, Result, place, read
 from .suite.contenders import MLP, NOT_INSTALLED, is_ours
@@ -195,6 +194,7 @@ def speed_block(results: Sequence[Result], about: dict) -> str:
 
 
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
+    from .gpu import report as gpu
     from .workflow.__main__ import summaries
     from .workflow.curve import summary
 
@@ -206,8 +206,8 @@ def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
         "layers": of("cpu.json", layers_block),
         "curve": of("fit-curve.json", lambda found, about: "\n".join(f"- {line}" for line in summary(found))),
         "sessions": of("workflow.json", lambda found, about: "\n".join(f"- {line}" for line in summaries(found))),
-        "gpu": lambda: block.block(block.published(results), results, results.parent).rstrip("\n"),
-        "gpu state": lambda: block.state(block.published(results)),
+        "gpu": lambda: gpu.block(gpu.published(results)),
+        "gpu state": lambda: gpu.state(gpu.published(results)),
     }
 
 
@@ -230,17 +230,12 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrite the pages, and draw the pictures of GPUs; with ``--check`` return 1 if a page is out of date."""
+    """Rewrite the pages; with ``--check`` return 1 if a page is out of date."""
     arguments = argparse.ArgumentParser("python -m bench.report", description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
     arguments.add_argument("--pages", nargs="+", type=Path, default=PAGES, metavar="FILE")
     arguments.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER")
     options = arguments.parse_args(argv)
-    if not options.check:
-        from .gpu import pictures
-
-        for name, data in block.published(options.results).items():
-            pictures.draw(data, options.results / name)
     stale = False
     for path in options.pages:
         text = path.read_text(encoding="utf-8")

@@ -6,18 +6,17 @@ import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Any
 
 # torch reads this when it is imported; no run then uses code that another has left on disk
 os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
-# Triton reads this when it is imported; without a GPU its kernels are interpreted
-if os.environ.setdefault("FASTKAN_TEST_DEVICE", "cpu") == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Triton reads this when it is imported. On a machine with a GPU, TRITON_INTERPRET=1 runs all tests without the GPU.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # the tests of bench need the packages of the extra "bench"
 if not all(map(find_spec, ("matplotlib", "pandas", "psutil", "rich", "scipy", "sklearn", "tabulate", "tqdm"))):
@@ -55,36 +54,52 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["cpu", "triton"])
-def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Run a test as it is, and again with Triton's kernels wherever "auto" would take another backend.
+@pytest.fixture(autouse=True)
+def without_cpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the CPU backend refuse all tensors in tests that are marked ``gpu``, as it refuses tensors on a GPU.
 
-    Its value lists the kernels that were launched. With a GPU the second run takes place there.
+    So a test that would fail on a machine with a GPU also fails on a machine without one.
     """
-    from cases import DEVICE, no_triton
+    if request.node.get_closest_marker("gpu") is None:
+        return
+    from cases import no_triton
+
+    from fastkan_kernels.backends.registry import BACKENDS
+
+    if reason := no_triton():
+        pytest.skip(reason)
+    refusing = BACKENDS["cpu"]._replace(unable=lambda device: "tests that are marked gpu do without it")
+    monkeypatch.setitem(BACKENDS, "cpu", refusing)
+
+
+@pytest.fixture(params=["cpu", pytest.param("triton", marks=pytest.mark.gpu)])
+def each_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Run a test as it is, and again with Triton's kernels wherever "auto" would select another backend.
+
+    With a GPU, the second run creates all tensors there. The value lists the kernels that were launched.
+    """
+    from cases import DEVICE
 
     launched: list[str] = []
     if request.param == "cpu":
         yield launched
         return
-    if reason := no_triton():
-        pytest.skip(reason)
     from fastkan_kernels.autograd import dispatch
-    from fastkan_kernels.backends.triton.launch import Launch, launched_by
+    from fastkan_kernels.backends.triton.launch import Launch
 
-    numpy = torch.Tensor.numpy
+    run, numpy = Launch.run, torch.Tensor.numpy
 
-    def counted(launch: Launch) -> Any:
-        launched.append(launch.kernel.__name__)
-        return launch.start()
+    def counted(self: Launch) -> None:
+        launched.append(self.kernel.__name__)
+        run(self)
 
+    monkeypatch.setattr(Launch, "run", counted)
     if DEVICE == "cpu":
         monkeypatch.setitem(dispatch._AUTO, "cpu", "triton")
-        with launched_by(counted):
-            yield launched
+        yield launched
         return
-    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: numpy(self.cpu()))
-    with torch.device(DEVICE), launched_by(counted):
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self, **options: numpy(self.cpu(), **options))
+    with torch.device(DEVICE):
         yield launched
 
 

@@ -1,1 +1,1 @@
-"""What the Triton kernels compile to, proved without a GPU: ``python -m bench.codegen``."""
+"""Static checks of the machine code of the Triton kernels, without a GPU: ``python -m bench.codegen``."""

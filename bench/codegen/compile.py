@@ -1,70 +1,101 @@
-"""Compile a kernel for a GPU that needn't be there, and disassemble it."""
+"""Compilation of kernels for a GPU that the machine need not have, and their machine code."""
 
 from __future__ import annotations
 
+import importlib
 import io
+import multiprocessing
 import os
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from fastkan_kernels.backends.triton.builds import Build
 
+CAPABILITIES = (80, 90)
+WARP = 32  # threads
+Result = TypeVar("Result")
+
 
 class Compiled(NamedTuple):
-    """What became of a kernel."""
+    """The outputs of the compilers for a kernel."""
 
-    ttir: str  # Triton's intermediate code, before any GPU is thought of; Gluon's begins with one
+    ttir: str  # Triton's intermediate code before it depends on a GPU; Gluon has only a later one
     ptx: str
-    sass: str  # as nvdisasm prints it
-    log: str  # of ptxas -v, from the run that made the machine code
-    shared: int  # bytes of a block
+    sass: str  # machine code as nvdisasm prints it
+    log: str  # output of ptxas -v
+    shared: int  # shared memory of a block in bytes
 
 
-def prepare(cache: str) -> None:
-    """To be called once in a process, before Triton is imported: compile anew, into a folder of one's own."""
-    os.environ["TRITON_CACHE_DIR"] = cache
-    from triton import knobs
+class StubDriver:
+    """A replacement for Triton's driver that suffices to compile, on a machine without a GPU.
 
-    knobs.compilation.always_compile = True
-    knobs.nvidia.dump_ptxas_log = True
+    The number of a device is its compute capability, because Triton caches the target of each device.
+    """
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, WARP)
 
 
-def compile_build(build: Build) -> Compiled:
-    """Compile for the build's capability; :func:`prepare` must have been called.
+def warmed_up(build: Build) -> Any:
+    """Return Triton's ``CompiledKernel`` of a build, which it reads from its cache or compiles into its cache.
+
+    Triton's own just-in-time compiler specializes the kernel for the arguments, so that a launch on a GPU finds the
+    kernel in the same cache.
 
     Raises:
-        RuntimeError: if nvdisasm fails or ptxas's log isn't there; and whatever Triton raises.
+        Exception: whatever Triton raises if the kernel cannot be compiled.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
 
+    driver.set_active(StubDriver(build.capability))
+    launch = build.launch
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return launch.kernel.warmup(**launch.arguments, **launch.constants, **options, grid=(1,))
+
+
+_logs: dict[str, str] = {}  # log of ptxas by the hash of a kernel, since Triton compiles equal builds once
+
+
+def compiled(build: Build) -> Compiled:
+    """Compile a build in a process that :func:`each` has started.
+
+    Raises:
+        RuntimeError: if nvdisasm fails, or Triton has not printed the log of ptxas.
+        Exception: whatever Triton raises if the kernel cannot be compiled.
+    """
     log = io.StringIO()
     with redirect_stdout(log):
-        kernel = triton.compile(
-            _source(build),
-            target=GPUTarget("cuda", build.capability, 32),
-            options={"num_warps": build.warps, "num_stages": build.stages},
-        )
-    if "ptxas" not in log.getvalue():
+        kernel = warmed_up(build)
+    text = _logs.setdefault(kernel.hash, log.getvalue())
+    if "ptxas" not in text:
         raise RuntimeError("Triton did not print the log of ptxas")
-    return Compiled(
-        kernel.asm.get("ttir") or kernel.asm["ttgir"],
-        kernel.asm["ptx"],
-        disassemble(kernel.asm["cubin"]),
-        log.getvalue(),
-        kernel.metadata.shared,
-    )
+    ttir = kernel.asm.get("ttir") or kernel.asm["ttgir"]
+    return Compiled(ttir, kernel.asm["ptx"], disassembled(kernel.asm["cubin"]), text, kernel.metadata.shared)
 
 
-def disassemble(cubin: bytes) -> str:
-    """The code sections, by the nvdisasm that Triton brings along.
+def disassembled(cubin: bytes) -> str:
+    """Return the code sections of a binary as the nvdisasm in Triton's package prints them.
 
     Raises:
-        RuntimeError: if it fails.
+        RuntimeError: if nvdisasm fails.
     """
     from triton import knobs
 
@@ -77,38 +108,79 @@ def disassemble(cubin: bytes) -> str:
     return run.stdout
 
 
-def assembler_log(ptx: str, capability: int) -> str:
-    """What ptxas says of PTX that Triton has made, by the flags that Triton gives it.
+def listed(module: str, capabilities: Sequence[int] = CAPABILITIES, sample: bool = False) -> list[Build]:
+    """Return the builds that a module lists with its function ``builds(capability)`` or ``sample()``.
 
     Raises:
-        RuntimeError: if it fails.
+        ValueError: if two builds have the same name.
     """
-    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        command = [get_ptxas(capability).path, "-lineinfo", "-v", f"--gpu-name={sm_arch_from_capability(capability)}"]
-        run = subprocess.run(
-            [*command, str(path), "-o", str(path.with_suffix(".cubin"))], capture_output=True, text=True
-        )
-    if run.returncode:
-        raise RuntimeError(f"ptxas failed: {run.stderr.strip()[:200]}")
-    return run.stdout + run.stderr
+    source = importlib.import_module(module)
+    found = source.sample() if sample else [build for each in capabilities for build in source.builds(each)]
+    found = [build for build in found if build.capability in capabilities]
+    names = [build.name for build in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ValueError(f"two builds are named {sorted(twice)[0]!r}")
+    return found
 
 
-def _source(build: Build) -> Any:
-    from triton.compiler import ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
+def each(
+    work: Callable[[Build], Result],
+    module: str,
+    names: Sequence[str],
+    cache: Path,
+    jobs: int,
+    *,
+    sample: bool = False,
+    anew: bool = False,
+) -> Iterator[tuple[str, Result | None]]:
+    """Call a function on each build in several processes, and yield pairs of a name and a result as they come.
 
-    names = build.kernel.arg_names
-    missing = [name for name in names if name not in build.signature]
-    if missing:
-        raise ValueError(f"the signature of {build.name} lacks {', '.join(missing)}")
-    source = GluonASTSource if build.kernel.is_gluon() else ASTSource
-    return source(
-        fn=build.kernel,
-        signature={name: build.signature[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in build.constants.items()},
-        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in build.divisible},
-    )
+    The result is None if the process crashed.
+
+    Args:
+        work: a function of a module, so that it can be sent to a process.
+        module: the module that lists the builds, see :func:`listed`. Kernels cannot be sent to a process, so each
+            process finds them by their names.
+        names: names of the builds.
+        cache: folder for Triton's cache.
+        jobs: number of processes.
+        sample: whether the module's ``sample()`` lists the builds.
+        anew: whether to compile kernels that are in the cache already, and print the log of ptxas.
+    """
+    context = multiprocessing.get_context("spawn")  # forking a process that has threads may hang
+    arguments = (module, sample, str(cache), anew)
+    lost: list[str] = []
+    with ProcessPoolExecutor(min(jobs, len(names)), context, _prepare, arguments) as pool:
+        waiting = {pool.submit(_call, work, name): name for name in names}
+        for future in as_completed(waiting):
+            try:
+                yield waiting[future], future.result()
+            except BrokenProcessPool:
+                lost.append(waiting[future])
+    if len(names) == 1:
+        yield from ((name, None) for name in lost)
+    else:  # a compiler that crashes takes the other builds of its pool along, so each of them is tried again alone
+        for name in lost:
+            yield from each(work, module, [name], cache, 1, sample=sample, anew=anew)
+
+
+_builds: dict[str, Build] = {}  # the builds that the current process may be asked for, by their names
+
+
+def _prepare(module: str, sample: bool, cache: str, anew: bool) -> None:
+    """Set Triton's options before it is imported, and list the builds of a process."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["TRITON_CACHE_DIR"] = cache
+    os.environ.pop("TRITON_INTERPRET", None)
+    from triton import knobs
+
+    knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = anew
+    knobs.compilation.store_binary_only = not anew  # which takes a tenth of the space
+    _builds.update({build.name: build for build in listed(module, sample=sample)})
+
+
+def _call(work: Callable[[Build], Result], name: str) -> Result:
+    return work(_builds[name])

@@ -1,21 +1,25 @@
 """Kernels that are wrong on purpose: ``python -m bench.codegen --builds bench.codegen.faults`` must find each fault.
 
-A build's name begins with the check that it must fail, or with ``ok``. None is certain to be serialised by ptxas.
+The name of a build begins with the check that it must fail, or with ``ok``. No kernel here is certain to be serialised
+by ptxas.
 """
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
 from fastkan_kernels.backends.triton.builds import Build
+from fastkan_kernels.backends.triton.launch import Launch
 
 
 @triton.jit
 def spilling(x_ptr, y_ptr, N, SIZE: tl.constexpr):
-    """More sums than a warp has registers."""
+    """Compute more sums than a warp has registers."""
     at = tl.arange(0, SIZE)
     total = tl.zeros((SIZE,), tl.float32)
     for n in range(N):
@@ -25,14 +29,14 @@ def spilling(x_ptr, y_ptr, N, SIZE: tl.constexpr):
 
 @triton.jit
 def positive(x_ptr, y_ptr, SIZE: tl.constexpr):
-    """A maximum, which takes the 0 where x is NaN."""
+    """Compute a maximum that is 0 where x is NaN."""
     at = tl.arange(0, SIZE)
     tl.store(y_ptr + at, tl.maximum(tl.load(x_ptr + at), 0.0))
 
 
 @triton.jit
 def impossible(x_ptr):
-    """Does not compile."""
+    """Fail to compile."""
     tl.static_assert(False, "on purpose")
 
 
@@ -40,7 +44,7 @@ def impossible(x_ptr):
 def product(
     x_ptr, w_ptr, y_ptr, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SQUARE: tl.constexpr
 ):
-    """[ROWS, N] by [N, COLUMNS]; SQUARE makes the left operand in registers, block after block."""
+    """Multiply [ROWS, N] by [N, COLUMNS]. SQUARE computes the left operand in registers, block after block."""
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n0 in range(0, N, INNER):
@@ -54,7 +58,7 @@ def product(
 
 @triton.jit
 def repeated(x_ptr, w_ptr, y_ptr, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr):
-    """The left operand made in registers from what an outer loop holds: Triton before 3.9 overwrites it in flight."""
+    """Compute the left operand in registers from values of an outer loop; Triton before 3.8 overwrites it in flight."""
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n0 in tl.range(0, N, INNER, num_stages=1):
@@ -67,43 +71,50 @@ def repeated(x_ptr, w_ptr, y_ptr, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexp
     tl.store(y_ptr + rows * COLUMNS + columns, y)
 
 
-def _build(name: str, kernel: Any, dtype: str, constants: dict[str, int], claims: dict[str, Any]) -> Build:
-    scalars = dict.fromkeys(("N", "K"), "i32")
-    signature = {
-        argument: "constexpr" if argument in constants else scalars.get(argument, f"*{dtype}")
+class Crashing:
+    """A kernel whose compilation ends the process."""
+
+    __name__ = "crashing"
+
+    def warmup(self, **options: Any) -> None:
+        os._exit(1)
+
+
+def _build(name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, int], **claims: Any) -> Build:
+    launch = {"warps": claims.pop("warps", 8), "stages": claims.pop("stages", 3)}
+    arguments = {
+        argument: 64 if argument in ("N", "K") else torch.empty(1, dtype=dtype, device="meta")
         for argument in kernel.arg_names
+        if argument not in constants
     }
-    if "w_ptr" in signature:
-        signature["y_ptr"] = "*fp32"
-    divisible = tuple(argument for argument, kind in signature.items() if kind[0] == "*" or argument == "N")
-    common = {"capability": 90, "warps": 8, "stages": 3, "tensor_cores": False, "overlaps": False}
-    return Build(**{
-        "name": name, "kernel": kernel, "signature": signature, "constants": constants, "divisible": divisible,
-        **common, "elements": 0, "keeps_nan": False, **claims,
-    })  # fmt: skip
+    if "w_ptr" in arguments:
+        arguments["y_ptr"] = torch.empty(1, device="meta")
+    claims = {"capability": 90, "keeps_nan": False, **claims}
+    return Build(name, Launch(kernel, (1,), arguments, constants, **launch), **claims)
 
 
 def builds(capability: int) -> list[Build]:
-    """All faults of a capability."""
+    """Return all faults of a capability."""
     return [build for build in sample() if build.capability == capability]
 
 
 def sample() -> list[Build]:
-    """All faults."""
-    tile = {"ROWS": 128, "COLUMNS": 128, "INNER": 64}
-    wide = {"ROWS": 128, "COLUMNS": 256, "INNER": 64}
-    cores = {"tensor_cores": True}
-    half = cores | {"elements": 128 * 64}
+    """Return all faults."""
+    half, single = torch.bfloat16, torch.float32
+    tile = {"ROWS": 128, "COLUMNS": 128, "INNER": 64, "SQUARE": False}
+    wide = tile | {"COLUMNS": 256}
+    crash: Any = Launch(Crashing(), (1,), {}, {})
+    cores: dict[str, Any] = {"tensor_cores": True}
+    older: dict[str, Any] = {"tensor_cores": True, "capability": 80}
     return [
-        _build("ok product sm90", product, "bf16", tile | {"SQUARE": False}, cores),
-        _build("ok product sm80", product, "bf16", tile | {"SQUARE": False}, cores | {"capability": 80, "stages": 2}),
-        _build("spills", spilling, "fp32", {"SIZE": 8192}, {"warps": 1}),
-        _build("shared memory sm90", product, "bf16", wide | {"SQUARE": False}, cores | {"stages": 6}),
-        _build(
-            "shared memory sm80", product, "bf16", tile | {"SQUARE": False}, cores | {"stages": 7, "capability": 80}
-        ),
-        _build("NaN", positive, "fp32", {"SIZE": 1024}, {"keeps_nan": True}),
-        _build("tensor cores", product, "fp32", tile | {"SQUARE": False, "INNER": 16}, cores),
-        _build("hazard", repeated, "bf16", wide, half),
-        _build("compile", impossible, "fp32", {}, {}),
+        _build("ok product sm90", product, half, tile, **cores),
+        _build("ok product sm80", product, half, tile, stages=2, **older),
+        _build("spills", spilling, single, {"SIZE": 8192}, warps=1),
+        _build("shared memory sm90", product, half, wide, stages=6, **cores),
+        _build("shared memory sm80", product, half, tile, stages=7, **older),
+        _build("NaN", positive, single, {"SIZE": 1024}, keeps_nan=True),
+        _build("tensor cores", product, single, tile | {"INNER": 16}, **cores),
+        _build("hazard", repeated, half, {n: wide[n] for n in ("ROWS", "COLUMNS", "INNER")}, elements=8192, **cores),
+        _build("compile", impossible, single, {}),
+        _build("ok product sm90", product, half, tile)._replace(name="compile crashed", launch=crash),
     ]

@@ -1,156 +1,124 @@
-"""Verdicts as tables for people, and as JSON."""
+"""Verdicts as a table for the terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from rich import box
-from rich.table import Table
-
-from fastkan_kernels.backends.triton.selection import ptxas_version
+import pandas as pd
 
 from ..records import describe
-from .judge import Verdict
-from .product import Inner
+from ..report import markdown
+from .judge import Inner, Verdict
 
-SCHEMA = 1
+SCHEMA = 2
 PACKAGES = ("python", "fastkan", "torch", "triton")
-COLUMNS = (
-    "",
-    "sm",
-    "regs",
-    "stack",
-    "shared KiB",
-    "products",
-    "instr",
-    "unrolled",
-    "instr/feature",
-    "ptxas",
-    "verdict",
-)
-SUMMARY = ("kernel", "sm", "builds", "passed", "regs", "shared KiB", "instr/feature", "serialised", "notes")
 LEGEND = (
-    "Products and instr count the tensor core products and all instructions of the inner product loop: RS and SS are "
-    "HGMMA with the left operand in registers and in shared memory. Instr/feature is how many instructions a thread "
-    "runs in that loop for each feature that it makes, products left out. ptxas tells with a code that it serialised "
-    "asynchronous products. All is counted in machine code, nothing was run."
+    "All numbers are counted in machine code; nothing was run. Products, instr, st, ld, bar, waits and copies are the "
+    "numbers of tensor core products, instructions, stores to and loads from shared memory, barriers of a block, waits "
+    "for asynchronous products and waits for copies in a round of the inner loop with products. RS and SS are HGMMA "
+    "with the left operand in registers and in shared memory. Instr/feature is the number of instructions, without "
+    "products, that a thread runs in that loop for each feature. The code under ptxas says that it serialised "
+    "asynchronous products."
 )
+COUNTS = {  # columns of the table, and fields of Inner
+    "instr": "instructions", "st": "stores", "ld": "loads", "bar": "barriers", "waits": "waits", "copies": "copies"
+}  # fmt: skip
 
 
 def about(capabilities: Iterable[int]) -> dict:
-    """Versions and commit, for JSON."""
+    """Return versions and commit as they are written to JSON."""
+    from fastkan_kernels.backends.triton.builds import ptxas_version
+
     found = describe()
     versions = {name: found["versions"][name] for name in PACKAGES if name in found["versions"]}
     ptxas = {f"ptxas sm_{capability}": ptxas_version(capability) for capability in capabilities}
     return {"versions": {**versions, **ptxas}, "commit": found["commit"]}
 
 
-def table(verdicts: list[Verdict]) -> Table:
-    """Every build, for the terminal."""
-    view = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in COLUMNS:
-        view.add_column(heading, justify="right" if heading not in ("", "verdict") else "left", no_wrap=bool(heading))
-    for verdict in verdicts:
-        view.add_row(*_cells(verdict), style=None if verdict.passed else "red")
-    return view
-
-
-def failures(verdicts: list[Verdict]) -> list[str]:
-    """Each failure in a line."""
-    return [f"{verdict.name}: {failure}" for verdict in verdicts for failure in verdict.failures]
-
-
-def markdown(verdicts: list[Verdict], about: dict) -> str:
-    """A summary by kernel, and all failures."""
-    return "\n".join(_markdown_lines(verdicts, about)) + "\n"
-
-
-def as_json(verdicts: list[Verdict], about: dict) -> dict:
-    """All that was found."""
-    return {"schema": SCHEMA, **about, "builds": [_verdict_json(verdict) for verdict in verdicts]}
-
-
 def place(about: dict) -> str:
-    """Versions and commit in one line."""
+    """Return versions and commit in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return versions + (f", commit {about['commit'][:10]}" if about["commit"] else "")
 
 
-def _cells(verdict: Verdict) -> list[str]:
-    return [
-        verdict.name,
-        str(verdict.capability),
-        _number(verdict.registers),
-        _number(verdict.stack),
-        "" if verdict.shared is None else f"{verdict.shared / 1024:.1f}",
-        _products(verdict.inner),
-        "" if verdict.inner is None else str(verdict.inner.instructions),
-        _number(verdict.unrolled),
-        "" if verdict.per_element is None else f"{verdict.per_element:.1f}",
-        "" if verdict.serialised is None else verdict.serialised.partition(":")[0],
-        ", ".join(dict.fromkeys(failure.check for failure in verdict.failures)) or "; ".join(["ok", *verdict.notes]),
-    ]
+def table(verdicts: list[Verdict]) -> pd.DataFrame:
+    """Return a table of text with one row for each build."""
+    return pd.DataFrame([_row(verdict) for verdict in verdicts]).set_index("build")
 
 
-def _products(inner: Inner | None) -> str:
-    """Such as ``4 HGMMA RS``."""
-    if inner is None:
-        return ""
-    counts = {
-        "HGMMA RS": inner.wgmma_registers,
-        "HGMMA SS": inner.wgmma_shared,
-        "HMMA": inner.mma,
-        "DMMA": inner.dmma,
-    }
-    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+def failures(verdicts: list[Verdict]) -> list[str]:
+    """Return each failure in a line."""
+    return [f"{verdict.name}: {check}: {detail}" for verdict in verdicts for check, detail in verdict.failures]
 
 
-def _markdown_lines(verdicts: list[Verdict], about: dict) -> Iterator[str]:
+def page(verdicts: list[Verdict], about: dict) -> str:
+    """Return a summary by kernel in Markdown, and all failures."""
     passed = sum(verdict.passed for verdict in verdicts)
-    yield f"{passed} of {len(verdicts)} builds pass every check. {place(about)}."
-    yield from ("", LEGEND, "")
-    yield "| " + " | ".join(SUMMARY) + " |"
-    yield "|---|" + "---:|" * (len(SUMMARY) - 2) + "---|"
     groups: dict[tuple[int, str], list[Verdict]] = {}
     for verdict in verdicts:
         groups.setdefault((verdict.capability, verdict.kernel), []).append(verdict)
-    for (capability, kernel), group in sorted(groups.items()):
-        yield "| " + " | ".join(_summary(kernel, capability, group)) + " |"
-    if failed := failures(verdicts):
-        yield from ("", *(f"- {line}" for line in failed))
+    summary = pd.DataFrame([_summary(*group, groups[group]) for group in sorted(groups)]).set_index("kernel")
+    parts = [f"{passed} of {len(verdicts)} builds pass every check. {place(about)}.", LEGEND, markdown(summary)]
+    return (
+        "\n\n".join(parts + ["\n".join(f"- {line}" for line in failures(verdicts))] * (passed < len(verdicts))) + "\n"
+    )
 
 
-def _summary(kernel: str, capability: int, group: list[Verdict]) -> list[str]:
-    return [
-        f"`{kernel}`",
-        str(capability),
-        str(len(group)),
-        str(sum(verdict.passed for verdict in group)),
-        _range([verdict.registers for verdict in group]),
-        _range([None if verdict.shared is None else verdict.shared / 1024 for verdict in group], 1),
-        _range([verdict.per_element for verdict in group], 1),
-        str(sum(verdict.serialised is not None for verdict in group)),
-        "; ".join(dict.fromkeys(note for verdict in group for note in verdict.notes)),
+def as_json(verdicts: list[Verdict], about: dict) -> dict:
+    """Return all verdicts as they are written to JSON."""
+    builds = [
+        {
+            **verdict._asdict(),
+            "failures": [failure._asdict() for failure in verdict.failures],
+            "inner": None if verdict.inner is None else verdict.inner._asdict(),
+        }
+        for verdict in verdicts
     ]
+    return {"schema": SCHEMA, **about, "builds": builds}
+
+
+def _row(v: Verdict) -> dict[str, str]:
+    wrong = ", ".join(dict.fromkeys(failure.check for failure in v.failures))
+    return {
+        "build": v.name,
+        "regs": _text(v.registers),
+        "KiB": _text(None if v.shared is None else v.shared / 1024, 1),
+        "products": "" if v.inner is None else _products(v.inner),
+        **{name: _text(getattr(v.inner, field, None)) for name, field in COUNTS.items()},
+        "unrolled": _text(v.unrolled),
+        "instr/feature": _text(v.per_element, 1),
+        "ptxas": (v.serialised or "").partition(":")[0],
+        "verdict": wrong or "; ".join(["ok", *v.notes]),
+    }
+
+
+def _text(value: float | None, decimals: int = 0) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _products(inner: Inner) -> str:
+    """Return the numbers of products by their kinds, such as ``4 RS``."""
+    counts = {"RS": inner.wgmma_registers, "SS": inner.wgmma_shared, "HMMA": inner.mma, "DMMA": inner.dmma}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _summary(capability: int, kernel: str, group: list[Verdict]) -> dict[str, str]:
+    inner = [verdict.inner for verdict in group if verdict.inner is not None]
+    return {
+        "kernel": f"`{kernel}`",
+        "sm": str(capability),
+        "builds": str(len(group)),
+        "passed": str(sum(verdict.passed for verdict in group)),
+        "regs": _range([verdict.registers for verdict in group]),
+        "KiB": _range([None if verdict.shared is None else verdict.shared / 1024 for verdict in group], 1),
+        "instr/feature": _range([verdict.per_element for verdict in group], 1),
+        **{name: _range([getattr(counts, field) for counts in inner]) for name, field in COUNTS.items()},
+        "serialised": str(sum(verdict.serialised is not None for verdict in group)),
+        "notes": "; ".join(dict.fromkeys(note for verdict in group for note in verdict.notes)),
+    }
 
 
 def _range(values: Iterable[float | None], decimals: int = 0) -> str:
-    """From the least to the largest."""
+    """Return the smallest and the largest value as text."""
     known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    ends = dict.fromkeys(f"{value:.{decimals}f}" for value in (min(known), max(known)))
-    return " to ".join(ends)
-
-
-def _number(value: int | None) -> str:
-    return "" if value is None else str(value)
-
-
-def _verdict_json(verdict: Verdict) -> dict:
-    return {
-        **verdict._asdict(),
-        "failures": [failure._asdict() for failure in verdict.failures],
-        "inner": None if verdict.inner is None else verdict.inner._asdict(),
-        "passed": verdict.passed,
-    }
+    return " to ".join(dict.fromkeys(_text(value, decimals) for value in (min(known), max(known)))) if known else ""

@@ -1,136 +1,101 @@
-"""``python -m bench.gpu.ahead FOLDER``: compile what ``python -m bench --gpu`` needs on a machine without a GPU.
+"""``python -m bench.gpu.ahead FOLDER``: compile the kernels that ``python -m bench.gpu`` needs, without a GPU.
 
-FOLDER is Triton's cache. Where it lies at the same path, with the same Triton, Python and sources, and
-TRITON_CACHE_DIR names it, the GPU's time is not spent on compiling. For Hopper GPUs.
+FOLDER is a cache of Triton for Hopper GPUs, which ``TRITON_CACHE_DIR=FOLDER`` names on the machine with the GPU. Triton
+uses it if Triton itself and the sources of the kernels are the same; ``triton_key.txt`` says which Triton that is.
+``python -m bench.codegen --builds bench.gpu.ahead`` checks the machine code of the same kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import multiprocessing
+import hashlib
 import os
-import pickle
 import sys
-import tempfile
-import time
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from . import child, needed, suite
-from .needed import Kept
+from rich.progress import track
 
-CAPABILITY, WARP = 90, 32
-WITHOUT_TESTS = ("hazard", "speed", "tune", "sanitizer")
-RECORDED = "FASTKAN_TEST_LAUNCHES"  # a file for what the tests launch, which bench.gpu.launched writes
-TEST_SECONDS = 1800.0
+from ..codegen.compile import each, listed, warmed_up
+from .bars import CONTRACTIONS, LAYERS
+from .speed import setting
 
+if TYPE_CHECKING:
+    from fastkan_kernels.backends.triton.builds import Build
 
-class Made(NamedTuple):
-    """What became of a build."""
-
-    seconds: float
-    failure: str | None
+CAPABILITY = 90
+KEY = "triton_key.txt"
 
 
-class NoGPU:
-    """What Triton asks of a driver to compile, and no more."""
+def builds(capability: int) -> list[Build]:
+    """Return the kernels of all candidates for tuning the layers of the bars."""
+    from fastkan_kernels.backends.triton.builds import builds_of, configs_of
 
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", CAPABILITY, WARP)
+    found: dict[str, Build] = {}
+    for row in LAYERS:
+        for name in CONTRACTIONS:
+            wanted = setting(row, name)
+            for config in configs_of(wanted, capability, every=True):
+                found.update((build.name, build) for build in builds_of(wanted, capability, config))
+    return list(found.values())
 
 
-def prepare(cache: str) -> None:
-    """Once in a process, before Triton is imported."""
-    os.environ["TRITON_CACHE_DIR"] = cache
-    os.environ.pop("TRITON_INTERPRET", None)
-    from triton import knobs
-    from triton.runtime.driver import driver
-
-    driver.set_active(NoGPU())
-    knobs.compilation.store_binary_only = True  # a tenth of the room
+def sample() -> list[Build]:
+    """Return the kernels for the smallest layer of the bars."""
+    row = LAYERS[-1]
+    return [build for build in builds(CAPABILITY) if f" {row.rows}x{row.inputs}x{row.outputs} " in build.name]
 
 
-def make(kept: Kept) -> Made:
-    """Compile one into the cache."""
-    module, name = kept.kernel.split(":")
-    kernel = getattr(importlib.import_module(module), name)
-    start = time.perf_counter()
-    failure = None
+def triton_key() -> str:
+    """Return a digest of Triton's own files, which is a part of the keys in its cache."""
+    from triton.runtime.cache import triton_key
+
+    return hashlib.sha256(triton_key().encode()).hexdigest()
+
+
+def applies(folder: str | None) -> str:
+    """Return in a sentence whether a cache that was made ahead can be used here.
+
+    Args:
+        folder: the value of TRITON_CACHE_DIR.
+    """
+    path = Path(folder or "") / KEY
+    if folder is None or not path.is_file():
+        return "No kernels were compiled ahead: TRITON_CACHE_DIR names no folder of python -m bench.gpu.ahead."
+    if path.read_text().strip() == triton_key():
+        return f"The kernels in {folder} were compiled ahead for this Triton."
+    return f"The kernels in {folder} were compiled ahead for another Triton, so all kernels are compiled here."
+
+
+def made(build: Build) -> str | None:
+    """Compile a build into the cache, and return the reason why that failed, or None."""
     try:
-        options = {"num_warps": kept.warps, "num_stages": kept.stages}
-        kernel.warmup(**kept.arguments, **kept.constants, **options, grid=(1,))
-    except Exception as problem:  # the others are still made; on the GPU this one fails too, and is told
-        failure = f"{kept.kernel}: {type(problem).__name__}: {problem}"[:300]
-    return Made(time.perf_counter() - start, failure)
-
-
-def of_tests(jobs: int) -> dict[tuple, Kept]:
-    """What the tests launch, seen by running them in the interpreter."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pytest", *map(str, suite.test_files()), "-q", "-p", "no:cacheprovider"]
-        if importlib.util.find_spec("xdist") and jobs > 1:
-            command += ["-n", str(jobs)]
-        environment = {RECORDED: folder, suite.DEVICE: "cpu", "TRITON_INTERPRET": "1"}
-        code, output = child.run([*command, "-p", "bench.gpu.launched"], TEST_SECONDS, **environment)
-        if code != 0:
-            print(f"the tests returned {code}: {(output.splitlines() or ['no output'])[-1]}", flush=True)
-        found: dict[tuple, Kept] = {}
-        for path in Path(folder).iterdir():
-            found |= {kept.key: kept for kept in pickle.loads(path.read_bytes())}
-    return found
+        warmed_up(build)
+    except Exception as failure:  # the other builds are compiled all the same
+        return f"{build.name}: {type(failure).__name__}: {failure}"[:300]
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compile all. Returns 1 if nothing could be compiled."""
+    """Compile all kernels. Return 1 if one of them failed."""
     arguments = argparse.ArgumentParser("python -m bench.gpu.ahead", description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("folder", type=Path, metavar="FOLDER", help="its path must be the same on the GPU's machine")
-    stages = ("tests", *WITHOUT_TESTS)
-    arguments.add_argument("--only", nargs="+", choices=stages, default=stages, metavar="STAGE")
-    arguments.add_argument("--cases", nargs="+", metavar="PART", help="only what has such a part in its name")
-    arguments.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    options = arguments.parse_args(argv)
-    found: dict[tuple, Kept] = {}
-    for stage in options.only:
-        new = of_tests(options.jobs) if stage == "tests" else needed.of_stage(stage, options.cases)[1]
-        print(f"{stage}: {len(new)} builds, {len(new.keys() - found.keys())} of them new", flush=True)
-        found |= new
-    made = _all(list(found.values()), options.folder.resolve(), options.jobs)
-    failures = [one.failure for one in made if one.failure]
-    for failure in failures[:10]:
-        print(failure)
-    size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
-    spent = sum(one.seconds for one in made)
-    print(
-        f"{len(made)} builds, {len(failures)} failed, {spent / max(1, len(made)):.2f} s each, {size / 2**20:.0f} MiB "
-        f"in {options.folder.resolve()}"
+    arguments.add_argument("folder", type=Path, metavar="FOLDER")
+    arguments.add_argument("--sample", action="store_true", help="only for the smallest layer")
+    arguments.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all)"
     )
-    return int(len(failures) == len(made))
-
-
-def _all(wanted: list[Kept], folder: Path, jobs: int) -> list[Made]:
+    options = arguments.parse_args(argv)
+    folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, jobs), context, prepare, (str(folder),)) as pool:
-        return list(_told(pool.map(make, wanted), len(wanted)))
-
-
-def _told(made: Iterable[Made], count: int) -> Iterable[Made]:
-    for number, one in enumerate(made, 1):
-        if number % 100 == 0:
-            print(f"{number} of {count}", flush=True)
-        yield one
+    names = [build.name for build in listed("bench.gpu.ahead", [CAPABILITY], options.sample)]
+    coming = each(made, "bench.gpu.ahead", names, folder, options.jobs, sample=options.sample)
+    found = dict(track(coming, "compile", len(names), transient=True))
+    failures = [failure for failure in found.values() if failure]
+    (folder / KEY).write_text(triton_key() + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(*failures[:10], f"{len(names)} builds, {len(failures)} failed, {size / 2**20:.0f} MiB in {folder}", sep="\n")
+    print(f"triton_key {triton_key()}")
+    return int(bool(failures))
 
 
 if __name__ == "__main__":

@@ -1,50 +1,151 @@
-"""What the kernels must reach, as data: each a ratio of two times in one run, or a share of memory.
-
-An anchor is a contestant of the same row: see :mod:`bench.gpu.contest`.
-"""
+"""The rows that are measured, and the bars that the kernels must reach, as data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..measure import Spread
-from . import contest, graphed
-from .rows import FINE, GRAPHED, MANY, WIDE, Row
+from ..suite.cases import Case
 
+GEMM, LINEAR, PLAIN, COMPILED, INKAN = "gemm", "linear", "plain", "plain, compiled", "inkan, compiled"
+MLP, HELD = "MLP, as many parameters", "held"
+ANCHORS = (GEMM, LINEAR, PLAIN, COMPILED, INKAN)
+AUTO = "auto"  # fastkan with the implementations that it chooses by itself
+CONTRACTIONS = {"F": 0, "G": 0, "H": 1}  # the contractions of a training step, with the derivative order of each
+
+
+class Row(NamedTuple):
+    """A layer of cubic splines on a batch, in one precision and mode.
+
+    Args:
+        rows: batch size N.
+        inputs: number of inputs I.
+        outputs: number of outputs O.
+        grid: number of grid intervals G.
+        dtype: a key of :data:`bench.gpu.machine.DTYPES`.
+        mode: "forward" without gradients, "step" for forward and backward, or "contractions" for F, G and H apart.
+        rivals: whether the layer is compared with other layers instead of with matrix products.
+    """
+
+    rows: int
+    inputs: int
+    outputs: int
+    grid: int
+    dtype: str
+    mode: str = "step"
+    rivals: bool = False
+
+    @property
+    def case(self) -> Case:
+        return Case(self.rows, (self.inputs, self.outputs), self.grid)
+
+    @property
+    def wide(self) -> int:
+        """The number of inputs of a linear layer with as many parameters, I (G + k + 1)."""
+        return self.inputs * self.case.features
+
+    @property
+    def name(self) -> str:
+        beside = " beside other layers" if self.rivals else ""
+        return f"{self.rows} {self.inputs}-{self.outputs} G{self.grid} {self.dtype} {self.mode}{beside}"
+
+
+class Graphed(NamedTuple):
+    """A training step of a network in a CUDA graph."""
+
+    case: Case = Case(1000, (2, 5, 1))
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.name} graphed"
+
+
+WIDE, MANY, FINE = (8192, 1024, 1024, 5), (65536, 64, 64, 5), (8192, 256, 256, 256)
+LAYERS = (  # the layers of the bars in the order of their importance
+    Row(*WIDE, "bfloat16"), Row(*MANY, "bfloat16"), Row(*FINE, "bfloat16"), Row(*WIDE, "tf32"), Row(*MANY, "tf32"),
+    Row(*WIDE, "highest"), Row(1000, 2, 5, 5, "highest"), Row(1000, 5, 1, 5, "highest"),
+)  # fmt: skip
+FIRST, FORWARD, FINE_FORWARD = LAYERS[0], Row(*WIDE, "bfloat16", "forward"), Row(*FINE, "bfloat16", "forward")
+BESIDE = FIRST._replace(rivals=True)
+GRAPHED = Graphed()
+# All that is measured, in the order of its importance, since a lent machine may be gone before the end.
+MEASURED: tuple[Row | Graphed, ...] = (
+    FORWARD, FIRST, *LAYERS[1:6], FINE_FORWARD, GRAPHED, BESIDE,
+    *(layer._replace(mode="contractions") for layer in LAYERS[:6]),
+    Row(*FINE, "highest"), Row(8192, 256, 256, 5, "bfloat16"), Row(8192, 256, 256, 64, "bfloat16"),
+    Row(1024, 1024, 1024, 5, "bfloat16"), Row(1_000_000, 2, 64, 5, "bfloat16"),
+)  # fmt: skip
+REHEARSED: tuple[Row | Graphed, ...] = (
+    Row(32, 5, 7, 5, "float16", "forward"), Row(32, 5, 7, 5, "highest"), Row(32, 5, 7, 5, "highest", "contractions"),
+    Row(32, 5, 7, 5, "tf32", rivals=True), Graphed(GRAPHED.case._replace(rows=64)),
+)  # fmt: skip
+
+TIME, SPEED, MEMORY = "time", "speed", "memory"
 AIM, MET, MISSED, UNMEASURED = "aim met", "met", "missed", "unmeasured"
-VERDICTS = (AIM, MET, MISSED, UNMEASURED)
-TIME, SPEED, MEMORY = "time", "speed", "memory"  # ours / anchor's; anchor's / ours; share of what must be held
 
 
 class Bar(NamedTuple):
-    """One thing to reach.
+    """A goal.
 
     Args:
-        what: it is about, in words.
-        row: name of the result that tells.
-        anchor: the contestant it is held against; of memory, "held": parameters, activations and gradients.
-        quantity: ``TIME`` and ``MEMORY`` must be at most, ``SPEED`` at least what follows.
-        least: that must be reached.
-        aim: that should be.
+        row: name of the row that is measured.
+        anchor: the contestant of the row with which fastkan is compared.
+        quantity: ``TIME`` is fastkan's time divided by the anchor's, ``SPEED`` is the inverse, and ``MEMORY`` is the
+            peak of extra memory as a share of parameters, inputs, outputs and gradients.
+        least: the value that must be reached: at least this for ``SPEED``, at most this otherwise.
+        aim: the value that should be reached.
     """
 
-    what: str
     row: str
     anchor: str
     quantity: str
     least: float
     aim: float
 
+    @property
+    def name(self) -> str:
+        if self.quantity == MEMORY:
+            return f"{self.row}: extra memory, as a share of what must be held"
+        return f"{self.row}: {self.quantity}, relative to {self.anchor}"
+
+    def verdict(self, value: float) -> str:
+        """Return whether a value reaches the bar; a NaN does not."""
+        reached = [value >= bound if self.quantity == SPEED else value <= bound for bound in (self.aim, self.least)]
+        return AIM if reached[0] else MET if reached[1] else MISSED
+
+    def text(self, value: float) -> str:
+        """Return a value as text."""
+        return f"{100 * value:.3g}%" if self.quantity == MEMORY else f"{value:.2f}"
+
+
+BARS = (
+    Bar(FORWARD.name, GEMM, SPEED, 0.60, 0.85),
+    Bar(FIRST.name, LINEAR, TIME, 1.3, 1.0),
+    Bar(LAYERS[3].name, LINEAR, TIME, 1.4, 1.0),
+    Bar(LAYERS[5].name, LINEAR, TIME, 1.4, 1.0),
+    Bar(LAYERS[1].name, LINEAR, TIME, 2.0, 1.2),
+    Bar(LAYERS[4].name, LINEAR, TIME, 2.0, 1.2),
+    Bar(FINE_FORWARD.name, LINEAR, TIME, 0.8, 0.6),
+    Bar(LAYERS[2].name, LINEAR, TIME, 1.0, 0.75),
+    Bar(BESIDE.name, PLAIN, SPEED, 10.0, 20.0),
+    Bar(BESIDE.name, COMPILED, SPEED, 2.0, 4.0),
+    Bar(BESIDE.name, INKAN, SPEED, 2.0, 4.0),
+    Bar(FIRST.name, HELD, MEMORY, 0.10, 0.02),
+    Bar(GRAPHED.name, MLP, TIME, 2.0, 1.2),
+)
+
 
 class Judged(NamedTuple):
-    """A bar with what was found; all but the verdict None if there is no such result.
+    """A bar with the measured value.
 
     Args:
-        value: in the bar's quantity, median and quartiles.
-        seconds: ours.
-        error: our largest deviation from float64, relative to the largest value.
-        best: the way of ours that was the quickest, if it was not what is taken by itself, and its value.
+        bar: the bar.
+        verdict: ``AIM``, ``MET``, ``MISSED`` or ``UNMEASURED``.
+        value: the value in the bar's quantity, or None if nothing was measured or fastkan was wrong.
+        seconds: fastkan's time.
+        error: fastkan's largest deviation from float64, divided by the largest value.
+        why: the reason why there is no value.
     """
 
     bar: Bar
@@ -52,109 +153,31 @@ class Judged(NamedTuple):
     value: Spread | None = None
     seconds: Spread | None = None
     error: float | None = None
-    best: tuple[str, float] | None = None
     why: str | None = None
 
 
-def _name(size: tuple[int, int, int, int], dtype: str, mode: str) -> str:
-    return Row(*size, dtype, mode).name
-
-
-FIRST = _name(WIDE, "bfloat16", "step")
-HELD = "held"
-LINEAR = "nn.Linear of as many parameters"
-
-BARS = (
-    Bar("forward, bf16, against the matrix product alone", _name(WIDE, "bfloat16", "forward"), contest.GEMM,
-        SPEED, 0.60, 0.85),
-    Bar(f"forward and backward, bf16, against {LINEAR}", FIRST, contest.LINEAR, TIME, 1.3, 1.0),
-    Bar("the same in tf32", _name(WIDE, "tf32", "step"), contest.LINEAR, TIME, 1.4, 1.0),
-    Bar("the same in float32", _name(WIDE, "highest", "step"), contest.LINEAR, TIME, 1.4, 1.0),
-    Bar("narrow and long, bf16, forward and backward", _name(MANY, "bfloat16", "step"), contest.LINEAR, TIME, 2.0, 1.2),
-    Bar("the same in tf32", _name(MANY, "tf32", "step"), contest.LINEAR, TIME, 2.0, 1.2),
-    Bar("a fine grid, bf16, forward", _name(FINE, "bfloat16", "forward"), contest.LINEAR, TIME, 0.8, 0.6),
-    Bar("a fine grid, bf16, forward and backward", _name(FINE, "bfloat16", "step"), contest.LINEAR, TIME, 1.0, 0.75),
-    Bar("against the plain Cox-de Boor layer", FIRST, contest.PLAIN, SPEED, 10.0, 20.0),
-    Bar("against that layer under torch.compile", FIRST, contest.COMPILED, SPEED, 2.0, 4.0),
-    Bar("against inkan under torch.compile", FIRST, contest.INKAN, SPEED, 2.0, 4.0),
-    Bar("peak memory beyond parameters, activations and gradients", FIRST, HELD, MEMORY, 0.10, 0.02),
-    Bar("a small network's training step, graphed, against the MLP's", GRAPHED.name, graphed.ANCHOR, TIME, 2.0, 1.2),
-)  # fmt: skip
-
-
-def judged(results: Sequence[dict[str, Any]], bars: Sequence[Bar] = BARS) -> list[Judged]:
-    """Each bar by the results of the speed stage."""
-    by_name = {result["name"]: result for result in results}
-    return [_judge(bar, by_name.get(bar.row)) for bar in bars]
-
-
-def as_json(found: Sequence[Judged]) -> list[dict[str, Any]]:
-    """For a file."""
-    return [
-        {
-            **one._asdict(),
-            "bar": one.bar._asdict(),
-            "value": None if one.value is None else one.value._asdict(),
-            "seconds": None if one.seconds is None else one.seconds._asdict(),
-        }
-        for one in found
-    ]
-
-
-def _judge(bar: Bar, result: dict[str, Any] | None) -> Judged:
-    if result is None:
-        return Judged(bar, UNMEASURED, why="there was no time for it")
-    of = {c["name"]: c for c in result["contestants"]}
-    ours = of.get(graphed.OURS if result["kind"] == "graphed" else contest.AUTO, {"note": "it did not take part"})
-    error = _error(ours)
-    timing = ours.get("step" if result["kind"] == "graphed" else "cold")
-    if timing is None:
-        verdict = UNMEASURED if ours.get("absent") else MISSED  # wrong or failed
-        return Judged(bar, verdict, error=error, why=ours["note"])
-    seconds = Spread(**timing["seconds"])
-    if bar.quantity == MEMORY:
-        share = ours["extra_bytes"] / ours["held_bytes"]
-        return Judged(bar, _verdict(bar, share), Spread(share, share, share, 1), seconds, error)
-    ratio = timing["ratios"].get(bar.anchor)
-    if ratio is None:
-        return Judged(bar, UNMEASURED, None, seconds, error, why=of.get(bar.anchor, {}).get("note") or "no anchor")
-    value = _in(bar, Spread(**ratio))
-    return Judged(bar, _verdict(bar, value.median), value, seconds, error, _best(bar, of, value))
-
-
-def _in(bar: Bar, ratio: Spread) -> Spread:
-    """A ratio of times in the bar's quantity."""
-    if bar.quantity == TIME:
-        return ratio
-    return Spread(1 / ratio.median, 1 / ratio.high, 1 / ratio.low, ratio.rounds)
-
-
-def _verdict(bar: Bar, value: float) -> str:
-    def reaches(bound: float) -> bool:
-        return value >= bound if bar.quantity == SPEED else value <= bound
-
-    return AIM if reaches(bar.aim) else MET if reaches(bar.least) else MISSED  # a NaN misses
-
-
-def _best(bar: Bar, of: dict[str, dict], value: Spread) -> tuple[str, float] | None:
-    """The way that beats what is taken by itself, if any does."""
-    found = dict(_ways(bar, of))
-    if not found:
-        return None
-    best = (max if bar.quantity == SPEED else min)(found, key=lambda name: found[name])
-    better = found[best] > value.median if bar.quantity == SPEED else found[best] < value.median
-    return (best, found[best]) if better else None
-
-
-def _ways(bar: Bar, of: dict[str, dict]) -> Iterator[tuple[str, float]]:
-    for name in contest.OURS:
-        ratio = of.get(name, {}).get("cold", {}).get("ratios", {}).get(bar.anchor)
-        if name != contest.AUTO and ratio is not None:
-            yield name, _in(bar, Spread(**ratio)).median
-
-
-def _error(entry: dict[str, Any]) -> float | None:
-    found = entry.get("error")
-    if isinstance(found, dict):
-        return max((deviation["largest"] for deviation in found.values()), default=None)
-    return found
+def judged(results: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> Iterator[Judged]:
+    """Yield each bar with its verdict by the results of the stage ``speed``."""
+    by_name = {result["name"]: result["contestants"] for result in results}
+    for bar in bars:
+        contestants = by_name.get(bar.row)
+        if contestants is None:
+            yield Judged(bar, UNMEASURED, why="there was no time for it")
+            continue
+        ours, anchor = contestants[AUTO], contestants.get(bar.anchor, {})
+        error, note = ours.get("error"), ours.get("note")
+        if note is not None:  # a contestant that is wrong or fails has no time
+            yield Judged(bar, MISSED, error=error, why=note)
+            continue
+        seconds = Spread(*ours["seconds"])
+        if bar.quantity == MEMORY:
+            share = ours["extra_bytes"] / ours["held_bytes"]
+            value = Spread(share, share, share, 1)
+        elif bar.anchor in ours["ratios"]:
+            value = Spread(*ours["ratios"][bar.anchor])
+            if bar.quantity == SPEED:
+                value = Spread(1 / value.median, 1 / value.high, 1 / value.low, value.rounds)
+        else:
+            yield Judged(bar, UNMEASURED, seconds=seconds, error=error, why=anchor.get("note") or "no anchor")
+            continue
+        yield Judged(bar, bar.verdict(value.median), value, seconds, error)

@@ -1,8 +1,8 @@
-"""Timing on a GPU by its own events, from cold caches, side by side.
+"""Timing of several tasks in turns, by CUDA events and from a cold cache.
 
-As in :mod:`bench.measure`, tasks take turns and a ratio is taken within a round. Before each sample a
-buffer larger than the L2 cache is overwritten, as often as it takes the processor to launch the task:
-so the GPU finds neither its operands in the cache nor itself waiting for the next launch.
+As in :mod:`bench.measure`, tasks take turns and ratios are taken within a round. Before each sample, a buffer larger
+than the L2 cache is overwritten for as long as the CPU takes to launch the task. So the operands are not in the cache,
+and the GPU does not wait for launches.
 """
 
 from __future__ import annotations
@@ -11,68 +11,66 @@ import gc
 import math
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 
-from ..measure import Samples, Task, quiet
-from ..measure import seconds as by_the_clock
-from .place import Place, cache_bytes
+from ..measure import Samples, Task, quiet, rotated, seconds
+from .machine import Place
 
-MAX_ROUNDS = 60
-MIN_ROUNDS = 7
-REHEARSED_ROUNDS = 2
-FLUSHES = 4  # times the L2 cache is what a flush writes
-HEAD_START = 1.5  # times what launching was seen to take
+MIN_ROUNDS, MAX_ROUNDS, REHEARSED_ROUNDS = 7, 60, 2
+FLUSHES = 4  # size of the overwritten buffer as a multiple of the L2 cache
+HEAD_START = 1.5  # time of the overwriting before a sample as a multiple of the time to launch the task
 MAX_FLUSHES = 200
 CALLS_IN_A_ROW = 10
 
 
-class Cost(NamedTuple):
-    """Of one call, in seconds: until it was launched, and until it was done."""
-
-    launch: float
-    whole: float
-
-
 class Clock:
-    """Times tasks on the device of ``place``; on a CPU by the wall clock."""
+    """A clock for tasks on the device of a place. On a CPU it is the wall clock, in a rehearsal."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
         if place.is_gpu:
-            self._lines = torch.empty(FLUSHES * cache_bytes(place.device), dtype=torch.uint8, device=place.device)
-            self._flush_seconds = self._flush_cost()
+            size = FLUSHES * torch.cuda.get_device_properties(place.device).L2_cache_size
+            self._lines = torch.empty(size, dtype=torch.uint8, device=place.device)
+            self._lines.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(10):
+                self._lines.zero_()
+            end.record()
+            torch.cuda.synchronize()
+            self._flush_seconds = start.elapsed_time(end) * 1e-4
 
-    def interleaved(self, tasks: Mapping[str, Task], seconds: float, warm: bool = False) -> dict[str, Samples]:
-        """Seconds of each task in each round; the order is rotated by one from round to round.
+    def interleaved(self, tasks: Mapping[str, Task], budget: float) -> dict[str, Samples]:
+        """Return the seconds of each task in each round.
 
         Args:
-            tasks: called before, so that nothing is left to compile.
-            seconds: about how long it may take; there are ``MIN_ROUNDS`` however short that is.
-            warm: let each sample follow a call of the same task, instead of cold caches.
+            tasks: the tasks, each of which must have run once, so that nothing is left to compile.
+            budget: approximate time limit in seconds; at least ``MIN_ROUNDS`` rounds are run.
         """
         names = list(tasks)
-        costs = {name: self._cost(task) for name, task in tasks.items()}
-        if self._place.is_gpu:
-            heads = {name: self._head(cost.launch * (2 if warm else 1)) for name, cost in costs.items()}
-            each = sum((1 + warm) * costs[n].whole + heads[n] * self._flush_seconds for n in names)
-            rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(seconds / each)))
-        else:
-            heads, rounds = {}, REHEARSED_ROUNDS
+        if not self._place.is_gpu:
+            rounds = [{name: seconds(tasks[name]) for name in names} for _ in range(REHEARSED_ROUNDS)]
+            return {name: [found[name] for found in rounds] for name in names}
+        launch, whole = {}, {}
+        for name, task in tasks.items():
+            launch[name], whole[name] = min((self._cost(task) for _ in range(3)), key=lambda cost: cost[1])
+        heads = {
+            name: min(MAX_FLUSHES, 1 + math.ceil(HEAD_START * launch[name] / self._flush_seconds)) for name in names
+        }
+        each = sum(whole[name] + heads[name] * self._flush_seconds for name in names)
         samples: dict[str, Samples] = {name: [] for name in names}
         with quiet():
-            for number in range(rounds):
-                first = number % len(names)
-                order = names[first:] + names[:first]
-                taken = self._gpu_round(order, tasks, heads, warm) if heads else self._cpu_round(order, tasks)
-                for name in names:
-                    samples[name].append(taken[name])
+            for number in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / each)))):
+                events = {name: self._sample(tasks[name], heads[name]) for name in rotated(names, number)}
+                torch.cuda.synchronize()
+                for name, (start, end) in events.items():
+                    samples[name].append(start.elapsed_time(end) * 1e-3)
                 gc.collect()
         return samples
 
     def in_a_row(self, task: Task) -> float:
-        """Seconds of a call among calls one after another, as a program makes them: launches count."""
+        """Return the seconds of a call among calls one after another, in which the time of launches counts."""
         self._place.wait()
         start = time.perf_counter()
         calls = CALLS_IN_A_ROW if self._place.is_gpu else 1
@@ -82,51 +80,23 @@ class Clock:
         self._place.wait()
         return (time.perf_counter() - start) / calls
 
-    def _gpu_round(
-        self, order: list[str], tasks: Mapping[str, Task], heads: dict[str, int], warm: bool
-    ) -> dict[str, float]:
-        events = {}
-        for name in order:
-            task = tasks[name]
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            for _ in range(heads[name]):
-                self._lines.zero_()
-            if warm:
-                task.call()
-                task.between()
-            start.record()
-            task.call()
-            end.record()
-            task.between()
-            events[name] = start, end
-        torch.cuda.synchronize()
-        return {name: start.elapsed_time(end) * 1e-3 for name, (start, end) in events.items()}
-
-    @staticmethod
-    def _cpu_round(order: list[str], tasks: Mapping[str, Task]) -> dict[str, float]:
-        return {name: by_the_clock(tasks[name]) for name in order}
-
-    def _cost(self, task: Task) -> Cost:
-        found = []
-        for _ in range(3 if self._place.is_gpu else 1):
-            self._place.wait()
-            start = time.perf_counter()
-            task.call()
-            launched = time.perf_counter()
-            self._place.wait()
-            found.append(Cost(launched - start, time.perf_counter() - start))
-            task.between()
-        return min(found, key=lambda cost: cost.whole)
-
-    def _head(self, launch: float) -> int:
-        return min(MAX_FLUSHES, 1 + math.ceil(HEAD_START * launch / self._flush_seconds))
-
-    def _flush_cost(self) -> float:
+    def _sample(self, task: Task, flushes: int) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        self._lines.zero_()
-        start.record()
-        for _ in range(10):
+        for _ in range(flushes):
             self._lines.zero_()
+        start.record()
+        task.call()
         end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) * 1e-4
+        task.between()
+        return start, end
+
+    def _cost(self, task: Task) -> tuple[float, float]:
+        """Return a tuple of the seconds until a call has returned, and until the GPU has finished its work."""
+        self._place.wait()
+        start = time.perf_counter()
+        task.call()
+        launched = time.perf_counter() - start
+        self._place.wait()
+        done = time.perf_counter() - start
+        task.between()
+        return launched, done

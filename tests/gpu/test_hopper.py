@@ -16,13 +16,15 @@ from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton import hardware
 from fastkan_kernels.trilinear import Operands
 
-pytestmark = pytest.mark.skipif(
-    no_triton() is not None or not hardware.gluon_available(), reason="Triton or its language Gluon is not available"
-)
+SERVED = no_triton() is None and hardware.gluon_available()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not SERVED, reason="Triton or its language Gluon is not available"),
+]
 ON_HOPPER = pytest.mark.skipif(
     DEVICE == "cpu" or torch.cuda.get_device_capability()[0] != 9, reason="there is no Hopper GPU"
 )
-if not pytestmark.args[0]:
+if SERVED:
     from fastkan_kernels.backends.triton.config import shared_limit
     from fastkan_kernels.backends.triton.dispatch import launched, memory_of
     from fastkan_kernels.backends.triton.hopper import words

@@ -14,7 +14,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from cases import CPU_WAYS, forced, no_triton
+from cases import CPU_WAYS, DEVICE, TRITON_WAYS, WITH_TRITON, forced
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from oracle import Example
@@ -99,7 +99,8 @@ def knots_of(kind: str, inputs: int, grid: int, order: int, low: float, high: fl
 
 def computed(draw: Draw, way: str) -> dict[str, Tensor]:
     """The value, gradients, and those of the gradient by x times v."""
-    x, knots, v, weight, base_weight, g = draw.o
+    o = draw.o.map(lambda tensor: tensor.to(DEVICE if way in TRITON_WAYS else "cpu"))
+    x, knots, v, weight, base_weight, g = o
     given_ = [t.clone().requires_grad_() for t in (x, weight, base_weight) if t is not None]
     based = base_weight is not None
     with nullcontext() if way == "auto" else forced(way):
@@ -113,12 +114,13 @@ def computed(draw: Draw, way: str) -> dict[str, Tensor]:
         (dx,) = torch.autograd.grad(value(), given_[0], g, create_graph=True)
         second = torch.autograd.grad(dx, given_, v)
     names = ["x", "weight", "base_weight"][: 2 + based]
-    return {
+    found = {
         "F_0": y.detach(),
         "H_1, of a graph": dx.detach(),
         **{f"first order by {name}": t for name, t in zip(names, first, strict=True)},
         **{f"second order by {name}": t for name, t in zip(names, second, strict=True)},
     }
+    return {name: t.cpu() for name, t in found.items()}
 
 
 def features(draw: Draw, derivative: int, sizes: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -227,9 +229,9 @@ def test_every_way_of_the_cpu(way: str, draw: Draw) -> None:
     verify(draw, way)
 
 
-@pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+@WITH_TRITON
 @settings(max_examples=3)
 @given(draws([(7, 3, 2)], grids=(1, 3, 13)))
-@pytest.mark.parametrize("way", ["fused", "chunked", "gather"])
+@pytest.mark.parametrize("way", TRITON_WAYS)
 def test_every_way_of_triton(way: str, draw: Draw) -> None:
     verify(draw, way)

@@ -131,7 +131,8 @@ FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
 TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
-DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
+# The device of the tensors for Triton's kernels, which are interpreted on the CPU.
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
 def serves(way: str, kind: str, order: int, derivative: int) -> bool:
@@ -248,7 +249,7 @@ def no_triton() -> str | None:
     return BACKENDS["triton"].unable(torch.device(DEVICE))
 
 
-WITH_TRITON = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
+WITH_TRITON = pytest.mark.gpu  # conftest.py skips tests with this mark where Triton's kernels cannot run
 FUSED = pytest.param("fused", marks=WITH_TRITON)  # one of Triton's ways beside backends of the CPU
 
 
@@ -272,11 +273,12 @@ def compute(name: str, o: Example, basis: Basis, derivative: int = 0) -> tuple[T
     """F, G or H by the public functions: a tuple of G's two parts, or of one result."""
     if fastkan_kernels.autograd.dispatch.chosen_backend() == "triton" and DEVICE != "cpu":
         moved = Example(*(None if t is None else t.to(DEVICE) for t in o))
-        return tuple(part.cpu() for part in _compute(name, moved, basis, derivative))
-    return _compute(name, o, basis, derivative)
+        return tuple(part.cpu() for part in contracted(name, moved, basis, derivative))
+    return contracted(name, o, basis, derivative)
 
 
-def _compute(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+def contracted(name: str, o: Example, basis: Basis, derivative: int) -> tuple[Tensor, ...]:
+    """F, G or H like :func:`compute`, on the device of the operands."""
     if name == "F":
         return (
             fastkan_kernels.contract_out(

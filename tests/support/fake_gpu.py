@@ -39,6 +39,8 @@ INDEXES = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._index_put_impl_}
 FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}
 TO_HOST = {Tensor.tolist, Tensor.numpy, Tensor.__array__}
 ALLOCATES = {ATEN.empty, ATEN.empty_strided, ATEN.empty_like, ATEN.new_empty, ATEN.new_empty_strided}
+# may have tensors of the host among their arguments
+MIXES = {ATEN.copy_, ATEN._to_copy, *INDEXES}
 # give a view, though their schemas don't say so
 VIEWS = {ATEN._unsafe_view, ATEN._reshape_alias, ATEN.lift_fresh}
 
@@ -68,6 +70,10 @@ class OnGPU(Tensor):
     def data_ptr(self) -> int:
         """An address with the alignment of CUDA's allocator."""
         return 512 + self.held.storage_offset() * self.held.element_size()
+
+    def __deepcopy__(self, memo: dict) -> OnGPU:
+        with off():
+            return memo.setdefault(id(self), OnGPU(self.held.clone()).requires_grad_(self.requires_grad))
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -168,8 +174,14 @@ class FakeGPU(TorchDispatchMode):
         return done
 
     def _look(self, func, args, ours: list, tensors: list, lands: bool) -> None:
-        """Call :meth:`wait` if an operation makes the host wait."""
+        """Call :meth:`wait` if an operation makes the host wait.
+
+        Raises:
+            RuntimeError: if PyTorch has no operation on these tensors of host and GPU.
+        """
         packet = func.overloadpacket
+        if ours and packet not in MIXES and any(t.dim() > 0 and not isinstance(t, OnGPU) for t in tensors):
+            raise RuntimeError(f"{func}: expected all tensors to be on the same device")
         if ours and packet in READS:
             self.wait(f"{func} reads values")
         if ours and len(ours) < len(tensors):
@@ -248,6 +260,9 @@ class _Devices(TorchFunctionMode):
         if func in TO_HOST and isinstance(args[0], OnGPU):
             self.gpu.wait(f"{func.__name__} reads values")
             return func(args[0].held, *args[1:], **kwargs)
+        generator = kwargs.get("generator")
+        if named and isinstance(generator, torch.Generator) and generator.device.type == "cpu":
+            raise RuntimeError(f"{func.__name__}: expected a generator on the GPU")
         if not named or func in (torch.device, torch.get_device_module):
             return func(*args, **kwargs)
         if func in FROM_HOST and not any(isinstance(a, OnGPU) for a in args[:1]):
@@ -286,6 +301,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(torch.cuda, "get_device_properties", lambda device=None: H100)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (H100.major, H100.minor))
         patch.setattr(torch.cuda, "get_device_name", lambda device=None: H100.name)
+        patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: gpu.captured is not None)
         patch.setattr(fastkan.layers.value_cache, "Notice", Notice)
         stack.callback(_forget)

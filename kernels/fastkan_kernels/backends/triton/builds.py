@@ -1,4 +1,4 @@
-"""Descriptions of the kernels and configurations that static checks compile without a GPU.
+"""The kernel compilations that are checked or made ahead on a machine without a GPU.
 
 The arguments of each kernel come from the launch functions of real runs, which are called with meta tensors here.
 """
@@ -6,41 +6,40 @@ The arguments of each kernel come from the launch functions of real runs, which 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...basis import Basis
 from ...trilinear import CONTRACTIONS, Operands
-from .config import Config
-from .dispatch import launched, memory_of
-from .kernels.features import launch_dot, launch_write
+from .config import Config, shared_limit
+from .dispatch import run
 from .key import key
-from .launch import UNSPECIALIZED, Launch
+from .launch import Launch, launched_by
 from .problem import Problem, problem
-from .rules import by_way, overlaps, ways_of
+from .rules import by_way, candidates, overlaps, ways_of
+from .selection import override, ptxas_version, tuned, write_table
+
+__all__ = [
+    "Build", "Setting", "builds", "builds_of", "configs_of", "override", "problem_of", "ptxas_version", "sample",
+    "shared_limit", "tuned", "write_table",
+]  # fmt: skip
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
 
 
 class Build(NamedTuple):
-    """The compilation of a kernel, and the properties that the compiled machine code must have."""
+    """A kernel launch that is compiled but not run, and the properties that the machine code must have."""
 
     name: str
-    kernel: Any  # a Triton ``JITFunction``
-    signature: dict[str, str]  # name of the type of each argument in Triton
-    constants: dict[str, Any]
-    divisible: tuple[str, ...]  # names of the arguments that are divisible by 16
+    launch: Launch
     capability: int
-    warps: int
-    stages: int
-    tensor_cores: bool  # whether the kernel's matrix products must run on tensor cores
-    overlaps: bool  # whether features must be computed while matrix products run
-    elements: int  # number of features that a program computes between two matrix products; 0 if not checked
-    keeps_nan: bool  # whether minimum and maximum instructions on data must propagate NaN
+    tensor_cores: bool = False  # whether the kernel's matrix products must run on tensor cores
+    overlaps: bool = False  # whether features must be computed while matrix products run
+    elements: int = 0  # number of features that a program computes between two matrix products; 0 if not checked
+    keeps_nan: bool = True  # whether minimum and maximum instructions on data must propagate NaN
 
 
 class Setting(NamedTuple):
@@ -75,22 +74,21 @@ def sample() -> list[Build]:
     The selection covers each compute capability, kernel, dtype and form of splines.
     """
     half = Setting()
+    local = half._replace(uniform=False, outputs=64)
     single = Setting(dtype=torch.float32, precision="tf32x3", outputs=64)
     chosen = [
         *(half._replace(name=name) for name in "FGH"),
-        *(half._replace(name=name, uniform=False, order=3, outputs=64) for name in "FGH"),
-        *(single._replace(name=name) for name in "FGH"),
         *(half._replace(name=name, way="pipelined") for name in "FGH"),
-        half._replace(way="chunked"),
-        half._replace(way="chunked", name="H"),
-        single._replace(way="gather", precision="ieee"),
-        single._replace(way="gather", precision="ieee", name="H"),
+        *(half._replace(name=name, way="banded", grid=256) for name in "FH"),
+        *(local._replace(name=name) for name in "FH"),
+        *(single._replace(name=name) for name in "FH"),
+        *(half._replace(name=name, way="chunked") for name in "FH"),
+        *(single._replace(name=name, way="gather", precision="ieee") for name in "FH"),
+        Setting(dtype=torch.float64, outputs=64),
     ]
+    older = [half, half._replace(name="G"), half._replace(name="H", descriptors=False, outputs=7)]
     on_hopper = [build for setting in chosen for build in builds_of(setting, 90)]
-    older = [half, half._replace(name="G"), half._replace(name="H"), half._replace(descriptors=False, outputs=7)]
-    on_ampere = [build for setting in older for build in builds_of(setting, 80)]
-    double = list(builds_of(Setting(dtype=torch.float64, outputs=64), 90))
-    return on_hopper + on_ampere + double
+    return on_hopper + [build for setting in older for build in builds_of(setting, 80)]
 
 
 def _settings() -> Iterator[Setting]:
@@ -131,7 +129,7 @@ def _settings() -> Iterator[Setting]:
                 yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
                 for uniform in (True, False):
                     yield Setting(name, dtype, precision, uniform, order, way="chunked")
-    for name in "FGH":
+    for name in "FG":
         yield from _pipelined(Setting(name, way="pipelined"))
 
 
@@ -141,10 +139,10 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
         for outputs in (16, 64, 128, 256):
             for uniform in (True, False):
                 yield plain._replace(dtype=dtype, outputs=outputs, uniform=uniform)
-    for order in (1, 2, 3):
-        for derivative in range(order + 1):
-            for uniform in (True, False):
-                for multiplied in (False, True) if plain.name != "H" else (False,):
+    for order in (1, 2, 3, 4, 5):
+        for derivative in range(min(order, 3)):
+            for uniform in (True, False) if order <= 3 else (True,):
+                for multiplied in (False, True):
                     some = plain._replace(order=order, derivative=derivative, uniform=uniform, multiplied=multiplied)
                     yield some
                     # Under autocast, the dtype of matrix products differs from the dtype of x.
@@ -170,8 +168,22 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
     if setting.way not in ways_of(key(p), capability):
         return
     config = config or _config(setting, p)
-    for part, launch in _launches(p, config):
+    for number, launch in enumerate(_launches(p, config)):
+        part = f" {launch.kernel.__name__.removesuffix('_kernel')}" if number else ""
         yield _build(setting, p, config, launch, part)
+
+
+def configs_of(setting: Setting, capability: int, every: bool = False) -> list[Config]:
+    """Return the configurations of a contraction, whatever implementation ``setting.way`` names.
+
+    Args:
+        setting: sizes and options of the contraction.
+        capability: compute capability of the GPU, 80 or 90.
+        every: whether to return all candidates for tuning, the default configuration first. If False, return one
+            configuration of each implementation.
+    """
+    k = key(problem_of(setting, capability))
+    return (candidates if every else by_way)(k, capability)
 
 
 def problem_of(s: Setting, capability: int) -> Problem:
@@ -195,42 +207,21 @@ def _config(s: Setting, p: Problem) -> Config:
     return choice._replace(descriptors=choice.descriptors and s.descriptors)
 
 
-def _launches(p: Problem, config: Config) -> Iterator[tuple[str, Launch]]:
-    if config.way == "chunked":
-        h = p.x.new_empty(p.rows, p.inputs)
-        dtype = p.matmul_dtype if p.name == "F" else p.work
-        psi = p.x.new_empty(p.rows, p.spline_count, p.inputs, dtype=dtype)
-        base, rows = None if p.base == "none" else psi[:, 0], slice(0, p.rows)
-        if p.name == "F":
-            yield "", launch_write(p, config, rows, psi, base)
-        else:
-            yield "", launch_dot(p, config, rows, psi, base, h)
-    else:
-        yield "", launched(p, config, *memory_of(p, config))
+def _launches(p: Problem, config: Config) -> list[Launch]:
+    """Return the first launch of each kernel that computes a contraction, none of which is run."""
+    found: dict[str, Launch] = {}
+    with launched_by(lambda launch: found.setdefault(launch.kernel.__name__, launch) and None):
+        run(p, config)
+    return list(found.values())
 
 
 def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) -> Build:
-    signature = {
-        **{k: _type_of(a) for k, a in launch.arguments.items()},
-        **dict.fromkeys(launch.constants, "constexpr"),
-    }
-    signature = {name: signature[name] for name in launch.kernel.arg_names}
-    constants = dict(launch.constants)
-    # Triton's own launcher also compiles an argument of 1 as a constant.
-    for name, argument in launch.arguments.items():
-        if isinstance(argument, int) and argument == 1 and name not in UNSPECIALIZED:
-            signature[name], constants[name] = "constexpr", 1
     fused = config.way in ("fused", "pipelined")
     makes = fused and p.name in "FG"
     return Build(
         _name(s, p, config, part),
-        launch.kernel,
-        signature,
-        constants,
-        tuple(k for k, a in launch.arguments.items() if _divisible(k, a) and signature[k] != "constexpr"),
+        launch,
         p.capability,
-        launch.warps,
-        launch.stages,
         tensor_cores=fused and p.matmul_dtype != torch.float64,
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
@@ -255,20 +246,3 @@ def _name(s: Setting, p: Problem, config: Config, part: str) -> str:
         f"in {'x'.join(map(str, tiles))} "
         f"w{config.warps} s{config.stages}{loads} sm{p.capability}"
     )
-
-
-def _type_of(argument: Any) -> str:
-    if hasattr(argument, "layout") and hasattr(argument, "block_shape"):  # a Gluon descriptor
-        block = ",".join(map(str, argument.block_shape))
-        return f"tensordesc<{_SHORT[argument.base.dtype]}[{block}],{argument.layout!r}>"
-    if isinstance(argument, TensorDescriptor):
-        return f"tensordesc<{_SHORT[argument.base.dtype]}{list(argument.block_shape)}>"
-    if isinstance(argument, Tensor):
-        return f"*{_SHORT[argument.dtype]}"
-    return "i32"
-
-
-def _divisible(name: str, argument: Any) -> bool:
-    if isinstance(argument, int):
-        return argument % 16 == 0 and name not in UNSPECIALIZED
-    return isinstance(argument, Tensor)

@@ -132,8 +132,8 @@ def _is_needed(k: Key, c: Config) -> bool:
 def _may_fit(k: Key, c: Config, capability: int) -> bool:
     """Return whether the tiles of a configuration are expected to fit into shared memory and registers.
 
-    The limits were found by compiling (``python -m bench.codegen --candidates``): most configurations above the limits
-    spill registers, and hardly any configuration below the limits does.
+    The limits were found by compiling: most configurations above the limits spill registers, and hardly any
+    configuration below the limits does.
     """
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
