@@ -103,10 +103,10 @@ def predicted(rows: Mapping[str, bars.Row] | None = None) -> dict[str, float]:
             continue
         found = contractions(row)
         if bar.quantity == bars.MEMORY:
-            values[bar.what] = max(one.extra_bytes for one in found) / held_bytes(row)
+            values[bar.name] = max(one.extra_bytes for one in found) / held_bytes(row)
         elif bar.anchor in anchors(row):
             ratio = sum(one.seconds for one in found) / anchors(row)[bar.anchor]
-            values[bar.what] = 1 / ratio if bar.quantity == bars.SPEED else ratio
+            values[bar.name] = 1 / ratio if bar.quantity == bars.SPEED else ratio
     return values
 
 
@@ -116,7 +116,7 @@ def limiters(rows: Mapping[str, bars.Row]) -> dict[str, str]:
     for bar in bars.BARS:
         if bar.row in rows:
             slowest = max(contractions(rows[bar.row]), key=lambda one: one.seconds)
-            found[bar.what] = f"{slowest.contraction} {slowest.config.way}: {slowest.limiter}"
+            found[bar.name] = f"{slowest.contraction} {slowest.config.way}: {slowest.limiter}"
     return found
 
 
@@ -128,12 +128,12 @@ def as_json() -> dict[str, Any]:
         "gpu": f"compute capability {GPU / 10}",
         "bars": [
             {
-                "bar": bar.what,
+                "bar": bar.name,
                 "least": bar.text(bar.least),
                 "aim": bar.text(bar.aim),
-                "predicted": bar.text(values[bar.what]) if bar.what in values else "not covered by the cost model",
-                "verdict": f"predicted: {bar.verdict(values.get(bar.what))}" if bar.what in values else "",
-                "limiter": limits[bar.what] if bar.what in values else "",
+                "predicted": bar.text(values[bar.name]) if bar.name in values else "not covered by the cost model",
+                "verdict": f"predicted: {bar.verdict(values.get(bar.name))}" if bar.name in values else "",
+                "limiter": limits[bar.name] if bar.name in values else "",
             }
             for bar in bars.BARS
         ],
