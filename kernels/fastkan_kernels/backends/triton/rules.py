@@ -259,20 +259,20 @@ def _gathering(k: Key, capability: int) -> Config:
 
 
 def _slot_bytes(k: Key) -> int:
-    """Return the number of bytes of the weights of one input in a slot, for the splines rounded up to groups of 4."""
-    return -(-k.spline_count // 4) * 256 * (2 if k.contraction == "H" and k.outputs > 32 else 1)
+    """Return the number of bytes of the weights of one input and 32 outputs, for the splines rounded up to fours."""
+    return -(-k.spline_count // 4) * 256
 
 
 def _banding(k: Key, capability: int) -> Config:
     """Return a configuration with about one program for each multiprocessor."""
-    stages = 3 if 3 * _slot_bytes(k) <= shared_limit(capability) else 2
     if k.contraction == "F":
+        stages = 3 if 3 * _slot_bytes(k) <= shared_limit(capability) else 2
         rows = power_of_two(k.rows * -(-k.outputs // 32) // 128, 64, 512)
         return Config("banded", rows, 32, 32, warps=rows // 32, stages=stages)
     rows = power_of_two(k.rows * k.inputs // (64 * 128), 64, 256)
     inner = power_of_two(k.outputs, 32, 256)
     programs = -(-k.rows // rows) * -(-k.outputs // inner)
-    return Config("banded", rows, power_of_two(k.inputs * programs // 128, 1, 256), inner, 1, rows // 16, stages)
+    return Config("banded", rows, power_of_two(k.inputs * programs // 128, 1, 256), inner, 1, rows // 16, stages=2)
 
 
 _RULES: dict[str, Callable[[Key, int], Config]] = {

@@ -33,7 +33,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
-from ..config import Config
+from ..config import Config, shared_limit
 from ..launch import DTYPES, UNSPECIALIZED, Launch
 from ..problem import Problem
 from .spline import (
@@ -235,8 +235,8 @@ def copy_weights(w_ptr, slot, b, o, I, O, K, WIDTH: gl.constexpr, QUADS: gl.cons
         for done in gl.static_range(0, QUADS * 16, THREADS):
             at = b + done // 4
             gl.inline_asm_elementwise(
-                "{ .reg .pred %wanted; setp.ne.b32 %wanted, $3, 0; "
-                "@%wanted cp.async.cg.shared.global [$1], [$2], 16, $4; mov.b32 $0, $3; }",
+                "{ .reg .pred wanted; setp.ne.b32 wanted, $3, 0; "
+                "@wanted cp.async.cg.shared.global [$1], [$2], 16, $4; mov.b32 $0, $3; }",
                 "=r,r,l,r,r",
                 [
                     slot + (tile * QUADS * QUAD_BYTES + done * 16),
@@ -513,8 +513,11 @@ def launch_in(p: Problem, config: Config, located: Located, base: Tensor | None,
         "h_ptr": h,
         "part_inputs": config.columns,
     }
+    constants = _constants(p, config, base)
     tiles = config.inner // TILE.value
-    constants = {**_constants(p, config, base), "TILES": tiles, "WIDTH": min(2, tiles)}
+    most = shared_limit(p.capability) // (config.stages * constants["QUADS"] * QUAD_BYTES.value)
+    width = next(width for width in (4, 2, 1) if width == 1 or width <= min(tiles, most))
+    constants = {**constants, "TILES": tiles, "WIDTH": width}
     grid = tuple(map(triton.cdiv, (p.rows, p.inputs, p.outputs), (config.rows, config.columns, config.inner)))
     return Launch(banded_in_kernel, grid, arguments, constants, config.warps, stages=1)
 
