@@ -29,12 +29,8 @@ from .machine import DTYPES
 FILE = "gpu-predicted.json"
 GPU = 90  # compute capability of the GPU whose times are predicted
 LEGEND = (
-    (
-        "All values are predicted for an H100 by counts of operations ({python -m bench.gpu.predict}); nothing in this table "
-        "was measured. The limiter is the unit that is busy for the longest time in the slowest contraction."
-    )
-    .replace("{", "`")
-    .replace("}", "`")
+    "All values are predicted for an H100 by counts of operations (`python -m bench.gpu.predict`); nothing in the tables "
+    "was measured. The limiter is the unit that is busy for the longest time in the slowest contraction."
 )
 
 
