@@ -95,6 +95,12 @@ for turn in range(3):
         kinds[label] = again
 assert len(selection.records) == len(variants), selection.records.keys()
 
+# Turning tuning on has records of its own, and keeps the others.
+for turn in range(3):
+    with selection.autotune():
+        assert call("F", *make("F")) == kinds["F"]
+assert len(selection.records) == len(variants) + 1
+
 # The settings on which a choice depends
 x, operands = make("F", dtype=torch.float32)
 kinds["tf32x3"] = call("F", x, operands)

@@ -351,13 +351,13 @@ def test_the_switch() -> None:
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)  # threads may leave in any order
-    assert (selection._states[-1].on, selection._states[-1].seconds) == (True, 2)
+    assert (selection.is_on(), selection._states[-1].seconds) == (True, 2)
     second.__exit__(None, None, None)
     assert selection._states == [before]
 
     @fastkan.autotune()
     def deep(calls: int) -> None:
-        assert selection._states[-1].on
+        assert selection.is_on()
         if calls:
             deep(calls - 1)
 

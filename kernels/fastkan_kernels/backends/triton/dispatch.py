@@ -204,7 +204,8 @@ def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative
         for t in tensors
     ]  # fmt: skip
     precision = hardware.precision(torch.float32) if x.dtype == torch.float32 else None
-    return name, derivative, basis, x.device, precision, torch.are_deterministic_algorithms_enabled(), *layouts
+    settings = precision, torch.are_deterministic_algorithms_enabled(), selection.is_on()
+    return name, derivative, basis, x.device, *settings, *layouts
 
 
 def _record(

@@ -116,12 +116,15 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
 def _within(enabled: bool, seconds: float) -> Iterator[None]:
     state = _State(enabled, seconds)
     _states.append(state)
-    _forget()
     try:
         yield
     finally:
         _states.remove(state)
-        _forget()
+
+
+def is_on() -> bool:
+    """Return whether :func:`autotune` or the environment variable FASTKAN_AUTOTUNE has turned tuning on."""
+    return _states[-1].on
 
 
 @contextmanager
@@ -171,7 +174,7 @@ def choose_for(p: Problem, run: Callable[[Problem, Config], Any]) -> tuple[Confi
         run: function that computes the contraction with a configuration.
     """
     k, device = key(p), p.x.device
-    pending = _states[-1].on and device.type == _TUNED_TYPE and not k.deterministic and k.contraction not in _forced
+    pending = is_on() and device.type == _TUNED_TYPE and not k.deterministic and k.contraction not in _forced
     if pending:
         place = gpu_name(device), k
         if (
@@ -210,7 +213,7 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> Config | 
         return None
     gpu = None if device is None else gpu_name(device)
     found = _table_for(device).get(k)
-    if found is None and device is not None and _states[-1].on:
+    if found is None and device is not None and is_on():
         found = _tuned.get((gpu, k))
     return found if found is not None or gpu is None else _shipped(capability, gpu).get(k)
 
