@@ -1,7 +1,8 @@
 """``python -m bench.gpu.ahead FOLDER``: compile the kernels that ``python -m bench.gpu`` needs, without a GPU.
 
 FOLDER is a cache of Triton for Hopper GPUs, which ``TRITON_CACHE_DIR=FOLDER`` names on the machine with the GPU. Triton
-uses it if Triton itself and the sources of the kernels are the same; ``triton_key.txt`` says which Triton that is.
+finds the kernels there if Triton itself and the sources of the kernels are the same on both machines. The file
+``triton_key.txt`` identifies the Triton that has compiled the kernels.
 ``python -m bench.codegen --builds bench.gpu.ahead`` checks the machine code of the same kernels.
 """
 
