@@ -89,7 +89,7 @@ def hazards(program: Program, graph: nx.DiGraph | None = None) -> list[Hazard]:
 
 
 def _writes(program: Program, graph: nx.DiGraph, place: int) -> frozenset[int]:
-    """Return the registers that an instruction may write, or the whole function if the instruction calls one."""
+    """Return the registers that an instruction may write. For a call, return those that the function may write."""
     instruction = program.instructions[place]
     if not is_function_call(instruction):
         return frozenset(instruction.written)

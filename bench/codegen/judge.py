@@ -248,7 +248,7 @@ def counted(program: sass.Program, graph: nx.DiGraph, loop: flow.Loop) -> Inner:
 
 
 def unrolled(inner: Inner, asked: list[Dot], elements: int, warps: int) -> int:
-    """Return the number of the kernel's iterations in one round of the machine code's loop.
+    """Return how many iterations of the kernel's loop one round of the loop in machine code executes.
 
     The number follows from the numbers of multiplications. ``elements`` is the size of the product's left operand.
     """
@@ -261,7 +261,7 @@ def unrolled(inner: Inner, asked: list[Dot], elements: int, warps: int) -> int:
 
 
 def made_late(program: sass.Program, loop: flow.Loop) -> int:
-    """Return the number of features that a loop computes when it has waited for its asynchronous products already.
+    """Return the number of features that a loop computes while none of its asynchronous products runs.
 
     The computation of a feature ends with a conversion to two bytes (F2FP), which is counted.
     """

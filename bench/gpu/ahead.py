@@ -1,7 +1,8 @@
 """``python -m bench.gpu.ahead FOLDER``: compile the kernels that ``python -m bench.gpu`` needs, without a GPU.
 
 FOLDER is a cache of Triton for Hopper GPUs, which ``TRITON_CACHE_DIR=FOLDER`` names on the machine with the GPU. Triton
-uses it if Triton itself and the sources of the kernels are the same; ``triton_key.txt`` says which Triton that is.
+finds the kernels there if Triton itself and the sources of the kernels are the same on both machines. The file
+``triton_key.txt`` identifies the Triton that has compiled the kernels.
 ``python -m bench.codegen --builds bench.gpu.ahead`` checks the machine code of the same kernels.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -53,8 +55,16 @@ def triton_key() -> str:
     return hashlib.sha256(triton_key().encode()).hexdigest()
 
 
+def settle(folder: Path) -> None:
+    """Let Triton find the files of a cache in its present folder, since the cache names them by absolute paths."""
+    for group in folder.glob("*/__grp__*.json"):
+        files = {name: group.parent / name for name in json.loads(group.read_text())["child_paths"]}
+        found = {name: str(path.resolve()) for name, path in files.items() if path.exists()}
+        group.write_text(json.dumps({"child_paths": found}))
+
+
 def applies(folder: str | None) -> str:
-    """Return in a sentence whether a cache that was made ahead can be used here.
+    """Return in a sentence whether a cache that was made ahead can be used here, and prepare the cache if so.
 
     Args:
         folder: the value of TRITON_CACHE_DIR.
@@ -63,6 +73,7 @@ def applies(folder: str | None) -> str:
     if folder is None or not path.is_file():
         return "No kernels were compiled ahead: TRITON_CACHE_DIR names no folder of python -m bench.gpu.ahead."
     if path.read_text().strip() == triton_key():
+        settle(Path(folder))
         return f"The kernels in {folder} were compiled ahead for this Triton."
     return f"The kernels in {folder} were compiled ahead for another Triton, so all kernels are compiled here."
 
@@ -87,10 +98,13 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    print(applies(str(folder)), flush=True)
     names = [build.name for build in listed("bench.gpu.ahead", [CAPABILITY], options.sample)]
     coming = each(made, "bench.gpu.ahead", names, folder, options.jobs, sample=options.sample)
     found = dict(track(coming, "compile", len(names), transient=True))
     failures = [failure for failure in found.values() if failure]
+    for source in folder.glob("*/*.source"):  # copies of Triton's own code, which are half of the cache
+        source.unlink()
     (folder / KEY).write_text(triton_key() + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(*failures[:10], f"{len(names)} builds, {len(failures)} failed, {size / 2**20:.0f} MiB in {folder}", sep="\n")

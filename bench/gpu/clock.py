@@ -25,7 +25,7 @@ CALLS_IN_A_ROW = 10
 
 
 class Clock:
-    """A clock for tasks on the device of a place. On a CPU it is the wall clock, in a rehearsal."""
+    """A clock for tasks on a GPU. In a rehearsal on a CPU, times are those of the wall clock."""
 
     def __init__(self, place: Place) -> None:
         self._place = place

@@ -38,7 +38,7 @@ WARM_UP = 3  # calls before a CUDA graph is captured
 
 
 class Contestant(NamedTuple):
-    """A task with what is needed to check its results and its memory.
+    """A task, and the functions and tensors for checking its results and its memory.
 
     Args:
         task: the task.
@@ -110,7 +110,7 @@ def tuned(row: Row, place: Place, table: Path) -> dict[str, Any]:
 
     Args:
         row: the layer.
-        place: the device.
+        place: device of the layer.
         table: path of the file of tuned choices.
 
     Returns:
@@ -187,8 +187,8 @@ def _race(
         bound: the largest relative error in the Euclidean norm.
         anchors: names of contestants to which ratios are taken.
         seconds: approximate time of timing.
-        place: the device.
-        clock: the clock.
+        place: device of the contestants.
+        clock: clock of the device.
     """
     found: dict[str, dict[str, Any]] = {}
     tasks: dict[str, Task] = {}
