@@ -12,8 +12,21 @@ from torch import Tensor
 
 from .chunked import product
 from .kernels.banded import TAPS, Located, launch_in, launch_locate, launch_out
+from .launch import Launch
 from .problem import Problem
 from .tuning.config import Config
+
+
+def launches(p: Problem, config: Config) -> tuple[Launch, Launch]:
+    """Return the launches of both kernels with uninitialised tensors, so that the kernels can be compiled."""
+    located = _located(p, config)
+    if p.name == "F":
+        features = None if p.base == "none" else p.x.new_empty(p.x.shape, dtype=p.matmul_dtype)
+        y = p.x.new_empty(p.rows, p.outputs)
+        base = None if features is None else y.to(p.work)
+        return launch_locate(p, located, features), launch_out(p, config, located, base, y)
+    base = None if p.base == "none" else p.x.new_empty(p.x.shape, dtype=p.work)
+    return launch_locate(p, located, base), launch_in(p, config, located, p.x.new_empty(1, *p.x.shape))
 
 
 def out(p: Problem, config: Config, y: Tensor) -> None:
@@ -35,7 +48,7 @@ def into(p: Problem, config: Config) -> Tensor:
     launch_locate(p, located, base).run()
     parts = triton.cdiv(p.outputs, config.inner)
     h = p.x.new_empty(parts, *p.x.shape, dtype=p.x.dtype if parts == 1 else p.work)
-    launch_in(p, config, located, base, h).run()
+    launch_in(p, config, located, h).run()
     return h[0] if parts == 1 else h.sum(0).to(p.x.dtype)
 
 
@@ -45,4 +58,4 @@ def _located(p: Problem, config: Config) -> Located:
     starts = p.x.new_empty(p.inputs, padded, dtype=torch.int16)
     if p.name == "F":  # pairs of values in the dtype of the weights
         return Located(starts, p.x.new_empty(p.inputs, TAPS // 2, padded, dtype=torch.int32), padded)
-    return Located(starts, p.x.new_empty(p.inputs, TAPS, padded, dtype=torch.float32), padded)
+    return Located(starts, p.x.new_empty(p.inputs, TAPS + 1, padded, dtype=torch.float32), padded)
