@@ -32,7 +32,7 @@ def launches(p: Problem, config: Config) -> tuple[Launch, Launch]:
 def out(p: Problem, config: Config, y: Tensor) -> None:
     """Compute the contraction F and write it into ``y [N, O]``."""
     located, base = _located(p, config), None
-    if p.base == "none":
+    if p.base_weight is None:
         launch_locate(p, located, None).run()
     else:
         features = p.x.new_empty(p.x.shape, dtype=p.matmul_dtype)
@@ -43,6 +43,7 @@ def out(p: Problem, config: Config, y: Tensor) -> None:
 
 def into(p: Problem, config: Config) -> Tensor:
     """Return the contraction H ``[N, I]``."""
+    assert p.g is not None
     located = _located(p, config)
     base = None if p.base_weight is None else product(p.g, p.base_weight.t(), p.work)
     launch_locate(p, located, base).run()

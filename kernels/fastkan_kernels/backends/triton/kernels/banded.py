@@ -67,7 +67,7 @@ class Located(NamedTuple):
     PADDED: int  # number of rows, rounded up to a multiple of the rows of a program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def locate_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
@@ -256,7 +256,7 @@ def address_of(start, t):
     return ((b >> 2) << 8) | ((b & 3) << 4)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["N"])  # so that a shorter last batch compiles no kernel
 def banded_out_kernel(
     starts_ptr,  # results of locate_kernel
     values_ptr,
@@ -342,7 +342,7 @@ def banded_out_kernel(
         gl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["N"])  # so that a shorter last batch compiles no kernel
 def banded_in_kernel(
     starts_ptr,  # results of locate_kernel
     values_ptr,
