@@ -21,7 +21,7 @@ from cases import DEVICE
 from ptx.builds import Case
 from ptx.machine import POLICIES
 
-from fastkan_kernels.backends.triton import hardware
+from fastkan_kernels.backends.triton import hardware, hopper
 from fastkan_kernels.backends.triton.tuning import rules
 from fastkan_kernels.backends.triton.tuning.config import Config, check
 from fastkan_kernels.backends.triton.tuning.key import Key
@@ -112,6 +112,7 @@ def test_the_rules_choose_about_one_program_for_each_multiprocessor(
     name: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(hopper, "gluon_available", lambda: True)
     assert rules.default(KEY._replace(contraction=name), 90) == config
     check(name, config)
 
@@ -130,4 +131,5 @@ def test_the_rules_choose_the_gather_implementation_elsewhere(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(hopper, "gluon_available", lambda: True)
     assert rules.default(KEY._replace(contraction="H", **change), 90).way == "gather"

@@ -12,6 +12,7 @@ four implementations. The backend chooses an implementation by shape, dtype, spl
 - *chunked*: a kernel writes the splines of some rows to memory, where they stay in the L2 cache, and an ordinary matrix
   product reads them.
 - *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
+- *banded*: as *gather*, but the tensor cores multiply the weights, for two-byte dtypes and spline orders up to 3.
 
 The implementation and its tile sizes come from the first of the following sources that has an entry for the
 contraction. If PyTorch is set to deterministic algorithms, the rules alone are used.
