@@ -111,6 +111,7 @@ def test_the_rules_choose_about_one_program_for_each_multiprocessor(
     name: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(rules, "gluon_available", lambda: True)
     assert rules.default(KEY._replace(contraction=name), 90) == config
     check(name, config)
 
@@ -129,4 +130,5 @@ def test_the_rules_choose_the_gather_implementation_elsewhere(
     change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(rules, "gluon_available", lambda: True)
     assert rules.default(KEY._replace(contraction="H", **change), 90).way == "gather"

@@ -38,7 +38,7 @@ def into(p: Problem, config: Config) -> Tensor:
     launch_locate(p, located, base).run()
     parts = triton.cdiv(p.outputs, config.inner)
     h = p.x.new_empty(parts, *p.x.shape, dtype=p.x.dtype if parts == 1 else p.work)
-    launch_in(p, config, located, base, h).run()
+    launch_in(p, config, located, h).run()
     return h[0] if parts == 1 else h.sum(0).to(p.x.dtype)
 
 
@@ -48,4 +48,4 @@ def _located(p: Problem, config: Config) -> Located:
     starts = p.x.new_empty(p.inputs, padded, dtype=torch.int16)
     if p.name == "F":  # pairs of values in the dtype of the weights
         return Located(starts, p.x.new_empty(p.inputs, TAPS // 2, padded, dtype=torch.int32), padded)
-    return Located(starts, p.x.new_empty(p.inputs, TAPS, padded, dtype=torch.float32), padded)
+    return Located(starts, p.x.new_empty(p.inputs, TAPS + 1, padded, dtype=torch.float32), padded)

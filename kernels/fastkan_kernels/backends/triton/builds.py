@@ -28,6 +28,7 @@ __all__ = [
 
 ROWS, INPUTS, GRID = 8192, 256, 5
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+_SHORT |= {torch.int16: "i16", torch.int32: "i32"}
 
 
 class Build(NamedTuple):
@@ -129,6 +130,11 @@ def _settings() -> Iterator[Setting]:
                 yield Setting(name, dtype, precision, order=order, way="gather", outputs=64)
                 for uniform in (True, False):
                     yield Setting(name, dtype, precision, uniform, order, way="chunked")
+        for dtype in (torch.bfloat16, torch.float16):
+            for order in (1, 3):
+                for uniform in (True, False):
+                    banded = Setting(name, dtype, uniform=uniform, order=order, way="banded", grid=256)
+                    yield banded._replace(derivative=1, inputs=256, rows=8192)
     for name in "FG":
         yield from _pipelined(Setting(name, way="pipelined"))
 

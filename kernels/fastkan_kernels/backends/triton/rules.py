@@ -40,7 +40,7 @@ def _can_be_banded(k: Key, capability: int) -> bool:
     The kernels multiply four splines of each input in a two-byte dtype, and address tensors by 32-bit offsets. Two
     slots of weights must fit into shared memory.
     """
-    small = max(4 * max(k.rows, 512) * k.inputs, k.spline_count * k.inputs * k.outputs) < 2**31
+    small = max(5 * max(k.rows, 512) * k.inputs, k.spline_count * k.inputs * k.outputs) < 2**31
     fits = k.spline_count >= 4 and 2 * _slot_bytes(k) <= shared_limit(capability)
     made = k.dtype in ("bfloat16", "float16") and k.order <= 3 and k.form != "none"
     # Triton's interpreter does not run kernels in Gluon.
@@ -275,6 +275,15 @@ def _banding(k: Key, capability: int) -> Config:
     return Config("banded", rows, power_of_two(k.inputs * programs // 128, 1, 256), inner, 1, rows // 16, stages=2)
 
 
+def _more_banded(k: Key, capability: int) -> Iterator[Config]:
+    base = _banding(k, capability)
+    if base.rows > 64:
+        yield base._replace(rows=base.rows // 2, warps=base.warps // 2)
+    yield base._replace(warps=base.warps // 2)
+    if k.contraction == "H" and base.inner > 32:  # half as many reads of W, but the results of two parts are added
+        yield base._replace(rows=2 * base.rows, inner=base.inner // 2)
+
+
 _RULES: dict[str, Callable[[Key, int], Config]] = {
     "fused": _fused,
     "chunked": chunking,
@@ -285,5 +294,6 @@ _RULES: dict[str, Callable[[Key, int], Config]] = {
 # Functions that yield further candidates of an implementation, in addition to its default configuration.
 _MORE: dict[str, Callable[[Key, int], Iterator[Config]]] = {
     "fused": _more_fused,
+    "banded": _more_banded,
     "pipelined": _more_pipelined,
 }

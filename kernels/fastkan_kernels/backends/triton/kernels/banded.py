@@ -75,10 +75,11 @@ def locate_kernel(
     knots_ptr,  # knots [I, M]
     starts_ptr,  # index of the first of four consecutive splines, among which are all active splines [I, PADDED]
     # The d-th derivatives of the four splines. If PAIRED, they are multiplied by v and by the d-th power of the first
-    # input's knot spacing, and stored in pairs of PRODUCT [I, 2, PADDED]; otherwise they are float32 [I, 4, PADDED].
+    # input's knot spacing, and stored in pairs of PRODUCT [I, 2, PADDED]. Otherwise they are float32 [I, 5, PADDED],
+    # followed by the product of ``base_ptr`` and the base function.
     values_ptr,
-    # F: the base function, multiplied by v and rounded to PRODUCT. H: a product that is multiplied by the base function
-    # in place, float32. [N, I]; x_ptr if BASE is "none".
+    # If PAIRED, the base function, multiplied by v and rounded to PRODUCT. Otherwise a float32 factor of the base
+    # function. [N, I]; x_ptr if BASE is "none".
     base_ptr,
     N,
     I,
@@ -106,11 +107,8 @@ def locate_kernel(
         factor = factor * load_tile(v_ptr, rows, i, N, I, stride_v).to(tl.float32)
     if BASE != "none":
         base = base_function(x, BASE, D)
-        if not PAIRED:
-            base = base * load_tile(base_ptr, rows, i, N, I, I)
-        elif MULTIPLIED:
-            base = base * factor
-        store_tile(base_ptr, rows, i, N, I, I, base)
+        if PAIRED:
+            store_tile(base_ptr, rows, i, N, I, I, base * factor if MULTIPLIED else base)
     if D > 0 and PAIRED:
         unit = inv_spacing_of(tl.load(knots_ptr), tl.load(knots_ptr + M - 1), M)
     if FORM == "cardinal":
@@ -122,8 +120,9 @@ def locate_kernel(
                 inv_spacing = divide(inv_spacing, 0.0 * inv_spacing + unit)
             factor = scaled(factor, inv_spacing, D)
         # A rounding error near a knot may give the neighbouring cell. The spline that is then missed is nearly 0 there.
-        cell = tl.where(x == x, (z + 1.0) * half_width(ORDER), 0.0)
-        start = tl.floor(tl.minimum(tl.maximum(cell, 0.0), M)).to(tl.int32) - ORDER
+        cell = (z + 1.0) * half_width(ORDER)
+        cell = tl.where(cell > 0.0, tl.where(cell < M, cell, M), 0.0)
+        start = tl.floor(cell).to(tl.int32) - ORDER
     else:
         j, active = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         start = j - ORDER
@@ -148,7 +147,10 @@ def locate_kernel(
             tl.store(values_ptr + 2 * input + pair * PADDED + rows[:, None], low | high, mask=inside)
     else:
         for q in tl.static_range(4):
-            tl.store(values_ptr + 4 * input + q * PADDED + rows[:, None], values[q], mask=inside)
+            tl.store(values_ptr + 5 * input + q * PADDED + rows[:, None], values[q], mask=inside)
+        if BASE != "none":
+            base = base * load_tile(base_ptr, rows, i, N, I, I)
+            tl.store(values_ptr + 5 * input + 4 * PADDED + rows[:, None], base, mask=inside)
 
 
 @triton.constexpr_function
@@ -347,7 +349,6 @@ def banded_in_kernel(
     starts_ptr,  # results of locate_kernel
     values_ptr,
     w_ptr,  # spline weights [K, I, O], contiguous
-    base_ptr,  # contribution of the base function [N, I], float32; h_ptr if BASED is False
     g_ptr,  # upstream gradient [N, O / 2], contiguous; each word holds two elements
     h_ptr,  # result of each part of the outputs [parts, N, I]
     N,
@@ -403,7 +404,8 @@ def banded_in_kernel(
     own = n // (8 * GROUPS) * (8 * GROUPS) + (2 * t + g // 4) * GROUPS + n % GROUPS
     rows = row + own
     values_ptr += g % 4 * PADDED + rows
-    inside = rows < N
+    inside = (rows < N) & (g % 4 == 0)
+    based = (g % 4 == 0) & (gl.program_id(2) == 0)  # one lane of each row adds the base function
     h_ptr += gl.program_id(2).to(gl.int64) * N * I
     start = gl.load(starts_ptr + begin * PADDED)
     other_start = gl.load(starts_ptr + begin * PADDED + 4 * GROUPS)
@@ -424,18 +426,18 @@ def banded_in_kernel(
             of = o + (stage + SLOTS - 1) % STEPS * (WIDTH * TILE)
             copy_weights(w_ptr + ahead * O, to, b, of, I, O, splines, WIDTH, QUADS, THREADS)
             if stage == STEPS - 1:
-                psi = gl.load(values_ptr + i * 4 * PADDED)
+                psi = gl.load(values_ptr + i * 5 * PADDED)
                 if BASED:
-                    base = gl.load(base_ptr + (rows * I + i), mask=inside, other=0.0)
+                    base = gl.load(values_ptr + (i * 5 + 4) * PADDED, mask=based, other=0.0)
             for tile in gl.static_range(WIDTH):
                 here = base_address + (step % SLOTS * BYTES + tile * QUADS * QUAD_BYTES)
                 sums = add_products(sums, here + at, here + other_at, factors[stage * WIDTH + tile], "H", PRODUCT)
         h = own_sum(sums, g, t) * psi
+        if BASED:
+            h += base
         h += exchanged(h, 4)
         h += exchanged(h, 8)
-        if BASED:
-            h += gl.where(gl.program_id(2) == 0, base, 0.0)
-        gl.store(h_ptr + (rows * I + i), h.to(h_ptr.dtype.element_ty), mask=inside & (g % 4 == 0))
+        gl.store(h_ptr + (rows * I + i), h.to(h_ptr.dtype.element_ty), mask=inside)
     async_copy.wait_group(0)
     slots._keep_alive()
 
@@ -461,8 +463,8 @@ def exchanged(x, LANES: gl.constexpr):
 def launch_locate(p: Problem, located: Located, base: Tensor | None) -> Launch:
     """Return the kernel launch that locates all elements of x and computes the base function.
 
-    For F, the launch writes the base function into ``base [N, I]``. For H, it multiplies ``base [N, I]`` by the base
-    function in place.
+    For F, the launch writes the base function into ``base [N, I]``. For H, ``base [N, I]`` is the factor of the base
+    function in the working dtype.
     """
     rows, columns = 64, 32
     arguments = {
@@ -491,29 +493,30 @@ def launch_out(p: Problem, config: Config, located: Located, base: Tensor | None
     ``base [N, O]`` is the contribution of the base function in the working dtype.
     """
     arguments = {
-        **_arguments(p, located, base, y),
+        **_arguments(p, located),
+        "base_ptr": y if base is None else base,
         "knots_ptr": p.knots,
         "y_ptr": y,
         "M": p.knot_count,
     }
-    constants = {**_constants(p, config, base), "D": p.derivative}
+    constants = {**_constants(p, config, base is not None), "D": p.derivative}
     grid = (triton.cdiv(p.rows, config.rows), triton.cdiv(p.outputs, TILE.value))
     return Launch(banded_out_kernel, grid, arguments, constants, config.warps, stages=1)
 
 
-def launch_in(p: Problem, config: Config, located: Located, base: Tensor | None, h: Tensor) -> Launch:
+def launch_in(p: Problem, config: Config, located: Located, h: Tensor) -> Launch:
     """Return the kernel launch that writes the contraction H of each part of the outputs into ``h [parts, N, I]``.
 
-    A part has ``config.inner`` outputs. ``base [N, I]`` is the contribution of the base function in the working dtype.
+    A part has ``config.inner`` outputs.
     """
     assert p.g is not None
     arguments = {
-        **_arguments(p, located, base, h),
+        **_arguments(p, located),
         "g_ptr": p.g.view(torch.int32),
         "h_ptr": h,
         "part_inputs": config.columns,
     }
-    constants = _constants(p, config, base)
+    constants = _constants(p, config, p.base != "none")
     tiles = config.inner // TILE.value
     most = shared_limit(p.capability) // (config.stages * constants["QUADS"] * QUAD_BYTES.value)
     width = next(width for width in (4, 2, 1) if width == 1 or width <= min(tiles, most))
@@ -522,15 +525,14 @@ def launch_in(p: Problem, config: Config, located: Located, base: Tensor | None,
     return Launch(banded_in_kernel, grid, arguments, constants, config.warps, stages=1)
 
 
-def _arguments(p: Problem, located: Located, base: Tensor | None, result: Tensor) -> dict:
+def _arguments(p: Problem, located: Located) -> dict:
     sizes = {name: size for name, size in p.sizes().items() if name != "M"}
-    base = result if base is None else base
-    return {**located._asdict(), **sizes, "O": p.outputs, "w_ptr": p.weight, "base_ptr": base}
+    return {**located._asdict(), **sizes, "O": p.outputs, "w_ptr": p.weight}
 
 
-def _constants(p: Problem, config: Config, base: Tensor | None) -> dict:
+def _constants(p: Problem, config: Config, based: bool) -> dict:
     return {
-        "BASED": base is not None,
+        "BASED": based,
         "PRODUCT": NAMES[p.matmul_dtype],
         "ROWS": config.rows,
         "QUADS": triton.cdiv(p.spline_count, 4),
