@@ -57,7 +57,7 @@ class Program:
         self.parameter_addresses = {p.name: (1 << 30) + 4096 * n for n, p in enumerate(self.kernel.parameters)}
         self.code: list[Step] = []
         self.controls: dict[int, Callable[[Group], int | None]] = {}
-        self.products: set[int] = set()
+        self.products: set[int] = set()  # positions at which the registers of unfinished products change
         for pc, instruction in enumerate(self.kernel.instructions):
             try:
                 self._decode(pc, instruction)
@@ -172,7 +172,7 @@ class Program:
             self.controls[pc] = found.run
             self.code.append(_nothing)
         elif isinstance(found, Masked):
-            self.code.append(_mask(i, found.run))
+            self.code.append(_mask(i, found.run, pc))
         else:
             self.code.append(found if i.guard is None else self._guarded(i, found))
 
@@ -201,17 +201,23 @@ def _nothing(g: Group) -> None:
     """Do nothing."""
 
 
-def _mask(i: Instruction, run: Callable[[Group, Array | None], None]) -> Step:
-    if i.guard is None:
-        return lambda g: run(g, None)
-    at, negated = i.guard.index, i.guard_negated
+def _mask(i: Instruction, run: Callable[[Group, Array | None], None], pc: int) -> Step:
+    """Return a step that calls a function with the threads for which the predicate of an instruction is true."""
+    at, negated = (i.guard.index, i.guard_negated) if i.guard is not None else (None, False)
 
     def step(g: Group) -> None:
-        active = ~g.pred[at] if negated else g.pred[at]
-        if active.all():
-            run(g, None)
-        elif active.any():
-            run(g, active)
+        try:
+            if at is None:
+                run(g, None)
+                return
+            active = ~g.pred[at] if negated else g.pred[at]
+            if active.all():
+                run(g, None)
+            elif active.any():
+                run(g, active)
+        except Fault as fault:
+            fault.position = pc
+            raise
 
     return step
 
@@ -767,13 +773,16 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
     kind = i.modifiers[-1]
     width, size = VIEWS[kind][1], BYTES[kind]
     names = registers_of(i.operands[0])
+    signed = np.dtype(f"{'u' * (kind[0] != 's')}int{p.register(names[0], i.scope).width}")
     targets = [(n, p.target(name, p.register(name, i.scope).width, i.scope)) for n, name in enumerate(names) if name != "_"]
     if i.modifiers[0] == "param":
         name = i.operands[1][1:-1].split("+")[0].strip()
-        value, to = p.named(width, name), targets[0][1]
+        value, to, to_width = p.named(width, name), targets[0][1], p.register(names[0], i.scope).width
+        view = VIEWS[kind][0]
 
         def parameter(g: Group, active: Array | None) -> None:
-            g.files[width][to][...] = g.files[width][value]
+            extended = getattr(g, view)[value].astype(signed) if to_width > width else g.files[width][value]
+            g.files[to_width][to][...] = extended.view(FILE_TYPES[to_width])
 
         return Masked(parameter)
     width = p.register(names[0], i.scope).width
@@ -793,10 +802,13 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
                 g.cta.shadow.read(places, total, warp.reshape(-1), pc)
         elements, first, file = memory.views[size], places // size, g.files[width]
         for n, to in targets:
+            found = elements[first + n]
+            if kind[0] == "s" and width > 8 * size:
+                found = found.view(f"int{8 * size}").astype(signed).view(file.dtype)
             if active is None:
-                file[to][...] = elements[first + n]
+                file[to][...] = found
             else:
-                file[to][active] = elements[first + n]
+                file[to][active] = found
 
     return Masked(load)
 
@@ -1115,6 +1127,7 @@ def _wgmma(p: Program, i: Instruction, pc: int) -> Masked:
     if i.modifiers[0] == "commit_group":
         return Masked(lambda g, active: g.cta.commit_products(g))
     if i.modifiers[0] == "wait_group":
+        p.products.add(pc)
         left = int(i.operands[0], 0)
         return Masked(lambda g, active: g.cta.wait_for_products(g, left))
     return _start_product(p, i, pc)
@@ -1202,12 +1215,15 @@ def _same(g: Group, descriptors: list[int]) -> list[tuple[int, int]]:
 
 
 def _unfenced(p: Program, pc: int, used: int) -> list[int]:
-    """Return the instruction that writes a product's registers after the last wgmma.fence, or has no fence before it."""
+    """Return the instruction that writes a product's registers after the last wgmma.fence, or has no fence before it.
+
+    Moves between registers are no such instructions, because LLVM places some after the fence and ptxas removes them.
+    """
     for before in range(pc - 1, -1, -1):
         i = p.kernel.instructions[before]
         if i.opcode == "wgmma" and i.modifiers[0] == "fence":
             return []
-        if i.opcode == "bra" or (i.opcode != "wgmma" and _register_masks(p, i)[1] & used):
+        if i.opcode == "bra" or (i.opcode not in ("wgmma", "mov") and _register_masks(p, i)[1] & used):
             return [before]
     return [0]
 

@@ -229,15 +229,16 @@ class CTA:
                                 busy = self._registers_in_use(group) or (0, 0)
                 found = controls[stop](group)
             except Fault as fault:
-                raise self._explained(fault, pc if busy else stop, group) from None
+                raise self._explained(fault, pc if busy else stop, group) from fault
             if found is None:
                 return
             pc = found
 
     def _explained(self, fault: Fault, pc: int, group: Group) -> Fault:
         text = re.sub(r"\{(\d+)\}", lambda m: f"{m[1]} ({self.program.text(int(m[1]))})", str(fault))
-        where = f"CTA {self.index}, warps {group.low} to {group.high - 1}, near instruction {pc}"
-        return type(fault)(f"{text} [{self.program.name}, {where}]")
+        at = pc if fault.position is None else fault.position
+        where = f"{self.program.name}, CTA {self.index}, warps {group.low} to {group.high - 1}"
+        return type(fault)(f"{text} [{where}, at {at} ({self.program.text(at)})]")
 
     def _registers_in_use(self, group: Group) -> tuple[int, int] | None:
         written = read = 0

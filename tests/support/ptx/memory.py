@@ -21,6 +21,8 @@ SWIZZLE_MASKS = {0: 0, 1: 1, 2: 3, 3: 7}  # for each mode, the bits of the 16-by
 class Fault(Exception):
     """An operation that PTX does not define, or that the interpreter does not support."""
 
+    position: int | None = None  # number of the instruction
+
 
 def swizzled(address: Array, mode: int) -> Array:
     """Return the addresses after the exchange of 16-byte chunks, in the mode 0 (none), 1 (32), 2 (64) or 3 (128 bytes)."""
