@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import products
 from .kernel import Instruction, Kernel, Register, parse, scoped, split
-from .machine import LANES, Group
+from .machine import LANES, Group, Product
 from .memory import SHARED_BASE, Fault
 
 Array = npt.NDArray[Any]
@@ -1192,10 +1192,8 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
             finish(g)
             return
         for w in g.range:
-            warp = cta.warps[w]
-            warp.open_products.append(functools.partial(finish, cta.group(w, w + 1)))
-            warp.written |= written
-            warp.read |= read
+            later = functools.partial(finish, cta.group(w, w + 1))
+            cta.warps[w].open_products.append(Product(later, written, read))
 
     return Masked(start)
 

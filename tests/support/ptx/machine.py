@@ -5,6 +5,7 @@ Adjacent warps at the same instruction are executed together, as one group of Nu
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections import deque
@@ -98,6 +99,14 @@ class Mbarrier:
         return True
 
 
+class Product(NamedTuple):
+    """A matrix product of a warp that has not finished, with bit masks of the registers that it writes and reads."""
+
+    finish: Callable[[], None]
+    written: int
+    read: int
+
+
 @dataclass
 class Warp:
     """The state of a warp beside its registers."""
@@ -105,14 +114,20 @@ class Warp:
     number: int
     pc: int = 0
     state: str = READY
-    product_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)  # committed, not yet waited for
-    open_products: list[Callable[[], None]] = field(default_factory=list)
+    product_groups: deque[list[Product]] = field(default_factory=deque)  # committed, not yet waited for
+    open_products: list[Product] = field(default_factory=list)
     copy_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
     open_copies: list[Callable[[], None]] = field(default_factory=list)
     store_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
     open_stores: list[Callable[[], None]] = field(default_factory=list)
-    written: int = 0  # bit mask of the registers that unfinished products write
-    read: int = 0  # bit mask of the registers that unfinished products read
+
+    def registers_in_use(self) -> tuple[int, int]:
+        """Return bit masks of the registers that unfinished products write and read."""
+        written = read = 0
+        for product in itertools.chain(*self.product_groups, self.open_products):
+            written |= product.written
+            read |= product.read
+        return written, read
 
 
 class BarrierState(NamedTuple):
@@ -243,8 +258,8 @@ class CTA:
     def _registers_in_use(self, group: Group) -> tuple[int, int] | None:
         written = read = 0
         for n in group.range:
-            written |= self.warps[n].written
-            read |= self.warps[n].read
+            found = self.warps[n].registers_in_use()
+            written, read = written | found[0], read | found[1]
         return (written, read) if written or read else None
 
     def _check_registers(self, pc: int, written: int, read: int) -> None:
@@ -280,7 +295,8 @@ class CTA:
             warp = self.warps[n]
             if warp.product_groups or warp.open_products:
                 raise Fault("the kernel ends before its matrix products")
-            self.wait_for_stores(group, 0)
+            if any(warp.store_groups) or warp.open_stores:
+                raise Fault("the kernel ends before its copies have read shared memory")
             warp.state = DONE
 
     def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
@@ -465,10 +481,8 @@ class CTA:
         for n in group.range:
             warp = self.warps[n]
             while len(warp.product_groups) > left:
-                for finish in warp.product_groups.popleft():
-                    finish()
-            if not warp.product_groups and not warp.open_products:
-                warp.written = warp.read = 0
+                for product in warp.product_groups.popleft():
+                    product.finish()
             actor = self.clocks.products(n)
             self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
 
