@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
+from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, parse, scoped, split
 from .machine import LANES, Group, Product
 from .memory import SHARED_BASE, Fault
@@ -787,7 +788,7 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
         return Masked(parameter)
     width = p.register(names[0], i.scope).width
     at = address_of(p, i.operands[1], i.scope)
-    total, is_global = size * len(names), i.modifiers[0] == "global"
+    total, is_global, kind_name = size * len(names), i.modifiers[0] == "global", kind_of(i)
 
     def load(g: Group, active: Array | None) -> None:
         memory = g.cta.memory if is_global else g.cta.shared
@@ -800,6 +801,8 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
                 g.cta.global_shadow.read(places, total, warp + g.cta.first_writer)
             else:
                 g.cta.shadow.read(places, total, warp.reshape(-1), pc)
+        if g.cta.traffic is not None:
+            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
         elements, first, file = memory.views[size], places // size, g.files[width]
         for n, to in targets:
             found = elements[first + n]
@@ -822,7 +825,7 @@ def _store(p: Program, i: Instruction, pc: int) -> Masked:
     known = p.kernel.registers.get(scoped(names[0], i.scope))
     width = known.width if known else VIEWS[kind][1]
     sources = [p.operand(name, width, i.scope) for name in names]
-    total, is_global = size * len(names), i.modifiers[0] == "global"
+    total, is_global, kind_name = size * len(names), i.modifiers[0] == "global", kind_of(i)
 
     def store(g: Group, active: Array | None) -> None:
         memory = g.cta.memory if is_global else g.cta.shared
@@ -835,12 +838,21 @@ def _store(p: Program, i: Instruction, pc: int) -> Masked:
                 g.cta.global_shadow.write(places, total, warp + g.cta.first_writer)
             else:
                 g.cta.shadow.write(places, total, warp.reshape(-1), pc)
+        if g.cta.traffic is not None:
+            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
         elements, first, file = memory.views[size], places // size, g.files[width]
         for n, source in enumerate(sources):
             value = file[source] if active is None else file[source][active]
             elements[first + n] = value
 
     return Masked(store)
+
+
+def _count_matrices(g: Group, name: str, places: Array) -> None:
+    """Count accesses of 8 x 8 matrices, each of which has 8 rows of 16 bytes."""
+    assert g.cta.traffic is not None
+    matrices = places.reshape(-1, 8)
+    g.cta.traffic.shared(name, matrices, 16, np.repeat(np.arange(len(matrices)), 8))
 
 
 @decodes("ldmatrix")
@@ -854,6 +866,8 @@ def _load_matrix(p: Program, i: Instruction, pc: int) -> Masked:
         places = g.cta.shared.place(addresses(g, at)[:, : 8 * count], 16)
         if g.cta.shadow is not None:
             g.cta.shadow.read(places, 16, g.warp[:, : 8 * count].reshape(-1), pc)
+        if g.cta.traffic is not None:
+            _count_matrices(g, "ldmatrix", places)
         words = g.cta.shared.views[4][(places // 4)[..., None] + np.arange(4)].reshape(g.warps, count, 8, 4)
         for n, to in enumerate(targets):
             matrix = np.ascontiguousarray(words[:, n])
@@ -876,6 +890,8 @@ def _store_matrix(p: Program, i: Instruction, pc: int) -> Masked:
         places = g.cta.shared.place(addresses(g, at)[:, : 8 * count], 16)
         if g.cta.shadow is not None:
             g.cta.shadow.write(places, 16, g.warp[:, : 8 * count].reshape(-1), pc)
+        if g.cta.traffic is not None:
+            _count_matrices(g, "stmatrix", places)
         first = (places // 4).reshape(g.warps, count, 8)[..., None] + np.arange(4)
         for n, source in enumerate(sources):
             matrix = np.ascontiguousarray(g.u32[source]).reshape(g.warps, 8, 4)
@@ -923,6 +939,8 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
             places = cta.shared.place(targets[w][chosen], size)
             filled = counts[w][chosen] > 0
             found = cta.memory.place(sources[w][chosen][filled], size)
+            if cta.traffic is not None:
+                cta.traffic.moved("copy", found, size, np.full(len(found), number))
             if cta.shadow is not None:
                 actor = cta.clocks.copies(number)
                 cta.shadow.write_copy(places, size, number, actor, int(cta.clocks.issued[actor]) + 1, pc)
@@ -1173,6 +1191,8 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
         for places in tiles:
             if places.max() + element > cta.shared.limit:
                 raise Fault("a matrix product reads beyond shared memory")
+            if cta.traffic is not None:  # the four warps of a warp group read a tile once
+                cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
             if cta.shadow is not None:
                 actors = np.array([cta.clocks.products(w) for w in g.range])
                 cta.shadow.read_async(np.unique(places // 2), g.range, actors, pc)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -20,6 +21,7 @@ from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.backends.triton import hardware
 from fastkan_kernels.backends.triton.launch import Launch
 
+from .counts import Traffic, counts_of
 from .instructions import Program
 from .machine import CTA, LATE, Policy
 from .memory import Global, TensorMap
@@ -50,7 +52,7 @@ class StubDriver:
         return lambda *a: None
 
     def get_current_device(self) -> int:
-        return 0
+        return 1000 + self.capability  # Triton stores compiled kernels for each device; no GPU has this number
 
     def get_current_stream(self, _: int) -> int:
         return 0
@@ -67,20 +69,24 @@ class Run(NamedTuple):
     ptx: str
     program: Program
     executions: list[int]  # number of warps that executed each instruction
+    counts: Counter[str]  # warp instructions by kind, and bytes; see counts.py
 
 
 class Emulation:
     """The settings of :func:`emulated`, which may change between launches, and what has run."""
 
-    def __init__(self, policy: Policy, races: bool, seed: int) -> None:
-        self.policy, self.races, self.seed = policy, races, seed
+    def __init__(self, policy: Policy, races: bool, seed: int, traffic: bool) -> None:
+        self.policy, self.races, self.seed, self.traffic = policy, races, seed, traffic
         self.runs: list[Run] = []
-        self.mutate: Any = None  # a function that changes the PTX before it runs
+        self.constants: dict[str, Any] = {}  # replacements of constants that a kernel has
+        self.mutate: Callable[[str], str] | None = None  # a function that changes the PTX before it runs
 
     def run(self, launch: Launch) -> None:
         """Run a launch: compile the kernel, copy the tensors to simulated memory, execute, and copy them back."""
+        constants = launch.constants | {k: v for k, v in self.constants.items() if k in launch.constants}
+        launch = launch._replace(constants=constants)
         compiled = launch.kernel.warmup(
-            grid=launch.grid, **launch.arguments, **launch.constants, num_warps=launch.warps, num_stages=launch.stages
+            grid=launch.grid, **launch.arguments, **constants, num_warps=launch.warps, num_stages=launch.stages
         )
         ptx = compiled.asm["ptx"]
         if self.mutate is not None:
@@ -92,8 +98,11 @@ class Emulation:
         memory = _Tensors(list(launch.arguments.values()))
         values, maps = _parameters(program, launch, compiled, memory)
         shadow = GlobalShadow(memory.memory) if self.races else None
-        random_numbers = random.Random(self.seed)
-        cta = CTA(program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random_numbers, shadow)
+        traffic = Traffic()
+        cta = CTA(
+            program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random.Random(self.seed), shadow,
+            traffic if self.traffic else None,
+        )  # fmt: skip
         program.hits = [0] * len(program.hits)
         x, y, z = (*launch.grid, 1, 1)[:3]
         grid = (x, y, z)
@@ -102,7 +111,9 @@ class Emulation:
                 cta.start((number % x, number // x % y, number // (x * y)), grid, number)
                 cta.run()
         memory.copy_back()
-        self.runs.append(Run(program.name, launch.grid, ptx, program, program.executions()))
+        executions = program.executions()
+        counts = counts_of(program.kernel.instructions, executions, traffic)
+        self.runs.append(Run(program.name, launch.grid, ptx, program, executions, counts))
 
 
 @functools.lru_cache(64)
@@ -165,7 +176,9 @@ def _parameters(
 
 
 @contextmanager
-def emulated(policy: Policy = LATE, races: bool = False, seed: int = 0, capability: int = 90) -> Iterator[Emulation]:
+def emulated(
+    policy: Policy = LATE, races: bool = False, seed: int = 0, capability: int = 90, traffic: bool = False
+) -> Iterator[Emulation]:
     """Let the interpreter run all launches of the Triton backend, on CPU tensors, inside the ``with`` statement.
 
     Args:
@@ -173,8 +186,9 @@ def emulated(policy: Policy = LATE, races: bool = False, seed: int = 0, capabili
         races: whether races and reads of memory that nothing has written raise :class:`.races.Race`.
         seed: seed of the random choices of a policy.
         capability: compute capability of the GPU, such as 90 for 9.0.
+        traffic: whether the counts of each run include bytes and wavefronts of memory.
     """
-    found = Emulation(policy, races, seed)
+    found = Emulation(policy, races, seed, traffic)
     backend = BACKENDS["triton"]._replace(unable=lambda device: None)
     with ExitStack() as stack:
         for patch in (
@@ -182,7 +196,8 @@ def emulated(policy: Policy = LATE, races: bool = False, seed: int = 0, capabili
             mock.patch.dict(BACKENDS, triton=backend),
             mock.patch.object(hardware, "capability", lambda device: capability),
             mock.patch.object(driver, "_active", StubDriver(capability)),
-            mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""),
+            mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""),  # ptxas is not needed
+            mock.patch.object(CUDABackend, "hash", lambda _: "PTX only"),  # a part of the key of Triton's cache on disk
         ):
             stack.enter_context(patch)
         yield found

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from .counts import Traffic
 from .memory import Fault, Global, Shared, TensorMap
 from .races import Clocks, GlobalShadow, SharedShadow
 
@@ -140,7 +141,8 @@ class CTA:
 
     def __init__(
         self, program: Program, values: dict[str, int | float], maps: dict[int, TensorMap], memory: Global,
-        shared_size: int, policy: Policy, rng: random.Random, shadow: GlobalShadow | None,
+        shared_size: int, policy: Policy, rng: random.Random, shadow: GlobalShadow | None = None,
+        traffic: Traffic | None = None,
     ) -> None:  # fmt: skip
         self.program, self.maps, self.memory, self.policy, self.rng = program, maps, memory, policy, rng
         self.shared = Shared(shared_size)
@@ -148,7 +150,7 @@ class CTA:
         self.registers = program.register_files()
         self.values = values
         self.groups: dict[tuple[int, int], Group] = {}
-        self.global_shadow = shadow
+        self.global_shadow, self.traffic = shadow, traffic
 
     def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
         """Prepare the execution of one block of the grid."""
@@ -398,6 +400,8 @@ class CTA:
         """Start a copy of a tile to shared memory, which an mbarrier counts."""
         places = tensor.shared_places(self.shared, address)
         self.mbarrier(barrier)
+        if self.traffic is not None:
+            self.traffic.add("bulk load bytes", tensor.inside_bytes(start))
         actor = self.clocks.barrier(barrier)
         epoch = int(self.clocks.issued[actor]) + 1
         self.clocks.issued[actor] = epoch
@@ -420,6 +424,8 @@ class CTA:
         """Start a copy of a tile from shared memory."""
         places = tensor.shared_places(self.shared, address)
         actor = self.clocks.stores(warp)
+        if self.traffic is not None:
+            self.traffic.add("bulk store bytes", tensor.inside_bytes(start))
         if self.shadow is not None:
             self.shadow.read_async(parts_of(places, tensor.element), range(warp, warp + 1), np.array([actor]), pc)
 

@@ -162,6 +162,10 @@ class TensorMap:
         elements = memory.views[self.element][offset // self.element :]
         return np.lib.stride_tricks.as_strided(elements, shape, [s * self.element for s in self.strides])
 
+    def inside_bytes(self, start: Sequence[int]) -> int:
+        """Return the number of bytes of the box at ``start`` that are inside of the tensor."""
+        return int(np.prod(self._clip(start)[2])) * self.element
+
     def load(self, memory: Global, start: Sequence[int]) -> Array:
         """Return the elements of the box at ``start``, with 0 for those outside of the tensor, in one dimension."""
         inside, offset, shape = self._clip(start)
