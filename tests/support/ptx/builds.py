@@ -6,6 +6,7 @@ Sizes are the smallest with two or more steps of each loop and tiles that exceed
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from fastkan_kernels import Basis
 from fastkan_kernels.backends.triton.tuning.config import Config
 from fastkan_kernels.backends.triton.tuning.selection import override
 
-from .launches import Run, emulated
+from .launches import emulated
 from .machine import LATE, POLICIES, Policy
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
@@ -40,7 +41,9 @@ class Case(NamedTuple):
     v: bool = False
     base: str = "silu"
     autocast: str | None = None  # dtype of products, if it is not that of x
+    padding: int = 0  # number of elements between the rows of x, v and g
     capability: int = 90
+    policies: tuple[Policy, ...] = POLICIES
 
     def __str__(self) -> str:
         c = self.config
@@ -48,66 +51,95 @@ class Case(NamedTuple):
         words = [
             self.contraction, c.way, self.dtype, self.autocast and f"in {self.autocast}", self.knots,
             f"k{self.order}", f"d{self.derivative}", self.v and "v", self.base, "x".join(map(str, self.sizes[:3])),
-            f"G{self.sizes[3]}", tiles, f"w{c.warps}", f"s{c.stages}", c.descriptors and "descriptors",
+            f"G{self.sizes[3]}", self.padding and f"padded by {self.padding}", tiles, f"w{c.warps}", f"s{c.stages}", c.descriptors and "descriptors",
             f"sm{self.capability}",
         ]  # fmt: skip
         return " ".join(word for word in words if word)
 
 
-def _cases() -> Iterator[Case]:
-    fused = {
-        "F": Config("fused", 64, 64, 32, 1, 4, 3, True),
-        "G": Config("fused", 64, 64, 32, 1, 4, 3, True),
-        "H": Config("fused", 64, 16, 32, 4, 4, 3, True),
-    }
-    pointers = {
-        "F": Config("fused", 64, 16, 32, 1, 4, 3),
-        "G": Config("fused", 64, 16, 32, 1, 4, 3),
-        "H": Config("fused", 64, 16, 16, 2, 4, 3),
-    }
-    pipelined = Config("pipelined", 64, 64, 16, 1, 4, 4, True)
-    shipped = {
-        "F": Config("fused", 128, 256, 64, 1, 8, 3, True),
-        "G": Config("fused", 128, 128, 64, 1, 8, 3, True),
-        "H": Config("fused", 128, 32, 64, 4, 8, 3, True),
-    }
-    for name in "FGH":
-        d = int(name == "H")
-        wide = (150, 72, 264, 2) if name != "G" else (150, 136, 136, 2)
-        yield Case(name, shipped[name], "bf16", wide, derivative=d)
-        for dtype in ("fp16", "tf32", "fp32", "fp64"):
-            yield Case(name, fused[name], dtype, derivative=0 if dtype == "fp16" else d)
-        yield Case(name, fused[name], "bf16", knots="adapted", derivative=d)
-        yield Case(name, fused[name], "fp32", knots="repeated", derivative=d)
-        yield Case(name, fused[name], "fp64", knots="adapted", derivative=1, v=name != "H")
-        yield Case(name, pointers[name], "bf16", (67, 37, 7, 3), derivative=1, v=name != "H")
-        yield Case(name, pointers[name], "fp32", (100, 2, 5, 5), order=2)
-        yield Case(name, pointers[name], "bf16", (1, 1, 1, 3), base="none")
-        yield Case(name, fused[name], "fp32", autocast="bf16", base="identity")
-        yield Case(name, fused[name], "bf16", order=5, derivative=2, base="none")
-        yield Case(name, fused[name]._replace(stages=2, descriptors=False), "bf16", derivative=d, capability=80)
-        yield Case(name, fused[name]._replace(stages=2, descriptors=False), "fp32", derivative=d, capability=80)
-    for name in "FG":
-        wide = (150, 72, 264, 2) if name == "F" else (300, 72, 264, 1)
-        yield Case(name, Config("pipelined", 128, 256, 64, 1, 8, 4, True), "bf16", wide)
-        yield Case(name, pipelined, "fp16", (150, 40, 72, 3))
-        yield Case(name, pipelined, "bf16", (150, 40, 72, 3), knots="adapted", derivative=1, v=True)
-        yield Case(name, pipelined, "bf16", (150, 40, 72, 3), derivative=1, v=True, base="none")
-        yield Case(name, pipelined, "fp32", (70, 24, 40, 3), autocast="bf16", knots="adapted", base="none")
-        yield Case(name, pipelined, "bf16", (70, 8, 8, 3), order=2)
-    for name in "FH":
-        gather = Config("gather", 16, 64, 16, 1, 4, 2)
-        chunked = Config("chunked", 16, 32, 16, 1, 4, 1)
-        d = int(name == "H")
-        yield Case(name, gather, "bf16", (40, 5, 24, 20), derivative=d, v=name == "F")
-        yield Case(name, gather, "fp32", (40, 5, 24, 20), knots="repeated", derivative=d)
-        yield Case(name, gather, "fp64", (40, 5, 24, 9), base="none")
-        yield Case(name, chunked, "bf16", (70, 40, 24, 3), derivative=d, v=name == "F")
-        yield Case(name, chunked, "fp32", (70, 40, 24, 3), knots="adapted", derivative=d)
-        yield Case(name, chunked, "fp64", (70, 40, 24, 3))
+FUSED = {
+    "F": Config("fused", 64, 64, 32, 1, 4, 3, True),
+    "G": Config("fused", 64, 64, 32, 1, 4, 3, True),
+    "H": Config("fused", 64, 16, 32, 4, 4, 3, True),
+}
+POINTERS = {
+    "F": Config("fused", 64, 16, 32, 1, 4, 3),
+    "G": Config("fused", 64, 16, 32, 1, 4, 3),
+    "H": Config("fused", 64, 16, 16, 2, 4, 3),
+}
+SHIPPED = {
+    "F": Config("fused", 128, 256, 64, 1, 8, 3, True),
+    "G": Config("fused", 128, 128, 64, 1, 8, 3, True),
+    "H": Config("fused", 128, 32, 64, 4, 8, 3, True),
+}
+PIPELINED = Config("pipelined", 64, 64, 16, 1, 4, 4, True)
+GATHER = Config("gather", 16, 64, 16, 1, 4, 2)
+CHUNKED = Config("chunked", 16, 32, 16, 1, 4, 1)
+WITHOUT_PRODUCTS = POLICIES[:2]  # for kernels that start no asynchronous products
 
 
-CASES = {str(case): case for case in _cases()}
+def _fused(name: str) -> Iterator[Case]:
+    fused, pointers, d = FUSED[name], POINTERS[name], int(name == "H")
+    older = fused._replace(stages=2, descriptors=False)
+    v = name != "H"
+    yield Case(name, SHIPPED[name], "bf16", (150, 136, 136, 2) if name == "G" else (150, 72, 264, 2), derivative=d)
+    for dtype in ("fp16", "tf32", "fp32", "fp64"):
+        yield Case(name, fused, dtype, derivative=0 if dtype == "fp16" else d)
+    yield Case(name, fused, "bf16", knots="adapted", derivative=d)
+    yield Case(name, fused, "fp32", knots="repeated", derivative=d)
+    yield Case(name, fused, "fp64", knots="adapted", derivative=1, v=v)
+    yield Case(name, pointers, "bf16", (67, 37, 7, 3), derivative=1, v=v)
+    yield Case(name, pointers, "fp32", (100, 2, 5, 5), order=2)
+    yield Case(name, pointers, "bf16", (1, 1, 1, 3), base="none")
+    yield Case(name, fused, "fp32", autocast="bf16", base="identity")
+    yield Case(name, fused, "bf16", order=5, derivative=2, base="none")
+    yield Case(name, fused, "bf16", (1, 8, 8, 3), padding=5)
+    for dtype in ("bf16", "fp32"):  # copies (cp.async) need sizes that are divisible by 16
+        yield Case(name, older, dtype, (70, 48, 48, 3), derivative=d, capability=80)
+
+
+def _pipelined(name: str) -> Iterator[Case]:
+    sizes = (150, 40, 72, 3)
+    shipped = PIPELINED._replace(rows=128, columns=256, inner=64, warps=8)
+    yield Case(name, shipped, "bf16", (150, 72, 264, 2) if name == "F" else (300, 72, 264, 1))
+    yield Case(name, PIPELINED, "fp16", sizes)
+    yield Case(name, PIPELINED, "bf16", sizes, knots="adapted", derivative=1, v=True)
+    yield Case(name, PIPELINED, "bf16", sizes, derivative=1, v=True, base="none")
+    yield Case(name, PIPELINED, "fp32", (70, 24, 40, 20), autocast="bf16", knots="adapted", base="none")
+    yield Case(name, PIPELINED._replace(inner=32, stages=6), "fp32", (70, 24, 40, 20), autocast="bf16")
+    yield Case(name, PIPELINED, "bf16", (75, 24, 40, 3), v=True, padding=8)
+    yield Case(name, PIPELINED, "bf16", (1, 8, 8, 3), padding=5)
+    orders = [(1, "uniform", 0), (1, "shared", 1), (2, "repeated", 1), (3, "uniform", 3), (4, "shared", 3), (5, "shared", 2)]
+    for order, knots, d in orders:
+        yield Case(name, PIPELINED, "bf16", (70, 8, 24, 3), knots, order, d, v=True, policies=POLICIES[:1])
+    for rows, inputs, outputs in ((64, 16, 16), (65, 24, 24), (130, 8, 72), (210, 16, 8)):
+        yield Case(name, PIPELINED, "bf16", (rows, inputs, outputs, 2), base="identity", policies=POLICIES[:1])
+
+
+def _others(name: str) -> Iterator[Case]:
+    d, v = int(name == "H"), name == "F"
+    for config, sizes in ((GATHER, (40, 5, 24, 20)), (CHUNKED, (70, 40, 24, 3))):
+        yield Case(name, config, "bf16", sizes, derivative=d, v=v, policies=WITHOUT_PRODUCTS)
+        yield Case(name, config, "fp32", sizes, knots="repeated", derivative=d, policies=WITHOUT_PRODUCTS)
+        yield Case(name, config, "fp64", sizes, base="none", policies=WITHOUT_PRODUCTS)
+
+
+def _special(name: str, config: Config) -> Iterator[Case]:
+    sizes = (70, 40, 40, 3)
+    for knots, base, d in itertools.product(("shared", "adapted"), ("silu", "none"), (0, 1)):
+        yield Case(name, config, "bf16", sizes, knots, derivative=d, base=base, policies=POLICIES[:1])
+
+
+CASES = {
+    str(case): case
+    for case in itertools.chain(*map(_fused, "FGH"), *map(_pipelined, "FG"), *map(_others, "FH"))
+}  # fmt: skip
+# Cases whose inputs have NaN and infinities.
+SPECIAL = {
+    str(case): case
+    for name, config in [*FUSED.items(), ("F", PIPELINED), ("G", PIPELINED), ("F", GATHER), ("F", CHUNKED)]
+    for case in _special(name, config)
+}
 
 
 class Report(NamedTuple):
@@ -115,7 +147,7 @@ class Report(NamedTuple):
 
     error: float  # norm of the error relative to the norm of the result
     share: float  # largest error of a number, relative to the bound of that number
-    runs: list[Run]
+    counts: list[Counter[str]]  # of each launch
 
 
 def compute(case: Case, o: Example, basis: Basis) -> tuple[torch.Tensor, ...]:
@@ -138,7 +170,17 @@ def operands(case: Case) -> tuple[Example, Basis]:
     o, basis = make_case(case.knots, rows, inputs, outputs, grid, case.order, case.base, work, case.v)
     if dtype != work:
         o = Example(*(t if t is o.knots or t is None else t.to(dtype) for t in o))
+    if case.padding:
+        o = o._replace(x=_padded(o.x, case.padding), g=_padded(o.g, case.padding))
+        o = o._replace(v=None if o.v is None else _padded(o.v, case.padding))
     return o, basis._replace(matmul_dtype=DTYPES[case.autocast] if case.autocast else None)
+
+
+def _padded(matrix: torch.Tensor, padding: int) -> torch.Tensor:
+    """Return the same matrix as a part of a wider one, whose other elements are NaN."""
+    wide = torch.full((len(matrix), matrix.shape[1] + padding), torch.nan, dtype=matrix.dtype)
+    wide[:, : matrix.shape[1]] = matrix
+    return wide[:, : matrix.shape[1]]
 
 
 @contextmanager
@@ -180,12 +222,6 @@ def bounds(case: Case, o: Example, basis: Basis, truth: Sequence[np.ndarray]) ->
     return found
 
 
-def policies_of(case: Case) -> tuple[Policy, ...]:
-    if case.config.way in ("chunked", "gather"):
-        return POLICIES[:2]  # the kernels start no products, and at most a few copies
-    return POLICIES
-
-
 def check(case: Case) -> Report:
     """Run a case under each policy, and raise an exception unless it is right.
 
@@ -196,11 +232,11 @@ def check(case: Case) -> Report:
     o, basis = operands(case)
     truth = exact(case.contraction, o, basis, case.derivative)
     first: tuple[torch.Tensor, ...] | None = None
-    for policy in policies_of(case):
+    for policy in case.policies:
         with emulated(policy, races=policy == LATE, capability=case.capability) as emulation, settings(case):
             values = compute(case, o, basis)
         if first is None:
-            first, runs = values, emulation.runs
+            first, counts = values, [run.counts for run in emulation.runs]
         assert all(itertools.starmap(torch.equal, zip(first, values, strict=True))), f"other bits with {policy}"
     assert first is not None
     errors = [value.double().numpy() - want for value, want in zip(first, truth, strict=True)]
@@ -209,4 +245,23 @@ def check(case: Case) -> Report:
         assert_within(value, want, bound, str(case))
     error = max(float(np.linalg.norm(e) / max(1e-300, np.linalg.norm(want))) for e, want in zip(errors, truth, strict=True))
     share = max(float((np.abs(e) / np.maximum(bound, 1e-300)).max()) for e, bound in zip(errors, allowed, strict=True))
-    return Report(error, share, runs)
+    return Report(error, share, counts)
+
+
+def check_special(case: Case) -> None:
+    """Run a case with NaN and infinities in x, and raise an exception unless the result has them where float64 has.
+
+    Raises:
+        AssertionError: if a number is NaN or infinite in one of the results only.
+        Fault: if an access is invalid, or two accesses race.
+    """
+    o, basis = operands(case)
+    o.x[5, 3] = o.x[66, 20] = torch.nan
+    o.x[7, 1], o.x[8, 2] = torch.inf, -torch.inf
+    with emulated(races=True, capability=case.capability), settings(case):
+        values = compute(case, o, basis)
+    for value, want in zip(values, exact(case.contraction, o, basis, case.derivative), strict=True):
+        found = value.double().numpy()
+        odd = ~np.isfinite(want)
+        np.testing.assert_array_equal(found[odd], want[odd])
+        assert np.isfinite(found[~odd]).all()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import products
 from .counts import kind_of
-from .kernel import Instruction, Kernel, Register, parse, scoped, split
+from .kernel import Instruction, Kernel, Register, scoped, split
 from .machine import LANES, Group, Product
 from .memory import SHARED_BASE, Fault
 
@@ -22,9 +22,12 @@ Step = Callable[[Group], None]
 
 
 class Masked(NamedTuple):
-    """A function that gets the threads that execute an instruction, or None if all threads of the group do."""
+    """A function that gets the threads that execute an instruction, or None if all threads of the group do.
 
-    run: Callable[[Group, Array | None], None]
+    The function returns False if the instruction has waited for nothing.
+    """
+
+    run: Callable[[Group, Array | None], bool | None]
 
 
 class Control(NamedTuple):
@@ -49,14 +52,15 @@ FILE_TYPES: dict[int, Any] = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.
 class Program:
     """A decoded kernel: a function for each instruction."""
 
-    def __init__(self, ptx: str) -> None:
-        self.kernel: Kernel = parse(ptx)
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
         self.name, self.warps = self.kernel.name, self.kernel.threads // LANES
         self.counts = dict(self.kernel.register_counts)
         self._constants: dict[tuple[int, int], int] = {}  # width and value to index
         self._named: dict[tuple[int, str], int] = {}  # width and name of a parameter or special register to index
         self.parameter_addresses = {p.name: (1 << 30) + 4096 * n for n, p in enumerate(self.kernel.parameters)}
         self.code: list[Step] = []
+        self.acted: set[int] = set()  # positions of memory instructions that at least one thread has executed
         self.controls: dict[int, Callable[[Group], int | None]] = {}
         self.products: set[int] = set()  # positions at which the registers of unfinished products change
         for pc, instruction in enumerate(self.kernel.instructions):
@@ -173,7 +177,7 @@ class Program:
             self.controls[pc] = found.run
             self.code.append(_nothing)
         elif isinstance(found, Masked):
-            self.code.append(_mask(i, found.run, pc))
+            self.code.append(_mask(i, found.run, pc, self.acted))
         else:
             self.code.append(found if i.guard is None else self._guarded(i, found))
 
@@ -202,20 +206,21 @@ def _nothing(g: Group) -> None:
     """Do nothing."""
 
 
-def _mask(i: Instruction, run: Callable[[Group, Array | None], None], pc: int) -> Step:
+def _mask(i: Instruction, run: Callable[[Group, Array | None], bool | None], pc: int, acted: set[int]) -> Step:
     """Return a step that calls a function with the threads for which the predicate of an instruction is true."""
     at, negated = (i.guard.index, i.guard_negated) if i.guard is not None else (None, False)
 
     def step(g: Group) -> None:
         try:
-            if at is None:
-                run(g, None)
-                return
-            active = ~g.pred[at] if negated else g.pred[at]
-            if active.all():
-                run(g, None)
+            active = None if at is None else ~g.pred[at] if negated else g.pred[at]
+            if active is None or active.all():
+                effect = run(g, None)
             elif active.any():
-                run(g, active)
+                effect = run(g, active)
+            else:
+                return
+            if effect is not False:
+                acted.add(pc)
         except Fault as fault:
             fault.position = pc
             raise
@@ -1107,14 +1112,14 @@ def _mbarrier_step(p: Program, i: Instruction, pc: int) -> Masked:
             address, number = int(where[w, lane]), int(g.u32[last][w, lane])
             g.cta.shared.place(np.array([address]), 8)
             if action == "init":
-                g.cta.start_mbarrier(address, number)
+                g.cta.start_mbarrier(address, number, g.low + w, pc)
             elif action == "inval":
-                g.cta.end_mbarrier(address)
+                g.cta.end_mbarrier(address, g.low + w, pc)
             elif action == "arrive":
                 count, expected = (1, number) if expects else (number, 0)
-                g.cta.arrive_at_mbarrier(address, g.low + w, count, expected)
+                g.cta.arrive_at_mbarrier(address, g.low + w, count, expected, pc)
             else:
-                g.cta.mbarrier(address).bytes += number
+                g.cta.use_mbarrier(address, g.low + w, pc).bytes += number
 
     return Masked(act)
 

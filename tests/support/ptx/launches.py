@@ -23,6 +23,7 @@ from fastkan_kernels.backends.triton.launch import Launch
 
 from .counts import Traffic, counts_of
 from .instructions import Program
+from .kernel import Kernel, parse
 from .machine import CTA, LATE, Policy
 from .memory import Global, TensorMap
 from .races import GlobalShadow
@@ -79,7 +80,7 @@ class Emulation:
         self.policy, self.races, self.seed, self.traffic = policy, races, seed, traffic
         self.runs: list[Run] = []
         self.constants: dict[str, Any] = {}  # replacements of constants that a kernel has
-        self.mutate: Callable[[str], str] | None = None  # a function that changes the PTX before it runs
+        self.mutate: Callable[[Kernel], Kernel] | None = None  # a function that changes a kernel before it runs
 
     def run(self, launch: Launch) -> None:
         """Run a launch: compile the kernel, copy the tensors to simulated memory, execute, and copy them back."""
@@ -89,12 +90,9 @@ class Emulation:
             grid=launch.grid, **launch.arguments, **constants, num_warps=launch.warps, num_stages=launch.stages
         )
         ptx = compiled.asm["ptx"]
-        if self.mutate is not None:
-            ptx = self.mutate(ptx)
-        self.execute(ptx, launch, compiled)
-
-    def execute(self, ptx: str, launch: Launch, compiled: Any) -> None:
         program = _program(ptx)
+        if self.mutate is not None:
+            program = Program(self.mutate(program.kernel))
         memory = _Tensors(list(launch.arguments.values()))
         values, maps = _parameters(program, launch, compiled, memory)
         shadow = GlobalShadow(memory.memory) if self.races else None
@@ -118,7 +116,7 @@ class Emulation:
 
 @functools.lru_cache(64)
 def _program(ptx: str) -> Program:
-    return Program(ptx)
+    return Program(parse(ptx))
 
 
 class _Tensors:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .counts import Traffic
-from .memory import Fault, Global, Shared, TensorMap
+from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
 from .races import Clocks, GlobalShadow, SharedShadow
 
 if TYPE_CHECKING:
@@ -351,21 +351,32 @@ class CTA:
             raise Fault(f"there is no mbarrier at {address}")
         return found
 
-    def start_mbarrier(self, address: int, count: int) -> None:
+    def use_mbarrier(self, address: int, warp: int, pc: int) -> Mbarrier:
+        """Return an mbarrier, whose initialisation must happen before its use."""
+        found = self.mbarrier(address)
+        if self.shadow is not None:
+            self.shadow.read(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        return found
+
+    def start_mbarrier(self, address: int, count: int, warp: int, pc: int) -> None:
         if address in self.mbarriers:
             raise Fault(f"the mbarrier at {address} already exists")
+        if self.shadow is not None:
+            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
         self.mbarriers[address] = Mbarrier(count, (self.clocks.clock[0] * 0, self.clocks.clock[0] * 0))
 
-    def end_mbarrier(self, address: int) -> None:
+    def end_mbarrier(self, address: int, warp: int, pc: int) -> None:
         barrier = self.mbarrier(address)
+        if self.shadow is not None:
+            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
         if barrier.bytes or barrier.pending != barrier.count:
             raise Fault(f"the mbarrier at {address} is invalidated while a phase has begun")
         if any(w.state == AT_MBARRIER for w in self.warps):
             raise Fault(f"the mbarrier at {address} is invalidated while a warp waits")
         del self.mbarriers[address]
 
-    def arrive_at_mbarrier(self, address: int, warp: int, count: int, expected_bytes: int) -> None:
-        barrier = self.mbarrier(address)
+    def arrive_at_mbarrier(self, address: int, warp: int, count: int, expected_bytes: int, pc: int) -> None:
+        barrier = self.use_mbarrier(address, warp, pc)
         if barrier.pending < count:
             raise Fault(f"the mbarrier at {address} gets more arrivals than it counts")
         for mine, own in zip(barrier.clocks, self.clocks.release(warp), strict=True):
@@ -384,7 +395,7 @@ class CTA:
         """Return for each warp whether the phase is complete; the other warps wait."""
         done = []
         for n, address, parity in zip(group.range, addresses, parities, strict=True):
-            barrier = self.mbarrier(address)
+            barrier = self.use_mbarrier(address, n, pc)
             complete = barrier.phase != parity
             done.append(complete)
             if not complete:
@@ -399,7 +410,7 @@ class CTA:
     def start_bulk_load(self, tensor: TensorMap, start: Sequence[int], address: int, barrier: int, warp: int, pc: int) -> None:
         """Start a copy of a tile to shared memory, which an mbarrier counts."""
         places = tensor.shared_places(self.shared, address)
-        self.mbarrier(barrier)
+        self.use_mbarrier(barrier, warp, pc)
         if self.traffic is not None:
             self.traffic.add("bulk load bytes", tensor.inside_bytes(start))
         actor = self.clocks.barrier(barrier)
@@ -444,14 +455,18 @@ class CTA:
             warp.open_stores = []
             self.clocks.issued[self.clocks.stores(n)] += 1
 
-    def wait_for_stores(self, group: Group, left: int) -> None:
+    def wait_for_stores(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of stores, and return whether there were any to finish."""
+        waited = False
         for n in group.range:
             groups = self.warps[n].store_groups
             while len(groups) > left:
+                waited = waited or bool(groups[0])
                 for finish in groups.popleft():
                     finish()
             actor = self.clocks.stores(n)
             self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
+        return waited
 
     def add_copy(self, warp: int, finish: Callable[[], None]) -> None:
         """Add a copy to the group of copies (cp.async) that a warp has not committed yet."""
@@ -467,14 +482,18 @@ class CTA:
             warp.open_copies = []
             self.clocks.issued[self.clocks.copies(n)] += 1
 
-    def wait_for_copies(self, group: Group, left: int) -> None:
+    def wait_for_copies(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of copies, and return whether there were any to finish."""
+        waited = False
         for n in group.range:
             groups = self.warps[n].copy_groups
             while len(groups) > left:
+                waited = waited or bool(groups[0])
                 for finish in groups.popleft():
                     finish()
             actor = self.clocks.copies(n)
             self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
+        return waited
 
     def commit_products(self, group: Group) -> None:
         for n in group.range:
@@ -483,14 +502,18 @@ class CTA:
             warp.open_products = []
             self.clocks.issued[self.clocks.products(n)] += 1
 
-    def wait_for_products(self, group: Group, left: int) -> None:
+    def wait_for_products(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of products, and return whether there were any to finish."""
+        waited = False
         for n in group.range:
             warp = self.warps[n]
             while len(warp.product_groups) > left:
+                waited = waited or bool(warp.product_groups[0])
                 for product in warp.product_groups.popleft():
                     product.finish()
             actor = self.clocks.products(n)
             self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
+        return waited
 
 
 def parts_of(places: Array, size: int) -> Array:
