@@ -130,7 +130,7 @@ def inputs_around(knots: Tensor) -> Tensor:
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
-TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
+TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_ptx.py has "pipelined"
 DEVICE = os.environ.get("FASTKAN_TEST_DEVICE", "cpu")  # where Triton's kernels run; "cpu" interprets them
 
 
@@ -154,7 +154,7 @@ def forced(way: str) -> Iterator[None]:
     """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" forces nothing.
     What a way doesn't support, such as a higher derivative in a backward, takes its usual way. With a way
     of the Triton backend all three contractions take it, but G is fused where that is "gather"."""
-    if way in (*TRITON_WAYS, "pipelined"):
+    if way in TRITON_WAYS:
         with forced_triton(way):
             yield
         return
@@ -184,29 +184,6 @@ def forced(way: str) -> Iterator[None]:
 
 
 TILES = {"rows": 32, "columns": 16, "inner": 16, "splines": 4}
-PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 16, "warps": 4, "stages": 4}
-
-
-@contextmanager
-def gluon_by_the_machine(**options: Any) -> Iterator[None]:
-    """Run Gluon's kernels, for which there is no interpreter, by :mod:`gluon_machine` with these ``options``."""
-    import gluon_machine
-    from triton.experimental.gluon._runtime import GluonJITFunction
-
-    from fastkan_kernels.backends.triton.launch import Launch
-
-    run = Launch.run
-
-    def by_the_machine(self: Launch) -> None:
-        if not isinstance(self.kernel, GluonJITFunction):
-            run(self)
-            return
-        named = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
-        gluon_machine.run(self.kernel, self.grid, **named, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Launch, "run", by_the_machine)
-        yield
 
 
 @contextmanager
@@ -220,8 +197,6 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
 
     fused = selection.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
     config = fused._replace(way=way)
-    if way == "pipelined":
-        config = selection.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
@@ -232,11 +207,9 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
         patch.setattr(torch.Tensor, "new_empty", spoiled)
         patch.setattr(chunked, "CHUNK_BYTES", 1)
         patch.setattr(chunked, "MIN_ROWS", 11)
-        patch.setattr(contract_weight, "MIN_STEPS", 7 if way == "pipelined" else 1)  # more than there are slots
+        patch.setattr(contract_weight, "MIN_STEPS", 1)
         for name in "FGH":
             stack.enter_context(selection.override(name, config if name in WAYS[way] else fused))
-        if way == "pipelined" and DEVICE == "cpu":
-            stack.enter_context(gluon_by_the_machine())
         stack.enter_context(fastkan_kernels.backend("triton"))
         yield
 

@@ -25,7 +25,13 @@ from fastkan_kernels.backends.triton.tuning.selection import override
 from .launches import emulated
 from .machine import LATE, POLICIES, Policy
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "tf32": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
 
 
 class Case(NamedTuple):
@@ -51,8 +57,8 @@ class Case(NamedTuple):
         words = [
             self.contraction, c.way, self.dtype, self.autocast and f"in {self.autocast}", self.knots,
             f"k{self.order}", f"d{self.derivative}", self.v and "v", self.base, "x".join(map(str, self.sizes[:3])),
-            f"G{self.sizes[3]}", self.padding and f"padded by {self.padding}", tiles, f"w{c.warps}", f"s{c.stages}", c.descriptors and "descriptors",
-            f"sm{self.capability}",
+            f"G{self.sizes[3]}", self.padding and f"padded by {self.padding}", tiles, f"w{c.warps}", f"s{c.stages}",
+            c.descriptors and "descriptors", f"sm{self.capability}",
         ]  # fmt: skip
         return " ".join(word for word in words if word)
 
@@ -109,8 +115,8 @@ def _pipelined(name: str) -> Iterator[Case]:
     yield Case(name, PIPELINED._replace(inner=32, stages=6), "fp32", (70, 24, 40, 20), autocast="bf16")
     yield Case(name, PIPELINED, "bf16", (75, 24, 40, 3), v=True, padding=8)
     yield Case(name, PIPELINED, "bf16", (1, 8, 8, 3), padding=5)
-    orders = [(1, "uniform", 0), (1, "shared", 1), (2, "repeated", 1), (3, "uniform", 3), (4, "shared", 3), (5, "shared", 2)]
-    for order, knots, d in orders:
+    orders = {1: ("uniform", 0), 2: ("repeated", 1), 3: ("uniform", 3), 4: ("shared", 3), 5: ("shared", 2)}
+    for order, (knots, d) in orders.items():
         yield Case(name, PIPELINED, "bf16", (70, 8, 24, 3), knots, order, d, v=True, policies=POLICIES[:1])
     for rows, inputs, outputs in ((64, 16, 16), (65, 24, 24), (130, 8, 72), (210, 16, 8)):
         yield Case(name, PIPELINED, "bf16", (rows, inputs, outputs, 2), base="identity", policies=POLICIES[:1])
@@ -243,8 +249,8 @@ def check(case: Case) -> Report:
     allowed = bounds(case, o, basis, truth)
     for value, want, bound in zip(first, truth, allowed, strict=True):
         assert_within(value, want, bound, str(case))
-    error = max(float(np.linalg.norm(e) / max(1e-300, np.linalg.norm(want))) for e, want in zip(errors, truth, strict=True))
-    share = max(float((np.abs(e) / np.maximum(bound, 1e-300)).max()) for e, bound in zip(errors, allowed, strict=True))
+    error = max(float(np.linalg.norm(e) / max(1e-300, np.linalg.norm(want))) for e, want in zip(errors, truth))
+    share = max(float((np.abs(e) / np.maximum(bound, 1e-300)).max()) for e, bound in zip(errors, allowed))
     return Report(error, share, counts)
 
 
@@ -265,3 +271,50 @@ def check_special(case: Case) -> None:
         odd = ~np.isfinite(want)
         np.testing.assert_array_equal(found[odd], want[odd])
         assert np.isfinite(found[~odd]).all()
+
+
+def check_on(device: str, case: Case) -> None:
+    """Run a case on a GPU, and raise an exception unless each number is within its bound.
+
+    Raises:
+        AssertionError: if a number is further from float64 than its bound.
+    """
+    o, basis = operands(case)
+    truth = exact(case.contraction, o, basis, case.derivative)
+    with settings(case):
+        values = compute(case, o.map(lambda tensor: _on(device, tensor)), basis)
+    for value, want, bound in zip(values, truth, bounds(case, o, basis, truth), strict=True):
+        assert_within(value.cpu(), want, bound, str(case))
+
+
+def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy on a device with the same strides."""
+    if tensor.is_contiguous():
+        return tensor.to(device)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
+
+
+def error_without_wait(case: Case, strict: bool = False) -> float:
+    """Return the relative error of a case whose kernel does not wait for each product in the loop.
+
+    Args:
+        case: the case.
+        strict: whether the use of registers of unfinished products raises an exception.
+
+    Raises:
+        Fault: if ``strict``, and a register of an unfinished product is used.
+    """
+    o, basis = operands(case)
+    with emulated(strict=strict, capability=case.capability) as emulation, settings(case):
+        emulation.constants["WAIT"] = False
+        value = compute(case, o, basis)[0].double().numpy()
+    want = exact(case.contraction, o, basis, case.derivative)[0]
+    return float(np.linalg.norm(value - want) / np.linalg.norm(want))
+
+
+def counts(case: Case) -> Counter[str]:
+    """Return the counts of the first launch of a case, with its traffic."""
+    o, basis = operands(case)
+    with emulated(traffic=True, capability=case.capability) as emulation, settings(case):
+        compute(case, o, basis)
+    return emulation.runs[0].counts

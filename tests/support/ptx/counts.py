@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 BANKS = 32
 SECTOR = 32  # bytes of global memory that are moved together
 
-_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "bfi", "prmt",
+_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
             "lop3", "min", "max", "div", "rem", "popc"}  # fmt: skip
 _MUFU = {"ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh"}
 _KINDS = {
@@ -54,7 +54,7 @@ def kind_of(i: Instruction) -> str:
         return _KINDS[i.opcode]
     if modifiers and modifiers[-1].startswith(("f", "bf")):
         return {"f64": "fp64", "f32": "fp32"}.get(modifiers[-1], "fp16")
-    return "integer" if i.opcode in _INTEGER or i.opcode == "fma" else "other"
+    return "integer" if i.opcode in _INTEGER else "other"
 
 
 def shared_wavefronts(places: Array, size: int, warp: Array) -> int:

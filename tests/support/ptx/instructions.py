@@ -642,31 +642,26 @@ def _convert(p: Program, i: Instruction, pc: int) -> Step:
     if (known and known.width != from_width) or p.register(i.operands[0]).width != to_width:
         return _convert_narrow(p, i, to, a, known.width if known else from_width)
     if to_kind == "tf32":
-        return _step(
-            "u32", "r[to][...] = round_to_tf32(r[a])", a=a, to=to, round_to_tf32=products.round_to_tf32
-        )
-    for kind, unpack, pack in (("bf16", products.from_bf16, products.to_bf16), ("f16", products.from_f16, products.to_f16)):
-        if to_kind == kind and from_kind == "f32":
-            return _step("f32", "g.u16[to][...] = pack(r[a])", a=a, to=to, pack=pack)
-        if from_kind == kind and to_kind == "f32":
-            return _step("u16", "g.f32[to][...] = unpack(r[a])", a=a, to=to, unpack=unpack)
-    body = f"g.{to_view}[to][...] = x"
+        return _step("u32", "r[to][...] = round_to_tf32(r[a])", a=a, to=to, round_to_tf32=products.round_to_tf32)
+    if from_kind == "f32" and to_kind in ("bf16", "f16"):
+        return _step("f32", "g.u16[to][...] = pack(r[a])", a=a, to=to, pack=_halves(to_kind)[1])
+    if to_kind == "f32" and from_kind in ("bf16", "f16"):
+        return _step("u16", "g.f32[to][...] = unpack(r[a])", a=a, to=to, unpack=_halves(from_kind)[0])
     if "sat" in modes:
-        return _step(from_view, "x = r[a]; " + body.replace("= x", "= np.where(x == x, np.clip(x, 0, 1), 0)"), a=a, to=to)
+        return _step(from_view, f"x = r[a]; g.{to_view}[to][...] = np.where(x == x, np.clip(x, 0, 1), 0)", a=a, to=to)
     rounding = next((f for mode, f in _ROUNDING.items() if mode in modes), None)
     if from_kind[0] == "f" and to_kind[0] in "us":
-        low, high = (np.iinfo(np.dtype(f"{'u' * (to_kind[0] == 'u')}int{to_width}")).min, np.iinfo(
-            np.dtype(f"{'u' * (to_kind[0] == 'u')}int{to_width}")).max)  # fmt: skip
+        limits = np.iinfo(f"{'u' * (to_kind[0] == 'u')}int{to_width}")
 
         def to_integer(g: Group) -> None:
             x = getattr(g, from_view)[a].astype(np.longdouble)
             x = (rounding or np.trunc)(np.where(np.isnan(x), 0, x))
-            getattr(g, to_view)[to][...] = np.clip(x, low, high)
+            getattr(g, to_view)[to][...] = np.clip(x, limits.min, limits.max)
 
         return to_integer
     if rounding is not None and from_kind == to_kind:
         return _apply(rounding, from_view, to, (a,))
-    return _step(from_view, "x = r[a]; " + body, a=a, to=to)
+    return _step(from_view, f"g.{to_view}[to][...] = r[a]", a=a, to=to)
 
 
 _ROUNDING: dict[str, Any] = {
@@ -780,7 +775,7 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
     width, size = VIEWS[kind][1], BYTES[kind]
     names = registers_of(i.operands[0])
     signed = np.dtype(f"{'u' * (kind[0] != 's')}int{p.register(names[0], i.scope).width}")
-    targets = [(n, p.target(name, p.register(name, i.scope).width, i.scope)) for n, name in enumerate(names) if name != "_"]
+    targets = [(n, p.operand(name, p.register(name, i.scope).width, i.scope)) for n, name in enumerate(names)]
     if i.modifiers[0] == "param":
         name = i.operands[1][1:-1].split("+")[0].strip()
         value, to, to_width = p.named(width, name), targets[0][1], p.register(names[0], i.scope).width
@@ -863,7 +858,7 @@ def _count_matrices(g: Group, name: str, places: Array) -> None:
 @decodes("ldmatrix")
 def _load_matrix(p: Program, i: Instruction, pc: int) -> Masked:
     targets = [p.operand(name, 32) for name in registers_of(i.operands[0])]
-    at, transposed, count = address_of(p, i.operands[1], i.scope), "trans" in i.modifiers, len(registers_of(i.operands[0]))
+    at, transposed, count = address_of(p, i.operands[1], i.scope), "trans" in i.modifiers, len(targets)
 
     def load(g: Group, active: Array | None) -> None:
         if active is not None:
@@ -887,7 +882,7 @@ def _load_matrix(p: Program, i: Instruction, pc: int) -> Masked:
 @decodes("stmatrix")
 def _store_matrix(p: Program, i: Instruction, pc: int) -> Masked:
     sources = [p.operand(name, 32) for name in registers_of(i.operands[1])]
-    at, transposed, count = address_of(p, i.operands[0], i.scope), "trans" in i.modifiers, len(registers_of(i.operands[1]))
+    at, transposed, count = address_of(p, i.operands[0], i.scope), "trans" in i.modifiers, len(sources)
 
     def store(g: Group, active: Array | None) -> None:
         if active is not None:
@@ -1271,4 +1266,3 @@ def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:
     if i.opcode in _WITHOUT_RESULT or not i.operands:
         return mask(i.operands), 0
     return mask(i.operands[1:]), mask(i.operands[:1])
-

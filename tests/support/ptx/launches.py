@@ -76,8 +76,8 @@ class Run(NamedTuple):
 class Emulation:
     """The settings of :func:`emulated`, which may change between launches, and what has run."""
 
-    def __init__(self, policy: Policy, races: bool, seed: int, traffic: bool) -> None:
-        self.policy, self.races, self.seed, self.traffic = policy, races, seed, traffic
+    def __init__(self, policy: Policy, races: bool, seed: int, traffic: bool, strict: bool) -> None:
+        self.policy, self.races, self.seed, self.traffic, self.strict = policy, races, seed, traffic, strict
         self.runs: list[Run] = []
         self.constants: dict[str, Any] = {}  # replacements of constants that a kernel has
         self.mutate: Callable[[Kernel], Kernel] | None = None  # a function that changes a kernel before it runs
@@ -95,12 +95,10 @@ class Emulation:
             program = Program(self.mutate(program.kernel))
         memory = _Tensors(list(launch.arguments.values()))
         values, maps = _parameters(program, launch, compiled, memory)
-        shadow = GlobalShadow(memory.memory) if self.races else None
         traffic = Traffic()
-        cta = CTA(
-            program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random.Random(self.seed), shadow,
-            traffic if self.traffic else None,
-        )  # fmt: skip
+        cta = CTA(program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random.Random(self.seed))
+        cta.global_shadow, cta.strict = GlobalShadow(memory.memory) if self.races else None, self.strict
+        cta.traffic = traffic if self.traffic else None
         program.hits = [0] * len(program.hits)
         x, y, z = (*launch.grid, 1, 1)[:3]
         grid = (x, y, z)
@@ -123,8 +121,8 @@ class _Tensors:
     """The storages of tensors in simulated memory."""
 
     def __init__(self, arguments: list[Any]) -> None:
-        bases = [a if isinstance(a, Tensor) else a.base for a in arguments if isinstance(a, Tensor) or hasattr(a, "base")]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in bases}
+        tensors = [a if isinstance(a, Tensor) else a.base for a in arguments if not isinstance(a, (int, float))]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
         self.memory = Global(sum(s.nbytes() + 1024 for s in storages.values()) + 4096)
         self._places = {}
         for key, storage in storages.items():
@@ -154,12 +152,10 @@ def _parameters(
             continue
         argument = launch.arguments[name] if name in launch.arguments else launch.constants[name]
         if isinstance(kind, str) and kind.startswith("tensordesc"):
+            shape, strides, address = list(argument.shape), list(argument.strides), tensors.address(argument.base)
             meta = next(metas)
-            shape, strides = list(argument.shape), list(argument.strides)
-            flat.append(
-                TensorMap(tensors.address(argument.base), shape, strides, meta["block_size"], meta["elem_size"], meta["swizzle"])
-            )
-            flat += shape + strides
+            box, size, swizzle = (meta[key] for key in ("block_size", "elem_size", "swizzle"))
+            flat += [TensorMap(address, shape, strides, box, size, swizzle), *shape, *strides]
         else:
             flat.append(tensors.address(argument) if isinstance(argument, Tensor) else argument)
     values: dict[str, int | float] = {}
@@ -175,8 +171,9 @@ def _parameters(
 
 @contextmanager
 def emulated(
-    policy: Policy = LATE, races: bool = False, seed: int = 0, capability: int = 90, traffic: bool = False
-) -> Iterator[Emulation]:
+    policy: Policy = LATE, races: bool = False, seed: int = 0, capability: int = 90, traffic: bool = False,
+    strict: bool = True,
+) -> Iterator[Emulation]:  # fmt: skip
     """Let the interpreter run all launches of the Triton backend, on CPU tensors, inside the ``with`` statement.
 
     Args:
@@ -185,17 +182,21 @@ def emulated(
         seed: seed of the random choices of a policy.
         capability: compute capability of the GPU, such as 90 for 9.0.
         traffic: whether the counts of each run include bytes and wavefronts of memory.
+        strict: whether a use of registers of an unfinished product raises :class:`.memory.Fault`. Otherwise the
+            registers hold values that PTX allows.
     """
-    found = Emulation(policy, races, seed, traffic)
+    found = Emulation(policy, races, seed, traffic, strict)
     backend = BACKENDS["triton"]._replace(unable=lambda device: None)
     with ExitStack() as stack:
         for patch in (
             mock.patch.object(Launch, "run", lambda launch: found.run(launch)),
             mock.patch.dict(BACKENDS, triton=backend),
-            mock.patch.object(hardware, "capability", lambda device: capability),
+            mock.patch.object(hardware, "capability", return_value=capability),
             mock.patch.object(driver, "_active", StubDriver(capability)),
-            mock.patch.object(CUDABackend, "make_cubin", lambda *_: b""),  # ptxas is not needed
-            mock.patch.object(CUDABackend, "hash", lambda _: "PTX only"),  # a part of the key of Triton's cache on disk
+            mock.patch.object(CUDABackend, "make_cubin", return_value=b""),  # ptxas is not needed
+            mock.patch.object(
+                CUDABackend, "hash", return_value="PTX only"
+            ),  # a part of the key of Triton's cache on disk
         ):
             stack.enter_context(patch)
         yield found

@@ -9,7 +9,7 @@ import itertools
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -141,8 +141,7 @@ class CTA:
 
     def __init__(
         self, program: Program, values: dict[str, int | float], maps: dict[int, TensorMap], memory: Global,
-        shared_size: int, policy: Policy, rng: random.Random, shadow: GlobalShadow | None = None,
-        traffic: Traffic | None = None,
+        shared_size: int, policy: Policy, rng: random.Random,
     ) -> None:  # fmt: skip
         self.program, self.maps, self.memory, self.policy, self.rng = program, maps, memory, policy, rng
         self.shared = Shared(shared_size)
@@ -150,7 +149,9 @@ class CTA:
         self.registers = program.register_files()
         self.values = values
         self.groups: dict[tuple[int, int], Group] = {}
-        self.global_shadow, self.traffic = shadow, traffic
+        self.global_shadow: GlobalShadow | None = None  # set, if races are to be found
+        self.traffic: Traffic | None = None  # set, if bytes are to be counted
+        self.strict = True  # whether the use of registers of unfinished products is a fault
 
     def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
         """Prepare the execution of one block of the grid."""
@@ -236,20 +237,25 @@ class CTA:
                 if busy is None:
                     for step in code[pc:stop]:
                         step(group)
-                    pc = stop
                 else:
-                    for pc in range(pc, stop + 1):
-                        self._check_registers(pc, *busy)
-                        if pc < stop:
-                            code[pc](group)
-                            if pc in program.products:
-                                busy = self._registers_in_use(group) or (0, 0)
+                    self._advance_checked(group, pc, stop, busy)
                 found = controls[stop](group)
             except Fault as fault:
-                raise self._explained(fault, pc if busy else stop, group) from fault
+                raise self._explained(fault, stop, group) from fault
             if found is None:
                 return
             pc = found
+
+    def _advance_checked(self, group: Group, pc: int, stop: int, busy: tuple[int, int]) -> None:
+        """Execute instructions up to ``stop`` that must not use the registers of unfinished products."""
+        for at in range(pc, stop + 1):
+            reads, writes = self.program.masks[at]
+            if (reads | writes) & busy[0] or writes & busy[1]:
+                raise Fault(f"{{{at}}} uses registers of a matrix product that has not finished")
+            if at < stop:
+                self.program.code[at](group)
+                if at in self.program.products:
+                    busy = self._registers_in_use(group) or (0, 0)
 
     def _explained(self, fault: Fault, pc: int, group: Group) -> Fault:
         text = re.sub(r"\{(\d+)\}", lambda m: f"{m[1]} ({self.program.text(int(m[1]))})", str(fault))
@@ -262,12 +268,7 @@ class CTA:
         for n in group.range:
             found = self.warps[n].registers_in_use()
             written, read = written | found[0], read | found[1]
-        return (written, read) if written or read else None
-
-    def _check_registers(self, pc: int, written: int, read: int) -> None:
-        reads, writes = self.program.masks[pc]
-        if (reads | writes) & written or writes & read:
-            raise Fault(f"{{{pc}}} uses registers of a matrix product that has not finished")
+        return (written, read) if self.strict and (written or read) else None
 
     def _finish_a_copy(self) -> bool:
         if not self.bulk_copies:
@@ -275,12 +276,6 @@ class CTA:
         at = self.rng.randrange(len(self.bulk_copies)) if self.policy.warps == "random" else 0
         self.bulk_copies.pop(at)()
         return True
-
-    def _go_on(self, warps: Iterable[int], pc: int | None = None) -> None:
-        for n in warps:
-            self.warps[n].state = READY
-            if pc is not None:
-                self.warps[n].pc = pc
 
     # -- control -------------------------------------------------------------------------------------
 
@@ -297,8 +292,8 @@ class CTA:
             warp = self.warps[n]
             if warp.product_groups or warp.open_products:
                 raise Fault("the kernel ends before its matrix products")
-            if any(warp.store_groups) or warp.open_stores:
-                raise Fault("the kernel ends before its copies have read shared memory")
+            if any(warp.store_groups) or any(warp.copy_groups) or warp.open_stores or warp.open_copies:
+                raise Fault("the kernel ends before its copies")
             warp.state = DONE
 
     def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
@@ -407,7 +402,9 @@ class CTA:
 
     # -- asynchronous copies and products ------------------------------------------------------------
 
-    def start_bulk_load(self, tensor: TensorMap, start: Sequence[int], address: int, barrier: int, warp: int, pc: int) -> None:
+    def start_bulk_load(
+        self, tensor: TensorMap, start: Sequence[int], address: int, barrier: int, warp: int, pc: int
+    ) -> None:
         """Start a copy of a tile to shared memory, which an mbarrier counts."""
         places = tensor.shared_places(self.shared, address)
         self.use_mbarrier(barrier, warp, pc)

@@ -25,7 +25,10 @@ class Fault(Exception):
 
 
 def swizzled(address: Array, mode: int) -> Array:
-    """Return the addresses after the exchange of 16-byte chunks, in the mode 0 (none), 1 (32), 2 (64) or 3 (128 bytes)."""
+    """Return the addresses after the exchange of 16-byte chunks.
+
+    The mode is 0 without an exchange, and otherwise 1, 2 or 3 for patterns of 32, 64 or 128 bytes.
+    """
     return address ^ (((address >> 7) & SWIZZLE_MASKS[mode]) << 4)
 
 
@@ -154,7 +157,8 @@ class TensorMap:
         high = [max(a, min(b, n - s)) for a, b, n, s in zip(low, self.box, self.shape, start, strict=True)]
         offset = sum((s + a) * t for s, a, t in zip(start, low, self.strides, strict=True))
         inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        return inside, self.address - GLOBAL_BASE + offset * self.element, [b - a for a, b in zip(low, high, strict=True)]
+        shape = [b - a for a, b in zip(low, high, strict=True)]
+        return inside, self.address - GLOBAL_BASE + offset * self.element, shape
 
     def _view(self, memory: Global, offset: int, shape: list[int]) -> Array:
         ends = offset + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) * self.element

@@ -55,8 +55,8 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
     """Yield the mutants of a kernel.
 
     One mutant has no barriers at all, because Triton inserts many barriers of which each alone is redundant. The same
-    holds for fences between proxies, which a kernel needs only if threads write what the asynchronous proxy reads. Waits
-    for the same phase of the same barrier are left out together.
+    holds for fences between proxies, which a kernel needs only if threads write what the asynchronous proxy reads.
+    Waits for the same phase of the same barrier are left out together.
 
     Args:
         kernel: the kernel.

@@ -50,8 +50,8 @@ def values(bits: Array, kind: str) -> Array:
 
 def run_of(registers: list[int]) -> slice | list[int]:
     """Return a slice if the registers are adjacent, because it is quicker to index with."""
-    first = registers[0]
-    return slice(first, first + len(registers)) if registers == list(range(first, first + len(registers))) else registers
+    first, count = registers[0], len(registers)
+    return slice(first, first + count) if registers == list(range(first, first + count)) else registers
 
 
 # Each fragment is an array [registers, warps, 32]. A lane is 4 * g + t, where g < 8 and t < 4.
@@ -178,4 +178,3 @@ def tile_places(descriptor: int, rows: int, k: int, element: int, transposed: bo
     if places.min() < 0:
         raise Fault("a matrix product reads before shared memory")
     return places
-
