@@ -158,6 +158,7 @@ class Report(NamedTuple):
 
 def compute(case: Case, o: Example, basis: Basis) -> tuple[torch.Tensor, ...]:
     """Return the results of the contraction of a case."""
+    parts: tuple[torch.Tensor | None, ...]
     if case.contraction == "F":
         parts = (fastkan_kernels.contract_out(
             o.x, o.knots, o.weight, o.base_weight, o.v, basis=basis, derivative=case.derivative), None)  # fmt: skip

@@ -102,8 +102,8 @@ class Program:
         grid: tuple[int, int, int],
     ) -> None:
         """Fill the registers of constants, parameters and special registers."""
-        for (width, value), at in self._constants.items():
-            files[width][at] = value
+        for (width, constant), at in self._constants.items():
+            files[width][at] = constant
         special: dict[str, Any] = {
             "%tid.x": np.arange(self.warps * LANES).reshape(self.warps, LANES), "%tid.y": 0, "%tid.z": 0,
             "%ntid.x": self.warps * LANES, "%laneid": np.arange(LANES), "%warpid": np.arange(self.warps)[:, None],
@@ -148,7 +148,7 @@ class Program:
         if known is not None:
             if known.width != width:
                 raise ValueError(f"{text} has {known.width} bits instead of {width}")
-            return known.index
+            return known.number
         if text.startswith("%") or text == "global_smem":
             return self.named(width, text)
         if text in self.parameter_addresses:
@@ -184,7 +184,7 @@ class Program:
     def _guarded(self, i: Instruction, step: Step) -> Step:
         """Return a step that keeps the results of threads whose predicate is false."""
         assert i.guard is not None
-        at, negated = i.guard.index, i.guard_negated
+        at, negated = i.guard.number, i.guard_negated
         names = split(i.operands[0].strip("{}")) if i.operands[0][0] == "{" else i.operands[0].split("|")
         written = [self.register(name, i.scope) for name in names if name != "_"]
 
@@ -194,10 +194,10 @@ class Program:
                 step(g)
                 return
             if active.any():
-                before = [g.files[r.width][r.index].copy() for r in written]
+                before = [g.files[r.width][r.number].copy() for r in written]
                 step(g)
                 for r, old in zip(written, before, strict=True):
-                    np.copyto(g.files[r.width][r.index], old, where=~active)
+                    np.copyto(g.files[r.width][r.number], old, where=~active)
 
         return run
 
@@ -208,7 +208,7 @@ def _nothing(g: Group) -> None:
 
 def _mask(i: Instruction, run: Callable[[Group, Array | None], bool | None], pc: int, acted: set[int]) -> Step:
     """Return a step that calls a function with the threads for which the predicate of an instruction is true."""
-    at, negated = (i.guard.index, i.guard_negated) if i.guard is not None else (None, False)
+    at, negated = (i.guard.number, i.guard_negated) if i.guard is not None else (None, False)
 
     def step(g: Group) -> None:
         try:
@@ -248,8 +248,8 @@ def decodes(*names: str) -> Callable[[Decoder], Decoder]:
 def _apply(function: Callable[..., Any], view: str, to: int, sources: Sequence[int]) -> Step:
     """Return a step that calls a NumPy function, whose last argument is the result, on registers of a type."""
     if len(sources) == 1:
-        return _step(view, "function(r[a], r[to])", function=function, a=sources[0], to=to)
-    return _step(view, "function(r[a], r[b], r[to])", function=function, a=sources[0], b=sources[1], to=to)
+        return _step(view, "function(r[a], out=r[to])", function=function, a=sources[0], to=to)
+    return _step(view, "function(r[a], r[b], out=r[to])", function=function, a=sources[0], b=sources[1], to=to)
 
 
 def _step(view: str, body: str, **values: Any) -> Step:
@@ -796,7 +796,7 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
         if active is not None:
             where, warp = where[active], warp[active]
         places = memory.place(where, total)
-        if g.cta.shadow is not None:
+        if g.cta.shadow is not None and g.cta.global_shadow is not None:
             if is_global:
                 g.cta.global_shadow.read(places, total, warp + g.cta.first_writer)
             else:
@@ -833,7 +833,7 @@ def _store(p: Program, i: Instruction, pc: int) -> Masked:
         if active is not None:
             where, warp = where[active], warp[active]
         places = memory.place(where, total)
-        if g.cta.shadow is not None:
+        if g.cta.shadow is not None and g.cta.global_shadow is not None:
             if is_global:
                 g.cta.global_shadow.write(places, total, warp + g.cta.first_writer)
             else:
@@ -1011,7 +1011,7 @@ def _guard_of(i: Instruction, g: Group) -> Array:
     """
     if i.guard is None:
         return np.ones(g.warps, bool)
-    value = g.pred[i.guard.index]
+    value = g.pred[i.guard.number]
     taken = value[:, 0]
     if (value != taken[:, None]).any():
         raise Fault("the threads of a warp differ in whether they execute the instruction")
@@ -1258,7 +1258,7 @@ def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:
             for name in re.findall(r"%\w+", text):
                 register = p.kernel.registers.get(name)
                 if register is not None and register.width == 32:
-                    found |= 1 << register.index
+                    found |= 1 << register.number
         return found
 
     if i.opcode == "wgmma":

@@ -14,7 +14,7 @@ class Register(NamedTuple):
     """A register of every thread: its width in bits (1 for a predicate) and its number among those of its width."""
 
     width: int
-    index: int
+    number: int
 
 
 class Parameter(NamedTuple):

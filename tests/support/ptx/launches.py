@@ -130,7 +130,7 @@ class _Tensors:
 
     def address(self, tensor: Tensor) -> int:
         base, _ = self._places[tensor.untyped_storage().data_ptr()]
-        return base + tensor.storage_offset() * tensor.element_size()
+        return base + int(tensor.storage_offset()) * tensor.element_size()
 
     def copy_back(self) -> None:
         for base, storage in self._places.values():
@@ -138,7 +138,7 @@ class _Tensors:
 
 
 def _bytes(storage: torch.UntypedStorage) -> np.ndarray[Any, Any]:
-    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
 
 
 def _parameters(
