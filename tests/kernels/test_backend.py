@@ -137,6 +137,24 @@ def test_triton_is_refused_where_it_cannot_serve(monkeypatch: pytest.MonkeyPatch
         pass
 
 
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"),
+    [("3.6.0", "2.4.0", False), ("3.6.0", "2.10.1", False), ("3.6.0", "2.3.5", True), ("3.7.1", "2.4.6", True)],
+)
+def test_an_interpreter_that_fails_with_numpy_is_refused(
+    triton: str, numpy: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = hardware.interpreter_failure(triton, numpy)
+    assert (reason is None) == works
+    if not works:
+        monkeypatch.setattr(hardware, "INSTALLED", True)
+        monkeypatch.setattr(hardware, "INTERPRETED", True)
+        monkeypatch.setattr(hardware, "INTERPRETER_FAILURE", reason)
+        message = rf"interpreter of Triton {triton} fails with NumPy {numpy}: install triton>=3.7 or numpy<2.4"
+        with pytest.raises(RuntimeError, match=message), backend("triton"):
+            KANLinear(2, 3)(X)
+
+
 def test_auto_takes_the_kernels_for_a_gpu_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert routing._AUTO["cuda"] == "triton"
     monkeypatch.setitem(routing._AUTO, "cpu", "triton")

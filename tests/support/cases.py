@@ -130,7 +130,7 @@ def inputs_around(knots: Tensor) -> Tensor:
 FILLINGS = ("closed", "scattered", "recursive")  # of the dense way's blocks
 CPU_WAYS = (*FILLINGS, "banded", "piecewise")
 WAYS = ("reference", *CPU_WAYS)
-TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_hopper.py has "pipelined"
+TRITON_WAYS = ("fused", "chunked", "gather")  # see test_triton.py; test_ptx.py has "pipelined"
 # The device of the tensors for Triton's kernels, which are interpreted on the CPU.
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
@@ -155,7 +155,7 @@ def forced(way: str) -> Iterator[None]:
     """Compute by the reference, or by one way of the CPU backend whatever the sizes; "auto" forces nothing.
     What a way doesn't support, such as a higher derivative in a backward, takes its usual way. With a way
     of the Triton backend all three contractions take it, but G is fused where that is "gather"."""
-    if way in (*TRITON_WAYS, "pipelined"):
+    if way in TRITON_WAYS:
         with forced_triton(way):
             yield
         return
@@ -189,28 +189,6 @@ PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 64, "splines": 8, "warps"
 
 
 @contextmanager
-def gluon_by_the_machine(**options: Any) -> Iterator[None]:
-    """Run Gluon's kernels, for which there is no interpreter, by :mod:`gluon_machine` with these ``options``."""
-    import gluon_machine
-    from triton.experimental.gluon._runtime import GluonJITFunction
-
-    from fastkan_kernels.backends.triton.launch import Launch
-
-    run = Launch.run
-
-    def by_the_machine(self: Launch) -> None:
-        if not isinstance(self.kernel, GluonJITFunction):
-            run(self)
-            return
-        named = {**self.arguments, **self.constants, "num_warps": self.warps, "num_stages": self.stages}
-        gluon_machine.run(self.kernel, self.grid, **named, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Launch, "run", by_the_machine)
-        yield
-
-
-@contextmanager
 def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator[None]:
     """Force one way of the Triton backend, in tiles so small that a small case has several, with several chunks
     and parts, and results that are NaN until they are written. What the way doesn't support is fused."""
@@ -220,8 +198,6 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
 
     fused = selection.Config("fused", **{**TILES, **tiles}, descriptors=descriptors)
     config = fused._replace(way=way)
-    if way == "pipelined":
-        config = selection.Config(way, **{**PIPELINED_TILES, **tiles}, descriptors=True)
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: Tensor, *size: Any, **options: Any) -> Tensor:
@@ -236,8 +212,6 @@ def forced_triton(way: str, descriptors: bool = False, **tiles: int) -> Iterator
         patch.setattr(cost, "parts", lambda k, c, gpu: (max(1, -(-k.rows // c.inner) // steps),) * 2)
         for name in "FGH":
             stack.enter_context(selection.override(name, config if name in WAYS[way] else fused))
-        if way == "pipelined" and DEVICE == "cpu":
-            stack.enter_context(gluon_by_the_machine())
         stack.enter_context(fastkan_kernels.backend("triton"))
         yield
 

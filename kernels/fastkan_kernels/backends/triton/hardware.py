@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -25,6 +26,21 @@ except (ImportError, ValueError):
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 
+def interpreter_failure(triton: str, numpy: str) -> str | None:
+    """Return the reason why Triton's interpreter fails with a version of NumPy, or None if it works."""
+    found = [tuple(int(part) for part in text.split(".")[:2]) for text in (triton, numpy)]
+    if found[0] >= (3, 7) or found[1] < (2, 4):
+        return None
+    return f"the interpreter of Triton {triton} fails with NumPy {numpy}: install triton>=3.7 or numpy<2.4"
+
+
+# INTERPRETER_FAILURE is computed at import, because torch.compile cannot trace the function version.
+try:
+    INTERPRETER_FAILURE = interpreter_failure(version("triton"), version("numpy")) if INTERPRETED else None
+except PackageNotFoundError:
+    INTERPRETER_FAILURE = None
+
+
 def missing() -> str | None:
     """Return the reason why no kernel can run on this machine, or None if kernels can run."""
     return None if INSTALLED else "the package triton is not installed"
@@ -41,7 +57,7 @@ def unable(device: torch.device) -> str | None:
         return reason
     if device.type == "cpu":
         if INTERPRETED:
-            return None
+            return INTERPRETER_FAILURE
         return "x is on the CPU, where the kernels run in Triton's interpreter only (set TRITON_INTERPRET=1)"
     found = capability(device)
     if found < MIN_CAPABILITY:

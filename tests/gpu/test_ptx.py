@@ -1,0 +1,121 @@
+"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must tell.
+
+Triton's own interpreter is on in this process, so another process without it compiles and runs the kernels.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+if find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+import ptx.builds
+import ptx.mutants
+import ptx.pipelines
+import triton
+from cases import DEVICE
+from ptx.machine import LATE, POLICIES
+from ptx.memory import Fault
+
+from fastkan_kernels.backends.triton import hardware
+
+Apart = Callable[..., Any]
+without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands in for a GPU")
+
+
+@pytest.fixture(scope="session")
+def apart() -> Iterator[Apart]:
+    """Call a function in a process in which Triton compiles kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "0")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+            pool.submit(int).result()
+            yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ptx.builds.CASES)
+def test_each_build_agrees_with_float64(name: str, request: pytest.FixtureRequest) -> None:
+    """The interpreter runs each build under several policies, a GPU once."""
+    case = ptx.builds.CASES[name]
+    if DEVICE == "cpu":
+        assert request.getfixturevalue("apart")(ptx.builds.check, case).counts
+    elif hardware.capability(torch.device(DEVICE)) == case.capability:
+        ptx.builds.check_on(DEVICE, case)
+    else:
+        pytest.skip(f"needs compute capability {case.capability / 10}")
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ptx.builds.SPECIAL)
+def test_nan_and_infinities_go_where_they_go_in_float64(name: str, apart: Apart) -> None:
+    apart(ptx.builds.check_special, ptx.builds.SPECIAL[name])
+
+
+# -- faults ------------------------------------------------------------------------------------------
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ptx.mutants.CASES)
+def test_each_mutant_of_the_order_of_events_is_told(name: str, apart: Apart) -> None:
+    tried, untold = apart(ptx.mutants.survivors, ptx.mutants.CASES[name])
+    assert tried >= 5
+    assert not untold
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ["F", "G"])
+def test_products_that_lose_their_registers_are_told(name: str, apart: Apart) -> None:
+    """Triton before 3.9 lets the next step overwrite registers that an asynchronous product reads (issue 9433)."""
+    case = ptx.builds.Case(name, ptx.builds.FUSED[name], "bf16")
+    error = apart(ptx.builds.error_without_wait, case)
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < hardware.WGMMA_WAIT_UNNEEDED_SINCE:
+        assert error > 0.05
+        with pytest.raises(Fault, match="uses registers of a matrix product that has not finished"):
+            apart(ptx.builds.error_without_wait, case, True)
+    else:
+        assert apart(ptx.builds.error_without_wait, case, True) == error < 0.01
+
+
+@without_gpu
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_producer_and_a_consumer(policy: Any, transposed: bool, apart: Apart) -> None:
+    bound = 1e-6 if transposed else 2.0**-8  # of sums in float32, and of a result in bfloat16
+    assert apart(ptx.pipelines.error, None, policy, transposed) < bound
+
+
+@without_gpu
+@pytest.mark.parametrize("bug", ptx.pipelines.BUGS)
+def test_bugs_of_a_producer_and_a_consumer_are_told(bug: str, apart: Apart) -> None:
+    with pytest.raises(Fault):
+        apart(ptx.pipelines.error, bug, LATE)
+
+
+# -- counts ------------------------------------------------------------------------------------------
+
+
+@without_gpu
+def test_counts_of_a_step(apart: Apart) -> None:
+    """A block of 64 inputs more is one step more for each spline and the base function."""
+    config = ptx.builds.SHIPPED["F"]._replace(way="pipelined", stages=4)
+    fewer, more = (
+        apart(ptx.builds.counts, ptx.builds.Case("F", config, "bf16", (128, inputs, 256, 2))) for inputs in (64, 128)
+    )
+    steps, warps = 2 + 3 + 1, 8
+    step = {kind: (number - fewer[kind]) / steps for kind, number in more.items()}
+    assert step["wgmma m64n256k16 bf16"] == 4 * warps  # of 16 inputs each
+    assert step["wgmma wait"] == warps
+    assert step["bulk load bytes"] * steps == 64 * 2 * (steps * 256 + 128)  # W for each step, x once
+    assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of two warp groups reads the tile of W
+    assert step["ldmatrix bytes"] * steps == 2 * 64 * 128 * 2  # x for the splines, and again for the base function
+    assert step["shared wavefronts"] * 128 == step["ldmatrix bytes"]  # without conflicts
+    assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features

@@ -1,0 +1,1 @@
+"""Interpreter of the PTX that Triton compiles."""

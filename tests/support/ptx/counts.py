@@ -1,0 +1,114 @@
+"""Counts of what a launch executes: warp instructions by kind, and bytes through shared and global memory.
+
+A cost of one step of a loop is the difference between the counts of two runs, of which one has one step more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .kernel import Instruction
+
+Array = npt.NDArray[Any]
+BANKS = 32
+SECTOR = 32  # bytes of global memory that are moved together
+
+_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
+            "lop3", "min", "max", "div", "rem", "popc"}  # fmt: skip
+_MUFU = {"ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh"}
+_KINDS = {
+    "mov": "move", "cvta": "move", "selp": "select", "setp": "compare", "cvt": "conversion", "shfl": "shuffle",
+    "vote": "shuffle", "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
+    "membar": "fence", "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
+}  # fmt: skip
+
+
+def kind_of(i: Instruction) -> str:
+    """Return the kind of an instruction, such as ``"fp32"``, ``"shared load"`` or ``"wgmma m64n256k16 bf16"``."""
+    modifiers = i.modifiers
+    if i.opcode in ("bar", "barrier"):
+        return "move" if "warp" in modifiers else "barrier"
+    if i.opcode == "mbarrier":
+        return "mbarrier wait" if modifiers[0].endswith("wait") else "mbarrier"
+    if i.opcode == "wgmma":
+        if modifiers[0] == "mma_async":
+            return f"wgmma {modifiers[3]} {modifiers[5]}"
+        return "wgmma wait" if modifiers[0] == "wait_group" else "wgmma order"
+    if i.opcode == "mma":
+        return f"mma {modifiers[2]} {modifiers[6]}"
+    if i.opcode in ("ld", "st"):
+        if modifiers[0] == "param":
+            return "move"
+        return f"{modifiers[0]} {'load' if i.opcode == 'ld' else 'store'}"
+    if i.opcode == "cp":
+        if "commit_group" in modifiers or "wait_group" in modifiers or "wait_all" in modifiers:
+            return "copy wait"
+        return "bulk copy" if modifiers[1] == "bulk" else "copy"
+    if i.opcode in _MUFU:
+        return "mufu"
+    if i.opcode in _KINDS:
+        return _KINDS[i.opcode]
+    if modifiers and modifiers[-1].startswith(("f", "bf")):
+        return {"f64": "fp64", "f32": "fp32"}.get(modifiers[-1], "fp16")
+    return "integer" if i.opcode in _INTEGER else "other"
+
+
+def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
+    """Return the number of cycles in which shared memory serves accesses without conflicts of banks.
+
+    Args:
+        places: offset of each access.
+        size: number of bytes of each access.
+        warp: warp of each access; accesses of 8 and 16 bytes are served for half and a quarter of a warp at a time.
+    """
+    if not places.size:
+        return 0
+    words = max(1, size // 4)
+    warp = warp.reshape(-1).astype(np.int64)
+    _, first = np.unique(warp, return_index=True)
+    order = np.arange(len(warp)) - first[np.searchsorted(warp[np.sort(first)], warp)]  # place among the warp's accesses
+    phase = warp * words + order * words // 32
+    word = (places.reshape(-1, 1) // 4 + np.arange(words)).reshape(-1)
+    key = np.unique(np.repeat(phase, words) << 32 | word)  # threads that read the same word are served together
+    _, conflicts = np.unique((key >> 32) * BANKS + key % BANKS, return_counts=True)
+    phases = np.unique((key >> 32) * BANKS + key % BANKS) // BANKS
+    return int(sum(conflicts[phases == one].max() for one in np.unique(phases)))
+
+
+def sector_bytes(places: Array, size: int, warp: Array) -> int:
+    """Return the bytes of the sectors of global memory that each warp's accesses touch."""
+    ends = np.stack([places.reshape(-1), places.reshape(-1) + size - 1])
+    keys = np.unique(warp.reshape(-1).astype(np.int64) << 40 | ends // SECTOR)
+    return SECTOR * len(keys)
+
+
+class Traffic:
+    """Bytes and cycles of memory that a launch has used, by name."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def shared(self, name: str, places: Array, size: int, warp: Array) -> None:
+        """Count an access of shared memory by threads."""
+        self.counts[f"{name} bytes"] += places.size * size
+        self.counts["shared wavefronts"] += shared_wavefronts(places, size, warp)
+
+    def moved(self, name: str, places: Array, size: int, warp: Array) -> None:
+        """Count an access of global memory by threads."""
+        self.counts[f"{name} bytes"] += places.size * size
+        self.counts[f"{name} sector bytes"] += sector_bytes(places, size, warp)
+
+    def add(self, name: str, number: int) -> None:
+        self.counts[name] += number
+
+
+def counts_of(instructions: list[Instruction], executions: list[int], traffic: Traffic) -> Counter[str]:
+    """Return the warp instructions by kind and the traffic of a launch."""
+    found: Counter[str] = Counter()
+    for instruction, number in zip(instructions, executions, strict=True):
+        found[kind_of(instruction)] += number
+    return found + traffic.counts

@@ -1,0 +1,522 @@
+"""Warps of a thread block (CTA) that execute a decoded kernel in an order that a policy chooses.
+
+Adjacent warps at the same instruction are executed together, as one group of NumPy operations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from .counts import Traffic
+from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
+from .races import Clocks, GlobalShadow, SharedShadow
+
+if TYPE_CHECKING:
+    from .instructions import Program
+
+Array = npt.NDArray[Any]
+LANES = 32
+
+
+class Policy(NamedTuple):
+    """A choice among the executions that PTX allows.
+
+    ``copies`` and ``products`` are "early", if asynchronous copies and matrix products finish when they start, or
+    "late", if they finish when something waits for them and nothing else can be done. ``warps`` is "together"; "ahead",
+    if warp 0 runs ahead of all others; "behind", if warp 0 runs behind all others; or "random".
+    """
+
+    copies: str = "late"
+    products: str = "late"
+    warps: str = "together"
+
+    def __str__(self) -> str:
+        return f"copies {self.copies}, products {self.products}, warps {self.warps}"
+
+
+EARLY = Policy("early", "early", "behind")
+LATE = Policy("late", "late", "together")
+MIXED = Policy("early", "late", "random")
+AHEAD = Policy("late", "early", "ahead")
+POLICIES = (LATE, EARLY, MIXED, AHEAD)
+
+
+class Deadlock(Fault):
+    """Warps that wait for something that cannot happen."""
+
+
+READY, AT_BARRIER, AT_MBARRIER, DONE = "ready", "at a barrier", "at an mbarrier", "done"
+
+
+class Group:
+    """Adjacent warps, with views of their registers for each type: lists of arrays ``[warps, 32]``."""
+
+    def __init__(self, cta: CTA, low: int, high: int) -> None:
+        self.cta, self.low, self.high = cta, low, high
+        self.warps = high - low
+        self.shape = (self.warps, LANES)
+        part = {width: file[:, low:high] for width, file in cta.registers.items()}
+        self.pred = list(part[1])
+        self.u16, self.i16 = list(part[16]), list(part[16].view(np.int16))
+        self.f16 = list(part[16].view(np.float16))
+        self.u32, self.i32, self.f32 = (list(part[32].view(t)) for t in (np.uint32, np.int32, np.float32))
+        self.u64, self.i64, self.f64 = (list(part[64].view(t)) for t in (np.uint64, np.int64, np.float64))
+        self.files = part
+        self.warp = np.broadcast_to(np.arange(low, high)[:, None], self.shape)
+        self.slice = slice(low, high)
+        self.range = range(low, high)
+
+
+@dataclass
+class Mbarrier:
+    """A barrier in shared memory, which counts arrivals and bytes."""
+
+    count: int
+    clocks: tuple[Array, Array]  # clocks of what the current phase waits for
+    pending: int = 0
+    bytes: int = 0
+    phase: int = 0
+    done: tuple[Array, Array] | None = None  # clocks of the latest phase that is complete
+
+    def __post_init__(self) -> None:
+        self.pending = self.count
+
+    def check(self) -> bool:
+        """Complete the phase if all has arrived, and return whether it has."""
+        if self.pending or self.bytes:
+            return False
+        self.phase ^= 1
+        self.pending = self.count
+        self.done = (self.clocks[0].copy(), self.clocks[1].copy())
+        return True
+
+
+class Product(NamedTuple):
+    """A matrix product of a warp that has not finished, with bit masks of the registers that it writes and reads."""
+
+    finish: Callable[[], None]
+    written: int
+    read: int
+
+
+@dataclass
+class Warp:
+    """The state of a warp beside its registers."""
+
+    number: int
+    pc: int = 0
+    state: str = READY
+    product_groups: deque[list[Product]] = field(default_factory=deque)  # committed, not yet waited for
+    open_products: list[Product] = field(default_factory=list)
+    copy_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
+    open_copies: list[Callable[[], None]] = field(default_factory=list)
+    store_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
+    open_stores: list[Callable[[], None]] = field(default_factory=list)
+
+    def registers_in_use(self) -> tuple[int, int]:
+        """Return bit masks of the registers that unfinished products write and read."""
+        written = read = 0
+        for product in itertools.chain(*self.product_groups, self.open_products):
+            written |= product.written
+            read |= product.read
+        return written, read
+
+
+class BarrierState(NamedTuple):
+    arrived: set[int]
+    clocks: list[tuple[Array, Array]]
+
+
+class CTA:
+    """A thread block. Its methods are the effects that instructions have beyond registers."""
+
+    def __init__(
+        self, program: Program, values: dict[str, int | float], maps: dict[int, TensorMap], memory: Global,
+        shared_size: int, policy: Policy, rng: random.Random,
+    ) -> None:  # fmt: skip
+        self.program, self.maps, self.memory, self.policy, self.rng = program, maps, memory, policy, rng
+        self.shared = Shared(shared_size)
+        self.warp_count = program.warps
+        self.registers = program.register_files()
+        self.values = values
+        self.groups: dict[tuple[int, int], Group] = {}
+        self.global_shadow: GlobalShadow | None = None  # set, if races are to be found
+        self.traffic: Traffic | None = None  # set, if bytes are to be counted
+        self.strict = True  # whether the use of registers of unfinished products is a fault
+
+    def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
+        """Prepare the execution of one block of the grid."""
+        self.index = index
+        self.first_writer = 1 + number * self.warp_count  # number of warp 0 among the warps of the launch
+        for width, file in self.registers.items():
+            file[...] = width > 1  # threads whose loads are masked keep what their registers held
+        self.program.set_constants(self.registers, self.values, index, grid)
+        self.shared.views[8][...] = 0xFFFFFFFFFFFFFFFF
+        self.warps = [Warp(n) for n in range(self.warp_count)]
+        self.mbarriers: dict[int, Mbarrier] = {}
+        self.barriers: dict[int, BarrierState] = {}
+        self.bulk_copies: list[Callable[[], None]] = []
+        self.clocks = Clocks(self.warp_count)
+        self.shadow = SharedShadow(self.shared, self.clocks) if self.global_shadow is not None else None
+
+    def group(self, low: int, high: int) -> Group:
+        if (low, high) not in self.groups:
+            self.groups[low, high] = Group(self, low, high)
+        return self.groups[low, high]
+
+    # -- scheduling ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Run all warps to their end.
+
+        Raises:
+            Fault: if an instruction does something that PTX does not define.
+        """
+        while True:
+            if self.bulk_copies and self.policy.warps == "random" and self.rng.random() < 0.25:
+                self._finish_a_copy()
+            picked = self._pick()
+            if picked is not None:
+                self._advance(self.group(*picked))
+            elif all(warp.state == DONE for warp in self.warps):
+                if self.bulk_copies:
+                    raise Fault("the kernel ends before its copies")
+                return
+            elif not self._open_barriers() and not self._finish_a_copy():
+                where = "\n".join(
+                    f"warp {w.number} {w.state}: {self.program.text(w.pc)}" for w in self.warps if w.state != DONE
+                )
+                raise Deadlock(f"deadlock:\n{where}")
+
+    def _pick(self) -> tuple[int, int] | None:
+        runs: list[tuple[int, int]] = []
+        for warp in self.warps:
+            if warp.state != READY:
+                continue
+            n = warp.number
+            if runs and runs[-1][1] == n and self.warps[n - 1].pc == warp.pc:
+                runs[-1] = (runs[-1][0], n + 1)
+            else:
+                runs.append((n, n + 1))
+        if not runs:
+            return None
+        how = self.policy.warps
+        if how == "together":
+            return min(runs, key=lambda run: self.warps[run[0]].pc)
+        if how == "random":
+            low, high = self.rng.choice(runs)
+            cut = self.rng.randint(low + 1, high)
+            return (low, cut) if self.rng.random() < 0.5 or cut == high else (cut, high)
+        low, high = runs[0]
+        if low == 0 and how == "ahead":
+            return 0, 1
+        if low == 0 and how == "behind":
+            return (1, high) if high > 1 else runs[-1]
+        return runs[-1] if how == "behind" else runs[0]
+
+    def _advance(self, group: Group) -> None:
+        """Execute instructions until the warps of the group wait, end or part."""
+        program = self.program
+        code, controls, stops = program.code, program.controls, program.stops
+        pc = self.warps[group.low].pc
+        while True:
+            stop = stops[pc]
+            program.hits[pc] += group.warps
+            program.hits[stop + 1] -= group.warps
+            busy = self._registers_in_use(group)
+            try:
+                if busy is None:
+                    for step in code[pc:stop]:
+                        step(group)
+                else:
+                    self._advance_checked(group, pc, stop, busy)
+                found = controls[stop](group)
+            except Fault as fault:
+                raise self._explained(fault, stop, group) from fault
+            if found is None:
+                return
+            pc = found
+
+    def _advance_checked(self, group: Group, pc: int, stop: int, busy: tuple[int, int]) -> None:
+        """Execute instructions up to ``stop`` that must not use the registers of unfinished products."""
+        for at in range(pc, stop + 1):
+            reads, writes = self.program.masks[at]
+            if (reads | writes) & busy[0] or writes & busy[1]:
+                raise Fault(f"{{{at}}} uses registers of a matrix product that has not finished")
+            if at < stop:
+                self.program.code[at](group)
+                if at in self.program.products:
+                    busy = self._registers_in_use(group) or (0, 0)
+
+    def _explained(self, fault: Fault, pc: int, group: Group) -> Fault:
+        text = re.sub(r"\{(\d+)\}", lambda m: f"{m[1]} ({self.program.text(int(m[1]))})", str(fault))
+        at = pc if fault.position is None else fault.position
+        where = f"{self.program.name}, CTA {self.index}, warps {group.low} to {group.high - 1}"
+        return type(fault)(f"{text} [{where}, at {at} ({self.program.text(at)})]")
+
+    def _registers_in_use(self, group: Group) -> tuple[int, int] | None:
+        written = read = 0
+        for n in group.range:
+            found = self.warps[n].registers_in_use()
+            written, read = written | found[0], read | found[1]
+        return (written, read) if self.strict and (written or read) else None
+
+    def _finish_a_copy(self) -> bool:
+        if not self.bulk_copies:
+            return False
+        at = self.rng.randrange(len(self.bulk_copies)) if self.policy.warps == "random" else 0
+        self.bulk_copies.pop(at)()
+        return True
+
+    # -- control -------------------------------------------------------------------------------------
+
+    def part(self, group: Group, pcs: Sequence[int]) -> int | None:
+        """Send each warp of a group to a position, and return the position if it is the same for all."""
+        if min(pcs) == max(pcs):
+            return pcs[0]
+        for n, pc in zip(group.range, pcs, strict=True):
+            self.warps[n].pc = pc
+        return None
+
+    def finish(self, group: Group) -> None:
+        for n in group.range:
+            warp = self.warps[n]
+            if warp.product_groups or warp.open_products:
+                raise Fault("the kernel ends before its matrix products")
+            if any(warp.store_groups) or any(warp.copy_groups) or warp.open_stores or warp.open_copies:
+                raise Fault("the kernel ends before its copies")
+            warp.state = DONE
+
+    def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
+        """Let warps arrive at a barrier of the CTA; return the next position unless they must wait.
+
+        ``threads`` is the number of threads that the barrier counts, or None for all of the CTA.
+        """
+        state = self.barriers.setdefault(barrier, BarrierState(set(), []))
+        waiting = state.arrived
+        for n in group.range:
+            if n in waiting:
+                raise Fault(f"warp {n} arrives twice at barrier {barrier}")
+            waiting.add(n)
+            state.clocks.append(self.clocks.release(n))
+            self.warps[n].pc = pc + 1
+            if waits:
+                self.warps[n].state = AT_BARRIER
+        if threads is not None:
+            if len(waiting) * LANES > threads:
+                raise Fault(f"more than {threads} threads arrive at barrier {barrier}")
+            if len(waiting) * LANES == threads:
+                self._open(barrier)
+        elif len(waiting) == self.warp_count:
+            self._open(barrier)
+        if waits and all(self.warps[n].state == READY for n in group.range):
+            return None  # the scheduler chooses which warps go on
+        return None if waits else pc + 1
+
+    def _open(self, barrier: int) -> None:
+        state = self.barriers.pop(barrier)
+        clocks = (np.max([c[0] for c in state.clocks], 0), np.max([c[1] for c in state.clocks], 0))
+        for n in state.arrived:
+            if self.warps[n].state == AT_BARRIER:
+                self.clocks.acquire(n, clocks)
+                self.warps[n].state = READY
+
+    def _open_barriers(self) -> bool:
+        """Open the barrier of the whole CTA if all warps that have not ended wait there."""
+        living = {w.number for w in self.warps if w.state != DONE}
+        if 0 in self.barriers and self.barriers[0].arrived == living:
+            self._open(0)
+            return True
+        return False
+
+    # -- barriers in shared memory -------------------------------------------------------------------
+
+    def mbarrier(self, address: int) -> Mbarrier:
+        found = self.mbarriers.get(address)
+        if found is None:
+            raise Fault(f"there is no mbarrier at {address}")
+        return found
+
+    def use_mbarrier(self, address: int, warp: int, pc: int) -> Mbarrier:
+        """Return an mbarrier, whose initialisation must happen before its use."""
+        found = self.mbarrier(address)
+        if self.shadow is not None:
+            self.shadow.read(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        return found
+
+    def start_mbarrier(self, address: int, count: int, warp: int, pc: int) -> None:
+        if address in self.mbarriers:
+            raise Fault(f"the mbarrier at {address} already exists")
+        if self.shadow is not None:
+            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        self.mbarriers[address] = Mbarrier(count, (self.clocks.clock[0] * 0, self.clocks.clock[0] * 0))
+
+    def end_mbarrier(self, address: int, warp: int, pc: int) -> None:
+        barrier = self.mbarrier(address)
+        if self.shadow is not None:
+            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        if barrier.bytes or barrier.pending != barrier.count:
+            raise Fault(f"the mbarrier at {address} is invalidated while a phase has begun")
+        if any(w.state == AT_MBARRIER for w in self.warps):
+            raise Fault(f"the mbarrier at {address} is invalidated while a warp waits")
+        del self.mbarriers[address]
+
+    def arrive_at_mbarrier(self, address: int, warp: int, count: int, expected_bytes: int, pc: int) -> None:
+        barrier = self.use_mbarrier(address, warp, pc)
+        if barrier.pending < count:
+            raise Fault(f"the mbarrier at {address} gets more arrivals than it counts")
+        for mine, own in zip(barrier.clocks, self.clocks.release(warp), strict=True):
+            np.maximum(mine, own, out=mine)
+        barrier.pending -= count
+        barrier.bytes += expected_bytes
+        self._check_mbarrier(barrier)
+
+    def _check_mbarrier(self, barrier: Mbarrier) -> None:
+        if barrier.check():
+            for warp in self.warps:
+                if warp.state == AT_MBARRIER:
+                    warp.state = READY
+
+    def wait_for_mbarrier(self, group: Group, pc: int, addresses: Sequence[int], parities: Sequence[int]) -> list[bool]:
+        """Return for each warp whether the phase is complete; the other warps wait."""
+        done = []
+        for n, address, parity in zip(group.range, addresses, parities, strict=True):
+            barrier = self.use_mbarrier(address, n, pc)
+            complete = barrier.phase != parity
+            done.append(complete)
+            if not complete:
+                self.warps[n].state = AT_MBARRIER
+                self.warps[n].pc = pc
+            elif barrier.done is not None:
+                self.clocks.acquire(n, barrier.done)
+        return done
+
+    # -- asynchronous copies and products ------------------------------------------------------------
+
+    def start_bulk_load(
+        self, tensor: TensorMap, start: Sequence[int], address: int, barrier: int, warp: int, pc: int
+    ) -> None:
+        """Start a copy of a tile to shared memory, which an mbarrier counts."""
+        places = tensor.shared_places(self.shared, address)
+        self.use_mbarrier(barrier, warp, pc)
+        if self.traffic is not None:
+            self.traffic.add("bulk load bytes", tensor.inside_bytes(start))
+        actor = self.clocks.barrier(barrier)
+        epoch = int(self.clocks.issued[actor]) + 1
+        self.clocks.issued[actor] = epoch
+        if self.shadow is not None:
+            self.shadow.write_async(parts_of(places, tensor.element), warp, actor, epoch, pc)
+
+        def finish() -> None:
+            self.shared.views[tensor.element][places // tensor.element] = tensor.load(self.memory, start)
+            counted = self.mbarrier(barrier)
+            counted.bytes -= tensor.bytes
+            counted.clocks[0][actor] = epoch
+            self._check_mbarrier(counted)
+
+        if self.policy.copies == "early":
+            finish()
+        else:
+            self.bulk_copies.append(finish)
+
+    def start_bulk_store(self, tensor: TensorMap, start: Sequence[int], address: int, warp: int, pc: int) -> None:
+        """Start a copy of a tile from shared memory."""
+        places = tensor.shared_places(self.shared, address)
+        actor = self.clocks.stores(warp)
+        if self.traffic is not None:
+            self.traffic.add("bulk store bytes", tensor.inside_bytes(start))
+        if self.shadow is not None:
+            self.shadow.read_async(parts_of(places, tensor.element), range(warp, warp + 1), np.array([actor]), pc)
+
+        def finish() -> None:
+            tensor.store(self.memory, start, self.shared.views[tensor.element][places // tensor.element])
+
+        if self.policy.copies == "early":
+            finish()
+        else:
+            self.warps[warp].open_stores.append(finish)
+
+    def commit_stores(self, group: Group) -> None:
+        for n in group.range:
+            warp = self.warps[n]
+            warp.store_groups.append(warp.open_stores)
+            warp.open_stores = []
+            self.clocks.issued[self.clocks.stores(n)] += 1
+
+    def wait_for_stores(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of stores, and return whether there were any to finish."""
+        waited = False
+        for n in group.range:
+            groups = self.warps[n].store_groups
+            while len(groups) > left:
+                waited = waited or bool(groups[0])
+                for finish in groups.popleft():
+                    finish()
+            actor = self.clocks.stores(n)
+            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
+        return waited
+
+    def add_copy(self, warp: int, finish: Callable[[], None]) -> None:
+        """Add a copy to the group of copies (cp.async) that a warp has not committed yet."""
+        if self.policy.copies == "early":
+            finish()
+        else:
+            self.warps[warp].open_copies.append(finish)
+
+    def commit_copies(self, group: Group) -> None:
+        for n in group.range:
+            warp = self.warps[n]
+            warp.copy_groups.append(warp.open_copies)
+            warp.open_copies = []
+            self.clocks.issued[self.clocks.copies(n)] += 1
+
+    def wait_for_copies(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of copies, and return whether there were any to finish."""
+        waited = False
+        for n in group.range:
+            groups = self.warps[n].copy_groups
+            while len(groups) > left:
+                waited = waited or bool(groups[0])
+                for finish in groups.popleft():
+                    finish()
+            actor = self.clocks.copies(n)
+            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
+        return waited
+
+    def commit_products(self, group: Group) -> None:
+        for n in group.range:
+            warp = self.warps[n]
+            warp.product_groups.append(warp.open_products)
+            warp.open_products = []
+            self.clocks.issued[self.clocks.products(n)] += 1
+
+    def wait_for_products(self, group: Group, left: int) -> bool:
+        """Finish all but the last groups of products, and return whether there were any to finish."""
+        waited = False
+        for n in group.range:
+            warp = self.warps[n]
+            while len(warp.product_groups) > left:
+                waited = waited or bool(warp.product_groups[0])
+                for product in warp.product_groups.popleft():
+                    product.finish()
+            actor = self.clocks.products(n)
+            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
+        return waited
+
+
+def parts_of(places: Array, size: int) -> Array:
+    """Return the numbers of the records of :class:`.races.SharedShadow` for elements at some places."""
+    from .races import GRAIN
+
+    if size <= GRAIN:
+        return places // GRAIN
+    return (places[:, None] + np.arange(0, size, GRAIN)).reshape(-1) // GRAIN

@@ -1,0 +1,185 @@
+"""Memory of the simulated GPU: tensors in global memory, shared memory, and tensor maps for copies of tiles."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+GLOBAL_BASE = 0x7F0000000000  # address of the first byte of global memory
+SHARED_BASE = 1024  # address of the first byte of shared memory; smaller addresses are invalid
+UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SWIZZLE_MASKS = {0: 0, 1: 1, 2: 3, 3: 7}  # for each mode, the bits of the 16-byte chunk's number that are changed
+
+
+class Fault(Exception):
+    """An operation that PTX does not define, or that the interpreter does not support."""
+
+    position: int | None = None  # number of the instruction
+
+
+def swizzled(address: Array, mode: int) -> Array:
+    """Return the addresses after the exchange of 16-byte chunks.
+
+    The mode is 0 without an exchange, and otherwise 1, 2 or 3 for patterns of 32, 64 or 128 bytes.
+    """
+    return address ^ (((address >> 7) & SWIZZLE_MASKS[mode]) << 4)
+
+
+class Memory:
+    """Bytes at consecutive addresses, of which views exist for elements of 1, 2, 4 and 8 bytes."""
+
+    def __init__(self, base: int, size: int) -> None:
+        size = -(-size // 16) * 16
+        self.base, self.size = base, size
+        self.views: dict[int, Array] = {8: np.full(size // 8, 0xFFFFFFFFFFFFFFFF, np.uint64)}
+        for width in (1, 2, 4):
+            self.views[width] = self.views[8].view(UNSIGNED[width])
+
+
+class Shared(Memory):
+    """Shared memory of a CTA."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(SHARED_BASE, size)
+        self.limit = size
+
+    def place(self, address: Array, size: int) -> Array:
+        """Return the offsets of accesses of ``size`` bytes.
+
+        Raises:
+            Fault: if an access is misaligned or outside of the shared memory of the kernel.
+        """
+        at = address.astype(np.int64) - SHARED_BASE
+        if at.size and (at.min() < 0 or at.max() + size > self.limit):
+            wrong = at[(at < 0) | (at + size > self.limit)]
+            raise Fault(f"access of {size} bytes at {wrong[:4]} of the {self.limit} bytes of shared memory")
+        if (at & (size - 1)).any():
+            raise Fault(f"misaligned access of {size} bytes of shared memory")
+        return at
+
+
+class Global(Memory):
+    """Global memory, which holds tensors with gaps between them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(GLOBAL_BASE, size)
+        self.used = 512
+        self.valid = np.zeros(self.size, bool)  # bytes that belong to a tensor
+
+    def put(self, raw: Array) -> int:
+        """Copy the bytes of a tensor to a new place that is aligned to 256 bytes, and return the address."""
+        at = self.used
+        self.views[1][at : at + raw.size] = raw
+        self.valid[at : at + raw.size] = True
+        self.used = (at + raw.size + 512 + 255) // 256 * 256
+        return GLOBAL_BASE + at
+
+    def get(self, address: int, size: int) -> Array:
+        """Return a copy of ``size`` bytes."""
+        at = address - GLOBAL_BASE
+        return self.views[1][at : at + size].copy()
+
+    def place(self, address: Array, size: int) -> Array:
+        """Return the offsets of accesses of ``size`` bytes.
+
+        Raises:
+            Fault: if an access is misaligned or outside of all tensors.
+        """
+        at = address.astype(np.int64) - GLOBAL_BASE
+        inside = (at >= 0) & (at + size <= self.size)
+        if not inside.all() or not (self.valid[at] & self.valid[at + (size - 1)]).all():
+            known = np.where(inside, at, 0)
+            wrong = at[~(inside & self.valid[known] & self.valid[known + (size - 1)])]
+            raise Fault(f"access of {size} bytes outside of all tensors, at offset {wrong[:4]} of global memory")
+        if (at & (size - 1)).any():
+            raise Fault(f"misaligned access of {size} bytes of global memory")
+        return at
+
+
+@dataclass
+class TensorMap:
+    """A tensor in global memory and the box that a copy moves, as ``cuTensorMapEncodeTiled`` describes them.
+
+    The last dimension is contiguous. ``strides`` count elements. ``swizzle`` is a mode of :func:`swizzled`.
+    """
+
+    address: int
+    shape: Sequence[int]
+    strides: Sequence[int]
+    box: Sequence[int]
+    element: int  # number of bytes of an element
+    swizzle: int
+
+    def __post_init__(self) -> None:
+        element = self.element
+        inner = self.box[-1] * element
+        for wrong, reason in (
+            (self.address % 16, f"the address {self.address:#x} is not a multiple of 16"),
+            (self.strides[-1] != 1, f"the last stride is {self.strides[-1]}"),
+            (any(s * element % 16 or s <= 0 for s in self.strides[:-1]), f"strides {self.strides} of {element} bytes"),
+            (any(not 0 < b <= 256 for b in self.box) or inner % 16, f"a box of {self.box} elements of {element} bytes"),
+            (self.swizzle and inner > 16 << self.swizzle, f"a box {inner} bytes wide in swizzle mode {self.swizzle}"),
+        ):
+            if wrong:
+                raise Fault(f"tensor map: {reason}")
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        return int(np.prod(self.box)) * self.element
+
+    @functools.cached_property
+    def _pattern(self) -> Array:
+        return np.arange(int(np.prod(self.box)), dtype=np.int64) * self.element
+
+    def shared_places(self, shared: Shared, address: int) -> Array:
+        """Return the offsets in shared memory of the elements of a box that starts at an address.
+
+        Raises:
+            Fault: if the address is not aligned to the period of the swizzle, or the box exceeds shared memory.
+        """
+        alignment = 128 << self.swizzle if self.swizzle else 128
+        if address % alignment:
+            raise Fault(f"address {address} of a tile is not a multiple of {alignment}")
+        if address < SHARED_BASE or address - SHARED_BASE + self.bytes > shared.limit:
+            raise Fault(f"tile of {self.bytes} bytes at {address} exceeds shared memory")
+        return swizzled(self._pattern + address, self.swizzle) - SHARED_BASE
+
+    def _clip(self, start: Sequence[int]) -> tuple[tuple[slice, ...], int, list[int]]:
+        """Return the part of a box that lies inside the tensor, its offset in global memory, and its shape."""
+        low = [max(0, -s) for s in start]
+        high = [max(a, min(b, n - s)) for a, b, n, s in zip(low, self.box, self.shape, start, strict=True)]
+        offset = sum((s + a) * t for s, a, t in zip(start, low, self.strides, strict=True))
+        inside = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        shape = [b - a for a, b in zip(low, high, strict=True)]
+        return inside, self.address - GLOBAL_BASE + offset * self.element, shape
+
+    def _view(self, memory: Global, offset: int, shape: list[int]) -> Array:
+        ends = offset + sum((n - 1) * s for n, s in zip(shape, self.strides, strict=True)) * self.element
+        memory.place(np.array([offset, ends], np.int64) + GLOBAL_BASE, self.element)
+        elements = memory.views[self.element][offset // self.element :]
+        return np.lib.stride_tricks.as_strided(elements, shape, [s * self.element for s in self.strides])
+
+    def inside_bytes(self, start: Sequence[int]) -> int:
+        """Return the number of bytes of the box at ``start`` that are inside of the tensor."""
+        return int(np.prod(self._clip(start)[2])) * self.element
+
+    def load(self, memory: Global, start: Sequence[int]) -> Array:
+        """Return the elements of the box at ``start``, with 0 for those outside of the tensor, in one dimension."""
+        inside, offset, shape = self._clip(start)
+        box = np.zeros(self.box, UNSIGNED[self.element])
+        if min(shape) > 0:
+            box[inside] = self._view(memory, offset, shape)
+        return box.reshape(-1)
+
+    def store(self, memory: Global, start: Sequence[int], values: Array) -> None:
+        """Write the elements of the box at ``start`` that are inside of the tensor."""
+        inside, offset, shape = self._clip(start)
+        if min(shape) > 0:
+            self._view(memory, offset, shape)[...] = values.reshape(self.box)[inside]

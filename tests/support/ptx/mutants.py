@@ -1,0 +1,134 @@
+"""Faults of a kernel: one instruction that orders events is left out or changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+
+from .builds import FUSED, PIPELINED, Case, compute, operands, settings
+from .kernel import Instruction, Kernel
+from .launches import Run, emulated
+from .machine import LATE, POLICIES, Policy
+from .memory import Fault
+
+
+class Mutant(NamedTuple):
+    """A change of one instruction of a kernel, or of all instructions that do the same."""
+
+    name: str
+    changes: dict[int, Instruction]  # by the position of the instruction
+
+    def of(self, kernel: Kernel) -> Kernel:
+        """Return the kernel with the changed instructions."""
+        instructions = [self.changes.get(n, i) for n, i in enumerate(kernel.instructions)]
+        return dataclasses.replace(kernel, instructions=instructions)
+
+
+def _nothing(i: Instruction) -> Instruction:
+    return Instruction(f"nothing in the place of {i.text}", "nanosleep", (), (), None, False, i.scope)
+
+
+def _always_ready(i: Instruction) -> Instruction:
+    """Return an instruction that sets the result of a wait."""
+    return i._replace(text=f"no {i.text}", opcode="mov", modifiers=("pred",), operands=(i.operands[0], "1"))
+
+
+def _changed(i: Instruction, operand: int, change: Callable[[str], str]) -> Instruction:
+    operands = list(i.operands)
+    operands[operand] = change(operands[operand])
+    return i._replace(text=f"{i.text} with {operands[operand]}", operands=tuple(operands))
+
+
+def _plus(amount: int) -> Callable[[str], str]:
+    return lambda text: str(int(text, 0) + amount)
+
+
+def _moved(text: str) -> str:
+    return re.sub(r"\s*(?:\+\s*(\d+))?\s*\]", lambda m: f"+{int(m[1] or 0) + 1024}]", text)
+
+
+def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
+    """Yield the mutants of a kernel.
+
+    One mutant has no barriers at all, because Triton inserts many barriers of which each alone is redundant. The same
+    holds for fences between proxies, which a kernel needs only if threads write what the asynchronous proxy reads.
+    Waits for the same phase of the same barrier are left out together.
+
+    Args:
+        kernel: the kernel.
+        acted: positions of the instructions that had an effect in a run, which are the only ones that are changed.
+    """
+    together: dict[str, Mutant] = {}
+    writes = any(i.opcode in ("st", "stmatrix") and "shared" in i.modifiers for i in kernel.instructions)
+    for position, i in enumerate(kernel.instructions):
+        if position not in acted:
+            continue
+        name = f"{i.opcode}.{'.'.join(i.modifiers)}"
+        if name.startswith(("bar.sync", "barrier.sync")):
+            together.setdefault("no barriers", Mutant("no barriers", {})).changes[position] = _nothing(i)
+        elif name.startswith("fence.proxy.async") and writes:
+            together.setdefault("no proxy fences", Mutant("no proxy fences", {})).changes[position] = _nothing(i)
+        elif name.startswith("mbarrier.try_wait"):
+            key = f"no wait for {', '.join(i.operands[1:])}"
+            together.setdefault(key, Mutant(key, {})).changes[position] = _always_ready(i)
+        for what, changed in _changes(i, name):
+            yield Mutant(f"{what} at {position}", {position: changed})
+    yield from together.values()
+
+
+def _changes(i: Instruction, name: str) -> Iterator[tuple[str, Instruction]]:
+    if name.startswith("mbarrier.arrive.expect_tx"):
+        yield "no expected bytes", _nothing(i)
+        yield "fewer bytes expected", _changed(i, -1, _plus(-16))
+    elif name.startswith("cp.async.bulk.tensor") and i.modifiers[4].startswith("shared"):
+        yield "copy to another place", _changed(i, 0, _moved)
+        yield "no copy", _nothing(i)
+    elif name.startswith("wgmma.wait_group"):
+        yield "wait for fewer products", _changed(i, 0, _plus(1))
+    elif name.startswith("wgmma.fence"):
+        yield "no fence of registers", _nothing(i)
+    elif name.startswith("cp.async.wait_group"):
+        yield "wait for fewer copies", _changed(i, 0, _plus(1))
+
+
+# Float32 products in three parts are left out: two of the parts are summed in order, with a wait that is redundant.
+CASES = {
+    "F pipelined": Case("F", PIPELINED, "bf16", (64, 40, 40, 1), order=1),
+    "G pipelined": Case("G", PIPELINED, "bf16", (100, 40, 40, 1), order=1, base="none"),
+    "F fused": Case("F", FUSED["F"]._replace(inner=16), "bf16", (64, 40, 40, 1), order=1),
+    "G fused": Case("G", FUSED["G"]._replace(inner=16), "bf16", (100, 40, 40, 1), order=1, base="none"),
+    "H fused": Case("H", FUSED["H"]._replace(inner=16), "bf16", (64, 40, 72, 1), order=1),
+    "F fused tf32": Case("F", FUSED["F"], "tf32", (64, 72, 40, 1), order=1),
+    "G fused tf32": Case("G", FUSED["G"], "tf32", (100, 40, 40, 1), order=1, base="none"),
+    "H fused tf32": Case("H", FUSED["H"], "tf32", (64, 40, 152, 1), order=1),
+    "F fused sm80": Case("F", FUSED["F"]._replace(descriptors=False), "bf16", (64, 80, 80, 1), capability=80),
+}
+
+
+def survivors(case: Case) -> tuple[int, list[str]]:
+    """Return the number of mutants of a case, and the names of those that no policy tells from the kernel."""
+    want, (run,) = _result(case, LATE, None)
+    program = run.program
+    acted = program.acted | {n for n in program.controls if run.executions[n]}
+    tried = list(mutants(program.kernel, acted))
+    return len(tried), [mutant.name for mutant in tried if not any(_tells(case, p, mutant, want) for p in POLICIES)]
+
+
+def _tells(case: Case, policy: Policy, mutant: Mutant, want: torch.Tensor) -> bool:
+    try:
+        found, _ = _result(case, policy, mutant)
+    except Fault:
+        return True
+    return not torch.equal(found, want)
+
+
+def _result(case: Case, policy: Policy, mutant: Mutant | None) -> tuple[torch.Tensor, list[Run]]:
+    o, basis = operands(case)
+    with emulated(policy, races=policy == LATE, capability=case.capability) as emulation, settings(case):
+        emulation.mutate = None if mutant is None else mutant.of
+        (result,) = compute(case, o, basis)
+    return result, emulation.runs
