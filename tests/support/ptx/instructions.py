@@ -761,7 +761,8 @@ def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
 def addresses(g: Group, at: tuple[int, int, int]) -> Array:
     """Return the addresses of all threads of a group."""
     width, index, offset = at
-    return g.files[width][index].astype(np.int64) + offset
+    found = g.files[width][index].astype(np.int64) + offset
+    return found & 0xFFFFFFFF if width == 32 else found  # LLVM lets 32-bit addresses wrap around
 
 
 def registers_of(text: str) -> tuple[str, ...]:
