@@ -29,8 +29,8 @@ from .machine import DTYPES
 FILE = "gpu-predicted.json"
 GPU = 90  # compute capability of the GPU whose times are predicted
 LEGEND = (
-    "All values are predicted for an H100 by counts of operations (`python -m bench.gpu.predict`); nothing in the tables "
-    "was measured. The limiter is the unit that is busy for the longest time in the slowest contraction."
+    "All values are predicted for an H100 by counts of operations (`python -m bench.gpu.predict`); nothing in the "
+    "tables was measured. The limiter is the unit that is busy for the longest time in the slowest contraction."
 )
 
 
@@ -132,7 +132,7 @@ def as_json() -> dict[str, Any]:
                 "least": bar.text(bar.least),
                 "aim": bar.text(bar.aim),
                 "predicted": bar.text(values[bar.name]) if bar.name in values else "not covered by the cost model",
-                "verdict": f"predicted: {bar.verdict(values.get(bar.name))}" if bar.name in values else "",
+                "verdict": f"predicted: {bar.verdict(values[bar.name])}" if bar.name in values else "",
                 "limiter": limits[bar.name] if bar.name in values else "",
             }
             for bar in bars.BARS
