@@ -191,7 +191,7 @@ def test_what_is_no_table_is_refused(tmp_path: Path, text: str) -> None:
 def test_impossible_overrides_are_refused() -> None:
     for contraction, config, message in (
         ("X", Config("fused"), "contraction must be"),
-        ("F", Config("banded"), "a way that F has"),
+        ("F", Config("sorted"), "a way that F has"),
         ("G", Config("gather"), "a way that G has"),
         ("F", Config("fused", rows=0), "rows must be"),
         ("F", Config("fused", rows=17), "rows must be a power of two"),
