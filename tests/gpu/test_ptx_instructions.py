@@ -233,3 +233,8 @@ def test_wavefronts_count_conflicts_of_banks() -> None:
     assert shared_wavefronts(128 * lanes, 4, warp) == 32
     assert shared_wavefronts(16 * lanes, 16, warp) == 4
     assert shared_wavefronts(128 * lanes, 16, warp) == 32
+
+
+def test_an_address_of_32_bits_wraps_around() -> None:
+    body = SHARED + WRITE + " sub.s32 %r14, %r11, 8192; ld.shared.b32 %r4, [%r14+9216]; st.global.b32 [%rd2+16], %r4;"
+    assert execute(body, words(0))[:, 0].tolist() == list(range(32))  # shared memory begins at 1024

@@ -18,12 +18,12 @@ BANKS = 32
 SECTOR = 32  # bytes of global memory that are moved together
 
 _INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
-            "lop3", "min", "max", "div", "rem", "popc"}  # fmt: skip
-_MUFU = {"ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh"}
+            "lop3", "min", "max", "div", "rem"}  # fmt: skip
+_MUFU = {"ex2", "rcp"}
 _KINDS = {
     "mov": "move", "cvta": "move", "selp": "select", "setp": "compare", "cvt": "conversion", "shfl": "shuffle",
-    "vote": "shuffle", "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
-    "membar": "fence", "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
+    "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
+    "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, scoped, split
 from .machine import LANES, Group, Product
 from .memory import SHARED_BASE, Fault
+from .races import parts_of
 
 Array = npt.NDArray[Any]
 Step = Callable[[Group], None]
@@ -374,25 +375,12 @@ def _div(p: Program, i: Instruction, pc: int) -> Step:
     return _apply(quotient, view, to, (a, b))
 
 
-def _ex2(x: Array, out: Array) -> None:
-    np.exp2(x, out)
-
-
 def _reciprocal(x: Array, out: Array) -> None:
     np.divide(x.dtype.type(1), x, out)
 
 
-def _rsqrt(x: Array, out: Array) -> None:
-    np.divide(x.dtype.type(1), np.sqrt(x), out)
-
-
-def _population(x: Array, out: Array) -> None:
-    out[...] = np.bitwise_count(x)
-
-
 UNARY: dict[str, Any] = {
-    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": _ex2, "rcp": _reciprocal, "sqrt": np.sqrt,
-    "rsqrt": _rsqrt, "lg2": np.log2, "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "popc": _population,
+    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": np.exp2, "rcp": _reciprocal,
 }  # fmt: skip
 
 
@@ -625,12 +613,9 @@ def _convert(p: Program, i: Instruction, pc: int) -> Step:
     if to_kind in ("bf16x2", "f16x2"):
         _, pack = _halves(to_kind)
         to, high, low = (p.operand(o, 32) for o in i.operands)
-        relu = "relu" in modes
 
         def pair(g: Group) -> None:
             both = np.stack([g.f32[low], g.f32[high]], -1)
-            if relu:
-                both = np.where(both < 0, np.float32(0), both)
             g.u32[to][...] = pack(both).view(np.uint32)[..., 0]
 
         return pair
@@ -728,23 +713,6 @@ def _shuffle(p: Program, i: Instruction, pc: int) -> Step:
     return step
 
 
-@decodes("vote")
-def _vote(p: Program, i: Instruction, pc: int) -> Step:
-    mode = i.modifiers[1]
-    source = p.operand(i.operands[1].lstrip("!"), 1, i.scope)
-    negated = i.operands[1][0] == "!"
-    to = p.operand(i.operands[0], 32 if mode == "ballot" else 1, i.scope)
-
-    def step(g: Group) -> None:
-        value = ~g.pred[source] if negated else g.pred[source]
-        if mode == "ballot":
-            g.u32[to][...] = (value.astype(np.uint32) << np.arange(LANES, dtype=np.uint32)).sum(-1, keepdims=True)
-        else:
-            g.pred[to][...] = (value.all if mode == "all" else value.any)(-1, keepdims=True)
-
-    return step
-
-
 # -- memory ------------------------------------------------------------------------------------------
 
 
@@ -759,9 +727,10 @@ def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
 
 
 def addresses(g: Group, at: tuple[int, int, int]) -> Array:
-    """Return the addresses of all threads of a group."""
+    """Return the addresses of all threads of a group; those of 32 bits wrap around."""
     width, index, offset = at
-    return g.files[width][index].astype(np.int64) + offset
+    found: Array = g.files[width][index].astype(np.int64) + offset
+    return found & 0xFFFFFFFF if width == 32 else found
 
 
 def registers_of(text: str) -> tuple[str, ...]:
@@ -998,7 +967,7 @@ def _fence(p: Program, i: Instruction, pc: int) -> Masked:
     return Masked(lambda g, active: None)
 
 
-@decodes("membar", "prefetch", "prefetchu", "setmaxnreg", "griddepcontrol", "nanosleep", "discard", "applypriority")
+@decodes("setmaxnreg", "griddepcontrol", "nanosleep")
 def _ignored(p: Program, i: Instruction, pc: int) -> Step:
     return _nothing
 
@@ -1095,10 +1064,8 @@ def _mbarrier(p: Program, i: Instruction, pc: int) -> Control | Masked:
 
 def _mbarrier_step(p: Program, i: Instruction, pc: int) -> Masked:
     action = i.modifiers[0]
-    at = address_of(p, i.operands[1 if action == "arrive" and len(i.operands) > 1 else 0], i.scope)
-    if action == "arrive" and len(i.operands) == 1:
-        at = address_of(p, i.operands[0], i.scope)
-    last = p.operand(i.operands[-1], 32) if not i.operands[-1].startswith("[") else p.operand("1", 32)
+    at = address_of(p, next(o for o in i.operands if o.startswith("[")), i.scope)
+    last = p.operand("1" if i.operands[-1].startswith("[") else i.operands[-1], 32)
     expects = "expect_tx" in i.modifiers
 
     def act(g: Group, active: Array | None) -> None:
@@ -1195,7 +1162,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
                 cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
             if cta.shadow is not None:
                 actors = np.array([cta.clocks.products(w) for w in g.range])
-                cta.shadow.read_async(np.unique(places // 2), g.range, actors, pc)
+                cta.shadow.read_async(parts_of(places, element), g.range, actors, pc)
         keeps = np.full(g.warps, keep) if keep_at is None else g.pred[keep_at][:, 0].copy()
 
         def finish(group: Group) -> None:
