@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-if find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
+from fastkan_kernels.backends.triton import hardware, hopper
+
+if find_spec("triton") is None or not hopper.gluon_available():
+    pytest.skip("there is no Triton with Gluon", allow_module_level=True)
 import ptx.builds
 import ptx.mutants
 import ptx.pipelines
@@ -23,8 +25,6 @@ import triton
 from cases import DEVICE
 from ptx.machine import LATE, POLICIES
 from ptx.memory import Fault
-
-from fastkan_kernels.backends.triton import hardware
 
 Apart = Callable[..., Any]
 without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands in for a GPU")
