@@ -73,7 +73,11 @@ class Clocks:
 
 
 class SharedShadow:
-    """The last write and the last reads of each part of shared memory."""
+    """The last write and the last reads of each part of shared memory.
+
+    Warps that write the same memory by one instruction that they execute together are not told; they must write the
+    same values, since results have the same bits under all policies.
+    """
 
     def __init__(self, shared: Shared, clocks: Clocks) -> None:
         count = shared.size // GRAIN
