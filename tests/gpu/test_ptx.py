@@ -105,17 +105,14 @@ def test_bugs_of_a_producer_and_a_consumer_are_told(bug: str, apart: Apart) -> N
 
 @without_gpu
 def test_counts_of_a_step(apart: Apart) -> None:
-    """A block of 64 inputs more is one step more for each spline and the base function."""
-    config = ptx.builds.SHIPPED["F"]._replace(way="pipelined", stages=4)
-    fewer, more = (
-        apart(ptx.builds.counts, ptx.builds.Case("F", config, "bf16", (128, inputs, 256, 2))) for inputs in (64, 128)
-    )
+    """A block of 64 inputs more is one step more for each spline and for the base function."""
+    sizes = ((128, inputs, 256, 2) for inputs in (64, 128))
+    fewer, more = (apart(ptx.builds.counts, ptx.builds.Case("F", ptx.builds.SHIPPED["F"], "bf16", s)) for s in sizes)
     steps, warps = 2 + 3 + 1, 8
     step = {kind: (number - fewer[kind]) / steps for kind, number in more.items()}
     assert step["wgmma m64n256k16 bf16"] == 4 * warps  # of 16 inputs each
     assert step["wgmma wait"] == warps
-    assert step["bulk load bytes"] * steps == 64 * 2 * (steps * 256 + 128)  # W for each step, x once
+    assert step["bulk load bytes"] == 64 * 256 * 2
     assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of two warp groups reads the tile of W
-    assert step["ldmatrix bytes"] * steps == 2 * 64 * 128 * 2  # x for the splines, and again for the base function
-    assert step["shared wavefronts"] * 128 == step["ldmatrix bytes"]  # without conflicts
+    assert step["global load bytes"] * steps >= 128 * 64 * 2  # x for the base function
     assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features
