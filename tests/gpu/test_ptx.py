@@ -8,16 +8,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
-from fastkan_kernels.backends.triton import hardware, hopper
-
-if find_spec("triton") is None or not hopper.gluon_available():
-    pytest.skip("there is no Triton with Gluon", allow_module_level=True)
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 import ptx.builds
 import ptx.mutants
 import ptx.pipelines
@@ -25,6 +21,8 @@ import triton
 from cases import DEVICE
 from ptx.machine import LATE, POLICIES
 from ptx.memory import Fault
+
+from fastkan_kernels.backends.triton import hardware
 
 Apart = Callable[..., Any]
 without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands in for a GPU")
