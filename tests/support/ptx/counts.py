@@ -45,7 +45,7 @@ def kind_of(i: Instruction) -> str:
             return "move"
         return f"{modifiers[0]} {'load' if i.opcode == 'ld' else 'store'}"
     if i.opcode == "cp":
-        if "commit_group" in modifiers or "wait_group" in modifiers or "wait_all" in modifiers:
+        if "commit_group" in modifiers or "wait_group" in modifiers:
             return "copy wait"
         return "bulk copy" if modifiers[1] == "bulk" else "copy"
     if i.opcode in _MUFU:

@@ -279,27 +279,9 @@ def _halves(kind: str) -> tuple[Callable[[Array], Array], Callable[[Array], Arra
     return products.from_f16, products.to_f16
 
 
-def _in_halves(p: Program, i: Instruction, kind: str, function: Callable[..., Array]) -> Step:
-    """Return a step that computes on values of 16 bits, packed in pairs if the kind ends in "x2"."""
-    unpack, pack = _halves(kind)
-    packed = kind.endswith("x2")
-    width = 32 if packed else 16
-    to, *sources = (p.operand(o, width, i.scope) for o in i.operands)
-
-    def step(g: Group) -> None:
-        registers = getattr(g, "u32" if packed else "u16")
-        values = [unpack(registers[s].view(np.uint16)) for s in sources]
-        registers[to][...] = pack(function(*values)).view(registers[to].dtype)
-
-    return step
-
-
 @decodes("add", "sub", "and", "or", "xor")
 def _binary(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, BINARY[i.opcode])
-    view, width = VIEWS[kind]
+    view, width = VIEWS[i.modifiers[-1]]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
     return _apply(BINARY[i.opcode], view, to, (a, b))
 
@@ -309,9 +291,6 @@ def _extreme(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
     keeps_nan = "NaN" in i.modifiers
     largest = i.opcode == "max"
-    if "f16" in kind:
-        function = (np.maximum if largest else np.minimum) if keeps_nan else (np.fmax if largest else np.fmin)
-        return _in_halves(p, i, kind, function)
     view, width = VIEWS[kind]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
     if kind[0] == "f" and not keeps_nan:
@@ -322,8 +301,6 @@ def _extreme(p: Program, i: Instruction, pc: int) -> Step:
 @decodes("mul")
 def _mul(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, np.multiply)
     view, width = VIEWS[kind]
     if i.modifiers[0] == "wide":
         big, _ = VIEWS[kind[0] + "64"] if width == 32 else VIEWS[kind[0] + "32"]
@@ -343,8 +320,6 @@ def _mul(p: Program, i: Instruction, pc: int) -> Step:
 @decodes("mad", "fma")
 def _fma(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32))
     view, width = VIEWS[kind]
     if i.modifiers[0] == "wide":
         big, _ = VIEWS[kind[0] + "64"]
@@ -387,8 +362,6 @@ UNARY: dict[str, Any] = {
 @decodes(*UNARY)
 def _unary(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, {"neg": np.negative, "abs": np.abs}[i.opcode])
     view, width = VIEWS[kind]
     to, a = (p.operand(o, width, i.scope) for o in i.operands)
     function = np.logical_not if kind == "pred" else UNARY[i.opcode]
@@ -557,7 +530,7 @@ def _compare(p: Program, i: Instruction, pc: int) -> Step:
     return _step(view, "g.pred[to][...] = compare(r[a], r[b])", compare=compare, a=a, b=b, to=to)
 
 
-@decodes("mov")
+@decodes("mov", "cvta")
 def _mov(p: Program, i: Instruction, pc: int) -> Step:
     to, source = i.operands
     kind = i.modifiers[-1]
@@ -598,12 +571,6 @@ def _pack(p: Program, i: Instruction, source: str) -> Step:
             parts[..., n] = g.files[part][at]
 
     return step
-
-
-@decodes("cvta")
-def _cvta(p: Program, i: Instruction, pc: int) -> Step:
-    to, a = p.operand(i.operands[0], 64), p.operand(i.operands[1], 64)
-    return _step("u64", "r[to][...] = r[a]", a=a, to=to)
 
 
 @decodes("cvt")
@@ -689,22 +656,16 @@ def _shuffle(p: Program, i: Instruction, pc: int) -> Step:
     to, a, n, clamp = (p.operand(o, 32) for o in (names[0], *i.operands[1:4]))
     flag = p.operand(names[1], 1, i.scope) if len(names) > 1 else None
     mode = i.modifiers[1]
+    if mode not in ("bfly", "idx"):
+        raise ValueError(mode)
     lanes = np.arange(LANES)
 
     def step(g: Group) -> None:
         count, control = g.i32[n].astype(np.int64), g.u32[clamp].astype(np.int64)
         segment, bound = (control >> 8) & 31, control & 31
         low = lanes & segment
-        high = low | (bound & ~segment)
-        if mode == "bfly":
-            source, inside = lanes ^ count, (lanes ^ count) <= high
-        elif mode == "idx":
-            source = low | (count & ~segment & 31)
-            inside = source <= high
-        elif mode == "up":
-            source, inside = lanes - count, lanes - count >= high
-        else:
-            source, inside = lanes + count, lanes + count <= high
+        source = lanes ^ count if mode == "bfly" else low | (count & ~segment & 31)
+        inside = source <= (low | (bound & ~segment))
         source = np.where(inside, source, lanes)
         g.u32[to][...] = np.take_along_axis(g.u32[a], source, -1)
         if flag is not None:
@@ -887,13 +848,6 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
     if i.modifiers[1] == "wait_group":
         left = int(i.operands[0], 0)
         return Masked(lambda g, active: g.cta.wait_for_copies(g, left))
-    if i.modifiers[1] == "wait_all":
-
-        def wait(g: Group, active: Array | None) -> None:
-            g.cta.commit_copies(g)
-            g.cta.wait_for_copies(g, 0)
-
-        return Masked(wait)
     to, source, size = address_of(p, i.operands[0]), address_of(p, i.operands[1]), int(i.operands[2], 0)
     given = p.operand(i.operands[3], 32) if len(i.operands) > 3 else p.operand(i.operands[2], 32)
 
