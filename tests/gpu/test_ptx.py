@@ -1,4 +1,4 @@
-"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must tell.
+"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must detect.
 
 Triton's own interpreter is on in this process, so another process without it compiles and runs the kernels.
 """
@@ -62,15 +62,15 @@ def test_nan_and_infinities_go_where_they_go_in_float64(name: str, apart: Apart)
 
 @without_gpu
 @pytest.mark.parametrize("name", ptx.mutants.CASES)
-def test_each_mutant_of_the_order_of_events_is_told(name: str, apart: Apart) -> None:
-    tried, untold = apart(ptx.mutants.survivors, ptx.mutants.CASES[name])
+def test_each_mutant_of_the_order_of_events_is_detected(name: str, apart: Apart) -> None:
+    tried, undetected = apart(ptx.mutants.survivors, ptx.mutants.CASES[name])
     assert tried >= 5
-    assert not untold
+    assert not undetected
 
 
 @without_gpu
 @pytest.mark.parametrize("name", ["F", "G"])
-def test_products_that_lose_their_registers_are_told(name: str, apart: Apart) -> None:
+def test_products_that_lose_their_registers_are_detected(name: str, apart: Apart) -> None:
     """Triton before 3.9 lets the next step overwrite registers that an asynchronous product reads (issue 9433)."""
     case = ptx.builds.Case(name, ptx.builds.FUSED[name], "bf16")
     error = apart(ptx.builds.error_without_wait, case)
@@ -93,7 +93,7 @@ def test_a_producer_and_a_consumer(policy: Any, transposed: bool, apart: Apart) 
 
 @without_gpu
 @pytest.mark.parametrize("bug", ptx.pipelines.BUGS)
-def test_bugs_of_a_producer_and_a_consumer_are_told(bug: str, apart: Apart) -> None:
+def test_bugs_of_a_producer_and_a_consumer_are_detected(bug: str, apart: Apart) -> None:
     with pytest.raises(Fault):
         apart(ptx.pipelines.error, bug, LATE)
 

@@ -75,7 +75,7 @@ class Clocks:
 class SharedShadow:
     """The last write and the last reads of each part of shared memory.
 
-    Warps that write the same memory by one instruction that they execute together are not told; they must write the
+    Warps that write the same memory by one instruction that they execute together are not detected; they must write the
     same values, since results have the same bits under all policies.
     """
 
