@@ -1,4 +1,4 @@
-"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must tell.
+"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must detect.
 
 Triton's own interpreter is on in this process, so another process without it compiles and runs the kernels.
 """
@@ -8,14 +8,12 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 
-if find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
+pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
 import ptx.builds
 import ptx.mutants
 import ptx.pipelines
@@ -64,15 +62,15 @@ def test_nan_and_infinities_go_where_they_go_in_float64(name: str, apart: Apart)
 
 @without_gpu
 @pytest.mark.parametrize("name", ptx.mutants.CASES)
-def test_each_mutant_of_the_order_of_events_is_told(name: str, apart: Apart) -> None:
-    tried, untold = apart(ptx.mutants.survivors, ptx.mutants.CASES[name])
+def test_each_mutant_of_the_order_of_events_is_detected(name: str, apart: Apart) -> None:
+    tried, undetected = apart(ptx.mutants.survivors, ptx.mutants.CASES[name])
     assert tried >= 5
-    assert not untold
+    assert not undetected
 
 
 @without_gpu
 @pytest.mark.parametrize("name", ["F", "G"])
-def test_products_that_lose_their_registers_are_told(name: str, apart: Apart) -> None:
+def test_products_that_lose_their_registers_are_detected(name: str, apart: Apart) -> None:
     """Triton before 3.9 lets the next step overwrite registers that an asynchronous product reads (issue 9433)."""
     case = ptx.builds.Case(name, ptx.builds.FUSED[name], "bf16")
     error = apart(ptx.builds.error_without_wait, case)
@@ -95,7 +93,7 @@ def test_a_producer_and_a_consumer(policy: Any, transposed: bool, apart: Apart) 
 
 @without_gpu
 @pytest.mark.parametrize("bug", ptx.pipelines.BUGS)
-def test_bugs_of_a_producer_and_a_consumer_are_told(bug: str, apart: Apart) -> None:
+def test_bugs_of_a_producer_and_a_consumer_are_detected(bug: str, apart: Apart) -> None:
     with pytest.raises(Fault):
         apart(ptx.pipelines.error, bug, LATE)
 
@@ -105,17 +103,14 @@ def test_bugs_of_a_producer_and_a_consumer_are_told(bug: str, apart: Apart) -> N
 
 @without_gpu
 def test_counts_of_a_step(apart: Apart) -> None:
-    """A block of 64 inputs more is one step more for each spline and the base function."""
-    config = ptx.builds.SHIPPED["F"]._replace(way="pipelined", stages=4)
-    fewer, more = (
-        apart(ptx.builds.counts, ptx.builds.Case("F", config, "bf16", (128, inputs, 256, 2))) for inputs in (64, 128)
-    )
+    """A block of 64 inputs more is one step more for each spline and for the base function."""
+    sizes = ((128, inputs, 256, 2) for inputs in (64, 128))
+    fewer, more = (apart(ptx.builds.counts, ptx.builds.Case("F", ptx.builds.SHIPPED["F"], "bf16", s)) for s in sizes)
     steps, warps = 2 + 3 + 1, 8
     step = {kind: (number - fewer[kind]) / steps for kind, number in more.items()}
     assert step["wgmma m64n256k16 bf16"] == 4 * warps  # of 16 inputs each
     assert step["wgmma wait"] == warps
-    assert step["bulk load bytes"] * steps == 64 * 2 * (steps * 256 + 128)  # W for each step, x once
+    assert step["bulk load bytes"] == 64 * 256 * 2
     assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of two warp groups reads the tile of W
-    assert step["ldmatrix bytes"] * steps == 2 * 64 * 128 * 2  # x for the splines, and again for the base function
-    assert step["shared wavefronts"] * 128 == step["ldmatrix bytes"]  # without conflicts
+    assert step["global load bytes"] * steps >= 128 * 64 * 2  # x for the base function
     assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features

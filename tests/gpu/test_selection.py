@@ -90,7 +90,7 @@ def test_every_candidate_is_a_valid_configuration(contraction: str, dtype: str, 
 def test_impossible_configurations_cannot_be_forced() -> None:
     for contraction, config, message in (
         ("X", Config("fused"), "contraction must be"),
-        ("F", Config("banded"), "an implementation of F"),
+        ("F", Config("blocked"), "an implementation of F"),
         ("G", Config("gather"), "an implementation of G"),
         ("F", Config("fused", rows=0), "rows must be"),
         ("F", Config("fused", rows=17), "rows must be a power of two"),

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from cases import absolute_terms, assert_within, make_case
 from oracle import Example, budget, exact
@@ -247,6 +248,13 @@ def bounds(case: Case, o: Example, basis: Basis, truth: Sequence[np.ndarray]) ->
     return found
 
 
+def _assert_within(value: torch.Tensor, want: np.ndarray, bound: np.ndarray, case: Case) -> None:
+    try:
+        assert_within(value, want, bound, str(case))
+    except pytest.fail.Exception as failure:  # which another process cannot receive
+        raise AssertionError(str(failure)) from None
+
+
 def check(case: Case) -> Report:
     """Run a case under each policy, and raise an exception unless it is right.
 
@@ -267,7 +275,7 @@ def check(case: Case) -> Report:
     errors = [value.double().numpy() - want for value, want in zip(first, truth, strict=True)]
     allowed = bounds(case, o, basis, truth)
     for value, want, bound in zip(first, truth, allowed, strict=True):
-        assert_within(value, want, bound, str(case))
+        _assert_within(value, want, bound, case)
     error = max(float(np.linalg.norm(e) / max(1e-300, np.linalg.norm(want))) for e, want in zip(errors, truth))
     share = max(float((np.abs(e) / np.maximum(bound, 1e-300)).max()) for e, bound in zip(errors, allowed))
     return Report(error, share, counts)
@@ -303,7 +311,7 @@ def check_on(device: str, case: Case) -> None:
     with settings(case):
         values = compute(case, o.map(lambda tensor: _on(device, tensor)), basis)
     for value, want, bound in zip(values, truth, bounds(case, o, basis, truth), strict=True):
-        assert_within(value.cpu(), want, bound, str(case))
+        _assert_within(value.cpu(), want, bound, case)
 
 
 def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:

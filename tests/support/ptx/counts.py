@@ -18,12 +18,12 @@ BANKS = 32
 SECTOR = 32  # bytes of global memory that are moved together
 
 _INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
-            "lop3", "min", "max", "div", "rem", "popc"}  # fmt: skip
-_MUFU = {"ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh"}
+            "lop3", "min", "max", "div", "rem"}  # fmt: skip
+_MUFU = {"ex2", "rcp"}
 _KINDS = {
     "mov": "move", "cvta": "move", "selp": "select", "setp": "compare", "cvt": "conversion", "shfl": "shuffle",
-    "vote": "shuffle", "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
-    "membar": "fence", "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
+    "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
+    "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
 }  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def kind_of(i: Instruction) -> str:
             return "move"
         return f"{modifiers[0]} {'load' if i.opcode == 'ld' else 'store'}"
     if i.opcode == "cp":
-        if "commit_group" in modifiers or "wait_group" in modifiers or "wait_all" in modifiers:
+        if "commit_group" in modifiers or "wait_group" in modifiers:
             return "copy wait"
         return "bulk copy" if modifiers[1] == "bulk" else "copy"
     if i.opcode in _MUFU:

@@ -16,6 +16,7 @@ from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, scoped, split
 from .machine import LANES, Group, Product
 from .memory import SHARED_BASE, Fault
+from .races import parts_of
 
 Array = npt.NDArray[Any]
 Step = Callable[[Group], None]
@@ -278,27 +279,9 @@ def _halves(kind: str) -> tuple[Callable[[Array], Array], Callable[[Array], Arra
     return products.from_f16, products.to_f16
 
 
-def _in_halves(p: Program, i: Instruction, kind: str, function: Callable[..., Array]) -> Step:
-    """Return a step that computes on values of 16 bits, packed in pairs if the kind ends in "x2"."""
-    unpack, pack = _halves(kind)
-    packed = kind.endswith("x2")
-    width = 32 if packed else 16
-    to, *sources = (p.operand(o, width, i.scope) for o in i.operands)
-
-    def step(g: Group) -> None:
-        registers = getattr(g, "u32" if packed else "u16")
-        values = [unpack(registers[s].view(np.uint16)) for s in sources]
-        registers[to][...] = pack(function(*values)).view(registers[to].dtype)
-
-    return step
-
-
 @decodes("add", "sub", "and", "or", "xor")
 def _binary(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, BINARY[i.opcode])
-    view, width = VIEWS[kind]
+    view, width = VIEWS[i.modifiers[-1]]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
     return _apply(BINARY[i.opcode], view, to, (a, b))
 
@@ -308,9 +291,6 @@ def _extreme(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
     keeps_nan = "NaN" in i.modifiers
     largest = i.opcode == "max"
-    if "f16" in kind:
-        function = (np.maximum if largest else np.minimum) if keeps_nan else (np.fmax if largest else np.fmin)
-        return _in_halves(p, i, kind, function)
     view, width = VIEWS[kind]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
     if kind[0] == "f" and not keeps_nan:
@@ -321,8 +301,6 @@ def _extreme(p: Program, i: Instruction, pc: int) -> Step:
 @decodes("mul")
 def _mul(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, np.multiply)
     view, width = VIEWS[kind]
     if i.modifiers[0] == "wide":
         big, _ = VIEWS[kind[0] + "64"] if width == 32 else VIEWS[kind[0] + "32"]
@@ -342,8 +320,6 @@ def _mul(p: Program, i: Instruction, pc: int) -> Step:
 @decodes("mad", "fma")
 def _fma(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, lambda a, b, c: (a.astype(np.float64) * b + c).astype(np.float32))
     view, width = VIEWS[kind]
     if i.modifiers[0] == "wide":
         big, _ = VIEWS[kind[0] + "64"]
@@ -374,33 +350,18 @@ def _div(p: Program, i: Instruction, pc: int) -> Step:
     return _apply(quotient, view, to, (a, b))
 
 
-def _ex2(x: Array, out: Array) -> None:
-    np.exp2(x, out)
-
-
 def _reciprocal(x: Array, out: Array) -> None:
     np.divide(x.dtype.type(1), x, out)
 
 
-def _rsqrt(x: Array, out: Array) -> None:
-    np.divide(x.dtype.type(1), np.sqrt(x), out)
-
-
-def _population(x: Array, out: Array) -> None:
-    out[...] = np.bitwise_count(x)
-
-
 UNARY: dict[str, Any] = {
-    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": _ex2, "rcp": _reciprocal, "sqrt": np.sqrt,
-    "rsqrt": _rsqrt, "lg2": np.log2, "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "popc": _population,
+    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": np.exp2, "rcp": _reciprocal,
 }  # fmt: skip
 
 
 @decodes(*UNARY)
 def _unary(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if "f16" in kind:
-        return _in_halves(p, i, kind, {"neg": np.negative, "abs": np.abs}[i.opcode])
     view, width = VIEWS[kind]
     to, a = (p.operand(o, width, i.scope) for o in i.operands)
     function = np.logical_not if kind == "pred" else UNARY[i.opcode]
@@ -569,7 +530,7 @@ def _compare(p: Program, i: Instruction, pc: int) -> Step:
     return _step(view, "g.pred[to][...] = compare(r[a], r[b])", compare=compare, a=a, b=b, to=to)
 
 
-@decodes("mov")
+@decodes("mov", "cvta")
 def _mov(p: Program, i: Instruction, pc: int) -> Step:
     to, source = i.operands
     kind = i.modifiers[-1]
@@ -612,12 +573,6 @@ def _pack(p: Program, i: Instruction, source: str) -> Step:
     return step
 
 
-@decodes("cvta")
-def _cvta(p: Program, i: Instruction, pc: int) -> Step:
-    to, a = p.operand(i.operands[0], 64), p.operand(i.operands[1], 64)
-    return _step("u64", "r[to][...] = r[a]", a=a, to=to)
-
-
 @decodes("cvt")
 def _convert(p: Program, i: Instruction, pc: int) -> Step:
     to_kind, from_kind = i.modifiers[-2:]
@@ -625,12 +580,9 @@ def _convert(p: Program, i: Instruction, pc: int) -> Step:
     if to_kind in ("bf16x2", "f16x2"):
         _, pack = _halves(to_kind)
         to, high, low = (p.operand(o, 32) for o in i.operands)
-        relu = "relu" in modes
 
         def pair(g: Group) -> None:
             both = np.stack([g.f32[low], g.f32[high]], -1)
-            if relu:
-                both = np.where(both < 0, np.float32(0), both)
             g.u32[to][...] = pack(both).view(np.uint32)[..., 0]
 
         return pair
@@ -704,43 +656,20 @@ def _shuffle(p: Program, i: Instruction, pc: int) -> Step:
     to, a, n, clamp = (p.operand(o, 32) for o in (names[0], *i.operands[1:4]))
     flag = p.operand(names[1], 1, i.scope) if len(names) > 1 else None
     mode = i.modifiers[1]
+    if mode not in ("bfly", "idx"):
+        raise ValueError(mode)
     lanes = np.arange(LANES)
 
     def step(g: Group) -> None:
         count, control = g.i32[n].astype(np.int64), g.u32[clamp].astype(np.int64)
         segment, bound = (control >> 8) & 31, control & 31
         low = lanes & segment
-        high = low | (bound & ~segment)
-        if mode == "bfly":
-            source, inside = lanes ^ count, (lanes ^ count) <= high
-        elif mode == "idx":
-            source = low | (count & ~segment & 31)
-            inside = source <= high
-        elif mode == "up":
-            source, inside = lanes - count, lanes - count >= high
-        else:
-            source, inside = lanes + count, lanes + count <= high
+        source = lanes ^ count if mode == "bfly" else low | (count & ~segment & 31)
+        inside = source <= (low | (bound & ~segment))
         source = np.where(inside, source, lanes)
         g.u32[to][...] = np.take_along_axis(g.u32[a], source, -1)
         if flag is not None:
             g.pred[flag][...] = inside
-
-    return step
-
-
-@decodes("vote")
-def _vote(p: Program, i: Instruction, pc: int) -> Step:
-    mode = i.modifiers[1]
-    source = p.operand(i.operands[1].lstrip("!"), 1, i.scope)
-    negated = i.operands[1][0] == "!"
-    to = p.operand(i.operands[0], 32 if mode == "ballot" else 1, i.scope)
-
-    def step(g: Group) -> None:
-        value = ~g.pred[source] if negated else g.pred[source]
-        if mode == "ballot":
-            g.u32[to][...] = (value.astype(np.uint32) << np.arange(LANES, dtype=np.uint32)).sum(-1, keepdims=True)
-        else:
-            g.pred[to][...] = (value.all if mode == "all" else value.any)(-1, keepdims=True)
 
     return step
 
@@ -759,10 +688,10 @@ def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
 
 
 def addresses(g: Group, at: tuple[int, int, int]) -> Array:
-    """Return the addresses of all threads of a group."""
+    """Return the addresses of all threads of a group; those of 32 bits wrap around."""
     width, index, offset = at
-    found = g.files[width][index].astype(np.int64) + offset
-    return found & 0xFFFFFFFF if width == 32 else found  # LLVM lets 32-bit addresses wrap around
+    found: Array = g.files[width][index].astype(np.int64) + offset
+    return found & 0xFFFFFFFF if width == 32 else found
 
 
 def registers_of(text: str) -> tuple[str, ...]:
@@ -919,13 +848,6 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
     if i.modifiers[1] == "wait_group":
         left = int(i.operands[0], 0)
         return Masked(lambda g, active: g.cta.wait_for_copies(g, left))
-    if i.modifiers[1] == "wait_all":
-
-        def wait(g: Group, active: Array | None) -> None:
-            g.cta.commit_copies(g)
-            g.cta.wait_for_copies(g, 0)
-
-        return Masked(wait)
     to, source, size = address_of(p, i.operands[0]), address_of(p, i.operands[1]), int(i.operands[2], 0)
     given = p.operand(i.operands[3], 32) if len(i.operands) > 3 else p.operand(i.operands[2], 32)
 
@@ -999,7 +921,7 @@ def _fence(p: Program, i: Instruction, pc: int) -> Masked:
     return Masked(lambda g, active: None)
 
 
-@decodes("membar", "prefetch", "prefetchu", "setmaxnreg", "griddepcontrol", "nanosleep", "discard", "applypriority")
+@decodes("setmaxnreg", "griddepcontrol", "nanosleep")
 def _ignored(p: Program, i: Instruction, pc: int) -> Step:
     return _nothing
 
@@ -1096,10 +1018,8 @@ def _mbarrier(p: Program, i: Instruction, pc: int) -> Control | Masked:
 
 def _mbarrier_step(p: Program, i: Instruction, pc: int) -> Masked:
     action = i.modifiers[0]
-    at = address_of(p, i.operands[1 if action == "arrive" and len(i.operands) > 1 else 0], i.scope)
-    if action == "arrive" and len(i.operands) == 1:
-        at = address_of(p, i.operands[0], i.scope)
-    last = p.operand(i.operands[-1], 32) if not i.operands[-1].startswith("[") else p.operand("1", 32)
+    at = address_of(p, next(o for o in i.operands if o.startswith("[")), i.scope)
+    last = p.operand("1" if i.operands[-1].startswith("[") else i.operands[-1], 32)
     expects = "expect_tx" in i.modifiers
 
     def act(g: Group, active: Array | None) -> None:
@@ -1196,7 +1116,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
                 cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
             if cta.shadow is not None:
                 actors = np.array([cta.clocks.products(w) for w in g.range])
-                cta.shadow.read_async(np.unique(places // 2), g.range, actors, pc)
+                cta.shadow.read_async(parts_of(places, element), g.range, actors, pc)
         keeps = np.full(g.warps, keep) if keep_at is None else g.pred[keep_at][:, 0].copy()
 
         def finish(group: Group) -> None:

@@ -42,7 +42,6 @@ class Kernel:
     """The instructions, parameters and registers of the first kernel in a PTX text."""
 
     name: str
-    target: str
     threads: int
     parameters: list[Parameter]
     instructions: list[Instruction] = field(default_factory=list)
@@ -67,12 +66,11 @@ def parse(ptx: str) -> Kernel:
     """
     text = _DIRECTIVE.sub("", _COMMENT.sub("", ptx))
     entry = _ENTRY.search(text)
-    target = re.search(r"\.target\s+(\w+)", text)
-    if entry is None or target is None:
+    if entry is None:
         raise ValueError("the PTX has no kernel")
     parameters = [Parameter(m[2], m[1], int(m[3] or 0)) for m in _PARAMETER.finditer(entry[2])]
     threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", entry[3])
-    kernel = Kernel(entry[1], target[1], int(threads[1]) if threads else 128, parameters)
+    kernel = Kernel(entry[1], int(threads[1]) if threads else 128, parameters)
     _read_body(kernel, text, entry.end())
     return kernel
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .counts import Traffic
 from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
-from .races import Clocks, GlobalShadow, SharedShadow
+from .races import Clocks, GlobalShadow, SharedShadow, parts_of
 
 if TYPE_CHECKING:
     from .instructions import Program
@@ -511,12 +511,3 @@ class CTA:
             actor = self.clocks.products(n)
             self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
         return waited
-
-
-def parts_of(places: Array, size: int) -> Array:
-    """Return the numbers of the records of :class:`.races.SharedShadow` for elements at some places."""
-    from .races import GRAIN
-
-    if size <= GRAIN:
-        return places // GRAIN
-    return (places[:, None] + np.arange(0, size, GRAIN)).reshape(-1) // GRAIN

@@ -111,15 +111,15 @@ CASES = {
 
 
 def survivors(case: Case) -> tuple[int, list[str]]:
-    """Return the number of mutants of a case, and the names of those that no policy tells from the kernel."""
+    """Return the number of mutants of a case, and the names of those that no policy distinguishes from the kernel."""
     want, (run,) = _result(case, LATE, None)
     program = run.program
     acted = program.acted | {n for n in program.controls if run.executions[n]}
     tried = list(mutants(program.kernel, acted))
-    return len(tried), [mutant.name for mutant in tried if not any(_tells(case, p, mutant, want) for p in POLICIES)]
+    return len(tried), [mutant.name for mutant in tried if not any(_detects(case, p, mutant, want) for p in POLICIES)]
 
 
-def _tells(case: Case, policy: Policy, mutant: Mutant, want: torch.Tensor) -> bool:
+def _detects(case: Case, policy: Policy, mutant: Mutant, want: torch.Tensor) -> bool:
     try:
         found, _ = _result(case, policy, mutant)
     except Fault:

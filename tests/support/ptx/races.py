@@ -19,8 +19,6 @@ Array = npt.NDArray[Any]
 GRAIN = 2  # number of bytes that share one record
 MAX_ASYNC = 64  # number of actors for copies that barriers in shared memory count
 
-Warps = slice  # a run of adjacent warps
-
 
 class Race(Fault):
     """Two accesses of the same memory, one of them a write, of which neither happens before the other."""
@@ -75,7 +73,11 @@ class Clocks:
 
 
 class SharedShadow:
-    """The last write and the last reads of each part of shared memory."""
+    """The last write and the last reads of each part of shared memory.
+
+    Warps that write the same memory by one instruction that they execute together are not detected; they must write the
+    same values, since results have the same bits under all policies.
+    """
 
     def __init__(self, shared: Shared, clocks: Clocks) -> None:
         count = shared.size // GRAIN
@@ -178,6 +180,11 @@ class SharedShadow:
     def _report(what: str, part: int, by: Array | int, first: int, position: int) -> str:
         warp = by if isinstance(by, int) else int(by[first])
         return f"warp {warp} at {{{position}}} {what}, at offset {part * GRAIN} of shared memory"
+
+
+def parts_of(places: Array, size: int) -> Array:
+    """Return the records of :class:`SharedShadow` for elements of ``size`` bytes, each record once."""
+    return np.unique((places.reshape(-1, 1) + np.arange(0, size, GRAIN)) // GRAIN)
 
 
 class GlobalShadow:
