@@ -5,8 +5,8 @@
 - fused: a kernel computes the features in registers and multiplies them at once, so that only the result is written to
   memory (:mod:`.kernels.contract_out`, :mod:`.kernels.contract_weight`, :mod:`.kernels.contract_in`).
 - chunked: a kernel writes the features of some rows to memory, and a matrix product reads them (:mod:`.chunked`).
-- pipelined: a fused kernel for F or G on Hopper GPUs has hand-written waits, so that the computation of features and
-  the matrix products overlap (:mod:`.hopper`).
+- pipelined: a fused kernel on Hopper GPUs has hand-written waits, so that the computation of features and the matrix
+  products overlap (:mod:`.hopper`).
 - gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
   (:mod:`.kernels.gather`).
 
@@ -95,6 +95,8 @@ def _weights(p: Problem, config: Config) -> tuple[Tensor, Tensor | None]:
     if config.way == "pipelined":
         from .hopper.contract_weight import contract_weight as contract_pipelined
 
+        if p.form == p.base == "none":
+            return _nan_splines(p), None
         splines, base = contract_pipelined(p, config)
         return _nan_splines(p) if p.form == "none" else splines, base if p.base != "none" else None
     if p.form == "none":

@@ -1,8 +1,8 @@
-"""Kernels of F and G for Hopper GPUs in Gluon, which compute the next features while a matrix product runs.
+"""Kernels of F, G and H for Hopper GPUs in Gluon, which compute the next features while a matrix product runs.
 
 Gluon is the lower-level language of Triton, in which a kernel itself determines when it waits for an asynchronous
-matrix product. In the ordinary Triton language, each product must end before the next features are computed, because
-the features overwrite the registers that the product reads (see :func:`..kernels.tiles.await_product`).
+matrix product. The features of F and G are made as words of 128 bits (see :mod:`.words`), and the matrix products read
+them from shared memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def gluon_available() -> bool:
     Gluon is experimental, and names in Gluon change between versions of Triton.
     """
     try:
-        from . import contract_out, contract_weight  # noqa: F401
+        from . import contract_in, contract_out, contract_weight  # noqa: F401
     except (ImportError, AttributeError):
         return False
     return True
