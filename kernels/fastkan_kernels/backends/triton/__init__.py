@@ -7,8 +7,8 @@ four implementations. The backend chooses an implementation by shape, dtype, spl
 - *fused*: a kernel computes the splines in registers and multiplies them by the other operand at once.
 - *pipelined*: a fused kernel in Gluon, Triton's lower-level language, waits explicitly for each matrix product, so that
   splines are computed while the tensor cores multiply. The pipelined implementation computes F, G and H in two-byte
-  dtypes on Hopper GPUs. The rules never choose the pipelined implementation, because it has not been measured yet, but tuning
-  tries it.
+  dtypes and for spline orders up to 3 on Hopper GPUs. The rules never choose the pipelined implementation, because it
+  has not been measured yet, but tuning tries it.
 - *chunked*: a kernel writes the splines of some rows to memory, where they stay in the L2 cache, and an ordinary matrix
   product reads them.
 - *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
