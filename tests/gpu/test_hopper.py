@@ -103,7 +103,7 @@ def test_slots_fit_into_shared_memory() -> None:
             prefix = "base_" if base != "none" else ""
             blocks += [a[prefix + x] for x in (("x", "v") if v else ("x",))]
         size = sum(np.prod(b.block_shape) * b.base.element_size() for b in blocks)
-        features = 0 if name == "H" else 2 * 64 * config.rows * 2
+        features = 0 if name == "H" else 2 * 64 * launch.constants["ROWS"] * 2
         assert slots >= 3
         assert slots * size + features + 1024 <= shared_limit(90)
 

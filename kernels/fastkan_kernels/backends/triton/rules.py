@@ -228,15 +228,15 @@ def _fused(k: Key, capability: int) -> Config:
 def _pipelined(k: Key, capability: int) -> Config:
     """Return a configuration of the pipelined implementation that compiles without spilling registers.
 
-    Each warp computes 16 rows of a tile. ``stages`` is the maximum number of slots in shared memory. With v, tiles have
-    64 rows, so that the slots fit into shared memory even if x and v have a wider dtype than the matrix products.
+    Each warp computes 16 rows of a tile. ``stages`` is the maximum number of slots in shared memory.
     """
-    local = k.form == "local"
     if k.contraction == "H":
-        rows, columns = power_of_two(k.rows, 64, 128), power_of_two(k.inputs, 16, 16 if local else 32)
+        columns = power_of_two(k.inputs, 16, 16 if k.form == "local" else 32)
+        rows = power_of_two(k.rows, 64, 128)
     else:
-        features = k.spline_count * k.inputs if k.contraction == "G" else k.rows
-        rows, columns = power_of_two(features, 64, 64 if k.multiplied else 128), power_of_two(k.outputs, 16, 256)
+        rows = power_of_two(k.spline_count * k.inputs if k.contraction == "G" else k.rows, 64, 128)
+        # ptxas serialises the products of F in wider tiles of 64 rows.
+        columns = power_of_two(k.outputs, 16, 64 if k.contraction == "F" and rows == 64 else 256)
     return Config("pipelined", rows, columns, 64, 8 if k.contraction == "H" else 1, rows // 16, 4, True)
 
 
@@ -244,7 +244,8 @@ def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:
     base = _pipelined(k, capability)
     for rows in (64, 128):
         for columns in (16, 32) if k.contraction == "H" else (64, 128, 256):
-            if rows <= base.rows and columns <= base.columns:
+            serialised = k.contraction == "F" and rows == 64 and columns > 64
+            if rows <= base.rows and columns <= base.columns and not serialised:
                 yield base._replace(rows=rows, columns=columns, warps=rows // 16)
 
 

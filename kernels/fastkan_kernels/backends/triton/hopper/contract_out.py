@@ -60,20 +60,22 @@ def fetch_step(
     inputs, base_inputs, w, base_w, x_tiles, w_tiles, ready, step, spline_steps, steps, row, column,
     BASED: gl.constexpr, WORDS: gl.constexpr, SLOTS: gl.constexpr,
 ):  # fmt: skip
-    """Start the copies of W, x and v for a step, unless the step is beyond the last one.
+    """Start the copies of x, v and W for a step, unless the step is beyond the last one.
+
+    The copies of x start first, because x is needed before W.
 
     ``inputs``, ``base_inputs`` and ``x_tiles`` are tuples, with one element for x and, if v is used, one for v.
     """
     if step < spline_steps:
         i = step // WORDS * SPLINES
-        fetch(w, [i, step % WORDS * SPLINES, column], w_tiles, ready[0], step, True, SLOTS)
         for n in gl.static_range(len(inputs)):
             fetch(inputs[n], [row, i], x_tiles[n], ready[1 + n], step, True, SLOTS)
+        fetch(w, [i, step % WORDS * SPLINES, column], w_tiles, ready[0], step, True, SLOTS)
     elif BASED and step < steps:
         i = (step - spline_steps) * DEPTH
-        fetch(base_w, [i, column], w_tiles, ready[0], step, True, SLOTS)
         for n in gl.static_range(len(inputs)):
             fetch(base_inputs[n], [row, i], x_tiles[n], ready[1 + n], step, True, SLOTS)
+        fetch(base_w, [i, column], w_tiles, ready[0], step, True, SLOTS)
 
 
 @gluon.jit(do_not_specialize=UNSPECIALIZED)
@@ -148,16 +150,14 @@ def contract_out_kernel(
     store_words(
         made, i, 0, features.index(0), knots_ptr, grid, I, M, ORDER, D, FORM, SEARCH, SHARED, WORDS, NANS,
     )  # fmt: skip
-    await_tile(ready[0], 0, SLOTS)
+    sums = gl.zeros((ROWS, COLUMNS), gl.float32, total)
     fence_async_shared()
     barrier()
-    sums = gl.zeros((ROWS, COLUMNS), gl.float32, total)
     for step in range(steps):
+        await_tile(ready[0], step, SLOTS)
         sums = warpgroup_mma(features.index(step % 2), w_tiles.index(step % SLOTS), sums, is_async=True)
         sums = warpgroup_mma_wait(1, deps=[sums])
         turn = step + 1
-        if turn < steps:
-            await_tile(ready[0], turn, SLOTS)
         tile = features.index(turn % 2)
         if turn < spline_steps:
             next_made = load_inputs(x_tiles, ready, turn, inputs, narrow, SLOTS)
@@ -195,7 +195,11 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     block, base_block = [config.rows, SPLINES.value], [config.rows, DEPTH.value]
     x, base_x = descriptor(p.x, block), descriptor(p.x, base_block)
     v, base_v = (x, base_x) if p.v is None else (descriptor(p.v, block), descriptor(p.v, base_block))
-    largest = [base_x, base_v] if based else [x, v]
+    inputs = [base_x, base_v] if based else [x, v]
+    tiles = [w, *inputs[: 1 + (p.v is not None)]]
+    slots = slot_count(config.stages, tiles, 4 * config.rows * DEPTH.value, p.capability)
+    if slots == 0:  # x and v have a wider dtype than the matrix products
+        return launch_out(p, config._replace(rows=64, columns=min(64, config.columns), warps=4), y)
     arguments = {
         "x": x,
         "base_x": base_x,
@@ -215,9 +219,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "WORDS": triton.cdiv(p.spline_count, SPLINES.value),
         "ROWS": config.rows,
         "COLUMNS": config.columns,
-        "SLOTS": slot_count(
-            config.stages, [w, *largest[: 1 + (p.v is not None)]], 4 * config.rows * DEPTH.value, p.capability
-        ),
+        "SLOTS": slots,
         "GROUP": 8,
     }
     programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)

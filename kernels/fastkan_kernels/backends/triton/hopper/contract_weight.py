@@ -47,11 +47,11 @@ def expect_step(inputs, g, ready, step, steps, SLOTS: gl.constexpr):
 def fetch_step(
     inputs, g, x_tiles, g_tiles, ready, step, steps, start, column_x, column_g, DEPTH: gl.constexpr, SLOTS: gl.constexpr
 ):
-    """Start the copies of the rows of g, x and v for a step, unless the step is beyond the last one."""
+    """Start the copies of the rows of x, v and g for a step, unless the step is beyond the last one."""
     row = start + step * DEPTH
-    fetch(g, [row, column_g], g_tiles, ready[0], step, step < steps, SLOTS)
     for n in gl.static_range(len(inputs)):
         fetch(inputs[n], [row, column_x], x_tiles[n], ready[1 + n], step, step < steps, SLOTS)
+    fetch(g, [row, column_g], g_tiles, ready[0], step, step < steps, SLOTS)
 
 
 @gluon.jit
@@ -112,17 +112,16 @@ def sums_over_rows(
     store_features(
         first, i, word, features.index(0), knots_ptr, grid, I, M, ORDER, D, BASE, FORM, SEARCH, SHARED, WORDS
     )
-    await_tile(ready[0], 0, SLOTS)
     fence_async_shared()
     barrier()
     sums = gl.zeros((ROWS, COLUMNS), gl.float32, total)
     for step in range(steps):
+        await_tile(ready[0], step, SLOTS)
         a = features.index(step % 2).permute((1, 0))
         sums = warpgroup_mma(a, g_tiles.index(step % SLOTS), sums, is_async=True)
         sums = warpgroup_mma_wait(1, deps=[sums])
         turn = step + 1
         if turn < steps:
-            await_tile(ready[0], turn, SLOTS)
             made = load_inputs(x_tiles, ready, turn, inputs, held, SLOTS)
             barrier()  # after the barrier, all warps have finished the product of the previous step
             expect_step(inputs, g, ready, step + SLOTS - 1, steps, SLOTS)
@@ -221,13 +220,19 @@ def launch_weight(
     The rows of the splines and of the base function may be split into different numbers of parts.
     """
     assert p.g is not None
-    tiles, base_tiles = _tiles(p, config)
     width, words = config.rows // SPLINES.value, triton.cdiv(p.spline_count, SPLINES.value)
-    parts, base_parts = triton.cdiv(p.rows, part_rows), triton.cdiv(p.rows, base_part_rows)
     block, base_block = [DEPTH, width], [DEPTH, config.rows]
     x, base_x = descriptor(p.x, block), descriptor(p.x, base_block)
     v, base_v = (x, base_x) if p.v is None else (descriptor(p.v, block), descriptor(p.v, base_block))
     g = descriptor(p.g, [DEPTH, config.columns])
+    inputs = [x, v] if p.base == "none" else [base_x, base_v]
+    held = [g, *inputs[: 1 + (p.v is not None)]]
+    slots = slot_count(config.stages, held, 4 * DEPTH * config.rows, p.capability)
+    if slots == 0:  # x and v have a wider dtype than the matrix products
+        smaller = config._replace(rows=64, warps=4)
+        return launch_weight(p, smaller, out, base_out, part_rows, base_part_rows)
+    tiles, base_tiles = _tiles(p, config)
+    parts, base_parts = triton.cdiv(p.rows, part_rows), triton.cdiv(p.rows, base_part_rows)
     results = []
     if out is not None:
         results.append(descriptor(out.transpose(1, 2), [1, width, SPLINES.value, config.columns]))
@@ -248,7 +253,6 @@ def launch_weight(
         "part_rows": part_rows,
         "base_part_rows": base_part_rows,
     }
-    held = [g, base_x if base_tiles else x, *([base_v if base_tiles else v] if p.v is not None else [])]
     constants = {
         **p.constants(),
         "SHARED": p.shared_grid,
@@ -256,7 +260,7 @@ def launch_weight(
         "WORDS": words,
         "ROWS": config.rows,
         "COLUMNS": config.columns,
-        "SLOTS": slot_count(config.stages, held, 4 * DEPTH * config.rows, p.capability),
+        "SLOTS": slots,
     }
     grid = (tiles * parts + base_tiles * base_parts,)
     return Launch(contract_weight_kernel, grid, arguments, constants, config.warps, config.stages)

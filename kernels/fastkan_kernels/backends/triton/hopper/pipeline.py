@@ -94,13 +94,8 @@ MIN_SLOTS = 3  # one slot for the current product, one for the next features, an
 _BARRIER_BYTES = 1024  # upper bound on the bytes of the barriers of all slots and of the padding between them
 
 
-def tile_bytes(*tiles: TensorDescriptor) -> int:
-    """Return the total number of bytes of shared memory that one tile of each descriptor takes."""
-    return sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
-
-
 def slot_count(most: int, tiles: list[TensorDescriptor], beside: int, capability: int) -> int:
-    """Return the number of slots that fit into shared memory, clamped to the range from ``MIN_SLOTS`` to ``most``.
+    """Return the number of slots that fit into shared memory, at most ``most``, or 0 if fewer than MIN_SLOTS fit.
 
     Args:
         most: maximum number of slots.
@@ -108,5 +103,6 @@ def slot_count(most: int, tiles: list[TensorDescriptor], beside: int, capability
         beside: number of bytes of shared memory that are used for other purposes.
         capability: compute capability of the GPU, such as 90 for 9.0.
     """
-    room = shared_limit(capability) - beside - _BARRIER_BYTES
-    return max(MIN_SLOTS, min(most, room // tile_bytes(*tiles)))
+    slot_bytes = sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles)
+    found = min(max(most, MIN_SLOTS), (shared_limit(capability) - beside - _BARRIER_BYTES) // slot_bytes)
+    return found if found >= MIN_SLOTS else 0

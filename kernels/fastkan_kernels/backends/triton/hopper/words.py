@@ -203,9 +203,22 @@ def store_words(
 
 
 @gluon.jit
+def quick_silu(x):
+    """Return silu(x) with the relative error of the approximate reciprocal, which 16-bit products tolerate."""
+    below = 1.0 + gl.exp2(x * -1.4426950408889634)
+    reciprocal = gl.inline_asm_elementwise(
+        "rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], dtype=gl.float32, is_pure=True, pack=1
+    )
+    return gl.maximum(x, -1e3) * reciprocal  # at -infinity, the product would be NaN
+
+
+@gluon.jit
 def store_base(inputs, tile, factor, BASE: gl.constexpr, D: gl.constexpr):
     """Store the base function, or its d-th derivative, at a tile of x, multiplied by a factor and v."""
-    value = base_function(inputs[0], BASE, D)
+    if BASE == "silu" and D == 0:
+        value = quick_silu(inputs[0])
+    else:
+        value = base_function(inputs[0], BASE, D)
     if D > 0:
         value = value * factor
     if len(inputs) > 1:
