@@ -148,16 +148,11 @@ def implementation(
         rows = backend.at_rows(spec.cache, x, knots, operands, spec.basis, derivative)
         if rows is not None:
             return partial(rows.contract, name, operands, derivative)
-    return partial(_functions(spec, x, operands, compiling)[name], x, knots, operands, spec.basis, derivative)
-
-
-def _functions(spec: ContractionSpec, x: Tensor, operands: Operands, compiling: bool = False) -> dict[str, Callable]:
-    """Return the functions that compute the contractions F, G and H."""
+    table = (backend.compiling if compiling else None) or backend.contract
     if not spec.plain and (is_batched(x, *operands) or functorch_is_active()):
         # PyTorch cannot batch or transform kernels and operations that write into existing memory.
-        return _REFERENCE
-    backend = BACKENDS[spec.backend]
-    return (backend.compiling if compiling else None) or backend.contract
+        table = _REFERENCE
+    return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
 def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operands, wanted: Collection[str]) -> dict:
@@ -168,10 +163,9 @@ def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operan
         if rows is not None:
             return rows.vjp(name, full, wanted, order)
 
-    # If shared results do not make all gradients together faster, they do not make a single gradient faster.
-    functions = _functions(spec, x, full)
-
     def contract(name: str, operands: Operands, derivative: int):
-        return functions[name](x, knots, operands, spec.basis, derivative)
+        # If shared results do not make all gradients together faster, they do not make a single gradient faster.
+        alone = ContractionSpec(spec.basis, derivative, spec.backend, None, spec.plain)
+        return implementation(name, alone, x, knots, operands)()
 
     return gradients(name, full, wanted, order, contract)
