@@ -9,8 +9,7 @@ four implementations. The backend chooses an implementation by shape, dtype, spl
   splines are computed while the tensor cores multiply. The pipelined implementation computes F and G in two-byte dtypes
   on Hopper GPUs. The rules never choose the pipelined implementation, because it has not been measured yet, but tuning
   tries it.
-- *chunked*: a kernel writes the splines of some rows to memory, where they stay in the L2 cache, and an ordinary matrix
-  product reads them.
+- *chunked*: a kernel writes the features of some rows to memory, and an ordinary matrix product reads them.
 - *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
 
 The implementation and its tile sizes come from the first of the following sources that has an entry for the
