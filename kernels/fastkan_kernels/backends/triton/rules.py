@@ -201,20 +201,22 @@ def _fused(k: Key, capability: int) -> Config:
         )
         if size > 2:
             columns = min(columns, 16 if crowded and wide and steep and older else 128)
-        held = min(longest, 32) if steep or k.order > 4 else longest
+        held = min(longest, 32) if steep or k.order > 3 else longest
         inner = power_of_two(k.inputs, 16, 16 if local or (steep and (wide or rows < 64)) else held)
         warps = 8 if rows >= 128 or (wide and older) or (crowded and not wide) else 4
     elif k.contraction == "G":
         rows = power_of_two(k.inputs, 16, 32 if wide and local else 64 if wide or local else 128)
         columns = power_of_two(k.outputs, 16, 32 if size > 4 and steep else 64 if wide or local else 128)
-        inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else longest)
+        held = min(longest, 32) if older and steep else longest
+        inner = power_of_two(k.rows, 16, 16 if local or (size > 4 and steep) else held)
         if older and local and k.order > 3:
             rows = min(rows, 16)
         # On older GPUs, two warps that compute the same rows of a small tile would spill registers.
         few = older and rows < 128 and not local and size == 2
         warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
     else:
-        rows = power_of_two(k.rows, 16, 32 if size > 4 or (wide and older) else 64 if wide or local or older else 128)
+        most = 16 if size > 4 and older and steep and k.order > 4 else 32
+        rows = power_of_two(k.rows, 16, most if size > 4 or (wide and older) else 64 if wide or local or older else 128)
         columns = power_of_two(k.inputs, 16, 16 if wide or local else 32)
         together = 32 if wide and older else 64 if wide or local or not descriptors or rows < 64 else 128
         if (size > 4 and older) or (steep and k.order > 4 and rows < 64):
@@ -256,7 +258,8 @@ def chunking(k: Key, capability: int) -> Config:
 
 def _gathering(k: Key, capability: int) -> Config:
     most = 8 if k.dtype == "float64" or k.order > 4 else 16
-    return Config("gather", power_of_two(k.rows, 1, most), power_of_two(k.outputs, 16, 128), warps=4, stages=2)
+    columns = power_of_two(k.outputs, 16, 32 if k.dtype == "float64" and k.contraction == "H" else 128)
+    return Config("gather", power_of_two(k.rows, 1, most), columns, warps=4, stages=2)
 
 
 def _slot_bytes(k: Key) -> int:
