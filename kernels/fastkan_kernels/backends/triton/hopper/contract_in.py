@@ -181,7 +181,7 @@ def contract_in_kernel(
                 base_sums = warpgroup_mma(left, base_right, base_sums, is_async=True)
             sums = warpgroup_mma(left, slots[1].index(step % SLOTS).permute((1, 0)), sums, is_async=True)
             # The products of this step may still run, and the products of the previous step have finished.
-            sums, base_sums = warpgroup_mma_wait(2 if BASED else 1, deps=[sums, base_sums])
+            sums, base_sums = warpgroup_mma_wait(1 + BASED, deps=[sums, base_sums])
             barrier()  # after the barrier, all warps have finished the products of the previous step
             following = step + SLOTS - 1
             expect_step(sources, ready, following, turns, SLOTS)
