@@ -26,7 +26,7 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _SERIALISED = re.compile(r"(?:\((C\d+)\) [^\n]*)?(wgmma\.mma_async instructions are serialized due to [^\n]*)")
 _DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot) [^\n]*")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
-_DOT_OPERANDS = re.compile(r": tensor<(\d+)x(\d+)x([a-z]\w*)[^*]* \* (?:!ttg\.memdesc|tensor)<\d+x(\d+)x")
+_DOT_OPERANDS = re.compile(r": (?:!ttg\.memdesc|tensor)<(\d+)x(\d+)x([a-z]\w*)[^*]* \* (?:!ttg\.memdesc|tensor)<\d+x(\d+)x")
 
 
 class Failure(NamedTuple):
