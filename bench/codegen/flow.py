@@ -133,6 +133,35 @@ def shortest_round(program: Program, graph: nx.DiGraph, loop: Loop) -> list[int]
     return [place for place in paths[last] if program.instructions[place].name != "NOP"]
 
 
+def longest_round(program: Program, graph: nx.DiGraph, loop: Loop) -> list[int]:
+    """Return the indices of the instructions in the longest round of a loop, without NOPs.
+
+    The round also has the instructions that do not run in the first or last rounds, and one round of each inner loop.
+    """
+    inside = nx.DiGraph(graph.subgraph(loop.places))
+    last = set(inside.predecessors(loop.head))
+    inside.remove_edges_from([(place, loop.head) for place in last])
+    # In the condensation, each inner loop is one node.
+    parts = nx.condensation(inside)
+    sizes = {
+        n: sum(program.instructions[place].name != "NOP" for place in members)
+        for n, members in parts.nodes(data="members")
+    }
+    lengths: dict[int, int] = {}
+    before: dict[int, int | None] = {}
+    for n in nx.topological_sort(parts):
+        best = max((m for m in parts.predecessors(n) if m in lengths), key=lengths.__getitem__, default=None)
+        if best is not None or loop.head in parts.nodes[n]["members"]:
+            lengths[n], before[n] = sizes[n] + (0 if best is None else lengths[best]), best
+    ends = {parts.graph["mapping"][place] for place in last} & lengths.keys()
+    here: int | None = max(ends, key=lengths.__getitem__)
+    found: list[int] = []
+    while here is not None:
+        found += parts.nodes[here]["members"]
+        here = before[here]
+    return sorted(place for place in found if program.instructions[place].name != "NOP")
+
+
 def _dominates(dominator: dict[int, int | None], head: int, place: int) -> bool:
     """Return whether every path from the first instruction to ``place`` passes ``head``."""
     here: int | None = place

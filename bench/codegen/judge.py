@@ -26,7 +26,9 @@ _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) b
 _SERIALISED = re.compile(r"(?:\((C\d+)\) [^\n]*)?(wgmma\.mma_async instructions are serialized due to [^\n]*)")
 _DOT = re.compile(r"\b(?:tt\.dot|ttng\.warp_group_dot) [^\n]*")
 _PRECISION = re.compile(r"inputPrecision = (\w+)")
-_DOT_OPERANDS = re.compile(r": (?:!ttg\.memdesc|tensor)<(\d+)x(\d+)x([a-z]\w*)[^*]* \* (?:!ttg\.memdesc|tensor)<\d+x(\d+)x")
+_DOT_OPERANDS = re.compile(
+    r": (?:!ttg\.memdesc|tensor)<(\d+)x(\d+)x([a-z]\w*)[^*]* \* (?:!ttg\.memdesc|tensor)<\d+x(\d+)x"
+)
 
 
 class Failure(NamedTuple):
@@ -156,7 +158,7 @@ def judged(build: Build, code: Compiled) -> Verdict:
     asked = dots(code.ttir)
     graph = flow.graph_of(program)
     loop = inner_loop(program, graph)
-    inner = None if loop is None else counted(program, graph, loop)
+    inner = None if loop is None else counted(program, graph, loop, build.overlaps)
 
     def failures() -> Iterator[Failure]:
         if broken := hazard.hazards(program, graph):
@@ -229,10 +231,18 @@ def inner_loop(program: sass.Program, graph: nx.DiGraph) -> flow.Loop | None:
     return None if found is None or rank(found)[0] < 0 else found
 
 
-def counted(program: sass.Program, graph: nx.DiGraph, loop: flow.Loop) -> Inner:
-    """Count the instructions of a loop by their kinds."""
+def counted(program: sass.Program, graph: nx.DiGraph, loop: flow.Loop, whole: bool = False) -> Inner:
+    """Count the instructions of a loop by their kinds.
+
+    Args:
+        program: the machine code.
+        graph: the control flow of the program.
+        loop: the loop.
+        whole: whether to count the longest round instead of the shortest one.
+    """
     body = [program.instructions[place] for place in loop.places]
-    once = [program.instructions[place] for place in flow.shortest_round(program, graph, loop)]
+    round_of = flow.longest_round if whole else flow.shortest_round
+    once = [program.instructions[place] for place in round_of(program, graph, loop)]
     wgmma = [instruction for instruction in body if instruction.is_wgmma]
     plain = [instruction for instruction in body if instruction.is_mma and not instruction.is_wgmma]
     in_registers = sum(bool(instruction.a_operand) for instruction in wgmma)
@@ -267,7 +277,8 @@ def made_late(program: sass.Program, loop: flow.Loop) -> int:
     """
     inside = [(place, program.instructions[place]) for place in sorted(loop.places)]
     starts = [place for place, instruction in inside if instruction.is_wgmma]
-    waits = [place for place, instruction in inside if instruction.is_wgmma_wait]
+    # A wait with another operand than 0 lets the latest products run on.
+    waits = [place for place, instruction in inside if instruction.is_wgmma_wait and instruction.operands[-1] == "0x0"]
     if not (starts and waits):
         return 0
     end = min((place for place in waits if place > starts[-1]), default=inside[-1][0])

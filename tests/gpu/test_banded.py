@@ -105,7 +105,7 @@ KEY = Key("F", "bfloat16", "ieee", "cardinal", 3, 0, "silu", False, True, True, 
 
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("F", Config("banded", 512, 32, 32, 1, 16, 3)), ("H", Config("banded", 256, 64, 256, 1, 16, 2))],
+    [("F", Config("banded", 512, 32, 32, 1, 16, 3)), ("H", Config("banded", 256, 128, 128, 1, 16, 2))],
 )
 def test_the_rules_choose_about_one_program_for_each_multiprocessor(
     name: str, config: Config, monkeypatch: pytest.MonkeyPatch

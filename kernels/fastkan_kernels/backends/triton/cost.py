@@ -58,20 +58,22 @@ GPUS = {
 SLOTS = {
     ("F", "fused", "cardinal"): 9.6,
     ("F", "fused", "local"): 16.0,
-    ("F", "pipelined", "cardinal"): 5.0,
-    ("F", "pipelined", "local"): 22.0,
+    ("F", "pipelined", "cardinal"): 10.0,
+    ("F", "pipelined", "local"): 32.0,
     ("G", "fused", "cardinal"): 20.0,
     ("G", "fused", "local"): 135.0,
-    ("G", "pipelined", "cardinal"): 5.0,
-    ("G", "pipelined", "local"): 22.0,
+    ("G", "pipelined", "cardinal"): 10.0,
+    ("G", "pipelined", "local"): 32.0,
     ("H", "fused", "cardinal"): 11.5,
     ("H", "fused", "local"): 18.0,
-    ("H", "pipelined", "cardinal"): 8.0,
+    ("H", "pipelined", "cardinal"): 11.5,
     ("H", "pipelined", "local"): 18.0,
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
 ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, before its features
 WORD = 8  # number of features in a word of the pipelined implementation
+# Maximum size of the partial sums of the base function, as a share of the sizes of the operands and results of G.
+MAX_BASE_SHARE = 0.2
 MIN_STEPS = 8  # minimum number of steps of G in a part of the rows
 GATHERED = 54  # instructions of the gather kernels for each row, input and output
 BANDED = 30  # instructions of the banded kernels for each input, eight rows and 32 outputs
@@ -226,7 +228,10 @@ def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
         return {1, *(min(most, max(1, waves * slots // max(1, tiles))) for waves in range(1, 5))}
 
     if c.way == "pipelined":
-        pairs = list(itertools.product(filling(tiles), filling(base_tiles)))
+        weights = k.inputs * k.outputs
+        held = _size(k.dtype) * (weights * (k.spline_count + 1) + k.rows * (k.inputs + k.outputs))
+        most_base = max(1, int(MAX_BASE_SHARE * held / (4 * weights)))
+        pairs = [(n, m) for n, m in itertools.product(filling(tiles), filling(base_tiles)) if m <= max(n, most_base)]
     else:
         pairs = [(count, count) for count in filling(tiles + base_tiles)]
 
@@ -322,7 +327,7 @@ def _in_works(k: Key, c: Config, gpu: Gpu) -> list[Work]:
         issued / 32 / gpu.issue,
         fetched * size / gpu.l2,
         (blocks + based) * 2 * _split(k) * BUBBLE[c.way],
-        c.way == "pipelined",
+        False,  # the features are computed after the products
         size * (k.rows * (2 * k.inputs + k.outputs) + k.inputs * k.outputs * (k.spline_count + based)),
     )
     return [work]
@@ -357,6 +362,9 @@ def _banded(k: Key, c: Config, gpu: Gpu) -> list[Work]:
             located, shared=reads * 4 * 512 / gpu.shared,
         ),
     ]  # fmt: skip
+    parts = math.ceil(k.outputs / inner) if k.contraction == "H" else 1
+    if parts > 1:  # the results of all parts are written and summed
+        works.append(Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, 8 * parts * k.rows * k.inputs))
     return works if k.base == "none" else [*works, product(*shape, k.dtype, k.precision, gpu)]
 
 

@@ -274,7 +274,7 @@ def _banding(k: Key, capability: int) -> Config:
         rows = power_of_two(k.rows * -(-k.outputs // 32) // 128, 64, 512)
         return Config("banded", rows, 32, 32, warps=rows // 32, stages=stages)
     rows = power_of_two(k.rows * k.inputs // (64 * 128), 64, 256)
-    inner = power_of_two(k.outputs, 32, 256)
+    inner = power_of_two(k.outputs, 32, 128)  # more outputs would spill registers
     programs = -(-k.rows // rows) * -(-k.outputs // inner)
     return Config("banded", rows, power_of_two(k.inputs * programs // 128, 1, 256), inner, 1, rows // 16, stages=2)
 
@@ -283,9 +283,6 @@ def _more_banded(k: Key, capability: int) -> Iterator[Config]:
     base = _banding(k, capability)
     if base.rows > 64:
         yield base._replace(rows=base.rows // 2, warps=base.warps // 2)
-    yield base._replace(warps=base.warps // 2)
-    if k.contraction == "H" and base.inner > 32:  # half as many reads of W, but the results of two parts are added
-        yield base._replace(rows=2 * base.rows, inner=base.inner // 2)
 
 
 _RULES: dict[str, Callable[[Key, int], Config]] = {

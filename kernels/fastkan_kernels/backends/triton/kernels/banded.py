@@ -466,7 +466,7 @@ def launch_locate(p: Problem, located: Located, base: Tensor | None) -> Launch:
     For F, the launch writes the base function into ``base [N, I]``. For H, ``base [N, I]`` is the factor of the base
     function in the working dtype.
     """
-    rows, columns = 64, 32
+    rows, columns = 32 if p.form == "local" else 64, 32  # larger tiles would spill registers
     arguments = {
         **p.x_and_knots(),
         **p.multiplier(),
