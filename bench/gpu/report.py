@@ -18,13 +18,13 @@ import pandas as pd
 from ..records import RESULTS
 from ..records import place as described
 from ..report import markdown, spread_text
-from . import bars
+from . import bars, predict
 
 FILE = "results.json"
 WORD = re.compile(r"\b[A-Z]+\d+\w*\b")  # the model of a GPU, such as H100, A100, L40S or B200
 NOTHING = (
-    "Nothing has run on a GPU yet, so there is no GPU figure here; [another page](gpu/README.md) says what must "
-    "be reached and how it will be measured."
+    "Nothing has run on a GPU yet, so there is no measured GPU figure here; [another page](gpu/README.md) says what must "
+    "be reached and how it will be measured. Until then, a cost model predicts the values."
 )
 STATE = "**they have not run on a GPU yet**, so there is no GPU figure here."
 LEGEND = (
@@ -138,13 +138,16 @@ def state(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def block(found: Mapping[str, Mapping[str, Any]], predicted: Mapping[str, float] | None = None) -> str:
-    """Return the tables of all GPUs for the README.
+    """Return the tables of all GPUs for the README, or of predictions if nothing has been measured.
 
     Args:
         found: the files of GPUs.
-        predicted: as for :func:`bars_table`.
+        predicted: the value of each bar by a cost model, by the bar's name (default: the cost model's own values).
     """
-    parts = [NOTHING] if not found else []
+    if not found:
+        return f"{NOTHING}\n\n{predict.block()}"
+    predicted = predict.predicted() if predicted is None else predicted
+    parts = []
     for data in found.values():
         gpu = data["about"]["gpu"]
         parts += [markdown(bars_table(data["speed"], predicted)), LEGEND]
