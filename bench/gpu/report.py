@@ -23,8 +23,8 @@ from . import bars, predict
 FILE = "results.json"
 WORD = re.compile(r"\b[A-Z]+\d+\w*\b")  # the model of a GPU, such as H100, A100, L40S or B200
 NOTHING = (
-    "Nothing has run on a GPU yet, so there is no measured GPU figure here; [another page](gpu/README.md) says what must "
-    "be reached and how it will be measured. Until then, a cost model predicts the values."
+    "Nothing has run on a GPU yet, so there is no measured GPU figure here; [another page](gpu/README.md) says what "
+    "must be reached and how it will be measured. Until then, a cost model predicts the values."
 )
 STATE = "**they have not run on a GPU yet**, so there is no GPU figure here."
 LEGEND = (
