@@ -138,6 +138,8 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
     if _operand_bytes(k, c) > shared_limit(capability):
         return False
     hopper = 90 <= capability < 120
+    if k.dtype == "float64" and c.inner > 32:
+        return False
     kind = {"float64": "float64", "float32": "tf32" if k.precision == "tf32" else "tf32x3"}.get(k.dtype, "half")
     # A float64 number takes two registers, so only half of the threads are counted.
     threads = 32 * c.warps // (2 if kind == "float64" else 1)

@@ -512,7 +512,7 @@ def launch_in(p: Problem, config: Config, located: Located, h: Tensor) -> Launch
     assert p.g is not None
     arguments = {
         **_arguments(p, located),
-        "g_ptr": p.g.view(torch.int32),
+        "g_ptr": p.g.view(-1).view(torch.int32),  # a single row may have any stride
         "h_ptr": h,
         "part_inputs": config.columns,
     }
