@@ -235,3 +235,22 @@ def test_wavefronts_count_conflicts_of_banks() -> None:
 def test_an_address_of_32_bits_wraps_around() -> None:
     body = SHARED + WRITE + " sub.s32 %r14, %r11, 8192; ld.shared.b32 %r4, [%r14+9216]; st.global.b32 [%rd2+16], %r4;"
     assert execute(body, words(0))[:, 0].tolist() == list(range(32))  # shared memory begins at 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("instruction", "function"),
+    [
+        ("mul", torch.mul), ("add", torch.add), ("sub", torch.sub), ("max", torch.maximum), ("min", torch.minimum),
+        ("fma.rn", lambda a, b: (a.double() * b.double() + a.double()).to(a.dtype)), ("neg", lambda a, b: -a),
+    ],
+)  # fmt: skip
+def test_pairs_of_16_bits_are_computed_as_pytorch_computes_them(instruction, function, dtype) -> None:
+    """A pair in one register is two numbers, and not an integer."""
+    a, b = (torch.tensor(pair, dtype=dtype) for pair in ([1.7, -3.25], [0.3, -100.0]))
+    low, high = (int(pair.view(torch.int32)) & 0xFFFFFFFF for pair in (a, b))
+    kind = "bf16x2" if dtype == torch.bfloat16 else "f16x2"
+    sources = {"neg": "%r2", "fma.rn": "%r2, %r3, %r2"}.get(instruction, "%r2, %r3")
+    found = result(f"{instruction}.{kind} %r4, {sources};", low, high)
+    want = function(a, b)
+    assert found == int(want.view(torch.int32)) & 0xFFFFFFFF

@@ -127,6 +127,7 @@ def _pipelined(name: str) -> Iterator[Case]:
     if name == "F":
         yield Case(name, small._replace(stages=4), "fp32", (150, 72, 136, 9), autocast="fp16", derivative=d)
     yield Case(name, small, "bf16", (75, 24, 40, 3), v=v, padding=8)
+    yield Case(name, small, "fp16", (75, 24, 40, 3), v=v, base="identity")
     yield Case(name, small, "bf16", (1, 8, 8, 3), padding=5)
     for order, knots, d in [
         (1, "uniform", 0),

@@ -279,8 +279,28 @@ def _halves(kind: str) -> tuple[Callable[[Array], Array], Callable[[Array], Arra
     return products.from_f16, products.to_f16
 
 
+def _of_halves(p: Program, i: Instruction, function: Callable[..., Array]) -> Step | None:
+    """Return a step that computes in float32 and rounds to 16 bits, or None if the instruction has another type."""
+    kind = i.modifiers[-1]
+    if not kind.startswith(("bf16", "f16")):
+        return None
+    unpack, pack = _halves(kind)
+    width = VIEWS[kind][1]
+    to, *sources = (p.operand(o, width, i.scope) for o in i.operands)
+
+    def step(g: Group) -> None:
+        registers = g.u32 if width == 32 else g.u16
+        values = (unpack(registers[source].view(np.uint16)) for source in sources)
+        with np.errstate(all="ignore"):
+            registers[to].view(np.uint16)[...] = pack(function(*values).astype(np.float32))
+
+    return step
+
+
 @decodes("add", "sub", "and", "or", "xor")
 def _binary(p: Program, i: Instruction, pc: int) -> Step:
+    if (halves := _of_halves(p, i, BINARY[i.opcode])) is not None:
+        return halves
     view, width = VIEWS[i.modifiers[-1]]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
     return _apply(BINARY[i.opcode], view, to, (a, b))
@@ -293,9 +313,11 @@ def _extreme(p: Program, i: Instruction, pc: int) -> Step:
     largest = i.opcode == "max"
     view, width = VIEWS[kind]
     to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
-    if kind[0] == "f" and not keeps_nan:
-        return _apply(np.fmax if largest else np.fmin, view, to, (a, b))
-    return _apply(np.maximum if largest else np.minimum, view, to, (a, b))
+    if kind.startswith(("f", "bf")) and not keeps_nan:
+        function = np.fmax if largest else np.fmin
+    else:
+        function = np.maximum if largest else np.minimum
+    return _of_halves(p, i, function) or _apply(function, view, to, (a, b))
 
 
 @decodes("mul")
@@ -308,6 +330,8 @@ def _mul(p: Program, i: Instruction, pc: int) -> Step:
         a, b = (p.operand(o, width) for o in i.operands[1:])
         body = f"np.multiply(r[a], r[b], g.{big}[to], dtype=g.{big}[to].dtype)"
         return _step(view, body, a=a, b=b, to=to)
+    if (halves := _of_halves(p, i, np.multiply)) is not None:
+        return halves
     to, a, b = (p.operand(o, width) for o in i.operands)
     if i.modifiers[0] == "hi":
         wide = np.int64 if kind[0] == "s" else np.uint64
@@ -327,6 +351,9 @@ def _fma(p: Program, i: Instruction, pc: int) -> Step:
         a, b = (p.operand(o, width) for o in i.operands[1:3])
         body = f"t = g.{big}; np.add(np.multiply(r[a], r[b], dtype=t[to].dtype), t[c], t[to])"
         return _step(view, body, a=a, b=b, c=c, to=to)
+    halves = _of_halves(p, i, lambda x, y, z: x.astype(np.float64) * y + z)
+    if halves is not None:
+        return halves
     to, a, b, c = (p.operand(o, width) for o in i.operands)
     if kind[0] != "f":
         return _step(view, "np.add(r[a] * r[b], r[c], r[to])", a=a, b=b, c=c, to=to)
@@ -363,6 +390,8 @@ UNARY: dict[str, Any] = {
 def _unary(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
     view, width = VIEWS[kind]
+    if (halves := _of_halves(p, i, UNARY[i.opcode])) is not None:
+        return halves
     to, a = (p.operand(o, width, i.scope) for o in i.operands)
     function = np.logical_not if kind == "pred" else UNARY[i.opcode]
     return _apply(function, view, to, (a,))

@@ -203,7 +203,7 @@ def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative
         None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16, t.is_neg())
         for t in tensors
     ]  # fmt: skip
-    precision = hardware.precision(torch.float32) if x.dtype == torch.float32 else None
+    precision = hardware.precision(torch.float32)  # x of another dtype may also be multiplied in float32
     settings = precision, torch.are_deterministic_algorithms_enabled(), selection.is_on()
     return name, derivative, basis, x.device, *settings, *layouts
 
