@@ -69,7 +69,7 @@ def contract_out_kernel(
     # While derivatives are summed, they are scaled by a power of the first input's knot spacing to avoid overflow.
     first, unit = load_grid(knots_ptr, 0, I, M, True)
 
-    missing = tl.zeros((ROWS,), WORK)  # NaN for each row that has a NaN
+    missing = tl.zeros((ROWS,), WORK)  # an element is NaN if the row of x has a NaN
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
