@@ -1,4 +1,3 @@
-"""Tuning and timing of the Triton kernels on a GPU: ``python -m bench.gpu OUT``, which README.md explains.
-
-What proves the kernels right is a set of tests: ``pytest -m gpu``.
+"""Tuning and timing of the Triton kernels on a GPU: ``python -m bench.gpu OUT``, which README.md explains. The tests
+``pytest -m gpu`` check that the results of the kernels are right.
 """
