@@ -58,8 +58,10 @@ class Results:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run each stage in a separate process, and print tables of the results. Return 1 if a stage or a contestant of
-    fastkan has failed, else 0."""
+    """Run each stage in a separate process, and print tables of the results.
+
+    Return 1 if a stage or a contestant of fastkan has failed, else 0.
+    """
     arguments = parser()
     options = arguments.parse_args(argv)
     place = Place(torch.device(options.device))

@@ -1,5 +1,4 @@
-"""Definitions of the layers and networks that are measured (rows), and of the values that the kernels must reach
-(bars)."""
+"""Definitions of the layers and networks that are measured, and of the bars, which the kernels must reach."""
 
 from __future__ import annotations
 

@@ -92,8 +92,7 @@ class Clock:
         return start, end
 
     def _cost(self, task: Task) -> tuple[float, float]:
-        """Return a tuple of the seconds until a call returns, and the seconds until the GPU has finished the work of
-        the call."""
+        """Return a tuple of the seconds until a call returns, and the seconds until the GPU has finished its work."""
         self._place.wait()
         start = time.perf_counter()
         task.call()

@@ -80,8 +80,7 @@ def times_table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """Return descriptions of the failures in a run: stages that failed, and contestants of fastkan that are wrong or do
-    not run."""
+    """Return descriptions of the stages that failed in a run and of fastkan's wrong or failing contestants."""
     found = list(results.get("failures", ()))
     for result in results.get("speed", ()):
         for name, entry in result["contestants"].items():

@@ -225,15 +225,15 @@ def _race(
 
 
 def deviation(value: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return a tuple of the relative error in the Euclidean norm, and the largest error divided by the largest true
-    value."""
+    """Return a tuple of the relative error in the Euclidean norm, and the largest error by the largest true value."""
     off = value.double() - truth.to(value.device)
     return float(off.norm() / truth.norm()), float(off.abs().max() / truth.abs().max())
 
 
 def _memory(task: Task, held: list[Tensor], place: Place) -> dict[str, int]:
-    """Return a tuple of the peak of extra memory in a call and the unavoidable memory, in bytes. The unavoidable memory
-    is the memory of the tensors ``held``, of their gradients and of the result.
+    """Return the peak of extra memory in a call and the unavoidable memory, in bytes.
+
+    The unavoidable memory is the memory of the tensors ``held``, of their gradients and of the result.
     """
     kept: list[int] = []
 
@@ -353,8 +353,7 @@ def _in_dtype(m: Material, layer: nn.Module) -> nn.Module:
 
 
 def _contractions(m: Material, name: str) -> Makers:
-    """Return functions that create contestants for a contraction: the matrix product alone, fastkan's default choice,
-    and each implementation."""
+    """Return functions that create a contraction's contestants: matrix product, default and implementations."""
     psi, weight = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs)
     product = {"F": lambda: psi @ weight, "G": lambda: psi.t() @ m.g, "H": lambda: m.g @ weight.t()}[name]
     makers: dict[str, Callable[[], Contestant]] = {
