@@ -20,7 +20,7 @@ LEGEND = (
     "products, that a thread runs in that loop for each feature. The code under ptxas says that it serialised "
     "asynchronous products."
 )
-COUNTS = {  # columns of the table, and fields of Inner
+COUNTS = {  # from the columns of the table to the fields of Inner
     "instr": "instructions", "st": "stores", "ld": "loads", "bar": "barriers", "waits": "waits", "copies": "copies"
 }  # fmt: skip
 

@@ -112,7 +112,7 @@ class Bar(NamedTuple):
         return f"{self.row}: {self.quantity}, relative to {self.anchor}"
 
     def verdict(self, value: float) -> str:
-        """Return whether a value reaches the bar; a NaN does not."""
+        """Return whether a value reaches the bar. The result is False for NaN."""
         reached = [value >= bound if self.quantity == SPEED else value <= bound for bound in (self.aim, self.least)]
         return AIM if reached[0] else MET if reached[1] else MISSED
 
@@ -147,7 +147,7 @@ class Judged(NamedTuple):
         value: the value of the bar's quantity, or None if nothing was measured or the results of fastkan were wrong.
         seconds: the time of fastkan.
         error: the largest deviation of fastkan's results from float64, divided by the largest value.
-        why: the reason why there is no value.
+        why: the reason why ``value`` is None.
     """
 
     bar: Bar

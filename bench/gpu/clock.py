@@ -1,8 +1,8 @@
 """Timing of several tasks in turns, by CUDA events and from a cold cache.
 
-As in :mod:`bench.measure`, tasks take turns and ratios are taken within a round. Before each sample, a buffer larger
-than the L2 cache is overwritten for as long as the CPU takes to launch the task. The operands are therefore not in the
-cache, and the GPU does not wait for launches.
+As in :mod:`bench.measure`, the tasks take turns, and the times of a round are divided only by times of the same round.
+Before each sample, a buffer larger than the L2 cache is overwritten for as long as the CPU takes to launch the task.
+The operands are therefore not in the cache, and the GPU does not wait for launches.
 """
 
 from __future__ import annotations

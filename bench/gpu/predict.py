@@ -35,7 +35,7 @@ LEGEND = (
 
 
 class Predicted(NamedTuple):
-    """A contraction of a row with its configuration.
+    """A predicted contraction of a measured row, and the configuration for which the time is predicted.
 
     Args:
         contraction: "F", "G" or "H".

@@ -1,6 +1,7 @@
 """The results of ``python -m bench.gpu`` as tables, in the READMEs and in ``bench/results/<gpu>.json``.
 
-``python -m bench.gpu.report OUT`` publishes a run on a GPU. ``python -m bench.report`` then writes the READMEs.
+``python -m bench.gpu.report OUT`` publishes a run on a GPU. After publishing, ``python -m bench.report`` writes the
+tables into the READMEs.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def publish(results: dict[str, Any], folder: Path, commit: str | None = None) ->
         commit: the commit whose code ran, if the code was a copy without the history of git.
 
     Raises:
-        ValueError: if the run was a rehearsal, or its commit is unknown or had uncommitted changes.
+        ValueError: if the run was a rehearsal, if its commit is unknown, or if the code had uncommitted changes.
     """
     about = dict(results["about"])
     if about["rehearsal"]:
@@ -142,7 +143,7 @@ def block(found: Mapping[str, Mapping[str, Any]], predicted: Mapping[str, float]
     """Return the tables of all GPUs for the README.
 
     Args:
-        found: the files of GPUs.
+        found: dict from the name of each GPU file to its content.
         predicted: the predicted values of the bars, as for :func:`bars_table`.
     """
     parts = [NOTHING] if not found else []
@@ -154,7 +155,7 @@ def block(found: Mapping[str, Mapping[str, Any]], predicted: Mapping[str, float]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Publish a run. Return 2 if the run must not be published."""
+    """Publish a run. Return 0, or exit with code 2 if the run must not be published."""
     arguments = argparse.ArgumentParser("python -m bench.gpu.report", description=(__doc__ or "").splitlines()[2])
     arguments.add_argument("out", type=Path, metavar="OUT", help="folder of python -m bench.gpu")
     arguments.add_argument("--commit", help="commit that ran, if it ran from a copy without history")

@@ -308,7 +308,7 @@ def _layer(m: Material, network: nn.Module, x: Tensor | None = None) -> Contesta
 
 
 def _products(m: Material) -> Contestant:
-    """Return a contestant that computes only a layer's matrix products on given features: three in a step, else one."""
+    """Return a contestant that computes only a layer's matrix products from given features."""
     psi, weight, g = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs), m.g
 
     def step() -> None:
