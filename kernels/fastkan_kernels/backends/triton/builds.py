@@ -70,7 +70,7 @@ def builds(capability: int) -> list[Build]:
 
 
 def sample() -> list[Build]:
-    """Return a selection of kernel compilations.
+    """Return a small selection of the kernel compilations of :func:`builds`.
 
     The selection covers each compute capability, kernel, dtype and form of splines.
     """

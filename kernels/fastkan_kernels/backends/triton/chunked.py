@@ -102,8 +102,8 @@ def _features(p: Problem, config: Config, rows: slice) -> tuple[Tensor | None, T
 def _scaled(p: Problem, values: Tensor) -> Tensor:
     """Multiply ``values`` in place by the d-th power of the first input's inverse knot spacing.
 
-    The kernels leave this factor out of d-th derivatives. The inverse knot spacing is multiplied d times, because its
-    d-th power alone might overflow.
+    The kernels compute d-th derivatives without the power of the inverse knot spacing. The inverse knot spacing is
+    multiplied d times, because its d-th power alone might overflow.
     """
     if p.derivative > 0:
         first = p.knots[0]
@@ -124,7 +124,7 @@ def product(p: Problem, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add(p: Problem, total: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write ``total + a @ b`` into ``out``. A ``total`` other than ``out`` is overwritten, too."""
+    """Write ``total + a @ b`` into ``out``. If ``total`` and ``out`` differ, both may be overwritten."""
     if a.dtype != p.work:
         torch.add(total, product(p, a, b), out=out)
         return

@@ -216,8 +216,8 @@ def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
     """Return the numbers of parts into which the rows are split so that the predicted time of G is shortest.
 
     The kernel computes a result for each part, and the results are summed afterwards. The first number is for the
-    splines, and the second number is for the base function. The two numbers differ only in the pipelined
-    implementation.
+    splines, and the second number is for the base function. The numbers for the splines and for the base function
+    differ only in the pipelined implementation.
     """
     most = max(1, math.ceil(k.rows / c.inner) // MIN_STEPS)
     tiles, base_tiles = _tiles(k, c)
@@ -371,7 +371,7 @@ def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
     shapes = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
     stored = max(size, 4) if k.contraction == "H" else size
-    slots = SLOTS["F", "fused", _form(k)] + 6  # the features are also converted and stored
+    slots = SLOTS["F", "fused", _form(k)] + 6  # the additional instructions convert and store the features
     issue = rows * features / gpu.processors * slots / 32 / gpu.issue
     written = Work(gpu.processors, 1, 0.0, issue, 0.0, 0.0, True, stored * rows * features)
     multiplied = product(*shapes[k.contraction], k.dtype, k.precision, gpu)

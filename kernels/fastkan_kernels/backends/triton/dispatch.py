@@ -164,9 +164,9 @@ MAX_RECORDS = 1024  # maximum number of records in memory; a record takes about 
 class Record(NamedTuple):
     """A record of the launches of a contraction, which can be repeated with other tensors of the same layout.
 
-    ``converted`` has the number and the dtype of each operand that the kernels need in another dtype or layout.
+    ``converted`` has the number and the dtype of each operand that the kernels need in a different dtype or layout.
     ``memory`` has the shape and the dtype of each result that the kernels write, and ``in_parts`` whether the parts of
-    the result must be summed. The numbers count the tensors ``(x, knots, *operands)`` and then the results.
+    the result must be summed. Tensors are numbered in the order ``(x, knots, *operands)``, followed by the results.
     """
 
     launches: list[Repeat]

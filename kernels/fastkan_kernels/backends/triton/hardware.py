@@ -141,8 +141,7 @@ def precision(matmul_dtype: torch.dtype) -> str:
 
 @contextmanager
 def pytorch_products(precision: str) -> Iterator[None]:
-    """Compute PyTorch's float32 matrix products on a GPU in tf32 inside the ``with`` statement if ``precision`` is
-    "tf32".
+    """Use tf32 in PyTorch's float32 matrix products inside the ``with`` statement if ``precision`` is "tf32".
 
     PyTorch has no setting for a single product or a single thread, so its global setting is changed and restored.
     PyTorch's older settings of float32 precision cannot be restored, so only the newer setting is used.

@@ -164,8 +164,8 @@ def describable(tensor: Tensor | None) -> bool:
 def describable_rows(tensor: Tensor | None) -> bool:
     """Return whether a hardware tensor descriptor can address a matrix with any distance between its rows.
 
-    The address and the distance in bytes must be multiples of 16. A tensor with overlapping rows is not supported, such
-    as the result of ``expand`` or ``unfold``.
+    The address of the matrix and the distance between its rows in bytes must be multiples of 16. A tensor with
+    overlapping rows is not supported, such as the result of ``expand`` or ``unfold``.
     """
     if tensor is None:
         return True

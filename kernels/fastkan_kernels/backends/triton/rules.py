@@ -266,7 +266,7 @@ def _gathering(k: Key, capability: int) -> Config:
 
 
 def _slot_bytes(k: Key) -> int:
-    """Return the number of bytes of the weights of one input and 32 outputs, for the splines rounded up to fours."""
+    """Return the number of bytes of the weights of one input and 32 outputs, for a multiple of four splines."""
     return -(-k.spline_count // 4) * 256
 
 

@@ -70,7 +70,10 @@ def _forget() -> None:
 
 
 class _State:
-    """A state of the tuning switch. States are compared by identity, because threads may leave them in any order."""
+    """A state of the tuning switch.
+
+    States are compared by identity, because threads may leave their ``with`` statements in any order.
+    """
 
     def __init__(self, on: bool, seconds: float) -> None:
         self.on, self.seconds = on, seconds

@@ -198,7 +198,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     inputs = [base_x, base_v] if based else [x, v]
     tiles = [w, *inputs[: 1 + (p.v is not None)]]
     slots = slot_count(config.stages, tiles, 4 * config.rows * DEPTH.value, p.capability)
-    if slots == 0:  # x and v have a wider dtype than the matrix products
+    if slots == 0:  # large tiles do not fit if x and v have a wider dtype than the matrix products
         return launch_out(p, config._replace(rows=64, columns=min(64, config.columns), warps=4), y)
     arguments = {
         "x": x,

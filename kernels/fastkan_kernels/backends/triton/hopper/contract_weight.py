@@ -228,7 +228,7 @@ def launch_weight(
     inputs = [x, v] if p.base == "none" else [base_x, base_v]
     held = [g, *inputs[: 1 + (p.v is not None)]]
     slots = slot_count(config.stages, held, 4 * DEPTH * config.rows, p.capability)
-    if slots == 0:  # x and v have a wider dtype than the matrix products
+    if slots == 0:  # large tiles do not fit if x and v have a wider dtype than the matrix products
         smaller = config._replace(rows=64, warps=4)
         return launch_weight(p, smaller, out, base_out, part_rows, base_part_rows)
     tiles, base_tiles = _tiles(p, config)

@@ -47,7 +47,7 @@ def expect(ready, turn, descriptor, happens, SLOTS: gl.constexpr):
 
 @gluon.jit
 def fetch(descriptor, coordinates, tiles, ready, turn, happens, SLOTS: gl.constexpr):
-    """Start to copy a block of a tensor to a slot if ``happens`` is true. Call :func:`expect` before."""
+    """Start to copy a block of a tensor to a slot if ``happens`` is true. Call :func:`expect` before the copy."""
     copy_tile(descriptor, coordinates, ready.index(turn % SLOTS), block_of(tiles, turn % SLOTS, descriptor), happens)
 
 

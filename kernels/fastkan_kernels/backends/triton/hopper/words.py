@@ -34,7 +34,8 @@ def coefficient(order, derivative, position, power, mirrored):
         power: power of u, the distance from the left knot of the cell as a fraction of the cell's width.
         mirrored: whether the polynomial is in 1 - u instead of u.
     """
-    if mirrored:  # a spline is symmetric, and derivatives of odd order change the sign
+    # a spline is symmetric about its centre, so that derivatives of odd order change sign under reflection
+    if mirrored:
         return (-1) ** derivative * coefficient(order, derivative, order - position, power, False)
     power += derivative
     # The spline is the sum over m of (-1)^m binom(k + 1, m) (t - m)^k / k! for all m <= t, where t = k - r + u.
@@ -107,7 +108,7 @@ def active(
 
     Args:
         i: inputs of the columns of the tile.
-        grid: result of :func:`shared_grid`.
+        grid: tuple that :func:`shared_grid` returns.
         SHARED: whether all inputs have the same uniform knots.
     """
     if FORM == "cardinal":

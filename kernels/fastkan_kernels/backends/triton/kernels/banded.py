@@ -14,9 +14,9 @@ and an odd block of eight outputs, in the order
 
     [spline // 4, block // 2, block % 2, spline % 4, output % 8]
 
-Four consecutive splines therefore lie in different banks. An ldmatrix instruction reads for several rows at the same
-time. Rows with an even index read one of two adjacent blocks of outputs while rows with an odd index read the other
-block, so that the rows use different banks.
+The weights of four consecutive splines therefore lie in different banks of shared memory. An ldmatrix instruction loads
+the weights of several rows at the same time. Rows with an even index read one of two adjacent blocks of outputs while
+rows with an odd index read the other block, so that the rows use different banks.
 
 A warp handles its rows in groups of eight. All tensors except the addresses of copies have the shape ``[ROWS, 4]``, and
 lane ``4 g + t`` of a warp holds column t of row g in each group. The tensor-core instructions distribute their operands
@@ -64,7 +64,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}  # PTX names of the dtype
 
 
 class Located(NamedTuple):
-    """The arguments of the kernels that hold the results of :func:`locate_kernel`."""
+    """The results of :func:`locate_kernel`, as arguments of the kernels of F and H."""
 
     starts_ptr: Tensor
     values_ptr: Tensor
@@ -78,11 +78,12 @@ def locate_kernel(
     knots_ptr,  # knots [I, M]
     starts_ptr,  # index [I, PADDED] of the first of four consecutive splines that include all active splines
     # The d-th derivatives of the four splines. If PAIRED, the derivatives are multiplied by v and by the d-th power of
-    # the first input's knot spacing, and stored as pairs [I, 2, PADDED] of the dtype PRODUCT. Otherwise the tensor is
-    # float32 [I, 5, PADDED], and its fifth number is the product of ``base_ptr`` and the base function.
+    # the first input's knot spacing, and stored as pairs [I, 2, PADDED] of the dtype PRODUCT. If not PAIRED, the tensor
+    # is float32 [I, 5, PADDED], and the fifth number of each input and row is the product of ``base_ptr`` and the base
+    # function.
     values_ptr,
-    # If PAIRED, the memory [N, I] for the base function, multiplied by v and rounded to PRODUCT. Otherwise a float32
-    # factor [N, I] of the base function. If BASE is "none", the pointer is x_ptr.
+    # If PAIRED, the memory [N, I] for the base function, multiplied by v and rounded to PRODUCT. If not PAIRED, a
+    # float32 factor [N, I] of the base function. If BASE is "none", the pointer is x_ptr.
     base_ptr,
     N,
     I,
@@ -302,8 +303,8 @@ def banded_out_kernel(
     n = gl.arange(0, ROWS, gl.SliceLayout(1, lanes))[:, None]
     t = gl.arange(0, 4, gl.SliceLayout(0, lanes))[None, :]
     g = n // GROUPS % 8
-    # In the first product, a lane supplies the addresses of the weights of row g & 5, and in the second product of row
-    # (g & 5) + 2, although its own values belong to row g.
+    # A lane supplies the addresses of the weights of row g & 5 for the first product and of row (g & 5) + 2 for the
+    # second product, although the lane's own values belong to row g.
     starts_ptr += row + n // (4 * GROUPS) * (4 * GROUPS) + n % (2 * GROUPS)
     tile = shared_address((g // 2 ^ g) % 2 * 64 + 0 * t)
     # The second factor of a product has a column for each row of x. In each column, all numbers are 0 except those that
@@ -394,8 +395,8 @@ def banded_in_kernel(
     n = gl.arange(0, ROWS, gl.SliceLayout(1, lanes))[:, None]
     t = gl.arange(0, 4, gl.SliceLayout(0, lanes))[None, :]
     g = n // GROUPS % 8
-    # In the first product, a lane supplies the addresses of the weights of row g % 4, and in the second product of row
-    # g % 4 + 4, although its own values belong to row g.
+    # A lane supplies the addresses of the weights of row g % 4 for the first product and of row g % 4 + 4 for the
+    # second product, although the lane's own values belong to row g.
     starts_ptr += row + n // (8 * GROUPS) * (8 * GROUPS) + n % (4 * GROUPS)
     base_address = shared_address((g // 4 ^ g) % 2 * 64 + 0 * t)
     # In each column of the second factor, the outputs are ordered like the weights of the column's row of x.

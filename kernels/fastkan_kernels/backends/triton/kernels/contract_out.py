@@ -73,7 +73,7 @@ def contract_out_kernel(
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-        if BASE == "none":  # if there is a base function, it propagates NaN
+        if BASE == "none":  # a base function propagates NaN, so that rows with NaN need no other treatment
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
         factor = tl.full((ROWS, INNER), 1.0, WORK)
         if MULTIPLIED:

@@ -12,8 +12,8 @@ in one of two forms.
 
 The kernels multiply the d-th derivatives of splines by the d-th power of a knot spacing, so that the derivatives stay
 in the range of a narrow dtype during the matrix product. At x = NaN the computed splines are 0, because saturation and
-comparisons do not propagate NaN. Each kernel adds the NaN to its result afterwards, once for each input instead of once
-for each feature.
+comparisons do not propagate NaN. Each kernel sets its result to NaN afterwards, which is done once for each input
+instead of once for each feature.
 """
 
 from __future__ import annotations
