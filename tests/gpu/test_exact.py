@@ -2,8 +2,8 @@
 
 If a matrix product still reads registers while the features of the next iteration overwrite the registers, some results
 are wrong in some runs, often by less than a usual tolerance. A result is exact if the dtype of each intermediate value
-can represent the value exactly. Results are exact if W, v and g are small integers, the width of each cell is a power
-of two, and the features are one of the following:
+can represent the value exactly. For example, results are exact if W, v and g are small integers, if the width of each
+cell is a power of two, and if the features are one of the following kinds:
 
 - ``linear``: order 1 and x at quarters of a cell, so that features are quarters;
 - ``doubled``: order 2 on single and double knots, so that two neighbouring cells together are as wide as 1 or 2;

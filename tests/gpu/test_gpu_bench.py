@@ -162,7 +162,7 @@ def test_what_must_be_held_is_parameters_input_output_and_gradients() -> None:
 
 @pytest.fixture(scope="module")
 def rehearsed() -> dict[str, dict[str, Any]]:
-    """Results of tiny rows under the names of the rows that the bars need."""
+    """The results of tiny rows, which get the names of the rows that the bars need."""
     tiny = {mode: measured(STEP._replace(mode=mode)) for mode in ("forward", "step")}
     beside = measured(STEP._replace(rivals=True))
     graphed = measured(Graphed(bars.GRAPHED.case._replace(rows=64)))

@@ -84,7 +84,8 @@ def test_supported_problems() -> None:
     assert "pipelined" not in ways("F", o._replace(x=o.x[:1].expand(75, 24)), basis)
     assert "pipelined" not in ways("F", *make_half_case(dtype=torch.float16), derivative=1)
     assert "pipelined" in ways("H", *make_half_case(dtype=torch.float16), derivative=1)
-    x = torch.empty(75 * 24 + 1, dtype=torch.bfloat16)[1:].view(75, 24).copy_(o.x)  # the address is not aligned
+    # the address of x is not a multiple of 16 bytes
+    x = torch.empty(75 * 24 + 1, dtype=torch.bfloat16)[1:].view(75, 24).copy_(o.x)
     assert "pipelined" not in ways("F", o._replace(x=x), basis)
 
 

@@ -111,6 +111,6 @@ def test_counts_of_a_step(apart: Apart) -> None:
     assert step["wgmma m64n256k16 bf16"] == 4 * warps  # each product sums over 16 inputs
     assert step["wgmma wait"] == warps
     assert step["bulk load bytes"] == 64 * 256 * 2
-    assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of two warp groups reads the tile of W
+    assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of the two warp groups reads the tile of W
     assert step["global load bytes"] * steps >= 128 * 64 * 2  # the program loads x for the base function
     assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features

@@ -355,7 +355,7 @@ def test_the_switch() -> None:
     first, second = fastkan.autotune(seconds=1), fastkan.autotune(seconds=2)
     first.__enter__()
     second.__enter__()
-    first.__exit__(None, None, None)  # threads may leave in any order
+    first.__exit__(None, None, None)  # threads may leave their ``with`` statements in any order
     assert (selection.is_on(), selection._states[-1].seconds) == (True, 2)
     second.__exit__(None, None, None)
     assert selection._states == [before]

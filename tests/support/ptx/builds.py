@@ -211,7 +211,7 @@ def _padded(matrix: torch.Tensor, padding: int) -> torch.Tensor:
 
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
-    """Select the kernel of a case inside the ``with`` statement, and fill all tensors for results with NaN before."""
+    """Select the kernel of a case inside the ``with`` statement, and fill all new tensors with NaN."""
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:

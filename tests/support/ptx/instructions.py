@@ -38,7 +38,7 @@ class Control(NamedTuple):
     run: Callable[[Group], int | None]
 
 
-# The attribute of Group and the width in bits, by the type in PTX.
+# A dict from each type in PTX to the attribute of Group with its registers, and to its width in bits.
 VIEWS = {
     "pred": ("pred", 1),
     "b16": ("u16", 16), "u16": ("u16", 16), "s16": ("i16", 16), "f16": ("f16", 16), "bf16": ("u16", 16),
@@ -58,21 +58,22 @@ class Program:
         self.kernel = kernel
         self.name, self.warps = self.kernel.name, self.kernel.threads // LANES
         self.counts = dict(self.kernel.register_counts)
-        self._constants: dict[tuple[int, int], int] = {}  # from the width and value of a constant to its index
-        # from the width and name of a parameter or special register to its index
+        self._constants: dict[tuple[int, int], int] = {}  # index of the register of a constant, by width and value
+        # index of the register of a parameter or special register, by width and name
         self._named: dict[tuple[int, str], int] = {}
         self.parameter_addresses = {p.name: (1 << 30) + 4096 * n for n, p in enumerate(self.kernel.parameters)}
         self.code: list[Step] = []
         self.acted: set[int] = set()  # positions of memory instructions that at least one thread has executed
         self.controls: dict[int, Callable[[Group], int | None]] = {}
-        self.products: set[int] = set()  # positions at which the registers of unfinished products change
+        self.products: set[int] = set()  # positions of instructions that change which registers unfinished products use
         for pc, instruction in enumerate(self.kernel.instructions):
             try:
                 self._decode(pc, instruction)
             except (KeyError, ValueError, IndexError, Fault) as error:
                 raise Fault(f"cannot decode {instruction.text!r}: {error!r}") from error
         self.stops = self._stops()
-        self.hits = [0] * (len(self.code) + 2)  # differences of the numbers of warps that execute each instruction
+        # differences between the numbers of warps that execute an instruction and the previous instruction
+        self.hits = [0] * (len(self.code) + 2)
         self.masks = [_register_masks(self, i) for i in self.kernel.instructions] if self.products else []
 
     def text(self, pc: int) -> str:
@@ -249,7 +250,10 @@ def decodes(*names: str) -> Callable[[Decoder], Decoder]:
 
 
 def _apply(function: Callable[..., Any], view: str, to: int, sources: Sequence[int]) -> Step:
-    """Return a step that calls a NumPy function, whose last argument is the result, on registers of a type."""
+    """Return a step that calls a NumPy function on registers of a type.
+
+    The last argument of the function is the result.
+    """
     if len(sources) == 1:
         return _step(view, "function(r[a], out=r[to])", function=function, a=sources[0], to=to)
     return _step(view, "function(r[a], r[b], out=r[to])", function=function, a=sources[0], b=sources[1], to=to)
@@ -1175,7 +1179,7 @@ _WITHOUT_RESULT = {"st", "cp", "bar", "barrier", "bra", "ret", "fence", "mbarrie
 def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:
     """Return a tuple of bit masks of the 32-bit registers that an instruction reads and writes.
 
-    Sums of products are left out.
+    The sums of matrix products are not included.
     """
 
     def mask(texts: Sequence[str]) -> int:

@@ -178,7 +178,7 @@ def emulated(
 
     Args:
         policy: policy that selects one of the executions that PTX allows.
-        races: whether races and reads of memory that nothing has written raise :class:`.races.Race`.
+        races: whether races, and reads of memory that was never written, raise :class:`.races.Race`.
         seed: seed of the random choices of a policy.
         capability: compute capability of the GPU, such as 90 for 9.0.
         traffic: whether the counts of each run include bytes and wavefronts of memory.

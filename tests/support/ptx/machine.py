@@ -389,7 +389,7 @@ class CTA:
                     warp.state = READY
 
     def wait_for_mbarrier(self, group: Group, pc: int, addresses: Sequence[int], parities: Sequence[int]) -> list[bool]:
-        """Return for each warp whether the phase is complete; the other warps wait."""
+        """Return for each warp whether the phase is complete. The warps whose phase is not complete must wait."""
         done = []
         for n, address, parity in zip(group.range, addresses, parities, strict=True):
             barrier = self.use_mbarrier(address, n, pc)

@@ -22,7 +22,7 @@ SWIZZLE_MASKS = {0: 0, 1: 1, 2: 3, 3: 7}
 class Fault(Exception):
     """An operation that PTX does not define, or that the interpreter does not support."""
 
-    position: int | None = None  # number of the instruction
+    position: int | None = None  # position of the instruction that caused the fault
 
 
 def swizzled(address: Array, mode: int) -> Array:

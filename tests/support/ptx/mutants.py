@@ -52,11 +52,11 @@ def _moved(text: str) -> str:
 
 
 def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
-    """Yield the mutants of a kernel.
+    """Yield the mutants of a kernel, each with one change.
 
     One mutant has no barriers at all, because Triton inserts many barriers each of which is redundant on its own.
     Another mutant has no fences between proxies, which a kernel needs only if threads write data that the asynchronous
-    proxy reads. Waits for the same phase of the same barrier are left out together.
+    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant.
 
     Args:
         kernel: the kernel.

@@ -60,7 +60,8 @@ def run_of(registers: list[int]) -> slice | list[int]:
 def _left16(bits: Array, kind: str) -> Array:
     """Return the left factor A ``[warps, 16, 16]`` of 16-bit elements, which 4 registers of each thread hold."""
     warps = bits.shape[1]
-    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(2, 2, warps, 8, 4, 2)  # k half, row half, w, g, t, pair
+    # axes: k half, row half, warp, g, t, pair
+    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(2, 2, warps, 8, 4, 2)
     return values(halves.transpose(2, 1, 3, 0, 4, 5).reshape(warps, 16, 16), kind)
 
 
@@ -70,7 +71,7 @@ def _rows(bits: Array, row_halves: int) -> Array:
     The columns are ordered by the register, and then by t.
     """
     warps = bits.shape[1]
-    parts = bits.reshape(-1, row_halves, warps, 8, 4)  # k part, row half, warp, g, t
+    parts = bits.reshape(-1, row_halves, warps, 8, 4)  # axes: k part, row half, warp, g, t
     return parts.transpose(2, 1, 3, 0, 4).reshape(warps, 8 * row_halves, -1)
 
 
@@ -88,7 +89,8 @@ def left_from_tile(bits: Array, kind: str, warps: range) -> Array:
 def _right16(bits: Array, kind: str) -> Array:
     """Return the right factor B ``[warps, k, 8]`` from registers of two 16-bit elements each."""
     registers, warps = bits.shape[:2]
-    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(registers, warps, 8, 4, 2)  # part, warp, g, t, pair
+    # axes: k part, warp, g, t, pair
+    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(registers, warps, 8, 4, 2)
     return values(halves.transpose(1, 0, 3, 4, 2).reshape(warps, 8 * registers, 8), kind)
 
 
@@ -103,7 +105,7 @@ def _sums(fragment: Array) -> Array:
     registers, warps = fragment.shape[:2]
     if registers == 2:
         return fragment.reshape(2, warps, 8, 4).transpose(1, 2, 3, 0).reshape(warps, 8, 8)
-    parts = fragment.reshape(-1, 2, 2, warps, 8, 4)  # column part, row half, pair, warp, g, t
+    parts = fragment.reshape(-1, 2, 2, warps, 8, 4)  # axes: column part, row half, pair, warp, g, t
     return parts.transpose(3, 1, 4, 0, 5, 2).reshape(warps, 16, -1)
 
 
@@ -112,7 +114,7 @@ def _fragment(sums: Array, registers: int) -> Array:
     warps = sums.shape[0]
     if registers == 2:
         return sums.reshape(warps, 8, 4, 2).transpose(3, 0, 1, 2).reshape(2, warps, 32)
-    parts = sums.reshape(warps, 2, 8, -1, 4, 2)  # warp, row half, g, column part, t, pair
+    parts = sums.reshape(warps, 2, 8, -1, 4, 2)  # axes: warp, row half, g, column part, t, pair
     return parts.transpose(3, 1, 5, 0, 2, 4).reshape(registers, warps, 32)
 
 

@@ -37,7 +37,8 @@ class Clocks:
     def __init__(self, warps: int) -> None:
         self.warps = warps
         self.actors = 4 * warps + MAX_ASYNC + 1
-        self.nothing = self.actors - 1  # actor of memory that was never written; its epoch 1 is never reached
+        # The actor ``nothing`` stands for memory that was never written, because no clock reaches the actor's epoch 1.
+        self.nothing = self.actors - 1
         self.clock = np.zeros((warps, self.actors), np.int32)
         self.fenced = np.zeros((warps, self.actors), np.int32)
         self.clock[range(warps), range(warps)] = 1
@@ -54,7 +55,7 @@ class Clocks:
         return 3 * self.warps + warp
 
     def barrier(self, address: int) -> int:
-        """Return the actor of the copies that a barrier in shared memory counts."""
+        """Return the number of the actor for the copies that a barrier in shared memory counts."""
         return self._barriers.setdefault(address, 4 * self.warps + len(self._barriers))
 
     def release(self, warp: int) -> tuple[Array, Array]:
@@ -122,7 +123,7 @@ class SharedShadow:
         self.read_text[parts[:, None], columns] = position
 
     def write(self, at: Array, size: int, warps: Array, position: int) -> None:
-        """Record a write by threads; the arguments are those of :meth:`read`."""
+        """Record a write by threads. The arguments are the same as in :meth:`read`."""
         parts = self._parts(at, size)
         by = np.repeat(warps, max(1, -(-size // GRAIN)))
         self._check_free(parts, by, position)
@@ -130,13 +131,13 @@ class SharedShadow:
         self.write_text[parts] = position
 
     def write_async(self, parts: Array, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record that an asynchronous copy that a warp has started writes to shared memory."""
+        """Record a write to shared memory by an asynchronous copy that a warp has started."""
         self._check_free(parts, warp, position)
         self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
 
     def write_copy(self, at: Array, size: int, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record that a copy of a warp's threads (cp.async) writes. Such a copy uses the generic proxy."""
+        """Record a write by an asynchronous copy (cp.async) of a warp's threads. Such a copy uses the generic proxy."""
         parts = self._parts(at, size)
         self._check_free(parts, warp, position)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
