@@ -1,7 +1,6 @@
 """The results of ``python -m bench.gpu`` as tables, in the READMEs and in ``bench/results/<gpu>.json``.
 
-``python -m bench.gpu.report OUT`` publishes a run on a GPU. After publishing, ``python -m bench.report`` writes the
-tables into the READMEs.
+``python -m bench.gpu.report OUT`` publishes a run on a GPU, and ``python -m bench.report`` updates the READMEs.
 """
 
 from __future__ import annotations
