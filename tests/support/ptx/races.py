@@ -37,8 +37,8 @@ class Clocks:
     def __init__(self, warps: int) -> None:
         self.warps = warps
         self.actors = 4 * warps + MAX_ASYNC + 1
-        # The actor ``nothing`` is the writer of memory that was never written. No clock reaches the actor's epoch 1, so a
-        # read of such memory is reported as a race.
+        # The actor ``nothing`` is the writer of memory that was never written. No clock reaches the actor's epoch 1, so
+        # a read of such memory is reported as a race.
         self.nothing = self.actors - 1
         self.clock = np.zeros((warps, self.actors), np.int32)
         self.fenced = np.zeros((warps, self.actors), np.int32)
