@@ -1,7 +1,8 @@
-"""``python -m bench.codegen``: compile every kernel for GPUs that need not be there, and check the machine code.
+"""``python -m bench.codegen``: compile every kernel on a machine without a GPU, and check the machine code.
 
-The checks fail on registers overwritten in flight, spilled registers, too much shared memory, missing tensor core
-instructions, minima and maxima that lose a NaN, and products that ptxas serialised although they were to overlap.
+A check fails if registers of a running matrix product are overwritten, if registers are spilled, if shared memory is
+exceeded, if tensor core instructions are missing, if a minimum or maximum drops a NaN, or if ptxas serialised products
+that must overlap with other work.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compile, print, write. Return 1 if a build fails, 2 if no build could be compiled, else 0."""
+    """Compile and check the builds, print a table and write the report.
+
+    Return 1 if a build fails, 2 if no build could be compiled, and otherwise 0.
+    """
     arguments = parser()
     options = arguments.parse_args(argv)
     for path in filter(None, (options.json, options.markdown)):
@@ -89,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def unable() -> str | None:
-    """Return the reason why this process cannot compile kernels, or None."""
+    """Return the reason why the current process cannot compile kernels, or None if it can."""
     if find_spec("triton") is None:
         return "the package triton is not installed"
     if os.environ.get("TRITON_INTERPRET", "0") != "0":

@@ -1,4 +1,4 @@
-"""Compilation of kernels for a GPU that the machine need not have, and their machine code."""
+"""Compilation of kernels to machine code on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ Result = TypeVar("Result")
 class Compiled(NamedTuple):
     """The outputs of the compilers for a kernel."""
 
-    ttir: str  # Triton's intermediate code before it depends on a GPU; Gluon has only a later one
+    # Triton's intermediate code, before it depends on a GPU; for a kernel in Gluon, which has no such code, a later
+    # stage
+    ttir: str
     ptx: str
     sass: str  # machine code as nvdisasm prints it
     log: str  # output of ptxas -v
-    shared: int  # shared memory of a block in bytes
+    shared: int  # bytes of shared memory of a thread block
 
 
 class StubDriver:
-    """A replacement for Triton's driver that suffices to compile, on a machine without a GPU.
+    """A replacement for Triton's driver with which kernels can be compiled on a machine without a GPU.
 
     The number of a device is its compute capability, because Triton caches the target of each device.
     """
@@ -55,13 +57,13 @@ class StubDriver:
 
 
 def warmed_up(build: Build) -> Any:
-    """Return Triton's ``CompiledKernel`` of a build, which it reads from its cache or compiles into its cache.
+    """Return Triton's ``CompiledKernel`` of a build, from Triton's cache or from a new compilation.
 
     Triton's own just-in-time compiler specializes the kernel for the arguments, so that a launch on a GPU finds the
     kernel in the same cache.
 
     Raises:
-        Exception: whatever Triton raises if the kernel cannot be compiled.
+        Exception: if Triton cannot compile the kernel. The exception is raised by Triton and can have any type.
     """
     from triton.runtime.driver import driver
 
@@ -71,7 +73,8 @@ def warmed_up(build: Build) -> Any:
     return launch.kernel.warmup(**launch.arguments, **launch.constants, **options, grid=(1,))
 
 
-_logs: dict[str, str] = {}  # log of ptxas by the hash of a kernel, since Triton compiles equal builds once
+# The logs of ptxas by the hash of a kernel. The logs are stored because Triton compiles equal builds only once.
+_logs: dict[str, str] = {}
 
 
 def compiled(build: Build) -> Compiled:
@@ -79,7 +82,7 @@ def compiled(build: Build) -> Compiled:
 
     Raises:
         RuntimeError: if nvdisasm fails, or Triton has not printed the log of ptxas.
-        Exception: whatever Triton raises if the kernel cannot be compiled.
+        Exception: if Triton cannot compile the kernel. The exception is raised by Triton and can have any type.
     """
     log = io.StringIO()
     with redirect_stdout(log):
@@ -134,19 +137,19 @@ def each(
     sample: bool = False,
     anew: bool = False,
 ) -> Iterator[tuple[str, Result | None]]:
-    """Call a function on each build in several processes, and yield pairs of a name and a result as they come.
+    """Call a function on each build in several processes, and yield a pair of name and result when each call finishes.
 
-    The result is None if the process crashed.
+    The result of a build whose process crashed is None.
 
     Args:
-        work: a function of a module, so that it can be sent to a process.
-        module: the module that lists the builds, see :func:`listed`. Kernels cannot be sent to a process, so each
-            process finds them by their names.
+        work: a function at the top level of a module, because only such a function can be sent to a process.
+        module: the module that lists the builds (see :func:`listed`). Kernels cannot be sent to a process, so each
+            process lists the builds itself and finds a build by its name.
         names: names of the builds.
         cache: folder for Triton's cache.
         jobs: number of processes.
         sample: whether the module's ``sample()`` lists the builds.
-        anew: whether to compile kernels that are in the cache already, and print the log of ptxas.
+        anew: whether to compile even the kernels that are already in the cache, and to print the log of ptxas.
     """
     context = multiprocessing.get_context("spawn")  # forking a process that has threads may hang
     arguments = (module, sample, str(cache), anew)
@@ -160,16 +163,18 @@ def each(
                 lost.append(waiting[future])
     if len(names) == 1:
         yield from ((name, None) for name in lost)
-    else:  # a compiler that crashes takes the other builds of its pool along, so each of them is tried again alone
+    # a crash of the compiler ends the whole pool of processes, so each unfinished build is tried again in a separate
+    # pool
+    else:
         for name in lost:
             yield from each(work, module, [name], cache, 1, sample=sample, anew=anew)
 
 
-_builds: dict[str, Build] = {}  # the builds that the current process may be asked for, by their names
+_builds: dict[str, Build] = {}  # the builds that the current process can compile, by name
 
 
 def _prepare(module: str, sample: bool, cache: str, anew: bool) -> None:
-    """Set Triton's options before it is imported, and list the builds of a process."""
+    """Set the options of Triton, and list the builds that the process can compile."""
     import torch
 
     torch.set_num_threads(1)
@@ -178,7 +183,7 @@ def _prepare(module: str, sample: bool, cache: str, anew: bool) -> None:
     from triton import knobs
 
     knobs.compilation.always_compile = knobs.nvidia.dump_ptxas_log = anew
-    knobs.compilation.store_binary_only = not anew  # which takes a tenth of the space
+    knobs.compilation.store_binary_only = not anew  # storing only the binaries takes a tenth of the disk space
     _builds.update({build.name: build for build in listed(module, sample=sample)})
 
 

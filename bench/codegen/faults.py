@@ -1,7 +1,7 @@
 """Kernels that are wrong on purpose: ``python -m bench.codegen --builds bench.codegen.faults`` must find each fault.
 
-The name of a build begins with the check that it must fail, or with ``ok``. No kernel here is certain to be serialised
-by ptxas.
+The name of a build begins with the name of the check that the build must fail, or with ``ok``. The check for serialised
+products has no build, because no kernel is certain to be serialised by ptxas.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def impossible(x_ptr):
 def product(
     x_ptr, w_ptr, y_ptr, N, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, SQUARE: tl.constexpr
 ):
-    """Multiply [ROWS, N] by [N, COLUMNS]. SQUARE computes the left operand in registers, block after block."""
+    """Multiply a matrix [ROWS, N] by a matrix [N, COLUMNS].
+
+    If SQUARE, the left operand is squared in registers, block after block.
+    """
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n0 in range(0, N, INNER):
@@ -58,7 +61,10 @@ def product(
 
 @triton.jit
 def repeated(x_ptr, w_ptr, y_ptr, N, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr):
-    """Compute the left operand in registers from values of an outer loop; Triton before 3.8 overwrites it in flight."""
+    """Compute the left operand of a product in registers.
+
+    Triton before 3.8 overwrites the registers while the product runs.
+    """
     rows, columns = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     y = tl.zeros((ROWS, COLUMNS), tl.float32)
     for n0 in tl.range(0, N, INNER, num_stages=1):
@@ -94,12 +100,12 @@ def _build(name: str, kernel: Any, dtype: torch.dtype, constants: dict[str, int]
 
 
 def builds(capability: int) -> list[Build]:
-    """Return all faults of a capability."""
+    """Return the builds with all faults, compiled for a compute capability."""
     return [build for build in sample() if build.capability == capability]
 
 
 def sample() -> list[Build]:
-    """Return all faults."""
+    """Return the builds with all faults."""
     half, single = torch.bfloat16, torch.float32
     tile = {"ROWS": 128, "COLUMNS": 128, "INNER": 64, "SQUARE": False}
     wide = tile | {"COLUMNS": 256}

@@ -1,4 +1,4 @@
-"""The control flow of a program of machine code: the order in which instructions may run, and the loops."""
+"""The control flow of a program of machine code: the orders in which instructions may run, and the loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from .sass import Instruction, Program
 _ENDS = frozenset({"EXIT", "KILL", "RET"})
 _INDIRECT = frozenset({"BRX", "BRXU", "JMX", "JMXU"})
 _JUMPS = frozenset({"BRA", "JMP", "CALL"})
-# For the index of each BSYNC, where the threads of a convergence barrier meet: the indices where they may go on.
+# A dict from the index of each BSYNC, at which the threads of a convergence barrier meet, to the indices that may run
+# next.
 _Joins = dict[int, frozenset[int]]
 
 
@@ -24,9 +25,9 @@ class Loop(NamedTuple):
 
 
 def graph_of(program: Program) -> nx.DiGraph:
-    """Return the graph whose nodes are indices of instructions, with an edge to each that may run next.
+    """Return the graph of the indices of instructions, with an edge to each instruction that may run next.
 
-    A call of a function is stepped over. A call of a label within the kernel is a jump.
+    A call of a function leads to the instruction after the call. A call of a label within the kernel is a jump.
 
     Raises:
         ValueError: if the target of a jump is unknown.
@@ -45,7 +46,7 @@ def graph_of(program: Program) -> nx.DiGraph:
 
 
 def is_function_call(instruction: Instruction) -> bool:
-    """Return whether an instruction calls a function, which returns. ptxas also uses CALL for jumps."""
+    """Return whether an instruction calls a function that returns. The compiler ptxas also uses CALL for jumps."""
     return instruction.name == "CALL" and not (instruction.target or "").startswith(".L")
 
 
@@ -57,14 +58,15 @@ def _next(program: Program, place: int, instruction: Instruction, joins: _Joins)
     if name in _ENDS:
         return following if instruction.guard else set()
     if name in _JUMPS and not is_function_call(instruction):
-        # A jump may depend on a predicate before it or among its operands, or may be taken by a part of the warp.
+        # A jump may depend on a predicate in front of the instruction or among its operands, or only a part of the warp
+        # may jump.
         conditional = instruction.guard or len(instruction.operands) > 1 or "DIV" in instruction.modifiers
         return {_target(program, instruction)} | (following if conditional else set())
     return following | joins.get(place, frozenset())
 
 
 def _barriers(program: Program) -> dict[int, list[tuple[int, int]]]:
-    """Return, for each BSYNC, the pairs of a BSSY that opens the same convergence barrier and the index it names."""
+    """Return a dict from each BSYNC to the pairs (BSSY, target of the BSSY) with the same convergence barrier."""
     opened: dict[str, list[tuple[int, int]]] = {}
     for place, instruction in enumerate(program.instructions):
         if instruction.name == "BSSY":
@@ -77,9 +79,10 @@ def _barriers(program: Program) -> dict[int, list[tuple[int, int]]]:
 
 
 def _reaching(program: Program, graph: nx.DiGraph, place: int, named: list[tuple[int, int]]) -> frozenset[int]:
-    """Return the indices that a BSYNC may lead to: the target of each BSSY that reaches it without the barrier between.
+    """Return the indices to which a BSYNC may lead: the target of each BSSY from which a path leads to the BSYNC.
 
-    Without this restriction, a BSYNC before a loop would seem to lead into a loop that uses the same barrier again.
+    The path must contain no other instruction with the same barrier. Otherwise a BSYNC before a loop would seem to lead
+    into a loop that uses the same barrier again.
     """
     barrier = program.instructions[place].operands[0]
     same = {
@@ -119,9 +122,9 @@ def loops(graph: nx.DiGraph) -> list[Loop]:
 
 
 def shortest_round(program: Program, graph: nx.DiGraph, loop: Loop) -> list[int]:
-    """Return the indices of the instructions in the shortest round of a loop, without NOPs.
+    """Return the indices of the instructions in the shortest iteration of a loop, without NOPs.
 
-    Instructions that run in some rounds only are left out.
+    Instructions that run only in some iterations are left out.
     """
     inside = graph.subgraph(loop.places)
 
@@ -163,7 +166,7 @@ def longest_round(program: Program, graph: nx.DiGraph, loop: Loop) -> list[int]:
 
 
 def _dominates(dominator: dict[int, int | None], head: int, place: int) -> bool:
-    """Return whether every path from the first instruction to ``place`` passes ``head``."""
+    """Return whether every path from the first instruction to ``place`` goes through ``head``."""
     here: int | None = place
     while here is not None and here != head:
         above = dominator.get(here)

@@ -1,9 +1,9 @@
 """Registers of a warp group's matrix product (wgmma) that are overwritten while the product runs.
 
-A wgmma whose left operand A is in registers reads the registers until a wait covers the product. Compilers have
-overwritten such registers (Triton issue 9433), which Triton's interpreter cannot show. Therefore every path of the
-program is followed, around loops too, together with the products in flight: those that are not committed to a group
-yet, and the committed groups, oldest first.
+A wgmma whose left operand A is in registers reads the registers until the program has waited for the product. Compilers
+have overwritten such registers (Triton issue 9433), and tests in Triton's interpreter cannot detect the error. The
+module therefore follows every path of the program, including loops. For each path, it records the products in flight:
+the products that are not committed to a group yet, and the committed groups, with the oldest group first.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import networkx as nx
 from .flow import graph_of, is_function_call
 from .sass import Instruction, Program
 
-# Maximum number of groups that are told apart. Beyond it, the oldest two are merged and end with the younger one.
+# Maximum number of groups in a state. If there are more, the oldest two groups are merged, and the merged group is
+# assumed to run until the younger one of the two ends.
 _MAX_GROUPS = 8
 _MAX_STATES = 500_000
 
 
 class Hazard(NamedTuple):
-    """An instruction that overwrites registers of a product in flight. ``operand`` is "A" or "accumulator"."""
+    """An instruction that overwrites registers of a running product. The field ``operand`` is "A" or "accumulator"."""
 
     writer: Instruction
     wgmma: Instruction
@@ -35,13 +36,13 @@ class Hazard(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The indices of the products in flight."""
+    """A state of a path: the indices of the matrix products that are running."""
 
     groups: tuple[frozenset[int], ...] = ()
     open: frozenset[int] = frozenset()  # products that are not committed to a group
 
     def after(self, instruction: Instruction, place: int) -> set[_State]:
-        """Return the states that may follow an instruction: two if it runs under a predicate."""
+        """Return the states that may follow an instruction. An instruction with a predicate has two possible states."""
         new = self
         if instruction.is_wgmma:
             new = self._replace(open=self.open | {place})
@@ -55,7 +56,7 @@ class _State(NamedTuple):
 
 
 def hazards(program: Program, graph: nx.DiGraph | None = None) -> list[Hazard]:
-    """Return all hazards of a program in the order of the writers.
+    """Return all hazards of a program in the order of the instructions that overwrite registers.
 
     Args:
         program: the machine code.
@@ -76,7 +77,8 @@ def hazards(program: Program, graph: nx.DiGraph | None = None) -> list[Hazard]:
         for wgmma in state.open.union(*state.groups) if writes[place] else ():
             if not writes[place].isdisjoint(instructions[wgmma].a_operand):
                 found.add((place, wgmma, "A"))
-            # Products of one warp group accumulate one after another, so a product may follow on the same registers.
+            # The products of a warp group run one after another, so a product may use the accumulator registers of a
+            # running product.
             if not instructions[place].is_wgmma and not writes[place].isdisjoint(instructions[wgmma].accumulator):
                 found.add((place, wgmma, "accumulator"))
         for after in state.after(instructions[place], place):
@@ -89,7 +91,10 @@ def hazards(program: Program, graph: nx.DiGraph | None = None) -> list[Hazard]:
 
 
 def _writes(program: Program, graph: nx.DiGraph, place: int) -> frozenset[int]:
-    """Return the registers that an instruction may write. For a call, return those that the function may write."""
+    """Return the registers that an instruction may write.
+
+    For a call, return the registers that the function may write.
+    """
     instruction = program.instructions[place]
     if not is_function_call(instruction):
         return frozenset(instruction.written)

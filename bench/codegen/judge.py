@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _LOCAL = frozenset({"LDL", "STL"})
 _FLOATS = frozenset({"f16", "f16x2", "bf16", "bf16x2", "f32", "f64"})
-_PASSES = {"tf32x3": 3, "bf16x3": 3, "bf16x6": 6}  # products that a product of split float32 numbers takes
+# number of products of parts that replace a product of split float32 numbers
+_PASSES = {"tf32x3": 3, "bf16x3": 3, "bf16x6": 6}
 
 _MIN_MAX = re.compile(r"(?:^|(?<=[\s;{}]))(min|max)((?:\.\w+)+)(?=\s)", re.MULTILINE)
 _REGISTERS = re.compile(r"Used (\d+) registers")
@@ -32,16 +33,16 @@ _DOT_OPERANDS = re.compile(
 
 
 class Failure(NamedTuple):
-    """A check that a build does not pass, and the reason."""
+    """A check that a build has failed, and the reason."""
 
     check: str  # "hazard", "spills", "shared memory", "tensor cores", "NaN", "serialised", "compile" or "unclear"
     detail: str
 
 
 class Inner(NamedTuple):
-    """Numbers of instructions in one round of the inner loop with matrix products."""
+    """Numbers of instructions in one iteration of the inner loop with matrix products."""
 
-    instructions: int  # instructions of a round, without those that run in some rounds only
+    instructions: int  # instructions of an iteration, without instructions that run only in some iterations
     wgmma_registers: int  # products of a warp group with the left operand in registers
     wgmma_shared: int  # products of a warp group with the left operand in shared memory
     mma: int  # products of a warp
@@ -51,7 +52,7 @@ class Inner(NamedTuple):
     barriers: int  # barriers of all threads of a block
     waits: int  # waits for asynchronous products
     copies: int  # waits for asynchronous copies
-    warp_macs: int  # multiplications of one warp
+    warp_macs: int  # number of multiplications per warp
 
     @property
     def products(self) -> int:
@@ -67,11 +68,11 @@ class Verdict(NamedTuple):
     capability: int
     failures: list[Failure]
     notes: list[str] = []  # noqa: RUF012
-    registers: int | None = None  # registers of a thread
-    stack: int | None = None  # bytes of a thread
-    shared: int | None = None  # bytes of a block
+    registers: int | None = None  # number of registers of a thread
+    stack: int | None = None  # bytes of stack memory of a thread
+    shared: int | None = None  # bytes of shared memory of a thread block
     inner: Inner | None = None
-    unrolled: int | None = None  # iterations of the kernel's loop in one round of the machine code's
+    unrolled: int | None = None  # number of iterations of the kernel's loop in one iteration of the machine code's loop
     per_element: float | None = None  # instructions of a thread for each feature, without products
     serialised: str | None = None  # warning of ptxas
 
@@ -81,7 +82,7 @@ class Verdict(NamedTuple):
 
 
 class Dot(NamedTuple):
-    """A matrix product in Triton's code, of [rows, inner] and [inner, columns]."""
+    """A product of matrices [rows, inner] and [inner, columns] in Triton's code."""
 
     rows: int
     columns: int
@@ -91,7 +92,7 @@ class Dot(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """The number of multiplications, with those that splitting float32 numbers adds."""
+        """The number of multiplications, including the additional ones if float32 numbers are split into parts."""
         return self.rows * self.columns * self.inner * (_PASSES.get(self.precision, 1) if self.dtype == "f32" else 1)
 
     @property
@@ -100,7 +101,7 @@ class Dot(NamedTuple):
         return self.dtype == "f32" and self.precision == "ieee"
 
     def is_wgmma(self, capability: int, warps: int) -> bool:
-        """Return whether a warp group can compute the product by asynchronous instructions for 64 rows each."""
+        """Return whether a warp group can compute the product by asynchronous instructions for 64 rows."""
         fits = warps % 4 == 0 and self.rows >= 64
         return capability == 90 and fits and self.dtype != "f64" and not self.exact_float32
 
@@ -110,7 +111,7 @@ def checked(build: Build, keep: Path | None = None) -> Verdict:
 
     Args:
         build: the build.
-        keep: folder for the code and the log, if they are to be kept.
+        keep: folder into which the code and the log are written (default: none).
     """
     try:
         code = compiled(build)
@@ -118,7 +119,8 @@ def checked(build: Build, keep: Path | None = None) -> Verdict:
             stem = "".join(letter if letter.isalnum() else "_" for letter in build.name)
             for ending in ("ttir", "ptx", "sass", "log"):
                 (keep / f"{stem}.{ending}").write_text(getattr(code, ending))
-    except Exception as failure:  # whatever Triton or a tool raises, the other builds are still checked
+    # an error of any type in Triton or a tool must not prevent the checks of the other builds
+    except Exception as failure:
         return failed(build, "compile", reason(failure))
     try:
         return judged(build, code)
@@ -127,12 +129,15 @@ def checked(build: Build, keep: Path | None = None) -> Verdict:
 
 
 def failed(build: Build, check: str, why: str) -> Verdict:
-    """Return the verdict on a build whose code is missing or cannot be judged."""
+    """Return the verdict on a build whose code is missing or cannot be checked."""
     return Verdict(build.name, build.launch.kernel.__name__, build.capability, [Failure(check, why)])
 
 
 def reason(failure: BaseException) -> str:
-    """Return the first cause of an exception in a line; Triton wraps it in an exception for each level of a kernel."""
+    """Return the first cause of an exception as one line.
+
+    Triton wraps the cause in an exception for each nested function.
+    """
     while failure.__cause__ is not None:
         failure = failure.__cause__
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
@@ -143,7 +148,7 @@ def judged(build: Build, code: Compiled) -> Verdict:
     """Apply all checks to a compiled build.
 
     Raises:
-        ValueError: if the log, the code or the disassembly has a form that cannot be judged.
+        ValueError: if the log, the code or the disassembly has an unknown form.
     """
     from fastkan_kernels.backends.triton.builds import shared_limit
 
@@ -198,7 +203,7 @@ def dots(ttir: str) -> list[Dot]:
     """Return the matrix products in Triton's intermediate code.
 
     Raises:
-        ValueError: if a product is not one of two matrices.
+        ValueError: if a factor of a product is not a matrix.
     """
     found = []
     for line in _DOT.findall(ttir):
@@ -211,7 +216,7 @@ def dots(ttir: str) -> list[Dot]:
 
 
 def lost_nan(ptx: str) -> list[str]:
-    """Return the minima and maxima of floating-point numbers that ignore a NaN in one of their operands."""
+    """Return the floating-point minimum and maximum instructions that ignore a NaN in an operand."""
     code = re.sub(r"//[^\n]*", "", ptx)
     return [
         operation + modifiers
@@ -221,7 +226,10 @@ def lost_nan(ptx: str) -> list[str]:
 
 
 def inner_loop(program: sass.Program, graph: nx.DiGraph) -> flow.Loop | None:
-    """Return the deepest loop with matrix products on tensor cores, of several the one with most; None without one."""
+    """Return the deepest loop with matrix products on tensor cores, or None.
+
+    Of equally deep loops, return the one with most.
+    """
 
     def rank(loop: flow.Loop) -> tuple[int, int, int]:
         products = sum(program.instructions[place].is_mma for place in loop.places)
@@ -258,9 +266,9 @@ def counted(program: sass.Program, graph: nx.DiGraph, loop: flow.Loop, whole: bo
 
 
 def unrolled(inner: Inner, asked: list[Dot], elements: int, warps: int) -> int:
-    """Return how many iterations of the kernel's loop one round of the loop in machine code executes.
+    """Return how many iterations of the kernel's loop are unrolled into one iteration of the loop in machine code.
 
-    The number follows from the numbers of multiplications. ``elements`` is the size of the product's left operand.
+    The result is computed from the numbers of multiplications. ``elements`` is the size of the product's left operand.
     """
     dot = max((dot for dot in asked if dot.rows * dot.inner == elements), key=lambda dot: dot.macs, default=None)
     if dot is None:
@@ -273,7 +281,7 @@ def unrolled(inner: Inner, asked: list[Dot], elements: int, warps: int) -> int:
 def made_late(program: sass.Program, loop: flow.Loop) -> int:
     """Return the number of features that a loop computes while none of its asynchronous products runs.
 
-    The computation of a feature ends with a conversion to two bytes (F2FP), which is counted.
+    The function counts the conversions to two bytes (F2FP), because the computation of each feature ends with one.
     """
     inside = [(place, program.instructions[place]) for place in sorted(loop.places)]
     starts = [place for place, instruction in inside if instruction.is_wgmma]
@@ -286,10 +294,10 @@ def made_late(program: sass.Program, loop: flow.Loop) -> int:
 
 
 def _without_tensor_cores(build: Build, program: sass.Program, asked: list[Dot], inner: Inner | None) -> str | None:
-    """Return the reason why products are not computed as they should be, or None.
+    """Return the reason why products do not use the expected tensor core instructions, or None if they do.
 
-    On sm_90, a product that a warp group can compute must be HGMMA. Smaller tiles must be HMMA. Products in float64 may
-    be DMMA or DFMA.
+    On sm_90, a product that a warp group can compute must use the instruction HGMMA. Products of smaller tiles must use
+    HMMA. Products in float64 may use DMMA or DFMA.
     """
     if not asked:
         return "the kernel asks for no product"

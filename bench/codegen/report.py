@@ -20,13 +20,13 @@ LEGEND = (
     "products, that a thread runs in that loop for each feature. The code under ptxas says that it serialised "
     "asynchronous products."
 )
-COUNTS = {  # columns of the table, and fields of Inner
+COUNTS = {  # from the columns of the table to the fields of Inner
     "instr": "instructions", "st": "stores", "ld": "loads", "bar": "barriers", "waits": "waits", "copies": "copies"
 }  # fmt: skip
 
 
 def about(capabilities: Iterable[int]) -> dict:
-    """Return versions and commit as they are written to JSON."""
+    """Return the versions and the commit in the form that is written to JSON."""
     from fastkan_kernels.backends.triton.builds import ptxas_version
 
     found = describe()
@@ -36,7 +36,7 @@ def about(capabilities: Iterable[int]) -> dict:
 
 
 def place(about: dict) -> str:
-    """Return versions and commit in one line."""
+    """Return the versions and the commit as one line of text."""
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return versions + (f", commit {about['commit'][:10]}" if about["commit"] else "")
 
@@ -47,7 +47,7 @@ def table(verdicts: list[Verdict]) -> pd.DataFrame:
 
 
 def failures(verdicts: list[Verdict]) -> list[str]:
-    """Return each failure in a line."""
+    """Return one line of text for each failure."""
     return [f"{verdict.name}: {check}: {detail}" for verdict in verdicts for check, detail in verdict.failures]
 
 
@@ -65,7 +65,7 @@ def page(verdicts: list[Verdict], about: dict) -> str:
 
 
 def as_json(verdicts: list[Verdict], about: dict) -> dict:
-    """Return all verdicts as they are written to JSON."""
+    """Return all verdicts in the form that is written to JSON."""
     builds = [
         {
             **verdict._asdict(),
@@ -119,6 +119,6 @@ def _summary(capability: int, kernel: str, group: list[Verdict]) -> dict[str, st
 
 
 def _range(values: Iterable[float | None], decimals: int = 0) -> str:
-    """Return the smallest and the largest value as text."""
+    """Return text with the smallest and the largest value."""
     known = [value for value in values if value is not None]
     return " to ".join(dict.fromkeys(_text(value, decimals) for value in (min(known), max(known)))) if known else ""

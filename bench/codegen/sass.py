@@ -10,27 +10,30 @@ _LABEL = re.compile(r"^\s*([.$\w]+):\s*$")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _REGISTER = re.compile(r"R(\d+)(?:\.\w+)*")
 _PREDICATE = re.compile(r"!?U?P(?:T|R|\d+)")
-_OPERAND = re.compile(r"(?:[^,\[(]|\[[^\]]*\]|\([^)]*\))+")  # commas in brackets separate no operands
+_OPERAND = re.compile(r"(?:[^,\[(]|\[[^\]]*\]|\([^)]*\))+")  # commas inside brackets do not separate operands
 _MMA_SHAPE = re.compile(r"\.(\d+)x(\d+)x(\d+)\b")
 _PACKED_SHAPES = {"16816": (16, 8, 16), "16832": (16, 8, 32), "1688": (16, 8, 8), "1684": (16, 8, 4), "884": (8, 8, 4)}
 
-_A_WIDTH = 4  # registers of a thread for 64 rows of 32 bytes over 128 threads, in every dtype
-# Instructions that only read their operands, although the first operand may be a general register.
+_A_WIDTH = 4  # number of registers of a thread for 64 rows of 32 bytes that are spread over 128 threads, in every dtype
+# These instructions only read their operands, although the first operand may be a general register.
 _READERS = frozenset(
     {"BAR", "BPT", "BRA", "BRX", "BRXU", "BSYNC", "CALL", "DEPBAR", "EXIT", "JMP", "JMX", "JMXU", "NANOSLEEP", "R2B"}
     | {"RED", "RET", "STG", "STL", "STS", "WARPSYNC"}
 )
-# Instructions that write predicates, which come first, and only read the operands after them.
+# These instructions write only the predicates among the first operands, and read all other operands.
 _PREDICATE_WRITERS = frozenset(
     {"DSETP", "FCHK", "FSETP", "HSETP2", "ISETP", "PLOP3", "PSETP", "QSPC", "R2P", "SYNCS", "UISETP", "UPLOP3", "VSETP"}
 )
 _DOUBLE = frozenset({"DADD", "DFMA", "DMUL"})
 _LOADS = ("LD", "ATOM")  # prefixes of LDG, LDS, LDL, LDC, LDSM, ATOMG and others
-_WIDTHS = {"64": 2, "128": 4, "256": 8}  # registers of a result by a modifier of a load
+_WIDTHS = {"64": 2, "128": 4, "256": 8}  # number of registers of the result, by the modifier of a load
 
 
 class Instruction(NamedTuple):
-    """A machine instruction. ``guard`` is the predicate under which it runs, such as ``!P0``, or empty."""
+    """A machine instruction.
+
+    If the instruction has a predicate, such as ``!P0``, the field ``guard`` holds its name.
+    """
 
     address: int
     guard: str
@@ -44,7 +47,7 @@ class Instruction(NamedTuple):
 
     @property
     def modifiers(self) -> list[str]:
-        """The parts of the opcode after its name, which dots separate."""
+        """The parts of the opcode after its name, which are separated by dots."""
         return self.opcode.split(".")[1:]
 
     @property
@@ -69,7 +72,7 @@ class Instruction(NamedTuple):
 
     @property
     def macs(self) -> int:
-        """The number of multiplications of a matrix product, by a warp or a warp group, and 0 for anything else.
+        """The number of multiplications in a matrix product of a warp or warp group; 0 for other instructions.
 
         Raises:
             ValueError: if the shape of the product is unknown.
@@ -85,7 +88,10 @@ class Instruction(NamedTuple):
 
     @property
     def written(self) -> range:
-        """The general registers that the instruction may write; an unknown instruction writes its first operand."""
+        """The general registers that the instruction may write.
+
+        An unknown instruction is assumed to write its first operand.
+        """
         if self.is_wgmma:
             return self.accumulator
         first = self._destination()
@@ -121,11 +127,11 @@ class Instruction(NamedTuple):
             return 1 if "32" in modifiers else 2
         if name in _DOUBLE or "WIDE" in modifiers:
             return 2
-        if name == "LDSM":  # loads 1, 2 or 4 matrices
+        if name == "LDSM":  # the instruction loads 1, 2 or 4 matrices
             return int(modifiers[-1]) if modifiers[-1] in ("2", "4") else 1
         if name == "DMMA":
             return 4 if {"884", "8x8x4"} & set(modifiers) else 8
-        if name.endswith("MMA"):  # a warp's product, 8 or 16 rows of 8 numbers over 32 threads
+        if name.endswith("MMA"):  # the result of a warp's product has 8 or 16 rows of 8 numbers, spread over 32 threads
             return 2 if modifiers[0].startswith("88") or (name == "HMMA" and modifiers[1] == "F16") else 4
         if name in ("F2F", "I2F", "FRND"):
             return 2 if modifiers[:1] == ["F64"] or (name == "I2F" and "F64" in modifiers) else 1
@@ -141,14 +147,14 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Instructions in the order of their addresses, and the index of the instruction after each label."""
+    """The instructions of a program in the order of addresses, and the index of the instruction after each label."""
 
     instructions: list[Instruction]
     labels: dict[str, int]
 
 
 def parse(text: str) -> Program:
-    """Return the code that ``nvdisasm -c`` has printed.
+    """Parse the machine code that ``nvdisasm -c`` has printed.
 
     Raises:
         ValueError: if the text has no instruction.
@@ -168,7 +174,10 @@ def parse(text: str) -> Program:
 
 
 def register(operand: str) -> int | None:
-    """Return the number of a general register, as in ``R12`` or ``R12.reuse``; None for all else and for RZ."""
+    """Return the number of a general register, such as ``R12`` or ``R12.reuse``.
+
+    For RZ and any other operand, return None.
+    """
     found = _REGISTER.fullmatch(operand)
     return int(found.group(1)) if found else None
 

@@ -1,4 +1,4 @@
 """Tuning and timing of the Triton kernels on a GPU: ``python -m bench.gpu OUT``, which README.md explains.
 
-What proves the kernels right is a set of tests: ``pytest -m gpu``.
+The tests ``pytest -m gpu`` check that the results of the kernels are right.
 """

@@ -1,6 +1,6 @@
 """``python -m bench.gpu OUT``: tune the kernels for this machine's GPU, measure them, and write OUT/results.json.
 
-The file is written after each result, so that a stopped run leaves what it has found.
+The file is written after each result, so that a run that is stopped leaves all results up to then.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from .machine import CLOCKS, Place, about, smi
 
 STAGES = {"tune": 0.4, "speed": 1.0}  # share of the time that is left when the stage begins
 TOTAL = 540.0
-TABLE = "tuned.json"  # the tuned choices, which FASTKAN_TUNING may name
-GRACE = 10.0  # seconds after the end of its time until a stage is stopped
+TABLE = "tuned.json"  # the file of tuned choices, to which FASTKAN_TUNING can point
+GRACE = 10.0  # seconds until a stage that exceeds its time limit is stopped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,21 +44,24 @@ def parser() -> argparse.ArgumentParser:
 
 
 class Results:
-    """The file of results."""
+    """The file OUT/results.json, which holds the results of both stages."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / report.FILE
         self.data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"failures": []}
 
     def save(self) -> None:
-        """Write the file, so that it is whole whenever the process is stopped."""
+        """Write the file atomically, so that the file is complete even if the process is stopped."""
         half_written = self.path.with_suffix(".part")
         half_written.write_text(json.dumps(self.data, indent=1) + "\n")
         os.replace(half_written, self.path)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the stages in processes of their own and print tables. Return 1 if anything failed."""
+    """Run each stage in a separate process, and print tables of the results.
+
+    Return 1 if a stage or a contestant of fastkan has failed, else 0.
+    """
     arguments = parser()
     options = arguments.parse_args(argv)
     place = Place(torch.device(options.device))
@@ -72,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     if not options.only:
         results.data = {"failures": []}
     print(applies(os.environ.get("TRITON_CACHE_DIR")), flush=True)
-    # In a process of its own, a stage that hangs can be stopped, and an error of the GPU does not reach the other one.
+    # A stage that runs in a separate process can be stopped if it hangs, and an error of the GPU does not affect the
+    # other stage.
     for name in [options.only] if options.only else STAGES:
         results.data |= {"about": about(place), name: []}
         results.save()
@@ -118,7 +122,7 @@ def run(name: str, out: str, device: str, seconds: float) -> None:
         name: "tune" or "speed".
         out: folder of the results.
         device: "cuda" or "cpu".
-        seconds: the time of the stage.
+        seconds: time limit of the stage.
     """
     ends, place, results = time.monotonic() + seconds, Place(torch.device(device)), Results(Path(out))
     patterns = json.loads(os.environ.get("BENCH_GPU_CASES", "null"))

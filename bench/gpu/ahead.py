@@ -1,9 +1,9 @@
 """``python -m bench.gpu.ahead FOLDER``: compile the kernels that ``python -m bench.gpu`` needs, without a GPU.
 
-FOLDER is a cache of Triton for Hopper GPUs, which ``TRITON_CACHE_DIR=FOLDER`` names on the machine with the GPU. Triton
-finds the kernels there if Triton itself and the sources of the kernels are the same on both machines. The file
-``triton_key.txt`` identifies the Triton that has compiled the kernels.
-``python -m bench.codegen --builds bench.gpu.ahead`` checks the machine code of the same kernels.
+The result is a cache of Triton for Hopper GPUs in FOLDER. On the machine with the GPU, set ``TRITON_CACHE_DIR=FOLDER``.
+Triton finds the kernels in the cache if Triton itself and the sources of the kernels are the same on both machines. The
+file ``triton_key.txt`` identifies the Triton that has compiled the kernels. ``python -m bench.codegen --builds
+bench.gpu.ahead`` checks the machine code of the same kernels.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def sample() -> list[Build]:
 
 
 def triton_key() -> str:
-    """Return a digest of Triton's own files, which is a part of the keys in its cache."""
+    """Return a digest of Triton's own files, which is a part of each key in Triton's cache."""
     from triton.runtime.cache import triton_key
 
     return hashlib.sha256(triton_key().encode()).hexdigest()
 
 
 def settle(folder: Path) -> None:
-    """Let Triton find the files of a cache in its present folder, since the cache names them by absolute paths."""
+    """Adapt the absolute paths in the files of a cache to the folder in which the cache now lies."""
     for group in folder.glob("*/__grp__*.json"):
         files = {name: group.parent / name for name in json.loads(group.read_text())["child_paths"]}
         found = {name: str(path.resolve()) for name, path in files.items() if path.exists()}
@@ -64,7 +64,7 @@ def settle(folder: Path) -> None:
 
 
 def applies(folder: str | None) -> str:
-    """Return in a sentence whether a cache that was made ahead can be used here, and prepare the cache if so.
+    """Return a sentence that says whether Triton can use a cache that was compiled ahead, and prepare a usable cache.
 
     Args:
         folder: the value of TRITON_CACHE_DIR.
@@ -79,16 +79,16 @@ def applies(folder: str | None) -> str:
 
 
 def made(build: Build) -> str | None:
-    """Compile a build into the cache, and return the reason why that failed, or None."""
+    """Compile a build into the cache, and return the reason why the compilation failed, or None if it succeeded."""
     try:
         warmed_up(build)
-    except Exception as failure:  # the other builds are compiled all the same
+    except Exception as failure:  # an error in one build must not prevent the compilation of the other builds
         return f"{build.name}: {type(failure).__name__}: {failure}"[:300]
     return None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Compile all kernels. Return 1 if one of them failed."""
+    """Compile all kernels. Return 1 if the compilation of a kernel failed, else 0."""
     arguments = argparse.ArgumentParser("python -m bench.gpu.ahead", description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("folder", type=Path, metavar="FOLDER")
     arguments.add_argument("--sample", action="store_true", help="only for the smallest layer")
@@ -103,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     coming = each(made, "bench.gpu.ahead", names, folder, options.jobs, sample=options.sample)
     found = dict(track(coming, "compile", len(names), transient=True))
     failures = [failure for failure in found.values() if failure]
-    for source in folder.glob("*/*.source"):  # copies of Triton's own code, which are half of the cache
+    # the removed files are copies of Triton's own code, which make up half of the cache
+    for source in folder.glob("*/*.source"):
         source.unlink()
     (folder / KEY).write_text(triton_key() + "\n")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The rows that are measured, and the bars that the kernels must reach, as data."""
+"""Definitions of the layers and networks that are measured, and of the bars, which the kernels must reach."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from ..suite.cases import Case
 GEMM, LINEAR, PLAIN, COMPILED, INKAN = "gemm", "linear", "plain", "plain, compiled", "inkan, compiled"
 MLP, HELD = "MLP, as many parameters", "held"
 ANCHORS = (GEMM, LINEAR, PLAIN, COMPILED, INKAN)
-AUTO = "auto"  # fastkan with the implementations that it chooses by itself
-CONTRACTIONS = {"F": 0, "G": 0, "H": 1}  # the contractions of a training step, with the derivative order of each
+AUTO = "auto"  # fastkan with the implementations that it chooses by default
+# the contractions of a training step, and the derivative order of each contraction
+CONTRACTIONS = {"F": 0, "G": 0, "H": 1}
 
 
 class Row(NamedTuple):
@@ -24,8 +25,8 @@ class Row(NamedTuple):
         outputs: number of outputs O.
         grid: number of grid intervals G.
         dtype: a key of :data:`bench.gpu.machine.DTYPES`.
-        mode: "forward" without gradients, "step" for forward and backward, or "contractions" for F, G and H apart.
-        rivals: whether the layer is compared with other layers instead of with matrix products.
+        mode: "forward" without gradients, "step" for forward and backward, or "contractions" for F, G and H separately.
+        rivals: whether the layer is compared with the layers of other libraries instead of with matrix products.
     """
 
     rows: int
@@ -42,7 +43,7 @@ class Row(NamedTuple):
 
     @property
     def wide(self) -> int:
-        """The number of inputs of a linear layer with as many parameters, I (G + k + 1)."""
+        """The number of inputs, I (G + k + 1), of an ``nn.Linear`` with as many parameters as the layer."""
         return self.inputs * self.case.features
 
     @property
@@ -69,7 +70,7 @@ LAYERS = (  # the layers of the bars in the order of their importance
 FIRST, FORWARD, FINE_FORWARD = LAYERS[0], Row(*WIDE, "bfloat16", "forward"), Row(*FINE, "bfloat16", "forward")
 BESIDE = FIRST._replace(rivals=True)
 GRAPHED = Graphed()
-# All that is measured, in the order of its importance, since a lent machine may be gone before the end.
+# All rows that are measured, the most important first, because the time on a machine may end before all are measured.
 MEASURED: tuple[Row | Graphed, ...] = (
     FORWARD, FIRST, *LAYERS[1:6], FINE_FORWARD, GRAPHED, BESIDE,
     *(layer._replace(mode="contractions") for layer in LAYERS[:6]),
@@ -91,10 +92,11 @@ class Bar(NamedTuple):
     Args:
         row: name of the row that is measured.
         anchor: the contestant of the row with which fastkan is compared.
-        quantity: ``TIME`` is fastkan's time divided by the anchor's, ``SPEED`` is the inverse, and ``MEMORY`` is the
-            peak of extra memory as a share of parameters, inputs, outputs and gradients.
-        least: the value that must be reached: at least this for ``SPEED``, at most this otherwise.
-        aim: the value that should be reached.
+        quantity: ``TIME`` is the time of fastkan divided by the time of the anchor, ``SPEED`` is the inverse, and
+            ``MEMORY`` is the peak of extra memory as a share of the memory of parameters, inputs, outputs and
+            gradients.
+        least: the value that must be reached, a minimum for ``SPEED`` and a maximum for the other quantities.
+        aim: the better value that should be reached, but need not be.
     """
 
     row: str
@@ -110,12 +112,12 @@ class Bar(NamedTuple):
         return f"{self.row}: {self.quantity}, relative to {self.anchor}"
 
     def verdict(self, value: float) -> str:
-        """Return whether a value reaches the bar; a NaN does not."""
+        """Return whether a value reaches the bar. The result is False for NaN."""
         reached = [value >= bound if self.quantity == SPEED else value <= bound for bound in (self.aim, self.least)]
         return AIM if reached[0] else MET if reached[1] else MISSED
 
     def text(self, value: float) -> str:
-        """Return a value as text."""
+        """Return a value of the bar's quantity as text."""
         return f"{100 * value:.3g}%" if self.quantity == MEMORY else f"{value:.2f}"
 
 
@@ -142,10 +144,10 @@ class Judged(NamedTuple):
     Args:
         bar: the bar.
         verdict: ``AIM``, ``MET``, ``MISSED`` or ``UNMEASURED``.
-        value: the value in the bar's quantity, or None if nothing was measured or fastkan was wrong.
-        seconds: fastkan's time.
-        error: fastkan's largest deviation from float64, divided by the largest value.
-        why: the reason why there is no value.
+        value: the value of the bar's quantity, or None if nothing was measured or the results of fastkan were wrong.
+        seconds: the time of fastkan.
+        error: the largest deviation of fastkan's results from float64, divided by the largest value.
+        why: the reason why ``value`` is None.
     """
 
     bar: Bar
@@ -157,7 +159,7 @@ class Judged(NamedTuple):
 
 
 def judged(results: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> Iterator[Judged]:
-    """Yield each bar with its verdict by the results of the stage ``speed``."""
+    """Yield each bar with the verdict that follows from the results of the stage ``speed``."""
     by_name = {result["name"]: result["contestants"] for result in results}
     for bar in bars:
         contestants = by_name.get(bar.row)
@@ -166,7 +168,7 @@ def judged(results: Sequence[Mapping[str, Any]], bars: Sequence[Bar] = BARS) -> 
             continue
         ours, anchor = contestants[AUTO], contestants.get(bar.anchor, {})
         error, note = ours.get("error"), ours.get("note")
-        if note is not None:  # a contestant that is wrong or fails has no time
+        if note is not None:  # a contestant whose result is wrong or that raises an error has no time
             yield Judged(bar, MISSED, error=error, why=note)
             continue
         seconds = Spread(*ours["seconds"])

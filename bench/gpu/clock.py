@@ -1,8 +1,8 @@
 """Timing of several tasks in turns, by CUDA events and from a cold cache.
 
-As in :mod:`bench.measure`, tasks take turns and ratios are taken within a round. Before each sample, a buffer larger
-than the L2 cache is overwritten for as long as the CPU takes to launch the task. So the operands are not in the cache,
-and the GPU does not wait for launches.
+As in :mod:`bench.measure`, the tasks take turns, and the times of a round are divided only by times of the same round.
+Before each sample, a buffer larger than the L2 cache is overwritten for as long as the CPU takes to launch the task.
+The operands are therefore not in the cache, and the GPU does not wait for launches.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from .machine import Place
 
 MIN_ROUNDS, MAX_ROUNDS, REHEARSED_ROUNDS = 7, 60, 2
 FLUSHES = 4  # size of the overwritten buffer as a multiple of the L2 cache
-HEAD_START = 1.5  # time of the overwriting before a sample as a multiple of the time to launch the task
+# time for which the buffer is overwritten before a sample, as a multiple of the time to launch the task
+HEAD_START = 1.5
 MAX_FLUSHES = 200
 CALLS_IN_A_ROW = 10
 
 
 class Clock:
-    """A clock for tasks on a GPU. In a rehearsal on a CPU, times are those of the wall clock."""
+    """A clock for tasks on a GPU. In a rehearsal on a CPU, the wall clock is used."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -70,7 +71,7 @@ class Clock:
         return samples
 
     def in_a_row(self, task: Task) -> float:
-        """Return the seconds of a call among calls one after another, in which the time of launches counts."""
+        """Return the mean seconds of a call in a series of successive calls, including the time of launches."""
         self._place.wait()
         start = time.perf_counter()
         calls = CALLS_IN_A_ROW if self._place.is_gpu else 1
@@ -91,7 +92,7 @@ class Clock:
         return start, end
 
     def _cost(self, task: Task) -> tuple[float, float]:
-        """Return a tuple of the seconds until a call has returned, and until the GPU has finished its work."""
+        """Return a tuple of the seconds until a call returns, and the seconds until the GPU has finished its work."""
         self._place.wait()
         start = time.perf_counter()
         task.call()

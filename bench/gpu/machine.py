@@ -14,15 +14,16 @@ import fastkan
 
 from ..records import describe
 
-# The dtype of all operands by the name of a precision. Float32 products in "highest" are as accurate as float32.
+# The dtype of all operands by the name of a precision. In the precision "highest", matrix products of float32 numbers
+# are as accurate as float32.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "tf32": torch.float32, "highest": torch.float32}
-# Relative error in the Euclidean norm, above which a contestant gets no time.
+# Relative error in the Euclidean norm above which the results of a contestant are wrong.
 BOUNDS = {"bfloat16": 1e-2, "float16": 2e-3, "tf32": 2e-3, "highest": 1e-4}
 CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")  # units: MHz, MHz, degrees Celsius, W
 
 
 class Place(NamedTuple):
-    """A device, and the backend that computes fastkan's contractions there."""
+    """A device, and the backend that computes fastkan's contractions on the device."""
 
     device: torch.device
     backend: str = "triton"
@@ -41,7 +42,7 @@ class Place(NamedTuple):
             torch.cuda.synchronize()
 
     def unable(self) -> str | None:
-        """Return the reason why nothing can be measured, or None."""
+        """Return the reason why nothing can be measured on the device, or None if the device can be used."""
         if not self.is_gpu:
             return None
         if not torch.cuda.is_available():
@@ -69,7 +70,7 @@ def precision(name: str) -> Iterator[None]:
 
 
 def about(place: Place) -> dict[str, Any]:
-    """Return machine, GPU, versions and commit as they are written to JSON."""
+    """Return the descriptions of machine, GPU, versions and commit that are written to JSON files."""
     found = describe()
     found["rehearsal"] = not place.is_gpu
     if place.is_gpu:
@@ -86,7 +87,7 @@ def about(place: Place) -> dict[str, Any]:
 
 
 def smi(*fields: str) -> dict[str, str]:
-    """Return fields that nvidia-smi reports for the first GPU, or nothing if it cannot be run."""
+    """Return fields that nvidia-smi reports for the first GPU, or nothing if nvidia-smi cannot be run."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)

@@ -35,14 +35,14 @@ LEGEND = (
 
 
 class Predicted(NamedTuple):
-    """A contraction of a row with its configuration.
+    """A predicted contraction of a measured row, and the configuration for which the time is predicted.
 
     Args:
         contraction: "F", "G" or "H".
         config: the configuration that the rules choose.
         seconds: the predicted time.
-        limiter: the unit that limits the time.
-        extra_bytes: memory that the contraction holds in addition to its operands and results.
+        limiter: the part of the GPU that limits the time, such as the tensor cores.
+        extra_bytes: bytes of memory that the contraction uses in addition to its operands and results.
     """
 
     contraction: str
@@ -94,7 +94,7 @@ def held_bytes(row: bars.Row) -> int:
 
 
 def predicted(rows: Mapping[str, bars.Row] | None = None) -> dict[str, float]:
-    """Return the predicted value of each bar that the cost model covers, by the bar's ``what``."""
+    """Return a dict from the description of each bar that the cost model covers to the predicted value."""
     rows = rows or {row.name: row for row in bars.MEASURED if isinstance(row, bars.Row)}
     values = {}
     for bar in bars.BARS:
@@ -111,7 +111,7 @@ def predicted(rows: Mapping[str, bars.Row] | None = None) -> dict[str, float]:
 
 
 def limiters(rows: Mapping[str, bars.Row]) -> dict[str, str]:
-    """Return what limits the slowest contraction of each bar's row, by the bar's ``what``."""
+    """Return a dict from the description of each bar to the part of the GPU that limits the slowest contraction."""
     found = {}
     for bar in bars.BARS:
         if bar.row in rows:
@@ -121,7 +121,7 @@ def limiters(rows: Mapping[str, bars.Row]) -> dict[str, str]:
 
 
 def as_json() -> dict[str, Any]:
-    """Return the predictions of all rows and bars for a file."""
+    """Return the predictions of all rows and bars in the form in which they are written to a file."""
     rows = {row.name: row for row in bars.MEASURED if isinstance(row, bars.Row)}
     values, limits = predicted(rows), limiters(rows)
     return {

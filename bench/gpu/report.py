@@ -1,6 +1,6 @@
 """The results of ``python -m bench.gpu`` as tables, in the READMEs and in ``bench/results/<gpu>.json``.
 
-``python -m bench.gpu.report OUT`` publishes a run on a GPU. ``python -m bench.report`` then writes the READMEs.
+``python -m bench.gpu.report OUT`` publishes a run on a GPU, and ``python -m bench.report`` updates the READMEs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def bars_table(results: Sequence[Mapping[str, Any]], predicted: Mapping[str, flo
 
     Args:
         results: the results of the stage ``speed``.
-        predicted: the value of each bar by a cost model, by the bar's name. If None, there is no such column.
+        predicted: dict from the name of each bar to the value that the cost model predicts. If None, the table has no
+            column of predictions.
     """
     rows = []
     for found in bars.judged(results):
@@ -79,7 +80,7 @@ def times_table(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """Return what failed in a run: contestants of fastkan that are wrong or do not run, and stages."""
+    """Return descriptions of the stages that failed in a run and of fastkan's wrong or failing contestants."""
     found = list(results.get("failures", ()))
     for result in results.get("speed", ()):
         for name, entry in result["contestants"].items():
@@ -92,13 +93,13 @@ def failures(results: Mapping[str, Any]) -> list[str]:
 
 
 def published(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the files of GPUs in a folder by their names."""
+    """Return a dict from the name of each GPU file in a folder to its content."""
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     return {name: data for name, data in found.items() if isinstance(data, dict) and "gpu" in data.get("about", ())}
 
 
 def slug(name: str) -> str:
-    """Return the name of a file for a GPU: ``NVIDIA H100 80GB HBM3`` is ``h100``."""
+    """Return the file name for a GPU, such as ``h100`` for ``NVIDIA H100 80GB HBM3``."""
     found = WORD.search(name)
     words = found[0] if found else name.removeprefix("NVIDIA ")
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
@@ -108,12 +109,12 @@ def publish(results: dict[str, Any], folder: Path, commit: str | None = None) ->
     """Write the results of a run as a GPU's file, and return its path.
 
     Args:
-        results: what ``python -m bench.gpu`` has written.
+        results: the results that ``python -m bench.gpu`` has written.
         folder: folder of the file.
-        commit: the commit that ran, if it ran from a copy without history.
+        commit: the commit whose code ran, if the code was a copy without the history of git.
 
     Raises:
-        ValueError: if the run was a rehearsal, or its commit is unknown or had uncommitted changes.
+        ValueError: if the run was a rehearsal, if its commit is unknown, or if the code had uncommitted changes.
     """
     about = dict(results["about"])
     if about["rehearsal"]:
@@ -127,7 +128,7 @@ def publish(results: dict[str, Any], folder: Path, commit: str | None = None) ->
 
 
 def state(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a sentence about what has been measured on GPUs."""
+    """Return a sentence that says which GPUs have been measured."""
     if not found:
         return STATE
     words = []
@@ -141,8 +142,8 @@ def block(found: Mapping[str, Mapping[str, Any]], predicted: Mapping[str, float]
     """Return the tables of all GPUs for the README, or of predictions if nothing has been measured.
 
     Args:
-        found: the files of GPUs.
-        predicted: the value of each bar by a cost model, by the bar's name (default: the cost model's own values).
+        found: dict from the name of each GPU file to its content.
+        predicted: the predicted values of the bars, as for :func:`bars_table` (default: those of the cost model).
     """
     if not found:
         return f"{NOTHING}\n\n{predict.block()}"
@@ -156,7 +157,7 @@ def block(found: Mapping[str, Mapping[str, Any]], predicted: Mapping[str, float]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Publish a run. Return 2 if that is refused."""
+    """Publish a run. Return 0, or exit with code 2 if the run must not be published."""
     arguments = argparse.ArgumentParser("python -m bench.gpu.report", description=(__doc__ or "").splitlines()[2])
     arguments.add_argument("out", type=Path, metavar="OUT", help="folder of python -m bench.gpu")
     arguments.add_argument("--commit", help="commit that ran, if it ran from a copy without history")

@@ -31,18 +31,19 @@ from .machine import BOUNDS, DTYPES, Place, precision
 
 SECONDS, RIVALS_SECONDS = 1.5, 4.0  # approximate time of timing a row
 TUNING_SECONDS = 10.0  # time limit for tuning a contraction
-MAX_ERROR_FACTOR = 4  # bound of the largest deviation as a multiple of the bound of the norm
-PRECISIONS = {"tf32": "tf32", "highest": "tf32x3"}  # the kernels' names of the precisions of float32
+MAX_ERROR_FACTOR = 4  # bound of the largest error, as a multiple of the bound of the error in the Euclidean norm
+PRECISIONS = {"tf32": "tf32", "highest": "tf32x3"}  # names that the kernels use for the precisions of float32 products
 COPIED = 4 << 30  # bytes of the copy that measures the memory's bandwidth
 WARM_UP = 3  # calls before a CUDA graph is captured
 
 
 class Contestant(NamedTuple):
-    """A task, and the functions and tensors for checking its results and its memory.
+    """A task to be timed, with a function for checking its results and with the tensors for measuring its memory.
 
     Args:
         task: the task.
-        results: a function that returns the results by their names in the truth, or None if there are none to check.
+        results: a function that returns the results as a dict with the names of the true results, or None if nothing is
+            checked.
         held: tensors that exist before a call, or None if memory is not measured.
     """
 
@@ -55,7 +56,7 @@ Makers = Mapping[str, Callable[[], Contestant]]
 
 
 class Absent(Exception):
-    """Raised for a contestant that cannot take part, with the reason."""
+    """Raised with the reason if a contestant cannot be measured."""
 
 
 class Material:
@@ -93,7 +94,7 @@ class Material:
 class Rounded(nn.Module):
     """A layer with two-byte weights that computes its splines in float32, as under autocast.
 
-    Knots in two bytes would not be the same grid.
+    The knots stay in float32, because knots rounded to two bytes would be a different grid.
     """
 
     def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
@@ -130,13 +131,13 @@ def tuned(row: Row, place: Place, table: Path) -> dict[str, Any]:
 
 
 def measured(item: Row | Graphed, place: Place, clock: Clock) -> dict[str, Any]:
-    """Measure all contestants of a row; a contestant that fails does not stop the others.
+    """Measure all contestants of a row; a contestant that fails does not stop the other contestants.
 
-    Returns:
-        The row's name and, for each contestant, a ``note`` with the reason why it has no time, or its ``seconds``,
-        ``ratios`` to the anchors, ``error`` and memory.
+    Returns: The row's name and, for each contestant, either a ``note`` with the reason why there is no time, or the
+        ``seconds``, the ``ratios`` to the anchors, the ``error`` and the memory.
     """
-    torch.compiler.reset()  # the shapes of the row before would make the shapes of this row dynamic
+    # without the reset, torch.compile would make sizes dynamic that differ from the previous row
+    torch.compiler.reset()
     if isinstance(item, Graphed):
         oracle = Oracle(item.case)
         makers: Makers = {name: partial(_graphed, name, item, place, oracle.rows) for name in _NETWORKS}
@@ -179,13 +180,13 @@ def _race(
     place: Place,
     clock: Clock,
 ) -> dict[str, dict[str, Any]]:
-    """Make, check and time contestants.
+    """Create all contestants, check their results, and time those that are right.
 
     Args:
-        makers: functions that make the contestants, by their names.
-        truth: the right results by their names.
+        makers: dict from the name of each contestant to a function that creates the contestant.
+        truth: dict from the name of each result to the right result.
         bound: the largest relative error in the Euclidean norm.
-        anchors: names of contestants to which ratios are taken.
+        anchors: names of the contestants by whose times the other times are divided.
         seconds: approximate time of timing.
         place: device of the contestants.
         clock: clock of the device.
@@ -210,7 +211,8 @@ def _race(
             tasks[name] = contestant.task
         except Absent as reason:
             entry["note"] = str(reason)
-        except Exception as failure:  # the other contestants are measured all the same
+        # an error in one contestant must not stop the measurement of the other contestants
+        except Exception as failure:
             entry["note"] = f"failed: {type(failure).__name__}: {str(failure).strip()}"[:300]
         gc.collect()
         if place.is_gpu:
@@ -229,9 +231,9 @@ def deviation(value: Tensor, truth: Tensor) -> tuple[float, float]:
 
 
 def _memory(task: Task, held: list[Tensor], place: Place) -> dict[str, int]:
-    """Return the peak of extra memory in a call, and the memory that cannot be spared, in bytes.
+    """Return the peak of extra memory in a call and the unavoidable memory, in bytes.
 
-    The memory that cannot be spared is that of the tensors ``held``, of their gradients and of the result.
+    The unavoidable memory is the memory of the tensors ``held``, of their gradients and of the result.
     """
     kept: list[int] = []
 
@@ -260,7 +262,7 @@ def _memory(task: Task, held: list[Tensor], place: Place) -> dict[str, int]:
 
 
 def _layers(m: Material) -> Makers:
-    """Return makers of the contestants of a layer's row, anchors first."""
+    """Return functions that create the contestants of a layer's row. The anchors come first."""
     row = m.row
     auto: Makers = {bars.AUTO: lambda: _layer(m, _fastkan(m))}
     if not row.rivals:
@@ -295,7 +297,8 @@ def _layer(m: Material, network: nn.Module, x: Tensor | None = None) -> Contesta
         found: dict[str, Any] = {"F0": task.call()}
         if m.row.mode == "step":
             found["H0"] = x.grad
-            if isinstance(network, fastkan.KANLinear):  # other layers have other layouts of their weights
+            # the layers of other libraries store their weights in different layouts
+            if isinstance(network, fastkan.KANLinear):
                 found |= {"G0": network.spline_weight.grad, "G1": network.base_weight.grad}  # type: ignore[union-attr]
         clear()
         return found
@@ -305,7 +308,7 @@ def _layer(m: Material, network: nn.Module, x: Tensor | None = None) -> Contesta
 
 
 def _products(m: Material) -> Contestant:
-    """Return the matrix products of a layer on features that exist already: one product, or three in a step."""
+    """Return a contestant that computes only a layer's matrix products from given features."""
     psi, weight, g = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs), m.g
 
     def step() -> None:
@@ -350,7 +353,7 @@ def _in_dtype(m: Material, layer: nn.Module) -> nn.Module:
 
 
 def _contractions(m: Material, name: str) -> Makers:
-    """Return makers for a contraction: the matrix product alone, fastkan's own choice, and each implementation."""
+    """Return functions that create a contraction's contestants: matrix product, default and implementations."""
     psi, weight = m.random(m.row.rows, m.row.wide), m.random(m.row.wide, m.row.outputs)
     product = {"F": lambda: psi @ weight, "G": lambda: psi.t() @ m.g, "H": lambda: m.g @ weight.t()}[name]
     makers: dict[str, Callable[[], Contestant]] = {
@@ -368,7 +371,8 @@ def implementations(m: Material, name: str) -> list[Any]:
 
     major, minor = torch.cuda.get_device_capability(m.place.device) if m.place.is_gpu else (9, 0)
     found = builds.configs_of(setting(m.row, name), 10 * major + minor)
-    return [config for config in found if m.place.is_gpu or config.way != "pipelined"]  # which is not interpreted
+    # Triton's interpreter does not run the pipelined kernels
+    return [config for config in found if m.place.is_gpu or config.way != "pipelined"]
 
 
 def setting(row: Row, name: str) -> Any:
@@ -382,7 +386,7 @@ def setting(row: Row, name: str) -> Any:
 
 
 def _contraction(m: Material, name: str, config: Any = None) -> Contestant:
-    """Return a contestant that computes a contraction with a configuration, or with fastkan's own choice if None."""
+    """Return a contestant that computes a contraction with a configuration (default: fastkan's own choice)."""
 
     def call() -> list[Tensor]:
         if config is None:
@@ -404,7 +408,8 @@ def _graphed(name: str, item: Graphed, place: Place, rows: slice) -> Contestant:
     """Return a training step with Adam in a CUDA graph; on a CPU, the step itself.
 
     Raises:
-        RuntimeError: if gradients in the graph differ from those outside of it.
+        RuntimeError: if the gradients that the graph computes differ from the gradients that are computed without a
+            graph.
     """
     contender = next(contender for contender in CONTENDERS if contender.name == name)
     x, target = item.case.inputs().to(place.device), item.case.upstream().to(place.device)

@@ -1,6 +1,7 @@
 """The banded implementation of F and H: values, races and the choice of its tile sizes.
 
-Triton's interpreter does not run the kernels, so the PTX interpreter runs them, in a process without Triton's.
+Triton's interpreter does not run the kernels. The PTX interpreter therefore runs them, in a process in which Triton's
+interpreter is off.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fastkan_kernels.backends.triton.key import Key
 Apart = Callable[..., Any]
 without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands in for a GPU")
 OUT = Config("banded", 128, 32, 32, 1, 4, 3)
-IN = Config("banded", 64, 4, 64, 1, 4, 3)  # programs of 4 inputs, parts of 64 outputs
+IN = Config("banded", 64, 4, 64, 1, 4, 3)  # a program computes 4 inputs, and a part has 64 outputs
 
 
 def _cases() -> Iterator[Case]:
@@ -54,7 +55,7 @@ CASES = {str(case): case for case in _cases()}
 
 @pytest.fixture(scope="module")
 def apart() -> Iterator[Apart]:
-    """Call a function in a process in which Triton compiles kernels."""
+    """Call a function in another process, in which Triton compiles kernels instead of interpreting them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:

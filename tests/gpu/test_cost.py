@@ -75,7 +75,7 @@ def test_no_candidate_is_predicted_to_be_clearly_faster_than_the_default(size, d
 
 @pytest.mark.parametrize(("way", "contraction"), [("fused", c) for c in "FGH"] + [("chunked", "F"), ("gather", "H")])
 def test_more_work_takes_no_less_time(way, contraction, monkeypatch):
-    monkeypatch.setattr(cost, "parts", lambda k, c, gpu: (1, 1))  # in more parts, a larger sum may be faster
+    monkeypatch.setattr(cost, "parts", lambda k, c, gpu: (1, 1))  # with more parts, a sum over more rows may be faster
     config = Config(way, 64, 32 if contraction == "H" else 64, 32, 2 if contraction == "H" else 1, 4, 3, True)
     for rows, width in itertools.product((64, 1000, 20000), (16, 100, 700)):
         times = [
@@ -93,14 +93,14 @@ def test_two_byte_products_overlap_with_features_on_hopper():
 
 
 def test_a_tile_of_the_input_gradient_has_eight_splines_on_hopper():
-    """256 columns need the fewest bytes from the L2 cache for each matrix product."""
+    """Tiles of 256 columns need the fewest bytes from the L2 cache for each matrix product."""
     config = chosen("H", *WIDE)
     assert (config.columns * config.splines, config.splines) == (256, 8)
 
 
 @pytest.mark.parametrize("contraction", "FGH")
 def test_float32_products_use_tensor_cores(contraction):
-    """PyTorch's products in full float32 do not use tensor cores, so features in memory are not worth it."""
+    """PyTorch's products in full float32 do not use tensor cores, so the chunked implementation is slower."""
     assert chosen(contraction, *WIDE, dtype="highest").way == "fused"
 
 
@@ -126,7 +126,7 @@ def test_an_unknown_gpu_has_the_rates_of_the_next_older_one():
 )
 @pytest.mark.parametrize("way", ["fused", "pipelined"])
 def test_rows_are_split_only_where_it_fills_the_gpu(size, split, way):
-    """Two parts of the widest layer would need another 150 MB."""
+    """For the widest layer, two parts would take another 150 MB of memory."""
     tile = 128 if size[1] > 64 else 64
     config = Config(way, tile, tile, 64, 1, 8 if way == "fused" else tile // 16, 3, True)
     k, gpu = key_of("G", *size), GPUS[90]
@@ -139,7 +139,7 @@ def test_rows_are_split_only_where_it_fills_the_gpu(size, split, way):
 
 
 def test_short_programs_fill_the_last_wave():
-    """The second wave has one program, and 131 multiprocessors that each run two programs of half the length."""
+    """In the second wave, one multiprocessor runs a program, and 131 run two programs of half the length each."""
     gpu = GPUS[90]._replace(hertz=1.0)
     work = Work(133, 1, tensor=100, issue=0, l2=0, idle=0, overlapped=True, moved=0, short_share=0.5)
     assert work._replace(short_programs=262).seconds(gpu) == work.seconds(gpu)

@@ -1,18 +1,18 @@
-"""Contractions repeated on numbers whose results are known to the last bit: on a GPU, a race shows as a wrong bit.
+"""Repeated contractions of numbers whose results are known to the last bit. On a GPU, a race appears as a wrong bit.
 
-A matrix product that still reads registers while features of the next iteration overwrite them gives a wrong number now
-and then, by an amount that a tolerance would forgive. A result is exact if the narrowest dtype on its way can hold
-every feature, product and sum. That holds for small integers as W, v and g, cells whose width is 1 or another power of
-two, and one of these:
+If a matrix product still reads registers while the features of the next iteration overwrite the registers, some results
+are wrong in some runs, often by less than a usual tolerance. A result is exact if the dtype of each intermediate value
+can represent the value exactly. For example, results are exact if W, v and g are small integers, if the width of each
+cell is a power of two, and if the features are one of the following kinds:
 
 - ``linear``: order 1 and x at quarters of a cell, so that features are quarters;
 - ``doubled``: order 2 on single and double knots, so that two neighbouring cells together are as wide as 1 or 2;
 - ``slopes``: order 3 and first derivatives on uniform knots at quarters of a cell, so that features are 32nds;
-- ``cubic``: order 3 on uniform knots likewise. The kernels round features in units of 4/3, as 512ths, to two bytes and
-  multiply sums by 4/3, which leaves sums of multiples of 3 exact.
+- ``cubic``: order 3 on uniform knots at quarters of a cell. The kernels divide features by 4/3, which gives multiples
+  of 1/512, and multiply sums by 4/3, so that sums of multiples of 3 stay exact.
 
-``random`` stands for the numbers of an ordinary layer. There, all repeats must give the same bits, which must also be
-those of the same configuration without a software pipeline, and within a budget of float64.
+In ``random`` trials, the numbers are like those of an ordinary layer. All repeats must give the same bits as the same
+configuration without a software pipeline, and the error relative to float64 must stay within a bound.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ DTYPES = {
     "bfloat16": torch.bfloat16, "float16": torch.float16, "autocast": torch.float32, "tf32": torch.float32,
     "highest": torch.float32,
 }  # fmt: skip
-TWO_BYTES = ("bfloat16", "float16", "autocast")  # autocast is to bfloat16
+TWO_BYTES = ("bfloat16", "float16", "autocast")  # the dtype of autocast is bfloat16
 WAYS = {"pipelined": "FG", "fused": "FGH", "chunked": "FGH", "gather": "FH", "auto": "FGH"}
 LARGE, ODD, WIDE = (16384, 256, 512), (1037, 67, 131), (8192, 1024, 1024)  # N, I and O; LARGE has more tiles than SMs
 TINY = (37, 5, 7)
-REPEATS, SECONDS = (2, 60.0) if INTERPRETED else (300, 1.0)  # maxima for a trial
+REPEATS, SECONDS = (2, 60.0) if INTERPRETED else (300, 1.0)  # maximum number of repeats and maximum seconds for a trial
 BETWEEN_SYNCHRONIZATIONS = 50
 
-# Relative error of one product, in which both factors and the sum are rounded, and of storing a result.
+# Relative error of one product, whose factors and sum are rounded, and relative error of storing a result.
 PRODUCT = {"bfloat16": 2.0**-8, "float16": 2.0**-10, "autocast": 2.0**-7, "tf32": 2.0**-9, "highest": 2.0**-16}
 STORED = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10, torch.float32: 2.0**-22}
-CELL = 2.0**-22  # error of float32 in the position within a cell, for each cell that is counted
+CELL = 2.0**-22  # rounding error of the position within a cell in float32, for each cell from the first knot
 
 
 class Trial(NamedTuple):
-    """A contraction of an implementation ``way`` on some numbers."""
+    """A contraction of given numbers, computed by the implementation ``way``."""
 
     numbers: str
     name: str
@@ -73,7 +73,7 @@ class Trial(NamedTuple):
 
     @property
     def multiplied(self) -> bool:
-        """Whether features are multiplied by v; the largest sizes do without."""
+        """Whether features are multiplied by v, which is the case except in the largest sizes and in H."""
         return self.sizes in (ODD, TINY) and self.name != "H"
 
     def __str__(self) -> str:
@@ -84,8 +84,8 @@ class Trial(NamedTuple):
 
 
 def is_exact(t: Trial) -> bool:
-    """Return whether the results of a trial are exact, or need not be."""
-    if t.numbers == "doubled":  # the mean cell is no power of two, so derivatives would be rounded
+    """Return whether the results of a trial are exact, or the trial uses random numbers."""
+    if t.numbers == "doubled":  # the mean width of cells is not a power of two, so derivatives would be rounded
         return not t.uniform and t.derivative == 0 and t.grid < 16
     if t.numbers == "slopes":
         return t.uniform and t.way in ("pipelined", "fused", "auto") and t.grid < 16
@@ -95,7 +95,7 @@ def is_exact(t: Trial) -> bool:
 
 
 def trials() -> Iterator[Trial]:
-    """Yield the trials for a GPU, or a few small ones for Triton's interpreter."""
+    """Yield the trials for a GPU, or a few small trials for Triton's interpreter."""
     settings: tuple[str, ...] = tuple(DTYPES)
     cases = [
         ("pipelined", LARGE, 8), ("fused", LARGE, 8), ("fused", ODD, 8), ("chunked", ODD, 8), ("gather", ODD, 8),
@@ -118,7 +118,7 @@ TRIALS = list(dict.fromkeys(trials()))
 
 
 def operands(t: Trial, device: str = DEVICE) -> tuple[Example, Basis]:
-    """Return the operands of a trial, the same on each call, and their basis."""
+    """Return a tuple of the operands of a trial and their basis. All calls return the same numbers."""
     generator = torch.Generator(device).manual_seed(0)
     rows, inputs, outputs = t.sizes
     exact, order, dtype = t.numbers != "random", ORDERS[t.numbers], DTYPES[t.setting]
@@ -129,7 +129,8 @@ def operands(t: Trial, device: str = DEVICE) -> tuple[Example, Basis]:
     def made(*shape: int) -> Tensor:
         if not exact:
             return torch.randn(shape, generator=generator, device=device)
-        return (2.0 * (share(*shape) < 0.5) - 1) * (share(*shape) < 0.5)  # -1, 0 and 1, so that sums stay small
+        # the numbers are -1, 0 and 1, so that sums stay small
+        return (2.0 * (share(*shape) < 0.5) - 1) * (share(*shape) < 0.5)
 
     knots = knots_of(t, share)
     if exact:
@@ -148,7 +149,7 @@ def operands(t: Trial, device: str = DEVICE) -> tuple[Example, Basis]:
 
 
 def knots_of(t: Trial, share: Callable[..., Tensor]) -> Tensor:
-    """Return knots ``[I, M]``, of exact trials whole numbers around 0."""
+    """Return knots ``[I, M]``, which are integers around 0 in exact trials."""
     inputs, order = t.sizes[1], ORDERS[t.numbers]
     cells, device = t.grid + 2 * order, share(1).device
     if t.uniform:
@@ -158,7 +159,8 @@ def knots_of(t: Trial, share: Callable[..., Tensor]) -> Tensor:
     elif order == 2:
         pattern = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], device=device)
         widths = pattern.repeat(-(-cells // 6))[:cells].expand(inputs, -1)
-    else:  # the mean of three widths is 2, so that the mean cell, in which derivatives are counted, is a power of two
+    # The mean of three widths is 2, so that the mean width, by whose powers derivatives are scaled, is a power of two.
+    else:
         threes = torch.tensor([1.0, 1.0, 4.0], device=device).repeat(cells // 3)
         pattern = torch.cat([threes, torch.full((cells % 3,), 2.0, device=device)])
         widths = pattern[share(inputs, cells).argsort(1)]
@@ -178,7 +180,7 @@ def on_quarters(knots: Tensor, rows: int, whole: bool, share: Callable[..., Tens
 
 
 def whole(exact: Tensor) -> Tensor:
-    """Return exact results without the rounding of float64, which sums sixths; all of them are 1024ths."""
+    """Return exact results, which are multiples of 1/1024, without the rounding errors of float64."""
     return torch.round(exact * 1024) / 1024
 
 
@@ -212,10 +214,11 @@ def by(t: Trial, config: Any) -> Iterator[None]:
 
 
 def freed_bytes() -> list[int]:
-    """Return sizes of tensors that fill all memory which PyTorch's allocator holds without using it."""
+    """Return sizes of tensors that fill all unused memory of PyTorch's allocator."""
     found = []
     for segment in torch.cuda.memory_snapshot():
-        most = 1 << 20 if segment["segment_type"] == "small" else segment["total_size"]  # small blocks have an own pool
+        # small blocks are in a separate pool
+        most = 1 << 20 if segment["segment_type"] == "small" else segment["total_size"]
         for block in segment["blocks"]:
             if block["state"] == "inactive":
                 found += [most] * (block["size"] // most) + [block["size"] % most] * (block["size"] % most > 0)
@@ -223,7 +226,7 @@ def freed_bytes() -> list[int]:
 
 
 def deviation(call: Callable[[], tuple[Tensor, ...]], expected: tuple[Tensor, ...]) -> str | None:
-    """Repeat a call, with all freed memory of the GPU full of NaN, and describe how its results differ, if they do."""
+    """Repeat a call, with all freed memory of the GPU full of NaN, and describe the results that differ, if any."""
     worst = [torch.zeros_like(want, dtype=torch.promote_types(want.dtype, torch.float32)) for want in expected]
     counts = torch.zeros(REPEATS, dtype=torch.int64, device=expected[0].device)
     sizes: list[int] = []
@@ -233,7 +236,8 @@ def deviation(call: Callable[[], tuple[Tensor, ...]], expected: tuple[Tensor, ..
         sizes = freed_bytes()
     done, latest = 0, time.monotonic() + SECONDS
     while done < REPEATS:
-        poison = [torch.full((size,), 0xFF, dtype=torch.uint8, device=DEVICE) for size in sizes]  # bytes of a NaN
+        # a NaN in each dtype consists of such bytes
+        poison = [torch.full((size,), 0xFF, dtype=torch.uint8, device=DEVICE) for size in sizes]
         del poison
         for value, want, far in zip(call(), expected, worst, strict=True):
             off = (value.to(far.dtype) - want.to(far.dtype)).abs().nan_to_num(torch.inf, torch.inf)
@@ -257,7 +261,7 @@ def deviation(call: Callable[[], tuple[Tensor, ...]], expected: tuple[Tensor, ..
 
 
 def too_far(t: Trial, o: Example, values: tuple[Tensor, ...], truth: tuple[Exact, ...]) -> str | None:
-    """Describe numbers that are further from float64 than rounding explains, if there are any."""
+    """Describe the numbers whose error relative to float64 is larger than rounding explains, if there are any."""
     cells, rate = o.knots.shape[1] - 1, float(1 / o.knots.diff(dim=1).min())
     for value, part in zip(values, truth, strict=True):
         allowed = (PRODUCT[t.setting] + STORED[value.dtype]) * part.size + CELL * cells * rate**t.derivative * part.ones
@@ -299,8 +303,9 @@ def test_every_repeat_has_the_right_bits(trial: Trial) -> None:
 
 @pytest.mark.parametrize("setting", DTYPES)
 def test_the_numbers_are_exact(setting: str) -> None:
-    """What the kernels hold of a feature is a number of the operands' dtype, and of two bytes."""
-    held = {"linear": 1.0, "doubled": 1.0, "slopes": 0.5, "cubic": 0.75}  # share of a feature that the kernels hold
+    """The part of a feature that the kernels store can be represented in the dtype of the operands and in two bytes."""
+    # factor of the features that the kernels store
+    held = {"linear": 1.0, "doubled": 1.0, "slopes": 0.5, "cubic": 0.75}
     for numbers, uniform, name in itertools.product(held, (True, False), "FH"):
         trial = Trial(numbers, name, setting, "fused", uniform, (400, 7, 3))
         if not is_exact(trial):

@@ -1,4 +1,4 @@
-"""``python -m bench.gpu``, rehearsed without a GPU: every stage runs, and a wrong kernel has no time and no bar."""
+"""Rehearsal of ``python -m bench.gpu`` without a GPU: stages run, and a wrong kernel gets no time and meets no bar."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ PATHS = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
 
 
 def measured(item: Row | Graphed) -> dict[str, Any]:
-    """Measure a row on the CPU by the reference."""
+    """Measure a row on the CPU with the reference backend."""
     return speed.measured(item, PLACE, Clock(PLACE))["contestants"]
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Tensor], Tensor]) -> None:
-    """Change the results of the reference's F, G or H."""
+    """Make the reference backend return wrong results of F, G or H."""
     contract = BACKENDS["reference"].contract
     right = contract[name]
 
@@ -162,7 +162,7 @@ def test_what_must_be_held_is_parameters_input_output_and_gradients() -> None:
 
 @pytest.fixture(scope="module")
 def rehearsed() -> dict[str, dict[str, Any]]:
-    """Results of tiny rows under the names of the rows that the bars need."""
+    """The results of tiny rows, which get the names of the rows that the bars need."""
     tiny = {mode: measured(STEP._replace(mode=mode)) for mode in ("forward", "step")}
     beside = measured(STEP._replace(rivals=True))
     graphed = measured(Graphed(bars.GRAPHED.case._replace(rows=64)))
@@ -329,7 +329,7 @@ print(len(kernels))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux to compile kernels")
 def test_kernels_that_are_compiled_ahead_are_those_that_are_launched(tmp_path: Path) -> None:
-    """The cache is moved in between, as it is sent to another machine."""
+    """The cache is moved to another folder after the compilation, as if sent to another machine."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = PATHS
     made, moved = tmp_path / "made", tmp_path / "moved"

@@ -1,4 +1,4 @@
-"""The marker ``gpu``: tests that have it would run on a machine with a GPU, as far as a simulated one can tell."""
+"""The marker ``gpu``: on a simulated GPU, tests with the marker run without mixing devices."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The pipelined kernels: their choice, their arguments and the polynomials of their features; on a Hopper GPU also
-their results. Without a GPU, the interpreter of PTX compares their results with float64."""
+"""The choice, the arguments, the polynomials and, on a Hopper GPU, the results of the pipelined kernels.
+
+The results without a GPU are checked by test_ptx.py.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ def make_half_case(
     dtype: torch.dtype = torch.bfloat16,
     **more,
 ) -> tuple[Example, Basis]:
-    """Return operands whose rows tensor descriptors can address, of sizes that no tile divides."""
+    """Return operands that tensor descriptors can address, with sizes that are not multiples of any tile size."""
     o, basis = make_case(kind, rows, inputs, outputs, dtype=torch.float32, **more)
     return Example(*(t if t is o.knots or t is None else t.to(dtype) for t in o)), basis
 
@@ -78,10 +80,12 @@ def test_supported_problems() -> None:
         make_half_case("adapted", order=4), make_half_case(order=5),
     ):  # fmt: skip
         assert "pipelined" not in ways("F", *cases)
-    assert "pipelined" not in ways("F", o._replace(x=o.x[:1].expand(75, 24)), basis)  # the rows have no distance
+    # the distance between the rows is 0
+    assert "pipelined" not in ways("F", o._replace(x=o.x[:1].expand(75, 24)), basis)
     assert "pipelined" not in ways("F", *make_half_case(dtype=torch.float16), derivative=1)
     assert "pipelined" in ways("H", *make_half_case(dtype=torch.float16), derivative=1)
-    x = torch.empty(75 * 24 + 1, dtype=torch.bfloat16)[1:].view(75, 24).copy_(o.x)  # the address is not aligned
+    # the address of x is not a multiple of 16 bytes
+    x = torch.empty(75 * 24 + 1, dtype=torch.bfloat16)[1:].view(75, 24).copy_(o.x)
     assert "pipelined" not in ways("F", o._replace(x=x), basis)
 
 

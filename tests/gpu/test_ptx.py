@@ -1,6 +1,6 @@
-"""The kernels in the PTX that Triton compiles: values, order of events, and faults that the interpreter must detect.
+"""Tests of the PTX code of the kernels: values, order of events, and faults that the interpreter must detect.
 
-Triton's own interpreter is on in this process, so another process without it compiles and runs the kernels.
+Triton's own interpreter is on in the process of the tests, so the kernels are compiled and run in another process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands
 
 @pytest.fixture(scope="session")
 def apart() -> Iterator[Apart]:
-    """Call a function in a process in which Triton compiles kernels."""
+    """Call a function in another process, in which Triton compiles kernels instead of interpreting them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "0")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
@@ -41,7 +41,7 @@ def apart() -> Iterator[Apart]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ptx.builds.CASES)
 def test_each_build_agrees_with_float64(name: str, request: pytest.FixtureRequest) -> None:
-    """The interpreter runs each build under several policies, a GPU once."""
+    """The interpreter runs each build under several policies. A GPU runs each build once."""
     case = ptx.builds.CASES[name]
     if DEVICE == "cpu":
         assert request.getfixturevalue("apart")(ptx.builds.check, case).counts
@@ -87,7 +87,7 @@ def test_products_that_lose_their_registers_are_detected(name: str, apart: Apart
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_a_producer_and_a_consumer(policy: Any, transposed: bool, apart: Apart) -> None:
-    bound = 1e-6 if transposed else 2.0**-8  # of sums in float32, and of a result in bfloat16
+    bound = 1e-6 if transposed else 2.0**-8  # relative error of sums in float32 or of a result in bfloat16
     assert apart(ptx.pipelines.error, None, policy, transposed) < bound
 
 
@@ -103,14 +103,14 @@ def test_bugs_of_a_producer_and_a_consumer_are_detected(bug: str, apart: Apart) 
 
 @without_gpu
 def test_counts_of_a_step(apart: Apart) -> None:
-    """A block of 64 inputs more is one step more for each spline and for the base function."""
+    """With another block of 64 inputs, each spline and the base function take one more step."""
     sizes = ((128, inputs, 256, 2) for inputs in (64, 128))
     fewer, more = (apart(ptx.builds.counts, ptx.builds.Case("F", ptx.builds.SHIPPED["F"], "bf16", s)) for s in sizes)
     steps, warps = 2 + 3 + 1, 8
     step = {kind: (number - fewer[kind]) / steps for kind, number in more.items()}
-    assert step["wgmma m64n256k16 bf16"] == 4 * warps  # of 16 inputs each
+    assert step["wgmma m64n256k16 bf16"] == 4 * warps  # each product sums over 16 inputs
     assert step["wgmma wait"] == warps
     assert step["bulk load bytes"] == 64 * 256 * 2
-    assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of two warp groups reads the tile of W
-    assert step["global load bytes"] * steps >= 128 * 64 * 2  # x for the base function
+    assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of the two warp groups reads the tile of W
+    assert step["global load bytes"] * steps >= 128 * 64 * 2  # the program loads x for the base function
     assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features

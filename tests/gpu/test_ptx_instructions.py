@@ -1,4 +1,4 @@
-"""Instructions of the PTX interpreter, against their definitions, and the faults and races that it finds."""
+"""Tests of the PTX interpreter: the results of instructions, and the detection of faults and races."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEAD = """
 
 
 def execute(body: str, inputs: np.ndarray, threads: int = 32, races: bool = False, shared: int = 1024) -> np.ndarray:
-    """Run instructions of which each thread has 32 bytes of memory: two words, one of 64 bits, and 16 for results."""
+    """Run instructions with memory for each thread: two 32-bit inputs, a 64-bit input, and 16 bytes for results."""
     program = Program(parse(HEAD.format(threads=threads, body=body)))
     memory = Global(1 << 16)
     raw = np.zeros((threads, 32), np.uint8)
@@ -59,7 +59,7 @@ def bits(number: float) -> int:
 
 
 def result(instruction: str, low: int, high: int = 0) -> int:
-    """Return what an instruction writes to ``%r4``."""
+    """Return the value that an instruction writes to ``%r4``."""
     found = execute(f" {instruction}\n st.global.b32 [%rd2+16], %r4;", words(low, high))
     return int(found[:, :4].copy().view(np.uint32)[0, 0])
 

@@ -1,4 +1,4 @@
-"""Repeated contractions on the Triton route: the same launches as the first time, for few Python calls.
+"""Repeated contractions in the Triton backend: the launches of the first call are repeated with few Python calls.
 
 Kernels are compiled for sm_90, and a stub driver lists their launches. ``pytest -s -k cost`` prints the time that a
 layer takes in Python, in microseconds.
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(script: str, folder: Path) -> str:
-    """Run a script without Triton's interpreter, which this process may use, and return its output."""
+    """Run a script in a process in which Triton's interpreter is off, and return the output."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}:{ROOT / 'tests/support'}"}
     environment.pop("TRITON_INTERPRET", None)
     environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
@@ -141,7 +141,7 @@ def test_a_repeated_contraction_launches_what_the_first_did(tmp_path: Path) -> N
     assert all(len(launches) == 1 for launches in kinds.values())
     assert kinds["tf32"] != kinds["tf32x3"] == kinds["single"]
     builds = {launches[0] for launches in kinds.values()}
-    assert len(builds) >= 15  # so that the variants test something
+    assert len(builds) >= 15  # the variants are useful only if most of them have different kernels
 
 
 COST = """

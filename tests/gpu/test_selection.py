@@ -1,4 +1,4 @@
-"""Choice of a configuration: rules, tables, and tuning by a clock that the tests turn."""
+"""Choice of a configuration: rules, tables, and tuning by a simulated clock."""
 
 from __future__ import annotations
 
@@ -61,15 +61,16 @@ def key_of(contraction: str = "F", **changes) -> Key:
 
 
 def test_a_key_holds_only_the_power_of_two_of_the_rows() -> None:
-    """Otherwise a different batch size could change the order of a sum."""
+    """If a key held the exact number of rows, a different batch size could change the order of a sum."""
 
     def size(rows: int, inputs: int = 3, outputs: int = 4) -> Key:
         return key(problem_of("F", rows, inputs, outputs))
 
     assert size(33) == size(64) != size(65)
     assert size(5, inputs=100) != size(5, inputs=101)
-    assert size(5, inputs=257) == size(5, inputs=301) != size(5, inputs=300)  # only rows of 300 are aligned
-    assert size(5, inputs=300) != size(5, inputs=512)  # only 512 is divisible by 16
+    # rows of 300 numbers are aligned, rows of 257 or 301 are not
+    assert size(5, inputs=257) == size(5, inputs=301) != size(5, inputs=300)
+    assert size(5, inputs=300) != size(5, inputs=512)  # 512 is divisible by 16, and 300 is not
     assert size(5, outputs=300) != size(5, outputs=512)
 
 
@@ -168,7 +169,10 @@ H100 = {"gpu": "NVIDIA H100 80GB HBM3", "capability": "90", "triton": "3.7.1", "
 
 
 def test_tables_hold_for_their_own_gpu_or_are_a_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user's table holds for its own GPU; of installed tables, that of another GPU of the same kind counts last."""
+    """A user's table is used only on its own GPU.
+
+    An installed table of another GPU with the same capability is a last resort.
+    """
     monkeypatch.setattr(selection, "SHIPPED", tmp_path)
     monkeypatch.setattr("triton.__version__", "3.7.0")
     monkeypatch.setattr(selection, "metadata", lambda: H100)
@@ -215,7 +219,7 @@ def test_installed_tables_can_be_read_and_a_wheel_holds_their_folder(tmp_path: P
 
 
 class Clock:
-    """A clock by which a configuration takes as long as its implementation is listed for."""
+    """A simulated clock, by which the time of a configuration depends only on its implementation."""
 
     def __init__(self) -> None:
         self.seconds = {"fused": 2.0, "chunked": 1.0, "gather": 3.0}
@@ -237,7 +241,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that times the configuration of each implementation on the CPU."""
+    """A simulated clock for tuning, which times one configuration of each implementation on the CPU."""
     clock = Clock()
     monkeypatch.setattr(selection, "_bench", clock.bench)
     monkeypatch.setattr(selection, "_compile", lambda *arguments: None)
@@ -255,7 +259,8 @@ def test_the_fastest_candidate_is_used_while_tuning_is_on(name: str, clock: Cloc
         assert clock.choose(p) == "chunked"
         timed = sorted(clock.timed)
         assert timed == sorted(config.way for config in rules.by_way(key(p), 90))
-        assert clock.choose(p) == clock.choose(problem_of(name, rows=16)) == "chunked"  # the same power of two
+        # both numbers of rows are rounded to the same power of two
+        assert clock.choose(p) == clock.choose(problem_of(name, rows=16)) == "chunked"
         assert len(clock.timed) == len(timed)
         clock.choose(problem_of(name, rows=17))
         assert len(clock.timed) == 2 * len(timed)
@@ -350,7 +355,7 @@ def test_the_switch() -> None:
     first, second = fastkan.autotune(seconds=1), fastkan.autotune(seconds=2)
     first.__enter__()
     second.__enter__()
-    first.__exit__(None, None, None)  # threads may leave in any order
+    first.__exit__(None, None, None)  # threads may leave their ``with`` statements in any order
     assert (selection.is_on(), selection._states[-1].seconds) == (True, 2)
     second.__exit__(None, None, None)
     assert selection._states == [before]
@@ -405,7 +410,7 @@ print(len(timed), configs.index(config), len(maps))
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiles kernels")
 def test_results_are_saved_for_later_processes_by_gpu(tmp_path: Path) -> None:
-    """Kernels are compiled for sm_90, one of them in Gluon, and a stub driver takes the place of the GPU."""
+    """Kernels, one of them in Gluon, are compiled for sm_90, and a stub driver replaces the driver of a GPU."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}:{ROOT / 'tests/support'}"}
     environment.pop("TRITON_INTERPRET", None)
 
@@ -417,7 +422,7 @@ def test_results_are_saved_for_later_processes_by_gpu(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.split()
 
-    # The Gluon kernel has seven descriptors, some of which take the place of operands that are missing.
+    # The Gluon kernel has seven descriptors, including placeholders for operands that are missing.
     assert run("one", 3) == ["3", "2", "7"]
-    assert run("one", 1) == ["0", "2", "7"]  # read from the disk
+    assert run("one", 1) == ["0", "2", "7"]  # the result of tuning is read from the disk
     assert run("another", 2) == ["3", "1", "1"]

@@ -1,1 +1,1 @@
-"""Interpreter of the PTX that Triton compiles."""
+"""Interpreter of the PTX code that Triton generates."""

@@ -1,6 +1,6 @@
-"""One build of each kernel, dtype and form, which the interpreter compares with float64.
+"""One build of each kernel, dtype and form of splines. The results of the interpreter are compared with float64.
 
-Sizes are the smallest with two or more steps of each loop and tiles that exceed the tensors.
+The sizes are the smallest with which each loop has at least two steps and some tiles extend beyond the tensors.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Case(NamedTuple):
     derivative: int = 0
     v: bool = False
     base: str = "silu"
-    autocast: str | None = None  # dtype of products, if it is not that of x
+    autocast: str | None = None  # dtype of products if different from the dtype of x
     padding: int = 0  # number of elements between the rows of x, v and g
     capability: int = 90
     policies: tuple[Policy, ...] = POLICIES
@@ -91,7 +91,7 @@ PIPELINED_SHIPPED = {
 }
 GATHER = Config("gather", 16, 64, 16, 1, 4, 2)
 CHUNKED = Config("chunked", 16, 32, 16, 1, 4, 1)
-WITHOUT_PRODUCTS = POLICIES[:2]  # for kernels that start no asynchronous products
+WITHOUT_PRODUCTS = POLICIES[:2]  # policies for kernels that start no asynchronous products
 
 
 def _fused(name: str) -> Iterator[Case]:
@@ -110,7 +110,7 @@ def _fused(name: str) -> Iterator[Case]:
     yield Case(name, fused, "fp32", autocast="bf16", base="identity")
     yield Case(name, fused, "bf16", order=5, derivative=2, base="none")
     yield Case(name, fused, "bf16", (1, 8, 8, 3), padding=5)
-    for dtype in ("bf16", "fp32"):  # copies (cp.async) need sizes that are divisible by 16
+    for dtype in ("bf16", "fp32"):  # sizes are divisible by 16, as copies (cp.async) require
         yield Case(name, older, dtype, (70, 48, 48, 3), derivative=d, capability=80)
 
 
@@ -169,11 +169,11 @@ SPECIAL = {
 
 
 class Report(NamedTuple):
-    """The result of a case: the largest error relative to the bound of each number, and what ran."""
+    """The result of a case: its errors, and the instructions that its launches executed."""
 
     error: float  # norm of the error relative to the norm of the result
     share: float  # largest error of a number, relative to the bound of that number
-    counts: list[Counter[str]]  # of each launch
+    counts: list[Counter[str]]  # counts of instructions of each launch
 
 
 def compute(case: Case, o: Example, basis: Basis) -> tuple[torch.Tensor, ...]:
@@ -204,7 +204,7 @@ def operands(case: Case) -> tuple[Example, Basis]:
 
 
 def _padded(matrix: torch.Tensor, padding: int) -> torch.Tensor:
-    """Return the same matrix as a part of a wider one, whose other elements are NaN."""
+    """Return a view of a wider matrix that has the given values. The other elements of the wider matrix are NaN."""
     wide = torch.full((len(matrix), matrix.shape[1] + padding), torch.nan, dtype=matrix.dtype)
     wide[:, : matrix.shape[1]] = matrix
     return wide[:, : matrix.shape[1]]
@@ -212,7 +212,7 @@ def _padded(matrix: torch.Tensor, padding: int) -> torch.Tensor:
 
 @contextmanager
 def settings(case: Case) -> Iterator[None]:
-    """Select the kernel of a case, and fill the tensors that it must write with NaN."""
+    """Select the kernel of a case inside the ``with`` statement, and fill all new tensors with NaN."""
     new_empty = torch.Tensor.new_empty
 
     def spoiled(self: torch.Tensor, *size: Any, **options: Any) -> torch.Tensor:
@@ -233,7 +233,7 @@ def settings(case: Case) -> Iterator[None]:
 
 
 def bounds(case: Case, o: Example, basis: Basis, truth: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the largest error of each number that the precision of a case explains."""
+    """Return for each number of a result the largest error that the precision of a case can cause."""
     way = "gather" if case.config.way == "gather" else "fused"
     eps = {"tf32": 2.0**-10, "fp32": 2.0**-22}.get(case.dtype, 0.0)
     product = DTYPES[case.autocast or case.dtype]
@@ -252,15 +252,15 @@ def bounds(case: Case, o: Example, basis: Basis, truth: Sequence[np.ndarray]) ->
 def _assert_within(value: torch.Tensor, want: np.ndarray, bound: np.ndarray, case: Case) -> None:
     try:
         assert_within(value, want, bound, str(case))
-    except pytest.fail.Exception as failure:  # which another process cannot receive
+    except pytest.fail.Exception as failure:  # the exception of pytest cannot be sent to another process
         raise AssertionError(str(failure)) from None
 
 
 def check(case: Case) -> Report:
-    """Run a case under each policy, and raise an exception unless it is right.
+    """Run a case under each policy, and raise an exception unless all results are right.
 
     Raises:
-        AssertionError: if a number is further from float64 than its bound, or its bits depend on the policy.
+        AssertionError: if the error of a number exceeds its bound, or the bits of a number depend on the policy.
         Fault: if an access is invalid, or two accesses race.
     """
     o, basis = operands(case)
@@ -283,10 +283,10 @@ def check(case: Case) -> Report:
 
 
 def check_special(case: Case) -> None:
-    """Run a case with NaN and infinities in x, and raise an exception unless the result has them where float64 has.
+    """Run a case with NaN and infinities in x, and compare the places of NaN and infinities in the result with float64.
 
     Raises:
-        AssertionError: if a number is NaN or infinite in one of the results only.
+        AssertionError: if a number is NaN or infinite in only one of the two results.
         Fault: if an access is invalid, or two accesses race.
     """
     o, basis = operands(case)
@@ -305,7 +305,7 @@ def check_on(device: str, case: Case) -> None:
     """Run a case on a GPU, and raise an exception unless each number is within its bound.
 
     Raises:
-        AssertionError: if a number is further from float64 than its bound.
+        AssertionError: if the error of a number exceeds its bound.
     """
     o, basis = operands(case)
     truth = exact(case.contraction, o, basis, case.derivative)
@@ -316,14 +316,14 @@ def check_on(device: str, case: Case) -> None:
 
 
 def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy on a device with the same strides."""
+    """Return a copy of a tensor on a device with the same strides."""
     if tensor.is_contiguous():
         return tensor.to(device)
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device).copy_(tensor)
 
 
 def error_without_wait(case: Case, strict: bool = False) -> float:
-    """Return the relative error of a case whose kernel does not wait for each product in the loop.
+    """Return the relative error of a case, whose kernel is compiled without waits for each product in the loop.
 
     Args:
         case: the case.
@@ -341,7 +341,7 @@ def error_without_wait(case: Case, strict: bool = False) -> float:
 
 
 def counts(case: Case) -> Counter[str]:
-    """Return the counts of the first launch of a case, with its traffic."""
+    """Return the counts of instructions and memory traffic of the first launch of a case."""
     o, basis = operands(case)
     with emulated(traffic=True, capability=case.capability) as emulation, settings(case):
         compute(case, o, basis)

@@ -1,6 +1,6 @@
-"""Counts of what a launch executes: warp instructions by kind, and bytes through shared and global memory.
+"""Counts of the warp instructions of a launch by kind, and of its bytes through shared and global memory.
 
-A cost of one step of a loop is the difference between the counts of two runs, of which one has one step more.
+The cost of one step of a loop is the difference between the counts of two runs, one of which has one more step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .kernel import Instruction
 
 Array = npt.NDArray[Any]
 BANKS = 32
-SECTOR = 32  # bytes of global memory that are moved together
+SECTOR = 32  # number of bytes of global memory that are moved together
 
 _INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
             "lop3", "min", "max", "div", "rem"}  # fmt: skip
@@ -63,14 +63,16 @@ def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
     Args:
         places: offset of each access.
         size: number of bytes of each access.
-        warp: warp of each access; accesses of 8 and 16 bytes are served for half and a quarter of a warp at a time.
+        warp: warp of each access. Accesses of 8 bytes are served for half a warp at a time, and accesses of 16 bytes
+            for a quarter of a warp.
     """
     if not places.size:
         return 0
     words = max(1, size // 4)
     warp = warp.reshape(-1).astype(np.int64)
     _, first = np.unique(warp, return_index=True)
-    order = np.arange(len(warp)) - first[np.searchsorted(warp[np.sort(first)], warp)]  # place among the warp's accesses
+    # number of the access within its warp
+    order = np.arange(len(warp)) - first[np.searchsorted(warp[np.sort(first)], warp)]
     phase = warp * words + order * words // 32
     word = (places.reshape(-1, 1) // 4 + np.arange(words)).reshape(-1)
     key = np.unique(np.repeat(phase, words) << 32 | word)  # threads that read the same word are served together
@@ -80,7 +82,7 @@ def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
 
 
 def sector_bytes(places: Array, size: int, warp: Array) -> int:
-    """Return the bytes of the sectors of global memory that each warp's accesses touch."""
+    """Return the number of bytes in the sectors of global memory that the accesses of each warp touch."""
     ends = np.stack([places.reshape(-1), places.reshape(-1) + size - 1])
     keys = np.unique(warp.reshape(-1).astype(np.int64) << 40 | ends // SECTOR)
     return SECTOR * len(keys)

@@ -23,21 +23,22 @@ Step = Callable[[Group], None]
 
 
 class Masked(NamedTuple):
-    """A function that gets the threads that execute an instruction, or None if all threads of the group do.
+    """A function that executes an instruction for some threads.
 
-    The function returns False if the instruction has waited for nothing.
+    The argument is a mask of the threads, or None for all threads of the group. The function returns False if the
+    instruction did not have to wait.
     """
 
     run: Callable[[Group, Array | None], bool | None]
 
 
 class Control(NamedTuple):
-    """A function that returns the position of the next instruction, or None if the warps wait, end or part."""
+    """A function that returns the position of the next instruction, or None if the warps wait, end or diverge."""
 
     run: Callable[[Group], int | None]
 
 
-# name of the attribute of Group, width in bits
+# A dict from each type in PTX to the attribute of Group with its registers, and to its width in bits.
 VIEWS = {
     "pred": ("pred", 1),
     "b16": ("u16", 16), "u16": ("u16", 16), "s16": ("i16", 16), "f16": ("f16", 16), "bf16": ("u16", 16),
@@ -51,37 +52,39 @@ FILE_TYPES: dict[int, Any] = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.
 
 
 class Program:
-    """A decoded kernel: a function for each instruction."""
+    """A decoded kernel, which has a function for each instruction."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.name, self.warps = self.kernel.name, self.kernel.threads // LANES
         self.counts = dict(self.kernel.register_counts)
-        self._constants: dict[tuple[int, int], int] = {}  # width and value to index
-        self._named: dict[tuple[int, str], int] = {}  # width and name of a parameter or special register to index
+        self._constants: dict[tuple[int, int], int] = {}  # index of the register of a constant, by width and value
+        # index of the register of a parameter or special register, by width and name
+        self._named: dict[tuple[int, str], int] = {}
         self.parameter_addresses = {p.name: (1 << 30) + 4096 * n for n, p in enumerate(self.kernel.parameters)}
         self.code: list[Step] = []
         self.acted: set[int] = set()  # positions of memory instructions that at least one thread has executed
         self.controls: dict[int, Callable[[Group], int | None]] = {}
-        self.products: set[int] = set()  # positions at which the registers of unfinished products change
+        self.products: set[int] = set()  # positions of instructions that change which registers unfinished products use
         for pc, instruction in enumerate(self.kernel.instructions):
             try:
                 self._decode(pc, instruction)
             except (KeyError, ValueError, IndexError, Fault) as error:
                 raise Fault(f"cannot decode {instruction.text!r}: {error!r}") from error
         self.stops = self._stops()
-        self.hits = [0] * (len(self.code) + 2)  # differences of the numbers of warps that execute each instruction
+        # differences between the numbers of warps that execute an instruction and the previous instruction
+        self.hits = [0] * (len(self.code) + 2)
         self.masks = [_register_masks(self, i) for i in self.kernel.instructions] if self.products else []
 
     def text(self, pc: int) -> str:
         return self.kernel.instructions[pc].text[:160]
 
     def executions(self) -> list[int]:
-        """Return for each instruction how many warps have executed it."""
+        """Return for each instruction the number of warps that have executed the instruction."""
         return np.cumsum(self.hits)[: len(self.code)].tolist()
 
     def _stops(self) -> list[int]:
-        """Return for each position the next position at which control may change."""
+        """Return for each position the next position of an instruction that may change the control flow."""
         stops, stop = [0] * len(self.code), len(self.code)
         for pc in range(len(self.code) - 1, -1, -1):
             if pc in self.controls:
@@ -164,7 +167,7 @@ class Program:
         return self._constant(width, int(text.rstrip("U"), 0))
 
     def target(self, text: str, width: int, scope: str = "") -> int:
-        """Return the index of the register that an instruction writes; ``_`` discards the value."""
+        """Return the index of the register that an instruction writes. For ``_``, return an unused register."""
         return self._new(width) if text == "_" else self.operand(text, width, scope)
 
     # -- decoding ------------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ class Program:
             self.code.append(found if i.guard is None else self._guarded(i, found))
 
     def _guarded(self, i: Instruction, step: Step) -> Step:
-        """Return a step that keeps the results of threads whose predicate is false."""
+        """Return a step that leaves the result register unchanged in threads whose predicate is false."""
         assert i.guard is not None
         at, negated = i.guard.number, i.guard_negated
         names = split(i.operands[0].strip("{}")) if i.operands[0][0] == "{" else i.operands[0].split("|")
@@ -208,7 +211,7 @@ def _nothing(g: Group) -> None:
 
 
 def _mask(i: Instruction, run: Callable[[Group, Array | None], bool | None], pc: int, acted: set[int]) -> Step:
-    """Return a step that calls a function with the threads for which the predicate of an instruction is true."""
+    """Return a step that calls a function with a mask of the threads for which an instruction's predicate is true."""
     at, negated = (i.guard.number, i.guard_negated) if i.guard is not None else (None, False)
 
     def step(g: Group) -> None:
@@ -247,7 +250,10 @@ def decodes(*names: str) -> Callable[[Decoder], Decoder]:
 
 
 def _apply(function: Callable[..., Any], view: str, to: int, sources: Sequence[int]) -> Step:
-    """Return a step that calls a NumPy function, whose last argument is the result, on registers of a type."""
+    """Return a step that calls a NumPy function on registers of a type.
+
+    The last argument of the function is the result.
+    """
     if len(sources) == 1:
         return _step(view, "function(r[a], out=r[to])", function=function, a=sources[0], to=to)
     return _step(view, "function(r[a], r[b], out=r[to])", function=function, a=sources[0], b=sources[1], to=to)
@@ -273,7 +279,7 @@ BINARY: dict[str, Any] = {
 
 
 def _halves(kind: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Return functions that unpack values of 16 bits to float32, and pack them again."""
+    """Return a tuple of a function that unpacks 16-bit values to float32, and the inverse function."""
     if kind.startswith("bf16"):
         return products.from_bf16, products.to_bf16
     return products.from_f16, products.to_f16
@@ -707,7 +713,7 @@ def _shuffle(p: Program, i: Instruction, pc: int) -> Step:
 
 
 def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
-    """Return the width and index of the register, and the offset, of an address in brackets."""
+    """Return a tuple of the width and index of the register in an address in brackets, and the address's offset."""
     match = re.fullmatch(r"\[?\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]?", text)
     if match is None:
         raise ValueError(f"address {text}")
@@ -717,14 +723,14 @@ def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
 
 
 def addresses(g: Group, at: tuple[int, int, int]) -> Array:
-    """Return the addresses of all threads of a group; those of 32 bits wrap around."""
+    """Return the addresses of all threads of a group. 32-bit addresses wrap around."""
     width, index, offset = at
     found: Array = g.files[width][index].astype(np.int64) + offset
     return found & 0xFFFFFFFF if width == 32 else found
 
 
 def registers_of(text: str) -> tuple[str, ...]:
-    """Return the registers of a list in braces, or the one that stands alone."""
+    """Return the registers of a list in braces, or a list of one register if the operand is a single register."""
     return split(text.strip()[1:-1]) if text.startswith("{") else (text,)
 
 
@@ -863,7 +869,7 @@ def _store_matrix(p: Program, i: Instruction, pc: int) -> Masked:
 
 
 def _all(g: Group, active: Array | None) -> list[tuple[int, int]]:
-    """Return the warp (counted from the group's first) and the lane of each thread that executes an instruction."""
+    """Return the warp (relative to the group's first) and the lane of each thread that executes an instruction."""
     chosen = np.ones(g.shape, bool) if active is None else active
     return [(int(w), int(lane)) for w, lane in zip(*np.nonzero(chosen), strict=True)]
 
@@ -956,7 +962,7 @@ def _ignored(p: Program, i: Instruction, pc: int) -> Step:
 
 
 def _guard_of(i: Instruction, g: Group) -> Array:
-    """Return for each warp whether the instruction is executed.
+    """Return for each warp whether an instruction is executed.
 
     Raises:
         Fault: if the threads of a warp differ.
@@ -1132,7 +1138,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
             start_for(cta.group(low, high))
 
     def start_for(g: Group) -> None:
-        """Start the products of warps whose factors in shared memory are the same."""
+        """Start the products of adjacent warps that read the same factors from shared memory."""
         cta = g.cta
         b_places = products.tile_places(int(g.u64[b_descriptor][0, 0]), n, k, element, b_transposed)
         tiles = [b_places]
@@ -1141,7 +1147,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
         for places in tiles:
             if places.max() + element > cta.shared.limit:
                 raise Fault("a matrix product reads beyond shared memory")
-            if cta.traffic is not None:  # the four warps of a warp group read a tile once
+            if cta.traffic is not None:  # the four warps of a warp group read a tile once together
                 cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
             if cta.shadow is not None:
                 actors = np.array([cta.clocks.products(w) for w in g.range])
@@ -1169,7 +1175,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
 
 
 def _same(g: Group, descriptors: list[int]) -> list[tuple[int, int]]:
-    """Return the runs of adjacent warps of a group whose descriptors agree."""
+    """Return the ranges of adjacent warps of a group whose descriptors are equal."""
     runs: list[tuple[int, int]] = []
     before: list[int] | None = None
     for n in g.range:
@@ -1183,9 +1189,9 @@ def _same(g: Group, descriptors: list[int]) -> list[tuple[int, int]]:
 
 
 def _unfenced(p: Program, pc: int, used: int) -> list[int]:
-    """Return the instruction that writes a product's registers after the last wgmma.fence, or has no fence before it.
+    """Return the position of an instruction that writes registers of a product without a later wgmma.fence, if any.
 
-    Moves between registers are no such instructions, because LLVM places some after the fence and ptxas removes them.
+    Moves between registers are ignored, because LLVM places some of them after the fence, and ptxas removes them.
     """
     for before in range(pc - 1, -1, -1):
         i = p.kernel.instructions[before]
@@ -1200,7 +1206,10 @@ _WITHOUT_RESULT = {"st", "cp", "bar", "barrier", "bra", "ret", "fence", "mbarrie
 
 
 def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:
-    """Return bit masks of the 32-bit registers that an instruction reads and writes, except sums of products."""
+    """Return a tuple of bit masks of the 32-bit registers that an instruction reads and writes.
+
+    The sums of matrix products are not included.
+    """
 
     def mask(texts: Sequence[str]) -> int:
         found = 0

@@ -11,14 +11,17 @@ REGISTER_WIDTHS = {"pred": 1, "b8": 16, "b16": 16, "u16": 16, "s16": 16, "b32": 
 
 
 class Register(NamedTuple):
-    """A register of every thread: its width in bits (1 for a predicate) and its number among those of its width."""
+    """A register of the threads: its width in bits (1 for a predicate) and its number among registers of this width."""
 
     width: int
     number: int
 
 
 class Parameter(NamedTuple):
-    """A kernel parameter; ``size`` is the number of bytes of an array, which holds a tensor map, and otherwise 0."""
+    """A kernel parameter.
+
+    If the parameter is an array, which holds a tensor map, ``size`` is its number of bytes, and otherwise 0.
+    """
 
     name: str
     type: str
@@ -29,10 +32,10 @@ class Instruction(NamedTuple):
     """A PTX instruction, split into its parts."""
 
     text: str
-    opcode: str  # the part before the first dot
-    modifiers: tuple[str, ...]  # the other parts between dots
-    operands: tuple[str, ...]  # texts, in which braces and brackets are kept
-    guard: Register | None  # the predicate of "@%p"
+    opcode: str  # part of the instruction's name before the first dot
+    modifiers: tuple[str, ...]  # other parts of the instruction's name, which are separated by dots
+    operands: tuple[str, ...]  # texts of the operands, including braces and brackets
+    guard: Register | None  # the predicate under which the instruction runs
     guard_negated: bool
     scope: str  # suffix of the names that the enclosing block of braces declares
 
@@ -103,7 +106,10 @@ def _read_body(kernel: Kernel, text: str, at: int) -> None:
 
 
 def scoped(name: str, scope: str) -> str:
-    """Return the name under which the parser stores a label or register that a block of braces may have declared."""
+    """Return the name under which the parser stores a label or register.
+
+    Blocks in braces may declare names of their own.
+    """
     return name if name[0] in "%$" else name + scope
 
 
@@ -128,7 +134,7 @@ def _instruction(kernel: Kernel, statement: str, scope: str) -> Instruction:
 
 
 def split(operands: str) -> tuple[str, ...]:
-    """Return the texts between the commas of a list, in which a list in braces or brackets is one text."""
+    """Split a list at its commas. A list in braces or brackets inside the list is not split."""
     found, depth, start = [], 0, 0
     for at, character in enumerate(operands + ","):
         if character in "{[":

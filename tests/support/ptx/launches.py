@@ -1,4 +1,4 @@
-"""Execution of the project's own kernel launches by the PTX interpreter, in the place of a GPU."""
+"""Execution of the project's own kernel launches by the PTX interpreter instead of a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_SHARED = {80: 163 << 10, 90: 227 << 10}
 
 
 class StubUtils:
-    """The functions of Triton's CUDA driver that compiling needs."""
+    """The functions of Triton's CUDA driver that are called during a compilation."""
 
     def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
         return 1, 1, 128, 0, 1024
@@ -70,16 +70,16 @@ class Run(NamedTuple):
     ptx: str
     program: Program
     executions: list[int]  # number of warps that executed each instruction
-    counts: Counter[str]  # warp instructions by kind, and bytes; see counts.py
+    counts: Counter[str]  # numbers of warp instructions by kind, and of bytes (see counts.py)
 
 
 class Emulation:
-    """The settings of :func:`emulated`, which may change between launches, and what has run."""
+    """The settings of :func:`emulated`, which may change between launches, and the launches that have run."""
 
     def __init__(self, policy: Policy, races: bool, seed: int, traffic: bool, strict: bool) -> None:
         self.policy, self.races, self.seed, self.traffic, self.strict = policy, races, seed, traffic, strict
         self.runs: list[Run] = []
-        self.constants: dict[str, Any] = {}  # replacements of constants that a kernel has
+        self.constants: dict[str, Any] = {}  # values that replace constants of a kernel
         self.mutate: Callable[[Kernel], Kernel] | None = None  # a function that changes a kernel before it runs
 
     def run(self, launch: Launch) -> None:
@@ -118,7 +118,7 @@ def _program(ptx: str) -> Program:
 
 
 class _Tensors:
-    """The storages of tensors in simulated memory."""
+    """Copies of the storages of tensors in simulated memory."""
 
     def __init__(self, arguments: list[Any]) -> None:
         tensors = [a if isinstance(a, Tensor) else a.base for a in arguments if not isinstance(a, (int, float))]
@@ -144,7 +144,7 @@ def _bytes(storage: torch.UntypedStorage) -> np.ndarray[Any, Any]:
 def _parameters(
     program: Program, launch: Launch, compiled: Any, tensors: _Tensors
 ) -> tuple[dict[str, int | float], dict[int, TensorMap]]:
-    """Return the values of the kernel's parameters, and the tensor maps at the addresses of parameters."""
+    """Return a tuple of the values of the kernel's parameters, and the tensor maps by the addresses of parameters."""
     metas = iter(getattr(compiled.metadata, "tensordesc_meta", None) or [])
     flat: list[Any] = []
     for name, kind in compiled.src.signature.items():
@@ -174,16 +174,16 @@ def emulated(
     policy: Policy = LATE, races: bool = False, seed: int = 0, capability: int = 90, traffic: bool = False,
     strict: bool = True,
 ) -> Iterator[Emulation]:  # fmt: skip
-    """Let the interpreter run all launches of the Triton backend, on CPU tensors, inside the ``with`` statement.
+    """Run all launches of the Triton backend on CPU tensors in the interpreter, inside the ``with`` statement.
 
     Args:
-        policy: which of the executions that PTX allows.
-        races: whether races and reads of memory that nothing has written raise :class:`.races.Race`.
+        policy: policy that selects one of the executions that PTX allows.
+        races: whether races, and reads of memory that was never written, raise :class:`.races.Race`.
         seed: seed of the random choices of a policy.
         capability: compute capability of the GPU, such as 90 for 9.0.
         traffic: whether the counts of each run include bytes and wavefronts of memory.
-        strict: whether a use of registers of an unfinished product raises :class:`.memory.Fault`. Otherwise the
-            registers hold values that PTX allows.
+        strict: whether a use of registers of an unfinished product raises :class:`.memory.Fault`. If False, the
+            registers hold one of the values that PTX allows.
     """
     found = Emulation(policy, races, seed, traffic, strict)
     backend = BACKENDS["triton"]._replace(unable=lambda device: None)
@@ -193,10 +193,11 @@ def emulated(
             mock.patch.dict(BACKENDS, triton=backend),
             mock.patch.object(hardware, "capability", return_value=capability),
             mock.patch.object(driver, "_active", StubDriver(capability)),
-            mock.patch.object(CUDABackend, "make_cubin", return_value=b""),  # ptxas is not needed
+            # no machine code is generated, because ptxas is not needed
+            mock.patch.object(CUDABackend, "make_cubin", return_value=b""),
             mock.patch.object(
                 CUDABackend, "hash", return_value="PTX only"
-            ),  # a part of the key of Triton's cache on disk
+            ),  # the text is a part of the key of Triton's cache on disk
         ):
             stack.enter_context(patch)
         yield found

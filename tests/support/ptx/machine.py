@@ -30,9 +30,9 @@ LANES = 32
 class Policy(NamedTuple):
     """A choice among the executions that PTX allows.
 
-    ``copies`` and ``products`` are "early", if asynchronous copies and matrix products finish when they start, or
-    "late", if they finish when something waits for them and nothing else can be done. ``warps`` is "together"; "ahead",
-    if warp 0 runs ahead of all others; "behind", if warp 0 runs behind all others; or "random".
+    The fields ``copies`` and ``products`` are "early" if asynchronous copies and matrix products finish as soon as they
+    start, or "late" if they finish as late as possible. The field ``warps`` is "together" if all warps run in step,
+    "ahead" if warp 0 runs ahead of the other warps, "behind" if warp 0 runs behind the other warps, or "random".
     """
 
     copies: str = "late"
@@ -51,14 +51,14 @@ POLICIES = (LATE, EARLY, MIXED, AHEAD)
 
 
 class Deadlock(Fault):
-    """Warps that wait for something that cannot happen."""
+    """Raised if all warps wait for events that cannot happen."""
 
 
 READY, AT_BARRIER, AT_MBARRIER, DONE = "ready", "at a barrier", "at an mbarrier", "done"
 
 
 class Group:
-    """Adjacent warps, with views of their registers for each type: lists of arrays ``[warps, 32]``."""
+    """Adjacent warps, with views of their registers for each type. A view is a list of arrays ``[warps, 32]``."""
 
     def __init__(self, cta: CTA, low: int, high: int) -> None:
         self.cta, self.low, self.high = cta, low, high
@@ -78,20 +78,20 @@ class Group:
 
 @dataclass
 class Mbarrier:
-    """A barrier in shared memory, which counts arrivals and bytes."""
+    """An mbarrier, which is a barrier in shared memory that counts arrivals and bytes."""
 
     count: int
-    clocks: tuple[Array, Array]  # clocks of what the current phase waits for
+    clocks: tuple[Array, Array]  # clocks of the events for which the current phase waits
     pending: int = 0
     bytes: int = 0
     phase: int = 0
-    done: tuple[Array, Array] | None = None  # clocks of the latest phase that is complete
+    done: tuple[Array, Array] | None = None  # clocks of the last complete phase
 
     def __post_init__(self) -> None:
         self.pending = self.count
 
     def check(self) -> bool:
-        """Complete the phase if all has arrived, and return whether it has."""
+        """Complete the phase if all threads and bytes have arrived, and return whether the phase is complete."""
         if self.pending or self.bytes:
             return False
         self.phase ^= 1
@@ -101,7 +101,7 @@ class Mbarrier:
 
 
 class Product(NamedTuple):
-    """A matrix product of a warp that has not finished, with bit masks of the registers that it writes and reads."""
+    """An unfinished matrix product of a warp, with bit masks of the registers that the product writes and reads."""
 
     finish: Callable[[], None]
     written: int
@@ -110,12 +110,13 @@ class Product(NamedTuple):
 
 @dataclass
 class Warp:
-    """The state of a warp beside its registers."""
+    """The state of a warp except for its registers."""
 
     number: int
     pc: int = 0
     state: str = READY
-    product_groups: deque[list[Product]] = field(default_factory=deque)  # committed, not yet waited for
+    # groups that are committed, and for which no instruction has waited yet
+    product_groups: deque[list[Product]] = field(default_factory=deque)
     open_products: list[Product] = field(default_factory=list)
     copy_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
     open_copies: list[Callable[[], None]] = field(default_factory=list)
@@ -137,7 +138,7 @@ class BarrierState(NamedTuple):
 
 
 class CTA:
-    """A thread block. Its methods are the effects that instructions have beyond registers."""
+    """A thread block. The methods implement those effects of instructions that are not effects on registers."""
 
     def __init__(
         self, program: Program, values: dict[str, int | float], maps: dict[int, TensorMap], memory: Global,
@@ -149,8 +150,8 @@ class CTA:
         self.registers = program.register_files()
         self.values = values
         self.groups: dict[tuple[int, int], Group] = {}
-        self.global_shadow: GlobalShadow | None = None  # set, if races are to be found
-        self.traffic: Traffic | None = None  # set, if bytes are to be counted
+        self.global_shadow: GlobalShadow | None = None  # None if races are not checked in global memory
+        self.traffic: Traffic | None = None  # None if bytes are not counted
         self.strict = True  # whether the use of registers of unfinished products is a fault
 
     def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
@@ -158,7 +159,7 @@ class CTA:
         self.index = index
         self.first_writer = 1 + number * self.warp_count  # number of warp 0 among the warps of the launch
         for width, file in self.registers.items():
-            file[...] = width > 1  # threads whose loads are masked keep what their registers held
+            file[...] = width > 1  # the registers of threads whose loads are masked stay unchanged
         self.program.set_constants(self.registers, self.values, index, grid)
         self.shared.views[8][...] = 0xFFFFFFFFFFFFFFFF
         self.warps = [Warp(n) for n in range(self.warp_count)]
@@ -247,7 +248,7 @@ class CTA:
             pc = found
 
     def _advance_checked(self, group: Group, pc: int, stop: int, busy: tuple[int, int]) -> None:
-        """Execute instructions up to ``stop`` that must not use the registers of unfinished products."""
+        """Execute the instructions before ``stop``; none may use a register of an unfinished product."""
         for at in range(pc, stop + 1):
             reads, writes = self.program.masks[at]
             if (reads | writes) & busy[0] or writes & busy[1]:
@@ -280,7 +281,7 @@ class CTA:
     # -- control -------------------------------------------------------------------------------------
 
     def part(self, group: Group, pcs: Sequence[int]) -> int | None:
-        """Send each warp of a group to a position, and return the position if it is the same for all."""
+        """Set the position of each warp of a group. If all warps have the same position, return the position."""
         if min(pcs) == max(pcs):
             return pcs[0]
         for n, pc in zip(group.range, pcs, strict=True):
@@ -297,9 +298,10 @@ class CTA:
             warp.state = DONE
 
     def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
-        """Let warps arrive at a barrier of the CTA; return the next position unless they must wait.
+        """Record that warps arrive at a barrier of the CTA.
 
-        ``threads`` is the number of threads that the barrier counts, or None for all of the CTA.
+        Return the next position unless the warps must wait. ``threads`` is the number of threads that the barrier
+        counts (None: all threads of the CTA).
         """
         state = self.barriers.setdefault(barrier, BarrierState(set(), []))
         waiting = state.arrived
@@ -319,7 +321,7 @@ class CTA:
         elif len(waiting) == self.warp_count:
             self._open(barrier)
         if waits and all(self.warps[n].state == READY for n in group.range):
-            return None  # the scheduler chooses which warps go on
+            return None  # the scheduler chooses the warps that continue
         return None if waits else pc + 1
 
     def _open(self, barrier: int) -> None:
@@ -331,7 +333,7 @@ class CTA:
                 self.warps[n].state = READY
 
     def _open_barriers(self) -> bool:
-        """Open the barrier of the whole CTA if all warps that have not ended wait there."""
+        """Open the barrier of the whole CTA if all warps that have not ended wait at the barrier."""
         living = {w.number for w in self.warps if w.state != DONE}
         if 0 in self.barriers and self.barriers[0].arrived == living:
             self._open(0)
@@ -347,7 +349,7 @@ class CTA:
         return found
 
     def use_mbarrier(self, address: int, warp: int, pc: int) -> Mbarrier:
-        """Return an mbarrier, whose initialisation must happen before its use."""
+        """Return an mbarrier, and raise a race unless its initialisation happens before the use."""
         found = self.mbarrier(address)
         if self.shadow is not None:
             self.shadow.read(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
@@ -387,7 +389,7 @@ class CTA:
                     warp.state = READY
 
     def wait_for_mbarrier(self, group: Group, pc: int, addresses: Sequence[int], parities: Sequence[int]) -> list[bool]:
-        """Return for each warp whether the phase is complete; the other warps wait."""
+        """Return for each warp whether the phase is complete. The warps whose phase is not complete must wait."""
         done = []
         for n, address, parity in zip(group.range, addresses, parities, strict=True):
             barrier = self.use_mbarrier(address, n, pc)
@@ -405,7 +407,7 @@ class CTA:
     def start_bulk_load(
         self, tensor: TensorMap, start: Sequence[int], address: int, barrier: int, warp: int, pc: int
     ) -> None:
-        """Start a copy of a tile to shared memory, which an mbarrier counts."""
+        """Start a copy of a tile to shared memory. An mbarrier counts the bytes of the copy."""
         places = tensor.shared_places(self.shared, address)
         self.use_mbarrier(barrier, warp, pc)
         if self.traffic is not None:
@@ -453,7 +455,7 @@ class CTA:
             self.clocks.issued[self.clocks.stores(n)] += 1
 
     def wait_for_stores(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of stores, and return whether there were any to finish."""
+        """Finish all but the last groups of stores, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             groups = self.warps[n].store_groups
@@ -480,7 +482,7 @@ class CTA:
             self.clocks.issued[self.clocks.copies(n)] += 1
 
     def wait_for_copies(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of copies, and return whether there were any to finish."""
+        """Finish all but the last groups of copies, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             groups = self.warps[n].copy_groups
@@ -500,7 +502,7 @@ class CTA:
             self.clocks.issued[self.clocks.products(n)] += 1
 
     def wait_for_products(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of products, and return whether there were any to finish."""
+        """Finish all but the last groups of products, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             warp = self.warps[n]

@@ -15,25 +15,26 @@ Array = npt.NDArray[Any]
 GLOBAL_BASE = 0x7F0000000000  # address of the first byte of global memory
 SHARED_BASE = 1024  # address of the first byte of shared memory; smaller addresses are invalid
 UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SWIZZLE_MASKS = {0: 0, 1: 1, 2: 3, 3: 7}  # for each mode, the bits of the 16-byte chunk's number that are changed
+# for each mode, the bits in the number of a 16-byte chunk that a swizzle changes
+SWIZZLE_MASKS = {0: 0, 1: 1, 2: 3, 3: 7}
 
 
 class Fault(Exception):
     """An operation that PTX does not define, or that the interpreter does not support."""
 
-    position: int | None = None  # number of the instruction
+    position: int | None = None  # position of the instruction that caused the fault
 
 
 def swizzled(address: Array, mode: int) -> Array:
-    """Return the addresses after the exchange of 16-byte chunks.
+    """Return the addresses after a swizzle, which exchanges chunks of 16 bytes.
 
-    The mode is 0 without an exchange, and otherwise 1, 2 or 3 for patterns of 32, 64 or 128 bytes.
+    The mode is 0 for no swizzle, or 1, 2 or 3 for a pattern of 32, 64 or 128 bytes.
     """
     return address ^ (((address >> 7) & SWIZZLE_MASKS[mode]) << 4)
 
 
 class Memory:
-    """Bytes at consecutive addresses, of which views exist for elements of 1, 2, 4 and 8 bytes."""
+    """Bytes at consecutive addresses, with a view for elements of each size of 1, 2, 4 and 8 bytes."""
 
     def __init__(self, base: int, size: int) -> None:
         size = -(-size // 16) * 16
@@ -51,7 +52,7 @@ class Shared(Memory):
         self.limit = size
 
     def place(self, address: Array, size: int) -> Array:
-        """Return the offsets of accesses of ``size`` bytes.
+        """Return the offsets of accesses of ``size`` bytes, given their addresses.
 
         Raises:
             Fault: if an access is misaligned or outside of the shared memory of the kernel.
@@ -71,7 +72,7 @@ class Global(Memory):
     def __init__(self, size: int) -> None:
         super().__init__(GLOBAL_BASE, size)
         self.used = 512
-        self.valid = np.zeros(self.size, bool)  # bytes that belong to a tensor
+        self.valid = np.zeros(self.size, bool)  # whether a byte belongs to a tensor
 
     def put(self, raw: Array) -> int:
         """Copy the bytes of a tensor to a new place that is aligned to 256 bytes, and return the address."""
@@ -82,12 +83,12 @@ class Global(Memory):
         return GLOBAL_BASE + at
 
     def get(self, address: int, size: int) -> Array:
-        """Return a copy of ``size`` bytes."""
+        """Return a copy of the ``size`` bytes at an address."""
         at = address - GLOBAL_BASE
         return self.views[1][at : at + size].copy()
 
     def place(self, address: Array, size: int) -> Array:
-        """Return the offsets of accesses of ``size`` bytes.
+        """Return the offsets of accesses of ``size`` bytes, given their addresses.
 
         Raises:
             Fault: if an access is misaligned or outside of all tensors.
@@ -107,7 +108,8 @@ class Global(Memory):
 class TensorMap:
     """A tensor in global memory and the box that a copy moves, as ``cuTensorMapEncodeTiled`` describes them.
 
-    The last dimension is contiguous. ``strides`` count elements. ``swizzle`` is a mode of :func:`swizzled`.
+    The last dimension is contiguous. The field ``strides`` is counted in elements, and ``swizzle`` is a mode of
+    :func:`swizzled`.
     """
 
     address: int
@@ -171,7 +173,7 @@ class TensorMap:
         return int(np.prod(self._clip(start)[2])) * self.element
 
     def load(self, memory: Global, start: Sequence[int]) -> Array:
-        """Return the elements of the box at ``start``, with 0 for those outside of the tensor, in one dimension."""
+        """Return the elements of the box at ``start`` as a flat array, with 0 for elements outside of the tensor."""
         inside, offset, shape = self._clip(start)
         box = np.zeros(self.box, UNSIGNED[self.element])
         if min(shape) > 0:

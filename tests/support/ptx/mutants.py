@@ -1,4 +1,4 @@
-"""Faults of a kernel: one instruction that orders events is left out or changed."""
+"""Mutants of a kernel, in which one instruction that orders events is left out or changed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .memory import Fault
 
 
 class Mutant(NamedTuple):
-    """A change of one instruction of a kernel, or of all instructions that do the same."""
+    """A change of one instruction of a kernel, or of all instructions with the same effect."""
 
     name: str
-    changes: dict[int, Instruction]  # by the position of the instruction
+    changes: dict[int, Instruction]  # the replacements of instructions by position
 
     def of(self, kernel: Kernel) -> Kernel:
         """Return the kernel with the changed instructions."""
@@ -33,7 +33,7 @@ def _nothing(i: Instruction) -> Instruction:
 
 
 def _always_ready(i: Instruction) -> Instruction:
-    """Return an instruction that sets the result of a wait."""
+    """Return an instruction that sets the result of a wait without waiting."""
     return i._replace(text=f"no {i.text}", opcode="mov", modifiers=("pred",), operands=(i.operands[0], "1"))
 
 
@@ -52,15 +52,15 @@ def _moved(text: str) -> str:
 
 
 def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
-    """Yield the mutants of a kernel.
+    """Yield the mutants of a kernel, each with one change.
 
-    One mutant has no barriers at all, because Triton inserts many barriers of which each alone is redundant. The same
-    holds for fences between proxies, which a kernel needs only if threads write what the asynchronous proxy reads.
-    Waits for the same phase of the same barrier are left out together.
+    One mutant has no barriers at all, because Triton inserts many barriers each of which is redundant on its own.
+    Another mutant has no fences between proxies, which a kernel needs only if threads write data that the asynchronous
+    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant.
 
     Args:
         kernel: the kernel.
-        acted: positions of the instructions that had an effect in a run, which are the only ones that are changed.
+        acted: positions of the instructions that had an effect in a run. Only these instructions are changed.
     """
     together: dict[str, Mutant] = {}
     writes = any(i.opcode in ("st", "stmatrix") and "shared" in i.modifiers for i in kernel.instructions)
@@ -95,7 +95,8 @@ def _changes(i: Instruction, name: str) -> Iterator[tuple[str, Instruction]]:
         yield "wait for fewer copies", _changed(i, 0, _plus(1))
 
 
-# Float32 products in three parts are left out: two of the parts are summed in order, with a wait that is redundant.
+# Float32 products in three parts are left out, because a wait between two of the parts is redundant and cannot be
+# detected.
 CASES = {
     "F pipelined": Case("F", PIPELINED["F"], "bf16", (64, 40, 40, 1), order=1),
     "G pipelined": Case("G", PIPELINED["G"], "bf16", (230, 40, 40, 1), order=1, base="none"),
@@ -111,7 +112,7 @@ CASES = {
 
 
 def survivors(case: Case) -> tuple[int, list[str]]:
-    """Return the number of mutants of a case, and the names of those that no policy distinguishes from the kernel."""
+    """Return a tuple of the number of mutants of a case, and the names of the mutants that no policy detects."""
     want, (run,) = _result(case, LATE, None)
     program = run.program
     acted = program.acted | {n for n in program.controls if run.executions[n]}

@@ -1,4 +1,4 @@
-"""A matrix product in Gluon with a producer and a consumer, and faults that its pipeline may have."""
+"""A matrix product in Gluon with a producer and a consumer, and variants of its pipeline with faults."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ copy_back = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 @gluon.jit
 def produce(a_ptr, b, a_tiles, b_tiles, empty, full, row, column, steps, stride, BUG: gl.constexpr):
-    """Fill slots: B by copies of tiles, and A by threads."""
+    """Fill the slots: copies write the tiles of B, and threads write the tiles of A."""
     SLOTS: gl.constexpr = a_tiles.shape[0]
     ROWS: gl.constexpr = a_tiles.shape[1]
     INNER: gl.constexpr = a_tiles.shape[2]
@@ -49,7 +49,7 @@ def produce(a_ptr, b, a_tiles, b_tiles, empty, full, row, column, steps, stride,
 
 @gluon.jit
 def consume(c, a_tiles, b_tiles, c_tile, empty, full, row, column, steps, BUG: gl.constexpr):
-    """Multiply what the slots hold, with one product in flight, and store the sum by a copy of the tile."""
+    """Multiply the tiles in the slots, with one unfinished product at a time, and store the sum by a tile copy."""
     SLOTS: gl.constexpr = a_tiles.shape[0]
     ROWS: gl.constexpr = a_tiles.shape[1]
     COLUMNS: gl.constexpr = b_tiles.shape[2]
@@ -105,7 +105,7 @@ def gemm_of_transposed(
     a, b, c_ptr, R, O,
     ROWS: gl.constexpr, COLUMNS: gl.constexpr, INNER: gl.constexpr,
 ):  # fmt: skip
-    """Write the product of A transposed, whose tiles stay as they are in shared memory, and B."""
+    """Write the product of A transposed and B. The tiles of A are not transposed in shared memory."""
     a_tile = gl.allocate_shared_memory(a.dtype, [INNER, ROWS], a.layout)
     b_tile = gl.allocate_shared_memory(b.dtype, [INNER, COLUMNS], b.layout)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
@@ -143,7 +143,7 @@ def _descriptor(tensor: torch.Tensor, block: list[int]) -> TensorDescriptor:
 
 
 def launch(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, bug: str | None = None) -> Launch:
-    """Return the launch that writes ``a @ b`` into ``c``, with a fault of :data:`BUGS` or none."""
+    """Return the launch that writes ``a @ b`` into ``c``, optionally with one of the faults :data:`BUGS`."""
     rows, columns, inner, warps = 64, 64, 32, 4
     arguments = {
         "a_ptr": a,
@@ -158,7 +158,7 @@ def launch(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, bug: str | None = 
 
 
 def launch_transposed(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> Launch:
-    """Return the launch that writes ``a.T @ b`` into ``c``, of float32."""
+    """Return the launch that writes ``a.T @ b`` into ``c``, for float32 matrices."""
     rows, columns, inner = 128, 64, 32
     arguments = {
         "a": _descriptor(a, [inner, rows]),

@@ -49,67 +49,72 @@ def values(bits: Array, kind: str) -> Array:
 
 
 def run_of(registers: list[int]) -> slice | list[int]:
-    """Return a slice if the registers are adjacent, because it is quicker to index with."""
+    """Return the registers as a slice if they are adjacent, because indexing by a slice is faster."""
     first, count = registers[0], len(registers)
     return slice(first, first + count) if registers == list(range(first, first + count)) else registers
 
 
-# Each fragment is an array [registers, warps, 32]. A lane is 4 * g + t, where g < 8 and t < 4.
+# Each fragment is an array [registers, warps, 32]. The number of a lane is 4 * g + t, where g < 8 and t < 4.
 
 
 def _left16(bits: Array, kind: str) -> Array:
-    """Return A ``[warps, 16, 16]`` of 16-bit elements from 4 registers."""
+    """Return the left factor A ``[warps, 16, 16]`` of 16-bit elements, which 4 registers of each thread hold."""
     warps = bits.shape[1]
-    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(2, 2, warps, 8, 4, 2)  # k half, row half, w, g, t, pair
+    # axes: k half, row half, warp, g, t, pair
+    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(2, 2, warps, 8, 4, 2)
     return values(halves.transpose(2, 1, 3, 0, 4, 5).reshape(warps, 16, 16), kind)
 
 
 def _rows(bits: Array, row_halves: int) -> Array:
-    """Return ``[warps, 8 or 16, columns]`` from registers of one element each, whose columns follow each other by t."""
+    """Return a matrix ``[warps, 8 or 16, columns]`` from registers with one element each.
+
+    The columns are ordered by the register, and then by t.
+    """
     warps = bits.shape[1]
-    parts = bits.reshape(-1, row_halves, warps, 8, 4)  # k part, row half, warp, g, t
+    parts = bits.reshape(-1, row_halves, warps, 8, 4)  # axes: k part, row half, warp, g, t
     return parts.transpose(2, 1, 3, 0, 4).reshape(warps, 8 * row_halves, -1)
 
 
 def left_from_registers(bits: Array, kind: str) -> Array:
-    """Return A ``[warps, 16, k]`` of a product whose first factor is in registers."""
+    """Return the left factor A ``[warps, 16, k]`` of a product whose left factor is in registers."""
     return values(_rows(bits, 2), kind) if kind == "tf32" else _left16(bits, kind)
 
 
 def left_from_tile(bits: Array, kind: str, warps: range) -> Array:
-    """Return A ``[warps, 16, k]``: for each warp, its quarter of the 64 rows in shared memory."""
+    """Return the left factor A ``[warps, 16, k]`` from shared memory, which holds 64 rows: a quarter for each warp."""
     tile = values(bits, kind)
     return np.stack([tile[16 * (w % 4) : 16 * (w % 4) + 16] for w in warps])
 
 
 def _right16(bits: Array, kind: str) -> Array:
-    """Return B ``[warps, k, 8]`` of 16-bit elements."""
+    """Return the right factor B ``[warps, k, 8]`` from registers of two 16-bit elements each."""
     registers, warps = bits.shape[:2]
-    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(registers, warps, 8, 4, 2)  # part, warp, g, t, pair
+    # axes: k part, warp, g, t, pair
+    halves = np.ascontiguousarray(bits).view(np.uint16).reshape(registers, warps, 8, 4, 2)
     return values(halves.transpose(1, 0, 3, 4, 2).reshape(warps, 8 * registers, 8), kind)
 
 
 def _right(bits: Array) -> Array:
-    """Return B ``[warps, k, 8]`` of elements of a whole register."""
+    """Return the right factor B ``[warps, k, 8]`` from registers of one element each."""
     registers, warps = bits.shape[:2]
     return bits.reshape(registers, warps, 8, 4).transpose(1, 0, 3, 2).reshape(warps, 4 * registers, 8)
 
 
 def _sums(fragment: Array) -> Array:
-    """Return the sums ``[warps, rows, columns]`` from registers."""
+    """Return the matrix of sums ``[warps, rows, columns]`` from the registers that hold the sums."""
     registers, warps = fragment.shape[:2]
     if registers == 2:
         return fragment.reshape(2, warps, 8, 4).transpose(1, 2, 3, 0).reshape(warps, 8, 8)
-    parts = fragment.reshape(-1, 2, 2, warps, 8, 4)  # column part, row half, pair, warp, g, t
+    parts = fragment.reshape(-1, 2, 2, warps, 8, 4)  # axes: column part, row half, pair, warp, g, t
     return parts.transpose(3, 1, 4, 0, 5, 2).reshape(warps, 16, -1)
 
 
 def _fragment(sums: Array, registers: int) -> Array:
-    """Return the registers that hold sums; the inverse of :func:`_sums`."""
+    """Return the registers that hold a matrix of sums. The function is the inverse of :func:`_sums`."""
     warps = sums.shape[0]
     if registers == 2:
         return sums.reshape(warps, 8, 4, 2).transpose(3, 0, 1, 2).reshape(2, warps, 32)
-    parts = sums.reshape(warps, 2, 8, -1, 4, 2)  # warp, row half, g, column part, t, pair
+    parts = sums.reshape(warps, 2, 8, -1, 4, 2)  # axes: warp, row half, g, column part, t, pair
     return parts.transpose(3, 1, 5, 0, 2, 4).reshape(registers, warps, 32)
 
 
@@ -133,13 +138,13 @@ def mma(kind: str, m: int, n: int, k: int) -> Callable[[Array, Array, Array], Ar
 
 
 def accumulate(sums: Array, left: Array, right: Array, keep: Array) -> Array:
-    """Return the bits of the sums of a product on Hopper.
+    """Return the bits of the sums after a matrix product (wgmma) on Hopper.
 
     Args:
-        sums: bits of the sums before, ``[n / 2, warps, 32]``.
+        sums: bits of the sums before the product, ``[n / 2, warps, 32]``.
         left: A, ``[warps, 16, k]``.
         right: B transposed, ``[n, k]``.
-        keep: for each warp, whether the sums before are added.
+        keep: for each warp, whether the product is added to ``sums``.
     """
     total = left @ right.T
     if keep.any():
@@ -154,17 +159,17 @@ def tile_places(descriptor: int, rows: int, k: int, element: int, transposed: bo
 
     Args:
         descriptor: matrix descriptor of a product on Hopper.
-        rows: number of rows (of A) or columns (of B).
+        rows: number of rows if the matrix is A, or of columns if the matrix is B.
         k: number of elements that are summed over.
         element: number of bytes of an element.
-        transposed: whether the rows, in place of k, are contiguous.
+        transposed: whether the elements are contiguous along the rows instead of along k.
     """
     start, lead, stride = ((descriptor >> shift & 0x3FFF) << 4 for shift in (0, 16, 32))
     mode = (0, 3, 2, 1)[descriptor >> 62 & 3]
     if descriptor >> 49 & 7:
         raise Fault("a matrix descriptor with a base offset")
     r, c = np.arange(rows)[:, None], np.arange(k)[None, :]
-    wide = 16 << mode  # bytes of a row of the pattern of 8 rows
+    wide = 16 << mode  # number of bytes in a row of the pattern, which has 8 rows
     per = wide // element
     if transposed:
         if mode == 0:

@@ -1,9 +1,12 @@
-"""Detection of races by vector clocks: conflicting accesses of which neither happens before the other.
+"""Detection of races by vector clocks.
+
+A race is a pair of conflicting accesses neither of which happens before the other.
 
 Each warp is an actor, and so is each kind of asynchronous operation of a warp. The clock of a warp holds, for each
-actor, the latest epoch of that actor whose accesses happen before the warp's next access. Barriers join clocks. The
-asynchronous proxy, through which matrix products and bulk copies access shared memory, sees what threads have written
-only after a proxy fence, so a second clock holds the epochs that such a fence has covered.
+actor, the latest epoch of the actor whose accesses happen before the warp's next access. A barrier merges the clocks of
+all warps that wait at the barrier. Matrix products and bulk copies access shared memory through the asynchronous proxy,
+for which the writes of threads become visible only after a proxy fence. A second clock therefore holds the epochs that
+a proxy fence has covered.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from .memory import Fault, Global, Shared
 
 Array = npt.NDArray[Any]
 GRAIN = 2  # number of bytes that share one record
-MAX_ASYNC = 64  # number of actors for copies that barriers in shared memory count
+MAX_ASYNC = 64  # maximum number of actors for copies that barriers in shared memory count
 
 
 class Race(Fault):
@@ -25,16 +28,18 @@ class Race(Fault):
 
 
 class Clocks:
-    """The order of the events of a CTA.
+    """The order of the events of a CTA (thread block).
 
-    The first ``warps`` actors are the warps; then follow the products, the copies and the bulk stores of each warp, and
-    then one actor for each barrier in shared memory.
+    The first ``warps`` actors are the warps. The next actors are the products, the copies and the bulk stores of each
+    warp, and the last actors are the barriers in shared memory.
     """
 
     def __init__(self, warps: int) -> None:
         self.warps = warps
         self.actors = 4 * warps + MAX_ASYNC + 1
-        self.nothing = self.actors - 1  # actor of memory that was never written; its epoch 1 is never reached
+        # The actor ``nothing`` is the writer of memory that was never written. No clock reaches the actor's epoch 1, so
+        # a read of such memory is reported as a race.
+        self.nothing = self.actors - 1
         self.clock = np.zeros((warps, self.actors), np.int32)
         self.fenced = np.zeros((warps, self.actors), np.int32)
         self.clock[range(warps), range(warps)] = 1
@@ -51,17 +56,17 @@ class Clocks:
         return 3 * self.warps + warp
 
     def barrier(self, address: int) -> int:
-        """Return the actor of the copies that a barrier in shared memory counts."""
+        """Return the number of the actor for the copies that a barrier in shared memory counts."""
         return self._barriers.setdefault(address, 4 * self.warps + len(self._barriers))
 
     def release(self, warp: int) -> tuple[Array, Array]:
-        """Return the clocks of a warp, and begin its next epoch."""
+        """Return a tuple of copies of the two clocks of a warp, and begin the next epoch of the warp."""
         found = self.clock[warp].copy(), self.fenced[warp].copy()
         self.clock[warp, warp] += 1
         return found
 
     def acquire(self, warps: slice | int, clocks: tuple[Array, Array]) -> None:
-        """Order what happened before ``clocks`` before all later events of some warps."""
+        """Record that the events that ``clocks`` cover happen before all later events of some warps."""
         np.maximum(self.clock[warps], clocks[0], out=self.clock[warps])
         np.maximum(self.fenced[warps], clocks[1], out=self.fenced[warps])
 
@@ -75,8 +80,8 @@ class Clocks:
 class SharedShadow:
     """The last write and the last reads of each part of shared memory.
 
-    Warps that write the same memory by one instruction that they execute together are not detected; they must write the
-    same values, since results have the same bits under all policies.
+    If several warps execute an instruction together and write the same memory, no race is reported. Such warps must
+    write the same values, because otherwise the bits of results would depend on the policy.
     """
 
     def __init__(self, shared: Shared, clocks: Clocks) -> None:
@@ -84,9 +89,10 @@ class SharedShadow:
         self.clocks = clocks
         self.writer = np.full(count, clocks.nothing, np.int16)
         self.write_epoch = np.ones(count, np.int32)
-        self.write_text = np.zeros(count, np.int32)  # position of the instruction
+        self.write_text = np.zeros(count, np.int32)  # position of the instruction that wrote last
         self.reads = np.zeros((count, 3 * clocks.warps), np.int32)
-        self.readers = np.r_[: 2 * clocks.warps, 3 * clocks.warps : 4 * clocks.warps]  # actors that read
+        # indices of the actors that can read
+        self.readers = np.r_[: 2 * clocks.warps, 3 * clocks.warps : 4 * clocks.warps]
         self.column = {int(actor): n for n, actor in enumerate(self.readers)}
         self.read_text = np.zeros((count, 3 * clocks.warps), np.int32)
 
@@ -118,7 +124,7 @@ class SharedShadow:
         self.read_text[parts[:, None], columns] = position
 
     def write(self, at: Array, size: int, warps: Array, position: int) -> None:
-        """Record a write by threads; the arguments are those of :meth:`read`."""
+        """Record a write by threads. The arguments are the same as in :meth:`read`."""
         parts = self._parts(at, size)
         by = np.repeat(warps, max(1, -(-size // GRAIN)))
         self._check_free(parts, by, position)
@@ -126,13 +132,13 @@ class SharedShadow:
         self.write_text[parts] = position
 
     def write_async(self, parts: Array, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record that an asynchronous copy, which a warp has started, writes."""
+        """Record a write to shared memory by an asynchronous copy that a warp has started."""
         self._check_free(parts, warp, position)
         self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
 
     def write_copy(self, at: Array, size: int, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record that a copy of a warp's threads (cp.async) writes; it uses the generic proxy."""
+        """Record a write by an asynchronous copy (cp.async) of a warp's threads. Such a copy uses the generic proxy."""
         parts = self._parts(at, size)
         self._check_free(parts, warp, position)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
@@ -183,15 +189,15 @@ class SharedShadow:
 
 
 def parts_of(places: Array, size: int) -> Array:
-    """Return the records of :class:`SharedShadow` for elements of ``size`` bytes, each record once."""
+    """Return the indices of the records of :class:`SharedShadow` for elements of ``size`` bytes, without duplicates."""
     return np.unique((places.reshape(-1, 1) + np.arange(0, size, GRAIN)) // GRAIN)
 
 
 class GlobalShadow:
     """The thread that has written each part of global memory during a launch.
 
-    No kernel here passes data from one warp to another through global memory, so each part may be written by one warp
-    only, and other warps may not read it.
+    The project's kernels do not pass data from one warp to another through global memory, so each part may be written
+    by only one warp and must not be read by other warps.
     """
 
     def __init__(self, memory: Global) -> None:

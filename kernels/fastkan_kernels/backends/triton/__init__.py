@@ -10,7 +10,7 @@ implementations. The backend chooses an implementation by shape, dtype, spline o
   implementation supports two-byte dtypes on Hopper GPUs.
 - *chunked*: a kernel writes the splines of some rows to memory, and an ordinary matrix product reads them.
 - *gather*: a kernel uses only the k + 1 splines that are not zero, which is faster on large grids.
-- *banded*: as *gather*, but tensor cores multiply the weights, which are read from shared memory. The implementation
+- *banded*: like *gather*, but tensor cores multiply the weights, which are read from shared memory. The implementation
   supports F and H in two-byte dtypes.
 
 The function :func:`.selection.choose` takes the implementation and its tile sizes from the user's own table of measured

@@ -18,7 +18,7 @@ from .hardware import missing, unable
 __all__ = ["contract_in", "contract_out", "contract_weight", "describe", "features", "missing", "unable"]
 
 
-@functools.cache  # an import statement takes longer, even if the module has been imported
+@functools.cache  # an import statement in the function would take longer, even if the module is already imported
 def _dispatch() -> ModuleType:
     from . import dispatch
 

@@ -46,6 +46,6 @@ def _located(p: Problem, config: Config) -> Located:
     """Return memory for the results of the kernel that locates x."""
     padded = triton.cdiv(p.rows, config.rows) * config.rows
     starts = p.x.new_empty(p.inputs, padded, dtype=torch.int16)
-    if p.name == "F":  # pairs of values in the dtype of the weights
+    if p.name == "F":  # for F, the values are stored in pairs in the dtype of the weights
         return Located(starts, p.x.new_empty(p.inputs, TAPS // 2, padded, dtype=torch.int32), padded)
     return Located(starts, p.x.new_empty(p.inputs, TAPS + 1, padded, dtype=torch.float32), padded)

@@ -1,6 +1,6 @@
-"""The kernel compilations that are checked or made ahead on a machine without a GPU.
+"""Lists of kernel compilations that can be checked, or done ahead of time, on a machine without a GPU.
 
-The arguments of each kernel come from the launch functions of real runs, which are called with meta tensors here.
+The arguments of each kernel come from the same launch functions as in a real run, which are called with meta tensors.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def builds(capability: int) -> list[Build]:
 
 
 def sample() -> list[Build]:
-    """Return a selection of kernel compilations.
+    """Return a small selection of the kernel compilations of :func:`builds`.
 
     The selection covers each compute capability, kernel, dtype and form of splines.
     """
@@ -119,7 +119,7 @@ def _settings() -> Iterator[Setting]:
             yield bfloat16._replace(base=base)
         for order in (1, 3, 5):
             yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
-        for uniform in (True, False):  # Triton compiles a size of 1 as a constant
+        for uniform in (True, False):  # sizes of 1 are included because Triton compiles them as constants
             yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
             yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
     for name in "FH":
@@ -169,7 +169,7 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
         config: the configuration. If None, the rules choose a configuration of the implementation ``setting.way``.
     """
     p = problem_of(setting, capability)
-    if p.form == "none":  # no kernel of splines is launched for a derivative above the spline order
+    if p.form == "none":  # no kernel that computes splines is launched for a derivative above the spline order
         return
     if setting.way not in ways_of(key(p), capability):
         return
@@ -180,7 +180,7 @@ def builds_of(setting: Setting, capability: int, config: Config | None = None) -
 
 
 def configs_of(setting: Setting, capability: int, every: bool = False) -> list[Config]:
-    """Return the configurations of a contraction, whatever implementation ``setting.way`` names.
+    """Return the configurations of a contraction in all implementations; ``setting.way`` is ignored.
 
     Args:
         setting: sizes and options of the contraction.
@@ -214,7 +214,7 @@ def _config(s: Setting, p: Problem) -> Config:
 
 
 def _launches(p: Problem, config: Config) -> list[Launch]:
-    """Return the first launch of each kernel that computes a contraction, none of which is run."""
+    """Return the first launch of each kernel that computes a contraction. No kernel is run."""
     found: dict[str, Launch] = {}
     with launched_by(lambda launch: found.setdefault(launch.kernel.__name__, launch) and None):
         run(p, config)
@@ -231,7 +231,7 @@ def _build(s: Setting, p: Problem, config: Config, launch: Launch, part: str) ->
         tensor_cores=fused and p.matmul_dtype != torch.float64,
         overlaps=overlaps(config),
         elements=config.rows * config.inner if makes else 0,
-        # In float64, saturation to [0, 1] is compiled to a maximum instruction, which replaces NaN by 0 on purpose.
+        # In float64, clamping to [0, 1] is compiled to a maximum instruction, which replaces NaN by 0 as intended.
         # The pipelined kernels clamp the number of a cell, and restore a NaN of x afterwards.
         keeps_nan=p.matmul_dtype != torch.float64 and config.way != "pipelined",
     )

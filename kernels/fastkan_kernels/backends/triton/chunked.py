@@ -88,7 +88,7 @@ def chunks(p: Problem) -> Iterator[slice]:
 
 
 def _features(p: Problem, config: Config, rows: slice) -> tuple[Tensor | None, Tensor | None]:
-    """Return the values at some rows of x: of the splines ``[rows, K I]``, and of the base function ``[rows, I]``."""
+    """Return a tuple of the splines ``[rows, K I]`` and the base function ``[rows, I]`` at some rows of x."""
     count = rows.stop - rows.start
     psi = base = None
     if p.form != "none":
@@ -100,10 +100,10 @@ def _features(p: Problem, config: Config, rows: slice) -> tuple[Tensor | None, T
 
 
 def _scaled(p: Problem, values: Tensor) -> Tensor:
-    """Multiply ``values`` in place by the d-th power of the inverse knot spacing of the first input.
+    """Multiply ``values`` in place by the d-th power of the first input's inverse knot spacing.
 
-    The kernels divide d-th derivatives by this power. ``values`` are multiplied d times by the inverse knot spacing,
-    because the power alone might overflow.
+    The kernels compute d-th derivatives without the power of the inverse knot spacing. The inverse knot spacing is
+    multiplied d times, because its d-th power alone might overflow.
     """
     if p.derivative > 0:
         first = p.knots[0]
@@ -124,7 +124,7 @@ def product(p: Problem, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add(p: Problem, total: Tensor, a: Tensor, b: Tensor, out: Tensor) -> None:
-    """Write ``total + a @ b`` into ``out``. ``total`` may be ``out``, or else it is overwritten."""
+    """Write ``total + a @ b`` into ``out``. If ``total`` and ``out`` differ, both may be overwritten."""
     if a.dtype != p.work:
         torch.add(total, product(p, a, b), out=out)
         return

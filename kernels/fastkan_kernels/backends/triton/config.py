@@ -61,7 +61,8 @@ def _check_pipelined(contraction: str, config: Config) -> None:
     """Raise an exception unless the pipelined kernels support the tile sizes.
 
     A tile needs a multiple of four warps, 16 rows for each warp, at most 256 columns of a matrix product, and 64
-    elements along the dimension that is summed over. A tile of H has ``splines`` columns for each input.
+    elements along the dimension that is summed over. A tile of the contraction H has ``splines`` columns for each
+    input.
     """
     if config.warps % 4 or config.rows != 16 * config.warps:
         raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")

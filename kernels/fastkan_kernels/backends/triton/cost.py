@@ -1,7 +1,7 @@
 """A cost model that predicts the time of a contraction on a GPU from counts of its operations.
 
 The rules compare implementations by the predictions, and ``python -m bench.gpu`` prints the predictions beside
-measured times. The model counts the clocks in which each unit of a streaming multiprocessor is busy: the tensor
+measured times. The model counts the clock cycles in which each part of a streaming multiprocessor is busy: the tensor
 cores, the issue of warp instructions, and the path to the L2 cache. The instructions for each feature were counted in
 the machine code that ptxas writes (``python -m bench.codegen``). The rates of the GPUs come from the vendors' data
 sheets. No constant of the model was measured on a GPU, so each time is a prediction.
@@ -18,18 +18,19 @@ from .config import Config, chunk_rows
 from .key import Key
 
 LAUNCH = 3e-6  # seconds between the starts of two dependent kernels on a GPU
-# Seconds by which the predicted time of a small contraction may be wrong, because it consists of latencies. A choice
-# that takes more launches must save more than this time.
+# Seconds by which the predicted time of a small contraction may be wrong, because such a time consists of latencies. An
+# implementation with more launches is chosen only if its predicted saving exceeds this time.
 UNCERTAIN = 8e-6
-# Share of the data sheet's rate that matrix products reach on tensor cores, since their clock falls under load. It is
-# about the share that cuBLAS reaches with large matrices on an H100, and is assumed for all kernels.
+# Share of the data sheet's rate that matrix products reach on tensor cores, because the clock rate falls under load.
+# The cuBLAS library reaches about this share with large matrices on an H100, and the share is assumed for all kernels.
 TENSOR_SHARE = 0.85
-# Clocks of a step in which no unit is busy: barriers, and the latencies of a matrix product and of shared memory.
+# Clock cycles of a step in which every part of the multiprocessor waits, because of barriers and of the latencies of
+# matrix products and of shared memory.
 BUBBLE = {"fused": 350, "pipelined": 30}
 
 
 class Gpu(NamedTuple):
-    """Rates of a GPU. Rates without "second" in their description are for each clock and multiprocessor."""
+    """Rates of a GPU, per clock cycle and multiprocessor unless the description says "per second"."""
 
     processors: int
     hertz: float
@@ -38,12 +39,12 @@ class Gpu(NamedTuple):
     double: int  # multiply-adds in float64
     single: int  # multiply-adds in float32 without tensor cores
     l2: int  # bytes from the L2 cache
-    memory: float  # bytes from memory in a second
+    memory: float  # bytes from memory per second
     shared: int = 128  # bytes from shared memory
     issue: int = 4  # warp instructions
 
 
-# GPUs by compute capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
+# The GPUs are listed by compute capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
 GPUS = {
     80: Gpu(108, 1.41e9, 1024, 512, 64, 64, 47, 1.8e12),
     86: Gpu(82, 1.70e9, 256, 128, 2, 128, 32, 0.9e12),
@@ -54,7 +55,7 @@ GPUS = {
 }
 
 # Instructions that a thread runs for each feature inside the loop of matrix products, by contraction, implementation
-# and form of the splines. The numbers are medians over the builds of cubic splines in bfloat16.
+# and form of the splines. The numbers are medians over the compiled kernels for cubic splines in bfloat16.
 SLOTS = {
     ("F", "fused", "cardinal"): 9.6,
     ("F", "fused", "local"): 16.0,
@@ -70,34 +71,34 @@ SLOTS = {
     ("H", "pipelined", "local"): 18.0,
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
-ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x, before its features
-WORD = 8  # number of features in a word of the pipelined implementation
-# Maximum size of the partial sums of the base function, as a share of the sizes of the operands and results of G.
+ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x before its features are computed
+WORD = 8  # number of features in a 128-bit word of the pipelined implementation
+# Maximum size of the partial sums of the base function, as a share of the size of the operands and results of G.
 MAX_BASE_SHARE = 0.2
-MIN_STEPS = 8  # minimum number of steps of G in a part of the rows
+MIN_STEPS = 8  # minimum number of steps in a part of the rows of G
 GATHERED = 54  # instructions of the gather kernels for each row, input and output
 BANDED = 30  # instructions of the banded kernels for each input, eight rows and 32 outputs
-GATHER_LATENCY = 3000  # clocks until the cell of an input is found by bisection and its weights have arrived
+GATHER_LATENCY = 3000  # clock cycles until the cell of an input is found by bisection and its weights have arrived
 
 
 def gpu_of(capability: int) -> Gpu:
-    """Return the rates of a GPU; a GPU that is not in the table has those of the next lower compute capability."""
+    """Return the rates of a GPU. A GPU that is not in the table gets the rates of the next lower compute capability."""
     return GPUS[max(c for c in GPUS if c <= max(capability, min(GPUS)))]
 
 
 class Work(NamedTuple):
-    """The work of one kernel launch. Clocks are those of one program that has a multiprocessor to itself."""
+    """The work of one kernel launch. Clock cycles are counted for one program that runs alone on a multiprocessor."""
 
     programs: int
     resident: int  # number of programs that run on a multiprocessor at the same time
-    tensor: float  # clocks in which the tensor cores are busy
-    issue: float  # clocks in which instructions are issued
-    l2: float  # clocks in which data arrive from the L2 cache
-    idle: float  # clocks in which none of the units is busy
+    tensor: float  # clock cycles in which the tensor cores are busy
+    issue: float  # clock cycles in which instructions are issued
+    l2: float  # clock cycles in which data arrive from the L2 cache
+    idle: float  # clock cycles in which no part of the multiprocessor is busy
     overlapped: bool  # whether instructions are issued while the tensor cores are busy
     moved: float  # bytes read from and written to memory by all programs
-    launches: int = 1  # number of times that the kernel is launched, one after the other
-    shared: float = 0.0  # clocks in which data arrive from shared memory
+    launches: int = 1  # number of successive launches of the kernel
+    shared: float = 0.0  # clock cycles in which data arrive from shared memory
     short_programs: int = 0  # number of shorter programs, which start after all others
     short_share: float = 1.0  # time of a shorter program as a share of the time of a program
 
@@ -113,14 +114,14 @@ class Work(NamedTuple):
         slots = gpu.processors * self.resident
         waves, rest = divmod(self.programs, slots)
         clocks = waves * span(self.resident) + (span(math.ceil(rest / gpu.processors)) if rest else 0.0)
-        # In the last wave, the places that are free run shorter programs one after the other.
+        # The multiprocessors that are free in the last wave run shorter programs one after the other.
         early = (slots - rest) * max(1, int(1 / self.short_share)) if rest else 0
         late = max(0, self.short_programs - early)
         clocks += math.ceil(late / slots) * self.short_share * span(self.resident)
         return self.launches * (max(clocks / gpu.hertz, self.moved / gpu.memory) + LAUNCH)
 
     def limiter(self, gpu: Gpu) -> str:
-        """Return the part of the GPU that is busy for the largest share of the time, and that share."""
+        """Return as text the part of the GPU that is busy for the largest share of the time, with its share."""
         clocks = math.ceil(self.programs / gpu.processors)
         busy = {
             "tensor cores": clocks * self.tensor / gpu.hertz,
@@ -143,7 +144,7 @@ def seconds(k: Key, config: Config, capability: int) -> float:
     """Return the predicted time of a contraction in seconds.
 
     Args:
-        k: properties of the contraction. The number of rows counts as it is, without rounding.
+        k: properties of the contraction. The number of rows is not rounded.
         config: implementation and tile sizes.
         capability: compute capability of the GPU.
     """
@@ -152,7 +153,7 @@ def seconds(k: Key, config: Config, capability: int) -> float:
 
 
 def extra_bytes(k: Key, config: Config, gpu: Gpu) -> int:
-    """Return the bytes that a contraction holds in addition to its operands and results."""
+    """Return the bytes of memory that a contraction uses in addition to its operands and results."""
     size, features = _size(k.dtype), k.inputs * (k.spline_count + (k.base != "none"))
     if config.way == "chunked":
         sums = 4 * features * k.outputs if k.contraction == "G" else 4 * k.rows * k.outputs
@@ -179,7 +180,7 @@ def _size(dtype: str) -> int:
 
 
 def _rate(dtype: str, precision: str, gpu: Gpu) -> float:
-    """Return the multiply-adds of the kernels' matrix products for each clock and multiprocessor."""
+    """Return the number of multiply-adds per clock cycle and multiprocessor in the kernels' matrix products."""
     if dtype == "float64":
         return gpu.double
     if dtype == "float32":
@@ -188,7 +189,7 @@ def _rate(dtype: str, precision: str, gpu: Gpu) -> float:
 
 
 def _resident(k: Key, c: Config, sums: int) -> int:
-    """Return how many programs fit on a multiprocessor at the same time, by registers and shared memory."""
+    """Return how many programs fit on a multiprocessor at the same time, given its registers and shared memory."""
     threads = 32 * c.warps
     registers = min(255, 64 + sums * (2 if k.dtype == "float64" else 1) // threads)
     shared = c.stages * c.inner * (c.rows + c.columns * c.splines) * _size(k.dtype)
@@ -196,7 +197,7 @@ def _resident(k: Key, c: Config, sums: int) -> int:
 
 
 def _form(k: Key) -> str:
-    """Return the form of the splines; derivatives above the spline order, which are 0, count as the cheaper form."""
+    """Return the form of the splines; for derivatives above the spline order, return the cheaper form."""
     return "cardinal" if k.form == "none" else k.form
 
 
@@ -206,7 +207,7 @@ def _split(k: Key) -> int:
 
 
 def part_rows(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
-    """Return the number of rows in each part of the sums of G, for the splines and for the base function."""
+    """Return a tuple of the numbers of rows in a part of the sums of G, for the splines and for the base function."""
     steps = math.ceil(k.rows / c.inner)
     part, base_part = (math.ceil(steps / count) * c.inner for count in parts(k, c, gpu))
     return part, base_part
@@ -214,10 +215,11 @@ def part_rows(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
 
 @functools.lru_cache
 def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
-    """Return the numbers of parts of the rows for which G is predicted to take the shortest time.
+    """Return the numbers of parts into which the rows are split so that the predicted time of G is shortest.
 
     The kernel computes a result for each part, and the results are summed afterwards. The first number is for the
-    splines, and the second for the base function, which only the pipelined implementation splits differently.
+    splines, and the second number is for the base function. The numbers for the splines and for the base function
+    differ only in the pipelined implementation.
     """
     most = max(1, math.ceil(k.rows / c.inner) // MIN_STEPS)
     tiles, base_tiles = _tiles(k, c)
@@ -243,7 +245,7 @@ def parts(k: Key, c: Config, gpu: Gpu) -> tuple[int, int]:
 
 
 def _tiles(k: Key, c: Config) -> tuple[int, int]:
-    """Return the numbers of tiles of the result of G, for the splines and for the base function."""
+    """Return a tuple of the numbers of tiles in the results of G, for the splines and for the base function."""
     base = math.ceil(k.inputs / c.rows) * math.ceil(k.outputs / c.columns)
     splines = k.spline_count * base
     if c.way == "pipelined":
@@ -264,7 +266,7 @@ def _weight_works(k: Key, c: Config, gpu: Gpu, parts: tuple[int, int]) -> list[W
     loads = c.columns + (c.rows // WORD if c.way == "pipelined" else c.rows)
     work = _loop(k, c, gpu, tiles * count, long, 0, loads)
     work = work._replace(short_programs=base_tiles * base_count, short_share=short / long)
-    tile = 8 * c.rows * c.columns  # bytes of the partial sums of a tile, which are written and read
+    tile = 8 * c.rows * c.columns  # bytes of the partial sums of a tile, each of which is written once and read once
     partial = tile * (tiles * count * (count > 1) + base_tiles * base_count * (base_count > 1))
     sums = (count > 1) + (base_count > 1 and base_tiles > 0)
     if sums == 0:
@@ -289,11 +291,11 @@ def _loop(k: Key, c: Config, gpu: Gpu, programs: int, steps: int, entries: int, 
     Args:
         programs: number of programs.
         steps: number of steps of each program.
-        entries: number of steps before which a block of x is loaded.
+        entries: number of steps that load a new block of x.
         fetched: number of columns of length ``inner`` that a step loads from the L2 cache.
     """
     size, features = _size(k.dtype), c.rows * c.inner
-    made = features * max(1.0, 16 * c.warps / c.rows)  # warps that multiply the same rows make the same features
+    made = features * max(1.0, 16 * c.warps / c.rows)  # warps that multiply the same rows compute the same features
     issued = steps * made * SLOTS[k.contraction, c.way, _form(k)] + entries * features * ENTRY[_form(k)]
     if _split(k) > 1:
         issued += steps * (made + c.inner * c.columns) * SPLIT
@@ -369,20 +371,20 @@ def _banded(k: Key, c: Config, gpu: Gpu) -> list[Work]:
 
 
 def _chunked(k: Key, c: Config, gpu: Gpu) -> list[Work]:
-    """Return the work of features in memory, which PyTorch multiplies in chunks of rows.
+    """Return the work of the chunked implementation, which writes features to memory for PyTorch's matrix products.
 
-    A chunk is larger than the L2 cache. H has products in the working dtype in the place of features.
+    A chunk is larger than the L2 cache. For H, matrix products in the working dtype are stored instead of features.
     """
     features, size = k.inputs * (k.spline_count + (k.base != "none")), _size(k.dtype)
     rows = min(k.rows, chunk_rows(k.spline_count * k.inputs * size))
     shapes = {"F": (rows, features, k.outputs), "G": (features, rows, k.outputs), "H": (rows, k.outputs, features)}
     stored = max(size, 4) if k.contraction == "H" else size
-    slots = SLOTS["F", "fused", _form(k)] + 6  # the features are also converted and stored
+    slots = SLOTS["F", "fused", _form(k)] + 6  # the additional instructions convert and store the features
     issue = rows * features / gpu.processors * slots / 32 / gpu.issue
     written = Work(gpu.processors, 1, 0.0, issue, 0.0, 0.0, True, stored * rows * features)
     multiplied = product(*shapes[k.contraction], k.dtype, k.precision, gpu)
     multiplied = multiplied._replace(moved=multiplied.moved + (stored - size) * rows * features)
-    # The product of each chunk is added to a sum in float32. The base function has a product of its own.
+    # The product of each chunk is added to a sum in float32. The base function takes a separate product.
     added = 12 * features * k.outputs if k.contraction == "G" else 0
     summed = Work(gpu.processors, 1, 0.0, 0.0, 0.0, 0.0, True, added)
     steps = [written, multiplied, summed, summed._replace(moved=0)]

@@ -9,7 +9,7 @@
   the matrix products overlap (:mod:`.hopper`).
 - gather: a kernel for F or H reads only the weights of the k + 1 active splines of each input, without tensor cores
   (:mod:`.kernels.gather`).
-- banded: as gather, but the tensor cores multiply the weights, for two-byte dtypes and spline orders up to 3
+- banded: like gather, but the tensor cores multiply the weights, for two-byte dtypes and spline orders up to 3
   (:mod:`.banded`).
 
 Derivatives of the splines above the spline order are 0. For these derivatives, only the base function contributes to
@@ -41,7 +41,7 @@ from .selection import choose, choose_for
 
 
 def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis, derivative: int) -> Any:
-    """Return a contraction, by the launches of an earlier call if everything on which they depend is the same.
+    """Return a contraction. The launches of an earlier call are repeated if nothing on which they depend has changed.
 
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
@@ -100,16 +100,16 @@ def _launch(p: Problem, config: Config) -> tuple[list[Tensor | None], list[tuple
         A tuple of the memory into which the kernels write, and each launch with its compiled kernel.
     """
     memory, part_rows = memory_of(p, config)
-    if memory == [None, None]:  # G of features that are all 0
+    if memory == [None, None]:  # all features are 0, so no kernel is launched for G
         return memory, []
     launch = launched(p, config, memory, part_rows)
     return memory, [(launch, launch.run())]
 
 
 def memory_of(p: Problem, config: Config) -> tuple[list[Tensor | None], tuple[int, int]]:
-    """Return uninitialised memory for the results of a kernel, and how the kernel of G splits the rows.
+    """Return uninitialised memory for the results of a kernel, and the numbers of rows in a part of G.
 
-    G has results for the splines and for the base function, and a result for each part of the rows.
+    The contraction G has results for the splines and for the base function, and a result for each part of the rows.
 
     Returns:
         A tuple of the memory, as for :func:`launched`, and the numbers of rows in a part of G for the splines and for
@@ -139,7 +139,7 @@ def _result(p: Problem, memory: Sequence[Tensor | None]) -> Any:
 def _weights(p: Problem, splines: Tensor | None, base: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the results of G in the dtype of x. If ``splines`` is None, the derivative of the splines is 0."""
     if splines is None:
-        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # NaN for each input that is NaN in any row
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(0)  # the result is NaN for each input that is NaN in any row
         splines = nan.view(1, p.inputs, 1).repeat(p.spline_count, 1, p.outputs)
     return splines.to(p.x.dtype), None if base is None else base.to(p.x.dtype)
 
@@ -158,15 +158,15 @@ def _empty(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Basis
 # -- repeated contractions -------------------------------------------------------------------------
 
 
-MAX_RECORDS = 1024  # maximum number of records in memory, of about 3 KB each
+MAX_RECORDS = 1024  # maximum number of records in memory; a record takes about 3 KB
 
 
 class Record(NamedTuple):
-    """The launches of a contraction, to be repeated with other tensors of the same layout.
+    """A record of the launches of a contraction, which can be repeated with other tensors of the same layout.
 
-    ``converted`` has the number and the dtype of each operand that the kernels need in another dtype or layout.
+    ``converted`` has the number and the dtype of each operand that the kernels need in a different dtype or layout.
     ``memory`` has the shape and the dtype of each result that the kernels write, and ``in_parts`` whether the parts of
-    the result must be summed. The numbers count the tensors ``(x, knots, *operands)`` and then the results.
+    the result must be summed. Tensors are numbered in the order ``(x, knots, *operands)``, followed by the results.
     """
 
     launches: list[Repeat]
@@ -274,7 +274,7 @@ def _launches_by(way: str) -> dict[str, Callable[..., Launch]]:
 def _base_out(p: Problem) -> Tensor:
     """Return F for a derivative above the spline order."""
     if p.base_weight is None:
-        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)  # NaN for each row that has a NaN
+        nan = torch.where(p.x.isnan(), p.x, 0.0).sum(1, keepdim=True)  # the result is NaN in each row that has a NaN
         return nan.expand(-1, p.outputs).contiguous()
     base = base_function(p.x.to(p.work), p.base, p.derivative)
     base = base if p.v is None else base * p.v

@@ -81,8 +81,8 @@ def capability(device: torch.device) -> int:
     return _capability(torch.cuda.current_device() if device.index is None else device.index)
 
 
-# torch.compile calls the function while it traces, instead of tracing it. torch.compiler.assume_constant_result, which
-# sets the attribute, would import the compiler.
+# The attribute makes torch.compile call the function during tracing instead of tracing into the function. The attribute
+# is set directly, because the function torch.compiler.assume_constant_result would import the compiler.
 capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -92,12 +92,13 @@ def processors(index: int | None) -> int:
     return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
 
 
-@functools.cache  # the function is called for each kernel launch
+@functools.cache  # the result is cached because the function is called for each kernel launch
 def needs_wgmma_wait(capability: int) -> bool:
     """Return whether a kernel must wait for each asynchronous matrix product in the loop iteration that starts it.
 
-    The reason is explained in tiles.await_product. Only Hopper GPUs (compute capability 9.x) have the instruction
-    wgmma. Blackwell GPUs keep accumulators in tensor memory, where the wait would copy the accumulator in every step.
+    The function ``tiles.await_product`` explains the reason. Only Hopper GPUs (compute capability 9.x) have the
+    instruction wgmma. Blackwell GPUs store accumulators in tensor memory, and the wait would copy the accumulator to
+    registers in every step.
     """
     import triton
 
@@ -140,14 +141,14 @@ def precision(matmul_dtype: torch.dtype) -> str:
 
 @contextmanager
 def pytorch_products(precision: str) -> Iterator[None]:
-    """Compute PyTorch's float32 matrix products on a GPU in tf32 inside the ``with`` statement if asked for.
+    """Use tf32 in PyTorch's float32 matrix products inside the ``with`` statement if ``precision`` is "tf32".
 
-    PyTorch has no setting for a single product or a single thread, so its global setting is changed and restored. The
-    older settings must not be used here, because their value cannot be restored.
+    PyTorch has no setting for a single product or a single thread, so its global setting is changed and restored.
+    PyTorch's older settings of float32 precision cannot be restored, so only the newer setting is used.
 
     Args:
-        precision: a result of :func:`precision`, or ``"tf32"`` where tf32 replaces float16. For every value but
-            ``"tf32"``, PyTorch's setting already has the right value.
+        precision: a result of :func:`precision`, or ``"tf32"`` where tf32 replaces float16. For any other value than
+            ``"tf32"``, PyTorch's setting is already right and is left unchanged.
     """
     if precision != "tf32" or _tf32_allowed():
         yield

@@ -9,7 +9,7 @@ import torch
 from .config import power_of_two
 from .problem import Problem
 
-EXACT_BELOW = 256  # sizes above 256 are rounded up to a power of two; smaller sizes are kept as they are
+EXACT_BELOW = 256  # Sizes up to this limit are not rounded. Larger sizes are rounded up to a power of two.
 
 
 class Key(NamedTuple):
@@ -41,7 +41,8 @@ class Key(NamedTuple):
 
 def key(p: Problem) -> Key:
     """Return the key of the contraction that a problem describes."""
-    from .launch import describable, describable_rows  # Tables of configurations are read without Triton.
+    # The import is inside the function, because tables of configurations are also read without Triton.
+    from .launch import describable, describable_rows
 
     aligned = all(describable(t) for t in (p.weight, p.base_weight, p.g) if t is not None)
     dtype = str(p.matmul_dtype).removeprefix("torch.")

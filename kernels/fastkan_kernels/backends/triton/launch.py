@@ -20,8 +20,8 @@ DTYPES = {
     torch.float64: tl.float64,
 }
 
-# Integer arguments that depend on the number of rows. Triton must not compile another kernel where they are 1 or
-# divisible by 16, because the last batch of an epoch is often shorter than the others.
+# Integer arguments that depend on the number of rows. Triton must not compile another kernel where one of these
+# arguments is 1 or divisible by 16, because the last batch of an epoch often has fewer rows than the other batches.
 UNSPECIALIZED = ("N", "part_rows", "base_part_rows", "programs", "tiles", "PADDED")
 
 
@@ -61,7 +61,7 @@ class Launch(NamedTuple):
             tensors: all tensors that the arguments contain, possibly as views that begin at the same address.
         """
         numbers = {t.data_ptr(): number for number, t in enumerate(tensors) if t is not None}
-        alone = len(numbers) == sum(t is not None for t in tensors)  # otherwise an address has no unique tensor
+        alone = len(numbers) == sum(t is not None for t in tensors)  # whether each address belongs to only one tensor
         if not isinstance(compiled, CompiledKernel) or self.kernel.pre_run_hooks or not alone:
             return None
         arguments, places = [], []
@@ -91,8 +91,8 @@ class Launch(NamedTuple):
 class Repeat(NamedTuple):
     """A launch without its tensors, which can be repeated with tensors of the same layout.
 
-    The compiled kernel is called directly, so Triton does not examine the arguments again. Everything for which Triton
-    compiles a kernel specially must therefore be the same: shapes, strides, dtypes and the alignment of addresses.
+    The compiled kernel is called directly, so Triton does not examine the arguments again. The tensors must therefore
+    have the same shapes, strides, dtypes and alignment of addresses, for which Triton compiles special kernels.
     """
 
     start: Callable[..., None]
@@ -102,12 +102,13 @@ class Repeat(NamedTuple):
     device: torch.device
 
     def run(self, tensors: Sequence[Tensor | None]) -> None:
-        """Launch the kernel with the given tensors in place of those of :meth:`Launch.repeat`."""
+        """Launch the kernel with the given tensors, which replace the tensors of :meth:`Launch.repeat`."""
         arguments = self.arguments.copy()
         for place, number, kind, fields in self.places:
             value: Any = tensors[number]
             if kind is not None:
-                made: Any = object.__new__(kind)  # without the checks of the first descriptor
+                # the constructor is skipped, because its checks have passed for the first descriptor
+                made: Any = object.__new__(kind)
                 made.__dict__ = {**fields, "base": value}
                 value = made
             arguments[place] = value
@@ -163,8 +164,8 @@ def describable(tensor: Tensor | None) -> bool:
 def describable_rows(tensor: Tensor | None) -> bool:
     """Return whether a hardware tensor descriptor can address a matrix with any distance between its rows.
 
-    The address and the distance in bytes must be multiples of 16. A tensor with overlapping rows is not supported, such
-    as the result of ``expand`` or ``unfold``.
+    The address of the matrix and the distance between its rows in bytes must be multiples of 16. A tensor with
+    overlapping rows is not supported, such as the result of ``expand`` or ``unfold``.
     """
     if tensor is None:
         return True

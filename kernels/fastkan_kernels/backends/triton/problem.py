@@ -57,7 +57,7 @@ class Problem(NamedTuple):
         return self.basis.base if self.name == "G" or self.base_weight is not None else "none"
 
     def base_rounded(self, way: str = "") -> str:
-        """Return the kernels' name of the base function, to which "16" is appended if its values must be rounded.
+        """Return the kernels' name of the base function, with "16" appended if the values must be rounded to float16.
 
         Values are rounded to float16 if autocast selects float16 but the implementation ``way`` multiplies in a wider
         dtype. The rounding makes values beyond 65504 infinite in every implementation.
@@ -83,7 +83,7 @@ class Problem(NamedTuple):
     def waits(self) -> bool:
         """Whether a kernel must wait for a matrix product of features in registers before its next loop iteration.
 
-        The reason is explained in tiles.await_product.
+        The function ``tiles.await_product`` explains the reason.
         """
         return self.work != torch.float64 and hardware.needs_wgmma_wait(self.capability)
 
@@ -195,10 +195,10 @@ def form_of(basis: Basis, derivative: int) -> str:
 
 
 def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplied: bool) -> tuple[torch.dtype, bool]:
-    """Return a tuple of the dtype in which features and weights are multiplied, and whether tf32 replaces float16.
+    """Return a tuple of the dtype of matrix products of features and weights, and whether tf32 replaces float16.
 
-    The dtype of products is autocast's dtype or, without autocast, the dtype of x. The tf32 format has as many digits
-    as float16 but the range of float32. In two cases a factor may leave the range of float16, so tf32 replaces float16:
+    Products have the dtype of autocast or, without autocast, the dtype of x. The tf32 format has as many digits as
+    float16 but the range of float32. In two cases a factor may leave the range of float16, so tf32 replaces float16:
 
     - Autocast selects float16 but x has a different dtype, and a factor is a gradient, v or a derivative of features.
     - Derivatives of the splines are computed and the inputs do not share one equally spaced row of knots, so that no

@@ -27,7 +27,8 @@ def ways_of(k: Key, capability: int) -> list[str]:
     ways = [way for way, contractions in WAYS.items() if k.contraction in contractions]
     if "pipelined" in ways and not _can_be_pipelined(k, capability):
         ways.remove("pipelined")
-    if k.dtype == "float64" and k.form == "local":  # each of the k + 1 active splines takes two registers and spills
+    # in float64, each of the k + 1 active splines takes two registers, so that the kernel would spill registers
+    if k.dtype == "float64" and k.form == "local":
         ways.remove("fused")
     if "banded" in ways and not _can_be_banded(k, capability):
         ways.remove("banded")
@@ -37,7 +38,7 @@ def ways_of(k: Key, capability: int) -> list[str]:
 def _can_be_banded(k: Key, capability: int) -> bool:
     """Return whether the banded implementation can compute a contraction with the given key.
 
-    The kernels multiply four splines of each input in a two-byte dtype, and address tensors by 32-bit offsets. Two
+    The kernels multiply four splines of each input in a two-byte dtype, and they address tensors by 32-bit offsets. Two
     slots of weights must fit into shared memory.
     """
     small = max(5 * max(k.rows, 512) * k.inputs, k.spline_count * k.inputs * k.outputs) < 2**31
@@ -72,7 +73,8 @@ def overlaps(config: Config) -> bool:
 def default(k: Key, capability: int) -> Config:
     """Return the configuration with the lowest predicted time, which is used where nothing was measured.
 
-    Another implementation than the first one is used only if the predicted saving exceeds ``cost.UNCERTAIN`` seconds.
+    The first implementation in the list is preferred, unless another one is predicted to save more than
+    ``cost.UNCERTAIN`` seconds.
     """
     first, *others = by_way(k, capability)
     best = min(others, key=lambda config: cost.seconds(k, config, capability), default=first)
@@ -83,8 +85,8 @@ def default(k: Key, capability: int) -> Config:
 def by_way(k: Key, capability: int) -> list[Config]:
     """Return a configuration of each implementation that can compute a contraction with the given key.
 
-    The tiles are the ones with the lowest predicted time. Only uniform splines of order 3 or less have a choice of
-    tiles, because the kernels of other splines were not compiled with all candidates.
+    The tiles are the ones with the lowest predicted time. Only splines on uniform knots of order 3 or less have more
+    than one candidate, because the kernels of other splines were not compiled with all tiles.
     """
     found = []
     for way in ways_of(k, capability):
@@ -149,7 +151,8 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
         return False
     if (k.contraction, kind, hopper) == ("G", "half", False) and c.rows * c.inner < 64 * 64:
         return False
-    if k.contraction == "H":  # besides the sums, registers hold the tiles of x, of the cells of x and of the result
+    # In addition to the sums, registers hold the tiles of x, of the cells of x and of the result.
+    if k.contraction == "H":
         tile = c.rows * c.columns // threads
         room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
         return tile <= 16 and sums + 2 * tile + c.inner <= room
@@ -162,7 +165,7 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
 # Maximum number of values that a thread may hold in registers. The first number of each pair is for the contractions F
 # and G, and the second number is for H.
 _ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
-_OLDER_ROOM = {"half": (144, 144), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
+_OLDER_ROOM = {"half": (144, 127), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
 
 def _operand_bytes(k: Key, c: Config) -> int:
@@ -195,7 +198,7 @@ def _fused(k: Key, capability: int) -> Config:
     steep = k.derivative > 0  # registers also hold a factor for each input and, in a double backward, v
     crowded = local and k.order > 4
     if k.contraction == "F":
-        most = 16 if steep and older else 32  # the limit applies only if ``crowded`` and ``wide``
+        most = 16 if steep and older else 32  # the limit applies only if ``crowded`` and ``wide`` are both true
         rows = power_of_two(k.rows, 16, most if crowded and wide else 64 if wide or crowded else 128)
         least = wide or rows < 64 or (local and (older or size > 2)) or (older and steep) or crowded
         columns = power_of_two(
@@ -239,7 +242,7 @@ def _pipelined(k: Key, capability: int) -> Config:
         rows = power_of_two(k.rows, 64, 128)
     else:
         rows = power_of_two(k.spline_count * k.inputs if k.contraction == "G" else k.rows, 64, 128)
-        # ptxas serialises the products of F in wider tiles of 64 rows.
+        # In wider tiles of 64 rows, ptxas would make each product of F wait for the previous product.
         columns = power_of_two(k.outputs, 16, 64 if k.contraction == "F" and rows == 64 else 256)
     return Config("pipelined", rows, columns, 64, 8 if k.contraction == "H" else 1, rows // 16, 4, True)
 
@@ -265,7 +268,7 @@ def _gathering(k: Key, capability: int) -> Config:
 
 
 def _slot_bytes(k: Key) -> int:
-    """Return the number of bytes of the weights of one input and 32 outputs, for the splines rounded up to fours."""
+    """Return the number of bytes of the weights of one input and 32 outputs, for a multiple of four splines."""
     return -(-k.spline_count // 4) * 256
 
 

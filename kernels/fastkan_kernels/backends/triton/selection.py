@@ -51,12 +51,13 @@ SHIPPED = Path(__file__).parent / "tables"
 # All threads share the following variables, because PyTorch runs the backward on a GPU in a different thread than the
 # forward.
 _forced: dict[str, Config] = {}
-_table: Table | None = None  # None until FASTKAN_TUNING has been read
-_tuned: dict[tuple[str | None, Key], Config] = {}  # the strings are the names of GPUs
+_table: Table | None = None  # the table is None until FASTKAN_TUNING has been read
+_tuned: dict[tuple[str | None, Key], Config] = {}  # the keys of the outer dict are the names of GPUs
 _tuning = threading.Lock()  # only one thread tunes at a time, so that timings are not disturbed
 _log = logging.getLogger(__name__)
-# Results that depend on the choices, by keys of the user of this dict. Whenever a choice may have changed, the dict is
-# replaced instead of cleared, so that a thread that still uses outdated choices stores its result in the old dict.
+# Results that depend on the choices. The module that stores a result defines its key. Whenever a choice may have
+# changed, the dict is replaced instead of cleared, so that a thread that still uses outdated choices stores its result
+# in the old dict.
 records: dict[Any, Any] = {}
 
 
@@ -69,7 +70,10 @@ def _forget() -> None:
 
 
 class _State:
-    """A state of the switch. States are compared by identity, because threads may leave them in any order."""
+    """A state of the tuning switch.
+
+    States are compared by identity, because threads may leave their ``with`` statements in any order.
+    """
 
     def __init__(self, on: bool, seconds: float) -> None:
         self.on, self.seconds = on, seconds
@@ -98,8 +102,8 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
 
     Args:
         enabled: whether to tune. False turns tuning off if FASTKAN_AUTOTUNE has turned it on.
-        seconds: approximate time limit for tuning one contraction, in seconds. Candidates for which no time is left are
-            not considered, in later processes neither.
+        seconds: approximate time limit for tuning one contraction, in seconds. Candidates that do not fit into the
+            limit are not timed, neither in this process nor in later processes.
 
     Raises:
         TypeError: if ``enabled`` is not a bool, or ``seconds`` is not a number.
@@ -131,7 +135,7 @@ def is_on() -> bool:
 def override(contraction: str, config: Config) -> Iterator[None]:
     """Use one configuration for all sizes of a contraction inside the ``with`` statement, in all threads.
 
-    Tests and timings use this function.
+    The function is meant for tests and timings.
 
     Raises:
         ValueError: if the contraction does not exist or does not support the configuration.
@@ -167,7 +171,7 @@ def choose_for(p: Problem, run: Callable[[Problem, Config], Any]) -> tuple[Confi
     """Return a tuple of the configuration of a problem and whether the choice is final.
 
     The problem is tuned first if :func:`autotune` is on, tuning is possible and no configuration has been measured yet.
-    The choice is not final if the problem may still be tuned later.
+    The choice is not final if a later call may still tune the problem.
 
     Args:
         p: the contraction with its operands.
@@ -224,9 +228,9 @@ def _measured(k: Key, capability: int, device: torch.device | None) -> Config | 
 class _Contraction:
     """A contraction in the form in which ``triton.autotune`` expects a kernel.
 
-    Timing the whole contraction instead of one kernel also compares implementations that launch several kernels, and
-    builds the tensor descriptors for the tiles of each candidate. Triton saves the result by the name and the source
-    code of the kernel ``fn``, and by the argument ``problem``.
+    The whole contraction is timed instead of one kernel, so that implementations with several kernels can be compared,
+    and so that tensor descriptors can be built for the tiles of each candidate. Triton saves the result under the name
+    and the source code of the kernel ``fn`` and the argument ``problem``.
     """
 
     arg_names = ("problem",)
@@ -262,8 +266,8 @@ def _tune(k: Key, p: Problem, run: Callable[[Problem, Config], Any], seconds: fl
         times.append(found[0])
         return found
 
-    # Triton saves results by compute capability and by the source code of one kernel, so the name of the GPU and a
-    # digest of all kernels are added.
+    # Triton saves a result under the compute capability and the source code of one kernel. The name of the GPU and a
+    # digest of all kernels are therefore added to the key.
     place = f"{k} on {gpu_name(p.x.device)} by {source_digest()}"
     make = triton.autotune([_to_triton(c) for c in configs], ["problem"], do_bench=timed, cache_results=True)
     with torch.no_grad(), _on(p.x.device):
@@ -274,7 +278,7 @@ def _tune(k: Key, p: Problem, run: Callable[[Problem, Config], Any], seconds: fl
     return Config(**best.kwargs, warps=best.num_warps, stages=best.num_stages)
 
 
-_bench: Callable[..., list[float]] | None = None  # function that times a call instead of Triton's own
+_bench: Callable[..., list[float]] | None = None  # a function that times a call in place of Triton's own function
 
 
 def _to_triton(config: Config) -> Any:
@@ -304,7 +308,7 @@ def _compile(p: Problem, run: Callable[[Problem, Config], Any], configs: Sequenc
 
 @functools.cache
 def source_digest() -> str:
-    """Return a digest of the source files of the Triton backend, for which alone a measurement is valid."""
+    """Return a digest of the source files of the Triton backend. A measurement is valid only for unchanged files."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -364,7 +368,7 @@ def use_table(path: str | Path | None) -> None:
 
 
 def _table_for(device: torch.device | None) -> dict[Key, Config]:
-    """Return the user's table, which is empty on a GPU of another model than the one for which it was measured."""
+    """Return the user's table, or an empty table if the user's table was measured on a different model of GPU."""
     if _table is None:
         try:
             use_table(hardware.table_from_environment())

@@ -3,7 +3,7 @@
 Each step multiplies a tile of g ``[ROWS, 64]`` by a tile of W ``[64, 8 COLUMNS]``, whose columns are sorted by spline b
 and, for each of 8 splines, by input i. Each thread therefore holds the sums over o for all splines of its inputs, and
 multiplies the sums for the k + 1 active splines by the features. A program computes several tiles one after another, so
-that the copies for the next tile start before the features of the current tile are computed.
+that the copies for the next tile can start before the features of the current tile are computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .words import SPLINES, active, shared_grid
 
 @gluon.jit
 def shifted(values, bit, SHIFT: gl.constexpr, COUNT: gl.constexpr):
-    """Return the first COUNT values, or where ``bit`` is not 0, the values that come SHIFT places later."""
+    """Return the first COUNT values or, where ``bit`` is not 0, COUNT values beginning with number SHIFT."""
     chosen = ()
     for n in gl.static_range(COUNT):
         chosen = chosen + (gl.where(bit != 0, values[n + SHIFT], values[n]),)
@@ -43,7 +43,7 @@ def contribution(
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, SHARED: gl.constexpr,
     WORDS: gl.constexpr, LAYOUT: gl.constexpr,
 ):  # fmt: skip
-    """Return the sum over the splines of a word of the splines' values times ``sums``.
+    """Return what the splines of a word contribute to a tile of H: the sum over the splines of value times ``sums``.
 
     Args:
         sums: sums over o for the 8 splines of a word ``[ROWS, 8 COLUMNS]``, in columns that are sorted by spline.
@@ -77,7 +77,7 @@ def contribution(
 
 @gluon.jit
 def expect_step(sources, ready, turn, turns, SLOTS: gl.constexpr):
-    """Announce the copies of :func:`fetch_step`."""
+    """Announce the copies that :func:`fetch_step` will start for a step to the barriers of the slots."""
     for s in gl.static_range(len(sources)):
         expect(ready[s], turn, sources[s], turn < turns, SLOTS)
 
@@ -163,7 +163,7 @@ def contract_in_kernel(
 
     grid = shared_grid(knots_ptr, M)
     h = gl.zeros((ROWS, COLUMNS), gl.float32, held)
-    for visit in range(visits):  # a visit computes the contribution of one word of splines to one tile
+    for visit in range(visits):  # an iteration computes the contribution of one word of splines to one tile
         word = visit % WORDS
         tile_row, tile_column = tile_of(program + visit // WORDS * programs, down, across, GROUP)
         rows = tile_row * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, held))
@@ -192,7 +192,7 @@ def contract_in_kernel(
             )  # fmt: skip
         sums, base_sums = warpgroup_mma_wait(0, deps=[sums, base_sums])
         part = contribution(sums, x, word, knots_ptr, i, grid, I, M, ORDER, D, FORM, SEARCH, SHARED, WORDS, held)
-        if BASED:  # each visit multiplies the base weights, because a branch would make the products wait
+        if BASED:  # every iteration also multiplies the base weights, because a branch would make the products wait
             part += gl.where(word == 0, base_function(x, BASE, D) * base_sums, 0.0)
         h = gl.where(word == 0, part, h + part)
         if word == WORDS - 1:

@@ -5,7 +5,7 @@ Each step multiplies the features of 8 inputs and 8 splines, a tile ``[ROWS, 64]
 base weights. The operations of a step are:
 
 1. Start the matrix product.
-2. Wait for the product of the previous step, which ran until now.
+2. Wait for the matrix product of the previous step, which has been running.
 3. Compute the features of the next step while the product of the current step runs.
 4. Start the copies of a later step into the slots of shared memory that the previous product has read.
 """
@@ -45,7 +45,7 @@ DEPTH = gl.constexpr(64)  # number of features in a step
 
 @gluon.jit
 def expect_step(inputs, base_inputs, w, ready, step, spline_steps, steps, BASED: gl.constexpr, SLOTS: gl.constexpr):
-    """Announce the copies of :func:`fetch_step`."""
+    """Announce the copies that :func:`fetch_step` will start for a step to the barriers of the slots."""
     expect(ready[0], step, w, step < steps, SLOTS)  # tiles of W and of the base weights have the same size
     if step < spline_steps:
         for n in gl.static_range(len(inputs)):
@@ -142,7 +142,7 @@ def contract_out_kernel(
             BASED, WORDS, SLOTS,
         )  # fmt: skip
 
-    # Sums, and therefore also the values of the base function, are divided by unit^d.
+    # All sums are scaled by unit^d at the end, so the values of the base function are divided by unit^d first.
     grid = shared_grid(knots_ptr, M)
     factor = scaled(1.0, 1.0 / grid[1], D)
     i = gl.arange(0, SPLINES, layout=gl.SliceLayout(0, narrow))
@@ -198,7 +198,7 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
     inputs = [base_x, base_v] if based else [x, v]
     tiles = [w, *inputs[: 1 + (p.v is not None)]]
     slots = slot_count(config.stages, tiles, 4 * config.rows * DEPTH.value, p.capability)
-    if slots == 0:  # x and v have a wider dtype than the matrix products
+    if slots == 0:  # large tiles do not fit if x and v have a wider dtype than the matrix products
         return launch_out(p, config._replace(rows=64, columns=min(64, config.columns), warps=4), y)
     arguments = {
         "x": x,

@@ -2,7 +2,7 @@
 
 Each step multiplies the transposed features of 64 rows, a tile ``[64, ROWS]`` in shared memory, by a tile of g
 ``[64, COLUMNS]``. The columns of the first tile are 8 splines for each of ROWS / 8 inputs, or the base function of ROWS
-inputs. The order of operations in a step is described in :mod:`.contract_out`.
+inputs. The module :mod:`.contract_out` describes the order of the operations in a step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .words import SPLINES, load_inputs, shared_grid, store_base, store_words
 
 @gluon.jit
 def expect_step(inputs, g, ready, step, steps, SLOTS: gl.constexpr):
-    """Announce the copies of :func:`fetch_step`."""
+    """Announce the copies that :func:`fetch_step` will start for a step to the barriers of the slots."""
     expect(ready[0], step, g, step < steps, SLOTS)
     for n in gl.static_range(len(inputs)):
         expect(ready[1 + n], step, inputs[n], step < steps, SLOTS)
@@ -60,10 +60,10 @@ def store_features(
     ORDER: gl.constexpr, D: gl.constexpr, BASE: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr,
     SHARED: gl.constexpr, WORDS: gl.constexpr,
 ):  # fmt: skip
-    """Store the features at a tile of x, which the tuple ``made`` holds, together with v if v is used."""
+    """Compute and store the features for a tile of x; the tuple ``made`` holds the tiles of x and, if used, of v."""
     if FORM == "base":
         store_base(made, tile, 1.0, BASE, D)
-    else:  # a NaN in x makes all sums of the input NaN
+    else:  # a NaN in x makes all sums of that input NaN
         store_words(made, i, word, tile, knots_ptr, grid, I, M, ORDER, D, FORM, SEARCH, SHARED, WORDS, SPLINES)
 
 
@@ -205,7 +205,7 @@ DEPTH = 64  # number of rows in a step
 
 
 def _tiles(p: Problem, config: Config) -> tuple[int, int]:
-    """Return the numbers of tiles of the results for the splines and for the base function."""
+    """Return a tuple of the numbers of tiles in the results for the splines and for the base function."""
     words, across = triton.cdiv(p.spline_count, SPLINES.value), triton.cdiv(p.outputs, config.columns)
     tiles = words * triton.cdiv(p.inputs, config.rows // SPLINES.value) * across
     base_tiles = triton.cdiv(p.inputs, config.rows) * across
@@ -228,7 +228,7 @@ def launch_weight(
     inputs = [x, v] if p.base == "none" else [base_x, base_v]
     held = [g, *inputs[: 1 + (p.v is not None)]]
     slots = slot_count(config.stages, held, 4 * DEPTH * config.rows, p.capability)
-    if slots == 0:  # x and v have a wider dtype than the matrix products
+    if slots == 0:  # large tiles do not fit if x and v have a wider dtype than the matrix products
         smaller = config._replace(rows=64, warps=4)
         return launch_weight(p, smaller, out, base_out, part_rows, base_part_rows)
     tiles, base_tiles = _tiles(p, config)

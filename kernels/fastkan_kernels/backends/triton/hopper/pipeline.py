@@ -1,7 +1,7 @@
 """Asynchronous copies of tiles into and out of shared memory, for all Hopper kernels.
 
-The kernels reuse a fixed number of slots in turn. Each slot has a barrier that counts the bytes that have
-arrived in the slot. Functions whose names differ between versions of Triton get one name in this module.
+The kernels use a fixed number of slots in shared memory in rotation. Each slot has a barrier that counts the bytes that
+have arrived in the slot. Functions whose names differ between versions of Triton get one name in this module.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ def start_barriers(SLOTS: gl.constexpr):
 
 @gluon.jit
 def end_barriers(ready, SLOTS: gl.constexpr):
-    """Invalidate the barriers of all slots. No warp may wait for a barrier afterwards."""
+    """Invalidate the barriers of all slots. No warp may wait for one of the barriers afterwards."""
     for slot in gl.static_range(SLOTS):
         mbarrier.invalidate(ready.index(slot))
 
 
 @gluon.jit
 def expect(ready, turn, descriptor, happens, SLOTS: gl.constexpr):
-    """If ``happens``, announce to the slot's barrier that the block with index ``turn`` will be copied to the slot."""
+    """Announce to a slot's barrier the copy of the block with index ``turn``, if ``happens`` is true."""
     mbarrier.expect(ready.index(turn % SLOTS), descriptor.block_type.nbytes, pred=happens)
 
 
 @gluon.jit
 def fetch(descriptor, coordinates, tiles, ready, turn, happens, SLOTS: gl.constexpr):
-    """If ``happens``, start to copy a block of a tensor, which :func:`expect` has announced, to a slot."""
+    """Start to copy a block of a tensor to a slot if ``happens`` is true. Call :func:`expect` before the copy."""
     copy_tile(descriptor, coordinates, ready.index(turn % SLOTS), block_of(tiles, turn % SLOTS, descriptor), happens)
 
 
@@ -59,7 +59,7 @@ def await_tile(ready, turn, SLOTS: gl.constexpr):
 
 @gluon.jit
 def block_of(tiles, slot, like):
-    """Return a slot, or the beginning of it, as a tile of the shape, dtype and layout of a descriptor's block."""
+    """Return the beginning of a slot as a tile of the shape, dtype and layout of a descriptor's block."""
     return reinterpret(tiles.index(slot), like.dtype, like.block_shape, like.layout)
 
 
@@ -67,7 +67,7 @@ def block_of(tiles, slot, like):
 def store(descriptor, coordinates, values):
     """Write a tile of a result to memory, except for the elements that lie beyond the edges of the tensor.
 
-    No copy may still run, and no product may still read shared memory, because the tile takes their place.
+    All copies and products must have finished, because the tile is first written to the shared memory of the slots.
     """
     LAYOUT: gl.constexpr = gl.NVMMASharedLayout(
         descriptor.layout.swizzle_byte_width, descriptor.dtype.primitive_bitwidth
@@ -90,7 +90,8 @@ def descriptor(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     return TensorDescriptor(tensor, list(tensor.shape), strides(tensor), block, layout)
 
 
-MIN_SLOTS = 3  # one slot for the current product, one for the next features, and one that is being filled
+# One slot is read by the current product, one has the operands of the next features, and one is being filled.
+MIN_SLOTS = 3
 _BARRIER_BYTES = 1024  # upper bound on the bytes of the barriers of all slots and of the padding between them
 
 

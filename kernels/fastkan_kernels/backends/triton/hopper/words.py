@@ -1,8 +1,9 @@
 """Device functions that compute the features of an input as 128-bit words, for all Hopper kernels.
 
 A word holds the 16-bit features of eight consecutive splines at one element of x. At most k + 1 consecutive splines are
-not 0, so a word is computed from the cell of the element: the k + 1 active splines are rounded, packed into 64 bits and
-shifted to their place. A kernel needs about 4 operations for each feature, and each word is one store to shared memory.
+not 0. The values of these k + 1 active splines are therefore rounded, packed into 64 bits and shifted to their place in
+the word, which depends on the cell of the element. A kernel needs about 4 operations for each feature, and each word is
+one store to shared memory.
 
 The d-th derivatives are multiplied by the d-th power of a knot spacing, as described in :mod:`..kernels.spline`.
 """
@@ -29,11 +30,12 @@ def coefficient(order, derivative, position, power, mirrored):
     Args:
         order: order k of the splines.
         derivative: order d of the derivative.
-        position: position r of the spline among the active ones, 0 to k.
-        power: power of the fraction u, which is the distance from the left knot of the cell in units of the cell.
+        position: position r of the spline among the active splines, 0 to k.
+        power: power of u, the distance from the left knot of the cell as a fraction of the cell's width.
         mirrored: whether the polynomial is in 1 - u instead of u.
     """
-    if mirrored:  # a spline is symmetric, and derivatives of odd order change the sign
+    # a spline is symmetric about its centre, so that derivatives of odd order change sign under reflection
+    if mirrored:
         return (-1) ** derivative * coefficient(order, derivative, order - position, power, False)
     power += derivative
     # The spline is the sum over m of (-1)^m binom(k + 1, m) (t - m)^k / k! for all m <= t, where t = k - r + u.
@@ -47,7 +49,7 @@ def coefficient(order, derivative, position, power, mirrored):
 
 @gluon.jit
 def add_term(value, z, TERM: gl.constexpr):
-    """Return value * z + TERM."""
+    """Return the fused multiply-add ``value * z + TERM``."""
     if TERM == 0.0:
         return value * z
     else:
@@ -72,7 +74,7 @@ def active_polynomials(u, ORDER: gl.constexpr, D: gl.constexpr):
     """
     values = ()
     for r in gl.static_range(ORDER + 1):
-        if 2 * r <= ORDER:  # the polynomials are shorter from the nearer end of the support
+        if 2 * r <= ORDER:  # polynomials in the distance from the nearer end of the support have fewer terms
             values = values + (polynomial(1.0 - u, ORDER, D, r, True),)
         else:
             values = values + (polynomial(u, ORDER, D, r, False),)
@@ -106,7 +108,7 @@ def active(
 
     Args:
         i: inputs of the columns of the tile.
-        grid: result of :func:`shared_grid`.
+        grid: tuple that :func:`shared_grid` returns.
         SHARED: whether all inputs have the same uniform knots.
     """
     if FORM == "cardinal":
@@ -137,7 +139,8 @@ def active(
 def placing(dtype):
     """Return PTX code that packs four numbers and shifts them to their place in a word of 128 bits.
 
-    PTX defines that a 64-bit shift by 64 bits or more gives 0. A negative number of bits is a large unsigned number.
+    PTX defines that a 64-bit shift by 64 bits or more gives 0. A negative shift is treated as a large unsigned number
+    and therefore also gives 0.
     """
     kind = "bf16x2" if dtype == gl.bfloat16 else "f16x2"
     return f"""{{
@@ -173,7 +176,7 @@ def store_words(
         i: inputs of the columns of the tile.
         word: index of the word among the words of an element.
         tile: tile of shared memory with eight 16-bit columns for each column of x, in lines of 128 bytes.
-        NANS: number of features, beginning with the first one of the word, that are NaN where x is NaN.
+        NANS: number of features at the beginning of the word that are set to NaN where x is NaN.
     """
     x = inputs[0]
     j, values = active(x, knots_ptr, i, grid, I, M, ORDER, D, FORM, SEARCH, SHARED, WORDS)
@@ -209,7 +212,7 @@ def quick_silu(x):
     reciprocal = gl.inline_asm_elementwise(
         "rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], dtype=gl.float32, is_pure=True, pack=1
     )
-    return gl.maximum(x, -1e3) * reciprocal  # at -infinity, the product would be NaN
+    return gl.maximum(x, -1e3) * reciprocal  # at x = -infinity, the product would be NaN
 
 
 @gluon.jit
@@ -228,7 +231,7 @@ def store_base(inputs, tile, factor, BASE: gl.constexpr, D: gl.constexpr):
 
 @gluon.jit
 def load_inputs(tiles, ready, turn, descriptors, LAYOUT: gl.constexpr, SLOTS: gl.constexpr):
-    """Return a tuple of the blocks of x and, if there is a second descriptor, of v that arrive in a slot."""
+    """Return a tuple of the block of x and, if there is a second descriptor, the block of v that arrive in a slot."""
     loaded = ()
     for n in gl.static_range(len(descriptors)):
         await_tile(ready[1 + n], turn, SLOTS)

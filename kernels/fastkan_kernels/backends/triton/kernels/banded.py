@@ -2,23 +2,26 @@
 
 At most four splines of an input are active at a value of x if the spline order is at most 3. A first kernel writes the
 index of the first active spline and the values of four splines for each row n and input i. The kernels of F and H
-multiply only the weights of these splines. A program copies the weights of one input and 32 outputs for all splines to
-shared memory, and each group of eight rows reads its own four weights of each row from there. The reads are ldmatrix
-instructions, in which each lane supplies the address of eight consecutive weights. One tensor-core product (m16n8k16)
-multiplies the weights of four splines of each of four rows, so that seven of eight multiplications are by zeros or
-unused. The products nevertheless take less time than the reads from shared memory, which limit the speed.
+multiply only the weights of the four splines. A program copies the weights of one input and 32 outputs for all splines
+to shared memory. From shared memory, eight rows at a time read the weights of their four splines. The reads are
+ldmatrix instructions, in which each lane supplies the address of eight consecutive weights. One tensor-core product
+(m16n8k16) multiplies the weights of four splines for each of four rows. Seven of eight multiplications in the product
+are by zero or their results are not used. The products nevertheless take less time than the reads from shared memory,
+which limit the speed.
 
-Shared memory holds the weights in lines of 128 bytes. A line has eight weights (16 bytes) of each of four consecutive
-splines for an even and an odd block of eight outputs:
+Shared memory holds the weights in lines of 128 bytes. A line has the weights of four consecutive splines for an even
+and an odd block of eight outputs, in the order
 
     [spline // 4, block // 2, block % 2, spline % 4, output % 8]
 
-Four consecutive splines therefore lie in different banks. In each phase of an ldmatrix instruction, a row with an odd
-index reads the block next to the block of a row with an even index, so that the banks of the two rows differ, too.
+The weights of four consecutive splines therefore lie in different banks of shared memory. An ldmatrix instruction loads
+the weights of several rows at the same time. Rows with an even index read one of two adjacent blocks of outputs while
+rows with an odd index read the other block, so that the rows use different banks.
 
-A warp handles its rows in groups of eight. All tensors but those of the copies have the shape ``[ROWS, 4]``, and lane
-``4 g + t`` of a warp holds row g of each group in column t. The instructions of the products distribute their operands
-differently, so that a value in column t of row g may belong to another row; the comments say which.
+A warp handles its rows in groups of eight. All tensors except the addresses of copies have the shape ``[ROWS, 4]``, and
+lane ``4 g + t`` of a warp holds column t of row g in each group. The tensor-core instructions distribute their operands
+differently, so the value that a lane holds in column t of row g may belong to another row of x. Comments in the kernels
+give the row.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}  # PTX names of the dtype
 
 
 class Located(NamedTuple):
-    """The arguments of the kernels that hold the results of :func:`locate_kernel`."""
+    """The results of :func:`locate_kernel`, as arguments of the kernels of F and H."""
 
     starts_ptr: Tensor
     values_ptr: Tensor
@@ -73,13 +76,14 @@ def locate_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
     knots_ptr,  # knots [I, M]
-    starts_ptr,  # index of the first of four consecutive splines, among which are all active splines [I, PADDED]
-    # The d-th derivatives of the four splines. If PAIRED, they are multiplied by v and by the d-th power of the first
-    # input's knot spacing, and stored in pairs of PRODUCT [I, 2, PADDED]. Otherwise they are float32 [I, 5, PADDED],
-    # followed by the product of ``base_ptr`` and the base function.
+    starts_ptr,  # index [I, PADDED] of the first of four consecutive splines that include all active splines
+    # The d-th derivatives of the four splines. If PAIRED, the derivatives are multiplied by v and by the d-th power of
+    # the first input's knot spacing, and stored as pairs [I, 2, PADDED] of the dtype PRODUCT. If not PAIRED, the tensor
+    # is float32 [I, 5, PADDED], and the fifth number of each input and row is the product of ``base_ptr`` and the base
+    # function.
     values_ptr,
-    # If PAIRED, the base function, multiplied by v and rounded to PRODUCT. Otherwise a float32 factor of the base
-    # function. [N, I]; x_ptr if BASE is "none".
+    # If PAIRED, the memory [N, I] for the base function, multiplied by v and rounded to PRODUCT. If not PAIRED, a
+    # float32 factor [N, I] of the base function. If BASE is "none", the pointer is x_ptr.
     base_ptr,
     N,
     I,
@@ -119,7 +123,8 @@ def locate_kernel(
             if PAIRED:
                 inv_spacing = divide(inv_spacing, 0.0 * inv_spacing + unit)
             factor = scaled(factor, inv_spacing, D)
-        # A rounding error near a knot may give the neighbouring cell. The spline that is then missed is nearly 0 there.
+        # A rounding error near a knot may give the neighbouring cell. The only active spline that is missed in that
+        # case is nearly 0 at x.
         cell = (z + 1.0) * half_width(ORDER)
         cell = tl.where(cell > 0.0, tl.where(cell < M, cell, M), 0.0)
         start = tl.floor(cell).to(tl.int32) - ORDER
@@ -166,11 +171,11 @@ def lane_layout(groups, warps):
 def product_assembly(contraction, dtype):
     """Return the instructions that multiply the weights of eight rows and 32 outputs.
 
-    The eight results come first. They are followed by the addresses of the weights of four rows of x and of the other
-    four rows, by the four words of the other factors, and by the sums to which the products are added. In F, the
-    outputs are the 16 rows of a product, the splines are summed over, and there are two factors for each four rows of
-    x. In H, the splines of four rows of x are the 16 rows of a product, the outputs are summed over, and there are two
-    factors for each 16 outputs.
+    The operands are the eight results, the addresses of the weights of four rows of x, the addresses of the weights of
+    the other four rows, the four words of the other factors, and the eight sums to which the products are added. For F,
+    the outputs are the 16 rows of a product, the splines are summed over, and each four rows of x have two factors. For
+    H, the splines of four rows of x are the 16 rows of a product, the outputs are summed over, and each 16 outputs have
+    two factors.
     """
     trans = ".trans" if contraction == "F" else ""
     weights = "{%gathered0, %gathered1, %gathered2, %gathered3}"
@@ -191,7 +196,7 @@ def product_assembly(contraction, dtype):
 
 @gluon.jit
 def add_products(sums, address, other_address, factors, CONTRACTION: gl.constexpr, PRODUCT: gl.constexpr):
-    """Return the sums plus the products of weights in shared memory and ``factors``; see :func:`product_assembly`."""
+    """Return ``sums`` plus the products of weights in shared memory and ``factors`` (see :func:`product_assembly`)."""
     return gl.inline_asm_elementwise(
         product_assembly(CONTRACTION, PRODUCT),
         "=&f,=&f,=&f,=&f,=&f,=&f,=&f,=&f,r,r,r,r,r,r,f,f,f,f,f,f,f,f",
@@ -216,8 +221,9 @@ def shared_address(zeros):
 def allocate_slots(COUNT: gl.constexpr, BYTES: gl.constexpr):
     """Allocate the shared memory of all slots, which starts at :func:`shared_address`.
 
-    The kernels have no other tensor in shared memory, so that the allocation starts at the address of the program's
-    shared memory. Zeros are stored, because Triton defines that address only for kernels that use shared memory.
+    The kernels have no other tensor in shared memory, so the slots start at the beginning of the program's shared
+    memory. Zeros are stored in the first lines, because Triton defines the address of shared memory only in kernels that
+    access it.
     """
     slots = gl.allocate_shared_memory(gl.int32, [COUNT * BYTES // 128, 32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     lines: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0])  # one line for each warp
@@ -228,11 +234,12 @@ def allocate_slots(COUNT: gl.constexpr, BYTES: gl.constexpr):
 
 @gluon.jit
 def copy_weights(w_ptr, slot, b, o, I, O, K, WIDTH: gl.constexpr, QUADS: gl.constexpr, THREADS: gl.constexpr):
-    """Start the copy of ``WIDTH`` tiles of 32 outputs of the weights of one input.
+    """Start to copy the weights of one input to shared memory, in ``WIDTH`` tiles of 32 outputs.
 
-    Thread n copies piece n, n + THREADS, ... of 16 bytes of each tile, and ``b`` and ``o`` are the spline and the first
-    output of piece n. ``slot`` is the address of piece n in shared memory. Splines beyond the last are not copied,
-    and outputs beyond the last are filled with zeros, because the products of other outputs multiply them by zeros.
+    A tile consists of pieces of 16 bytes, and thread n copies the pieces n, n + THREADS, and so on. ``b`` and ``o`` are
+    the spline and the first output of piece n, and ``slot`` is the address of piece n in shared memory. Pieces of
+    splines that do not exist are not copied. The weights of outputs that do not exist are filled with zeros, because a
+    product may multiply them by zeros, and the result must not be NaN.
     """
     for tile in gl.static_range(WIDTH):
         for done in gl.static_range(0, QUADS * 16, THREADS):
@@ -261,7 +268,7 @@ def address_of(start, t):
 
 @gluon.jit(do_not_specialize=UNSPECIALIZED)
 def banded_out_kernel(
-    starts_ptr,  # results of locate_kernel
+    starts_ptr,  # the results of locate_kernel
     values_ptr,
     w_ptr,  # spline weights [K, I, O], contiguous
     knots_ptr,  # knots [I, M]
@@ -297,11 +304,12 @@ def banded_out_kernel(
     n = gl.arange(0, ROWS, gl.SliceLayout(1, lanes))[:, None]
     t = gl.arange(0, 4, gl.SliceLayout(0, lanes))[None, :]
     g = n // GROUPS % 8
-    # A lane supplies the addresses of the weights of row g & 5 for the first product, and of row (g & 5) + 2 for the
-    # second product, whatever row it holds itself.
+    # A lane supplies the addresses of the weights of row g & 5 for the first product and of row (g & 5) + 2 for the
+    # second product, although the lane's own values belong to row g.
     starts_ptr += row + n // (4 * GROUPS) * (4 * GROUPS) + n % (2 * GROUPS)
     tile = shared_address((g // 2 ^ g) % 2 * 64 + 0 * t)
-    # The factor of a product has a column for each row of x, but only the rows of the product's own splines are not 0.
+    # The second factor of a product has a column for each row of x. In each column, all numbers are 0 except those that
+    # belong to the splines of the column's own row of x.
     own = gl.where(t // 2 == g % 2, -1, 0)
     masks = (
         gl.where(g // 2 == 0, own, 0), gl.where(g // 2 == 2, own, 0),
@@ -320,7 +328,8 @@ def banded_out_kernel(
         other_start = gl.load(starts_ptr + following * PADDED + 2 * GROUPS)
         pair = gl.load(pairs + 2 * following * PADDED)
         async_copy.wait_group(SLOTS - 2)
-        barrier()  # after the barrier, all threads' copies have arrived, and all warps have read the previous slot
+        # after the barrier, the copies of all threads have arrived, and all warps have read the previous slot
+        barrier()
         ahead = i + SLOTS - 1
         to, splines = slot + ahead % SLOTS * BYTES, gl.where(ahead < I, K, 0)
         copy_weights(w_ptr + ahead * O, to, b, o, I, O, splines, 1, QUADS, THREADS)
@@ -334,7 +343,7 @@ def banded_out_kernel(
     if D > 0:
         unit = inv_spacing_of(gl.load(knots_ptr), gl.load(knots_ptr + M - 1), M)
     for k in gl.static_range(8):
-        # Each sum belongs to row 2 t or 2 t + 1, and its output depends on g.
+        # Each sum of a lane belongs to row 2 t or 2 t + 1 of x, and the output of the sum depends on g.
         rows = row + n // (8 * GROUPS) * (8 * GROUPS) + (2 * t + k % 2) * GROUPS + n % GROUPS
         columns = column + k // 4 * 16 + (k // 2 % 2 ^ k % 2) * 8 + g
         inside = (rows < N) & (columns < O)
@@ -347,7 +356,7 @@ def banded_out_kernel(
 
 @gluon.jit(do_not_specialize=UNSPECIALIZED)
 def banded_in_kernel(
-    starts_ptr,  # results of locate_kernel
+    starts_ptr,  # the results of locate_kernel
     values_ptr,
     w_ptr,  # spline weights [K, I, O], contiguous
     g_ptr,  # upstream gradient [N, O / 2], contiguous; each word holds two elements
@@ -368,7 +377,7 @@ def banded_in_kernel(
 ):
     GROUPS: gl.constexpr = ROWS // (8 * gl.num_warps())
     THREADS: gl.constexpr = 32 * gl.num_warps()
-    BYTES: gl.constexpr = WIDTH * QUADS * QUAD_BYTES  # of a slot
+    BYTES: gl.constexpr = WIDTH * QUADS * QUAD_BYTES  # number of bytes in a slot
     STEPS: gl.constexpr = TILES // WIDTH  # number of steps for each input
     threads: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     lanes: gl.constexpr = lane_layout(GROUPS, gl.num_warps())
@@ -387,11 +396,11 @@ def banded_in_kernel(
     n = gl.arange(0, ROWS, gl.SliceLayout(1, lanes))[:, None]
     t = gl.arange(0, 4, gl.SliceLayout(0, lanes))[None, :]
     g = n // GROUPS % 8
-    # A lane supplies the addresses of the weights of row g % 4 for the first product, and of row g % 4 + 4 for the
-    # second product, whatever row it holds itself.
+    # A lane supplies the addresses of the weights of row g % 4 for the first product and of row g % 4 + 4 for the
+    # second product, although the lane's own values belong to row g.
     starts_ptr += row + n // (8 * GROUPS) * (8 * GROUPS) + n % (4 * GROUPS)
     base_address = shared_address((g // 4 ^ g) % 2 * 64 + 0 * t)
-    # The rows of each column of the other factor are ordered like the weights of the column's row of x.
+    # In each column of the second factor, the outputs are ordered like the weights of the column's row of x.
     factors = ()
     for tile in gl.static_range(TILES):
         words = ()
@@ -401,7 +410,7 @@ def banded_in_kernel(
             words = words + (gl.load(word, mask=(row + n < N) & (output < O), other=0),)
         factors = factors + (words,)
 
-    # Of the sums of a lane, one belongs to spline g % 4 of row 2 t + g // 4.
+    # One of the sums of a lane belongs to spline g % 4 of row 2 t + g // 4.
     own = n // (8 * GROUPS) * (8 * GROUPS) + (2 * t + g // 4) * GROUPS + n % GROUPS
     rows = row + own
     values_ptr += g % 4 * PADDED + rows
@@ -421,7 +430,8 @@ def banded_in_kernel(
         for stage in gl.static_range(STEPS):
             step = (i - begin) * STEPS + stage
             async_copy.wait_group(SLOTS - 2)
-            barrier()  # after the barrier, all threads' copies have arrived, and all warps have read the previous slot
+            # after the barrier, the copies of all threads have arrived, and all warps have read the previous slot
+            barrier()
             ahead = i + (stage + SLOTS - 1) // STEPS
             to, splines = slot + (step + SLOTS - 1) % SLOTS * BYTES, gl.where(ahead < end, K, 0)
             of = o + (stage + SLOTS - 1) % STEPS * (WIDTH * TILE)
@@ -445,7 +455,7 @@ def banded_in_kernel(
 
 @gluon.jit
 def own_sum(sums, g, t):
-    """Return the sum, among the eight sums of a lane, that belongs to spline g % 4 of row 2 t + g // 4."""
+    """Return the one of a lane's eight sums that belongs to spline g % 4 of row 2 t + g // 4."""
     even = gl.where(t < 2, gl.where(t == 0, sums[0], sums[2]), gl.where(t == 2, sums[4], sums[6]))
     odd = gl.where(t < 2, gl.where(t == 0, sums[1], sums[3]), gl.where(t == 2, sums[5], sums[7]))
     return gl.where(g < 4, even, odd)
@@ -453,7 +463,7 @@ def own_sum(sums, g, t):
 
 @gluon.jit
 def exchanged(x, LANES: gl.constexpr):
-    """Return x of the lane whose number differs by one bit, 4 or 8."""
+    """Return the value of ``x`` in the lane whose number differs by one bit, which is ``LANES``: 4 or 8."""
     if LANES == 4:
         return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 4, 31, -1;", "=f,f", [x], gl.float32, False, 1)
     else:

@@ -69,11 +69,11 @@ def contract_out_kernel(
     # While derivatives are summed, they are scaled by a power of the first input's knot spacing to avoid overflow.
     first, unit = load_grid(knots_ptr, 0, I, M, True)
 
-    missing = tl.zeros((ROWS,), WORK)  # NaN for each row that has a NaN
+    missing = tl.zeros((ROWS,), WORK)  # an element is NaN if the row of x has a NaN
     for i0 in tl.range(0, I, INNER, num_stages=1):
         i = i0 + tl.arange(0, INNER)
         x = load_tile(x_ptr, rows, i, N, I, stride_x).to(WORK)
-        if BASE == "none":  # if there is a base function, it propagates NaN
+        if BASE == "none":  # a base function propagates NaN, so that rows with NaN need no other treatment
             missing += tl.sum(tl.where(x == x, 0.0, x), 1)
         factor = tl.full((ROWS, INNER), 1.0, WORK)
         if MULTIPLIED:

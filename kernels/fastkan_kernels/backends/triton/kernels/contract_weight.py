@@ -2,8 +2,8 @@
 
 The contraction is a matrix product that sums over the rows. The factors of the product are the transposed features and
 g. Each program computes one tile of the result for one spline, or for the base function, from one part of the rows. The
-results of all parts are summed afterwards in a fixed order instead of by atomic additions, so that repeated runs give
-identical bits.
+results of all parts are summed afterwards in a fixed order. Atomic additions would sum in a random order, so that
+repeated runs would differ in the last bits.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def sum_over_rows(
     MULTIPLIED: tl.constexpr, PRODUCT: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr,
     WAIT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Return a tile of G of spline b or, if ``FORM`` is "base", of the base function, from the rows start to end."""
+    """Return a tile of G for spline b (for the base function if ``FORM`` is "base"), summed over rows start to end."""
     WORK: tl.constexpr = tl.float64 if tl.float64 == PRODUCT else tl.float32
     i = tile_row * ROWS + tl.arange(0, ROWS)
     o = tile_column * COLUMNS + tl.arange(0, COLUMNS)
@@ -101,7 +101,7 @@ def sum_over_rows(
             knots = knots + (tl.load(own + b + m)[:, None],)
 
     dw = tl.zeros((ROWS, COLUMNS), WORK)
-    missing = tl.zeros((ROWS,), WORK)  # NaN for each input that is NaN in some row
+    missing = tl.zeros((ROWS,), WORK)  # an element is NaN if the input is NaN in some row
     for n0 in tl.range(start, end, INNER):
         n = n0 + tl.arange(0, INNER)
         inside = (i[:, None] < I) & (n[None, :] < end)
@@ -115,7 +115,7 @@ def sum_over_rows(
                 a = cardinal(z - middle(b, ORDER, WORK), ORDER, D)
             else:
                 a = one_spline(x, knots, ORDER, D)
-                if D > 0:  # derivatives are scaled by a power of the knot spacing until the sum is complete
+                if D > 0:  # derivatives stay multiplied by a power of the knot spacing until the sum is complete
                     a = scaled(a, 1.0 / inv_spacing, D)
         if MULTIPLIED:
             v = tl.load(v_ptr + n[None, :].to(tl.int64) * stride_v + i[:, None], mask=inside, other=0.0)

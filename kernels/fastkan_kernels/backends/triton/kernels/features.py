@@ -1,8 +1,8 @@
 """The two kernels of the chunked implementation.
 
-The first kernel writes the features of some rows to memory. The second kernel multiplies the features of some rows by a
-matrix product that is stored in memory, and sums over the features. Both kernels support all knots, all spline orders k
-and all derivatives d <= k.
+The first kernel writes the features of some rows to memory. The second kernel, which is used for H, computes the
+features of some rows again, multiplies them by a matrix product that is stored in memory, and sums over the features.
+Both kernels support all knots, all spline orders k and all derivatives d <= k.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def write_features_kernel(
     x_ptr,  # x [N, I]; consecutive rows are stride_x elements apart
     v_ptr,  # v [N, I]; consecutive rows are stride_v elements apart; if v is None, x_ptr
     knots_ptr,  # knots [I, M]
-    # Splines [N, K, I]. Their d-th derivatives are multiplied by the d-th power of the first input's knot spacing.
+    # Splines [N, K, I]. The d-th derivatives of splines are multiplied by the d-th power of the first input's knot
+    # spacing.
     psi_ptr,
     base_ptr,  # base function [N, I]; psi_ptr if BASE is "none"
     N,
@@ -148,7 +149,7 @@ def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor | None, ba
 def launch_dot(
     p: Problem, config: Config, rows: slice, products: Tensor, base_products: Tensor | None, h: Tensor
 ) -> Launch:
-    """Return the kernel launch that computes some rows of H, the sum over all features of feature times product.
+    """Return the kernel launch that computes some rows of H: the sum over all features of a feature times its product.
 
     Args:
         p: the problem.

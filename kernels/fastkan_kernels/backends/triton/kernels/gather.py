@@ -1,8 +1,8 @@
 """The gather kernels of the contractions F and H, which read only the weights of the active splines.
 
 The k + 1 active splines of an input are the splines that are not zero in the cell of x. The kernels do not use tensor
-cores, but they need K / (k + 1) times fewer multiplications than a matrix product, so they are faster on large grids.
-Sums are computed in float32, or in float64 if x has the dtype float64.
+cores, but they need fewer multiplications than a matrix product by a factor of K / (k + 1), and are therefore faster on
+large grids. Sums are computed in float32, or in float64 if x has the dtype float64.
 """
 
 from __future__ import annotations

@@ -7,12 +7,13 @@ in one of two forms.
   from the spline's centre, and each power takes about two operations. The formula is given in
   :mod:`fastkan_kernels.bspline.cardinal`.
 - The local form is used on any knots and for d <= k. The Cox-de Boor recursion computes the k + 1 active splines in
-  the cell of x (de Boor, A Practical Guide to Splines, X (16)), or a single spline from its own k + 2 knots.
+  the cell of x (de Boor, A Practical Guide to Splines, chapter X, equation 16), or a single spline from its own k + 2
+  knots.
 
 The kernels multiply the d-th derivatives of splines by the d-th power of a knot spacing, so that the derivatives stay
-in the range of a narrow dtype during the matrix product. At x = NaN the splines come out as 0, because saturation and
-comparisons do not propagate NaN. Each kernel adds the NaN afterwards, once for each input instead of once for each
-feature.
+in the range of a narrow dtype during the matrix product. At x = NaN the computed splines are 0, because saturation and
+comparisons do not propagate NaN. Each kernel sets its result to NaN afterwards, which is done once for each input
+instead of once for each feature.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def half_width(order):
 def cardinal_scale(order, derivative):
     """Return the factor that turns the result of :func:`cardinal` into the derivative of a spline on integer knots.
 
-    On other uniform knots, the d-th power of the inverse knot spacing is a further factor.
+    On other uniform knots, the derivative must also be multiplied by the d-th power of the inverse knot spacing.
     """
     power = order - derivative
     return half_width(order) ** power / math.factorial(power)
@@ -45,7 +46,7 @@ def cardinal_scale(order, derivative):
 def truncated_size(order, derivative, j):
     """Return the factor by which the j-th truncated power is multiplied.
 
-    For d = 0, the factor is only a sign, and :func:`truncated_factor` supplies the absolute value.
+    For d = 0, the factor is only a sign, and :func:`truncated_factor` contributes the absolute value.
     """
     sign = -1.0 if j % 2 else 1.0
     return sign * (1.0 if derivative == 0 else math.comb(order + 1, j))
@@ -53,10 +54,10 @@ def truncated_size(order, derivative, j):
 
 @triton.constexpr_function
 def truncated_factor(order, derivative, j):
-    """Return the factor by which the base of the j-th truncated power is multiplied.
+    """Return the factor by which the argument of the j-th truncated power is multiplied.
 
-    For d = 0, the binomial coefficient is moved into the base of the power. The base still does not exceed 1, as
-    saturation requires. For d > 0, the base could exceed 1, so the factor is 1.
+    For d = 0, the factor contains the binomial coefficient, and the argument of the power still does not exceed 1, as
+    saturation requires. For d > 0, an argument with such a factor could exceed 1, so the factor is 1.
     """
     return math.comb(order + 1, j) ** (1 / order) if derivative == 0 else 1.0
 
@@ -78,7 +79,7 @@ def saturate(x):
 def divide(a, b):
     """Return the correctly rounded quotient a / b.
 
-    Triton's own division of float32 numbers may be wrong by two rounding errors.
+    Triton's division operator for float32 numbers may be wrong by two units in the last place.
     """
     if INTERPRETED or a.dtype == tl.float64:
         return a / b
@@ -193,9 +194,10 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
     """Find the index of the last knot that is not above x, by bisection.
 
     If all knots are above x or if x is NaN, the index is -1. If no knot is above x, the index is M - 1. For each
-    element of x, ``rows`` holds a pointer to a row of M knots. ``2^SEARCH`` must exceed M.
+    element of x, the argument ``rows`` holds a pointer to a row of M knots. The number of steps ``SEARCH`` must satisfy
+    ``2^SEARCH > M``.
     """
-    j = tl.where(x == x, -1, -1)  # this expression gives a tensor of -1 the layout of x
+    j = tl.where(x == x, -1, -1)  # the result is a tensor of -1 with the layout of x
     for s in tl.static_range(SEARCH):
         probe = j + (1 << (SEARCH - 1 - s))
         knot = tl.load(rows + probe, mask=probe < M, other=float("inf"))
@@ -205,7 +207,7 @@ def find_cell(x, rows, M, SEARCH: tl.constexpr):
 
 @triton.jit
 def width(low, high):
-    """Return high - low where the difference is positive, else infinity, so that division by the result gives 0."""
+    """Return ``high - low`` where the difference is positive, and otherwise infinity, by which a division gives 0."""
     return tl.where(high > low, high - low, float("inf"))
 
 
@@ -267,7 +269,7 @@ def one_spline(x, knots, ORDER: tl.constexpr, D: tl.constexpr):
     The knots are a tuple of tensors that broadcast with x.
     """
     inside = (x >= knots[0]) & (x < knots[ORDER + 1])
-    x = tl.where(inside, x, knots[0])  # an infinite x would give inf * 0 = NaN
+    x = tl.where(inside, x, knots[0])  # x is clamped because an infinite x would give inf * 0 = NaN
     values = ()
     for m in tl.static_range(ORDER + 1):
         values = values + (tl.where(inside & (x >= knots[m]) & (x < knots[m + 1]), 1.0, 0.0).to(x.dtype),)
@@ -311,15 +313,16 @@ def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
     else:
         if D <= 1:
             s = 1.0 / (1.0 + tl.exp(-x))
-            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))  # an infinite x would give inf * 0 = NaN
+            # x is clamped because an infinite x would give inf * 0 = NaN
+            bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
             if D == 0:
                 return tl.where(x > 1e3, x, bounded * s)
             else:
                 return s * (1.0 + bounded * (1.0 - s))
         else:
             bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
-            # ``small`` and ``large`` are s(-|x|) and s(|x|), where s is the logistic function. The kernel computes both
-            # values, because computing one as 1 minus the other would be inaccurate.
+            # The variables ``small`` and ``large`` are s(-|x|) and s(|x|), where s is the logistic function. Both
+            # values are computed directly, because computing one of them as 1 minus the other would be inaccurate.
             small = tl.exp(-tl.abs(x))
             large = 1.0 / (1.0 + small)
             small = small * large
