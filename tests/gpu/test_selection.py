@@ -255,7 +255,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def test_the_fastest_candidate_is_used_while_tuning_is_on(name: str, clock: Clock, tmp_path: Path) -> None:
     p = problem_of(name)
     assert clock.choose(p) == "fused"
-    with fastkan.autotune():
+    with fastkan.autotune(seconds=1000):
         assert clock.choose(p) == "chunked"
         timed = sorted(clock.timed)
         assert timed == sorted(config.way for config in rules.by_way(key(p), 90))
@@ -281,7 +281,7 @@ def test_candidates_that_fail_or_come_too_late_are_not_used(clock: Clock, monkey
         return found
 
     monkeypatch.setattr(selection, "_bench", fail)
-    with fastkan.autotune():
+    with fastkan.autotune(seconds=1000):
         assert clock.choose(p) == "fused"
     selection._tuned.clear()
     monkeypatch.setattr(selection, "_bench", bench)
@@ -296,9 +296,9 @@ def test_nothing_is_tuned_where_it_is_not_wanted_or_not_possible(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     p = problem_of()
-    with fastkan.autotune(), fastkan.autotune(False):
+    with fastkan.autotune(seconds=1000), fastkan.autotune(False):
         assert clock.choose(p) == "fused"
-    with fastkan.autotune():
+    with fastkan.autotune(seconds=1000):
         with override("F", Config("gather")):
             assert clock.choose(p) == "gather"
         torch.use_deterministic_algorithms(True)
@@ -338,7 +338,7 @@ def test_a_layer_is_tuned_while_it_is_used(clock: Clock, monkeypatch: pytest.Mon
         return [1.0] * len(quantiles)
 
     monkeypatch.setattr(selection, "_bench", bench)
-    with fastkan.autotune(), fastkan.backend("triton"):
+    with fastkan.autotune(seconds=1000), fastkan.backend("triton"):
         found = step()
     for value, right in zip(found, step(), strict=True):
         torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-5)
@@ -397,7 +397,7 @@ configs = [Config("fused", **tiles), Config("fused", **{**tiles, "rows": 32}), C
 selection._TUNED_TYPE, selection._bench, selection.candidates = "cpu", bench, lambda k, capability: configs
 selection.gpu_name = lambda device: gpu
 layer, x = fastkan.KANLinear(16, 16, base="none").bfloat16(), torch.rand(64, 16).bfloat16()
-with fastkan.autotune(), fastkan.backend("triton"), torch.no_grad():
+with fastkan.autotune(seconds=1000), fastkan.backend("triton"), torch.no_grad():
     layer(x)
     launched.clear()
     layer(x)

@@ -222,8 +222,8 @@ def allocate_slots(COUNT: gl.constexpr, BYTES: gl.constexpr):
     """Allocate the shared memory of all slots, which starts at :func:`shared_address`.
 
     The kernels have no other tensor in shared memory, so the slots start at the beginning of the program's shared
-    memory. Zeros are stored in the first lines, because Triton defines the address of shared memory only in kernels that
-    access it.
+    memory. Zeros are stored in the first lines, because Triton defines the address of shared memory only in kernels
+    that access it.
     """
     slots = gl.allocate_shared_memory(gl.int32, [COUNT * BYTES // 128, 32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     lines: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0])  # one line for each warp
