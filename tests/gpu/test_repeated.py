@@ -108,6 +108,12 @@ torch.set_float32_matmul_precision("high")
 kinds["tf32"] = call("F", x, operands)
 torch.set_float32_matmul_precision("highest")
 assert call("F", x, operands) == kinds["tf32x3"]
+x, operands = make("F")
+wide = basis._replace(matmul_dtype=torch.float32)
+first = call("F", x, operands, wide)
+torch.set_float32_matmul_precision("high")
+assert call("F", x, operands, wide) != first
+torch.set_float32_matmul_precision("highest")
 tiles = Config("pipelined", 64, 16, 64, 1, 4, 4, True)
 pipelined = [(name, tiles) for name in "FG"] + [("H", tiles._replace(splines=8))]
 for name, config in (*pipelined, ("F", Config("gather")), ("H", Config("gather"))):

@@ -378,3 +378,26 @@ def test_overlapping_rows_go_into_no_tensor_descriptor() -> None:
     assert not describable_rows(long.unfold(0, 16, 8))
     assert not describable_rows(long[:16].expand(4, 16))
     assert describable_rows(long[:16].expand(1, 16))
+
+
+def test_products_are_not_wider_than_the_features() -> None:
+    from fastkan_kernels.backends.triton.problem import product_dtype
+
+    basis = fastkan_kernels.Basis(3, matmul_dtype=torch.float64)
+    for dtype, product in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32)):
+        assert product_dtype("F", torch.ones(1, 1, dtype=dtype), basis, 0, False) == (product, False)
+    assert product_dtype("F", torch.ones(1, 1).double(), basis, 0, False) == (torch.float64, False)
+
+
+def test_a_description_depends_on_the_layout_of_x() -> None:
+    """Copies by the hardware need rows whose distance is a multiple of 16 bytes."""
+    basis = fastkan_kernels.Basis(3, "silu", True, (-1.0, 2.5))
+    from fastkan_kernels.backends.triton import dispatch, hardware
+
+    if not hardware.gluon_available():
+        pytest.skip("there is no implementation that needs aligned rows")
+    whole = torch.empty(8192, 256, dtype=torch.bfloat16, device="meta")
+    part = torch.empty(8192, 257, dtype=torch.bfloat16, device="meta")[:, 1:]
+    words = [dispatch.describe("F", x, 256, 8, basis, 0) for x in (whole, part)]
+    assert words[0].startswith("pipelined")
+    assert words[1].startswith("fused")

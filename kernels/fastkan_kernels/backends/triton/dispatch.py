@@ -305,7 +305,8 @@ def describe(name: str, x: Tensor, outputs: int, count: int, basis: Basis, deriv
         base_weight = None if basis.base == "none" else empty(inputs, outputs)
         operands = operands._replace(weight=empty(count, inputs, outputs), base_weight=base_weight)
     knots = empty(inputs, count + basis.order + 1)
-    p = problem(name, empty(rows, inputs), knots, operands, basis, derivative, hardware.capability(x.device))
+    rows_of_x = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    p = problem(name, rows_of_x, knots, operands, basis, derivative, hardware.capability(x.device))
     config = choose(key(p), p.capability, x.device)
     made = {"cardinal": "by truncated powers", "local": "from their cell's active ones"}[p.form]
     precision = f" ({p.precision})" if p.matmul_dtype == torch.float32 else ""

@@ -205,6 +205,8 @@ def product_dtype(name: str, x: Tensor, basis: Basis, derivative: int, multiplie
       common scaling keeps all derivatives in range.
     """
     dtype = x.dtype if basis.matmul_dtype is None or x.dtype == torch.float64 else basis.matmul_dtype
+    if dtype == torch.float64:  # features have the working dtype, so rounding to a wider dtype changes nothing
+        dtype = working_dtype(x.dtype)
     if dtype == torch.float16:
         wide = x.dtype != torch.float16 and (name != "F" or multiplied or derivative > 0)
         if wide or (0 < derivative <= basis.order and basis.uniform_grid is None):
