@@ -405,7 +405,7 @@ _NETWORKS = (bars.MLP, "plain Cox-de Boor", "fastkan")
 
 
 def _graphed(name: str, item: Graphed, place: Place, rows: slice) -> Contestant:
-    """Return a training step with Adam in a CUDA graph; on a CPU, the step itself.
+    """Return a training step with Adam in a CUDA graph, or without a graph on a CPU.
 
     Raises:
         RuntimeError: if the gradients that the graph computes differ from the gradients that are computed without a

@@ -225,7 +225,7 @@ class CTA:
         return runs[-1] if how == "behind" else runs[0]
 
     def _advance(self, group: Group) -> None:
-        """Execute instructions until the warps of the group wait, end or part."""
+        """Execute instructions until the warps of the group wait, end or diverge."""
         program = self.program
         code, controls, stops = program.code, program.controls, program.stops
         pc = self.warps[group.low].pc
@@ -455,7 +455,7 @@ class CTA:
             self.clocks.issued[self.clocks.stores(n)] += 1
 
     def wait_for_stores(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of stores, and return whether any were unfinished."""
+        """Finish all groups of stores except the last ones, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             groups = self.warps[n].store_groups
@@ -482,7 +482,7 @@ class CTA:
             self.clocks.issued[self.clocks.copies(n)] += 1
 
     def wait_for_copies(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of copies, and return whether any were unfinished."""
+        """Finish all groups of copies except the last ones, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             groups = self.warps[n].copy_groups
@@ -502,7 +502,7 @@ class CTA:
             self.clocks.issued[self.clocks.products(n)] += 1
 
     def wait_for_products(self, group: Group, left: int) -> bool:
-        """Finish all but the last groups of products, and return whether any were unfinished."""
+        """Finish all groups of products except the last ones, and return whether any were unfinished."""
         waited = False
         for n in group.range:
             warp = self.warps[n]

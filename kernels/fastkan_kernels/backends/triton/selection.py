@@ -103,7 +103,7 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
     Args:
         enabled: whether to tune. False turns tuning off if FASTKAN_AUTOTUNE has turned it on.
         seconds: approximate time limit for tuning one contraction, in seconds. Candidates that do not fit into the
-            limit are not timed, neither in this process nor in later processes.
+            limit are never timed, in this process or in later processes.
 
     Raises:
         TypeError: if ``enabled`` is not a bool, or ``seconds`` is not a number.
