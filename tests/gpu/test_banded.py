@@ -6,14 +6,11 @@ interpreter is off.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
-import torch
 
 if find_spec("triton") is None:
     pytest.skip("triton is not installed", allow_module_level=True)
@@ -51,16 +48,6 @@ def _cases() -> Iterator[Case]:
 
 
 CASES = {str(case): case for case in _cases()}
-
-
-@pytest.fixture(scope="module")
-def apart() -> Iterator[Apart]:
-    """Call a function in another process, in which Triton compiles kernels instead of interpreting them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "0")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            pool.submit(int).result()
-            yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @without_gpu

@@ -5,9 +5,7 @@ Triton's own interpreter is on in the process of the tests, so the kernels are c
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,16 +24,6 @@ from fastkan_kernels.backends.triton import hardware
 
 Apart = Callable[..., Any]
 without_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter stands in for a GPU")
-
-
-@pytest.fixture(scope="session")
-def apart() -> Iterator[Apart]:
-    """Call a function in another process, in which Triton compiles kernels instead of interpreting them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "0")
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            pool.submit(int).result()
-            yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @pytest.mark.gpu

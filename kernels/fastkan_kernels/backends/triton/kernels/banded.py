@@ -218,16 +218,15 @@ def shared_address(zeros):
 
 
 @gluon.jit
-def allocate_slots(COUNT: gl.constexpr, BYTES: gl.constexpr):
+def allocate_slots(COUNT: gl.constexpr, BYTES: gl.constexpr, LAYOUT: gl.constexpr):
     """Allocate the shared memory of all slots, which starts at :func:`shared_address`.
 
     The kernels have no other tensor in shared memory, so the slots start at the beginning of the program's shared
-    memory. Zeros are stored in the first lines, because Triton defines the address of shared memory only in kernels
+    memory. Zeros are stored in the first line, because Triton defines the address of shared memory only in kernels
     that access it.
     """
     slots = gl.allocate_shared_memory(gl.int32, [COUNT * BYTES // 128, 32], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    lines: gl.constexpr = gl.BlockedLayout([1, 1], [1, 32], [gl.num_warps(), 1], [1, 0])  # one line for each warp
-    slots.slice(0, gl.num_warps()).store(gl.full((gl.num_warps(), 32), 0, gl.int32, lines))
+    slots.index(0).store(gl.full((32,), 0, gl.int32, LAYOUT))
     barrier()
     return slots
 
@@ -292,7 +291,7 @@ def banded_out_kernel(
     BYTES: gl.constexpr = QUADS * QUAD_BYTES
     threads: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     lanes: gl.constexpr = lane_layout(GROUPS, gl.num_warps())
-    slots = allocate_slots(SLOTS, BYTES)
+    slots = allocate_slots(SLOTS, BYTES, threads)
 
     row, column = gl.program_id(0) * ROWS, gl.program_id(1) * TILE
     piece = gl.arange(0, THREADS, threads)
@@ -381,7 +380,7 @@ def banded_in_kernel(
     STEPS: gl.constexpr = TILES // WIDTH  # number of steps for each input
     threads: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
     lanes: gl.constexpr = lane_layout(GROUPS, gl.num_warps())
-    slots = allocate_slots(SLOTS, BYTES)
+    slots = allocate_slots(SLOTS, BYTES, threads)
 
     row, column, begin = gl.program_id(0) * ROWS, gl.program_id(2) * (TILES * TILE), gl.program_id(1) * part_inputs
     end = gl.minimum(begin + part_inputs, I)
