@@ -260,7 +260,8 @@ def test_a_run_becomes_a_file_and_the_pages_tables(results: dict, tmp_path: Path
     assert "1.23 ± 0.01" in text
     assert "they have been measured on NVIDIA H100 80GB HBM3 (" in text
     assert report.NOTHING not in text
-    assert "predicted" not in text
+    heading = next(line for line in text.splitlines() if line.startswith("| bar"))
+    assert [cell.strip() for cell in heading.split("|")][2:6] == ["least", "aim", "predicted", "measured"]
 
 
 def test_predictions_stand_beside_measurements(results: dict) -> None:
