@@ -734,6 +734,40 @@ def registers_of(text: str) -> tuple[str, ...]:
     return split(text.strip()[1:-1]) if text.startswith("{") else (text,)
 
 
+def _access(
+    i: Instruction, pc: int, at: tuple[int, int, int], total: int, action: str
+) -> Callable[[Group, Array | None], tuple[Any, Array]]:
+    """Return a function that gives the memory and the places that the active threads of a group access.
+
+    The function also records the accesses for the search for races and for the counts.
+
+    Args:
+        i: the instruction.
+        pc: position of the instruction.
+        at: the operand with the address, as :func:`address_of` returns it.
+        total: number of bytes that a thread accesses.
+        action: "read" or "write".
+    """
+    is_global, kind_name = i.modifiers[0] == "global", kind_of(i)
+
+    def access(g: Group, active: Array | None) -> tuple[Any, Array]:
+        memory = g.cta.memory if is_global else g.cta.shared
+        where, warp = addresses(g, at), g.warp
+        if active is not None:
+            where, warp = where[active], warp[active]
+        places = memory.place(where, total)
+        if g.cta.shadow is not None and g.cta.global_shadow is not None:
+            if is_global:
+                getattr(g.cta.global_shadow, action)(places, total, warp + g.cta.first_writer)
+            else:
+                getattr(g.cta.shadow, action)(places, total, warp.reshape(-1), pc)
+        if g.cta.traffic is not None:
+            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
+        return memory, places
+
+    return access
+
+
 @decodes("ld")
 def _load(p: Program, i: Instruction, pc: int) -> Masked:
     kind = i.modifiers[-1]
@@ -753,21 +787,11 @@ def _load(p: Program, i: Instruction, pc: int) -> Masked:
         return Masked(parameter)
     width = p.register(names[0], i.scope).width
     at = address_of(p, i.operands[1], i.scope)
-    total, is_global, kind_name = size * len(names), i.modifiers[0] == "global", kind_of(i)
+    total = size * len(names)
+    access = _access(i, pc, at, total, "read")
 
     def load(g: Group, active: Array | None) -> None:
-        memory = g.cta.memory if is_global else g.cta.shared
-        where, warp = addresses(g, at), g.warp
-        if active is not None:
-            where, warp = where[active], warp[active]
-        places = memory.place(where, total)
-        if g.cta.shadow is not None and g.cta.global_shadow is not None:
-            if is_global:
-                g.cta.global_shadow.read(places, total, warp + g.cta.first_writer)
-            else:
-                g.cta.shadow.read(places, total, warp.reshape(-1), pc)
-        if g.cta.traffic is not None:
-            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
+        memory, places = access(g, active)
         elements, first, file = memory.views[size], places // size, g.files[width]
         for n, to in targets:
             found = elements[first + n]
@@ -790,21 +814,11 @@ def _store(p: Program, i: Instruction, pc: int) -> Masked:
     known = p.kernel.registers.get(scoped(names[0], i.scope))
     width = known.width if known else VIEWS[kind][1]
     sources = [p.operand(name, width, i.scope) for name in names]
-    total, is_global, kind_name = size * len(names), i.modifiers[0] == "global", kind_of(i)
+    total = size * len(names)
+    access = _access(i, pc, at, total, "write")
 
     def store(g: Group, active: Array | None) -> None:
-        memory = g.cta.memory if is_global else g.cta.shared
-        where, warp = addresses(g, at), g.warp
-        if active is not None:
-            where, warp = where[active], warp[active]
-        places = memory.place(where, total)
-        if g.cta.shadow is not None and g.cta.global_shadow is not None:
-            if is_global:
-                g.cta.global_shadow.write(places, total, warp + g.cta.first_writer)
-            else:
-                g.cta.shadow.write(places, total, warp.reshape(-1), pc)
-        if g.cta.traffic is not None:
-            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
+        memory, places = access(g, active)
         elements, first, file = memory.views[size], places // size, g.files[width]
         for n, source in enumerate(sources):
             value = file[source] if active is None else file[source][active]
