@@ -185,7 +185,6 @@ def forced(way: str) -> Iterator[None]:
 
 
 TILES = {"rows": 32, "columns": 16, "inner": 16, "splines": 4}
-PIPELINED_TILES = {"rows": 64, "columns": 16, "inner": 64, "splines": 8, "warps": 4, "stages": 4}
 
 
 @contextmanager

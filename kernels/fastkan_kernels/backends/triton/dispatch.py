@@ -117,8 +117,7 @@ def memory_of(p: Problem, config: Config) -> tuple[list[Tensor | None], tuple[in
     """
     if p.name != "G":
         return [p.x.new_empty(p.rows, p.outputs if p.name == "F" else p.inputs)], (p.rows, p.rows)
-    processors = hardware.processors(p.x.device.index if p.x.device.type == "cuda" else None)
-    gpu = cost.gpu_of(p.capability)._replace(processors=processors)
+    gpu = cost.gpu_of(p.capability)._replace(processors=hardware.processors(p.x.device))
     part_rows = cost.part_rows(key(p)._replace(rows=p.rows), config, gpu)
 
     def memory(rows: int, *shape: int) -> Tensor:

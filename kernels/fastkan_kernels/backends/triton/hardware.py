@@ -87,9 +87,9 @@ capability._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache
-def processors(index: int | None) -> int:
+def processors(device: torch.device) -> int:
     """Return the number of streaming multiprocessors of a GPU; without a GPU, return the number of an H100."""
-    return 132 if index is None else torch.cuda.get_device_properties(index).multi_processor_count
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 @functools.cache  # the result is cached because the function is called for each kernel launch

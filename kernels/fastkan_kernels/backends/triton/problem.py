@@ -136,11 +136,6 @@ class Problem(NamedTuple):
             "SEARCH": search,
         }
 
-    def constants_of(self, base: bool) -> dict[str, Any]:
-        """Return the compile-time constants of kernels that compute either the base function or the splines."""
-        alone = {"FORM": "base", "SEARCH": 0} if base else {"BASE": "none"}
-        return {**self.constants(), **alone}
-
 
 def problem(
     name: str,

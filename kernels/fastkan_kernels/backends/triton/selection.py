@@ -164,7 +164,11 @@ def choose(k: Key, capability: int, device: torch.device | None = None) -> Confi
     """
     if k.contraction in _forced:
         return _forced[k.contraction]
-    return _measured(k, capability, device) or default(k, capability)
+    return _measured(k, capability, device) or _default(k, capability)
+
+
+# The cost model takes about half a millisecond for a choice, and contractions without a record choose at each call.
+_default = functools.lru_cache(maxsize=1024)(default)
 
 
 def choose_for(p: Problem, run: Callable[[Problem, Config], Any]) -> tuple[Config, bool]:

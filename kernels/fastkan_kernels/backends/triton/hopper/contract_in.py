@@ -214,8 +214,7 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     base_w = w if p.base == "none" else descriptor(base_w, [config.columns, DEPTH])
     g = descriptor(p.g, [config.rows, DEPTH])
     tiles = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.inputs, config.columns)
-    device = p.x.device
-    programs = min(tiles, hardware.processors(device.index if device.type == "cuda" else None))
+    programs = min(tiles, hardware.processors(p.x.device))
     arguments = {
         **p.x_and_knots(),
         "w": w,
