@@ -103,6 +103,10 @@ def test_impossible_configurations_cannot_be_forced() -> None:
     ):
         with pytest.raises(ValueError, match=message), override(contraction, config):
             pass
+    for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
+        config = Config("gather")._replace(**{field: True})
+        with pytest.raises(TypeError, match=f"{field} must be an int, got True"), override("F", config):
+            pass
 
 
 # -- tables ------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ class Clock:
             self.last = config.way
             return dispatch.run(p, config)
 
-        return selection.choose_for(p, run)[0].way
+        return selection.choose_for(p, run, selection.state())[0].way
 
 
 @pytest.fixture
@@ -345,6 +349,24 @@ def test_a_layer_is_tuned_while_it_is_used(clock: Clock, monkeypatch: pytest.Mon
     assert {k.contraction for k in selection.tuned()} == set("FGH")
 
 
+@interpreted
+def test_a_switch_of_another_thread_does_not_affect_a_contraction_that_has_begun(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice would otherwise be recorded for a state of the switch in which it was not made."""
+    p, bench, states = problem_of(), clock.bench, [*selection._states, selection.State(True, 1000)]
+    monkeypatch.setattr(selection, "_states", states)
+
+    def switch(call: Callable[[], object], quantiles: Sequence[float]) -> list[float]:
+        states.append(selection.State(False, 1000))
+        return bench(call, quantiles)
+
+    monkeypatch.setattr(selection, "_bench", switch)
+    assert clock.choose(p) == "chunked"
+    assert not selection.state().on
+    assert clock.choose(p) == "fused"
+
+
 def test_the_switch() -> None:
     with pytest.raises(TypeError, match="enabled must be True or False, got 5"):
         fastkan.autotune(5)  # type: ignore[arg-type]
@@ -356,13 +378,13 @@ def test_the_switch() -> None:
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)  # threads may leave their ``with`` statements in any order
-    assert (selection.is_on(), selection._states[-1].seconds) == (True, 2)
+    assert (selection.state().on, selection.state().seconds) == (True, 2)
     second.__exit__(None, None, None)
     assert selection._states == [before]
 
     @fastkan.autotune()
     def deep(calls: int) -> None:
-        assert selection.is_on()
+        assert selection.state().on
         if calls:
             deep(calls - 1)
 

@@ -46,6 +46,8 @@ def check(contraction: str, config: Config) -> None:
         raise ValueError(f"config.way must be an implementation of {contraction}, got {config.way!r}")
     for field in ("rows", "columns", "inner", "splines", "warps", "stages"):
         number = getattr(config, field)
+        if isinstance(number, bool):
+            raise TypeError(f"{field} must be an int, got {number}")
         check_int(field, number, least=1)
         if field != "stages" and number & (number - 1):
             raise ValueError(f"{field} must be a power of two, got {number}")

@@ -56,7 +56,8 @@ def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Bas
         tensor for the base function ``[I, O]``, which is None without a base function.
     """
     records, tensors = selection.records, (x, knots, *operands)
-    place = _place(name, tensors, basis, derivative)
+    tuning = selection.state()
+    place = _place(name, tensors, basis, derivative, tuning.on)
     record = records.get(place)
     if record is not None and replacement() is None:
         return record.run(tensors)
@@ -65,7 +66,7 @@ def contract(name: str, x: Tensor, knots: Tensor, operands: Operands, basis: Bas
     p = problem(name, x, knots, operands, basis, derivative)
     if p.form == "none" and name != "G":
         return (_base_out(p) if name == "F" else _base_in(p)).to(x.dtype)
-    config, final = choose_for(p, run)
+    config, final = choose_for(p, run, tuning)
     if config.way in ("chunked", "banded"):
         return run(p, config)
     memory, launches = _launch(p, config)
@@ -191,7 +192,7 @@ class Record(NamedTuple):
         return tuple(memory) if self.name == "G" else memory[0]
 
 
-def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative: int) -> tuple:
+def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative: int, tuning: bool) -> tuple:
     """Return everything on which the choice of the kernels, their compilation and their arguments depend.
 
     The layout of each tensor includes the alignment of its address, for which Triton compiles different loads.
@@ -203,7 +204,7 @@ def _place(name: str, tensors: Sequence[Tensor | None], basis: Basis, derivative
         for t in tensors
     ]  # fmt: skip
     precision = hardware.precision(torch.float32)  # x of another dtype may also be multiplied in float32
-    settings = precision, torch.are_deterministic_algorithms_enabled(), selection.is_on()
+    settings = precision, torch.are_deterministic_algorithms_enabled(), tuning
     return name, derivative, basis, x.device, *settings, *layouts
 
 

@@ -69,7 +69,7 @@ def _forget() -> None:
 # -- the switch --------------------------------------------------------------------------------------
 
 
-class _State:
+class State:
     """A state of the tuning switch.
 
     States are compared by identity, because threads may leave their ``with`` statements in any order.
@@ -84,7 +84,7 @@ def on_by_environment() -> bool:
     return os.environ.get("FASTKAN_AUTOTUNE", "0").lower() in ("1", "true", "yes", "on")
 
 
-_states = [_State(on_by_environment(), SECONDS)]  # the last state is the current one
+_states = [State(on_by_environment(), SECONDS)]  # the last state is the current one
 
 
 @checked(enabled=FLAG, seconds=Real(above=0))
@@ -118,17 +118,17 @@ def autotune(enabled: bool = True, *, seconds: float = SECONDS) -> _GeneratorCon
 
 @contextmanager
 def _within(enabled: bool, seconds: float) -> Iterator[None]:
-    state = _State(enabled, seconds)
-    _states.append(state)
+    entered = State(enabled, seconds)
+    _states.append(entered)
     try:
         yield
     finally:
-        _states.remove(state)
+        _states.remove(entered)
 
 
-def is_on() -> bool:
-    """Return whether :func:`autotune` or the environment variable FASTKAN_AUTOTUNE has turned tuning on."""
-    return _states[-1].on
+def state() -> State:
+    """Return the current state of the tuning switch. Other threads may change the state at any time."""
+    return _states[-1]
 
 
 @contextmanager
@@ -154,35 +154,37 @@ def override(contraction: str, config: Config) -> Iterator[None]:
 # -- the choice --------------------------------------------------------------------------------------
 
 
-def choose(k: Key, capability: int, device: torch.device | None = None) -> Config:
+def choose(k: Key, capability: int, device: torch.device | None = None, tuning: State | None = None) -> Config:
     """Return the configuration of a contraction.
 
     Args:
         k: the key of the contraction.
         capability: compute capability of the GPU, such as 90 for 9.0.
         device: the GPU. If None, configurations that were tuned or installed for a GPU are not used.
+        tuning: state of the tuning switch (default: the current state).
     """
     if k.contraction in _forced:
         return _forced[k.contraction]
-    return _measured(k, capability, device) or _default(k, capability)
+    return _measured(k, capability, device, tuning or state()) or _default(k, capability)
 
 
 # The cost model takes about half a millisecond for a choice, and contractions without a record choose at each call.
 _default = functools.lru_cache(maxsize=1024)(default)
 
 
-def choose_for(p: Problem, run: Callable[[Problem, Config], Any]) -> tuple[Config, bool]:
+def choose_for(p: Problem, run: Callable[[Problem, Config], Any], tuning: State) -> tuple[Config, bool]:
     """Return a tuple of the configuration of a problem and whether the choice is final.
 
-    The problem is tuned first if :func:`autotune` is on, tuning is possible and no configuration has been measured yet.
-    The choice is not final if a later call may still tune the problem.
+    The problem is tuned first if tuning is on, possible, and no configuration has been measured yet. The choice is not
+    final if a later call in the same state of the switch may still tune the problem.
 
     Args:
         p: the contraction with its operands.
         run: function that computes the contraction with a configuration.
+        tuning: state of the tuning switch, which the caller reads once for each contraction.
     """
     k, device = key(p), p.x.device
-    pending = is_on() and device.type == _TUNED_TYPE and not k.deterministic and k.contraction not in _forced
+    pending = tuning.on and device.type == _TUNED_TYPE and not k.deterministic and k.contraction not in _forced
     if pending:
         place = gpu_name(device), k
         if (
@@ -192,12 +194,12 @@ def choose_for(p: Problem, run: Callable[[Problem, Config], Any]) -> tuple[Confi
             and _tuning.acquire(blocking=False)
         ):
             try:
-                _tuned[place] = _tune(k, p, run, _states[-1].seconds)
+                _tuned[place] = _tune(k, p, run, tuning.seconds)
                 _forget()
             finally:
                 _tuning.release()
         pending = place not in _tuned and k not in _table_for(device)
-    return choose(k, p.capability, device), not pending
+    return choose(k, p.capability, device, tuning), not pending
 
 
 _TUNED_TYPE = "cuda"  # type of the devices on which problems are tuned
@@ -215,13 +217,13 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _measured(k: Key, capability: int, device: torch.device | None) -> Config | None:
+def _measured(k: Key, capability: int, device: torch.device | None, tuning: State) -> Config | None:
     """Return the measured configuration, or None if there is none or measured configurations must not be used."""
     if k.deterministic:
         return None
     gpu = None if device is None else gpu_name(device)
     found = _table_for(device).get(k)
-    if found is None and device is not None and is_on():
+    if found is None and device is not None and tuning.on:
         found = _tuned.get((gpu, k))
     return found if found is not None or gpu is None else _shipped(capability, gpu).get(k)
 
