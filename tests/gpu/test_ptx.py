@@ -45,6 +45,14 @@ def test_nan_and_infinities_go_where_they_go_in_float64(name: str, apart: Apart)
     apart(ptx.builds.check_special, ptx.builds.SPECIAL[name])
 
 
+@without_gpu
+@pytest.mark.parametrize(("name", "operand"), [("F", "v"), ("G", "v"), ("G", "g"), ("H", "g")])
+def test_an_infinite_operand_leaves_no_sum_that_it_enters_finite(name: str, operand: str, apart: Apart) -> None:
+    config = ptx.builds.PIPELINED[name]
+    case = ptx.builds.Case(name, config, "bf16", (70, 40, 40, 3), derivative=1, v=operand == "v")
+    apart(ptx.builds.check_infinite, case, operand)
+
+
 # -- faults ------------------------------------------------------------------------------------------
 
 

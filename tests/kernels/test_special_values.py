@@ -77,6 +77,36 @@ def test_nan_spoils_its_row_of_f_its_element_of_h_and_its_sums_in_g(
             torch.testing.assert_close(after[~lost], before[~lost], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("operand", ["v", "g"])
+@pytest.mark.parametrize(
+    ("way", "kind", "derivative", "base"),
+    [
+        *((*place, base) for place in places(0, 1, 3, kinds=KINDS) for base in BASES),
+        *by_triton(("shared", 0, "silu"), ("adapted", 0, "none"), ("shared", 1, "none"), ("adapted", 1, "silu")),
+    ],
+)
+def test_an_infinite_operand_leaves_no_sum_that_it_enters_finite(
+    way: str, kind: str, derivative: int, base: str, operand: str
+) -> None:
+    """A sum may be NaN instead of infinite, since many of the features are 0."""
+    o, basis = case(kind, base)
+    infinite = getattr(o, operand).clone()
+    infinite[6, 2] = torch.inf
+    with forced(way):
+        clean = [value for name in "FGH" for value in compute(name, o, basis, derivative)]
+        changed = o._replace(**{operand: infinite})
+        got = [value for name in "FGH" for value in compute(name, changed, basis, derivative)]
+    hit = [torch.zeros_like(value, dtype=torch.bool) for value in clean]
+    for part in hit[1:-1]:
+        part[..., 2, :] |= operand == "v"  # G[:, i, :]
+        part[..., 2] |= operand == "g"  # G[:, :, o]
+    hit[0][6] = operand == "v"  # F[n, :]
+    hit[-1][6] = operand == "g"  # H[n, :]
+    for before, after, lost in zip(clean, got, hit, strict=True):
+        assert torch.equal(~after.isfinite(), lost)
+        torch.testing.assert_close(after[~lost], before[~lost], rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("way", "kind", "derivative"), [*places(0, 2, kinds=KINDS), *by_triton(*itertools.product(KINDS, (0, 2)))]
 )

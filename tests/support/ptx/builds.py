@@ -301,6 +301,23 @@ def check_special(case: Case) -> None:
         assert np.isfinite(found[~odd]).all()
 
 
+def check_infinite(case: Case, operand: str) -> None:
+    """Run a case with an infinite element of v or g, and compare which numbers of the result are finite with float64.
+
+    Raises:
+        AssertionError: if a number is finite in only one of the two results.
+        Fault: if an access is invalid.
+    """
+    o, basis = operands(case)
+    getattr(o, operand)[5, 3] = torch.inf
+    with emulated(capability=case.capability), settings(case):
+        values = compute(case, o, basis)
+    with np.errstate(invalid="ignore"):
+        truth = exact(case.contraction, o, basis, case.derivative)
+    for value, want in zip(values, truth, strict=True):
+        np.testing.assert_array_equal(value.isfinite().numpy(), np.isfinite(want))
+
+
 def check_on(device: str, case: Case) -> None:
     """Run a case on a GPU, and raise an exception unless each number is within its bound.
 
