@@ -83,11 +83,13 @@ def sample() -> list[Build]:
         *(half._replace(name=name, way="banded", grid=256) for name in "FH"),
         *(local._replace(name=name) for name in "FH"),
         *(single._replace(name=name) for name in "FH"),
+        single._replace(name="H", outputs=7, descriptors=False),
         *(half._replace(name=name, way="chunked") for name in "FH"),
         *(single._replace(name=name, way="gather", precision="ieee") for name in "FH"),
         Setting(dtype=torch.float64, outputs=64),
     ]
-    older = [half, half._replace(name="G"), half._replace(name="H", descriptors=False, outputs=7)]
+    twice = half._replace(name="G", derivative=2, multiplied=True)  # in a double backward
+    older = [half, twice, half._replace(name="H", descriptors=False, outputs=7)]
     on_hopper = [build for setting in chosen for build in builds_of(setting, 90)]
     return on_hopper + [build for setting in older for build in builds_of(setting, 80)]
 
@@ -121,7 +123,9 @@ def _settings() -> Iterator[Setting]:
             yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
         for uniform in (True, False):  # sizes of 1 are included because Triton compiles them as constants
             yield Setting(name, uniform=uniform, outputs=1, inputs=1, rows=1, descriptors=False)
-            yield Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
+            tiny = Setting(name, uniform=uniform, outputs=5, inputs=2, rows=1000, descriptors=False)
+            yield tiny
+            yield tiny._replace(dtype=torch.float32, precision="tf32x3", derivative=int(name == "H"))
     for name in "FH":
         for way in ("gather", "chunked"):
             yield Setting(name, outputs=1, inputs=1, rows=1, descriptors=False, way=way)

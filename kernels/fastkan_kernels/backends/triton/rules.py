@@ -155,17 +155,22 @@ def _may_fit(k: Key, c: Config, capability: int) -> bool:
     if k.contraction == "H":
         tile = c.rows * c.columns // threads
         room = (_ROOM if hopper else _OLDER_ROOM)[kind][1] - (0 if k.inputs_by_16 else 48)
-        return tile <= 16 and sums + 2 * tile + c.inner <= room
+        if hopper and not k.aligned:  # without tensor descriptors, registers hold the addresses of W and g
+            room -= 32
+        tiles = (3 if kind == "tf32x3" else 2) * tile
+        return tile <= 16 and sums + tiles + c.inner <= room
     # In tf32x3, the kernel splits the right operand into parts in registers, as it also does with the left operand.
     right = c.inner * c.columns // threads if kind == "tf32x3" else 0
     most = 64 if (k.contraction, hopper) == ("G", True) and kind != "tf32x3" else 32
-    return left <= most and sums + left + right <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
+    # On older GPUs, registers also hold a tile of v, once as it is loaded and once in float32.
+    v = 2 * left if k.multiplied and not hopper else 0
+    return left <= most and sums + left + right + v <= (_ROOM if hopper else _OLDER_ROOM)[kind][0]
 
 
 # Maximum number of values that a thread may hold in registers. The first number of each pair is for the contractions F
 # and G, and the second number is for H.
-_ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 112), "float64": (112, 112)}
-_OLDER_ROOM = {"half": (144, 127), "tf32": (80, 80), "tf32x3": (48, 48), "float64": (48, 48)}
+_ROOM = {"half": (160, 224), "tf32": (160, 160), "tf32x3": (112, 120), "float64": (112, 112)}
+_OLDER_ROOM = {"half": (144, 127), "tf32": (56, 80), "tf32x3": (48, 48), "float64": (48, 48)}
 
 
 def _operand_bytes(k: Key, c: Config) -> int:
@@ -219,6 +224,8 @@ def _fused(k: Key, capability: int) -> Config:
         # On older GPUs, two warps that compute the same rows of a small tile would spill registers.
         few = older and rows < 128 and not local and size == 2
         warps = 8 if rows * max(columns, inner) >= 64 * 64 and not ((local and wide) or few) else 4
+        if wide and not (local or k.aligned):  # registers hold the addresses of a third stage
+            stages = 2
     else:
         most = 16 if size > 4 and older and steep and k.order > 4 else 32
         rows = power_of_two(k.rows, 16, most if size > 4 or (wide and older) else 64 if wide or local or older else 128)
@@ -226,9 +233,13 @@ def _fused(k: Key, capability: int) -> Config:
         together = 32 if wide and older else 64 if wide or local or not descriptors or rows < 64 else 128
         if (size > 4 and older) or (steep and k.order > 4 and rows < 64):
             together = columns
+        if wide and local and not k.aligned:  # registers hold the addresses of W
+            together //= 2
         splines = min(power_of_two(k.spline_count, 1, 8), max(1, together // columns))
         inner = power_of_two(k.outputs, 16, 16 if wide and older else longest)
-        warps = 8 if rows >= 128 or (older and rows >= 64) else 4
+        # Without alignment, a few rows take fewer instructions in two warps than in four, and no register is spilled.
+        few = wide and older and rows < 64 and not k.aligned
+        warps = 8 if rows >= 128 or (older and rows >= 64) else 2 if few else 4
     return Config("fused", rows, columns, inner, splines, warps, stages, descriptors)
 
 
