@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .counts import Traffic
 from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
-from .races import Clocks, GlobalShadow, SharedShadow, parts_of
+from .races import ASYNC, Clocks, GlobalShadow, SharedShadow, parts_of
 
 if TYPE_CHECKING:
     from .instructions import Program
@@ -67,7 +67,6 @@ class Group:
         part = {width: file[:, low:high] for width, file in cta.registers.items()}
         self.pred = list(part[1])
         self.u16, self.i16 = list(part[16]), list(part[16].view(np.int16))
-        self.f16 = list(part[16].view(np.float16))
         self.u32, self.i32, self.f32 = (list(part[32].view(t)) for t in (np.uint32, np.int32, np.float32))
         self.u64, self.i64, self.f64 = (list(part[64].view(t)) for t in (np.uint64, np.int64, np.float64))
         self.files = part
@@ -100,12 +99,12 @@ class Mbarrier:
         return True
 
 
-class Product(NamedTuple):
-    """An unfinished matrix product of a warp, with bit masks of the registers that the product writes and reads."""
+class Pending(NamedTuple):
+    """An unfinished asynchronous operation, with bit masks of the registers that a product writes and reads."""
 
     finish: Callable[[], None]
-    written: int
-    read: int
+    written: int = 0
+    read: int = 0
 
 
 @dataclass
@@ -115,18 +114,14 @@ class Warp:
     number: int
     pc: int = 0
     state: str = READY
-    # groups that are committed, and for which no instruction has waited yet
-    product_groups: deque[list[Product]] = field(default_factory=deque)
-    open_products: list[Product] = field(default_factory=list)
-    copy_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
-    open_copies: list[Callable[[], None]] = field(default_factory=list)
-    store_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
-    open_stores: list[Callable[[], None]] = field(default_factory=list)
+    # for each kind of asynchronous operations, the groups that are committed and for which no instruction has waited
+    # yet, and at the end the group that is not committed
+    groups: dict[str, deque[list[Pending]]] = field(default_factory=lambda: {kind: deque([[]]) for kind in ASYNC})
 
     def registers_in_use(self) -> tuple[int, int]:
         """Return bit masks of the registers that unfinished products write and read."""
         written = read = 0
-        for product in itertools.chain(*self.product_groups, self.open_products):
+        for product in itertools.chain(*self.groups["products"]):
             written |= product.written
             read |= product.read
         return written, read
@@ -290,12 +285,10 @@ class CTA:
 
     def finish(self, group: Group) -> None:
         for n in group.range:
-            warp = self.warps[n]
-            if warp.product_groups or warp.open_products:
-                raise Fault("the kernel ends before its matrix products")
-            if any(warp.store_groups) or any(warp.copy_groups) or warp.open_stores or warp.open_copies:
-                raise Fault("the kernel ends before its copies")
-            warp.state = DONE
+            unfinished = [kind for kind, groups in self.warps[n].groups.items() if any(groups)]
+            if unfinished:
+                raise Fault(f"the kernel ends before its {unfinished[0]}")
+            self.warps[n].state = DONE
 
     def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
         """Record that warps arrive at a barrier of the CTA.
@@ -433,7 +426,7 @@ class CTA:
     def start_bulk_store(self, tensor: TensorMap, start: Sequence[int], address: int, warp: int, pc: int) -> None:
         """Start a copy of a tile from shared memory."""
         places = tensor.shared_places(self.shared, address)
-        actor = self.clocks.stores(warp)
+        actor = self.clocks.actor("stores", warp)
         if self.traffic is not None:
             self.traffic.add("bulk store bytes", tensor.inside_bytes(start))
         if self.shadow is not None:
@@ -442,74 +435,28 @@ class CTA:
         def finish() -> None:
             tensor.store(self.memory, start, self.shared.views[tensor.element][places // tensor.element])
 
-        if self.policy.copies == "early":
-            finish()
+        self.begin(warp, "stores", Pending(finish))
+
+    def begin(self, warp: int, kind: str, operation: Pending) -> None:
+        """Add an operation to the group that a warp has not committed yet, unless the policy finishes it at once."""
+        if getattr(self.policy, "products" if kind == "products" else "copies") == "early":
+            operation.finish()
         else:
-            self.warps[warp].open_stores.append(finish)
+            self.warps[warp].groups[kind][-1].append(operation)
 
-    def commit_stores(self, group: Group) -> None:
+    def commit(self, group: Group, kind: str) -> None:
         for n in group.range:
-            warp = self.warps[n]
-            warp.store_groups.append(warp.open_stores)
-            warp.open_stores = []
-            self.clocks.issued[self.clocks.stores(n)] += 1
+            self.warps[n].groups[kind].append([])
+            self.clocks.issued[self.clocks.actor(kind, n)] += 1
 
-    def wait_for_stores(self, group: Group, left: int) -> bool:
-        """Finish all groups of stores except the last ones, and return whether any were unfinished."""
+    def wait(self, group: Group, kind: str, left: int) -> bool:
+        """Finish all committed groups except the last ones, and return whether any were unfinished."""
         waited = False
         for n in group.range:
-            groups = self.warps[n].store_groups
-            while len(groups) > left:
+            groups, actor = self.warps[n].groups[kind], self.clocks.actor(kind, n)
+            while len(groups) - 1 > left:
                 waited = waited or bool(groups[0])
-                for finish in groups.popleft():
-                    finish()
-            actor = self.clocks.stores(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
-        return waited
-
-    def add_copy(self, warp: int, finish: Callable[[], None]) -> None:
-        """Add a copy to the group of copies (cp.async) that a warp has not committed yet."""
-        if self.policy.copies == "early":
-            finish()
-        else:
-            self.warps[warp].open_copies.append(finish)
-
-    def commit_copies(self, group: Group) -> None:
-        for n in group.range:
-            warp = self.warps[n]
-            warp.copy_groups.append(warp.open_copies)
-            warp.open_copies = []
-            self.clocks.issued[self.clocks.copies(n)] += 1
-
-    def wait_for_copies(self, group: Group, left: int) -> bool:
-        """Finish all groups of copies except the last ones, and return whether any were unfinished."""
-        waited = False
-        for n in group.range:
-            groups = self.warps[n].copy_groups
-            while len(groups) > left:
-                waited = waited or bool(groups[0])
-                for finish in groups.popleft():
-                    finish()
-            actor = self.clocks.copies(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
-        return waited
-
-    def commit_products(self, group: Group) -> None:
-        for n in group.range:
-            warp = self.warps[n]
-            warp.product_groups.append(warp.open_products)
-            warp.open_products = []
-            self.clocks.issued[self.clocks.products(n)] += 1
-
-    def wait_for_products(self, group: Group, left: int) -> bool:
-        """Finish all groups of products except the last ones, and return whether any were unfinished."""
-        waited = False
-        for n in group.range:
-            warp = self.warps[n]
-            while len(warp.product_groups) > left:
-                waited = waited or bool(warp.product_groups[0])
-                for product in warp.product_groups.popleft():
-                    product.finish()
-            actor = self.clocks.products(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
+                for operation in groups.popleft():
+                    operation.finish()
+            self.clocks.clock[n, actor] = self.clocks.issued[actor] - (len(groups) - 1)
         return waited

@@ -23,6 +23,9 @@ GRAIN = 2  # number of bytes that share one record
 MAX_ASYNC = 64  # maximum number of actors for copies that barriers in shared memory count
 
 
+ASYNC = ("products", "copies", "stores")  # kinds of asynchronous operations that a warp commits in groups
+
+
 class Race(Fault):
     """Two accesses of the same memory, one of them a write, of which neither happens before the other."""
 
@@ -46,14 +49,9 @@ class Clocks:
         self._barriers: dict[int, int] = {}
         self.issued = np.zeros(self.actors, np.int32)  # latest epoch of each asynchronous actor
 
-    def products(self, warp: int) -> int:
-        return self.warps + warp
-
-    def copies(self, warp: int) -> int:
-        return 2 * self.warps + warp
-
-    def stores(self, warp: int) -> int:
-        return 3 * self.warps + warp
+    def actor(self, kind: str, warp: int) -> int:
+        """Return the number of the actor for the asynchronous operations of a kind in ``ASYNC`` of a warp."""
+        return (1 + ASYNC.index(kind)) * self.warps + warp
 
     def barrier(self, address: int) -> int:
         """Return the number of the actor for the copies that a barrier in shared memory counts."""
