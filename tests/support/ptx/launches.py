@@ -12,8 +12,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from stub_driver import StubDriver
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.driver import driver
 
@@ -27,39 +27,6 @@ from .kernel import Kernel, parse
 from .machine import CTA, LATE, Policy
 from .memory import Global, TensorMap
 from .races import GlobalShadow
-
-MAX_SHARED = {80: 163 << 10, 90: 227 << 10}
-
-
-class StubUtils:
-    """The functions of Triton's CUDA driver that are called during a compilation."""
-
-    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
-        return 1, 1, 128, 0, 1024
-
-    def get_device_properties(self, _: int) -> dict[str, int]:
-        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
-
-
-class StubDriver:
-    """A driver of Triton for a GPU that does not exist."""
-
-    utils = StubUtils()
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def launcher_cls(self, *_: Any) -> Any:
-        return lambda *a: None
-
-    def get_current_device(self) -> int:
-        return 1000 + self.capability  # Triton stores compiled kernels for each device; no GPU has this number
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
 
 
 class Run(NamedTuple):
