@@ -222,16 +222,12 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
         "g": g,
         "h_ptr": h,
         **p.sizes(),
-        "O": p.outputs,
         "tiles": tiles,
         "programs": programs,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "WORDS": triton.cdiv(p.spline_count, SPLINES.value),
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slot_count(config.stages, [g, w] if p.base == "none" else [g, w, base_w], 0, p.capability),
         "GROUP": 8,
     }

@@ -210,15 +210,11 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "base_w": base_w,
         "y": descriptor(y, [config.rows, config.columns]),
         **p.sizes(),
-        "O": p.outputs,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "MULTIPLIED": p.v is not None,
         "WORDS": triton.cdiv(p.spline_count, SPLINES.value),
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slots,
         "GROUP": 8,
     }

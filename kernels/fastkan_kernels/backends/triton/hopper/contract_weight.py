@@ -248,18 +248,14 @@ def launch_weight(
         "out": results[0],
         "base_out": results[-1],
         **p.sizes(),
-        "O": p.outputs,
         "programs": tiles * parts,
         "part_rows": part_rows,
         "base_part_rows": base_part_rows,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "MULTIPLIED": p.v is not None,
         "WORDS": words,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slots,
     }
     grid = (tiles * parts + base_tiles * base_parts,)

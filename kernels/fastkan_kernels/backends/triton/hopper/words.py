@@ -17,10 +17,11 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..config import WORD
 from ..kernels.spline import active_splines, base_function, divide, find_cell, inv_spacing_of, scaled
 from .pipeline import await_tile, block_of, reinterpret
 
-SPLINES = gl.constexpr(8)  # number of splines in a word
+SPLINES = gl.constexpr(WORD)  # number of splines in a word
 
 
 @triton.constexpr_function
