@@ -17,8 +17,8 @@ Array = npt.NDArray[Any]
 BANKS = 32
 SECTOR = 32  # number of bytes of global memory that are moved together
 
-_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "shf", "bfe", "prmt",
-            "lop3", "min", "max", "div", "rem"}  # fmt: skip
+_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "bfe", "prmt",
+            "min", "max", "div", "rem"}  # fmt: skip
 _MUFU = {"ex2", "rcp"}
 _KINDS = {
     "mov": "move", "cvta": "move", "selp": "select", "setp": "compare", "cvt": "conversion", "shfl": "shuffle",
@@ -30,7 +30,7 @@ _KINDS = {
 def kind_of(i: Instruction) -> str:
     """Return the kind of an instruction, such as ``"fp32"``, ``"shared load"`` or ``"wgmma m64n256k16 bf16"``."""
     modifiers = i.modifiers
-    if i.opcode in ("bar", "barrier"):
+    if i.opcode == "bar":
         return "move" if "warp" in modifiers else "barrier"
     if i.opcode == "mbarrier":
         return "mbarrier wait" if modifiers[0].endswith("wait") else "mbarrier"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import products
 from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, scoped, split
-from .machine import LANES, Group, Pending
+from .machine import LANES, Group, Pending, runs_of
 from .memory import SHARED_BASE, Fault
 from .races import parts_of
 
@@ -333,19 +333,6 @@ def _shift(p: Program, i: Instruction, pc: int) -> Step:
     return _computed(p, i, function, (kind, kind, "s32" if kind[0] == "s" else "u32"))
 
 
-@decodes("shf")
-def _funnel_shift(p: Program, i: Instruction, pc: int) -> Step:
-    """Shift a pair of 32-bit registers, and keep the upper half (left) or the lower half (right)."""
-    left, clamped = i.modifiers[0] == "l", i.modifiers[1] == "clamp"
-
-    def shift(low: Array, high: Array, count: Array) -> Array:
-        count = np.minimum(count, 32) if clamped else count & 31
-        both = low.astype(np.uint64) | high.astype(np.uint64) << 32
-        return both << count >> 32 if left else both >> count
-
-    return _computed(p, i, shift, ["b32"] * 4)
-
-
 @decodes("bfe")
 def _bit_field(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
@@ -369,20 +356,6 @@ def _permute_bytes(p: Program, i: Instruction, pc: int) -> Step:
         return np.ascontiguousarray(found).view(np.uint32)[..., 0]
 
     return _computed(p, i, permute, ["b32"] * 4)
-
-
-@decodes("lop3")
-def _logic(p: Program, i: Instruction, pc: int) -> Step:
-    table = int(i.operands[4], 0)
-
-    def look_up(a: Array, b: Array, c: Array) -> Array:
-        result = np.zeros_like(a)
-        for n in range(8):
-            if table >> n & 1:
-                result |= (a if n & 4 else ~a) & (b if n & 2 else ~b) & (c if n & 1 else ~c)
-        return result
-
-    return _computed(p, i, look_up, ["b32"] * 4, i.operands[:4])
 
 
 @decodes("selp")
@@ -719,7 +692,7 @@ def _fence(p: Program, i: Instruction, pc: int) -> Masked:
     return Masked(lambda g, active: None)
 
 
-@decodes("setmaxnreg", "griddepcontrol", "nanosleep")
+@decodes("nanosleep")
 def _ignored(p: Program, i: Instruction, pc: int) -> Step:
     return _nothing
 
@@ -751,91 +724,67 @@ def _branch(p: Program, i: Instruction, pc: int) -> Control:
     return Control(branch)
 
 
+def _runs_in_all(i: Instruction, g: Group) -> bool:
+    """Return whether all warps of a group execute an instruction.
+
+    Raises:
+        Fault: if only some warps do.
+    """
+    taken = _guard_of(i, g)
+    if taken.any() != taken.all():
+        raise Fault("some warps end or arrive at a barrier, and others do not")
+    return bool(taken.all())
+
+
 @decodes("ret", "exit")
 def _return(p: Program, i: Instruction, pc: int) -> Control:
-    def end(g: Group) -> int | None:
-        taken = _guard_of(i, g)
-        if not taken.any():
-            return pc + 1
-        if not taken.all():
-            raise Fault("some warps end and others do not")
-        g.cta.finish(g)
-        return None
-
-    return Control(end)
+    return Control(lambda g: g.cta.finish(g) if _runs_in_all(i, g) else pc + 1)
 
 
-@decodes("bar", "barrier")
+@decodes("bar")
 def _barrier(p: Program, i: Instruction, pc: int) -> Control | Step:
-    if "warp" in i.modifiers or "cluster" in i.modifiers:
+    if i.modifiers[0] == "warp":
         return _nothing
-    waits = "arrive" not in i.modifiers
-    number = p.operand(i.operands[0], 32)
-    threads = p.operand(i.operands[1], 32) if len(i.operands) > 1 else None
-
-    def arrive(g: Group) -> int | None:
-        taken = _guard_of(i, g)
-        if not taken.any():
-            return pc + 1
-        if not taken.all():
-            raise Fault("some warps arrive at a barrier and others do not")
-        numbers = g.u32[number][:, 0]
-        if (numbers != numbers[0]).any():
-            raise Fault("warps arrive at several barriers")
-        expected = None if threads is None else int(g.u32[threads][0, 0])
-        return g.cta.arrive_at_barrier(g, pc, int(numbers[0]), expected, waits)
-
-    return Control(arrive)
+    if i.operands != ("0",):
+        raise ValueError("a barrier of some warps")
+    return Control(lambda g: g.cta.arrive_at_barrier(g, pc) if _runs_in_all(i, g) else pc + 1)
 
 
 @decodes("mbarrier")
 def _mbarrier(p: Program, i: Instruction, pc: int) -> Control | Masked:
     action = i.modifiers[0]
-    if action in ("try_wait", "test_wait"):
-        to, at = p.operand(i.operands[0], 1, i.scope), address_of(p, i.operands[1], i.scope)
-        parity = p.operand(i.operands[2], 32, i.scope)
-
-        def wait(g: Group) -> int | None:
-            where, parities = addresses(g, at), g.u32[parity]
-            if (where != where[:, :1]).any() or (parities != parities[:, :1]).any():
-                raise Fault("the threads of a warp wait for several mbarriers")
-            if not _guard_of(i, g).all():
-                raise Fault("a wait with a predicate")
-            done = g.cta.wait_for_mbarrier(g, pc, where[:, 0].tolist(), (parities[:, 0] & 1).tolist())
-            g.pred[to][...] = np.array(done)[:, None]
-            if all(done):
-                return pc + 1
-            for n, one in zip(g.range, done, strict=True):
-                if one:
-                    g.cta.warps[n].pc = pc + 1
-            return None
-
-        return Control(wait)
-    return _mbarrier_step(p, i, pc)
-
-
-def _mbarrier_step(p: Program, i: Instruction, pc: int) -> Masked:
-    action = i.modifiers[0]
     at = address_of(p, next(o for o in i.operands if o.startswith("[")), i.scope)
-    last = p.operand("1" if i.operands[-1].startswith("[") else i.operands[-1], 32)
-    expects = "expect_tx" in i.modifiers
+    last = p.operand("0" if i.operands[-1].startswith("[") else i.operands[-1], 32, i.scope)
+    if action == "try_wait":
+        return Control(lambda g: _wait(p, i, pc, g, addresses(g, at), g.u32[last] & 1))
+    if action == "arrive" and "expect_tx" not in i.modifiers:
+        raise ValueError("an arrival without bytes")
 
     def act(g: Group, active: Array | None) -> None:
         where = addresses(g, at)
         for w, lane in _all(g, active):
-            address, number = int(where[w, lane]), int(g.u32[last][w, lane])
+            address, number, warp = int(where[w, lane]), int(g.u32[last][w, lane]), g.low + w
             g.cta.shared.place(np.array([address]), 8)
             if action == "init":
-                g.cta.start_mbarrier(address, number, g.low + w, pc)
+                g.cta.start_mbarrier(address, number, warp, pc)
             elif action == "inval":
-                g.cta.end_mbarrier(address, g.low + w, pc)
-            elif action == "arrive":
-                count, expected = (1, number) if expects else (number, 0)
-                g.cta.arrive_at_mbarrier(address, g.low + w, count, expected, pc)
+                g.cta.end_mbarrier(address, warp, pc)
             else:
-                g.cta.use_mbarrier(address, g.low + w, pc).bytes += number
+                g.cta.arrive_at_mbarrier(address, warp, number, pc)
 
     return Masked(act)
+
+
+def _wait(p: Program, i: Instruction, pc: int, g: Group, where: Array, parities: Array) -> int | None:
+    """Let warps wait for the phases of mbarriers, and return the next position if no warp must wait."""
+    if (where != where[:, :1]).any() or (parities != parities[:, :1]).any():
+        raise Fault("the threads of a warp wait for several mbarriers")
+    if i.guard is not None:
+        raise Fault("a wait with a predicate")
+    done = g.cta.wait_for_mbarrier(g, pc, where[:, 0].tolist(), parities[:, 0].tolist())
+    g.pred[p.operand(i.operands[0], 1, i.scope)][...] = np.array(done)[:, None]
+    following = g.cta.part(g, [pc + one for one in done])
+    return following if all(done) else None
 
 
 # -- matrix products ---------------------------------------------------------------------------------
@@ -893,7 +842,8 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
         if unfenced:
             raise Fault(f"registers of a matrix product are not ordered by wgmma.fence, because of {{{unfenced[0]}}}")
         cta = g.cta
-        for low, high in _same(g, [b_descriptor] if in_registers else [a_descriptor, b_descriptor]):
+        descriptors = [b_descriptor] if in_registers else [a_descriptor, b_descriptor]
+        for low, high in runs_of(g.range, lambda n: [int(g.u64[d][n - g.low, 0]) for d in descriptors]):
             start_for(cta.group(low, high))
 
     def start_for(g: Group) -> None:
@@ -932,20 +882,6 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
     return Masked(start)
 
 
-def _same(g: Group, descriptors: list[int]) -> list[tuple[int, int]]:
-    """Return the ranges of adjacent warps of a group whose descriptors are equal."""
-    runs: list[tuple[int, int]] = []
-    before: list[int] | None = None
-    for n in g.range:
-        values = [int(g.u64[d][n - g.low, 0]) for d in descriptors]
-        if values == before:
-            runs[-1] = (runs[-1][0], n + 1)
-        else:
-            runs.append((n, n + 1))
-        before = values
-    return runs
-
-
 def _unfenced(p: Program, pc: int, used: int) -> list[int]:
     """Return the position of an instruction that writes registers of a product without a later wgmma.fence, if any.
 
@@ -960,7 +896,7 @@ def _unfenced(p: Program, pc: int, used: int) -> list[int]:
     return [0]
 
 
-_WITHOUT_RESULT = {"st", "cp", "bar", "barrier", "bra", "ret", "fence", "mbarrier", "stmatrix", "wgmma", "membar"}
+_WITHOUT_RESULT = {"st", "cp", "bar", "bra", "ret", "fence", "mbarrier", "stmatrix", "wgmma"}
 
 
 def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import itertools
 import random
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,9 +127,10 @@ class Warp:
         return written, read
 
 
-class BarrierState(NamedTuple):
-    arrived: set[int]
-    clocks: list[tuple[Array, Array]]
+def runs_of(warps: Iterable[int], key: Callable[[int], Any]) -> list[tuple[int, int]]:
+    """Return the first warp and the end of each run of adjacent warps with equal keys."""
+    runs = [list(run) for _, run in itertools.groupby(warps, key)]
+    return [(run[0], run[-1] + 1) for run in runs]
 
 
 class CTA:
@@ -159,7 +160,7 @@ class CTA:
         self.shared.views[8][...] = 0xFFFFFFFFFFFFFFFF
         self.warps = [Warp(n) for n in range(self.warp_count)]
         self.mbarriers: dict[int, Mbarrier] = {}
-        self.barriers: dict[int, BarrierState] = {}
+        self.arrived: dict[int, tuple[Array, Array]] = {}  # clocks of the warps that wait at the barrier of the CTA
         self.bulk_copies: list[Callable[[], None]] = []
         self.clocks = Clocks(self.warp_count)
         self.shadow = SharedShadow(self.shared, self.clocks) if self.global_shadow is not None else None
@@ -187,22 +188,15 @@ class CTA:
                 if self.bulk_copies:
                     raise Fault("the kernel ends before its copies")
                 return
-            elif not self._open_barriers() and not self._finish_a_copy():
+            elif not self._finish_a_copy():
                 where = "\n".join(
                     f"warp {w.number} {w.state}: {self.program.text(w.pc)}" for w in self.warps if w.state != DONE
                 )
                 raise Deadlock(f"deadlock:\n{where}")
 
     def _pick(self) -> tuple[int, int] | None:
-        runs: list[tuple[int, int]] = []
-        for warp in self.warps:
-            if warp.state != READY:
-                continue
-            n = warp.number
-            if runs and runs[-1][1] == n and self.warps[n - 1].pc == warp.pc:
-                runs[-1] = (runs[-1][0], n + 1)
-            else:
-                runs.append((n, n + 1))
+        runs = runs_of(range(self.warp_count), lambda n: (self.warps[n].state, self.warps[n].pc))
+        runs = [run for run in runs if self.warps[run[0]].state == READY]
         if not runs:
             return None
         how = self.policy.warps
@@ -290,88 +284,56 @@ class CTA:
                 raise Fault(f"the kernel ends before its {unfinished[0]}")
             self.warps[n].state = DONE
 
-    def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
-        """Record that warps arrive at a barrier of the CTA.
-
-        Return the next position unless the warps must wait. ``threads`` is the number of threads that the barrier
-        counts (None: all threads of the CTA).
-        """
-        state = self.barriers.setdefault(barrier, BarrierState(set(), []))
-        waiting = state.arrived
+    def arrive_at_barrier(self, group: Group, pc: int) -> None:
+        """Let warps wait at the barrier of the CTA until all warps have arrived."""
         for n in group.range:
-            if n in waiting:
-                raise Fault(f"warp {n} arrives twice at barrier {barrier}")
-            waiting.add(n)
-            state.clocks.append(self.clocks.release(n))
-            self.warps[n].pc = pc + 1
-            if waits:
-                self.warps[n].state = AT_BARRIER
-        if threads is not None:
-            if len(waiting) * LANES > threads:
-                raise Fault(f"more than {threads} threads arrive at barrier {barrier}")
-            if len(waiting) * LANES == threads:
-                self._open(barrier)
-        elif len(waiting) == self.warp_count:
-            self._open(barrier)
-        if waits and all(self.warps[n].state == READY for n in group.range):
-            return None  # the scheduler chooses the warps that continue
-        return None if waits else pc + 1
-
-    def _open(self, barrier: int) -> None:
-        state = self.barriers.pop(barrier)
-        clocks = (np.max([c[0] for c in state.clocks], 0), np.max([c[1] for c in state.clocks], 0))
-        for n in state.arrived:
-            if self.warps[n].state == AT_BARRIER:
-                self.clocks.acquire(n, clocks)
+            self.arrived[n] = self.clocks.release(n)
+            self.warps[n].pc, self.warps[n].state = pc + 1, AT_BARRIER
+        if len(self.arrived) == self.warp_count:
+            clocks, fenced = (np.max(each, 0) for each in zip(*self.arrived.values(), strict=True))
+            for n in self.arrived:
+                self.clocks.acquire(n, (clocks, fenced))
                 self.warps[n].state = READY
-
-    def _open_barriers(self) -> bool:
-        """Open the barrier of the whole CTA if all warps that have not ended wait at the barrier."""
-        living = {w.number for w in self.warps if w.state != DONE}
-        if 0 in self.barriers and self.barriers[0].arrived == living:
-            self._open(0)
-            return True
-        return False
+            self.arrived = {}
 
     # -- barriers in shared memory -------------------------------------------------------------------
 
-    def mbarrier(self, address: int) -> Mbarrier:
-        found = self.mbarriers.get(address)
-        if found is None:
-            raise Fault(f"there is no mbarrier at {address}")
-        return found
+    def use_mbarrier(self, address: int, warp: int, pc: int, writes: bool = False) -> Mbarrier:
+        """Return an mbarrier, and raise a race unless its initialisation happens before the use.
 
-    def use_mbarrier(self, address: int, warp: int, pc: int) -> Mbarrier:
-        """Return an mbarrier, and raise a race unless its initialisation happens before the use."""
-        found = self.mbarrier(address)
+        If ``writes``, the mbarrier is initialised or invalidated, and all other uses must happen before.
+        """
         if self.shadow is not None:
-            self.shadow.read(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
-        return found
+            record = self.shadow.write if writes else self.shadow.read
+            record(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        return self.mbarrier(address)
+
+    def mbarrier(self, address: int) -> Mbarrier:
+        if address not in self.mbarriers:
+            raise Fault(f"there is no mbarrier at {address}")
+        return self.mbarriers[address]
 
     def start_mbarrier(self, address: int, count: int, warp: int, pc: int) -> None:
         if address in self.mbarriers:
             raise Fault(f"the mbarrier at {address} already exists")
-        if self.shadow is not None:
-            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
         self.mbarriers[address] = Mbarrier(count, (self.clocks.clock[0] * 0, self.clocks.clock[0] * 0))
+        self.use_mbarrier(address, warp, pc, writes=True)
 
     def end_mbarrier(self, address: int, warp: int, pc: int) -> None:
-        barrier = self.mbarrier(address)
-        if self.shadow is not None:
-            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        barrier = self.use_mbarrier(address, warp, pc, writes=True)
         if barrier.bytes or barrier.pending != barrier.count:
             raise Fault(f"the mbarrier at {address} is invalidated while a phase has begun")
         if any(w.state == AT_MBARRIER for w in self.warps):
             raise Fault(f"the mbarrier at {address} is invalidated while a warp waits")
         del self.mbarriers[address]
 
-    def arrive_at_mbarrier(self, address: int, warp: int, count: int, expected_bytes: int, pc: int) -> None:
+    def arrive_at_mbarrier(self, address: int, warp: int, expected_bytes: int, pc: int) -> None:
         barrier = self.use_mbarrier(address, warp, pc)
-        if barrier.pending < count:
+        if barrier.pending < 1:
             raise Fault(f"the mbarrier at {address} gets more arrivals than it counts")
         for mine, own in zip(barrier.clocks, self.clocks.release(warp), strict=True):
             np.maximum(mine, own, out=mine)
-        barrier.pending -= count
+        barrier.pending -= 1
         barrier.bytes += expected_bytes
         self._check_mbarrier(barrier)
 
