@@ -87,6 +87,8 @@ def _changes(i: Instruction, name: str) -> Iterator[tuple[str, Instruction]]:
     elif name.startswith("cp.async.bulk.tensor") and i.modifiers[4].startswith("shared"):
         yield "copy to another place", _changed(i, 0, _moved)
         yield "no copy", _nothing(i)
+    elif name.startswith("mbarrier.init"):
+        yield "another arrival expected", _changed(i, 1, _plus(1))
     elif name.startswith("wgmma.wait_group"):
         yield "wait for fewer products", _changed(i, 0, _plus(1))
     elif name.startswith("wgmma.fence"):
