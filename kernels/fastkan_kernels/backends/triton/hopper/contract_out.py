@@ -180,9 +180,7 @@ def contract_out_kernel(
             column, BASED, WORDS, SLOTS,
         )  # fmt: skip
     sums = warpgroup_mma_wait(0, deps=[sums])
-    barrier()
-    for n in gl.static_range(len(ready)):
-        end_barriers(ready[n], SLOTS)
+    end_barriers(ready, SLOTS)
     store(y, [row, column], scaled(sums, grid[1], D))
 
 
