@@ -87,10 +87,15 @@ def test_counts_of_a_step(apart: Apart) -> None:
     sizes = ((128, inputs, 256, 2) for inputs in (64, 128))
     fewer, more = (apart(ptx.builds.counts, ptx.builds.Case("F", ptx.builds.SHIPPED["F"], "bf16", s)) for s in sizes)
     steps, warps = 2 + 3 + 1, 8
-    step = {kind: (number - fewer[kind]) / steps for kind, number in more.items()}
-    assert step["wgmma m64n256k16 bf16"] == 4 * warps  # each product sums over 16 inputs
-    assert step["wgmma wait"] == warps
+    step = {name: (number - fewer[name]) / steps for name, number in more.items()}
+
+    def total(start: str, end: str = "") -> float:
+        return sum(number for name, number in step.items() if name.startswith(start) and name.endswith(end))
+
+    assert total("wgmma.mma_async", "m64n256k16.f32.bf16.bf16") == 4 * warps  # each product sums over 16 inputs
+    assert total("wgmma.wait_group") == warps
     assert step["bulk load bytes"] == 64 * 256 * 2
     assert step["wgmma shared bytes"] == 2 * 64 * 256 * 2  # each of the two warp groups reads the tile of W
-    assert step["global load bytes"] * steps >= 128 * 64 * 2  # the program loads x for the base function
-    assert 32 * warps < step["fp32"] < 32 * 16 * warps  # a thread has 32 features
+    assert total("ld.global", " bytes") * steps >= 128 * 64 * 2  # the program loads x for the base function
+    arithmetic = sum(total(operation, ".f32") for operation in ("add", "sub", "mul", "fma"))
+    assert 32 * warps < arithmetic < 32 * 16 * warps  # a thread has 32 features

@@ -1,4 +1,4 @@
-"""Counts of the warp instructions of a launch by kind, and of its bytes through shared and global memory.
+"""Counts of the warp instructions of a launch by name, and of its bytes through shared and global memory.
 
 The cost of one step of a loop is the difference between the counts of two runs, one of which has one more step.
 """
@@ -16,45 +16,6 @@ from .kernel import Instruction
 Array = npt.NDArray[Any]
 BANKS = 32
 SECTOR = 32  # number of bytes of global memory that are moved together
-
-_INTEGER = {"add", "sub", "mul", "mad", "and", "or", "xor", "not", "neg", "abs", "shl", "shr", "bfe", "prmt",
-            "min", "max", "div", "rem"}  # fmt: skip
-_MUFU = {"ex2", "rcp"}
-_KINDS = {
-    "mov": "move", "cvta": "move", "selp": "select", "setp": "compare", "cvt": "conversion", "shfl": "shuffle",
-    "elect": "shuffle", "bra": "branch", "ret": "branch", "exit": "branch", "fence": "fence",
-    "ldmatrix": "ldmatrix", "stmatrix": "stmatrix",
-}  # fmt: skip
-
-
-def kind_of(i: Instruction) -> str:
-    """Return the kind of an instruction, such as ``"fp32"``, ``"shared load"`` or ``"wgmma m64n256k16 bf16"``."""
-    modifiers = i.modifiers
-    if i.opcode == "bar":
-        return "move" if "warp" in modifiers else "barrier"
-    if i.opcode == "mbarrier":
-        return "mbarrier wait" if modifiers[0].endswith("wait") else "mbarrier"
-    if i.opcode == "wgmma":
-        if modifiers[0] == "mma_async":
-            return f"wgmma {modifiers[3]} {modifiers[5]}"
-        return "wgmma wait" if modifiers[0] == "wait_group" else "wgmma order"
-    if i.opcode == "mma":
-        return f"mma {modifiers[2]} {modifiers[6]}"
-    if i.opcode in ("ld", "st"):
-        if modifiers[0] == "param":
-            return "move"
-        return f"{modifiers[0]} {'load' if i.opcode == 'ld' else 'store'}"
-    if i.opcode == "cp":
-        if "commit_group" in modifiers or "wait_group" in modifiers:
-            return "copy wait"
-        return "bulk copy" if modifiers[1] == "bulk" else "copy"
-    if i.opcode in _MUFU:
-        return "mufu"
-    if i.opcode in _KINDS:
-        return _KINDS[i.opcode]
-    if modifiers and modifiers[-1].startswith(("f", "bf")):
-        return {"f64": "fp64", "f32": "fp32"}.get(modifiers[-1], "fp16")
-    return "integer" if i.opcode in _INTEGER else "other"
 
 
 def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
@@ -102,15 +63,15 @@ class Traffic:
     def moved(self, name: str, places: Array, size: int, warp: Array) -> None:
         """Count an access of global memory by threads."""
         self.counts[f"{name} bytes"] += places.size * size
-        self.counts[f"{name} sector bytes"] += sector_bytes(places, size, warp)
+        self.counts[f"{name} bytes in sectors"] += sector_bytes(places, size, warp)
 
     def add(self, name: str, number: int) -> None:
         self.counts[name] += number
 
 
 def counts_of(instructions: list[Instruction], executions: list[int], traffic: Traffic) -> Counter[str]:
-    """Return the warp instructions by kind and the traffic of a launch."""
+    """Return the warp instructions by name, such as ``"add.f32"``, and the traffic of a launch."""
     found: Counter[str] = Counter()
     for instruction, number in zip(instructions, executions, strict=True):
-        found[kind_of(instruction)] += number
+        found[instruction.name] += number
     return found + traffic.counts

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
-from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, scoped, split
 from .machine import LANES, Group, Pending, runs_of
 from .memory import SHARED_BASE, Fault
@@ -529,7 +528,7 @@ def _access(
         total: number of bytes that a thread accesses.
         reads: whether the instruction reads memory; otherwise it writes.
     """
-    is_global, kind_name, at = i.modifiers[0] == "global", kind_of(i), address_of(p, address, i.scope)
+    is_global, name, at = i.modifiers[0] == "global", i.name, address_of(p, address, i.scope)
     action = "read" if reads else "write"
 
     def access(g: Group, active: Array | None) -> tuple[Any, Array]:
@@ -544,7 +543,7 @@ def _access(
             else:
                 getattr(g.cta.shadow, action)(places, total, warp.reshape(-1), pc)
         if g.cta.traffic is not None:
-            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
+            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(name, places, total, warp)
         return memory, places
 
     return access

@@ -37,7 +37,7 @@ class Run(NamedTuple):
     ptx: str
     program: Program
     executions: list[int]  # number of warps that executed each instruction
-    counts: Counter[str]  # numbers of warp instructions by kind, and of bytes (see counts.py)
+    counts: Counter[str]  # numbers of warp instructions by name, and of bytes (see counts.py)
 
 
 class Emulation:

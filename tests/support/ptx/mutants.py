@@ -67,7 +67,7 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
     for position, i in enumerate(kernel.instructions):
         if position not in acted:
             continue
-        name = f"{i.opcode}.{'.'.join(i.modifiers)}"
+        name = i.name
         if name.startswith(("bar.sync", "barrier.sync")):
             together.setdefault("no barriers", Mutant("no barriers", {})).changes[position] = _nothing(i)
         elif name.startswith("fence.proxy.async") and writes:
