@@ -641,7 +641,8 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
                 cta.traffic.moved("copy", found, size, np.full(len(found), number))
             if cta.shadow is not None:
                 actor = cta.clocks.actor("copies", number)
-                cta.shadow.write_copy(places, size, number, actor, int(cta.clocks.issued[actor]) + 1, pc)
+                epoch = int(cta.clocks.issued[actor]) + 1
+                cta.shadow.write_async(parts_of(places, size), number, actor, epoch, pc, generic=True)
 
             def finish(places: Array = places, filled: Array = filled, found: Array = found) -> None:
                 values = np.zeros((len(places), size), np.uint8)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .counts import Traffic
-from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
+from .memory import SHARED_BASE, Fault, Global, TensorMap, shared_memory
 from .races import ASYNC, Clocks, GlobalShadow, SharedShadow, parts_of
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class CTA:
         shared_size: int, policy: Policy, rng: random.Random,
     ) -> None:  # fmt: skip
         self.program, self.maps, self.memory, self.policy, self.rng = program, maps, memory, policy, rng
-        self.shared = Shared(shared_size)
+        self.shared = shared_memory(shared_size)
         self.warp_count = program.warps
         self.registers = program.register_files()
         self.values = values

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .memory import Fault, Global, Shared
+from .memory import Fault, Global, Memory
 
 Array = npt.NDArray[Any]
 GRAIN = 2  # number of bytes that share one record
@@ -82,7 +82,7 @@ class SharedShadow:
     write the same values, because otherwise the bits of results would depend on the policy.
     """
 
-    def __init__(self, shared: Shared, clocks: Clocks) -> None:
+    def __init__(self, shared: Memory, clocks: Clocks) -> None:
         count = shared.size // GRAIN
         self.clocks = clocks
         self.writer = np.full(count, clocks.nothing, np.int16)
@@ -129,16 +129,16 @@ class SharedShadow:
         self.writer[parts], self.write_epoch[parts] = by, self.clocks.clock[by, by]
         self.write_text[parts] = position
 
-    def write_async(self, parts: Array, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record a write to shared memory by an asynchronous copy that a warp has started."""
-        self._check_free(parts, warp, position)
-        self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
-        self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
+    def write_async(
+        self, parts: Array, warp: int, actor: int, epoch: int, position: int, generic: bool = False
+    ) -> None:
+        """Record a write by an asynchronous copy that a warp has started.
 
-    def write_copy(self, at: Array, size: int, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record a write by an asynchronous copy (cp.async) of a warp's threads. Such a copy uses the generic proxy."""
-        parts = self._parts(at, size)
+        If ``generic``, the copy uses the generic proxy, as copies by threads (cp.async) do.
+        """
         self._check_free(parts, warp, position)
+        if not generic:
+            self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
 
     def _check_written(
