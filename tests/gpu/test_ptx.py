@@ -99,3 +99,13 @@ def test_counts_of_a_step(apart: Apart) -> None:
     assert total("ld.global", " bytes") * steps >= 128 * 64 * 2  # the program loads x for the base function
     arithmetic = sum(total(operation, ".f32") for operation in ("add", "sub", "mul", "fma"))
     assert 32 * warps < arithmetic < 32 * 16 * warps  # a thread has 32 features
+
+
+@without_gpu
+@pytest.mark.parametrize("name", ptx.builds.BANDED)
+def test_the_weights_of_active_splines_lie_in_different_banks(name: str, apart: Apart) -> None:
+    """Shared memory serves the addresses of a matrix of 128 bytes in one cycle, for any splines of its rows."""
+    case = ptx.builds.Case(name, ptx.builds.BANDED[name], "bf16", (150, 6, 40, 20), derivative=int(name == "H"))
+    found = apart(ptx.builds.counts, case)
+    (read,) = (kind.removesuffix(" bytes") for kind in found if kind.startswith("ldmatrix") and kind.endswith(" bytes"))
+    assert found[f"{read} wavefronts"] * 128 == found[f"{read} bytes"] > 0

@@ -8,11 +8,10 @@ import struct
 import numpy as np
 import pytest
 import torch
-from ptx.counts import shared_wavefronts
 from ptx.instructions import Program
 from ptx.kernel import parse
 from ptx.machine import CTA, LATE, Deadlock
-from ptx.memory import Fault, Global, TensorMap
+from ptx.memory import Fault, Global, TensorMap, shared_wavefronts
 from ptx.races import GlobalShadow, Race
 
 HEAD = """

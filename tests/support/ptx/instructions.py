@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import products
 from .kernel import Instruction, Kernel, Register, scoped, split
 from .machine import LANES, Group, Pending, runs_of
-from .memory import SHARED_BASE, Fault
+from .memory import SHARED_BASE, Fault, shared_wavefronts
 from .races import parts_of
 
 Array = npt.NDArray[Any]
@@ -543,7 +543,9 @@ def _access(
             else:
                 getattr(g.cta.shadow, action)(places, total, warp.reshape(-1), pc)
         if g.cta.traffic is not None:
-            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(name, places, total, warp)
+            g.cta.traffic[f"{name} bytes"] += places.size * total
+            if not is_global:
+                g.cta.traffic[f"{name} wavefronts"] += shared_wavefronts(places, total, warp)
         return memory, places
 
     return access
@@ -638,7 +640,7 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
             filled = counts[w][chosen] > 0
             found = cta.memory.place(sources[w][chosen][filled], size)
             if cta.traffic is not None:
-                cta.traffic.moved("copy", found, size, np.full(len(found), number))
+                cta.traffic["copy bytes"] += found.size * size
             if cta.shadow is not None:
                 actor = cta.clocks.actor("copies", number)
                 epoch = int(cta.clocks.issued[actor]) + 1
@@ -857,7 +859,7 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
             if places.max() + element > cta.shared.limit:
                 raise Fault("a matrix product reads beyond shared memory")
             if cta.traffic is not None:  # the four warps of a warp group read a tile once together
-                cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
+                cta.traffic["wgmma shared bytes"] += places.size * element * g.warps // 4
             if cta.shadow is not None:
                 actors = np.array([cta.clocks.actor("products", w) for w in g.range])
                 cta.shadow.read_async(parts_of(places, element), g.range, actors, pc)

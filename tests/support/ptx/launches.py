@@ -21,7 +21,6 @@ from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.backends.triton import hardware
 from fastkan_kernels.backends.triton.launch import Launch
 
-from .counts import Traffic, counts_of
 from .instructions import Program
 from .kernel import Kernel, parse
 from .machine import CTA, LATE, Policy
@@ -37,7 +36,7 @@ class Run(NamedTuple):
     ptx: str
     program: Program
     executions: list[int]  # number of warps that executed each instruction
-    counts: Counter[str]  # numbers of warp instructions by name, and of bytes (see counts.py)
+    counts: Counter[str]  # numbers of warp instructions by name, and of bytes of memory
 
 
 class Emulation:
@@ -60,12 +59,12 @@ class Emulation:
         program = _program(ptx)
         if self.mutate is not None:
             program = Program(self.mutate(program.kernel))
+        counts: Counter[str] = Counter()
         memory = _Tensors(list(launch.arguments.values()))
         values, maps = _parameters(program, launch, compiled, memory)
-        traffic = Traffic()
         cta = CTA(program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random.Random(self.seed))
         cta.global_shadow, cta.strict = GlobalShadow(memory.memory) if self.races else None, self.strict
-        cta.traffic = traffic if self.traffic else None
+        cta.traffic = counts if self.traffic else None
         program.hits = [0] * len(program.hits)
         x, y, z = (*launch.grid, 1, 1)[:3]
         grid = (x, y, z)
@@ -75,7 +74,8 @@ class Emulation:
                 cta.run()
         memory.copy_back()
         executions = program.executions()
-        counts = counts_of(program.kernel.instructions, executions, traffic)
+        for instruction, number in zip(program.kernel.instructions, executions, strict=True):
+            counts[instruction.name] += number
         self.runs.append(Run(program.name, launch.grid, ptx, program, executions, counts))
 
 

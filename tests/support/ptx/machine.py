@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .counts import Traffic
 from .memory import SHARED_BASE, Fault, Global, TensorMap, shared_memory
 from .races import ASYNC, Clocks, GlobalShadow, SharedShadow, parts_of
 
@@ -147,7 +146,7 @@ class CTA:
         self.values = values
         self.groups: dict[tuple[int, int], Group] = {}
         self.global_shadow: GlobalShadow | None = None  # None if races are not checked in global memory
-        self.traffic: Traffic | None = None  # None if bytes are not counted
+        self.traffic: Counter[str] | None = None  # bytes of memory by name; None if they are not counted
         self.strict = True  # whether the use of registers of unfinished products is a fault
 
     def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
@@ -366,7 +365,7 @@ class CTA:
         places = tensor.shared_places(self.shared, address)
         self.use_mbarrier(barrier, warp, pc)
         if self.traffic is not None:
-            self.traffic.add("bulk load bytes", tensor.inside_bytes(start))
+            self.traffic["bulk load bytes"] += tensor.inside_bytes(start)
         actor = self.clocks.barrier(barrier)
         epoch = int(self.clocks.issued[actor]) + 1
         self.clocks.issued[actor] = epoch
@@ -390,7 +389,7 @@ class CTA:
         places = tensor.shared_places(self.shared, address)
         actor = self.clocks.actor("stores", warp)
         if self.traffic is not None:
-            self.traffic.add("bulk store bytes", tensor.inside_bytes(start))
+            self.traffic["bulk store bytes"] += tensor.inside_bytes(start)
         if self.shadow is not None:
             self.shadow.read_async(parts_of(places, tensor.element), range(warp, warp + 1), np.array([actor]), pc)
 

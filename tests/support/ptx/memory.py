@@ -33,6 +33,29 @@ def swizzled(address: Array, mode: int) -> Array:
     return address ^ (((address >> 7) & SWIZZLE_MASKS[mode]) << 4)
 
 
+def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
+    """Return the number of cycles in which shared memory serves accesses without conflicts of banks.
+
+    Args:
+        places: offset of each access.
+        size: number of bytes of each access.
+        warp: warp of each access. Accesses of 8 bytes are served for half a warp at a time, and accesses of 16 bytes
+            for a quarter of a warp.
+    """
+    if not places.size:
+        return 0
+    words = max(1, size // 4)
+    warp = warp.reshape(-1).astype(np.int64)
+    _, first = np.unique(warp, return_index=True)
+    # number of the access within its warp
+    order = np.arange(len(warp)) - first[np.searchsorted(warp[np.sort(first)], warp)]
+    phase = warp * words + order * words // 32
+    word = (places.reshape(-1, 1) // 4 + np.arange(words)).reshape(-1)
+    key = np.unique(np.repeat(phase, words) << 32 | word)  # threads that read the same word are served together
+    banks, conflicts = np.unique((key >> 32) * 32 + key % 32, return_counts=True)
+    return int(sum(conflicts[banks // 32 == phase].max() for phase in np.unique(banks // 32)))
+
+
 class Memory:
     """Bytes at consecutive addresses, with a view for elements of each size of 1, 2, 4 and 8 bytes.
 
