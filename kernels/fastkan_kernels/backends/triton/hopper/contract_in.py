@@ -20,12 +20,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .. import hardware
 from ..config import Config
-from ..kernels.spline import base_function, scaled
+from ..kernels.spline import base_function, load_grid, scaled
 from ..kernels.tiles import tile_of
 from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import await_tile, barrier, descriptor, end_barriers, expect_all, fetch, slot_count, start_barriers
-from .words import SPLINES, active, shared_grid
+from .words import SPLINES, active
 
 
 @gluon.jit
@@ -154,7 +154,7 @@ def contract_in_kernel(
             sources, slots, ready, turn, turns, depth_steps, program, programs, down, across, WORDS, GROUP, SLOTS
         )
 
-    grid = shared_grid(knots_ptr, M)
+    grid = load_grid(knots_ptr, 0, I, M, True)
     h = gl.zeros((ROWS, COLUMNS), gl.float32, held)
     for visit in range(visits):  # an iteration computes the contribution of one word of splines to one tile
         word = visit % WORDS

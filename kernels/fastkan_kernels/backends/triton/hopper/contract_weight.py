@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..config import Config
-from ..kernels.spline import scaled
+from ..kernels.spline import load_grid, scaled
 from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import (
@@ -32,7 +32,7 @@ from .pipeline import (
     start_barriers,
     store,
 )
-from .words import SPLINES, load_inputs, shared_grid, store_base, store_words
+from .words import SPLINES, load_inputs, store_base, store_words
 
 
 @gluon.jit
@@ -164,7 +164,7 @@ def contract_weight_kernel(
     inputs, base_inputs = (x,), (base_x,)
     if MULTIPLIED:
         inputs, base_inputs = (x, v), (base_x, base_v)
-    grid = shared_grid(knots_ptr, M)
+    grid = load_grid(knots_ptr, 0, I, M, True)
     program = gl.program_id(0)
     if FORM != "none" and program < programs:
         # Programs that run at the same time read the same columns of g.

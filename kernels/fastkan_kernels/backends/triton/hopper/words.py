@@ -91,13 +91,6 @@ def cell_of(t, LAST: gl.constexpr):
 
 
 @gluon.jit
-def shared_grid(knots_ptr, M):
-    """Return a tuple of the first knot and the inverse knot spacing of the first input."""
-    first = gl.load(knots_ptr)
-    return first, inv_spacing_of(first, gl.load(knots_ptr + M - 1), M)
-
-
-@gluon.jit
 def active(
     x, knots_ptr, i, grid, I, M,
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, SHARED: gl.constexpr,
@@ -109,7 +102,7 @@ def active(
 
     Args:
         i: inputs of the columns of the tile.
-        grid: tuple that :func:`shared_grid` returns.
+        grid: tuple of the first knot and the inverse knot spacing of the first input.
         SHARED: whether all inputs have the same uniform knots.
     """
     if FORM == "cardinal":
