@@ -18,7 +18,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..config import WORD
-from ..kernels.spline import active_splines, base_function, divide, find_cell, inv_spacing_of, scaled
+from ..kernels.spline import base_function, divide, inv_spacing_of, local, scaled
 from .pipeline import await_tile, block_of, reinterpret
 
 SPLINES = gl.constexpr(WORD)  # number of splines in a word
@@ -119,9 +119,7 @@ def active(
                 values = values + (scaled(made[r], divide(inv_spacing, 0.0 * inv_spacing + grid[1])[None, :], D),)
             return j, values
     else:
-        rows = knots_ptr + gl.where(i < I, i, 0)[None, :] * M + gl.full(x.shape, 0, gl.int32, x.type.layout)
-        j = find_cell(x, rows, M, SEARCH)
-        made = active_splines(x, j, rows, M, ORDER, D)
+        j, made = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         values = ()
         for r in gl.static_range(ORDER + 1):  # a spline that does not exist may be infinite
             exists = (j + r >= ORDER) & (j + r < M - 1)
