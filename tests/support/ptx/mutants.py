@@ -56,7 +56,8 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
 
     One mutant has no barriers at all, because Triton inserts many barriers each of which is redundant on its own.
     Another mutant has no fences between proxies, which a kernel needs only if threads write data that the asynchronous
-    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant.
+    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant. In another mutant,
+    all barriers in shared memory expect one more arrival.
 
     Args:
         kernel: the kernel.
@@ -72,6 +73,9 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
             together.setdefault("no barriers", Mutant("no barriers", {})).changes[position] = _nothing(i)
         elif name.startswith("fence.proxy.async") and writes:
             together.setdefault("no proxy fences", Mutant("no proxy fences", {})).changes[position] = _nothing(i)
+        elif name.startswith("mbarrier.init"):
+            key = "another arrival expected"
+            together.setdefault(key, Mutant(key, {})).changes[position] = _changed(i, 1, _plus(1))
         elif name.startswith("mbarrier.try_wait"):
             key = f"no wait for {', '.join(i.operands[1:])}"
             together.setdefault(key, Mutant(key, {})).changes[position] = _always_ready(i)
@@ -87,8 +91,6 @@ def _changes(i: Instruction, name: str) -> Iterator[tuple[str, Instruction]]:
     elif name.startswith("cp.async.bulk.tensor") and i.modifiers[4].startswith("shared"):
         yield "copy to another place", _changed(i, 0, _moved)
         yield "no copy", _nothing(i)
-    elif name.startswith("mbarrier.init"):
-        yield "another arrival expected", _changed(i, 1, _plus(1))
     elif name.startswith("wgmma.wait_group"):
         yield "wait for fewer products", _changed(i, 0, _plus(1))
     elif name.startswith("wgmma.fence"):
