@@ -69,7 +69,7 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
         if position not in acted:
             continue
         name = i.name
-        if name.startswith(("bar.sync", "barrier.sync")):
+        if name.startswith("bar.sync"):
             together.setdefault("no barriers", Mutant("no barriers", {})).changes[position] = _nothing(i)
         elif name.startswith("fence.proxy.async") and writes:
             together.setdefault("no proxy fences", Mutant("no proxy fences", {})).changes[position] = _nothing(i)
