@@ -35,27 +35,6 @@ class Compiled(NamedTuple):
     shared: int  # bytes of shared memory of a thread block
 
 
-class StubDriver:
-    """A replacement for Triton's driver with which kernels can be compiled on a machine without a GPU.
-
-    The number of a device is its compute capability, because Triton caches the target of each device.
-    """
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def get_current_device(self) -> int:
-        return self.capability
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", self.capability, WARP)
-
-
 def warmed_up(build: Build) -> Any:
     """Return Triton's ``CompiledKernel`` of a build, from Triton's cache or from a new compilation.
 
@@ -66,6 +45,8 @@ def warmed_up(build: Build) -> Any:
         Exception: if Triton cannot compile the kernel. The exception is raised by Triton and can have any type.
     """
     from triton.runtime.driver import driver
+
+    from tests.support.stub_driver import StubDriver
 
     driver.set_active(StubDriver(build.capability))
     launch = build.launch

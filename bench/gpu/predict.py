@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,37 +93,31 @@ def held_bytes(row: bars.Row) -> int:
     return 2 * DTYPES[row.dtype].itemsize * (weights + row.rows * (row.inputs + row.outputs))
 
 
-def predicted(rows: Mapping[str, bars.Row] | None = None) -> dict[str, float]:
-    """Return a dict from the description of each bar that the cost model covers to the predicted value."""
-    rows = rows or {row.name: row for row in bars.MEASURED if isinstance(row, bars.Row)}
-    values = {}
+def covered() -> Iterator[tuple[bars.Bar, float, str]]:
+    """Yield each bar that the cost model covers, the predicted value, and the limiter of the slowest contraction."""
+    rows = {row.name: row for row in bars.MEASURED if isinstance(row, bars.Row)}
     for bar in bars.BARS:
         row = rows.get(bar.row)
-        if row is None:
+        if row is None or (bar.quantity != bars.MEMORY and bar.anchor not in anchors(row)):
             continue
         found = contractions(row)
         if bar.quantity == bars.MEMORY:
-            values[bar.name] = max(one.extra_bytes for one in found) / held_bytes(row)
-        elif bar.anchor in anchors(row):
+            value = max(one.extra_bytes for one in found) / held_bytes(row)
+        else:
             ratio = sum(one.seconds for one in found) / anchors(row)[bar.anchor]
-            values[bar.name] = 1 / ratio if bar.quantity == bars.SPEED else ratio
-    return values
+            value = 1 / ratio if bar.quantity == bars.SPEED else ratio
+        slowest = max(found, key=lambda one: one.seconds)
+        yield bar, value, f"{slowest.contraction} {slowest.config.way}: {slowest.limiter}"
 
 
-def limiters(rows: Mapping[str, bars.Row]) -> dict[str, str]:
-    """Return a dict from the description of each bar to the part of the GPU that limits the slowest contraction."""
-    found = {}
-    for bar in bars.BARS:
-        if bar.row in rows:
-            slowest = max(contractions(rows[bar.row]), key=lambda one: one.seconds)
-            found[bar.name] = f"{slowest.contraction} {slowest.config.way}: {slowest.limiter}"
-    return found
+def predicted() -> dict[str, float]:
+    """Return a dict from the description of each bar that the cost model covers to the predicted value."""
+    return {bar.name: value for bar, value, _ in covered()}
 
 
 def as_json() -> dict[str, Any]:
     """Return the predictions of all rows and bars in the form in which they are written to a file."""
-    rows = {row.name: row for row in bars.MEASURED if isinstance(row, bars.Row)}
-    values, limits = predicted(rows), limiters(rows)
+    values = {bar.name: (value, limiter) for bar, value, limiter in covered()}
     return {
         "gpu": f"compute capability {GPU / 10}",
         "bars": [
@@ -131,15 +125,15 @@ def as_json() -> dict[str, Any]:
                 "bar": bar.name,
                 "least": bar.text(bar.least),
                 "aim": bar.text(bar.aim),
-                "predicted": bar.text(values[bar.name]) if bar.name in values else "not covered by the cost model",
-                "verdict": f"predicted: {bar.verdict(values[bar.name])}" if bar.name in values else "",
-                "limiter": limits[bar.name] if bar.name in values else "",
+                "predicted": bar.text(values[bar.name][0]) if bar.name in values else "not covered by the cost model",
+                "verdict": f"predicted: {bar.verdict(values[bar.name][0])}" if bar.name in values else "",
+                "limiter": values[bar.name][1] if bar.name in values else "",
             }
             for bar in bars.BARS
         ],
         "rows": [
             {
-                "row": name,
+                "row": row.name,
                 "product_us": round(1e6 * anchors(row)[bars.GEMM], 1),
                 **{
                     one.contraction: f"{1e6 * one.seconds:.0f} us, {one.config.way} {one.config.rows}x"
@@ -147,8 +141,8 @@ def as_json() -> dict[str, Any]:
                     for one in contractions(row)
                 },
             }
-            for name, row in rows.items()
-            if not row.rivals
+            for row in bars.MEASURED
+            if isinstance(row, bars.Row) and not row.rivals
         ],
     }
 

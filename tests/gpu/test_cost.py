@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastkan_kernels.backends.triton import cost, rules
-from fastkan_kernels.backends.triton.config import Config
+from fastkan_kernels.backends.triton import cost, hardware, rules
+from fastkan_kernels.backends.triton.config import Config, check
 from fastkan_kernels.backends.triton.cost import GPUS, LAUNCH, SLOTS, Work
 from fastkan_kernels.backends.triton.key import Key
 
@@ -108,6 +108,37 @@ def test_float32_products_use_tensor_cores(contraction):
 def test_large_grids_in_float32_read_only_the_weights_of_active_splines(contraction):
     assert chosen(contraction, *FINE, dtype="highest").way == "gather"
     assert chosen(contraction, *WIDE, dtype="highest").way == "fused"
+
+
+@pytest.fixture
+def with_gluon(monkeypatch):
+    """Triton's interpreter does not run kernels in Gluon, among them those of the banded implementation."""
+    monkeypatch.setattr(hardware, "INTERPRETED", False)
+    monkeypatch.setattr(rules, "gluon_available", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("F", Config("banded", 512, 32, 32, 1, 16, 3)), ("H", Config("banded", 256, 128, 128, 1, 16, 2))],
+)
+def test_large_grids_in_two_bytes_have_about_one_program_for_each_multiprocessor(name, config, with_gluon):
+    assert chosen(name, *FINE) == config
+    check(name, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"order": 4},
+        {"aligned": False},
+        {"spline_count": 2000},  # two slots of weights would need more than 227 KiB
+        {"rows": 1 << 24},
+    ],
+)
+def test_what_the_banded_kernels_cannot_compute_is_left_to_others(change, with_gluon):
+    assert rules.default(key_of("H", *FINE), 90).way == "banded"
+    assert rules.default(key_of("H", *FINE)._replace(**change), 90).way != "banded"
 
 
 def test_no_float64_kernel_keeps_the_active_splines_in_registers():

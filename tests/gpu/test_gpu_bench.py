@@ -26,6 +26,7 @@ from bench.gpu.bars import BARS, FIRST, GEMM, LINEAR, MEASURED, Bar, Graphed, Ro
 from bench.gpu.clock import Clock
 from bench.gpu.machine import Place
 from fastkan_kernels.backends.registry import BACKENDS
+from tests.support.stub_driver import run_compiling
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = Place(torch.device("cpu"), "reference")
@@ -301,12 +302,12 @@ LAUNCHES = """
 import sys
 import torch
 import fastkan_kernels
-from bench.codegen.compile import StubDriver
 from bench.gpu.bars import LAYERS
 from bench.gpu.machine import Place
 from bench.gpu.speed import Material, setting
 from fastkan_kernels.backends.triton import builds, hardware
 from fastkan_kernels.backends.triton.launch import Launch
+from stub_driver import StubDriver
 from triton.runtime.driver import driver
 
 kernels = []
@@ -341,10 +342,7 @@ def test_kernels_that_are_compiled_ahead_are_those_that_are_launched(tmp_path: P
     made.rename(moved)
     before = set(moved.rglob("*.cubin"))
     assert "for this Triton" in ahead.applies(str(moved))
-    environment["TRITON_CACHE_DIR"] = str(moved)
-    done = subprocess.run([sys.executable, "-c", LAUNCHES], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= len(before) > 5
+    assert int(run_compiling(LAUNCHES, cache=moved)) >= len(before) > 5
     assert not list(moved.rglob("*.source")), "kernels were compiled again"
 
 

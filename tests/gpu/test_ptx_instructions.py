@@ -8,11 +8,10 @@ import struct
 import numpy as np
 import pytest
 import torch
-from ptx.counts import shared_wavefronts
 from ptx.instructions import Program
 from ptx.kernel import parse
 from ptx.machine import CTA, LATE, Deadlock
-from ptx.memory import Fault, Global, TensorMap
+from ptx.memory import Fault, Global, TensorMap, shared_wavefronts
 from ptx.races import GlobalShadow, Race
 
 HEAD = """
@@ -77,14 +76,10 @@ INTEGERS = [
     ("shl.b32 %r4, %r2, %r3;", 1, 40, 0),
     ("shr.s32 %r4, %r2, %r3;", 0x80000000, 40, 0xFFFFFFFF),
     ("shr.u32 %r4, %r2, 31;", 0x80000000, 0, 1),
-    ("shf.l.wrap.b32 %r4, %r2, %r3, 8;", 0x11223344, 0xAABBCCDD, 0xBBCCDD11),
-    ("shf.r.wrap.b32 %r4, %r2, %r3, 8;", 0x11223344, 0xAABBCCDD, 0xDD112233),
-    ("shf.l.clamp.b32 %r4, %r2, %r3, 40;", 0x11223344, 0xAABBCCDD, 0x11223344),
     ("bfe.u32 %r4, %r2, 4, 8;", 0x12345678, 0, 0x67),
     ("bfe.s32 %r4, %r2, 4, 4;", 0x000000F0, 0, 0xFFFFFFFF),
     ("prmt.b32 %r4, %r2, %r3, 0x5140;", 0x33221100, 0x77665544, 0x55114400),
     ("prmt.b32 %r4, %r2, %r3, 0x8888;", 0x00000080, 0, 0xFFFFFFFF),
-    ("lop3.b32 %r4, %r2, %r3, 0xF0F0F0F0, 0xE8;", 0xFF00FF00, 0x0FF00FF0, 0xFFF0FFF0),
     ("selp.b32 %r4, %r2, %r3, %p0;", 1, 2, 2),
 ]  # fmt: skip
 

@@ -7,29 +7,18 @@ layer takes in Python, in microseconds.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cases import no_triton
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_CALLS = 180  # Python calls of the forward and backward of a layer in addition to those of nn.Linear
 pytestmark = pytest.mark.skipif(
     no_triton() is not None or not sys.platform.startswith("linux"), reason="needs Linux and triton"
 )
-
-
-def run(script: str, folder: Path) -> str:
-    """Run a script in a process in which Triton's interpreter is off, and return the output."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}:{ROOT / 'tests/support'}"}
-    environment.pop("TRITON_INTERPRET", None)
-    environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+if no_triton() is None:
+    from stub_driver import run_compiling
 
 
 SAME = """
@@ -143,7 +132,7 @@ print(json.dumps({label: [name for name, *_ in launches] for label, launches in 
 
 
 def test_a_repeated_contraction_launches_what_the_first_did(tmp_path: Path) -> None:
-    kinds = json.loads(run(SAME, tmp_path))
+    kinds = json.loads(run_compiling(SAME, cache=tmp_path))
     assert all(len(launches) == 1 for launches in kinds.values())
     assert kinds["tf32"] != kinds["tf32x3"] == kinds["single"]
     builds = {launches[0] for launches in kinds.values()}
@@ -198,7 +187,7 @@ print(launches, *counts, *(f"{1e6 * seconds:.0f}" for seconds in best.values()))
 
 
 def test_the_cost_of_a_layer_in_python_calls(tmp_path: Path) -> None:
-    launches, calls, linear, microseconds, by_linear = map(int, run(COST, tmp_path).split())
+    launches, calls, linear, microseconds, by_linear = map(int, run_compiling(COST, cache=tmp_path).split())
     print(
         f"forward and backward of KANLinear(2, 5): {calls} calls, {microseconds} us; "
         f"of nn.Linear: {linear} calls, {by_linear} us"

@@ -21,6 +21,8 @@ from fastkan_kernels.trilinear import Operands
 pytestmark = pytest.mark.skipif(no_triton() is not None, reason=str(no_triton()))
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter")
 if no_triton() is None:
+    from stub_driver import run_compiling
+
     from fastkan_kernels.backends.triton import dispatch, rules, selection
     from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import Problem, problem
@@ -100,6 +102,9 @@ def test_impossible_configurations_cannot_be_forced() -> None:
         ("H", Config("pipelined", 64, 64, 64, 8), "columns must be from 16 to 32"),
         ("H", Config("pipelined", 64, 32, 64, 4), "splines must be 8"),
         ("F", Config("pipelined", 64, 64, 8), "inner must be 64"),
+        ("H", Config("banded", 16, 4, 64), "rows must be at least 8 for each warp, got 16 of 4"),
+        ("H", Config("banded", 64, 4, 16), "inner must be 32, 64, 128 or 256, got 16"),
+        ("H", Config("banded", 64, 4, 64, stages=1), "stages must be at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message), override(contraction, config):
             pass
@@ -433,16 +438,9 @@ print(len(timed), configs.index(config), len(maps))
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiles kernels")
 def test_results_are_saved_for_later_processes_by_gpu(tmp_path: Path) -> None:
     """Kernels, one of them in Gluon, are compiled for sm_90, and a stub driver replaces the driver of a GPU."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}:{ROOT / 'tests/support'}"}
-    environment.pop("TRITON_INTERPRET", None)
 
     def run(gpu: str, fast: int) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", SAVED, gpu, str(fast)],
-            env={**environment, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.split()
+        return run_compiling(SAVED, gpu, str(fast), cache=tmp_path).split()
 
     # The Gluon kernel has seven descriptors, including placeholders for operands that are missing.
     assert run("one", 3) == ["3", "2", "7"]

@@ -1,11 +1,15 @@
-"""A driver for Triton without a GPU: kernels are compiled for sm_90, and their launches are listed instead of run.
+"""A driver for Triton without a GPU: kernels are compiled for a GPU, and their launches are listed instead of run.
 
 Everything else is Triton's own code, so that programs can count launches and the Python time that they take. A program
-must call :func:`install` before its first launch, and must not set TRITON_INTERPRET.
+that calls :func:`install` must do so before its first launch, and must not set TRITON_INTERPRET.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +19,7 @@ import triton.backends.nvidia.driver as nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+ROOT = Path(__file__).resolve().parents[2]
 PROPERTIES = {"max_shared_mem": 232448, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
 
 
@@ -27,19 +32,46 @@ def install() -> list[tuple[str, tuple[Any, ...]]]:
     """
     from fastkan_kernels.backends import registry
 
-    launched: list[tuple[str, tuple[Any, ...]]] = []
-    driver.set_active(_Driver(launched))
+    stub = StubDriver()
+    driver.set_active(stub)
     registry.BACKENDS["triton"] = registry.BACKENDS["triton"]._replace(unable=lambda device: None)
-    return launched
+    return stub.launched
+
+
+def run_compiling(script: str, *arguments: str, cache: Path | None = None) -> str:
+    """Run a script in a process in which Triton compiles kernels, and return the output.
+
+    Args:
+        script: Python code, which can import this module as ``stub_driver``.
+        arguments: arguments of the script.
+        cache: folder of Triton's cache (default: the user's).
+
+    Raises:
+        AssertionError: if the script fails.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    paths = (ROOT, ROOT / "kernels", ROOT / "tests" / "support")
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    environment |= {} if cache is None else {"TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _tensor_map(*arguments: Any) -> tuple[Any, ...]:
     return ("tensor map", *arguments)
 
 
-class _Driver:
-    def __init__(self, launched: list[tuple[str, tuple[Any, ...]]]) -> None:
-        self.launched = launched
+class StubDriver:
+    """A driver for a GPU that is not there, with the given compute capability, such as 90 for 9.0.
+
+    The number of the device depends on the capability, because Triton caches the target of each device.
+    """
+
+    def __init__(self, capability: int = 90) -> None:
+        self.capability = capability
+        self.launched: list[tuple[str, tuple[Any, ...]]] = []
         self.utils = SimpleNamespace(
             load_binary=lambda name, kernel, shared, device: (1, 1, 128, 0, 1024),
             get_device_properties=lambda device: PROPERTIES,
@@ -72,13 +104,13 @@ class _Driver:
         return run
 
     def get_current_device(self) -> int:
-        return 0
+        return 1000 + self.capability
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.capability, 32)
 
     def get_active_torch_device(self) -> torch.device:
         return torch.device("cpu")

@@ -25,7 +25,7 @@ def main(words: list[str]) -> int:
             failures += 1
             print(f"{name}: {type(fault).__name__}: {str(fault)[:600]}", flush=True)
             continue
-        executed = sum(n for counts in report.counts for kind, n in counts.items() if not kind.endswith("bytes"))
+        executed = sum(n for counts in report.counts for kind, n in counts.items() if " " not in kind)
         print(
             f"{name}: error {report.error:.1e}, {report.share:.2f} of the bound, {executed} warp instructions, "
             f"{time.process_time() - start:.1f} s",

@@ -89,6 +89,10 @@ PIPELINED_SHIPPED = {
     "G": Config("pipelined", 128, 256, 64, 1, 8, 4, True),
     "H": Config("pipelined", 128, 32, 64, 8, 8, 4, True),
 }
+BANDED = {
+    "F": Config("banded", 128, 32, 32, 1, 4, 3),
+    "H": Config("banded", 64, 4, 64, 1, 4, 3),  # a program computes 4 inputs, and a part has 64 outputs
+}
 GATHER = Config("gather", 16, 64, 16, 1, 4, 2)
 CHUNKED = Config("chunked", 16, 32, 16, 1, 4, 1)
 WITHOUT_PRODUCTS = POLICIES[:2]  # policies for kernels that start no asynchronous products
@@ -150,6 +154,24 @@ def _others(name: str) -> Iterator[Case]:
         yield Case(name, config, "fp64", sizes, base="none", policies=WITHOUT_PRODUCTS)
 
 
+def _banded(name: str) -> Iterator[Case]:
+    config, sizes, d, v = BANDED[name], (150, 6, 40, 20), int(name == "H"), name == "F"
+    yield Case(name, config, "bf16", sizes, derivative=d)
+    yield Case(name, config, "fp16", sizes)
+    yield Case(name, config, "bf16", sizes, knots="adapted", derivative=d, v=v)
+    yield Case(name, config, "bf16", sizes, knots="repeated", order=2, derivative=1, v=v, base="none")
+    yield Case(name, config, "bf16", sizes, order=1, derivative=1, base="identity")
+    yield Case(name, config, "bf16", sizes, derivative=3)
+    yield Case(name, config, "fp32", sizes, autocast="bf16", v=v, padding=3)
+    yield Case(name, config._replace(rows=64, warps=2, stages=2), "bf16", (1, 1, 8, 1), derivative=d)
+    yield Case(name, config, "bf16", (70, 3, 72, 33), derivative=d, capability=80)
+    shipped = {
+        "F": (Config("banded", 512, 32, 32, 1, 16, 3), (520, 4, 40, 256)),
+        "H": (Config("banded", 256, 64, 256, 1, 16, 2), (260, 3, 264, 256)),
+    }
+    yield Case(name, shipped[name][0], "bf16", shipped[name][1], derivative=d, policies=WITHOUT_PRODUCTS)
+
+
 def _special(name: str, config: Config) -> Iterator[Case]:
     sizes = (70, 40, 40, 3)
     for knots, base, d in itertools.product(("shared", "adapted"), ("silu", "none"), (0, 1)):
@@ -158,12 +180,12 @@ def _special(name: str, config: Config) -> Iterator[Case]:
 
 CASES = {
     str(case): case
-    for case in itertools.chain(*map(_fused, "FGH"), *map(_pipelined, "FGH"), *map(_others, "FH"))
+    for case in itertools.chain(*map(_fused, "FGH"), *map(_pipelined, "FGH"), *map(_others, "FH"), *map(_banded, "FH"))
 }  # fmt: skip
 # Cases whose inputs have NaN and infinities.
 SPECIAL = {
     str(case): case
-    for name, config in [*FUSED.items(), *PIPELINED.items(), ("F", GATHER), ("F", CHUNKED)]
+    for name, config in [*FUSED.items(), *PIPELINED.items(), *BANDED.items(), ("F", GATHER), ("F", CHUNKED)]
     for case in _special(name, config)
 }
 
@@ -256,8 +278,29 @@ def _assert_within(value: torch.Tensor, want: np.ndarray, bound: np.ndarray, cas
         raise AssertionError(str(failure)) from None
 
 
-def check(case: Case) -> Report:
-    """Run a case under each policy, and raise an exception unless all results are right.
+def results(
+    case: Case, o: Example, basis: Basis, policy: Policy, device: str
+) -> tuple[tuple[torch.Tensor, ...], list[Counter[str]]]:
+    """Return the results of a case, and the counts of each launch if the interpreter runs it.
+
+    Args:
+        case: the case.
+        o: operands.
+        basis: properties of the features.
+        policy: policy of the interpreter.
+        device: "cpu" for the interpreter, or a GPU.
+    """
+    if device != "cpu":
+        with settings(case):
+            values = compute(case, o.map(lambda tensor: _on(device, tensor)), basis)
+        return tuple(value.cpu() for value in values), []
+    with emulated(policy, races=policy == LATE, capability=case.capability) as emulation, settings(case):
+        values = compute(case, o, basis)
+    return values, [run.counts for run in emulation.runs]
+
+
+def check(case: Case, device: str = "cpu") -> Report:
+    """Run a case on a GPU, or in the interpreter under each policy, and raise an exception unless it is right.
 
     Raises:
         AssertionError: if the error of a number exceeds its bound, or the bits of a number depend on the policy.
@@ -265,24 +308,20 @@ def check(case: Case) -> Report:
     """
     o, basis = operands(case)
     truth = exact(case.contraction, o, basis, case.derivative)
-    first: tuple[torch.Tensor, ...] | None = None
-    for policy in case.policies:
-        with emulated(policy, races=policy == LATE, capability=case.capability) as emulation, settings(case):
-            values = compute(case, o, basis)
-        if first is None:
-            first, counts = values, [run.counts for run in emulation.runs]
+    first, counts = results(case, o, basis, case.policies[0], device)
+    for policy in case.policies[1:] if device == "cpu" else ():
+        values, _ = results(case, o, basis, policy, device)
         assert all(itertools.starmap(torch.equal, zip(first, values, strict=True))), f"other bits with {policy}"
-    assert first is not None
-    errors = [value.double().numpy() - want for value, want in zip(first, truth, strict=True)]
     allowed = bounds(case, o, basis, truth)
     for value, want, bound in zip(first, truth, allowed, strict=True):
         _assert_within(value, want, bound, case)
+    errors = [value.double().numpy() - want for value, want in zip(first, truth, strict=True)]
     error = max(float(np.linalg.norm(e) / max(1e-300, np.linalg.norm(want))) for e, want in zip(errors, truth))
     share = max(float((np.abs(e) / np.maximum(bound, 1e-300)).max()) for e, bound in zip(errors, allowed))
     return Report(error, share, counts)
 
 
-def check_special(case: Case) -> None:
+def check_special(case: Case, device: str = "cpu") -> None:
     """Run a case with NaN and infinities in x, and compare the places of NaN and infinities in the result with float64.
 
     Raises:
@@ -292,8 +331,7 @@ def check_special(case: Case) -> None:
     o, basis = operands(case)
     o.x[5, 3] = o.x[66, 20] = torch.nan
     o.x[7, 1], o.x[8, 2] = torch.inf, -torch.inf
-    with emulated(races=True, capability=case.capability), settings(case):
-        values = compute(case, o, basis)
+    values, _ = results(case, o, basis, LATE, device)
     for value, want in zip(values, exact(case.contraction, o, basis, case.derivative), strict=True):
         found = value.double().numpy()
         odd = ~np.isfinite(want)
@@ -316,20 +354,6 @@ def check_infinite(case: Case, operand: str) -> None:
         truth = exact(case.contraction, o, basis, case.derivative)
     for value, want in zip(values, truth, strict=True):
         np.testing.assert_array_equal(value.isfinite().numpy(), np.isfinite(want))
-
-
-def check_on(device: str, case: Case) -> None:
-    """Run a case on a GPU, and raise an exception unless each number is within its bound.
-
-    Raises:
-        AssertionError: if the error of a number exceeds its bound.
-    """
-    o, basis = operands(case)
-    truth = exact(case.contraction, o, basis, case.derivative)
-    with settings(case):
-        values = compute(case, o.map(lambda tensor: _on(device, tensor)), basis)
-    for value, want, bound in zip(values, truth, bounds(case, o, basis, truth), strict=True):
-        _assert_within(value.cpu(), want, bound, case)
 
 
 def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import products
-from .counts import kind_of
 from .kernel import Instruction, Kernel, Register, scoped, split
-from .machine import LANES, Group, Product
-from .memory import SHARED_BASE, Fault
+from .machine import LANES, Group, Pending, runs_of
+from .memory import SHARED_BASE, Fault, shared_wavefronts
 from .races import parts_of
 
 Array = npt.NDArray[Any]
@@ -41,13 +39,13 @@ class Control(NamedTuple):
 # A dict from each type in PTX to the attribute of Group with its registers, and to its width in bits.
 VIEWS = {
     "pred": ("pred", 1),
-    "b16": ("u16", 16), "u16": ("u16", 16), "s16": ("i16", 16), "f16": ("f16", 16), "bf16": ("u16", 16),
+    "b16": ("u16", 16), "u16": ("u16", 16), "s16": ("i16", 16), "f16": ("u16", 16), "bf16": ("u16", 16),
     "b32": ("u32", 32), "u32": ("u32", 32), "s32": ("i32", 32), "f32": ("f32", 32), "tf32": ("u32", 32),
     "f16x2": ("u32", 32), "bf16x2": ("u32", 32),
     "b64": ("u64", 64), "u64": ("u64", 64), "s64": ("i64", 64), "f64": ("f64", 64),
     "b8": ("u16", 16), "u8": ("u16", 16), "s8": ("i16", 16),
 }  # fmt: skip
-BYTES = {"b8": 1, "u8": 1, "s8": 1} | {k: w // 8 for k, (_, w) in VIEWS.items() if k not in ("pred", "b8", "u8", "s8")}
+BYTES = {kind: 1 if kind in ("b8", "u8", "s8") else width // 8 for kind, (_, width) in VIEWS.items()}
 FILE_TYPES: dict[int, Any] = {1: np.bool_, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
 
@@ -69,7 +67,7 @@ class Program:
         for pc, instruction in enumerate(self.kernel.instructions):
             try:
                 self._decode(pc, instruction)
-            except (KeyError, ValueError, IndexError, Fault) as error:
+            except (KeyError, ValueError, IndexError, TypeError, Fault) as error:
                 raise Fault(f"cannot decode {instruction.text!r}: {error!r}") from error
         self.stops = self._stops()
         # differences between the numbers of warps that execute an instruction and the previous instruction
@@ -113,29 +111,19 @@ class Program:
             "%ntid.x": self.warps * LANES, "%laneid": np.arange(LANES), "%warpid": np.arange(self.warps)[:, None],
             "%cluster_ctarank": 0, "%cluster_ctaid.x": 0, "global_smem": SHARED_BASE,
         }  # fmt: skip
+        special |= {f"&{name}": address for name, address in self.parameter_addresses.items()}
         for axis, at_axis, size in zip("xyz", index, grid, strict=True):
             special[f"%ctaid.{axis}"], special[f"%nctaid.{axis}"] = at_axis, size
         for (width, name), at in self._named.items():
-            if name in special:
-                files[width][at] = special[name]
-            elif name.startswith("&"):
-                files[width][at] = self.parameter_addresses[name[1:]]
+            value = special[name] if name in special else values[name]
+            if isinstance(value, float):
+                files[width][at].view({32: np.float32, 64: np.float64}[width])[...] = value
             else:
-                value = values[name]
-                if isinstance(value, float):
-                    files[width][at].view({32: np.float32, 64: np.float64}[width])[...] = value
-                else:
-                    files[width][at] = value & ((1 << width) - 1)
+                files[width][at] = value & ((1 << width) - 1)
 
     def _new(self, width: int) -> int:
         self.counts[width] += 1
         return self.counts[width] - 1
-
-    def _constant(self, width: int, value: int) -> int:
-        value &= (1 << width) - 1
-        if (width, value) not in self._constants:
-            self._constants[width, value] = self._new(width)
-        return self._constants[width, value]
 
     def named(self, width: int, name: str) -> int:
         """Return the index of a register that holds a parameter or a special register."""
@@ -146,29 +134,36 @@ class Program:
     def register(self, text: str, scope: str = "") -> Register:
         return self.kernel.registers[scoped(text, scope)]
 
+    def width(self, text: str, scope: str = "", otherwise: int = 32) -> int:
+        """Return the width of the register that an operand names, or another number if the operand is a constant."""
+        known = self.kernel.registers.get(scoped(text, scope))
+        return known.width if known else otherwise
+
     def operand(self, text: str, width: int, scope: str = "") -> int:
-        """Return the index of the register that holds an operand: a register, or a new one with a constant."""
+        """Return the index of the register that holds an operand: a register, or a new one with a constant.
+
+        For ``_``, the place of a result that is not used, return an unused register.
+        """
         known = self.kernel.registers.get(scoped(text, scope))
         if known is not None:
             if known.width != width:
                 raise ValueError(f"{text} has {known.width} bits instead of {width}")
             return known.number
+        if text == "_":
+            return self._new(width)
         if text.startswith("%") or text == "global_smem":
             return self.named(width, text)
         if text in self.parameter_addresses:
             return self.named(width, "&" + text)
-        if text.startswith("0f"):
-            (number,) = struct.unpack(">f", bytes.fromhex(text[2:]))
-            if width == 32:
-                return self._constant(32, int(text[2:], 16))
-            raise ValueError(f"{number} with {width} bits")
-        if text.startswith("0d"):
-            return self._constant(64, int(text[2:], 16))
-        return self._constant(width, int(text.rstrip("U"), 0))
-
-    def target(self, text: str, width: int, scope: str = "") -> int:
-        """Return the index of the register that an instruction writes. For ``_``, return an unused register."""
-        return self._new(width) if text == "_" else self.operand(text, width, scope)
+        if text[:2] in ("0f", "0d"):
+            if width != {"0f": 32, "0d": 64}[text[:2]]:
+                raise ValueError(f"{text} with {width} bits")
+            value = int(text[2:], 16)
+        else:
+            value = int(text.rstrip("U"), 0) & ((1 << width) - 1)
+        if (width, value) not in self._constants:
+            self._constants[width, value] = self._new(width)
+        return self._constants[width, value]
 
     # -- decoding ------------------------------------------------------------------------------------
 
@@ -187,17 +182,14 @@ class Program:
 
     def _guarded(self, i: Instruction, step: Step) -> Step:
         """Return a step that leaves the result register unchanged in threads whose predicate is false."""
-        assert i.guard is not None
-        at, negated = i.guard.number, i.guard_negated
         names = split(i.operands[0].strip("{}")) if i.operands[0][0] == "{" else i.operands[0].split("|")
         written = [self.register(name, i.scope) for name in names if name != "_"]
 
         def run(g: Group) -> None:
-            active = ~g.pred[at] if negated else g.pred[at]
-            if active.all():
+            active = _active(i, g)
+            if active is None or active.all():
                 step(g)
-                return
-            if active.any():
+            elif active.any():
                 before = [g.files[r.width][r.number].copy() for r in written]
                 step(g)
                 for r, old in zip(written, before, strict=True):
@@ -210,20 +202,23 @@ def _nothing(g: Group) -> None:
     """Do nothing."""
 
 
+def _active(i: Instruction, g: Group) -> Array | None:
+    """Return the mask of the threads for which an instruction's predicate is true, or None without a predicate."""
+    if i.guard is None:
+        return None
+    value = g.pred[i.guard.number]
+    return ~value if i.guard_negated else value
+
+
 def _mask(i: Instruction, run: Callable[[Group, Array | None], bool | None], pc: int, acted: set[int]) -> Step:
     """Return a step that calls a function with a mask of the threads for which an instruction's predicate is true."""
-    at, negated = (i.guard.number, i.guard_negated) if i.guard is not None else (None, False)
 
     def step(g: Group) -> None:
         try:
-            active = None if at is None else ~g.pred[at] if negated else g.pred[at]
-            if active is None or active.all():
-                effect = run(g, None)
-            elif active.any():
-                effect = run(g, active)
-            else:
+            active = _active(i, g)
+            if active is not None and not active.any():
                 return
-            if effect is not False:
+            if run(g, None if active is None or active.all() else active) is not False:
                 acted.add(pc)
         except Fault as fault:
             fault.position = pc
@@ -249,273 +244,137 @@ def decodes(*names: str) -> Callable[[Decoder], Decoder]:
 # -- arithmetic --------------------------------------------------------------------------------------
 
 
-def _apply(function: Callable[..., Any], view: str, to: int, sources: Sequence[int]) -> Step:
-    """Return a step that calls a NumPy function on registers of a type.
+def _computed(
+    p: Program, i: Instruction, function: Callable[..., Any], kinds: Sequence[str], operands: Sequence[str | int] = ()
+) -> Step:
+    """Return a step that writes the result of a NumPy function of registers into a register.
 
-    The last argument of the function is the result.
+    Numbers of 16 bits are converted to float32 before the function, and its result is rounded.
+
+    Args:
+        p: the program.
+        i: the instruction.
+        function: the function.
+        kinds: PTX type of the result and of each argument.
+        operands: operands, or indices of registers, for the result and the arguments (default: all operands).
     """
-    if len(sources) == 1:
-        return _step(view, "function(r[a], out=r[to])", function=function, a=sources[0], to=to)
-    return _step(view, "function(r[a], r[b], out=r[to])", function=function, a=sources[0], b=sources[1], to=to)
-
-
-def _step(view: str, body: str, **values: Any) -> Step:
-    """Return a step that executes a line of Python in which ``r`` holds the registers of the attribute ``view``."""
-    step: Step = _template(view, body, tuple(values))(**values)
+    registers = [
+        p.operand(operand, VIEWS[kind][1], i.scope) if isinstance(operand, str) else operand
+        for operand, kind in zip(operands or i.operands, kinds, strict=True)
+    ]
+    step: Step = _template(isinstance(function, np.ufunc), *kinds)(function, *registers)
     return step
 
 
 @functools.cache
-def _template(view: str, body: str, names: tuple[str, ...]) -> Any:
-    source = f"def make({', '.join(names)}):\n    def step(g):\n        r = g.{view}\n        {body}\n    return step"
+def _template(has_out: bool, *kinds: str) -> Any:
+    """Return a function that makes the step of :func:`_computed`, as compiled Python code for the types.
+
+    The code is faster than a loop over the arguments.
+    """
+    halves = [kind.removesuffix("x2") if kind.endswith(("f16", "f16x2")) else None for kind in kinds]
+    places = [f"g.{VIEWS[kind][0]}[r{n}]" + ".view(np.uint16)" * bool(halves[n]) for n, kind in enumerate(kinds)]
+    arguments = [f"from_{half}({place})" if half else place for half, place in zip(halves, places, strict=True)][1:]
+    call = f"function({', '.join(arguments)})"
+    if halves[0]:
+        call = f"{places[0]}[...] = to_{halves[0]}({call}.astype(np.float32, copy=False))"
+    else:
+        call = f"{call[:-1]}, out={places[0]})" if has_out else f"{places[0]}[...] = {call}"
+    names = ", ".join(f"r{n}" for n in range(len(kinds)))
     found: dict[str, Any] = {}
-    exec(source, {"np": np}, found)
+    exec(f"def make(function, {names}):\n def step(g):\n  {call}\n return step", {"np": np, **vars(products)}, found)
     return found["make"]
 
 
-BINARY: dict[str, Any] = {
+def _wide(x: Array) -> Array:
+    return x.astype(f"{x.dtype.kind}{2 * x.itemsize}")
+
+
+def _fma(a: Array, b: Array, c: Array) -> Array:
+    """Multiply and add in a wider type, so that the sum is rounded once."""
+    return a.astype(np.longdouble if a.itemsize == 8 else np.float64) * b + c
+
+
+# Functions whose arguments and result have the type with which the name of the instruction ends. A key with a modifier
+# precedes a key for floating-point types, and both precede a key without addition.
+FUNCTIONS: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": np.exp2, "rcp": np.reciprocal,
+    "max.NaN": np.maximum, "max.float": np.fmax, "max": np.maximum,
+    "min.NaN": np.minimum, "min.float": np.fmin, "min": np.minimum,
+    "mul.wide": lambda a, b: _wide(a) * b, "mul.hi": lambda a, b: _wide(a) * b >> 8 * a.itemsize, "mul": np.multiply,
+    "mad.wide": lambda a, b, c: _wide(a) * b + c, "mad": lambda a, b, c: a * b + c, "fma": _fma,
+    "div.float": np.divide, "div": lambda a, b: (a - np.fmod(a, b)) // b, "rem": np.fmod,
 }  # fmt: skip
 
 
-def _halves(kind: str) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
-    """Return a tuple of a function that unpacks 16-bit values to float32, and the inverse function."""
-    if kind.startswith("bf16"):
-        return products.from_bf16, products.to_bf16
-    return products.from_f16, products.to_f16
+def _is_float(kind: str) -> bool:
+    return kind.startswith(("f", "bf"))
 
 
-def _of_halves(p: Program, i: Instruction, function: Callable[..., Array]) -> Step | None:
-    """Return a step that computes in float32 and rounds to 16 bits, or None if the instruction has another type."""
+@decodes(*(name for name in FUNCTIONS if "." not in name))
+def _arithmetic(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    if not kind.startswith(("bf16", "f16")):
-        return None
-    unpack, pack = _halves(kind)
-    width = VIEWS[kind][1]
-    to, *sources = (p.operand(o, width, i.scope) for o in i.operands)
-
-    def step(g: Group) -> None:
-        registers = g.u32 if width == 32 else g.u16
-        values = (unpack(registers[source].view(np.uint16)) for source in sources)
-        with np.errstate(all="ignore"):
-            registers[to].view(np.uint16)[...] = pack(function(*values).astype(np.float32))
-
-    return step
-
-
-@decodes("add", "sub", "and", "or", "xor")
-def _binary(p: Program, i: Instruction, pc: int) -> Step:
-    if (halves := _of_halves(p, i, BINARY[i.opcode])) is not None:
-        return halves
-    view, width = VIEWS[i.modifiers[-1]]
-    to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
-    return _apply(BINARY[i.opcode], view, to, (a, b))
-
-
-@decodes("max", "min")
-def _extreme(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    keeps_nan = "NaN" in i.modifiers
-    largest = i.opcode == "max"
-    view, width = VIEWS[kind]
-    to, a, b = (p.operand(o, width, i.scope) for o in i.operands)
-    if kind.startswith(("f", "bf")) and not keeps_nan:
-        function = np.fmax if largest else np.fmin
-    else:
-        function = np.maximum if largest else np.minimum
-    return _of_halves(p, i, function) or _apply(function, view, to, (a, b))
-
-
-@decodes("mul")
-def _mul(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    if i.modifiers[0] == "wide":
-        big, _ = VIEWS[kind[0] + "64"] if width == 32 else VIEWS[kind[0] + "32"]
-        to = p.operand(i.operands[0], 2 * width)
-        a, b = (p.operand(o, width) for o in i.operands[1:])
-        body = f"np.multiply(r[a], r[b], g.{big}[to], dtype=g.{big}[to].dtype)"
-        return _step(view, body, a=a, b=b, to=to)
-    if (halves := _of_halves(p, i, np.multiply)) is not None:
-        return halves
-    to, a, b = (p.operand(o, width) for o in i.operands)
-    if i.modifiers[0] == "hi":
-        wide = np.int64 if kind[0] == "s" else np.uint64
-        return _step(
-            view, "r[to][...] = (r[a].astype(wide) * r[b].astype(wide)) >> wide(32)", a=a, b=b, to=to, wide=wide
-        )
-    return _apply(np.multiply, view, to, (a, b))
-
-
-@decodes("mad", "fma")
-def _fma(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    if i.modifiers[0] == "wide":
-        big, _ = VIEWS[kind[0] + "64"]
-        to, c = p.operand(i.operands[0], 64), p.operand(i.operands[3], 64)
-        a, b = (p.operand(o, width) for o in i.operands[1:3])
-        body = f"t = g.{big}; np.add(np.multiply(r[a], r[b], dtype=t[to].dtype), t[c], t[to])"
-        return _step(view, body, a=a, b=b, c=c, to=to)
-    halves = _of_halves(p, i, lambda x, y, z: x.astype(np.float64) * y + z)
-    if halves is not None:
-        return halves
-    to, a, b, c = (p.operand(o, width) for o in i.operands)
-    if kind[0] != "f":
-        return _step(view, "np.add(r[a] * r[b], r[c], r[to])", a=a, b=b, c=c, to=to)
-    wide = np.float64 if width == 32 else np.longdouble
-    return _step(view, "r[to][...] = r[a].astype(wide) * r[b] + r[c]", a=a, b=b, c=c, to=to, wide=wide)
-
-
-@decodes("div", "rem")
-def _div(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    to, a, b = (p.operand(o, width) for o in i.operands)
-    if kind[0] == "f":
-        return _apply(np.divide, view, to, (a, b))
-
-    def quotient(x: Array, y: Array, out: Array) -> None:
-        y = np.where(y == 0, 1, y)
-        magnitude = np.abs(x.astype(np.int64)) // np.abs(y.astype(np.int64))
-        out[...] = (np.sign(x) * np.sign(y) * magnitude) if i.opcode == "div" else np.fmod(x, y)
-
-    return _apply(quotient, view, to, (a, b))
-
-
-def _reciprocal(x: Array, out: Array) -> None:
-    np.divide(x.dtype.type(1), x, out)
-
-
-UNARY: dict[str, Any] = {
-    "neg": np.negative, "abs": np.abs, "not": np.invert, "ex2": np.exp2, "rcp": _reciprocal,
-}  # fmt: skip
-
-
-@decodes(*UNARY)
-def _unary(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    if (halves := _of_halves(p, i, UNARY[i.opcode])) is not None:
-        return halves
-    to, a = (p.operand(o, width, i.scope) for o in i.operands)
-    function = np.logical_not if kind == "pred" else UNARY[i.opcode]
-    return _apply(function, view, to, (a,))
+    additions = [*i.modifiers, *["float"] * _is_float(kind)]
+    function = next((f for a in additions if (f := FUNCTIONS.get(f"{i.opcode}.{a}"))), FUNCTIONS[i.opcode])
+    kinds = [kind] * len(i.operands)
+    if i.modifiers[0] == "wide":  # the factors are narrower than the result and the summand
+        kinds[0] = f"{kind[0]}{2 * VIEWS[kind][1]}"
+        kinds[3:] = kinds[:1] * (len(kinds) - 3)
+    return _computed(p, i, function, kinds)
 
 
 @decodes("shl", "shr")
 def _shift(p: Program, i: Instruction, pc: int) -> Step:
+    """Shift a register. NumPy, like PTX, defines shifts by the width of the register or more."""
     kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    to, a = (p.operand(o, width) for o in i.operands[:2])
-    n = p.operand(i.operands[2], 32)
-    if re.fullmatch(r"\d+", i.operands[2]) and int(i.operands[2]) < width:
-        shift = np.left_shift if i.opcode == "shl" else np.right_shift
-        amount = FILE_TYPES[width](int(i.operands[2]))
-        if kind[0] == "s":
-            amount = np.dtype(view.replace("i", "int")).type(amount)
-        return _step(view, "shift(r[a], amount, r[to])", shift=shift, a=a, amount=amount, to=to)
-    left, signed = i.opcode == "shl", kind[0] == "s"
-
-    def step(g: Group) -> None:
-        registers, count = getattr(g, view), g.u32[n]
-        value = registers[a]
-        bounded = np.minimum(count, width - 1).astype(value.dtype)
-        shifted = (value << bounded) if left else (value >> bounded)
-        registers[to][...] = shifted if signed else np.where(count >= width, 0, shifted)
-
-    return step
-
-
-@decodes("shf")
-def _funnel_shift(p: Program, i: Instruction, pc: int) -> Step:
-    """Shift a pair of 32-bit registers, and keep the upper half (left) or the lower half (right)."""
-    to, low, high, n = (p.operand(o, 32) for o in i.operands)
-    left, clamped = i.modifiers[0] == "l", i.modifiers[1] == "clamp"
-
-    def step(g: Group) -> None:
-        count = g.u32[n].astype(np.uint64)
-        count = np.minimum(count, 32) if clamped else count & np.uint64(31)
-        both = g.u32[low].astype(np.uint64) | (g.u32[high].astype(np.uint64) << np.uint64(32))
-        g.u32[to][...] = ((both << count) >> np.uint64(32) if left else both >> count) & np.uint64(0xFFFFFFFF)
-
-    return step
+    function = np.left_shift if i.opcode == "shl" else np.right_shift
+    return _computed(p, i, function, (kind, kind, "s32" if kind[0] == "s" else "u32"))
 
 
 @decodes("bfe")
 def _bit_field(p: Program, i: Instruction, pc: int) -> Step:
-    to, a, start, length = (p.operand(o, 32) for o in i.operands)
-    signed = i.modifiers[-1] == "s32"
+    kind = i.modifiers[-1]
 
-    def step(g: Group) -> None:
-        n = g.u32[length].astype(np.int64)
-        value = (g.u32[a].astype(np.int64) >> g.u32[start]) & ((1 << n) - 1)
-        if signed:
-            value = np.where((n > 0) & ((value >> np.maximum(n - 1, 0)) & 1 == 1), value - (1 << n), value)
-        g.i32[to][...] = value
+    def extract(a: Array, start: Array, length: Array) -> Array:
+        n = length.astype(np.int64)
+        value = (a.astype(np.int64) >> start) & ((1 << n) - 1)
+        negative = (kind[0] == "s") & (n > 0) & (value >> np.maximum(n - 1, 0) & 1 == 1)
+        return np.where(negative, value - (1 << n), value)
 
-    return step
+    return _computed(p, i, extract, (kind, "b32", "b32", "b32"))
 
 
 @decodes("prmt")
 def _permute_bytes(p: Program, i: Instruction, pc: int) -> Step:
-    to, a, b, selector = (p.operand(o, 32) for o in i.operands)
-
-    def step(g: Group) -> None:
-        both = np.stack([g.u32[a], g.u32[b]], -1).view(np.uint8)
-        selectors = (g.u32[selector][..., None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 15
+    def permute(a: Array, b: Array, selector: Array) -> Array:
+        both = np.stack([a, b], -1).view(np.uint8)
+        selectors = (selector[..., None] >> np.arange(0, 16, 4, dtype=np.uint32)) & 15
         found = np.take_along_axis(both, (selectors & 7).astype(np.int64), -1)
         found = np.where(selectors & 8, (found >> 7) * 0xFF, found).astype(np.uint8)
-        g.u32[to][...] = np.ascontiguousarray(found).view(np.uint32)[..., 0]
+        return np.ascontiguousarray(found).view(np.uint32)[..., 0]
 
-    return step
-
-
-@decodes("lop3")
-def _logic(p: Program, i: Instruction, pc: int) -> Step:
-    to, *sources = (p.operand(o, 32) for o in i.operands[:4])
-    table = int(i.operands[4], 0)
-
-    def step(g: Group) -> None:
-        a, b, c = (g.u32[s] for s in sources)
-        result = np.zeros_like(a)
-        for n in range(8):
-            if table >> n & 1:
-                result |= (a if n & 4 else ~a) & (b if n & 2 else ~b) & (c if n & 1 else ~c)
-        g.u32[to][...] = result
-
-    return step
+    return _computed(p, i, permute, ["b32"] * 4)
 
 
 @decodes("selp")
 def _select(p: Program, i: Instruction, pc: int) -> Step:
-    kind = i.modifiers[-1]
-    view, width = VIEWS[kind]
-    view = "u" + str(width)
-    to, a, b = (p.operand(o, width) for o in i.operands[:3])
-    chosen = p.operand(i.operands[3], 1, i.scope)
-    return _step(view, "r[to][...] = np.where(g.pred[chosen], r[a], r[b])", a=a, b=b, chosen=chosen, to=to)
+    kind = f"b{VIEWS[i.modifiers[-1]][1]}"
+    return _computed(p, i, lambda a, b, chosen: np.where(chosen, a, b), (kind, kind, kind, "pred"))
 
 
 def _unordered(function: Any) -> Any:
-    def compare(a: Array, b: Array) -> Array:
-        return function(a, b) | (a != a) | (b != b)
-
-    return compare
-
-
-def _not_equal(a: Array, b: Array) -> Array:
-    return (a < b) | (a > b)
+    return lambda a, b: function(a, b) | (a != a) | (b != b)
 
 
 _COMPARE: dict[str, Any] = {
-    "eq": np.equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
 }  # fmt: skip
 _COMPARE_FLOAT: dict[str, Any] = {
     **_COMPARE,
-    "ne": _not_equal,
-    **{f"{k}u": _unordered(f) for k, f in _COMPARE.items() if k in ("eq", "lt", "le", "gt", "ge")},
+    **{f"{name}u": _unordered(_COMPARE[name]) for name in ("eq", "lt", "le", "gt", "ge")},
+    "ne": lambda a, b: (a < b) | (a > b),
     "neu": np.not_equal,
     "num": lambda a, b: (a == a) & (b == b),
     "nan": lambda a, b: (a != a) | (b != b),
@@ -525,188 +384,109 @@ _COMPARE_FLOAT: dict[str, Any] = {
 @decodes("setp")
 def _compare(p: Program, i: Instruction, pc: int) -> Step:
     kind = i.modifiers[-1]
-    floating = kind.startswith(("f", "bf"))
-    compare = (_COMPARE_FLOAT if floating else {**_COMPARE, "ne": np.not_equal})[i.modifiers[0]]
-    view, width = VIEWS[kind]
-    a, b = (p.operand(o, width) for o in i.operands[1:3])
-    targets = [p.target(o, 1, i.scope) for o in i.operands[0].split("|")]
-    to = targets[0]
-    if "f16" in kind:
-        unpack, _ = _halves(kind)
-        if kind.endswith("x2"):
+    compare = (_COMPARE_FLOAT if _is_float(kind) else _COMPARE)[i.modifiers[0]]
+    targets, *sources = i.operands
+    if not kind.endswith("x2"):
+        return _computed(p, i, compare, ("pred", kind, kind))
+    steps = [  # one step for each number of a pair
+        _computed(p, i, lambda a, b, n=n: compare(a, b)[:, n::2], ("pred", kind, kind), (target, *sources))
+        for n, target in enumerate(targets.split("|"))
+    ]
 
-            def halves(g: Group) -> None:
-                x, y = (unpack(g.u32[s].view(np.uint16)).reshape(*g.shape, 2) for s in (a, b))
-                result = compare(x, y)
-                for n, one in enumerate(targets):
-                    g.pred[one][...] = result[..., n]
+    def both(g: Group) -> None:
+        for step in steps:
+            step(g)
 
-            return halves
+    return both
 
-        def half(g: Group) -> None:
-            g.pred[to][...] = compare(unpack(g.u16[a].view(np.uint16)), unpack(g.u16[b].view(np.uint16)))
 
-        return half
-    if len(i.operands) == 4:
-        combine = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[i.modifiers[1]]
-        other = p.operand(i.operands[3].lstrip("!"), 1, i.scope)
-        negated = i.operands[3][0] == "!"
-
-        def combined(g: Group) -> None:
-            registers = getattr(g, view)
-            third = ~g.pred[other] if negated else g.pred[other]
-            g.pred[to][...] = combine(compare(registers[a], registers[b]), third)
-
-        return combined
-    if len(targets) > 1:
-        raise ValueError("two predicates")
-    if isinstance(compare, np.ufunc):
-        return _step(view, "compare(r[a], r[b], g.pred[to])", compare=compare, a=a, b=b, to=to)
-    return _step(view, "g.pred[to][...] = compare(r[a], r[b])", compare=compare, a=a, b=b, to=to)
+def _unchanged(x: Array) -> Array:
+    return x
 
 
 @decodes("mov", "cvta")
 def _mov(p: Program, i: Instruction, pc: int) -> Step:
-    to, source = i.operands
-    kind = i.modifiers[-1]
-    if to.startswith("{") or source.startswith("{"):
-        return _unpack(p, i, to) if to.startswith("{") else _pack(p, i, source)
-    view, width = VIEWS[kind]
-    at, a = p.operand(to, width, i.scope), p.operand(source, width, i.scope)
-    view = "pred" if width == 1 else f"u{width}"
-    return _step(view, "r[to][...] = r[a]", a=a, to=at)
-
-
-def _unpack(p: Program, i: Instruction, to: str) -> Step:
-    names = split(to[1:-1])
-    width = BYTES[i.modifiers[-1]] * 8
+    width = VIEWS[i.modifiers[-1]][1]
+    unpacks = i.operands[0].startswith("{")
+    whole, parts = i.operands if not unpacks else i.operands[::-1]
+    if not parts.startswith("{"):
+        return _computed(p, i, _unchanged, ["pred" if width == 1 else f"b{width}"] * 2)
+    names = split(parts[1:-1])
     part = width // len(names)
-    source = p.operand(i.operands[1], width)
-    targets = [(n, p.target(name, part, i.scope)) for n, name in enumerate(names) if name != "_"]
+    at, numbered = p.operand(whole, width, i.scope), [(n, p.operand(x, part, i.scope)) for n, x in enumerate(names)]
 
     def step(g: Group) -> None:
-        parts = (g.u32 if width == 32 else g.u64)[source].view(FILE_TYPES[part]).reshape(*g.shape, -1)
-        for n, at in targets:
-            g.files[part][at][...] = parts[..., n]
+        elements = g.files[width][at].view(FILE_TYPES[part]).reshape(*g.shape, -1)
+        for n, register in numbered:
+            if unpacks:
+                g.files[part][register][...] = elements[..., n]
+            else:
+                elements[..., n] = g.files[part][register]
 
     return step
 
 
-def _pack(p: Program, i: Instruction, source: str) -> Step:
-    names = split(source[1:-1])
-    width = BYTES[i.modifiers[-1]] * 8
-    part = width // len(names)
-    sources = [p.operand(name, part, i.scope) for name in names]
-    to = p.operand(i.operands[0], width, i.scope)
+_ROUNDING: dict[str, Any] = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 
-    def step(g: Group) -> None:
-        whole = (g.u32 if width == 32 else g.u64)[to]
-        parts = whole.view(FILE_TYPES[part]).reshape(*g.shape, -1)
-        for n, at in enumerate(sources):
-            parts[..., n] = g.files[part][at]
 
-    return step
+def _in_register(kind: str, width: int) -> str:
+    """Return the type of a whole register that holds a number of a type, which may be a narrower integer."""
+    return kind if _is_float(kind) else f"{kind[0]}{width}"
 
 
 @decodes("cvt")
 def _convert(p: Program, i: Instruction, pc: int) -> Step:
-    to_kind, from_kind = i.modifiers[-2:]
-    modes = set(i.modifiers[:-2])
-    if to_kind in ("bf16x2", "f16x2"):
-        _, pack = _halves(to_kind)
-        to, high, low = (p.operand(o, 32) for o in i.operands)
+    to, source = i.modifiers[-2:]
+    if to.endswith("x2"):
+        return _computed(p, i, lambda high, low: np.stack([low, high], -1).reshape(len(low), -1), (to, source, source))
+    if to == "tf32":
+        return _computed(p, i, products.round_to_tf32, ("b32", "b32"))
+    rounding = next((f for mode, f in _ROUNDING.items() if mode in i.modifiers), _unchanged)
+    types = [None if _is_float(k) else np.dtype(f"{'i' if k[0] == 's' else 'u'}{BYTES[k]}") for k in (to, source)]
+    saturates = "sat" in i.modifiers
 
-        def pair(g: Group) -> None:
-            both = np.stack([g.f32[low], g.f32[high]], -1)
-            g.u32[to][...] = pack(both).view(np.uint32)[..., 0]
+    def convert(x: Array) -> Array:
+        x = rounding(x if types[1] is None else x.astype(types[1]))
+        if saturates:
+            x = np.where(x == x, np.clip(x, 0, 1), 0)
+        if types[0] is None:
+            return x
+        if types[1] is None:
+            limits = np.iinfo(types[0])
+            x = np.clip(np.where(x == x, x, 0).astype(np.longdouble), limits.min, limits.max)
+        return x.astype(types[0])
 
-        return pair
-    to_view, to_width = VIEWS[to_kind]
-    from_view, from_width = VIEWS[from_kind]
-    to = p.operand(i.operands[0], p.register(i.operands[0]).width)
-    known = p.kernel.registers.get(i.operands[1])
-    a = p.operand(i.operands[1], known.width if known else from_width)
-    if (known and known.width != from_width) or p.register(i.operands[0]).width != to_width:
-        return _convert_narrow(p, i, to, a, known.width if known else from_width)
-    if to_kind == "tf32":
-        return _step("u32", "r[to][...] = round_to_tf32(r[a])", a=a, to=to, round_to_tf32=products.round_to_tf32)
-    if from_kind == "f32" and to_kind in ("bf16", "f16"):
-        return _step("f32", "g.u16[to][...] = pack(r[a])", a=a, to=to, pack=_halves(to_kind)[1])
-    if to_kind == "f32" and from_kind in ("bf16", "f16"):
-        return _step("u16", "g.f32[to][...] = unpack(r[a])", a=a, to=to, unpack=_halves(from_kind)[0])
-    if "sat" in modes:
-        return _step(from_view, f"x = r[a]; g.{to_view}[to][...] = np.where(x == x, np.clip(x, 0, 1), 0)", a=a, to=to)
-    rounding = next((f for mode, f in _ROUNDING.items() if mode in modes), None)
-    if from_kind[0] == "f" and to_kind[0] in "us":
-        limits = np.iinfo(f"{'u' * (to_kind[0] == 'u')}int{to_width}")
-
-        def to_integer(g: Group) -> None:
-            x = getattr(g, from_view)[a].astype(np.longdouble)
-            x = (rounding or np.trunc)(np.where(np.isnan(x), 0, x))
-            getattr(g, to_view)[to][...] = np.clip(x, limits.min, limits.max)
-
-        return to_integer
-    if rounding is not None and from_kind == to_kind:
-        return _apply(rounding, from_view, to, (a,))
-    return _step(from_view, f"g.{to_view}[to][...] = r[a]", a=a, to=to)
-
-
-_ROUNDING: dict[str, Any] = {
-    "rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil,
-}  # fmt: skip
-
-
-def _convert_narrow(p: Program, i: Instruction, to: int, a: int, from_file: int) -> Step:
-    """Return a conversion between integers that are narrower than the registers that hold them."""
-    to_kind, from_kind = i.modifiers[-2:]
-    to_file = p.register(i.operands[0]).width
-    types = {
-        kind: np.dtype(f"{'u' * (kind[0] != 's')}int{8 * BYTES[kind]}") for kind in (to_kind, from_kind)
-    }  # fmt: skip
-    file_type = np.dtype(f"{'u' * (to_kind[0] != 's')}int{to_file}")
-
-    def step(g: Group) -> None:
-        narrow = g.files[from_file][a].astype(types[from_kind])
-        g.files[to_file][to][...] = narrow.astype(types[to_kind]).astype(file_type).view(FILE_TYPES[to_file])
-
-    return step
+    widths = [p.width(text, i.scope, VIEWS[kind][1]) for text, kind in zip(i.operands, (to, source), strict=True)]
+    return _computed(p, i, convert, [_in_register(k, w) for k, w in zip((to, source), widths, strict=True)])
 
 
 @decodes("elect")
 def _elect(p: Program, i: Instruction, pc: int) -> Step:
+    """Choose lane 0 of each warp."""
     lane, chosen = i.operands[0].split("|")
-    to, at = p.target(lane, 32), p.operand(chosen, 1, i.scope)
-    first = np.arange(LANES) == 0
+    to, at = p.operand(lane, 32), p.operand(chosen, 1, i.scope)
 
     def step(g: Group) -> None:
         g.u32[to][...] = 0
-        g.pred[at][...] = first
+        g.pred[at][...] = np.arange(LANES) == 0
 
     return step
 
 
 @decodes("shfl")
 def _shuffle(p: Program, i: Instruction, pc: int) -> Step:
-    names = i.operands[0].split("|")
-    to, a, n, clamp = (p.operand(o, 32) for o in (names[0], *i.operands[1:4]))
-    flag = p.operand(names[1], 1, i.scope) if len(names) > 1 else None
-    mode = i.modifiers[1]
+    mode, lanes = i.modifiers[1], np.arange(LANES)
     if mode not in ("bfly", "idx"):
         raise ValueError(mode)
-    lanes = np.arange(LANES)
 
-    def step(g: Group) -> None:
-        count, control = g.i32[n].astype(np.int64), g.u32[clamp].astype(np.int64)
-        segment, bound = (control >> 8) & 31, control & 31
+    def shuffle(a: Array, count: Array, control: Array) -> Array:
+        segment, bound = control >> 8 & 31, control & 31
         low = lanes & segment
         source = lanes ^ count if mode == "bfly" else low | (count & ~segment & 31)
         inside = source <= (low | (bound & ~segment))
-        source = np.where(inside, source, lanes)
-        g.u32[to][...] = np.take_along_axis(g.u32[a], source, -1)
-        if flag is not None:
-            g.pred[flag][...] = inside
+        return np.take_along_axis(a, np.where(inside, source, lanes), -1)
 
-    return step
+    return _computed(p, i, shuffle, ("b32", "b32", "s32", "s32"), i.operands[:4])
 
 
 # -- memory ------------------------------------------------------------------------------------------
@@ -717,8 +497,7 @@ def address_of(p: Program, text: str, scope: str = "") -> tuple[int, int, int]:
     match = re.fullmatch(r"\[?\s*([%$\w.]+)\s*(?:\+\s*(-?\w+))?\s*\]?", text)
     if match is None:
         raise ValueError(f"address {text}")
-    known = p.kernel.registers.get(scoped(match[1], scope))
-    width = known.width if known else 32
+    width = p.width(match[1], scope)
     return width, p.operand(match[1], width, scope), int(match[2] or "0", 0)
 
 
@@ -735,20 +514,22 @@ def registers_of(text: str) -> tuple[str, ...]:
 
 
 def _access(
-    i: Instruction, pc: int, at: tuple[int, int, int], total: int, action: str
+    p: Program, i: Instruction, pc: int, address: str, total: int, reads: bool
 ) -> Callable[[Group, Array | None], tuple[Any, Array]]:
     """Return a function that gives the memory and the places that the active threads of a group access.
 
     The function also records the accesses for the search for races and for the counts.
 
     Args:
+        p: the program.
         i: the instruction.
         pc: position of the instruction.
-        at: the operand with the address, as :func:`address_of` returns it.
+        address: the operand with the address.
         total: number of bytes that a thread accesses.
-        action: "read" or "write".
+        reads: whether the instruction reads memory; otherwise it writes.
     """
-    is_global, kind_name = i.modifiers[0] == "global", kind_of(i)
+    is_global, name, at = i.modifiers[0] == "global", i.name, address_of(p, address, i.scope)
+    action = "read" if reads else "write"
 
     def access(g: Group, active: Array | None) -> tuple[Any, Array]:
         memory = g.cta.memory if is_global else g.cta.shared
@@ -762,124 +543,65 @@ def _access(
             else:
                 getattr(g.cta.shadow, action)(places, total, warp.reshape(-1), pc)
         if g.cta.traffic is not None:
-            (g.cta.traffic.moved if is_global else g.cta.traffic.shared)(kind_name, places, total, warp)
+            g.cta.traffic[f"{name} bytes"] += places.size * total
+            if not is_global:
+                g.cta.traffic[f"{name} wavefronts"] += shared_wavefronts(places, total, warp)
         return memory, places
 
     return access
 
 
-@decodes("ld")
-def _load(p: Program, i: Instruction, pc: int) -> Masked:
-    kind = i.modifiers[-1]
-    width, size = VIEWS[kind][1], BYTES[kind]
-    names = registers_of(i.operands[0])
-    signed = np.dtype(f"{'u' * (kind[0] != 's')}int{p.register(names[0], i.scope).width}")
-    targets = [(n, p.operand(name, p.register(name, i.scope).width, i.scope)) for n, name in enumerate(names)]
+@decodes("ld", "st")
+def _load_or_store(p: Program, i: Instruction, pc: int) -> Step | Masked:
+    kind, loads = i.modifiers[-1], i.opcode == "ld"
+    registers, address = i.operands if loads else i.operands[::-1]
+    names = registers_of(registers)
+    width, size = p.width(names[0], i.scope, VIEWS[kind][1]), BYTES[kind]
     if i.modifiers[0] == "param":
-        name = i.operands[1][1:-1].split("+")[0].strip()
-        value, to, to_width = p.named(width, name), targets[0][1], p.register(names[0], i.scope).width
-        view = VIEWS[kind][0]
+        parameter = p.named(VIEWS[kind][1], address[1:-1].split("+")[0].strip())
+        return _computed(p, i, _unchanged, (_in_register(kind, width), kind), (names[0], parameter))
+    at = [p.operand(name, width, i.scope) for name in names]
+    access = _access(p, i, pc, address, size * len(names), loads)
+    element = np.dtype(f"{'i' if kind[0] == 's' else 'u'}{size}")  # narrow numbers with a sign are extended
 
-        def parameter(g: Group, active: Array | None) -> None:
-            extended = getattr(g, view)[value].astype(signed) if to_width > width else g.files[width][value]
-            g.files[to_width][to][...] = extended.view(FILE_TYPES[to_width])
-
-        return Masked(parameter)
-    width = p.register(names[0], i.scope).width
-    at = address_of(p, i.operands[1], i.scope)
-    total = size * len(names)
-    access = _access(i, pc, at, total, "read")
-
-    def load(g: Group, active: Array | None) -> None:
+    def act(g: Group, active: Array | None) -> None:
         memory, places = access(g, active)
-        elements, first, file = memory.views[size], places // size, g.files[width]
-        for n, to in targets:
-            found = elements[first + n]
-            if kind[0] == "s" and width > 8 * size:
-                found = found.view(f"int{8 * size}").astype(signed).view(file.dtype)
-            if active is None:
-                file[to][...] = found
+        elements, first, file = memory.views[size].view(element), places // size, g.files[width]
+        for n, register in enumerate(at):
+            if not loads:
+                elements[first + n] = file[register] if active is None else file[register][active]
+            elif active is None:
+                file[register][...] = elements[first + n]
             else:
-                file[to][active] = found
+                file[register][active] = elements[first + n]
 
-    return Masked(load)
-
-
-@decodes("st")
-def _store(p: Program, i: Instruction, pc: int) -> Masked:
-    kind = i.modifiers[-1]
-    size = BYTES[kind]
-    names = registers_of(i.operands[1])
-    at = address_of(p, i.operands[0], i.scope)
-    known = p.kernel.registers.get(scoped(names[0], i.scope))
-    width = known.width if known else VIEWS[kind][1]
-    sources = [p.operand(name, width, i.scope) for name in names]
-    total = size * len(names)
-    access = _access(i, pc, at, total, "write")
-
-    def store(g: Group, active: Array | None) -> None:
-        memory, places = access(g, active)
-        elements, first, file = memory.views[size], places // size, g.files[width]
-        for n, source in enumerate(sources):
-            value = file[source] if active is None else file[source][active]
-            elements[first + n] = value
-
-    return Masked(store)
+    return Masked(act)
 
 
-def _count_matrices(g: Group, name: str, places: Array) -> None:
-    """Count accesses of 8 x 8 matrices, each of which has 8 rows of 16 bytes."""
-    assert g.cta.traffic is not None
-    matrices = places.reshape(-1, 8)
-    g.cta.traffic.shared(name, matrices, 16, np.repeat(np.arange(len(matrices)), 8))
+@decodes("ldmatrix", "stmatrix")
+def _move_matrices(p: Program, i: Instruction, pc: int) -> Masked:
+    """Move matrices of 8 x 8 numbers of 16 bits; each of the first lanes has the address of a row of a matrix."""
+    loads, transposed = i.opcode == "ldmatrix", "trans" in i.modifiers
+    registers, address = i.operands if loads else i.operands[::-1]
+    at = [p.operand(name, 32) for name in registers_of(registers)]
+    access = _access(p, i, pc, address, 16, loads)
 
+    def turned(matrix: Array) -> Array:
+        halves = np.ascontiguousarray(matrix).view(np.uint16)
+        return np.ascontiguousarray(halves.transpose(0, 2, 1) if transposed else halves).view(np.uint32)
 
-@decodes("ldmatrix")
-def _load_matrix(p: Program, i: Instruction, pc: int) -> Masked:
-    targets = [p.operand(name, 32) for name in registers_of(i.operands[0])]
-    at, transposed, count = address_of(p, i.operands[1], i.scope), "trans" in i.modifiers, len(targets)
-
-    def load(g: Group, active: Array | None) -> None:
+    def move(g: Group, active: Array | None) -> None:
         if active is not None:
-            raise Fault("ldmatrix of a part of a warp")
-        places = g.cta.shared.place(addresses(g, at)[:, : 8 * count], 16)
-        if g.cta.shadow is not None:
-            g.cta.shadow.read(places, 16, g.warp[:, : 8 * count].reshape(-1), pc)
-        if g.cta.traffic is not None:
-            _count_matrices(g, "ldmatrix", places)
-        words = g.cta.shared.views[4][(places // 4)[..., None] + np.arange(4)].reshape(g.warps, count, 8, 4)
-        for n, to in enumerate(targets):
-            matrix = np.ascontiguousarray(words[:, n])
-            if transposed:
-                halves = matrix.view(np.uint16).transpose(0, 2, 1)
-                matrix = np.ascontiguousarray(halves).view(np.uint32)
-            g.u32[to][...] = matrix.reshape(g.shape)
+            raise Fault(f"{i.opcode} of a part of a warp")
+        memory, places = access(g, np.broadcast_to(np.arange(LANES) < 8 * len(at), g.shape))
+        rows = (places // 4).reshape(g.warps, len(at), 8, 1) + np.arange(4)
+        for n, register in enumerate(at):
+            if loads:
+                g.u32[register][...] = turned(memory.views[4][rows[:, n]]).reshape(g.shape)
+            else:
+                memory.views[4][rows[:, n]] = turned(g.u32[register].reshape(g.warps, 8, 4))
 
-    return Masked(load)
-
-
-@decodes("stmatrix")
-def _store_matrix(p: Program, i: Instruction, pc: int) -> Masked:
-    sources = [p.operand(name, 32) for name in registers_of(i.operands[1])]
-    at, transposed, count = address_of(p, i.operands[0], i.scope), "trans" in i.modifiers, len(sources)
-
-    def store(g: Group, active: Array | None) -> None:
-        if active is not None:
-            raise Fault("stmatrix of a part of a warp")
-        places = g.cta.shared.place(addresses(g, at)[:, : 8 * count], 16)
-        if g.cta.shadow is not None:
-            g.cta.shadow.write(places, 16, g.warp[:, : 8 * count].reshape(-1), pc)
-        if g.cta.traffic is not None:
-            _count_matrices(g, "stmatrix", places)
-        first = (places // 4).reshape(g.warps, count, 8)[..., None] + np.arange(4)
-        for n, source in enumerate(sources):
-            matrix = np.ascontiguousarray(g.u32[source]).reshape(g.warps, 8, 4)
-            if transposed:
-                halves = matrix.view(np.uint16).transpose(0, 2, 1)
-                matrix = np.ascontiguousarray(halves).view(np.uint32)
-            g.cta.shared.views[4][first[:, n]] = matrix
-
-    return Masked(store)
+    return Masked(move)
 
 
 def _all(g: Group, active: Array | None) -> list[tuple[int, int]]:
@@ -888,15 +610,21 @@ def _all(g: Group, active: Array | None) -> list[tuple[int, int]]:
     return [(int(w), int(lane)) for w, lane in zip(*np.nonzero(chosen), strict=True)]
 
 
+def _order(i: Instruction, kind: str) -> Masked:
+    """Return the function of an instruction that commits a group of a kind of asynchronous operations or waits."""
+    if i.operands:
+        left = int(i.operands[0], 0)
+        return Masked(lambda g, active: g.cta.wait(g, kind, left))
+    return Masked(lambda g, active: g.cta.commit(g, kind))
+
+
 @decodes("cp")
 def _copy(p: Program, i: Instruction, pc: int) -> Masked:
-    if i.modifiers[:2] == ("async", "bulk"):
+    is_bulk = i.modifiers[1] == "bulk"
+    if i.modifiers[1 + is_bulk] in ("commit_group", "wait_group"):
+        return _order(i, "stores" if is_bulk else "copies")
+    if is_bulk:
         return _bulk_copy(p, i, pc)
-    if i.modifiers[1] == "commit_group":
-        return Masked(lambda g, active: g.cta.commit_copies(g))
-    if i.modifiers[1] == "wait_group":
-        left = int(i.operands[0], 0)
-        return Masked(lambda g, active: g.cta.wait_for_copies(g, left))
     to, source, size = address_of(p, i.operands[0]), address_of(p, i.operands[1]), int(i.operands[2], 0)
     given = p.operand(i.operands[3], 32) if len(i.operands) > 3 else p.operand(i.operands[2], 32)
 
@@ -912,27 +640,23 @@ def _copy(p: Program, i: Instruction, pc: int) -> Masked:
             filled = counts[w][chosen] > 0
             found = cta.memory.place(sources[w][chosen][filled], size)
             if cta.traffic is not None:
-                cta.traffic.moved("copy", found, size, np.full(len(found), number))
+                cta.traffic["copy bytes"] += found.size * size
             if cta.shadow is not None:
-                actor = cta.clocks.copies(number)
-                cta.shadow.write_copy(places, size, number, actor, int(cta.clocks.issued[actor]) + 1, pc)
+                actor = cta.clocks.actor("copies", number)
+                epoch = int(cta.clocks.issued[actor]) + 1
+                cta.shadow.write_async(parts_of(places, size), number, actor, epoch, pc, generic=True)
 
             def finish(places: Array = places, filled: Array = filled, found: Array = found) -> None:
                 values = np.zeros((len(places), size), np.uint8)
                 values[filled] = cta.memory.views[1][found[:, None] + np.arange(size)]
                 cta.shared.views[1][places[:, None] + np.arange(size)] = values
 
-            cta.add_copy(number, finish)
+            cta.begin(number, "copies", Pending(finish))
 
     return Masked(start)
 
 
 def _bulk_copy(p: Program, i: Instruction, pc: int) -> Masked:
-    if i.modifiers[2] == "commit_group":
-        return Masked(lambda g, active: g.cta.commit_stores(g))
-    if i.modifiers[2] == "wait_group":
-        left = int(i.operands[0], 0)
-        return Masked(lambda g, active: g.cta.wait_for_stores(g, left))
     if i.modifiers[2] != "tensor":
         raise ValueError("a bulk copy without a tensor map")
     loads = i.modifiers[4].startswith("shared")
@@ -970,7 +694,7 @@ def _fence(p: Program, i: Instruction, pc: int) -> Masked:
     return Masked(lambda g, active: None)
 
 
-@decodes("setmaxnreg", "griddepcontrol", "nanosleep")
+@decodes("nanosleep")
 def _ignored(p: Program, i: Instruction, pc: int) -> Step:
     return _nothing
 
@@ -1002,91 +726,67 @@ def _branch(p: Program, i: Instruction, pc: int) -> Control:
     return Control(branch)
 
 
+def _runs_in_all(i: Instruction, g: Group) -> bool:
+    """Return whether all warps of a group execute an instruction.
+
+    Raises:
+        Fault: if only some warps do.
+    """
+    taken = _guard_of(i, g)
+    if taken.any() != taken.all():
+        raise Fault("some warps end or arrive at a barrier, and others do not")
+    return bool(taken.all())
+
+
 @decodes("ret", "exit")
 def _return(p: Program, i: Instruction, pc: int) -> Control:
-    def end(g: Group) -> int | None:
-        taken = _guard_of(i, g)
-        if not taken.any():
-            return pc + 1
-        if not taken.all():
-            raise Fault("some warps end and others do not")
-        g.cta.finish(g)
-        return None
-
-    return Control(end)
+    return Control(lambda g: g.cta.finish(g) if _runs_in_all(i, g) else pc + 1)
 
 
-@decodes("bar", "barrier")
+@decodes("bar")
 def _barrier(p: Program, i: Instruction, pc: int) -> Control | Step:
-    if "warp" in i.modifiers or "cluster" in i.modifiers:
+    if i.modifiers[0] == "warp":
         return _nothing
-    waits = "arrive" not in i.modifiers
-    number = p.operand(i.operands[0], 32)
-    threads = p.operand(i.operands[1], 32) if len(i.operands) > 1 else None
-
-    def arrive(g: Group) -> int | None:
-        taken = _guard_of(i, g)
-        if not taken.any():
-            return pc + 1
-        if not taken.all():
-            raise Fault("some warps arrive at a barrier and others do not")
-        numbers = g.u32[number][:, 0]
-        if (numbers != numbers[0]).any():
-            raise Fault("warps arrive at several barriers")
-        expected = None if threads is None else int(g.u32[threads][0, 0])
-        return g.cta.arrive_at_barrier(g, pc, int(numbers[0]), expected, waits)
-
-    return Control(arrive)
+    if i.operands != ("0",):
+        raise ValueError("a barrier of some warps")
+    return Control(lambda g: g.cta.arrive_at_barrier(g, pc) if _runs_in_all(i, g) else pc + 1)
 
 
 @decodes("mbarrier")
 def _mbarrier(p: Program, i: Instruction, pc: int) -> Control | Masked:
     action = i.modifiers[0]
-    if action in ("try_wait", "test_wait"):
-        to, at = p.operand(i.operands[0], 1, i.scope), address_of(p, i.operands[1], i.scope)
-        parity = p.operand(i.operands[2], 32, i.scope)
-
-        def wait(g: Group) -> int | None:
-            where, parities = addresses(g, at), g.u32[parity]
-            if (where != where[:, :1]).any() or (parities != parities[:, :1]).any():
-                raise Fault("the threads of a warp wait for several mbarriers")
-            if not _guard_of(i, g).all():
-                raise Fault("a wait with a predicate")
-            done = g.cta.wait_for_mbarrier(g, pc, where[:, 0].tolist(), (parities[:, 0] & 1).tolist())
-            g.pred[to][...] = np.array(done)[:, None]
-            if all(done):
-                return pc + 1
-            for n, one in zip(g.range, done, strict=True):
-                if one:
-                    g.cta.warps[n].pc = pc + 1
-            return None
-
-        return Control(wait)
-    return _mbarrier_step(p, i, pc)
-
-
-def _mbarrier_step(p: Program, i: Instruction, pc: int) -> Masked:
-    action = i.modifiers[0]
     at = address_of(p, next(o for o in i.operands if o.startswith("[")), i.scope)
-    last = p.operand("1" if i.operands[-1].startswith("[") else i.operands[-1], 32)
-    expects = "expect_tx" in i.modifiers
+    last = p.operand("0" if i.operands[-1].startswith("[") else i.operands[-1], 32, i.scope)
+    if action == "try_wait":
+        return Control(lambda g: _wait(p, i, pc, g, addresses(g, at), g.u32[last] & 1))
+    if action == "arrive" and "expect_tx" not in i.modifiers:
+        raise ValueError("an arrival without bytes")
 
     def act(g: Group, active: Array | None) -> None:
         where = addresses(g, at)
         for w, lane in _all(g, active):
-            address, number = int(where[w, lane]), int(g.u32[last][w, lane])
+            address, number, warp = int(where[w, lane]), int(g.u32[last][w, lane]), g.low + w
             g.cta.shared.place(np.array([address]), 8)
             if action == "init":
-                g.cta.start_mbarrier(address, number, g.low + w, pc)
+                g.cta.start_mbarrier(address, number, warp, pc)
             elif action == "inval":
-                g.cta.end_mbarrier(address, g.low + w, pc)
-            elif action == "arrive":
-                count, expected = (1, number) if expects else (number, 0)
-                g.cta.arrive_at_mbarrier(address, g.low + w, count, expected, pc)
+                g.cta.end_mbarrier(address, warp, pc)
             else:
-                g.cta.use_mbarrier(address, g.low + w, pc).bytes += number
+                g.cta.arrive_at_mbarrier(address, warp, number, pc)
 
     return Masked(act)
+
+
+def _wait(p: Program, i: Instruction, pc: int, g: Group, where: Array, parities: Array) -> int | None:
+    """Let warps wait for the phases of mbarriers, and return the next position if no warp must wait."""
+    if (where != where[:, :1]).any() or (parities != parities[:, :1]).any():
+        raise Fault("the threads of a warp wait for several mbarriers")
+    if i.guard is not None:
+        raise Fault("a wait with a predicate")
+    done = g.cta.wait_for_mbarrier(g, pc, where[:, 0].tolist(), parities[:, 0].tolist())
+    g.pred[p.operand(i.operands[0], 1, i.scope)][...] = np.array(done)[:, None]
+    following = g.cta.part(g, [pc + one for one in done])
+    return following if all(done) else None
 
 
 # -- matrix products ---------------------------------------------------------------------------------
@@ -1112,13 +812,9 @@ def _mma(p: Program, i: Instruction, pc: int) -> Step:
 def _wgmma(p: Program, i: Instruction, pc: int) -> Masked:
     if i.modifiers[0] == "fence":
         return Masked(lambda g, active: None)
-    if i.modifiers[0] == "commit_group":
-        return Masked(lambda g, active: g.cta.commit_products(g))
-    if i.modifiers[0] == "wait_group":
+    if i.modifiers[0] != "commit_group":
         p.products.add(pc)
-        left = int(i.operands[0], 0)
-        return Masked(lambda g, active: g.cta.wait_for_products(g, left))
-    return _start_product(p, i, pc)
+    return _start_product(p, i, pc) if i.modifiers[0] == "mma_async" else _order(i, "products")
 
 
 def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
@@ -1148,7 +844,8 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
         if unfenced:
             raise Fault(f"registers of a matrix product are not ordered by wgmma.fence, because of {{{unfenced[0]}}}")
         cta = g.cta
-        for low, high in _same(g, [b_descriptor] if in_registers else [a_descriptor, b_descriptor]):
+        descriptors = [b_descriptor] if in_registers else [a_descriptor, b_descriptor]
+        for low, high in runs_of(g.range, lambda n: [int(g.u64[d][n - g.low, 0]) for d in descriptors]):
             start_for(cta.group(low, high))
 
     def start_for(g: Group) -> None:
@@ -1162,9 +859,9 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
             if places.max() + element > cta.shared.limit:
                 raise Fault("a matrix product reads beyond shared memory")
             if cta.traffic is not None:  # the four warps of a warp group read a tile once together
-                cta.traffic.add("wgmma shared bytes", places.size * element * g.warps // 4)
+                cta.traffic["wgmma shared bytes"] += places.size * element * g.warps // 4
             if cta.shadow is not None:
-                actors = np.array([cta.clocks.products(w) for w in g.range])
+                actors = np.array([cta.clocks.actor("products", w) for w in g.range])
                 cta.shadow.read_async(parts_of(places, element), g.range, actors, pc)
         keeps = np.full(g.warps, keep) if keep_at is None else g.pred[keep_at][:, 0].copy()
 
@@ -1182,24 +879,9 @@ def _start_product(p: Program, i: Instruction, pc: int) -> Masked:
             finish(g)
             return
         for w in g.range:
-            later = functools.partial(finish, cta.group(w, w + 1))
-            cta.warps[w].open_products.append(Product(later, written, read))
+            cta.begin(w, "products", Pending(functools.partial(finish, cta.group(w, w + 1)), written, read))
 
     return Masked(start)
-
-
-def _same(g: Group, descriptors: list[int]) -> list[tuple[int, int]]:
-    """Return the ranges of adjacent warps of a group whose descriptors are equal."""
-    runs: list[tuple[int, int]] = []
-    before: list[int] | None = None
-    for n in g.range:
-        values = [int(g.u64[d][n - g.low, 0]) for d in descriptors]
-        if values == before:
-            runs[-1] = (runs[-1][0], n + 1)
-        else:
-            runs.append((n, n + 1))
-        before = values
-    return runs
 
 
 def _unfenced(p: Program, pc: int, used: int) -> list[int]:
@@ -1216,7 +898,7 @@ def _unfenced(p: Program, pc: int, used: int) -> list[int]:
     return [0]
 
 
-_WITHOUT_RESULT = {"st", "cp", "bar", "barrier", "bra", "ret", "fence", "mbarrier", "stmatrix", "wgmma", "membar"}
+_WITHOUT_RESULT = {"st", "cp", "bar", "bra", "ret", "fence", "mbarrier", "stmatrix", "wgmma"}
 
 
 def _register_masks(p: Program, i: Instruction) -> tuple[int, int]:

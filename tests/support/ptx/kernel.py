@@ -39,6 +39,10 @@ class Instruction(NamedTuple):
     guard_negated: bool
     scope: str  # suffix of the names that the enclosing block of braces declares
 
+    @property
+    def name(self) -> str:
+        return ".".join((self.opcode, *self.modifiers))
+
 
 @dataclass
 class Kernel:

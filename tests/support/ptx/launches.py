@@ -12,8 +12,8 @@ from unittest import mock
 
 import numpy as np
 import torch
+from stub_driver import StubDriver
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime.driver import driver
 
@@ -21,45 +21,11 @@ from fastkan_kernels.backends.registry import BACKENDS
 from fastkan_kernels.backends.triton import hardware
 from fastkan_kernels.backends.triton.launch import Launch
 
-from .counts import Traffic, counts_of
 from .instructions import Program
 from .kernel import Kernel, parse
 from .machine import CTA, LATE, Policy
 from .memory import Global, TensorMap
 from .races import GlobalShadow
-
-MAX_SHARED = {80: 163 << 10, 90: 227 << 10}
-
-
-class StubUtils:
-    """The functions of Triton's CUDA driver that are called during a compilation."""
-
-    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
-        return 1, 1, 128, 0, 1024
-
-    def get_device_properties(self, _: int) -> dict[str, int]:
-        return {"max_shared_mem": 227 << 10, "multiprocessor_count": 132, "warpSize": 32, "max_num_regs": 65536}
-
-
-class StubDriver:
-    """A driver of Triton for a GPU that does not exist."""
-
-    utils = StubUtils()
-
-    def __init__(self, capability: int) -> None:
-        self.capability = capability
-
-    def launcher_cls(self, *_: Any) -> Any:
-        return lambda *a: None
-
-    def get_current_device(self) -> int:
-        return 1000 + self.capability  # Triton stores compiled kernels for each device; no GPU has this number
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
 
 
 class Run(NamedTuple):
@@ -70,7 +36,7 @@ class Run(NamedTuple):
     ptx: str
     program: Program
     executions: list[int]  # number of warps that executed each instruction
-    counts: Counter[str]  # numbers of warp instructions by kind, and of bytes (see counts.py)
+    counts: Counter[str]  # numbers of warp instructions by name, and of bytes of memory
 
 
 class Emulation:
@@ -93,12 +59,12 @@ class Emulation:
         program = _program(ptx)
         if self.mutate is not None:
             program = Program(self.mutate(program.kernel))
+        counts: Counter[str] = Counter()
         memory = _Tensors(list(launch.arguments.values()))
         values, maps = _parameters(program, launch, compiled, memory)
-        traffic = Traffic()
         cta = CTA(program, values, maps, memory.memory, compiled.metadata.shared, self.policy, random.Random(self.seed))
         cta.global_shadow, cta.strict = GlobalShadow(memory.memory) if self.races else None, self.strict
-        cta.traffic = traffic if self.traffic else None
+        cta.traffic = counts if self.traffic else None
         program.hits = [0] * len(program.hits)
         x, y, z = (*launch.grid, 1, 1)[:3]
         grid = (x, y, z)
@@ -108,7 +74,8 @@ class Emulation:
                 cta.run()
         memory.copy_back()
         executions = program.executions()
-        counts = counts_of(program.kernel.instructions, executions, traffic)
+        for instruction, number in zip(program.kernel.instructions, executions, strict=True):
+            counts[instruction.name] += number
         self.runs.append(Run(program.name, launch.grid, ptx, program, executions, counts))
 
 

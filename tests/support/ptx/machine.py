@@ -8,17 +8,16 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from .counts import Traffic
-from .memory import SHARED_BASE, Fault, Global, Shared, TensorMap
-from .races import Clocks, GlobalShadow, SharedShadow, parts_of
+from .memory import SHARED_BASE, Fault, Global, TensorMap, shared_memory
+from .races import ASYNC, Clocks, GlobalShadow, SharedShadow, parts_of
 
 if TYPE_CHECKING:
     from .instructions import Program
@@ -67,7 +66,6 @@ class Group:
         part = {width: file[:, low:high] for width, file in cta.registers.items()}
         self.pred = list(part[1])
         self.u16, self.i16 = list(part[16]), list(part[16].view(np.int16))
-        self.f16 = list(part[16].view(np.float16))
         self.u32, self.i32, self.f32 = (list(part[32].view(t)) for t in (np.uint32, np.int32, np.float32))
         self.u64, self.i64, self.f64 = (list(part[64].view(t)) for t in (np.uint64, np.int64, np.float64))
         self.files = part
@@ -100,12 +98,12 @@ class Mbarrier:
         return True
 
 
-class Product(NamedTuple):
-    """An unfinished matrix product of a warp, with bit masks of the registers that the product writes and reads."""
+class Pending(NamedTuple):
+    """An unfinished asynchronous operation, with bit masks of the registers that a product writes and reads."""
 
     finish: Callable[[], None]
-    written: int
-    read: int
+    written: int = 0
+    read: int = 0
 
 
 @dataclass
@@ -115,26 +113,23 @@ class Warp:
     number: int
     pc: int = 0
     state: str = READY
-    # groups that are committed, and for which no instruction has waited yet
-    product_groups: deque[list[Product]] = field(default_factory=deque)
-    open_products: list[Product] = field(default_factory=list)
-    copy_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
-    open_copies: list[Callable[[], None]] = field(default_factory=list)
-    store_groups: deque[list[Callable[[], None]]] = field(default_factory=deque)
-    open_stores: list[Callable[[], None]] = field(default_factory=list)
+    # for each kind of asynchronous operations, the groups that are committed and for which no instruction has waited
+    # yet, and at the end the group that is not committed
+    groups: dict[str, deque[list[Pending]]] = field(default_factory=lambda: {kind: deque([[]]) for kind in ASYNC})
 
     def registers_in_use(self) -> tuple[int, int]:
         """Return bit masks of the registers that unfinished products write and read."""
         written = read = 0
-        for product in itertools.chain(*self.product_groups, self.open_products):
+        for product in itertools.chain(*self.groups["products"]):
             written |= product.written
             read |= product.read
         return written, read
 
 
-class BarrierState(NamedTuple):
-    arrived: set[int]
-    clocks: list[tuple[Array, Array]]
+def runs_of(warps: Iterable[int], key: Callable[[int], Any]) -> list[tuple[int, int]]:
+    """Return the first warp and the end of each run of adjacent warps with equal keys."""
+    runs = [list(run) for _, run in itertools.groupby(warps, key)]
+    return [(run[0], run[-1] + 1) for run in runs]
 
 
 class CTA:
@@ -145,13 +140,13 @@ class CTA:
         shared_size: int, policy: Policy, rng: random.Random,
     ) -> None:  # fmt: skip
         self.program, self.maps, self.memory, self.policy, self.rng = program, maps, memory, policy, rng
-        self.shared = Shared(shared_size)
+        self.shared = shared_memory(shared_size)
         self.warp_count = program.warps
         self.registers = program.register_files()
         self.values = values
         self.groups: dict[tuple[int, int], Group] = {}
         self.global_shadow: GlobalShadow | None = None  # None if races are not checked in global memory
-        self.traffic: Traffic | None = None  # None if bytes are not counted
+        self.traffic: Counter[str] | None = None  # bytes of memory by name; None if they are not counted
         self.strict = True  # whether the use of registers of unfinished products is a fault
 
     def start(self, index: tuple[int, int, int], grid: tuple[int, int, int], number: int) -> None:
@@ -164,7 +159,7 @@ class CTA:
         self.shared.views[8][...] = 0xFFFFFFFFFFFFFFFF
         self.warps = [Warp(n) for n in range(self.warp_count)]
         self.mbarriers: dict[int, Mbarrier] = {}
-        self.barriers: dict[int, BarrierState] = {}
+        self.arrived: dict[int, tuple[Array, Array]] = {}  # clocks of the warps that wait at the barrier of the CTA
         self.bulk_copies: list[Callable[[], None]] = []
         self.clocks = Clocks(self.warp_count)
         self.shadow = SharedShadow(self.shared, self.clocks) if self.global_shadow is not None else None
@@ -192,22 +187,15 @@ class CTA:
                 if self.bulk_copies:
                     raise Fault("the kernel ends before its copies")
                 return
-            elif not self._open_barriers() and not self._finish_a_copy():
+            elif not self._finish_a_copy():
                 where = "\n".join(
                     f"warp {w.number} {w.state}: {self.program.text(w.pc)}" for w in self.warps if w.state != DONE
                 )
                 raise Deadlock(f"deadlock:\n{where}")
 
     def _pick(self) -> tuple[int, int] | None:
-        runs: list[tuple[int, int]] = []
-        for warp in self.warps:
-            if warp.state != READY:
-                continue
-            n = warp.number
-            if runs and runs[-1][1] == n and self.warps[n - 1].pc == warp.pc:
-                runs[-1] = (runs[-1][0], n + 1)
-            else:
-                runs.append((n, n + 1))
+        runs = runs_of(range(self.warp_count), lambda n: (self.warps[n].state, self.warps[n].pc))
+        runs = [run for run in runs if self.warps[run[0]].state == READY]
         if not runs:
             return None
         how = self.policy.warps
@@ -290,95 +278,61 @@ class CTA:
 
     def finish(self, group: Group) -> None:
         for n in group.range:
-            warp = self.warps[n]
-            if warp.product_groups or warp.open_products:
-                raise Fault("the kernel ends before its matrix products")
-            if any(warp.store_groups) or any(warp.copy_groups) or warp.open_stores or warp.open_copies:
-                raise Fault("the kernel ends before its copies")
-            warp.state = DONE
+            unfinished = [kind for kind, groups in self.warps[n].groups.items() if any(groups)]
+            if unfinished:
+                raise Fault(f"the kernel ends before its {unfinished[0]}")
+            self.warps[n].state = DONE
 
-    def arrive_at_barrier(self, group: Group, pc: int, barrier: int, threads: int | None, waits: bool) -> int | None:
-        """Record that warps arrive at a barrier of the CTA.
-
-        Return the next position unless the warps must wait. ``threads`` is the number of threads that the barrier
-        counts (None: all threads of the CTA).
-        """
-        state = self.barriers.setdefault(barrier, BarrierState(set(), []))
-        waiting = state.arrived
+    def arrive_at_barrier(self, group: Group, pc: int) -> None:
+        """Let warps wait at the barrier of the CTA until all warps have arrived."""
         for n in group.range:
-            if n in waiting:
-                raise Fault(f"warp {n} arrives twice at barrier {barrier}")
-            waiting.add(n)
-            state.clocks.append(self.clocks.release(n))
-            self.warps[n].pc = pc + 1
-            if waits:
-                self.warps[n].state = AT_BARRIER
-        if threads is not None:
-            if len(waiting) * LANES > threads:
-                raise Fault(f"more than {threads} threads arrive at barrier {barrier}")
-            if len(waiting) * LANES == threads:
-                self._open(barrier)
-        elif len(waiting) == self.warp_count:
-            self._open(barrier)
-        if waits and all(self.warps[n].state == READY for n in group.range):
-            return None  # the scheduler chooses the warps that continue
-        return None if waits else pc + 1
-
-    def _open(self, barrier: int) -> None:
-        state = self.barriers.pop(barrier)
-        clocks = (np.max([c[0] for c in state.clocks], 0), np.max([c[1] for c in state.clocks], 0))
-        for n in state.arrived:
-            if self.warps[n].state == AT_BARRIER:
-                self.clocks.acquire(n, clocks)
+            self.arrived[n] = self.clocks.release(n)
+            self.warps[n].pc, self.warps[n].state = pc + 1, AT_BARRIER
+        if len(self.arrived) == self.warp_count:
+            clocks, fenced = (np.max(each, 0) for each in zip(*self.arrived.values(), strict=True))
+            for n in self.arrived:
+                self.clocks.acquire(n, (clocks, fenced))
                 self.warps[n].state = READY
-
-    def _open_barriers(self) -> bool:
-        """Open the barrier of the whole CTA if all warps that have not ended wait at the barrier."""
-        living = {w.number for w in self.warps if w.state != DONE}
-        if 0 in self.barriers and self.barriers[0].arrived == living:
-            self._open(0)
-            return True
-        return False
+            self.arrived = {}
 
     # -- barriers in shared memory -------------------------------------------------------------------
 
-    def mbarrier(self, address: int) -> Mbarrier:
-        found = self.mbarriers.get(address)
-        if found is None:
-            raise Fault(f"there is no mbarrier at {address}")
-        return found
+    def use_mbarrier(self, address: int, warp: int, pc: int, writes: bool = False) -> Mbarrier:
+        """Return an mbarrier, and raise a race unless its initialisation happens before the use.
 
-    def use_mbarrier(self, address: int, warp: int, pc: int) -> Mbarrier:
-        """Return an mbarrier, and raise a race unless its initialisation happens before the use."""
-        found = self.mbarrier(address)
+        If ``writes``, the mbarrier is initialised or invalidated, and all other uses must happen before.
+        """
         if self.shadow is not None:
-            self.shadow.read(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
-        return found
+            record = self.shadow.write if writes else self.shadow.read
+            record(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        return self.mbarrier(address)
+
+    def mbarrier(self, address: int) -> Mbarrier:
+        if address not in self.mbarriers:
+            raise Fault(f"there is no mbarrier at {address}")
+        return self.mbarriers[address]
 
     def start_mbarrier(self, address: int, count: int, warp: int, pc: int) -> None:
         if address in self.mbarriers:
             raise Fault(f"the mbarrier at {address} already exists")
-        if self.shadow is not None:
-            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
         self.mbarriers[address] = Mbarrier(count, (self.clocks.clock[0] * 0, self.clocks.clock[0] * 0))
+        self.use_mbarrier(address, warp, pc, writes=True)
 
     def end_mbarrier(self, address: int, warp: int, pc: int) -> None:
-        barrier = self.mbarrier(address)
-        if self.shadow is not None:
-            self.shadow.write(np.array([address - SHARED_BASE]), 8, np.array([warp]), pc)
+        barrier = self.use_mbarrier(address, warp, pc, writes=True)
         if barrier.bytes or barrier.pending != barrier.count:
             raise Fault(f"the mbarrier at {address} is invalidated while a phase has begun")
         if any(w.state == AT_MBARRIER for w in self.warps):
             raise Fault(f"the mbarrier at {address} is invalidated while a warp waits")
         del self.mbarriers[address]
 
-    def arrive_at_mbarrier(self, address: int, warp: int, count: int, expected_bytes: int, pc: int) -> None:
+    def arrive_at_mbarrier(self, address: int, warp: int, expected_bytes: int, pc: int) -> None:
         barrier = self.use_mbarrier(address, warp, pc)
-        if barrier.pending < count:
+        if barrier.pending < 1:
             raise Fault(f"the mbarrier at {address} gets more arrivals than it counts")
         for mine, own in zip(barrier.clocks, self.clocks.release(warp), strict=True):
             np.maximum(mine, own, out=mine)
-        barrier.pending -= count
+        barrier.pending -= 1
         barrier.bytes += expected_bytes
         self._check_mbarrier(barrier)
 
@@ -411,7 +365,7 @@ class CTA:
         places = tensor.shared_places(self.shared, address)
         self.use_mbarrier(barrier, warp, pc)
         if self.traffic is not None:
-            self.traffic.add("bulk load bytes", tensor.inside_bytes(start))
+            self.traffic["bulk load bytes"] += tensor.inside_bytes(start)
         actor = self.clocks.barrier(barrier)
         epoch = int(self.clocks.issued[actor]) + 1
         self.clocks.issued[actor] = epoch
@@ -433,83 +387,37 @@ class CTA:
     def start_bulk_store(self, tensor: TensorMap, start: Sequence[int], address: int, warp: int, pc: int) -> None:
         """Start a copy of a tile from shared memory."""
         places = tensor.shared_places(self.shared, address)
-        actor = self.clocks.stores(warp)
+        actor = self.clocks.actor("stores", warp)
         if self.traffic is not None:
-            self.traffic.add("bulk store bytes", tensor.inside_bytes(start))
+            self.traffic["bulk store bytes"] += tensor.inside_bytes(start)
         if self.shadow is not None:
             self.shadow.read_async(parts_of(places, tensor.element), range(warp, warp + 1), np.array([actor]), pc)
 
         def finish() -> None:
             tensor.store(self.memory, start, self.shared.views[tensor.element][places // tensor.element])
 
-        if self.policy.copies == "early":
-            finish()
+        self.begin(warp, "stores", Pending(finish))
+
+    def begin(self, warp: int, kind: str, operation: Pending) -> None:
+        """Add an operation to the group that a warp has not committed yet, unless the policy finishes it at once."""
+        if getattr(self.policy, "products" if kind == "products" else "copies") == "early":
+            operation.finish()
         else:
-            self.warps[warp].open_stores.append(finish)
+            self.warps[warp].groups[kind][-1].append(operation)
 
-    def commit_stores(self, group: Group) -> None:
+    def commit(self, group: Group, kind: str) -> None:
         for n in group.range:
-            warp = self.warps[n]
-            warp.store_groups.append(warp.open_stores)
-            warp.open_stores = []
-            self.clocks.issued[self.clocks.stores(n)] += 1
+            self.warps[n].groups[kind].append([])
+            self.clocks.issued[self.clocks.actor(kind, n)] += 1
 
-    def wait_for_stores(self, group: Group, left: int) -> bool:
-        """Finish all groups of stores except the last ones, and return whether any were unfinished."""
+    def wait(self, group: Group, kind: str, left: int) -> bool:
+        """Finish all committed groups except the last ones, and return whether any were unfinished."""
         waited = False
         for n in group.range:
-            groups = self.warps[n].store_groups
-            while len(groups) > left:
+            groups, actor = self.warps[n].groups[kind], self.clocks.actor(kind, n)
+            while len(groups) - 1 > left:
                 waited = waited or bool(groups[0])
-                for finish in groups.popleft():
-                    finish()
-            actor = self.clocks.stores(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
-        return waited
-
-    def add_copy(self, warp: int, finish: Callable[[], None]) -> None:
-        """Add a copy to the group of copies (cp.async) that a warp has not committed yet."""
-        if self.policy.copies == "early":
-            finish()
-        else:
-            self.warps[warp].open_copies.append(finish)
-
-    def commit_copies(self, group: Group) -> None:
-        for n in group.range:
-            warp = self.warps[n]
-            warp.copy_groups.append(warp.open_copies)
-            warp.open_copies = []
-            self.clocks.issued[self.clocks.copies(n)] += 1
-
-    def wait_for_copies(self, group: Group, left: int) -> bool:
-        """Finish all groups of copies except the last ones, and return whether any were unfinished."""
-        waited = False
-        for n in group.range:
-            groups = self.warps[n].copy_groups
-            while len(groups) > left:
-                waited = waited or bool(groups[0])
-                for finish in groups.popleft():
-                    finish()
-            actor = self.clocks.copies(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(groups)
-        return waited
-
-    def commit_products(self, group: Group) -> None:
-        for n in group.range:
-            warp = self.warps[n]
-            warp.product_groups.append(warp.open_products)
-            warp.open_products = []
-            self.clocks.issued[self.clocks.products(n)] += 1
-
-    def wait_for_products(self, group: Group, left: int) -> bool:
-        """Finish all groups of products except the last ones, and return whether any were unfinished."""
-        waited = False
-        for n in group.range:
-            warp = self.warps[n]
-            while len(warp.product_groups) > left:
-                waited = waited or bool(warp.product_groups[0])
-                for product in warp.product_groups.popleft():
-                    product.finish()
-            actor = self.clocks.products(n)
-            self.clocks.clock[n, actor] = self.clocks.issued[actor] - len(warp.product_groups)
+                for operation in groups.popleft():
+                    operation.finish()
+            self.clocks.clock[n, actor] = self.clocks.issued[actor] - (len(groups) - 1)
         return waited

@@ -33,46 +33,75 @@ def swizzled(address: Array, mode: int) -> Array:
     return address ^ (((address >> 7) & SWIZZLE_MASKS[mode]) << 4)
 
 
-class Memory:
-    """Bytes at consecutive addresses, with a view for elements of each size of 1, 2, 4 and 8 bytes."""
+def shared_wavefronts(places: Array, size: int, warp: Array) -> int:
+    """Return the number of cycles in which shared memory serves accesses without conflicts of banks.
 
-    def __init__(self, base: int, size: int) -> None:
-        size = -(-size // 16) * 16
-        self.base, self.size = base, size
-        self.views: dict[int, Array] = {8: np.full(size // 8, 0xFFFFFFFFFFFFFFFF, np.uint64)}
+    Args:
+        places: offset of each access.
+        size: number of bytes of each access.
+        warp: warp of each access. Accesses of 8 bytes are served for half a warp at a time, and accesses of 16 bytes
+            for a quarter of a warp.
+    """
+    if not places.size:
+        return 0
+    words = max(1, size // 4)
+    warp = warp.reshape(-1).astype(np.int64)
+    _, first = np.unique(warp, return_index=True)
+    # number of the access within its warp
+    order = np.arange(len(warp)) - first[np.searchsorted(warp[np.sort(first)], warp)]
+    phase = warp * words + order * words // 32
+    word = (places.reshape(-1, 1) // 4 + np.arange(words)).reshape(-1)
+    key = np.unique(np.repeat(phase, words) << 32 | word)  # threads that read the same word are served together
+    banks, conflicts = np.unique((key >> 32) * 32 + key % 32, return_counts=True)
+    return int(sum(conflicts[banks // 32 == phase].max() for phase in np.unique(banks // 32)))
+
+
+class Memory:
+    """Bytes at consecutive addresses, with a view for elements of each size of 1, 2, 4 and 8 bytes.
+
+    Args:
+        base: address of the first byte.
+        size: number of bytes.
+        name: what may be accessed, for messages.
+    """
+
+    def __init__(self, base: int, size: int, name: str) -> None:
+        self.base, self.limit, self.name = base, size, name
+        self.size = -(-size // 16) * 16
+        self.valid: Array | None = None  # whether a byte may be accessed; None if all may
+        self.views: dict[int, Array] = {8: np.full(self.size // 8, 0xFFFFFFFFFFFFFFFF, np.uint64)}
         for width in (1, 2, 4):
             self.views[width] = self.views[8].view(UNSIGNED[width])
-
-
-class Shared(Memory):
-    """Shared memory of a CTA."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__(SHARED_BASE, size)
-        self.limit = size
 
     def place(self, address: Array, size: int) -> Array:
         """Return the offsets of accesses of ``size`` bytes, given their addresses.
 
         Raises:
-            Fault: if an access is misaligned or outside of the shared memory of the kernel.
+            Fault: if an access is misaligned or outside of the memory that may be accessed.
         """
-        at = address.astype(np.int64) - SHARED_BASE
-        if at.size and (at.min() < 0 or at.max() + size > self.limit):
-            wrong = at[(at < 0) | (at + size > self.limit)]
-            raise Fault(f"access of {size} bytes at {wrong[:4]} of the {self.limit} bytes of shared memory")
+        at = address.astype(np.int64) - self.base
+        inside = (at >= 0) & (at + size <= self.limit)
+        if self.valid is not None and inside.all():
+            inside = self.valid[at] & self.valid[at + (size - 1)]
+        if not inside.all():
+            raise Fault(f"access of {size} bytes outside of {self.name}, at offset {at[~inside][:4]}")
         if (at & (size - 1)).any():
-            raise Fault(f"misaligned access of {size} bytes of shared memory")
+            raise Fault(f"misaligned access of {size} bytes of {self.name}")
         return at
+
+
+def shared_memory(size: int) -> Memory:
+    """Return the shared memory of a CTA."""
+    return Memory(SHARED_BASE, size, f"the {size} bytes of shared memory")
 
 
 class Global(Memory):
     """Global memory, which holds tensors with gaps between them."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(GLOBAL_BASE, size)
+        super().__init__(GLOBAL_BASE, size, "all tensors")
         self.used = 512
-        self.valid = np.zeros(self.size, bool)  # whether a byte belongs to a tensor
+        self.valid = np.zeros(self.size, bool)
 
     def put(self, raw: Array) -> int:
         """Copy the bytes of a tensor to a new place that is aligned to 256 bytes, and return the address."""
@@ -86,22 +115,6 @@ class Global(Memory):
         """Return a copy of the ``size`` bytes at an address."""
         at = address - GLOBAL_BASE
         return self.views[1][at : at + size].copy()
-
-    def place(self, address: Array, size: int) -> Array:
-        """Return the offsets of accesses of ``size`` bytes, given their addresses.
-
-        Raises:
-            Fault: if an access is misaligned or outside of all tensors.
-        """
-        at = address.astype(np.int64) - GLOBAL_BASE
-        inside = (at >= 0) & (at + size <= self.size)
-        if not inside.all() or not (self.valid[at] & self.valid[at + (size - 1)]).all():
-            known = np.where(inside, at, 0)
-            wrong = at[~(inside & self.valid[known] & self.valid[known + (size - 1)])]
-            raise Fault(f"access of {size} bytes outside of all tensors, at offset {wrong[:4]} of global memory")
-        if (at & (size - 1)).any():
-            raise Fault(f"misaligned access of {size} bytes of global memory")
-        return at
 
 
 @dataclass
@@ -140,7 +153,7 @@ class TensorMap:
     def _pattern(self) -> Array:
         return np.arange(int(np.prod(self.box)), dtype=np.int64) * self.element
 
-    def shared_places(self, shared: Shared, address: int) -> Array:
+    def shared_places(self, shared: Memory, address: int) -> Array:
         """Return the offsets in shared memory of the elements of a box that starts at an address.
 
         Raises:

@@ -56,7 +56,8 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
 
     One mutant has no barriers at all, because Triton inserts many barriers each of which is redundant on its own.
     Another mutant has no fences between proxies, which a kernel needs only if threads write data that the asynchronous
-    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant.
+    proxy reads. All waits for the same phase of the same barrier are left out in a single mutant. In another mutant,
+    all barriers in shared memory expect one more arrival.
 
     Args:
         kernel: the kernel.
@@ -67,11 +68,14 @@ def mutants(kernel: Kernel, acted: set[int]) -> Iterator[Mutant]:
     for position, i in enumerate(kernel.instructions):
         if position not in acted:
             continue
-        name = f"{i.opcode}.{'.'.join(i.modifiers)}"
-        if name.startswith(("bar.sync", "barrier.sync")):
+        name = i.name
+        if name.startswith("bar.sync"):
             together.setdefault("no barriers", Mutant("no barriers", {})).changes[position] = _nothing(i)
         elif name.startswith("fence.proxy.async") and writes:
             together.setdefault("no proxy fences", Mutant("no proxy fences", {})).changes[position] = _nothing(i)
+        elif name.startswith("mbarrier.init"):
+            key = "another arrival expected"
+            together.setdefault(key, Mutant(key, {})).changes[position] = _changed(i, 1, _plus(1))
         elif name.startswith("mbarrier.try_wait"):
             key = f"no wait for {', '.join(i.operands[1:])}"
             together.setdefault(key, Mutant(key, {})).changes[position] = _always_ready(i)

@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .memory import Fault, Global, Shared
+from .memory import Fault, Global, Memory
 
 Array = npt.NDArray[Any]
 GRAIN = 2  # number of bytes that share one record
 MAX_ASYNC = 64  # maximum number of actors for copies that barriers in shared memory count
+
+
+ASYNC = ("products", "copies", "stores")  # kinds of asynchronous operations that a warp commits in groups
 
 
 class Race(Fault):
@@ -46,14 +49,9 @@ class Clocks:
         self._barriers: dict[int, int] = {}
         self.issued = np.zeros(self.actors, np.int32)  # latest epoch of each asynchronous actor
 
-    def products(self, warp: int) -> int:
-        return self.warps + warp
-
-    def copies(self, warp: int) -> int:
-        return 2 * self.warps + warp
-
-    def stores(self, warp: int) -> int:
-        return 3 * self.warps + warp
+    def actor(self, kind: str, warp: int) -> int:
+        """Return the number of the actor for the asynchronous operations of a kind in ``ASYNC`` of a warp."""
+        return (1 + ASYNC.index(kind)) * self.warps + warp
 
     def barrier(self, address: int) -> int:
         """Return the number of the actor for the copies that a barrier in shared memory counts."""
@@ -84,7 +82,7 @@ class SharedShadow:
     write the same values, because otherwise the bits of results would depend on the policy.
     """
 
-    def __init__(self, shared: Shared, clocks: Clocks) -> None:
+    def __init__(self, shared: Memory, clocks: Clocks) -> None:
         count = shared.size // GRAIN
         self.clocks = clocks
         self.writer = np.full(count, clocks.nothing, np.int16)
@@ -131,16 +129,16 @@ class SharedShadow:
         self.writer[parts], self.write_epoch[parts] = by, self.clocks.clock[by, by]
         self.write_text[parts] = position
 
-    def write_async(self, parts: Array, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record a write to shared memory by an asynchronous copy that a warp has started."""
-        self._check_free(parts, warp, position)
-        self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
-        self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
+    def write_async(
+        self, parts: Array, warp: int, actor: int, epoch: int, position: int, generic: bool = False
+    ) -> None:
+        """Record a write by an asynchronous copy that a warp has started.
 
-    def write_copy(self, at: Array, size: int, warp: int, actor: int, epoch: int, position: int) -> None:
-        """Record a write by an asynchronous copy (cp.async) of a warp's threads. Such a copy uses the generic proxy."""
-        parts = self._parts(at, size)
+        If ``generic``, the copy uses the generic proxy, as copies by threads (cp.async) do.
+        """
         self._check_free(parts, warp, position)
+        if not generic:
+            self._check_written(parts, warp, self.clocks.fenced, position, generic_only=True)
         self.writer[parts], self.write_epoch[parts], self.write_text[parts] = actor, epoch, position
 
     def _check_written(

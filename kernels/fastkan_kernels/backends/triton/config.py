@@ -59,6 +59,9 @@ def check(contraction: str, config: Config) -> None:
         raise TypeError(f"descriptors must be a bool, got {config.descriptors!r}")
 
 
+WORD = 8  # number of splines of an input whose features the pipelined kernels pack into a word of 128 bits
+
+
 def _check_pipelined(contraction: str, config: Config) -> None:
     """Raise an exception unless the pipelined kernels support the tile sizes.
 
@@ -68,8 +71,8 @@ def _check_pipelined(contraction: str, config: Config) -> None:
     """
     if config.warps % 4 or config.rows != 16 * config.warps:
         raise ValueError(f"rows must be 16 for each of 4 warps or more, got {config.rows} of {config.warps}")
-    if contraction == "H" and config.splines != 8:
-        raise ValueError(f"splines must be 8, got {config.splines}")
+    if contraction == "H" and config.splines != WORD:
+        raise ValueError(f"splines must be {WORD}, got {config.splines}")
     most = 32 if contraction == "H" else 256
     if not 16 <= config.columns <= most:
         raise ValueError(f"columns must be from 16 to {most}, got {config.columns}")

@@ -14,7 +14,7 @@ import itertools
 import math
 from typing import NamedTuple
 
-from .config import Config, chunk_rows
+from .config import WORD, Config, chunk_rows
 from .key import Key
 
 LAUNCH = 3e-6  # seconds between the starts of two dependent kernels on a GPU
@@ -72,7 +72,6 @@ SLOTS = {
 }
 SPLIT = 11  # instructions for each factor of a matrix product that tf32x3 splits into two numbers
 ENTRY = {"cardinal": 15, "local": 130}  # instructions for each element of x before its features are computed
-WORD = 8  # number of features in a 128-bit word of the pipelined implementation
 # Maximum size of the partial sums of the base function, as a share of the size of the operands and results of G.
 MAX_BASE_SHARE = 0.2
 MIN_STEPS = 8  # minimum number of steps in a part of the rows of G

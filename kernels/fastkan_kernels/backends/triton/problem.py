@@ -11,6 +11,7 @@ from ...basis import Basis, working_dtype
 from ...bspline.cox_de_boor import check_base_derivative
 from ...trilinear import Operands
 from . import hardware
+from .config import Config
 
 
 class Problem(NamedTuple):
@@ -105,12 +106,13 @@ class Problem(NamedTuple):
             return {"v_ptr": self.x, "stride_v": 0}
         return {"v_ptr": self.v, "stride_v": self.v.stride(0)}
 
-    def sizes(self, base: bool = False) -> dict[str, int]:
-        """Return the kernel arguments N, I, K and M: the numbers of rows, inputs, splines and knots.
+    def sizes(self, *without: str) -> dict[str, int]:
+        """Return the kernel arguments N, I, O, K and M: the numbers of rows, inputs, outputs, splines and knots.
 
-        If ``base``, K is 1, as kernels that compute the base function alone require.
+        The arguments ``without`` are left out, for kernels that do not have them.
         """
-        return {"N": self.rows, "I": self.inputs, "K": 1 if base else self.spline_count, "M": self.knot_count}
+        found = {"N": self.rows, "I": self.inputs, "O": self.outputs, "K": self.spline_count, "M": self.knot_count}
+        return {name: size for name, size in found.items() if name not in without}
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return a tuple of the spline weights ``[K, I, O]`` and the base weights ``[I, O]``.
@@ -125,15 +127,26 @@ class Problem(NamedTuple):
         """The number of steps of a bisection over the knots."""
         return self.knot_count.bit_length()
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self, config: Config) -> dict[str, Any]:
         """Return the compile-time constants of kernels that compute the splines and the base function together."""
-        search = self.search if self.form == "local" else 0
         return {
             "ORDER": self.basis.order,
             "D": self.derivative,
             "BASE": self.base_rounded(),
             "FORM": self.form,
-            "SEARCH": search,
+            "SEARCH": self.search if self.form == "local" else 0,
+            "SHARED": self.shared_grid,
+            "ROWS": config.rows,
+            "COLUMNS": config.columns,
+        }
+
+    def fused_constants(self, config: Config) -> dict[str, Any]:
+        """Return the compile-time constants of kernels that multiply matrices by ``tl.dot``."""
+        return {
+            **self.constants(config),
+            "PRECISION": self.precision,
+            "DESCRIPTORS": config.descriptors,
+            "INNER": config.inner,
         }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from . import cost, hardware
-from .config import WAYS, Config, power_of_two, shared_limit
+from .config import WAYS, WORD, Config, power_of_two, shared_limit
 from .hardware import gluon_available
 from .key import Key
 
@@ -255,7 +255,7 @@ def _pipelined(k: Key, capability: int) -> Config:
         rows = power_of_two(k.spline_count * k.inputs if k.contraction == "G" else k.rows, 64, 128)
         # In wider tiles of 64 rows, ptxas would make each product of F wait for the previous product.
         columns = power_of_two(k.outputs, 16, 64 if k.contraction == "F" and rows == 64 else 256)
-    return Config("pipelined", rows, columns, 64, 8 if k.contraction == "H" else 1, rows // 16, 4, True)
+    return Config("pipelined", rows, columns, 64, WORD if k.contraction == "H" else 1, rows // 16, 4, True)
 
 
 def _more_pipelined(k: Key, capability: int) -> Iterator[Config]:

@@ -20,12 +20,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .. import hardware
 from ..config import Config
-from ..kernels.spline import base_function, scaled
+from ..kernels.spline import base_function, load_grid, scaled
 from ..kernels.tiles import tile_of
 from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
-from .pipeline import await_tile, barrier, descriptor, end_barriers, expect, fetch, slot_count, start_barriers
-from .words import SPLINES, active, shared_grid
+from .pipeline import await_tile, barrier, descriptor, end_barriers, expect_all, fetch, slot_count, start_barriers
+from .words import SPLINES, active
 
 
 @gluon.jit
@@ -73,13 +73,6 @@ def contribution(
     for r in gl.static_range(1, ORDER + 1):
         total += places[r] * values[r]
     return scaled(total, grid[1], D)
-
-
-@gluon.jit
-def expect_step(sources, ready, turn, turns, SLOTS: gl.constexpr):
-    """Announce the copies that :func:`fetch_step` will start for a step to the barriers of the slots."""
-    for s in gl.static_range(len(sources)):
-        expect(ready[s], turn, sources[s], turn < turns, SLOTS)
 
 
 @gluon.jit
@@ -154,14 +147,14 @@ def contract_in_kernel(
     visits = gl.cdiv(tiles - program, programs) * WORDS
     turns = visits * depth_steps
     for turn in gl.static_range(SLOTS - 1):
-        expect_step(sources, ready, turn, turns, SLOTS)
+        expect_all(sources, ready, turn, turns, SLOTS)
     barrier()
     for turn in gl.static_range(SLOTS - 1):
         fetch_step(
             sources, slots, ready, turn, turns, depth_steps, program, programs, down, across, WORDS, GROUP, SLOTS
         )
 
-    grid = shared_grid(knots_ptr, M)
+    grid = load_grid(knots_ptr, 0, I, M, True)
     h = gl.zeros((ROWS, COLUMNS), gl.float32, held)
     for visit in range(visits):  # an iteration computes the contribution of one word of splines to one tile
         word = visit % WORDS
@@ -184,7 +177,7 @@ def contract_in_kernel(
             sums, base_sums = warpgroup_mma_wait(1 + BASED, deps=[sums, base_sums])
             barrier()  # after the barrier, all warps have finished the products of the previous step
             following = step + SLOTS - 1
-            expect_step(sources, ready, following, turns, SLOTS)
+            expect_all(sources, ready, following, turns, SLOTS)
             barrier()
             fetch_step(
                 sources, slots, ready, following, turns, depth_steps, program, programs, down, across,
@@ -198,9 +191,7 @@ def contract_in_kernel(
         if word == WORDS - 1:
             to = h_ptr + rows[:, None].to(gl.int64) * I + i[None, :]
             gl.store(to, gl.where(x == x, h, x).to(h_ptr.dtype.element_ty), mask=inside)
-    barrier()
-    for s in gl.static_range(len(ready)):
-        end_barriers(ready[s], SLOTS)
+    end_barriers(ready, SLOTS)
 
 
 DEPTH = 64  # number of outputs in a step
@@ -222,16 +213,12 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
         "g": g,
         "h_ptr": h,
         **p.sizes(),
-        "O": p.outputs,
         "tiles": tiles,
         "programs": programs,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "WORDS": triton.cdiv(p.spline_count, SPLINES.value),
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slot_count(config.stages, [g, w] if p.base == "none" else [g, w, base_w], 0, p.capability),
         "GROUP": 8,
     }

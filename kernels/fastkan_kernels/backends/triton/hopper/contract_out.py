@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..config import Config
-from ..kernels.spline import scaled
+from ..kernels.spline import load_grid, scaled
 from ..kernels.tiles import tile_of
 from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
@@ -38,7 +38,7 @@ from .pipeline import (
     start_barriers,
     store,
 )
-from .words import SPLINES, load_inputs, shared_grid, store_base, store_words
+from .words import SPLINES, load_inputs, store_base, store_words
 
 DEPTH = gl.constexpr(64)  # number of features in a step
 
@@ -143,7 +143,7 @@ def contract_out_kernel(
         )  # fmt: skip
 
     # All sums are scaled by unit^d at the end, so the values of the base function are divided by unit^d first.
-    grid = shared_grid(knots_ptr, M)
+    grid = load_grid(knots_ptr, 0, I, M, True)
     factor = scaled(1.0, 1.0 / grid[1], D)
     i = gl.arange(0, SPLINES, layout=gl.SliceLayout(0, narrow))
     made = load_inputs(x_tiles, ready, 0, inputs, narrow, SLOTS)
@@ -180,9 +180,7 @@ def contract_out_kernel(
             column, BASED, WORDS, SLOTS,
         )  # fmt: skip
     sums = warpgroup_mma_wait(0, deps=[sums])
-    barrier()
-    for n in gl.static_range(len(ready)):
-        end_barriers(ready[n], SLOTS)
+    end_barriers(ready, SLOTS)
     store(y, [row, column], scaled(sums, grid[1], D))
 
 
@@ -210,15 +208,11 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         "base_w": base_w,
         "y": descriptor(y, [config.rows, config.columns]),
         **p.sizes(),
-        "O": p.outputs,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "MULTIPLIED": p.v is not None,
         "WORDS": triton.cdiv(p.spline_count, SPLINES.value),
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slots,
         "GROUP": 8,
     }

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from ..config import Config
-from ..kernels.spline import scaled
+from ..kernels.spline import load_grid, scaled
 from ..launch import UNSPECIALIZED, Launch
 from ..problem import Problem
 from .pipeline import (
@@ -26,21 +26,13 @@ from .pipeline import (
     barrier,
     descriptor,
     end_barriers,
-    expect,
+    expect_all,
     fetch,
     slot_count,
     start_barriers,
     store,
 )
-from .words import SPLINES, load_inputs, shared_grid, store_base, store_words
-
-
-@gluon.jit
-def expect_step(inputs, g, ready, step, steps, SLOTS: gl.constexpr):
-    """Announce the copies that :func:`fetch_step` will start for a step to the barriers of the slots."""
-    expect(ready[0], step, g, step < steps, SLOTS)
-    for n in gl.static_range(len(inputs)):
-        expect(ready[1 + n], step, inputs[n], step < steps, SLOTS)
+from .words import SPLINES, load_inputs, store_base, store_words
 
 
 @gluon.jit
@@ -102,7 +94,7 @@ def sums_over_rows(
     fence_async_shared()
     barrier()
     for step in gl.static_range(SLOTS - 1):
-        expect_step(inputs, g, ready, step, steps, SLOTS)
+        expect_all((g,) + inputs, ready, step, steps, SLOTS)
     barrier()
     for step in gl.static_range(SLOTS - 1):
         fetch_step(inputs, g, x_tiles, g_tiles, ready, step, steps, start, column_x, column_g, DEPTH, SLOTS)
@@ -124,7 +116,7 @@ def sums_over_rows(
         if turn < steps:
             made = load_inputs(x_tiles, ready, turn, inputs, held, SLOTS)
             barrier()  # after the barrier, all warps have finished the product of the previous step
-            expect_step(inputs, g, ready, step + SLOTS - 1, steps, SLOTS)
+            expect_all((g,) + inputs, ready, step + SLOTS - 1, steps, SLOTS)
             store_features(
                 made, i, word, features.index(turn % 2), knots_ptr, grid, I, M, ORDER, D, BASE, FORM, SEARCH, SHARED,
                 WORDS,
@@ -133,9 +125,7 @@ def sums_over_rows(
         barrier()  # after the barrier, the features of the next step are complete
         fetch_step(inputs, g, x_tiles, g_tiles, ready, step + SLOTS - 1, steps, start, column_x, column_g, DEPTH, SLOTS)
     sums = warpgroup_mma_wait(0, deps=[sums])
-    barrier()
-    for n in gl.static_range(len(ready)):
-        end_barriers(ready[n], SLOTS)
+    end_barriers(ready, SLOTS)
     return sums
 
 
@@ -174,7 +164,7 @@ def contract_weight_kernel(
     inputs, base_inputs = (x,), (base_x,)
     if MULTIPLIED:
         inputs, base_inputs = (x, v), (base_x, base_v)
-    grid = shared_grid(knots_ptr, M)
+    grid = load_grid(knots_ptr, 0, I, M, True)
     program = gl.program_id(0)
     if FORM != "none" and program < programs:
         # Programs that run at the same time read the same columns of g.
@@ -248,18 +238,14 @@ def launch_weight(
         "out": results[0],
         "base_out": results[-1],
         **p.sizes(),
-        "O": p.outputs,
         "programs": tiles * parts,
         "part_rows": part_rows,
         "base_part_rows": base_part_rows,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.constants(config),
         "MULTIPLIED": p.v is not None,
         "WORDS": words,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
         "SLOTS": slots,
     }
     grid = (tiles * parts + base_tiles * base_parts,)

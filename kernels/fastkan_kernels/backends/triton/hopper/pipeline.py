@@ -34,15 +34,24 @@ def start_barriers(SLOTS: gl.constexpr):
 
 @gluon.jit
 def end_barriers(ready, SLOTS: gl.constexpr):
-    """Invalidate the barriers of all slots. No warp may wait for one of the barriers afterwards."""
-    for slot in gl.static_range(SLOTS):
-        mbarrier.invalidate(ready.index(slot))
+    """Invalidate the barriers of all slots, which are given as a tuple, once all warps have stopped using them."""
+    barrier()
+    for n in gl.static_range(len(ready)):
+        for slot in gl.static_range(SLOTS):
+            mbarrier.invalidate(ready[n].index(slot))
 
 
 @gluon.jit
 def expect(ready, turn, descriptor, happens, SLOTS: gl.constexpr):
     """Announce to a slot's barrier the copy of the block with index ``turn``, if ``happens`` is true."""
     mbarrier.expect(ready.index(turn % SLOTS), descriptor.block_type.nbytes, pred=happens)
+
+
+@gluon.jit
+def expect_all(descriptors, ready, turn, turns, SLOTS: gl.constexpr):
+    """Announce the copies of all tensors of a step, unless the step is beyond the last one."""
+    for n in gl.static_range(len(descriptors)):
+        expect(ready[n], turn, descriptors[n], turn < turns, SLOTS)
 
 
 @gluon.jit

@@ -17,10 +17,11 @@ import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..kernels.spline import active_splines, base_function, divide, find_cell, inv_spacing_of, scaled
+from ..config import WORD
+from ..kernels.spline import base_function, divide, inv_spacing_of, local, scaled
 from .pipeline import await_tile, block_of, reinterpret
 
-SPLINES = gl.constexpr(8)  # number of splines in a word
+SPLINES = gl.constexpr(WORD)  # number of splines in a word
 
 
 @triton.constexpr_function
@@ -90,13 +91,6 @@ def cell_of(t, LAST: gl.constexpr):
 
 
 @gluon.jit
-def shared_grid(knots_ptr, M):
-    """Return a tuple of the first knot and the inverse knot spacing of the first input."""
-    first = gl.load(knots_ptr)
-    return first, inv_spacing_of(first, gl.load(knots_ptr + M - 1), M)
-
-
-@gluon.jit
 def active(
     x, knots_ptr, i, grid, I, M,
     ORDER: gl.constexpr, D: gl.constexpr, FORM: gl.constexpr, SEARCH: gl.constexpr, SHARED: gl.constexpr,
@@ -108,7 +102,7 @@ def active(
 
     Args:
         i: inputs of the columns of the tile.
-        grid: tuple that :func:`shared_grid` returns.
+        grid: tuple of the first knot and the inverse knot spacing of the first input.
         SHARED: whether all inputs have the same uniform knots.
     """
     if FORM == "cardinal":
@@ -125,9 +119,7 @@ def active(
                 values = values + (scaled(made[r], divide(inv_spacing, 0.0 * inv_spacing + grid[1])[None, :], D),)
             return j, values
     else:
-        rows = knots_ptr + gl.where(i < I, i, 0)[None, :] * M + gl.full(x.shape, 0, gl.int32, x.type.layout)
-        j = find_cell(x, rows, M, SEARCH)
-        made = active_splines(x, j, rows, M, ORDER, D)
+        j, made = local(x, knots_ptr, i, I, M, ORDER, D, SEARCH)
         values = ()
         for r in gl.static_range(ORDER + 1):  # a spline that does not exist may be infinite
             exists = (j + r >= ORDER) & (j + r < M - 1)

@@ -476,24 +476,23 @@ def launch_locate(p: Problem, located: Located, base: Tensor | None) -> Launch:
     For F, the launch writes the base function into ``base [N, I]``. For H, ``base [N, I]`` is the factor of the base
     function in the working dtype.
     """
-    rows, columns = 32 if p.form == "local" else 64, 32  # larger tiles would spill registers
+    tile = Config("banded", 32 if p.form == "local" else 64, 32)  # larger tiles would spill registers
     arguments = {
         **p.x_and_knots(),
         **p.multiplier(),
-        **p.sizes(),
+        **p.sizes("O"),
         **located._asdict(),
         "base_ptr": p.x if base is None else base,
     }
     constants = {
-        **p.constants(),
+        **p.constants(tile),
         "BASE": "none" if base is None else p.base_rounded("banded"),
         "MULTIPLIED": p.v is not None,
         "PAIRED": p.name == "F",
         "PRODUCT": DTYPES[p.matmul_dtype],
-        "ROWS": rows,
-        "COLUMNS": columns,
     }
-    grid = (triton.cdiv(located.PADDED, rows), triton.cdiv(p.inputs, columns))
+    del constants["SHARED"]  # this kernel reads the knots of each input
+    grid = (triton.cdiv(located.PADDED, tile.rows), triton.cdiv(p.inputs, tile.columns))
     return Launch(locate_kernel, grid, arguments, constants, warps=4, stages=1)
 
 
@@ -536,8 +535,7 @@ def launch_in(p: Problem, config: Config, located: Located, h: Tensor) -> Launch
 
 
 def _arguments(p: Problem, located: Located) -> dict:
-    sizes = {name: size for name, size in p.sizes().items() if name != "M"}
-    return {**located._asdict(), **sizes, "O": p.outputs, "w_ptr": p.weight}
+    return {**located._asdict(), **p.sizes("M"), "w_ptr": p.weight}
 
 
 def _constants(p: Problem, config: Config, based: bool) -> dict:

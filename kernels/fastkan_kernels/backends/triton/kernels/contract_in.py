@@ -110,21 +110,14 @@ def launch_in(p: Problem, config: Config, h: Tensor) -> Launch:
     arguments = {
         **p.x_and_knots(),
         **p.sizes(),
-        "O": p.outputs,
         "w": descriptor(w, [config.splines, config.columns, config.inner]) if described else w,
         "base_w": descriptor(base_w, [config.columns, config.inner]) if described and p.base != "none" else base_w,
         "g": descriptor(g, [config.rows, config.inner]) if described else g,
         "h_ptr": h,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
+        **p.fused_constants(config),
         "PRODUCT": DTYPES[p.matmul_dtype],
-        "PRECISION": p.precision,
-        "DESCRIPTORS": described,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "INNER": config.inner,
         "SPLINES": config.splines,
         "GROUP": 8,
     }

@@ -133,22 +133,15 @@ def launch_out(p: Problem, config: Config, y: Tensor) -> Launch:
         **p.x_and_knots(),
         **p.multiplier(),
         **p.sizes(),
-        "O": p.outputs,
         "w": descriptor(w, [1, config.inner, config.columns]) if config.descriptors else w,
         "base_w": descriptor(base_w, [config.inner, config.columns]) if based else base_w,
         "y_ptr": y,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
-        "MULTIPLIED": p.v is not None,
+        **p.fused_constants(config),
         "PRODUCT": DTYPES[p.matmul_dtype],
-        "PRECISION": p.precision,
-        "DESCRIPTORS": config.descriptors,
+        "MULTIPLIED": p.v is not None,
         "WAIT": p.waits,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "INNER": config.inner,
         "GROUP": 8,
     }
     programs = triton.cdiv(p.rows, config.rows) * triton.cdiv(p.outputs, config.columns)

@@ -140,9 +140,6 @@ def store_weights(ptr, tile_row, tile_column, I, O, dw, ROWS: tl.constexpr, COLU
     store_tile(ptr, tile_row * ROWS + tl.arange(0, ROWS), tile_column * COLUMNS + tl.arange(0, COLUMNS), I, O, O, dw)
 
 
-MIN_STEPS = 8  # minimum number of steps, of INNER rows each, in a part
-
-
 def launch_weight(
     p: Problem, config: Config, out: Tensor | None, base_out: Tensor | None, part_rows: int, base_part_rows: int
 ) -> Launch:
@@ -165,23 +162,16 @@ def launch_weight(
         **p.x_and_knots(),
         **p.multiplier(),
         **sizes,
-        "O": p.outputs,
         "g": descriptor(p.g, [config.inner, config.columns]) if config.descriptors else p.g,
         "out_ptr": base_out if out is None else out,
         "base_out_ptr": out if base_out is None else base_out,
         "part_rows": part_rows,
     }
     constants = {
-        **p.constants(),
-        "SHARED": p.shared_grid,
-        "MULTIPLIED": p.v is not None,
+        **p.fused_constants(config),
         "PRODUCT": DTYPES[p.matmul_dtype],
-        "PRECISION": p.precision,
-        "DESCRIPTORS": config.descriptors,
+        "MULTIPLIED": p.v is not None,
         "WAIT": p.waits,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "INNER": config.inner,
     }
     del constants["SEARCH"]  # this kernel does not search for the cell of x
     grid = (_tiles(p, config), triton.cdiv(p.rows, part_rows))

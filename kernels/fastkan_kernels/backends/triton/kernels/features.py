@@ -139,7 +139,7 @@ def launch_write(p: Problem, config: Config, rows: slice, psi: Tensor | None, ba
     """
     part = p.part(rows)
     memory = {"psi_ptr": base if psi is None else psi, "base_ptr": psi if base is None else base}
-    arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes(), **memory}
+    arguments = {**part.x_and_knots(), **part.multiplier(), **part.sizes("O"), **memory}
     constants = {**_constants(part, config), "MULTIPLIED": part.v is not None}
     if base is None:
         constants["BASE"] = "none"
@@ -161,14 +161,13 @@ def launch_dot(
     """
     part = p.part(rows)
     memory = {"products_ptr": products, "base_products_ptr": products if base_products is None else base_products}
-    arguments = {**part.x_and_knots(), **part.sizes(), **memory, "h_ptr": h[rows]}
+    arguments = {**part.x_and_knots(), **part.sizes("O"), **memory, "h_ptr": h[rows]}
     constants = _constants(part, config)
     return Launch(dot_features_kernel, _grid(part, config), arguments, constants, config.warps, config.stages)
 
 
 def _constants(p: Problem, config: Config) -> dict:
-    tile = {"ROWS": config.rows, "COLUMNS": config.columns}
-    return {**p.constants(), "SHARED": p.shared_grid, "WORK": DTYPES[p.work], **tile}
+    return {**p.constants(config), "WORK": DTYPES[p.work]}
 
 
 def _grid(p: Problem, config: Config) -> tuple[int, int]:

@@ -135,7 +135,7 @@ def launch_gather_in(p: Problem, config: Config, h: Tensor) -> Launch:
 
 def _arguments(p: Problem) -> dict:
     w, base_w = p.weights()
-    return {**p.x_and_knots(), **p.sizes(), "O": p.outputs, "w_ptr": w, "base_w_ptr": base_w}
+    return {**p.x_and_knots(), **p.sizes(), "w_ptr": w, "base_w_ptr": base_w}
 
 
 def _constants(p: Problem, config: Config) -> dict:
