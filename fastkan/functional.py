@@ -33,6 +33,7 @@ from fastkan_kernels import (
     exact_products,
     fold_scale_and_mask,
     needs_composite,
+    recorder,
     round_weights,
     uniform_basis,
     working_dtype,
@@ -144,7 +145,14 @@ def forward(
         weight, scale = weight.float(), scale.float()
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    recording = recorder()
+    if recording is None:
+        operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    else:
+        # The linear continuation multiplies by the base weights outside of the contractions.
+        split = outside == "linear"
+        operands = Operands(None, *recording.weights(weight, base_weight, scale, mask, len(rows) if split else None))
+        bias = bias if bias is None else recording.rows(bias, len(rows))
     if outside == "linear":
         y = _linear_outside(rows, knots, operands, basis, pieces)
     else:
@@ -195,8 +203,9 @@ def _linear_outside(
     if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
+        weight = round_weights(operands.base_weight, product, dtype)
         with exact_products(x):
-            y = y + torch.mm(base, round_weights(operands.base_weight, product, dtype))
+            y = y + (torch.mm(base, weight) if weight.ndim == 2 else torch.einsum("ni,nio->no", base, weight))
     return y.to(x.dtype)
 
 

@@ -1,0 +1,508 @@
+"""Exact Jacobians of row-wise functions by one backward pass, and products with the Jacobians by contractions.
+
+Let row n of the outputs of a model depend on row n of the inputs alone, as in a fit (``model(x) - y``) or in a PINN
+(``u_xx + u_yy - f``). The gradient of the sum of all rows with respect to the weights of a layer is then a sum of calls
+``G_d(x, g, v)[b,i,o] = sum_n v[n,i] psi_b^(d)(x[n,i]) g[n,o]``. Without the sum over n, every such call is a term of
+the Jacobian:
+
+    J[n, (b,i,o)] = sum over calls of  v[n,i] psi_b^(d)(x[n,i]) g[n,o]
+
+A backward pass for a Jacobian therefore stores the operands x, v and g of each call of G, and computes no G. A product
+``J^T u`` is G with g times u, and a product ``J t`` is the sum over i of ``v H_d(x, t, g)``, so both are contractions,
+which every backend computes, for any depth and any derivatives in the rows.
+
+Parameters other than the weights are treated as follows. A parameter that is broadcast over the rows, such as a bias,
+is replaced by one copy for each row (:meth:`Recorder.rows`), and the gradient with respect to the copies is the
+Jacobian. For all other parameters, the Jacobian is computed column by column, by differentiating ``J^T u`` with respect
+to u, which takes one backward pass for each element of the parameter.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .autograd import dispatch as routing
+from .autograd.functions import WeightGradient
+from .backends.cpu.stack import fold_scale_and_mask
+from .basis import Basis
+from .statistics import feature_values
+from .trilinear import Operands
+
+# The maximum number of elements in a block of rows of a dense Jacobian, 64 MiB in float64.
+BLOCK_ELEMENTS = 1 << 23
+# The maximum number of elements of the parameters whose Jacobian is computed column by column.
+MAX_COLUMNS = 1024
+# The maximum error of J^T u that counts as rounding, relative to |J|^T |u|, in units of the square root of epsilon.
+MAX_MIXING = 100.0
+
+_active = threading.local()
+
+
+def recorder() -> Recorder | None:
+    """Return the recorder of the innermost active :func:`record_rows` block of the current thread, or None."""
+    return getattr(_active, "recorder", None)
+
+
+@contextmanager
+def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
+    """Record the layers of a forward pass, so that Jacobians with respect to ``parameters`` can be computed.
+
+    Layers inside the block compute their outputs from copies of their parameters. Ordinary gradients with respect to
+    the parameters are therefore not available for tensors that were computed inside the block.
+
+    Args:
+        parameters: leaf tensors of dtype float32 or float64 that require a gradient.
+
+    Yields:
+        A :class:`Recorder`, whose method ``jacobian`` computes the Jacobian of an output.
+
+    Raises:
+        TypeError: if a parameter is not a leaf tensor of dtype float32 or float64 that requires a gradient.
+
+    Example:
+        >>> knots = uniform_knots(2, grid_size=5, order=3)
+        >>> weight = torch.randn(8, 2, 1, requires_grad=True)
+        >>> with record_rows([weight]) as rows:
+        ...     effective, _ = rows.weights(weight)
+        ...     y = contract_out(torch.rand(10, 2), knots, effective, basis=basis_of(knots, 3, "none"))
+        >>> rows.jacobian(y).dense().shape
+        torch.Size([10, 16])
+    """
+    before = recorder()
+    _active.recorder = made = Recorder(parameters)
+    try:
+        yield made
+    finally:
+        _active.recorder = before
+
+
+class Recorder:
+    """The copies of parameters that layers have used in a forward pass; see :func:`record_rows`."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        for parameter in self.parameters:
+            is_leaf = isinstance(parameter, Tensor) and parameter.is_leaf and parameter.requires_grad
+            if not (is_leaf and parameter.dtype in (torch.float32, torch.float64)):
+                kind = parameter.dtype if is_leaf else type(parameter).__name__
+                raise TypeError(
+                    f"parameters must be leaf tensors of dtype float32 or float64 that require a gradient, got {kind}"
+                )
+        self._known = {id(parameter) for parameter in self.parameters}
+        self._layers: list[_Layer] = []
+        self._copies: list[tuple[Tensor, Tensor]] = []  # pairs of a parameter and its copies for the rows
+
+    def _are_known(self, *tensors: Tensor | None) -> bool:
+        """Whether at least one tensor is a parameter, and no other tensor requires a gradient."""
+        given = [each for each in tensors if each is not None and each.requires_grad]
+        return bool(given) and all(id(each) in self._known for each in given)
+
+    def weights(
+        self,
+        weight: Tensor,
+        base_weight: Tensor | None = None,
+        scale: Tensor | None = None,
+        mask: Tensor | None = None,
+        count: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the weights that a layer multiplies the splines and the base function by.
+
+        Args:
+            weight, base_weight, scale, mask: the parameters of the layer, as in :func:`fold_scale_and_mask`. If no
+                argument is one of the recorded parameters, the result is that of :func:`fold_scale_and_mask`.
+            count: the number of rows if the layer multiplies by the base weights outside of contractions, or None.
+
+        Returns:
+            A tuple of the weights of the splines, which must be an operand of contractions, and the weights of the base
+            function, which must be an operand of the same contractions. If ``count`` is given, the weights of the base
+            function are copies ``[count, I, O]`` for each row instead.
+        """
+        if not self._are_known(weight, base_weight, scale):
+            return fold_scale_and_mask(weight, base_weight, scale, mask)
+        if count is not None and base_weight is not None:
+            base = self.rows(base_weight, count)
+            return self.weights(weight, None, scale, mask)[0], base if mask is None else base * mask
+        layer = _Layer(weight, base_weight, scale, mask)
+        self._layers.append(layer)
+        return layer.leaves
+
+    def rows(self, parameter: Tensor, count: int) -> Tensor:
+        """Return a view ``[count, ...]`` of a parameter with one copy for each row, or a tensor that is no recorded
+        parameter unchanged."""
+        if id(parameter) not in self._known:
+            return parameter
+        copies = parameter.detach().expand(count, *parameter.shape).requires_grad_()
+        self._copies.append((parameter, copies))
+        return copies
+
+    def jacobian(self, outputs: Tensor, upstream: Sequence[Tensor] | None = None, check: bool = False) -> RowJacobian:
+        """Compute the Jacobian of outputs that were computed inside the block.
+
+        Args:
+            outputs: a tensor ``[M]`` or ``[M, C]`` whose row n depends on row n of the inputs of each layer alone.
+            upstream: a list of tensors with the shape of ``outputs``. Row n of the Jacobian has one entry for each
+                tensor, which is the gradient of the sum over c of ``upstream[n, c] outputs[n, c]``. If None, the
+                Jacobian has an entry for each column of ``outputs``.
+            check: whether to verify that every row of the outputs depends on one row of the inputs alone. The
+                verification takes one more backward pass.
+
+        Raises:
+            TypeError, ValueError: if the outputs are complex, have another shape, do not depend on the parameters, or
+                if a row depends on more than one row of the inputs.
+            RuntimeError: if the layers were differentiated in a way that bypasses the recorder, as ``torch.func`` does.
+        """
+        _check_outputs(outputs)
+        outputs = outputs if outputs.ndim == 2 else outputs.unsqueeze(1)
+        if upstream is None:
+            unit = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+            upstream = [each.expand_as(outputs) for each in unit]
+        else:
+            upstream = [each.view_as(outputs) for each in upstream]
+        found = RowJacobian(self.parameters, len(outputs), len(upstream))
+        foreign: list[Tensor] = []
+        for entry, each in enumerate(upstream):
+            direct = self._collect(outputs, each, entry, found)
+            foreign = direct or foreign
+        found.parts += _columns(outputs, upstream, foreign)
+        if not found.parts:
+            raise ValueError("the residuals do not depend on the parameters")
+        if check:
+            self._check_rows(outputs, upstream, found, foreign)
+        return found
+
+    def _leaves(self) -> list[Tensor]:
+        leaves = [leaf for layer in self._layers for leaf in layer.leaves if leaf is not None]
+        return leaves + [copies for _, copies in self._copies]
+
+    def _collect(self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian) -> list[Tensor]:
+        """Add the parts of one entry of each row to ``found``, and return the parameters that are used directly."""
+        for layer in self._layers:
+            layer.collect(True)
+        try:
+            leaves = self._leaves()
+            gradients = torch.autograd.grad(
+                outputs, [*leaves, *self.parameters], upstream, retain_graph=True, allow_unused=True
+            )
+        finally:
+            calls = [layer.collect(False) for layer in self._layers]
+        places = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients)}
+        for layer, own in zip(self._layers, calls):
+            if any(leaf is not None and places[id(leaf)] is not None for leaf in layer.leaves):
+                raise RuntimeError(
+                    "a layer was differentiated without its autograd Function, as torch.func and forward-mode "
+                    "differentiation do: use torch.autograd.grad(..., create_graph=True) inside the residuals"
+                )
+            if own:
+                found.add(_SplineRows(layer, own, entry), len(own[0].x))
+        for parameter, copies in self._copies:
+            gradient = places[id(copies)]
+            if gradient is not None:
+                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), len(copies))
+        direct = gradients[len(leaves) :]
+        return [parameter for parameter, gradient in zip(self.parameters, direct) if gradient is not None]
+
+    def _check_rows(
+        self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[Tensor]
+    ) -> None:
+        """Compare J^T u for a random u with an ordinary backward pass, in which rows may depend on each other.
+
+        Raises:
+            ValueError: if the results differ, because then a row of the outputs depends on several rows of the inputs.
+        """
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(len(outputs), len(upstream), generator=generator, dtype=torch.float64).to(found.device)
+        combined = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
+        with torch.enable_grad():
+            leaves = self._leaves()
+            gradients = torch.autograd.grad(outputs, leaves, combined, retain_graph=True, allow_unused=True)
+        places = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients)}
+        true = found.zeros()
+        for layer in self._layers:
+            layer.add_gradients([None if leaf is None else places[id(leaf)] for leaf in layer.leaves], true)
+        for parameter, copies in self._copies:
+            if places[id(copies)] is not None:
+                true[id(parameter)] += places[id(copies)].sum(0)
+        recorded = found.rmatvec_parts(u)
+        limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
+        skipped = {id(parameter) for parameter in foreign}
+        for number, parameter in enumerate(self.parameters):
+            if id(parameter) in skipped:  # The columns of these parameters are exact for any function.
+                continue
+            one, other = true[id(parameter)], recorded[id(parameter)]
+            if bool((one - other).abs().max() > limit * (one.abs().max() + other.abs().max())):
+                raise ValueError(
+                    f"a row of the residuals depends on several rows of the inputs, for example by BatchNorm in training "
+                    f"or attention over the rows: the Jacobian with respect to parameter {number} with the shape "
+                    f"{list(parameter.shape)} is not row-wise"
+                )
+
+
+class RowJacobian:
+    """The Jacobian ``J [M * C, P]`` of row-wise outputs with respect to parameters, stored as operands of contractions.
+
+    Row ``n * C + c`` of J is entry c of row n. The P columns are the elements of all parameters, in order. All results
+    are float64.
+
+    Args:
+        parameters: the parameters.
+        rows: the number M of rows.
+        entries: the number C of entries for each row.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rows: int, entries: int) -> None:
+        self.parameters, self.rows, self.entries = list(parameters), rows, entries
+        self.parts: list[_SplineRows | _CopiedRows] = []
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
+        self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, zip(ends, ends[1:]))}
+        self.shape = rows * entries, ends[-1]
+
+    def add(self, part: _SplineRows | _CopiedRows, rows: int) -> None:
+        """Add a part, computed by a layer that was called with the given number of rows.
+
+        Raises:
+            ValueError: if the number of rows is not that of the outputs.
+        """
+        if rows != self.rows:
+            raise ValueError(
+                f"residuals must have a row for each row of the inputs of the layers, got {self.rows} residuals from a "
+                f"layer that was called with {rows} rows: flatten the rows, and return parts with different numbers "
+                "of rows as separate tensors"
+            )
+        self.parts.append(part)
+
+    def dense(self, rows: slice = slice(None)) -> Tensor:
+        """Return J, or the part of J that belongs to a slice of the M rows, as a tensor ``[rows * C, P]``."""
+        count = len(range(*rows.indices(self.rows)))
+        out = torch.zeros(count, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
+        features: dict = {}
+        for part in self.parts:
+            for parameter, block in part.blocks(rows, features):
+                out[:, part.entry, self._places[id(parameter)]] += block.flatten(1)
+        return out.view(-1, self.shape[1])
+
+    def gram(self, u: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return ``J^T J [P, P]`` and, for ``u [M * C]``, ``J^T u [P]``, computed from dense blocks of rows."""
+        size = self.shape[1]
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        product = None if u is None else total.new_zeros(size)
+        step = max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
+        for start in range(0, self.rows, step):
+            block = self.dense(slice(start, start + step))
+            total.addmm_(block.t(), block)
+            if product is not None:
+                assert u is not None
+                product.addmv_(block.t(), u[start * self.entries : (start + step) * self.entries].double())
+        return total, product
+
+    def matvec(self, tangent: Tensor) -> Tensor:
+        """Return ``J t [M * C]`` for ``t [P]``, computed by the contraction H, without memory for J."""
+        parts = self._split(tangent.double())
+        out = torch.zeros(self.rows, self.entries, dtype=torch.float64, device=self.device)
+        for part in self.parts:
+            out[:, part.entry] += part.matvec(parts)
+        return out.flatten()
+
+    def rmatvec(self, u: Tensor) -> Tensor:
+        """Return ``J^T u [P]`` for ``u [M * C]``, computed by the contraction G, without memory for J."""
+        found = self.rmatvec_parts(u.double().view(self.rows, self.entries))
+        return torch.cat([found[id(parameter)].flatten() for parameter in self.parameters])
+
+    def rmatvec_parts(self, u: Tensor) -> dict[int, Tensor]:
+        """Return the parts of ``J^T u`` for ``u [M, C]``, as a dictionary with a tensor for the id of each parameter."""
+        found = self.zeros()
+        for part in self.parts:
+            part.add_rmatvec(u[:, part.entry], found)
+        return found
+
+    def zeros(self) -> dict[int, Tensor]:
+        """Return a dictionary with a float64 tensor of zeros for the id of each parameter."""
+        return {id(p): torch.zeros_like(p, dtype=torch.float64, requires_grad=False) for p in self.parameters}
+
+    def _split(self, tangent: Tensor) -> dict[int, Tensor]:
+        return {id(p): tangent[self._places[id(p)]].view_as(p) for p in self.parameters}
+
+
+class _Layer:
+    """The parameters of one call of a layer, and the copies of its weights that the call used.
+
+    The weights of a layer are ``weight * scale * mask`` and ``base_weight * mask``; see :func:`fold_scale_and_mask`.
+    """
+
+    def __init__(
+        self, weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None
+    ) -> None:
+        self.weight, self.base_weight, self.scale, self.mask = weight, base_weight, scale, mask
+        with torch.no_grad():
+            folded = fold_scale_and_mask(weight, base_weight, scale, mask)
+        leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
+        self.leaves: tuple[Tensor, Tensor | None] = leaf, base
+
+    def collect(self, enabled: bool) -> list[WeightGradient]:
+        """Start or stop to store the arguments of G in backward passes, and return what was stored before."""
+        calls = getattr(self.leaves[0], "weight_gradients", None) or []
+        self.leaves[0].weight_gradients = [] if enabled else None  # type: ignore[attr-defined]
+        return calls
+
+    def chain(self, by_weight: Tensor, by_base: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pairs of a parameter and its gradient ``[...]``, given gradients ``[..., K, I, O]`` and ``[..., I, O]``
+        with respect to the weights that the contractions used."""
+        weight, base_weight, scale, mask = self._wide()
+        masked = by_weight if mask is None else by_weight * mask
+        if self.weight.requires_grad:
+            yield self.weight, masked if scale is None else masked * scale
+        if scale is not None and self.scale.requires_grad:  # type: ignore[union-attr]
+            yield self.scale, (masked * weight).sum(-3)  # type: ignore[misc]
+        if base_weight is not None and self.base_weight.requires_grad:  # type: ignore[union-attr]
+            assert by_base is not None
+            yield self.base_weight, by_base if mask is None else by_base * mask  # type: ignore[misc]
+
+    def add_gradients(self, gradients: Sequence[Tensor | None], out: dict[int, Tensor]) -> None:
+        """Add the gradients of the parameters to ``out``, given gradients with respect to the two leaves."""
+        by_weight, by_base = gradients
+        if by_weight is None and by_base is None:
+            return
+        whole = [None if x is None else torch.zeros_like(x) if g is None else g for x, g in zip(self.leaves, gradients)]
+        for parameter, gradient in self.chain(*whole):  # type: ignore[arg-type]
+            if id(parameter) in out:
+                out[id(parameter)] += gradient
+
+    def tangents(self, tangents: Mapping[int, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the tangents of the weights that the contractions used, given the tangents of the parameters."""
+        weight, base_weight, scale, mask = self._wide()
+
+        def tangent(parameter: Tensor | None) -> Tensor | None:
+            return None if parameter is None else tangents.get(id(parameter))
+
+        of_weight, of_scale, of_base = tangent(self.weight), tangent(self.scale), tangent(self.base_weight)
+        total = torch.zeros_like(weight)
+        if of_weight is not None:
+            total += of_weight if scale is None else of_weight * scale
+        if of_scale is not None:
+            total += weight * of_scale
+        base = None if base_weight is None else torch.zeros_like(base_weight) if of_base is None else of_base
+        return fold_scale_and_mask(total, base, None, mask)
+
+    def _wide(self) -> list[Any]:
+        given = self.weight, self.base_weight, self.scale, self.mask
+        return [None if each is None else each.detach().double() for each in given]
+
+
+class _SplineRows(NamedTuple):
+    """The part of a Jacobian for the parameters of one call of a layer."""
+
+    layer: _Layer
+    calls: list[WeightGradient]
+    entry: int
+
+    def blocks(self, rows: slice, features: dict) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pairs of a parameter and its Jacobian ``[rows, *shape]`` for a slice of the rows."""
+        left, right = [], []
+        for call in self.calls:
+            x, v, g, basis = _wide(call, rows)
+            key = x.data_ptr(), x.shape, x.stride(), call.knots.data_ptr(), call.derivative
+            if key not in features:  # x is stored too, because the memory of a tensor that is freed is used again
+                backend = "cpu" if x.is_cpu else "dense"
+                features[key] = x, feature_values(x, call.knots.double(), basis, call.derivative, backend)
+            psi = features[key][1]
+            left.append(psi if v is None else psi * v.unsqueeze(1))
+            right.append(g)
+        if len(left) == 1:
+            found = left[0].unsqueeze(-1) * right[0][:, None, None, :]
+        else:
+            shape = *left[0].shape, right[0].shape[1]
+            found = (torch.stack(left, -1).flatten(1, 2) @ torch.stack(right, 1)).view(shape)
+        count = self.layer.weight.shape[0]
+        yield from self.layer.chain(found[:, :count], None if found.shape[1] == count else found[:, count])
+
+    def matvec(self, tangents: Mapping[int, Tensor]) -> Tensor:
+        weight, base_weight = self.layer.tangents(tangents)
+        total = torch.zeros((), dtype=torch.float64, device=weight.device)
+        for call in self.calls:
+            x, v, g, basis = _wide(call)
+            h = _contract("H", x, call, Operands(None, weight, base_weight, g), basis)
+            total = total + (h if v is None else h * v).sum(1)
+        return total
+
+    def add_rmatvec(self, u: Tensor, out: dict[int, Tensor]) -> None:
+        for call in self.calls:
+            x, v, g, basis = _wide(call)
+            self.layer.add_gradients(_contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis), out)
+
+
+class _CopiedRows(NamedTuple):
+    """The part of a Jacobian for a parameter whose gradient ``[M, numel]`` is known for every row."""
+
+    parameter: Tensor
+    values: Tensor
+    entry: int
+
+    def blocks(self, rows: slice, features: dict) -> Iterator[tuple[Tensor, Tensor]]:
+        yield self.parameter, self.values[rows].double()
+
+    def matvec(self, tangents: Mapping[int, Tensor]) -> Tensor:
+        return self.values.double() @ tangents[id(self.parameter)].flatten()
+
+    def add_rmatvec(self, u: Tensor, out: dict[int, Tensor]) -> None:
+        out[id(self.parameter)] += (u @ self.values.double()).view_as(self.parameter)
+
+
+def _wide(call: WeightGradient, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None, Tensor, Basis]:
+    """Return x, v and g of a call in float64 for a slice of the rows, and a basis for float64."""
+    basis = call.basis
+    if call.x.dtype != torch.float64:  # Rounding in float32 makes equally spaced knots unequal in float64.
+        basis = Basis(basis.order, basis.base)
+    x, v, g = (None if each is None else each.detach()[rows].double() for each in (call.x, call.v, call.g))
+    return x, v, g, basis  # type: ignore[return-value]
+
+
+def _contract(name: str, x: Tensor, call: WeightGradient, operands: Operands, basis: Basis):
+    with torch.no_grad():
+        return routing.contract(name, x, call.knots.double(), operands, basis, call.derivative)
+
+
+def _columns(outputs: Tensor, upstream: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[_CopiedRows]:
+    """Compute Jacobians column by column, by differentiating ``J^T u`` with respect to u.
+
+    Raises:
+        ValueError: if the parameters have more than ``MAX_COLUMNS`` elements.
+    """
+    if not parameters:
+        return []
+    count = sum(parameter.numel() for parameter in parameters)
+    if count > MAX_COLUMNS:
+        shapes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
+        raise ValueError(
+            f"parameters outside of fastkan's layers may have at most {MAX_COLUMNS} elements, got {count} in the "
+            f"shapes {shapes}"
+        )
+    u = torch.zeros_like(outputs, requires_grad=True)
+    with torch.enable_grad():
+        products = torch.autograd.grad(outputs, list(parameters), u, create_graph=True, allow_unused=True)
+    found = []
+    for parameter, product in zip(parameters, products):
+        assert product is not None
+        columns = [torch.autograd.grad(each, u, retain_graph=True)[0] for each in product.flatten()]
+        jacobian = torch.stack(columns, 2)
+        found += [
+            _CopiedRows(parameter, (jacobian * each.unsqueeze(2)).sum(1), entry) for entry, each in enumerate(upstream)
+        ]
+    return found
+
+
+def _check_outputs(outputs: Tensor) -> None:
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"residuals must be a torch.Tensor, got {type(outputs).__name__}")
+    if not outputs.is_floating_point():
+        raise TypeError(f"residuals must be real floating-point numbers, got {outputs.dtype}")
+    if outputs.ndim not in (1, 2) or outputs.numel() == 0:
+        raise ValueError(f"residuals must have the shape [M] or [M, C] with at least one row, got {list(outputs.shape)}")
+    if not outputs.requires_grad:
+        raise ValueError("the residuals do not depend on the parameters")
