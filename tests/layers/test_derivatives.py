@@ -81,7 +81,9 @@ def test_results_are_differentiable_by_parameters_and_by_x() -> None:
     at = x.clone().requires_grad_()
     (third,) = torch.autograd.grad(laplacian(lambda x: x[:, 0] ** 3 * x[:, 1], at).sum(), at)
     torch.testing.assert_close(third, 6 * x.flip(1))
-    torch.testing.assert_close(laplacian(lambda x: laplacian(lambda x: x[:, 0] ** 4, x), x), torch.full_like(x[:, 0], 24))
+    torch.testing.assert_close(
+        laplacian(lambda x: laplacian(lambda x: x[:, 0] ** 4, x), x), torch.full_like(x[:, 0], 24)
+    )
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
