@@ -313,6 +313,15 @@ class RowJacobian:
             total.addmm_(block.t(), block)
         return total
 
+    def gram_diagonal(self, rows: slice = slice(None)) -> Tensor:
+        """Return the diagonal ``[P]`` of ``J^T J`` for a slice of the M rows."""
+        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
+        total = torch.zeros(size, dtype=torch.float64, device=self.device)
+        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
+        for first in range(start, stop, stride):
+            total += self.dense(slice(first, min(first + stride, stop), step)).square().sum(0)
+        return total
+
     def keep(self) -> None:
         """Store J as a dense matrix if J fits in one block, so that products with J are matrix products."""
         if math.prod(self.shape) <= BLOCK_ELEMENTS:
