@@ -25,7 +25,7 @@ from fastkan_kernels import FLAG, Int, Real, RowJacobian, checked, record_rows, 
 
 MIN_DAMPING, MAX_DAMPING = 1e-15, 1e15
 # The maximum number of trials in a step. The damping grows by the factors 2, 4, 8, ... from one trial to the next.
-MAX_TRIALS = 12
+MAX_TRIALS = 8
 # The smallest element of D relative to the largest element. A parameter without influence on the residuals has the
 # diagonal element 0, and would make the matrix singular.
 MIN_SCALE = 1e-10
@@ -203,12 +203,15 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         with torch.enable_grad():
             model = self._linearized(residuals)
         damping, growth, gain, reached, trial = group["damping"], group["growth"], -math.inf, math.inf, 0
+        rounding = torch.finfo(self._parameters[0].dtype).eps
         accepted = False
         while not accepted and trial < MAX_TRIALS and damping <= MAX_DAMPING:
             trial += 1
             delta = model.solve(damping)
             if delta is not None:
                 predicted = model.decrease(delta)
+                if predicted <= rounding * model.cost:  # The parameters are at a minimum.
+                    break
                 moved = delta if not self.acceleration else delta + self._acceleration(model, theta, delta, residuals)
                 reached = self._cost_at(theta + moved, residuals)
                 gain = (model.cost - reached) / predicted if predicted > 0 else -math.inf
