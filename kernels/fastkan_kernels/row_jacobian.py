@@ -19,6 +19,7 @@ to u, which takes one backward pass for each element of the parameter.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
 
 from .autograd import dispatch as routing
 from .autograd.functions import WeightGradient
@@ -96,8 +98,9 @@ class Recorder:
                     f"parameters must be leaf tensors of dtype float32 or float64 that require a gradient, got {kind}"
                 )
         self._known = {id(parameter) for parameter in self.parameters}
-        self._layers: list[_Layer] = []
-        self._copies: list[tuple[Tensor, Tensor]] = []  # pairs of a parameter and its copies for the rows
+        # The copies that layers use are only referenced by autograd graphs, so that they are freed with the graphs.
+        self._layers: list[tuple[_Layer, list[TensorWeakRef | None]]] = []
+        self._copies: list[tuple[Tensor, TensorWeakRef]] = []
 
     def _are_known(self, *tensors: Tensor | None) -> bool:
         """Whether at least one tensor is a parameter, and no other tensor requires a gradient."""
@@ -129,9 +132,13 @@ class Recorder:
         if count is not None and base_weight is not None:
             base = self.rows(base_weight, count)
             return self.weights(weight, None, scale, mask)[0], base if mask is None else base * mask
-        layer = _Layer(weight, base_weight, scale, mask)
-        self._layers.append(layer)
-        return layer.leaves
+        with torch.no_grad():
+            folded = fold_scale_and_mask(weight, base_weight, scale, mask)
+        leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
+        assert leaf is not None
+        references = [None if each is None else TensorWeakRef(each) for each in (leaf, base)]
+        self._layers.append((_Layer(weight, base_weight, scale, mask), references))
+        return leaf, base
 
     def rows(self, parameter: Tensor, count: int) -> Tensor:
         """Return a view ``[count, ...]`` of a parameter with one copy for each row, or a tensor that is no recorded
@@ -139,7 +146,7 @@ class Recorder:
         if id(parameter) not in self._known:
             return parameter
         copies = parameter.detach().expand(count, *parameter.shape).requires_grad_()
-        self._copies.append((parameter, copies))
+        self._copies.append((parameter, TensorWeakRef(copies)))
         return copies
 
     def jacobian(self, outputs: Tensor, upstream: Sequence[Tensor] | None = None, check: bool = False) -> RowJacobian:
@@ -177,36 +184,42 @@ class Recorder:
             self._check_rows(outputs, upstream, found, foreign)
         return found
 
-    def _leaves(self) -> list[Tensor]:
-        leaves = [leaf for layer in self._layers for leaf in layer.leaves if leaf is not None]
-        return leaves + [copies for _, copies in self._copies]
+    def _alive(self) -> tuple[list[tuple[_Layer, list[Tensor | None]]], list[tuple[Tensor, Tensor]]]:
+        """Return the layers with their copies of the weights, and pairs of a parameter and its copies for the rows.
+
+        Entries whose copies are no longer used by any graph are removed.
+        """
+        layers = [(layer, [each and each() for each in references]) for layer, references in self._layers]
+        copies = [(parameter, reference()) for parameter, reference in self._copies]
+        self._layers = [pair for pair, (_, leaves) in zip(self._layers, layers) if leaves[0] is not None]
+        self._copies = [pair for pair, (_, own) in zip(self._copies, copies) if own is not None]
+        return [pair for pair in layers if pair[1][0] is not None], [pair for pair in copies if pair[1] is not None]
 
     def _collect(self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian) -> list[Tensor]:
         """Add the parts of one entry of each row to ``found``, and return the parameters that are used directly."""
-        for layer in self._layers:
-            layer.collect(True)
+        layers, copies = self._alive()
+        leaves = [leaf for _, own in layers for leaf in own if leaf is not None]
+        inputs = [*leaves, *(own for _, own in copies), *self.parameters]
+        for _, own in layers:
+            own[0].weight_gradients = []  # type: ignore[union-attr]
         try:
-            leaves = self._leaves()
-            gradients = torch.autograd.grad(
-                outputs, [*leaves, *self.parameters], upstream, retain_graph=True, allow_unused=True
-            )
+            gradients = iter(torch.autograd.grad(outputs, inputs, upstream, retain_graph=True, allow_unused=True))
+            calls = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
         finally:
-            calls = [layer.collect(False) for layer in self._layers]
-        places = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients)}
-        for layer, own in zip(self._layers, calls):
-            if any(leaf is not None and places[id(leaf)] is not None for leaf in layer.leaves):
-                raise RuntimeError(
-                    "a layer was differentiated without its autograd Function, as torch.func and forward-mode "
-                    "differentiation do: use torch.autograd.grad(..., create_graph=True) inside the residuals"
-                )
+            for _, own in layers:
+                own[0].weight_gradients = None  # type: ignore[union-attr]
+        if any(gradient is not None for _, gradient in zip(leaves, gradients)):
+            raise RuntimeError(
+                "a layer was differentiated without its autograd Function, as torch.func and forward-mode "
+                "differentiation do: use torch.autograd.grad(..., create_graph=True) inside the residuals"
+            )
+        for (layer, _), own in zip(layers, calls):
             if own:
                 found.add(_SplineRows(layer, own, entry), len(own[0].x))
-        for parameter, copies in self._copies:
-            gradient = places[id(copies)]
+        for (parameter, _), gradient in zip(copies, gradients):
             if gradient is not None:
-                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), len(copies))
-        direct = gradients[len(leaves) :]
-        return [parameter for parameter, gradient in zip(self.parameters, direct) if gradient is not None]
+                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), len(gradient))
+        return [parameter for parameter, gradient in zip(self.parameters, gradients) if gradient is not None]
 
     def _check_rows(
         self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[Tensor]
@@ -219,28 +232,27 @@ class Recorder:
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(len(outputs), len(upstream), generator=generator, dtype=torch.float64).to(found.device)
         combined = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
-        with torch.enable_grad():
-            leaves = self._leaves()
-            gradients = torch.autograd.grad(outputs, leaves, combined, retain_graph=True, allow_unused=True)
-        places = {id(leaf): gradient for leaf, gradient in zip(leaves, gradients)}
+        layers, copies = self._alive()
+        inputs = [leaf for _, own in layers for leaf in own if leaf is not None] + [own for _, own in copies]
+        gradients = iter(torch.autograd.grad(outputs, inputs, combined, retain_graph=True, allow_unused=True))
         true = found.zeros()
-        for layer in self._layers:
-            layer.add_gradients([None if leaf is None else places[id(leaf)] for leaf in layer.leaves], true)
-        for parameter, copies in self._copies:
-            if places[id(copies)] is not None:
-                true[id(parameter)] += places[id(copies)].sum(0)
+        for layer, own in layers:
+            layer.add_gradients(*(None if leaf is None else next(gradients) for leaf in own), true)
+        for (parameter, _), gradient in zip(copies, gradients):
+            if gradient is not None:
+                true[id(parameter)] += gradient.sum(0)
         recorded = found.rmatvec_parts(u)
         limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
         skipped = {id(parameter) for parameter in foreign}
         for number, parameter in enumerate(self.parameters):
-            if id(parameter) in skipped:  # The columns of these parameters are exact for any function.
-                continue
+            if id(parameter) in skipped or parameter.numel() == 0:
+                continue  # The columns of foreign parameters are exact for any function.
             one, other = true[id(parameter)], recorded[id(parameter)]
             if bool((one - other).abs().max() > limit * (one.abs().max() + other.abs().max())):
                 raise ValueError(
-                    f"a row of the residuals depends on several rows of the inputs, for example by BatchNorm in training "
-                    f"or attention over the rows: the Jacobian with respect to parameter {number} with the shape "
-                    f"{list(parameter.shape)} is not row-wise"
+                    "a row of the residuals depends on several rows of the inputs, for example by BatchNorm in "
+                    f"training or attention over the rows: the Jacobian with respect to parameter {number} with the "
+                    f"shape {list(parameter.shape)} is not row-wise"
                 )
 
 
@@ -263,6 +275,7 @@ class RowJacobian:
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
         self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, zip(ends, ends[1:]))}
         self.shape = rows * entries, ends[-1]
+        self._dense: Tensor | None = None  # J, if J fits in one block
 
     def add(self, part: _SplineRows | _CopiedRows, rows: int) -> None:
         """Add a part, computed by a layer that was called with the given number of rows.
@@ -280,6 +293,8 @@ class RowJacobian:
 
     def dense(self, rows: slice = slice(None)) -> Tensor:
         """Return J, or the part of J that belongs to a slice of the M rows, as a tensor ``[rows * C, P]``."""
+        if self._dense is not None:
+            return self._dense.view(self.rows, self.entries, -1)[rows].view(-1, self.shape[1])
         count = len(range(*rows.indices(self.rows)))
         out = torch.zeros(count, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
         features: dict = {}
@@ -288,22 +303,34 @@ class RowJacobian:
                 out[:, part.entry, self._places[id(parameter)]] += block.flatten(1)
         return out.view(-1, self.shape[1])
 
-    def gram(self, u: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return ``J^T J [P, P]`` and, for ``u [M * C]``, ``J^T u [P]``, computed from dense blocks of rows."""
-        size = self.shape[1]
+    def gram(self, rows: slice = slice(None)) -> Tensor:
+        """Return ``J^T J [P, P]`` for a slice of the M rows, computed from dense blocks of rows."""
+        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
         total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        product = None if u is None else total.new_zeros(size)
-        step = max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
-        for start in range(0, self.rows, step):
-            block = self.dense(slice(start, start + step))
+        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
+        for first in range(start, stop, stride):
+            block = self.dense(slice(first, min(first + stride, stop), step))
             total.addmm_(block.t(), block)
-            if product is not None:
-                assert u is not None
-                product.addmv_(block.t(), u[start * self.entries : (start + step) * self.entries].double())
-        return total, product
+        return total
+
+    def gram_diagonal(self, rows: slice = slice(None)) -> Tensor:
+        """Return the diagonal ``[P]`` of ``J^T J`` for a slice of the M rows."""
+        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
+        total = torch.zeros(size, dtype=torch.float64, device=self.device)
+        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
+        for first in range(start, stop, stride):
+            total += self.dense(slice(first, min(first + stride, stop), step)).square().sum(0)
+        return total
+
+    def keep(self) -> None:
+        """Store J as a dense matrix if J fits in one block, so that products with J are matrix products."""
+        if math.prod(self.shape) <= BLOCK_ELEMENTS:
+            self._dense = self.dense()
 
     def matvec(self, tangent: Tensor) -> Tensor:
         """Return ``J t [M * C]`` for ``t [P]``, computed by the contraction H, without memory for J."""
+        if self._dense is not None:
+            return self._dense @ tangent.double()
         parts = self._split(tangent.double())
         out = torch.zeros(self.rows, self.entries, dtype=torch.float64, device=self.device)
         for part in self.parts:
@@ -312,6 +339,8 @@ class RowJacobian:
 
     def rmatvec(self, u: Tensor) -> Tensor:
         """Return ``J^T u [P]`` for ``u [M * C]``, computed by the contraction G, without memory for J."""
+        if self._dense is not None:
+            return self._dense.t() @ u.double()
         found = self.rmatvec_parts(u.double().view(self.rows, self.entries))
         return torch.cat([found[id(parameter)].flatten() for parameter in self.parameters])
 
@@ -331,25 +360,13 @@ class RowJacobian:
 
 
 class _Layer:
-    """The parameters of one call of a layer, and the copies of its weights that the call used.
+    """The parameters of one call of a layer.
 
     The weights of a layer are ``weight * scale * mask`` and ``base_weight * mask``; see :func:`fold_scale_and_mask`.
     """
 
-    def __init__(
-        self, weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None
-    ) -> None:
+    def __init__(self, weight: Tensor, base_weight: Tensor | None, scale: Tensor | None, mask: Tensor | None) -> None:
         self.weight, self.base_weight, self.scale, self.mask = weight, base_weight, scale, mask
-        with torch.no_grad():
-            folded = fold_scale_and_mask(weight, base_weight, scale, mask)
-        leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
-        self.leaves: tuple[Tensor, Tensor | None] = leaf, base
-
-    def collect(self, enabled: bool) -> list[WeightGradient]:
-        """Start or stop to store the arguments of G in backward passes, and return what was stored before."""
-        calls = getattr(self.leaves[0], "weight_gradients", None) or []
-        self.leaves[0].weight_gradients = [] if enabled else None  # type: ignore[attr-defined]
-        return calls
 
     def chain(self, by_weight: Tensor, by_base: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs of a parameter and its gradient ``[...]``, given gradients ``[..., K, I, O]`` and ``[..., I, O]``
@@ -364,13 +381,14 @@ class _Layer:
             assert by_base is not None
             yield self.base_weight, by_base if mask is None else by_base * mask  # type: ignore[misc]
 
-    def add_gradients(self, gradients: Sequence[Tensor | None], out: dict[int, Tensor]) -> None:
-        """Add the gradients of the parameters to ``out``, given gradients with respect to the two leaves."""
-        by_weight, by_base = gradients
+    def add_gradients(self, by_weight: Tensor | None, by_base: Tensor | None, out: dict[int, Tensor]) -> None:
+        """Add the gradients of the parameters to ``out``, given those of the weights that the contractions used."""
         if by_weight is None and by_base is None:
             return
-        whole = [None if x is None else torch.zeros_like(x) if g is None else g for x, g in zip(self.leaves, gradients)]
-        for parameter, gradient in self.chain(*whole):  # type: ignore[arg-type]
+        by_weight = torch.zeros_like(self.weight) if by_weight is None else by_weight
+        if by_base is None and self.base_weight is not None:
+            by_base = torch.zeros_like(self.base_weight)
+        for parameter, gradient in self.chain(by_weight, by_base):
             if id(parameter) in out:
                 out[id(parameter)] += gradient
 
@@ -404,21 +422,19 @@ class _SplineRows(NamedTuple):
 
     def blocks(self, rows: slice, features: dict) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs of a parameter and its Jacobian ``[rows, *shape]`` for a slice of the rows."""
-        left, right = [], []
+        factors: dict[Any, Tensor] = {}  # sums of v g [rows, I, O] over calls with the same features
         for call in self.calls:
             x, v, g, basis = _wide(call, rows)
-            key = x.data_ptr(), x.shape, x.stride(), call.knots.data_ptr(), call.derivative
-            if key not in features:  # x is stored too, because the memory of a tensor that is freed is used again
+            key = call.x.data_ptr(), call.x.stride(), call.knots.data_ptr(), call.derivative
+            if key not in features:
                 backend = "cpu" if x.is_cpu else "dense"
-                features[key] = x, feature_values(x, call.knots.double(), basis, call.derivative, backend)
-            psi = features[key][1]
-            left.append(psi if v is None else psi * v.unsqueeze(1))
-            right.append(g)
-        if len(left) == 1:
-            found = left[0].unsqueeze(-1) * right[0][:, None, None, :]
-        else:
-            shape = *left[0].shape, right[0].shape[1]
-            found = (torch.stack(left, -1).flatten(1, 2) @ torch.stack(right, 1)).view(shape)
+                features[key] = feature_values(x, call.knots.double(), basis, call.derivative, backend)
+            product = g.unsqueeze(1) if v is None else v.unsqueeze(2) * g.unsqueeze(1)
+            factors[key] = factors[key] + product if key in factors else product
+        found: Any = None
+        for key, factor in factors.items():
+            psi, factor = features[key].unsqueeze(3), factor.unsqueeze(1)
+            found = psi * factor if found is None else found.addcmul_(psi, factor)
         count = self.layer.weight.shape[0]
         yield from self.layer.chain(found[:, :count], None if found.shape[1] == count else found[:, count])
 
@@ -434,7 +450,7 @@ class _SplineRows(NamedTuple):
     def add_rmatvec(self, u: Tensor, out: dict[int, Tensor]) -> None:
         for call in self.calls:
             x, v, g, basis = _wide(call)
-            self.layer.add_gradients(_contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis), out)
+            self.layer.add_gradients(*_contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis), out)
 
 
 class _CopiedRows(NamedTuple):
