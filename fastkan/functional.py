@@ -305,5 +305,5 @@ def _slope(y: Tensor, x: Tensor, create_graph: bool) -> Tensor:
     """Return the derivative of the number y with respect to x, which is 0 if y does not depend on x."""
     if not y.requires_grad:
         return torch.zeros_like(x)
-    options = {"retain_graph": True, "create_graph": create_graph, "materialize_grads": True}
-    return torch.autograd.grad(y, x, **options)[0]
+    (slope,) = torch.autograd.grad(y, x, retain_graph=True, create_graph=create_graph, materialize_grads=True)
+    return slope
