@@ -32,7 +32,7 @@ MIN_SCALE = 1e-10
 # The length of the finite difference for the second derivative along the step, as a share of the step. Transtrum and
 # Sethna recommend 0.1.
 DIFFERENCE = 0.1
-# The smallest probability in the factors of a cross entropy, whose square roots and inverse roots are finite in float32.
+# The smallest probability in the factors of a cross entropy. Its root and inverse root are normal numbers in float32.
 MIN_PROBABILITY = 1e-38
 # The maximum size of the acceleration, relative to the step.
 MAX_ACCELERATION = 0.75
@@ -135,9 +135,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     Args:
         params: a module, or an iterable of parameters. Parameters that do not require a gradient are ignored. All
-            parameters must be on one device with values and have the dtype float32 or float64. Parameters outside of fastkan's
-            layers may have at most ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their Jacobian takes
-            a backward pass for each element.
+            parameters must be on one device with values and have the dtype float32 or float64. Parameters outside of
+            fastkan's layers may have at most ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their
+            Jacobian takes a backward pass for each element.
         damping: the initial damping, relative to the diagonal of ``J^T J``.
         acceleration: whether to correct each step by geodesic acceleration, which takes one more evaluation of the
             residuals. The correction is not computed if the residuals come from an iterator.

@@ -271,9 +271,9 @@ def fit(
                         evaluated = optimizer(x, y)
                     elif trials(optimizer, x, y, step):
                         optimizer.restart()
-                if restarts is not None and step + 1 == START_STEPS and evaluated is not None:
-                    if restarts(x, y, float(evaluated[0])):
-                        optimizer, evaluated = make_optimizer(), None
+                is_due = restarts is not None and step + 1 == START_STEPS and evaluated is not None
+                if is_due and restarts(x, y, float(evaluated[0])):
+                    optimizer, evaluated = make_optimizer(), None
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])
                     problem = f"step {step} made the loss infinite or NaN"

@@ -1,4 +1,4 @@
-"""The optimizers of a fit: L-BFGS, Adam and Levenberg-Marquardt. The optimizer of a fit is called once for each training step."""
+"""The optimizers of a fit: L-BFGS, Adam and Levenberg-Marquardt. An optimizer is called once for each training step."""
 
 from __future__ import annotations
 

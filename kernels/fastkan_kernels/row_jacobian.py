@@ -24,7 +24,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -305,7 +305,7 @@ class RowJacobian:
         self.parts: list[_SplineRows | _CopiedRows] = []
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
-        self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, zip(ends, ends[1:]))}
+        self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, pairwise(ends))}
         self.shape = rows * entries, ends[-1]
         self._dense: Tensor | None = None  # J, if J fits in one block
 

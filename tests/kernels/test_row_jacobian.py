@@ -39,8 +39,8 @@ def recorded(function: Callable[[], Tensor], parameters: Sequence[Tensor], **opt
 
 
 def close(found: Tensor, expected: Tensor, digits: float = 1e-12) -> None:
-    """Assert that two tensors are equal to ``digits``, relative to the largest element of each column, or to a hundredth
-    of the largest element."""
+    """Assert that two tensors are equal to ``digits``, relative to the largest element of each column, or to a
+    hundredth of the largest element of all."""
     assert found.dtype == torch.float64
     size = expected.abs().amax(0) if expected.ndim == 2 else expected.abs().max()
     error = (found - expected).abs() / torch.clamp_min(size, 0.01 * float(expected.abs().max()))
@@ -470,9 +470,9 @@ def test_transforms_are_refused(function: Callable[[KAN, Tensor], Tensor]) -> No
     ],
 )
 def test_bad_parameters(parameter: Any, got: str) -> None:
-    with pytest.raises(TypeError, match=f"parameters must be leaf tensors of dtype float32 or float64.*got .*{got}$"):
-        with record_rows([parameter]):
-            pass
+    message = f"parameters must be leaf tensors of dtype float32 or float64.*got .*{got}$"
+    with pytest.raises(TypeError, match=message), record_rows([parameter]):
+        pass
     assert recorder() is None
 
 
