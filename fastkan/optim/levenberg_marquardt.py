@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, Int, Real, RowJacobian, checked, record_rows, warn
+from fastkan_kernels import FLAG, Int, Real, RowJacobian, check_residuals, checked, kind_of, record_rows, warn
 
 MIN_DAMPING, MAX_DAMPING = 1e-15, 1e15
 # The maximum number of trials in a step. The damping grows by the factors 2, 4, 8, ... from one trial to the next.
@@ -32,6 +32,8 @@ MIN_SCALE = 1e-10
 # The length of the finite difference for the second derivative along the step, as a share of the step. Transtrum and
 # Sethna recommend 0.1.
 DIFFERENCE = 0.1
+# The smallest probability in the factors of a cross entropy. Its root and inverse root are normal numbers in float32.
+MIN_PROBABILITY = 1e-38
 # The maximum size of the acceleration, relative to the step.
 MAX_ACCELERATION = 0.75
 # A matrix J^T J is computed from at most this number of multiplications, from a share of the rows if necessary.
@@ -63,7 +65,8 @@ class Report(NamedTuple):
     Attributes:
         before, cost: the cost before and after the step.
         damping: the damping of the next step.
-        gain: the decrease of the cost divided by the decrease that the quadratic model predicts, in the last trial.
+        gain: the decrease of the cost divided by the decrease that the quadratic model predicts, in the last trial, or
+            minus infinity if there was no trial with a finite prediction.
         trials: the number of trials.
         accepted: whether a trial decreased the cost. If not, the parameters have not changed.
     """
@@ -76,6 +79,7 @@ class Report(NamedTuple):
     accepted: bool
 
 
+@checked(weight=Real(above=0))
 def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
     """Return the sum of the cross entropies of all rows, as a term of the cost of :class:`LevenbergMarquardt`.
 
@@ -86,7 +90,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
     Args:
         logits: the logits ``[M, C]``.
         labels: the indices ``[M]`` of the classes.
-        weight: a factor of the sum, for example ``1 / M`` for the mean.
+        weight: a positive factor of the sum, for example ``1 / M`` for the mean.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, shape or dtype, or is out of range.
 
     Example:
         >>> layer = KANLinear(2, 3)
@@ -98,16 +105,20 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
         raise ValueError("logits must be a floating-point tensor [M, C]")
     if not isinstance(labels, Tensor) or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be an int64 tensor [{len(logits)}]")
+    check_residuals(logits)
+    classes = logits.shape[1]
+    if bool(((labels < 0) | (labels >= classes)).any()):
+        raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
     wide = logits.detach().double()
     cost = weight * float(nn.functional.cross_entropy(wide, labels, reduction="sum"))
-    probability = wide.softmax(1).clamp_min(1e-200)
+    probability = wide.softmax(1).clamp_min(MIN_PROBABILITY)
     root = probability.sqrt()
     residuals = root.clone()
     places = labels.unsqueeze(1)
     residuals.scatter_(1, places, (probability.gather(1, places) - 1) / root.gather(1, places))
     factor = weight**0.5
     upstream = []
-    for c in range(logits.shape[1]):
+    for c in range(classes):
         column = -probability * root[:, [c]]
         column[:, c] += root[:, c]
         upstream.append((factor * column).to(logits.dtype))
@@ -118,26 +129,29 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     """The Levenberg-Marquardt optimizer for models of which each row of the residuals depends on one row of the inputs.
 
     The cost is half the sum of the squares of all residuals. The parameters never move to a point where the cost is
-    larger or not finite. For float32 parameters, the Jacobian and the step are computed in float64.
+    larger or not finite; if the residuals raise an exception, or a KeyboardInterrupt occurs, the parameters are those
+    from before the step. For float32 parameters, the Jacobian and the step are computed in float64. While a step runs,
+    the parameters change and do not always require a gradient, so other threads should not use the model.
 
     Args:
         params: a module, or an iterable of parameters. Parameters that do not require a gradient are ignored. All
-            parameters must be on one device and have the dtype float32 or float64. Parameters outside of fastkan's
-            layers may have at most ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their Jacobian takes
-            a backward pass for each element.
+            parameters must be on one device with values and have the dtype float32 or float64. Parameters outside of
+            fastkan's layers may have at most ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their
+            Jacobian takes a backward pass for each element.
         damping: the initial damping, relative to the diagonal of ``J^T J``.
         acceleration: whether to correct each step by geodesic acceleration, which takes one more evaluation of the
             residuals. The correction is not computed if the residuals come from an iterator.
         max_dense: the maximum number of parameters for which a matrix ``[P, P]`` is factorized. With more parameters,
             or if the matrix is too costly for the number of rows, the step is computed by conjugate gradients.
-        verify: whether the first step checks that every row of the residuals depends on one row of the inputs alone.
+        verify: whether the first step checks that every row of the residuals depends on one row of the inputs alone,
+            and that the function of the residuals returns the same when called again.
 
     Attributes:
         report: a :class:`Report` on the last step, or None.
 
     Raises:
         TypeError, ValueError: if an argument is out of range, there are no parameters, or the parameters have several
-            devices or an unsupported dtype.
+            devices, no values or an unsupported dtype.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0, dtype=torch.float64)
@@ -149,6 +163,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         >>> cost < 1e-4
         True
     """
+
+    report: Report | None = None
+    _rows: int | None = None  # the number of rows of the residuals in the last evaluation
 
     @checked(
         damping=Real(above=0), acceleration=FLAG, max_dense=Int(least=0), verify=FLAG,
@@ -167,17 +184,18 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             raise ValueError("LevenbergMarquardt does not support groups of parameters")
         for each in parameters:
             if not isinstance(each, Tensor):
-                raise TypeError(f"params must contain tensors, got {type(each).__name__}")
+                raise TypeError(f"params must contain tensors, got {kind_of(each)}")
+        parameters = list({id(each): each for each in parameters}.values())  # without repetitions
         parameters = [each for each in parameters if each.requires_grad and each.numel()]
         if not parameters:
             raise ValueError("params must contain at least one parameter that requires a gradient")
+        if any(each.is_meta for each in parameters):
+            raise ValueError("params must have values, got parameters on meta")
         if len({each.device for each in parameters}) > 1:
             raise ValueError("all parameters must be on one device")
-        super().__init__(parameters, {"damping": damping, "growth": 2.0})
-        self.acceleration, self.max_dense = acceleration, max_dense
-        self.report: Report | None = None
-        self._verify = verify
-        self._rows: int | None = None  # the number of residuals in the last evaluation
+        # The options are stored in the group, which copies and pickles of a torch.optim.Optimizer contain.
+        options = {"acceleration": acceleration, "max_dense": max_dense, "verify": verify}
+        super().__init__(parameters, {"damping": damping, "growth": 2.0, **options})
         with record_rows(parameters):
             pass  # record_rows checks the dtypes
 
@@ -198,21 +216,31 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             TypeError, ValueError: if the residuals have the wrong type or shape, do not depend on the parameters, are
                 not finite at the current parameters, or if a row depends on several rows of the inputs.
         """
-        group = self.param_groups[0]
         theta = self._flat()
-        with torch.enable_grad():
-            model = self._linearized(residuals)
+        try:
+            with torch.inference_mode(False), torch.enable_grad():
+                return self._step(theta, residuals)
+        except BaseException:  # A KeyboardInterrupt is caught as well, and can occur at any point of a trial.
+            self._write(theta)
+            raise
+
+    def _step(self, theta: Tensor, residuals: Callable[[], Any]) -> float:
+        group = self.param_groups[0]
+        model = self._linearized(residuals)
         damping, growth, gain, reached, trial = group["damping"], group["growth"], -math.inf, math.inf, 0
         rounding = torch.finfo(self._parameters[0].dtype).eps
         accepted = False
-        while not accepted and trial < MAX_TRIALS and damping <= MAX_DAMPING:
+        # If the slope is 0, the parameters are at a minimum, or have no influence on the residuals.
+        while bool(model.slope.any()) and not accepted and trial < MAX_TRIALS and damping <= MAX_DAMPING:
             trial += 1
             delta = model.solve(damping)
             if delta is not None:
                 predicted = model.decrease(delta)
                 if predicted <= rounding * model.cost:  # The parameters are at a minimum.
                     break
-                moved = delta if not self.acceleration else delta + self._acceleration(model, theta, delta, residuals)
+                moved = (
+                    delta if not group["acceleration"] else delta + self._acceleration(model, theta, delta, residuals)
+                )
                 reached = self._cost_at(theta + moved, residuals)
                 gain = (model.cost - reached) / predicted if predicted > 0 else -math.inf
                 accepted = reached < model.cost and gain > 0
@@ -224,50 +252,76 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             self._write(theta)
             # The next step starts from a moderate damping again, in case that the residuals change.
             damping, growth = min(damping, 1.0), 2.0
-        group["damping"], group["growth"] = damping, growth
+        group["damping"], group["growth"], group["verify"] = damping, growth, False
         cost = reached if accepted else model.cost
         self.report = Report(model.cost, cost, damping, gain, trial, accepted)
         return cost
 
     def _linearized(self, residuals: Callable[[], Any]) -> _Model:
         """Return the quadratic model of the cost at the current parameters."""
-        value = residuals()
-        streams = not isinstance(value, (Tensor, Block, list, tuple))
-        del value
-        size = sum(each.numel() for each in self._parameters)
+        group = self.param_groups[0]
+        if group["verify"]:
+            self._check_repetition(residuals)
+        with record_rows(self._parameters) as recording:
+            value = residuals()
+            streams = not isinstance(value, (Tensor, Block, list, tuple))
+            if not streams:
+                blocks = list(_read(value))
+                self._rows = sum(len(block.outputs) for block in blocks)
         if streams and self._rows is None:
             self._cost(residuals)
+        size = sum(each.numel() for each in self._parameters)
         wanted = MAX_PRODUCTS / size**2
         step = max(1, math.ceil((self._rows or 0) / max(wanted, size)))
-        model = _Model(self._parameters[0].device, size, size <= self.max_dense, step)
-        for block, jacobian in self._blocks(residuals, streams):
-            model.add(block, jacobian, keep=not streams)
-        self._rows = model.rows
+        model = _Model(self._parameters[0].device, size, size <= group["max_dense"], step)
+        if streams:
+            for block, jacobian in self._streamed(residuals):
+                model.add(block, jacobian, keep=False)
+            model.blocks = partial(self._streamed, residuals)
+        else:
+            while blocks:  # The graph of a block is freed before the next block is differentiated.
+                block = blocks.pop(0)
+                model.add(block, recording.jacobian(block.outputs, block.upstream, group["verify"]), keep=True)
+        if not model.rows:
+            raise ValueError("residuals returned no tensors")
         if not math.isfinite(model.cost):
             raise ValueError("the residuals are not finite at the current parameters")
-        if self._verify and model.rows < size:
+        if group["verify"] and model.rows < size:
             warn(
                 f"there are {model.rows} residuals for {size} parameters, so the parameters are not determined by the "
                 "residuals",
                 UserWarning,
             )
-        self._verify = False
-        if streams:
-            model.blocks = partial(self._blocks, residuals, True)
         return model
 
-    def _blocks(self, residuals: Callable[[], Any], streams: bool) -> Iterator[tuple[Block, RowJacobian]]:
+    def _check_repetition(self, residuals: Callable[[], Any]) -> None:
+        """Evaluate the residuals twice.
+
+        Raises:
+            ValueError: if the costs differ by more than rounding.
+        """
+        one, other = self._cost(residuals), self._cost(residuals)
+        limit = math.sqrt(torch.finfo(self._parameters[0].dtype).eps)
+        if abs(one - other) > limit * (one + other):  # Costs that are not finite are found later.
+            raise ValueError(
+                f"residuals must return the same when called again, but the cost was {one:.6g} and then {other:.6g}: "
+                "draw random numbers before the step, turn off dropout, and return a new iterator in each call"
+            )
+
+    def _streamed(self, residuals: Callable[[], Any]) -> Iterator[tuple[Block, RowJacobian]]:
         with record_rows(self._parameters) as recording:
             for block in _read(residuals()):
-                yield block, recording.jacobian(block.outputs, block.upstream, self._verify)
+                yield block, recording.jacobian(block.outputs, block.upstream, self.param_groups[0]["verify"])
 
-    def _acceleration(self, model: _Model, theta: Tensor, delta: Tensor, residuals: Callable[[], Any]) -> Tensor | float:
+    def _acceleration(
+        self, model: _Model, theta: Tensor, delta: Tensor, residuals: Callable[[], Any]
+    ) -> Tensor | float:
         """Return half of the geodesic acceleration of a step, or 0 if the acceleration is too large to be reliable."""
         if not model.is_kept or not model.is_exact:
             return 0.0
         self._write(theta + DIFFERENCE * delta)
-        with self._fixed(), torch.enable_grad():
-            moved = [block for block in _read(residuals())]
+        with self._fixed():
+            moved = list(_read(residuals()))
         if any(block.upstream is not None for block in moved):
             return 0.0
         slope = torch.zeros_like(delta)
@@ -285,21 +339,22 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     def _cost(self, residuals: Callable[[], Any]) -> float:
         """Return the cost at the current parameters."""
         cost, self._rows = 0.0, 0
-        with self._fixed(), torch.enable_grad():
+        with self._fixed():
             for block in _read(residuals()):
                 cost += block.cost
-                self._rows += len(block.residuals)
+                self._rows += len(block.outputs)
         return cost
 
     @contextmanager
     def _fixed(self) -> Iterator[None]:
         """Compute residuals without graphs for the parameters. Residuals may differentiate with respect to inputs."""
-        for each in self._parameters:
-            each.requires_grad_(False)
+        trained = [each for each in self._parameters if each.requires_grad]
         try:
+            for each in trained:
+                each.requires_grad_(False)
             yield
         finally:
-            for each in self._parameters:
+            for each in trained:
                 each.requires_grad_(True)
 
     def _flat(self) -> Tensor:
@@ -417,12 +472,13 @@ def _read(value: Any) -> Iterator[Block]:
     if isinstance(value, (Tensor, Block)):
         value = (value,)
     elif not hasattr(value, "__iter__"):
-        raise TypeError(f"residuals must return a tensor, or tensors in a list, got {type(value).__name__}")
+        raise TypeError(f"residuals must return a tensor, or tensors in a list, got {kind_of(value)}")
     for block in value:
         if isinstance(block, Block):
             yield block
         elif isinstance(block, Tensor):
+            check_residuals(block)
             r = block.detach().double().flatten()
             yield Block(block, 0.5 * float(r @ r), r)
         else:
-            raise TypeError(f"residuals must be tensors, got {type(block).__name__}")
+            raise TypeError(f"residuals must be tensors, got {kind_of(block)}")

@@ -341,7 +341,8 @@ def read_data(
 
     batches = epoch()
     first = next(batches)
-    return Data(*first, loader=loader, labels=labels, epoch=epoch, loaded=concatenate_inputs(itertools.chain([first], batches)))
+    loaded = concatenate_inputs(itertools.chain([first], batches))
+    return Data(*first, loader=loader, labels=labels, epoch=epoch, loaded=loaded)
 
 
 class _Form(NamedTuple):

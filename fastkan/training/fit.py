@@ -134,7 +134,8 @@ def fit(
             LevenbergMarquardt`), which minimizes the mean squared error or torch's cross entropy without a penalty, and
             whose steps use all rows. ``"LBFGS"`` makes up to 20 iterations with a line search in each step. The third
             name is ``"Adam"``. With ``"auto"``, ``"LM"`` is used for the mean squared error without a penalty if all
-            rows are in one batch and at most 1000 parameters are trained, and ``"LBFGS"`` otherwise.
+            rows are in one batch, at most 1000 parameters are trained and no hook or subclass changes the outputs of
+            the network, and ``"LBFGS"`` otherwise.
         steps: number of training steps.
         log: number of steps between updates of the progress bar and between measurements of the test loss.
         lamb: factor of the penalty in the objective; if 0, no penalty is computed.
@@ -224,7 +225,7 @@ def fit(
     if opt == "auto":
         is_small = sum(parameter.numel() for parameter in parameters) <= MAX_AUTO_PARAMETERS
         is_auto_lm = is_small and is_full_batch and penalty is None and objective.squares and model.dtype.itemsize > 2
-        opt = "LM" if is_auto_lm else "LBFGS"
+        opt = "LM" if is_auto_lm and not model._has_hooks_or_override() else "LBFGS"
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and is_full_batch
     active = [layer for layer in model.layers if not layer._frozen]
     searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
@@ -270,9 +271,9 @@ def fit(
                         evaluated = optimizer(x, y)
                     elif trials(optimizer, x, y, step):
                         optimizer.restart()
-                if restarts is not None and step + 1 == START_STEPS and evaluated is not None:
-                    if restarts(x, y, float(evaluated[0])):
-                        optimizer, evaluated = make_optimizer(), None
+                is_due = restarts is not None and step + 1 == START_STEPS and evaluated is not None
+                if is_due and restarts(x, y, float(evaluated[0])):
+                    optimizer, evaluated = make_optimizer(), None
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])
                     problem = f"step {step} made the loss infinite or NaN"

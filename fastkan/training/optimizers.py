@@ -1,4 +1,4 @@
-"""The optimizers of a fit: L-BFGS, Adam and Levenberg-Marquardt. The optimizer of a fit is called once for each training step."""
+"""The optimizers of a fit: L-BFGS, Adam and Levenberg-Marquardt. An optimizer is called once for each training step."""
 
 from __future__ import annotations
 
@@ -171,11 +171,13 @@ class LM:
         if objective.penalty is not None:
             raise ValueError("opt='LM' needs lamb=0, because the penalty is no sum of squares; use opt='LBFGS'")
         self.objective, self.passes, self.idle_steps = objective, passes, 0
-        self.optimizer = LevenbergMarquardt(parameters, verify=False)
+        # The methods of a network itself are row-wise.
+        self.optimizer = LevenbergMarquardt(parameters, verify=objective.model._has_hooks_or_override())
         self.count: int | None = None  # the number of elements of all labels
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
-        """Make one step. Return a tuple of the mean loss over all rows after the step and the penalty 0."""
+        """Make one step. Return a tuple of the mean loss over all rows after the step and the penalty 0, or None if the
+        loss of the batch is not finite before the step."""
         if self.idle_steps >= MAX_IDLE_STEPS and self.objective.evaluated is not None:
             return self.objective.evaluated
         rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // sum(self.objective.model.width_out))
@@ -183,7 +185,13 @@ class LM:
         if self.count is None:
             self.count = y.numel() if self.passes is None else sum(part.numel() for _, part in self.passes())
         pairs: Any = self.passes or (lambda: zip(x.split(rows), y.split(rows)))
-        cost = self.optimizer.step(lambda: self._term(x, y) if is_single else self._terms(pairs()))
+        try:
+            cost = self.optimizer.step(lambda: self._term(x, y) if is_single else self._terms(pairs()))
+        except ValueError:
+            with torch.no_grad():
+                if math.isfinite(self.objective(x, y)):
+                    raise
+            return None
         report = self.optimizer.report
         assert report is not None
         gained = report.accepted and report.before - cost > MIN_GAIN * report.before

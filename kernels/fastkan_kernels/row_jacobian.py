@@ -20,10 +20,11 @@ to u, which takes one backward pass for each element of the parameter.
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
+from contextlib import contextmanager, nullcontext
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -35,16 +36,24 @@ from torch.utils.weak import TensorWeakRef
 from .autograd import dispatch as routing
 from .autograd.functions import WeightGradient
 from .backends.cpu.stack import fold_scale_and_mask
+from .backends.modes import forward_mode_is_active, functorch_is_active
 from .basis import Basis
 from .statistics import feature_values
 from .trilinear import Operands
+from .validation import kind_of
 
 # The maximum number of elements in a block of rows of a dense Jacobian, 64 MiB in float64.
 BLOCK_ELEMENTS = 1 << 23
 # The maximum number of elements of the parameters whose Jacobian is computed column by column.
 MAX_COLUMNS = 1024
-# The maximum error of J^T u that counts as rounding, relative to |J|^T |u|, in units of the square root of epsilon.
+# The maximum error of J^T u that counts as rounding, relative to the terms of J^T u, in units of the square root of
+# epsilon.
 MAX_MIXING = 100.0
+INDEPENDENT = "the residuals do not depend on the parameters by operations that autograd records"
+TRANSFORMED = (
+    "a layer was differentiated without its autograd Function, as torch.func and forward-mode differentiation do: use "
+    "torch.autograd.grad(..., create_graph=True) inside the residuals"
+)
 
 _active = threading.local()
 
@@ -59,10 +68,12 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
     """Record the layers of a forward pass, so that Jacobians with respect to ``parameters`` can be computed.
 
     Layers inside the block compute their outputs from copies of their parameters. Ordinary gradients with respect to
-    the parameters are therefore not available for tensors that were computed inside the block.
+    the parameters are therefore not available for tensors that were computed inside the block. Code that was compiled
+    by ``torch.compile`` runs eagerly inside the block, because compiled code cannot be recorded.
 
     Args:
-        parameters: leaf tensors of dtype float32 or float64 that require a gradient.
+        parameters: leaf tensors of dtype float32 or float64 that require a gradient. Other leaf tensors that the same
+            layers use are constants.
 
     Yields:
         A :class:`Recorder`, whose method ``jacobian`` computes the Jacobian of an output.
@@ -79,13 +90,15 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
         >>> rows.jacobian(y).dense().shape
         torch.Size([10, 16])
     """
-    before = recorder()
-    _active.recorder = made = Recorder(parameters)
-    try:
-        with _Copying(made):
-            yield made
-    finally:
-        _active.recorder = before
+    before, made = recorder(), Recorder(parameters)
+    # The modules of the compiler take seconds to import, and have been imported if anything was compiled.
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        _active.recorder = made
+        try:
+            with _Copying(made):
+                yield made
+        finally:
+            _active.recorder = before
 
 
 class Recorder:
@@ -96,7 +109,9 @@ class Recorder:
         for parameter in self.parameters:
             is_leaf = isinstance(parameter, Tensor) and parameter.is_leaf and parameter.requires_grad
             if not (is_leaf and parameter.dtype in (torch.float32, torch.float64)):
-                kind = parameter.dtype if is_leaf else type(parameter).__name__
+                kind = f"{parameter.dtype}" if is_leaf else kind_of(parameter)
+                if isinstance(parameter, Tensor) and not parameter.requires_grad:
+                    kind += " without requires_grad"
                 raise TypeError(
                     f"parameters must be leaf tensors of dtype float32 or float64 that require a gradient, got {kind}"
                 )
@@ -106,9 +121,17 @@ class Recorder:
         self._copies: list[tuple[Tensor, TensorWeakRef]] = []
 
     def _are_known(self, *tensors: Tensor | None) -> bool:
-        """Whether at least one tensor is a parameter, and no other tensor requires a gradient."""
+        """Whether at least one tensor is a recorded parameter, and no tensor was computed from other tensors that
+        require a gradient.
+
+        Raises:
+            RuntimeError: under a transform of ``torch.func`` or forward-mode differentiation.
+        """
         given = [each for each in tensors if each is not None and each.requires_grad]
-        return bool(given) and all(id(each) in self._known for each in given)
+        known = any(id(each) in self._known for each in given)
+        if known and (functorch_is_active() or forward_mode_is_active()):
+            raise RuntimeError(TRANSFORMED)
+        return known and all(each.is_leaf for each in given)
 
     def weights(
         self,
@@ -140,13 +163,15 @@ class Recorder:
         leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
         assert leaf is not None
         references = [None if each is None else TensorWeakRef(each) for each in (leaf, base)]
-        self._layers.append((_Layer(weight, base_weight, scale, mask), references))
+        given = weight, base_weight, scale, mask
+        layer = _Layer(*(each if each is None or id(each) in self._known else each.detach() for each in given))
+        self._layers.append((layer, references))
         return leaf, base
 
     def rows(self, parameter: Tensor, count: int) -> Tensor:
         """Return a view ``[count, ...]`` of a parameter with one copy for each row, or a tensor that is no recorded
         parameter unchanged."""
-        if id(parameter) not in self._known:
+        if not self._are_known(parameter):
             return parameter
         copies = parameter.detach().expand(count, *parameter.shape).requires_grad_()
         self._copies.append((parameter, TensorWeakRef(copies)))
@@ -168,7 +193,9 @@ class Recorder:
                 if a row depends on more than one row of the inputs.
             RuntimeError: if the layers were differentiated in a way that bypasses the recorder, as ``torch.func`` does.
         """
-        _check_outputs(outputs)
+        check_residuals(outputs)
+        if not outputs.requires_grad:
+            raise ValueError(f"{INDEPENDENT}, or gradients are turned off, as by torch.no_grad")
         outputs = outputs if outputs.ndim == 2 else outputs.unsqueeze(1)
         if upstream is None:
             unit = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
@@ -182,7 +209,7 @@ class Recorder:
             foreign = direct or foreign
         found.parts += _columns(outputs, upstream, foreign)
         if not found.parts:
-            raise ValueError("the residuals do not depend on the parameters")
+            raise ValueError(INDEPENDENT)
         if check:
             self._check_rows(outputs, upstream, found, foreign)
         return found
@@ -212,10 +239,7 @@ class Recorder:
             for _, own in layers:
                 own[0].weight_gradients = None  # type: ignore[union-attr]
         if any(gradient is not None for _, gradient in zip(leaves, gradients)):
-            raise RuntimeError(
-                "a layer was differentiated without its autograd Function, as torch.func and forward-mode "
-                "differentiation do: use torch.autograd.grad(..., create_graph=True) inside the residuals"
-            )
+            raise RuntimeError(TRANSFORMED)
         for (layer, _), own in zip(layers, calls):
             if own:
                 found.add(_SplineRows(layer, own, entry), len(own[0].x))
@@ -244,14 +268,22 @@ class Recorder:
         for (parameter, _), gradient in zip(copies, gradients):
             if gradient is not None:
                 true[id(parameter)] += gradient.sum(0)
-        recorded = found.rmatvec_parts(u)
+        recorded, sizes = found.zeros(), dict.fromkeys(true, 0.0)
+        for part in found.parts:
+            for term in part.terms():
+                product = found.zeros()
+                term.add_rmatvec(u[:, term.entry], product)
+                for key, value in product.items():
+                    recorded[key] += value
+                    sizes[key] += float(value.abs().max()) if value.numel() else 0.0
         limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
         skipped = {id(parameter) for parameter in foreign}
         for number, parameter in enumerate(self.parameters):
             if id(parameter) in skipped or parameter.numel() == 0:
                 continue  # The columns of foreign parameters are exact for any function.
             one, other = true[id(parameter)], recorded[id(parameter)]
-            if bool((one - other).abs().max() > limit * (one.abs().max() + other.abs().max())):
+            # The terms can cancel each other up to rounding, as in u_xy - u_yx.
+            if bool((one - other).abs().max() > limit * (one.abs().max() + sizes[id(parameter)])):
                 raise ValueError(
                     "a row of the residuals depends on several rows of the inputs, for example by BatchNorm in "
                     f"training or attention over the rows: the Jacobian with respect to parameter {number} with the "
@@ -309,7 +341,7 @@ class RowJacobian:
         self.parts: list[_SplineRows | _CopiedRows] = []
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
-        self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, zip(ends, ends[1:]))}
+        self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, pairwise(ends))}
         self.shape = rows * entries, ends[-1]
         self._dense: Tensor | None = None  # J, if J fits in one block
 
@@ -330,7 +362,7 @@ class RowJacobian:
     def dense(self, rows: slice = slice(None)) -> Tensor:
         """Return J, or the part of J that belongs to a slice of the M rows, as a tensor ``[rows * C, P]``."""
         if self._dense is not None:
-            return self._dense.view(self.rows, self.entries, -1)[rows].view(-1, self.shape[1])
+            return self._dense.view(self.rows, self.entries, -1)[rows].reshape(-1, self.shape[1])
         count = len(range(*rows.indices(self.rows)))
         out = torch.zeros(count, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
         features: dict = {}
@@ -377,15 +409,10 @@ class RowJacobian:
         """Return ``J^T u [P]`` for ``u [M * C]``, computed by the contraction G, without memory for J."""
         if self._dense is not None:
             return self._dense.t() @ u.double()
-        found = self.rmatvec_parts(u.double().view(self.rows, self.entries))
-        return torch.cat([found[id(parameter)].flatten() for parameter in self.parameters])
-
-    def rmatvec_parts(self, u: Tensor) -> dict[int, Tensor]:
-        """Return the parts of ``J^T u`` for ``u [M, C]``, as a dictionary with a tensor for the id of each parameter."""
-        found = self.zeros()
+        u, found = u.double().view(self.rows, self.entries), self.zeros()
         for part in self.parts:
             part.add_rmatvec(u[:, part.entry], found)
-        return found
+        return torch.cat([found[id(parameter)].flatten() for parameter in self.parameters])
 
     def zeros(self) -> dict[int, Tensor]:
         """Return a dictionary with a float64 tensor of zeros for the id of each parameter."""
@@ -456,12 +483,16 @@ class _SplineRows(NamedTuple):
     calls: list[WeightGradient]
     entry: int
 
+    def terms(self) -> list[_SplineRows]:
+        """Return a part for each call of G."""
+        return [self._replace(calls=[call]) for call in self.calls]
+
     def blocks(self, rows: slice, features: dict) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield pairs of a parameter and its Jacobian ``[rows, *shape]`` for a slice of the rows."""
         factors: dict[Any, Tensor] = {}  # sums of v g [rows, I, O] over calls with the same features
         for call in self.calls:
             x, v, g, basis = _wide(call, rows)
-            key = call.x.data_ptr(), call.x.stride(), call.knots.data_ptr(), call.derivative
+            key = call.x.data_ptr(), x.shape, call.x.stride(), call.knots.data_ptr(), basis, call.derivative
             if key not in features:
                 backend = "cpu" if x.is_cpu else "dense"
                 features[key] = feature_values(x, call.knots.double(), basis, call.derivative, backend)
@@ -496,6 +527,9 @@ class _CopiedRows(NamedTuple):
     values: Tensor
     entry: int
 
+    def terms(self) -> list[_CopiedRows]:
+        return [self]
+
     def blocks(self, rows: slice, features: dict) -> Iterator[tuple[Tensor, Tensor]]:
         yield self.parameter, self.values[rows].double()
 
@@ -508,7 +542,7 @@ class _CopiedRows(NamedTuple):
 
 def _wide(call: WeightGradient, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None, Tensor, Basis]:
     """Return x, v and g of a call in float64 for a slice of the rows, and a basis for float64."""
-    basis = call.basis
+    basis = call.basis._replace(matmul_dtype=None)
     if call.x.dtype != torch.float64:  # Rounding in float32 makes equally spaced knots unequal in float64.
         basis = Basis(basis.order, basis.base)
     x, v, g = (None if each is None else each.detach()[rows].double() for each in (call.x, call.v, call.g))
@@ -537,10 +571,11 @@ def _columns(outputs: Tensor, upstream: Sequence[Tensor], parameters: Sequence[T
         )
     u = torch.zeros_like(outputs, requires_grad=True)
     with torch.enable_grad():
-        products = torch.autograd.grad(outputs, list(parameters), u, create_graph=True, allow_unused=True)
+        products = torch.autograd.grad(outputs, list(parameters), u, create_graph=True)
     found = []
     for parameter, product in zip(parameters, products):
-        assert product is not None
+        if not product.requires_grad:  # The gradient is 0, as that of a rounded parameter.
+            continue
         columns = [torch.autograd.grad(each, u, retain_graph=True)[0] for each in product.flatten()]
         jacobian = torch.stack(columns, 2)
         found += [
@@ -549,12 +584,18 @@ def _columns(outputs: Tensor, upstream: Sequence[Tensor], parameters: Sequence[T
     return found
 
 
-def _check_outputs(outputs: Tensor) -> None:
-    if not isinstance(outputs, Tensor):
-        raise TypeError(f"residuals must be a torch.Tensor, got {type(outputs).__name__}")
-    if not outputs.is_floating_point():
-        raise TypeError(f"residuals must be real floating-point numbers, got {outputs.dtype}")
-    if outputs.ndim not in (1, 2) or outputs.numel() == 0:
-        raise ValueError(f"residuals must have the shape [M] or [M, C] with at least one row, got {list(outputs.shape)}")
-    if not outputs.requires_grad:
-        raise ValueError("the residuals do not depend on the parameters")
+def check_residuals(residuals: Tensor) -> None:
+    """Check the type and the shape of row-wise residuals.
+
+    Raises:
+        TypeError, ValueError: if the residuals are not a tensor ``[M]`` or ``[M, C]`` of dtype float32 or float64 with
+            at least one element.
+    """
+    if not isinstance(residuals, Tensor):
+        raise TypeError(f"residuals must be a torch.Tensor, got {kind_of(residuals)}")
+    if residuals.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"residuals must have the dtype float32 or float64, got {residuals.dtype}")
+    if residuals.ndim not in (1, 2) or residuals.numel() == 0:
+        raise ValueError(
+            f"residuals must have the shape [M] or [M, C] with at least one row, got {list(residuals.shape)}"
+        )
