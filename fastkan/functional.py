@@ -1,8 +1,9 @@
-"""The function that computes the output of a KAN layer from the inputs and the parameters of the layer."""
+"""A KAN layer as a function of its inputs and parameters, and the derivatives of a scalar function of each row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from fastkan_kernels import (
     FLAG,
     ORDER,
     Basis,
+    Callback,
     Choice,
+    Each,
+    Int,
     Operands,
     Optional,
     Pieces,
@@ -29,6 +33,7 @@ from fastkan_kernels import (
     exact_products,
     fold_scale_and_mask,
     needs_composite,
+    recorder,
     round_weights,
     uniform_basis,
     working_dtype,
@@ -140,7 +145,14 @@ def forward(
         weight, scale = weight.float(), scale.float()
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    recording = recorder()
+    if recording is None:
+        operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
+    else:
+        # The linear continuation multiplies by the base weights outside of the contractions.
+        split = outside == "linear"
+        operands = Operands(None, *recording.weights(weight, base_weight, scale, mask, len(rows) if split else None))
+        bias = bias if bias is None else recording.rows(bias, len(rows))
     if outside == "linear":
         y = _linear_outside(rows, knots, operands, basis, pieces)
     else:
@@ -191,8 +203,9 @@ def _linear_outside(
     if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
+        weight = round_weights(operands.base_weight, product, dtype)
         with exact_products(x):
-            y = y + torch.mm(base, round_weights(operands.base_weight, product, dtype))
+            y = y + (torch.mm(base, weight) if weight.ndim == 2 else torch.einsum("ni,nio->no", base, weight))
     return y.to(x.dtype)
 
 
@@ -207,3 +220,90 @@ def predecessor(x: Tensor) -> Tensor:
     limits = torch.finfo(x.dtype)
     unit = limits.eps / 2
     return x - (x.abs() * (unit * (1 + 2 * unit)) + limits.smallest_normal * limits.eps)
+
+
+class Derivatives(NamedTuple):
+    """The value and the derivatives of a scalar function u at N rows of D numbers; see :func:`derivatives`."""
+
+    value: Tensor  # u, [N]
+    gradient: Tensor  # the derivatives of u with respect to x, [N, D]
+    hessian: Tensor  # the derivatives of the chosen columns of the gradient with respect to x, [N, columns, D]
+
+
+@checked(u=Callback(), columns=Optional(Each(Int(least=0))))
+def derivatives(u: Callable[[Tensor], Tensor], x: Tensor, columns: Sequence[int] | None = None) -> Derivatives:
+    """Compute the value, the gradient and the second derivatives of a function at each row of ``x``.
+
+    The results are differentiable with respect to the parameters of ``u``, and with respect to x if x requires
+    gradients, unless gradients are turned off. The function calls ``u`` once and uses one backward pass for the
+    gradient and one for each row of the Hessian matrix.
+
+    Args:
+        u: a function, for example a :class:`KAN`, that computes one number ``[N]`` or ``[N, 1]`` for each row of x. Row
+            n of the result must depend on row n of x only, which is not verified.
+        x: the points ``[N, D]``.
+        columns: the columns of x for which second derivatives are computed, or None for all columns.
+
+    Returns:
+        A tuple of ``value [N]``, ``gradient [N, D]`` and ``hessian [N, len(columns), D]``. The number
+        ``hessian[n, i, j]`` is the second derivative with respect to ``x[n, columns[i]]`` and ``x[n, j]``.
+
+    Raises:
+        TypeError, ValueError: if x has the wrong type, dtype or shape, a column does not exist, or ``u(x)`` has the
+            wrong shape or was computed from x by operations that autograd does not record.
+
+    Example:
+        >>> value, gradient, hessian = derivatives(lambda x: x[:, 0] ** 2 * x[:, 1], torch.tensor([[2.0, 3.0]]))
+        >>> value.tolist(), gradient.tolist(), hessian.tolist()
+        ([12.0], [[12.0, 4.0]], [[[6.0, 4.0], [4.0, 0.0]]])
+    """
+    check_tensor("x", x)
+    check_shape("x", x, ("rows", "columns"))
+    columns = range(x.shape[1]) if columns is None else columns
+    if any(column >= x.shape[1] for column in columns):
+        raise ValueError(f"columns must be below the {x.shape[1]} columns of x, got {list(columns)}")
+    differentiable = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        if x.is_inference():
+            x = x.clone()
+        if not (x.requires_grad and differentiable):
+            x = x.detach().requires_grad_()
+        value = u(x)
+        check_tensor("u(x)", value)
+        if value.shape not in ((len(x),), (len(x), 1)):
+            raise ValueError(f"u(x) must have the shape [{len(x)}] or [{len(x)}, 1], got {list(value.shape)}")
+        value = value.flatten()
+        gradient = None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise ValueError("u(x) does not depend on x by operations that autograd records")
+        rows = [_slope(gradient[:, column].sum(), x, differentiable) for column in columns]
+        hessian = torch.stack(rows, 1) if rows else x.new_empty(len(x), 0, x.shape[1])
+    if not differentiable:
+        value, gradient = value.detach(), gradient.detach()
+    return Derivatives(value, gradient, hessian)
+
+
+@checked(u=Callback())
+def laplacian(u: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Compute the sum of the second derivatives of a function with respect to each column, at each row of ``x``.
+
+    The arguments, the errors and the gradients are those of :func:`derivatives`.
+
+    Returns:
+        A tensor ``[N]``.
+
+    Example:
+        >>> laplacian(lambda x: x[:, 0] ** 2 * x[:, 1], torch.tensor([[2.0, 3.0]])).tolist()
+        [6.0]
+    """
+    return derivatives(u, x).hessian.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _slope(y: Tensor, x: Tensor, create_graph: bool) -> Tensor:
+    """Return the derivative of the number y with respect to x, which is 0 if y does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (slope,) = torch.autograd.grad(y, x, retain_graph=True, create_graph=create_graph, materialize_grads=True)
+    return slope

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import spline_values, splines, warn
+from fastkan_kernels import check_knots, spline_values, splines, warn
 
 ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
 
@@ -112,10 +112,99 @@ def subdivide(grid: Tensor, grid_size: int) -> Tensor:
     return torch.lerp(grid[:, below], grid[:, below + 1], at - below)
 
 
+def refine(
+    weight: Tensor, knots: Tensor, order: int, grid_size: int, x: Tensor | None, outside: str
+) -> tuple[Tensor, Tensor]:
+    """Compute knots with ``grid_size`` intervals in the grid, and the coefficients of the same spline functions.
+
+    If the new size is a multiple of the old size, and samples are given and lie in the grid, the grid is divided
+    evenly, and the new outer knots are as far apart as the new knots of the grid. The functions are then the same on
+    the grid, and equally spaced knots stay equally spaced. For any other size that is not smaller, all old knots
+    including the outer knots are kept, and knots are inserted between them where the samples are, so that the functions
+    are the same everywhere. For a smaller size, the functions are refitted by least squares.
+
+    Equally spaced knots are worth a rule of their own. On one CPU thread, a training step of two layers of 64 x 64
+    edges with 4096 rows takes 45 instead of 67 ms at 10 intervals, and 112 instead of 272 ms at 64 intervals. Layers
+    with few edges take the same time with any knots.
+
+    Args:
+        weight: the old coefficients ``[G + k, I, O]``.
+        knots: the old knots ``[I, G + 2k + 1]``.
+        order: the order k of the splines.
+        grid_size: the new number G' of intervals.
+        x: finite samples ``[N, I]``, or None, which stands for the whole grid and for values outside of it.
+        outside: the continuation of the splines beyond the grid, ``"zero"`` or ``"linear"``. With ``"linear"``, the
+            functions on the grid determine the functions everywhere, and knots are inserted in the grid only.
+
+    Returns:
+        A tuple of the new coefficients ``[G' + k, I, O]`` in float64 and the new knots ``[I, G' + 2k + 1]`` in the
+        dtype of the old knots.
+
+    Raises:
+        ValueError: if the dtype of the knots is too coarse for the new knots.
+    """
+    grid = interior(knots, order).double()
+    old_size = grid.shape[1] - 1
+    inserted = grid_size - old_size
+    is_inside = outside == "linear" or (x is not None and bool(((x >= grid[:, 0]) & (x <= grid[:, -1])).all()))
+    if inserted < 0 or (is_inside and grid_size % old_size == 0):
+        finer = add_outer_knots(subdivide(grid, grid_size), order).to(knots.dtype)
+    else:
+        low, high = grid[:, :1], grid[:, -1:]
+        if x is not None and outside == "zero":
+            low, high = x.amin(0).double().unsqueeze(1), x.amax(0).double().unsqueeze(1)
+        # A cell is added on each side, which reaches twice as far as the samples, because splines vanish towards the
+        # last knot. Its width is 0 if no sample lies beyond the knots, or if fewer than the two knots that the two
+        # cells take are to be inserted.
+        first, last = knots[:, :1].double(), knots[:, -1:].double()
+        below = torch.minimum(first, 2 * low - first) if inserted >= 2 else first
+        above = torch.maximum(last, 2 * high - last) if inserted >= 2 else last
+        wide = torch.cat([below, knots.double(), above], 1)
+        finer = _divide(wide, low, high, order, grid_size + 2 * order).to(knots.dtype)
+        # The old functions are splines on the extended knots too, with coefficients 0 for the additional splines.
+        knots = add_outer_knots(wide, order)
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, order + 1, order + 1))
+    check_knots(finer, order)
+    if inserted < 0:
+        return refit(weight, knots, finer, order, x, outside), finer
+    return insert_knots(weight, knots, finer.double(), order), finer
+
+
+def _divide(knots: Tensor, low: Tensor, high: Tensor, order: int, count: int) -> Tensor:
+    """Divide the cells that contain numbers from ``low`` to ``high``, so that there are ``count`` cells.
+
+    The covered cells are all divided into the same number of parts, or some of the cells into one part more. If no cell
+    is covered, the cells of the grid are divided.
+
+    Args:
+        knots: the knots ``[I, M]``. The first and the last cell are removed if their width is 0.
+        low, high: the limits ``[I, 1]``.
+        order: the order k. The grid consists of the knots t_{k+1} to t_{M-k-2}.
+        count: the number of cells in the result.
+
+    Returns:
+        A tensor ``[I, count + 1]``.
+    """
+    left, right = knots[:, :-1], knots[:, 1:]
+    covered = (right > low) & ((left < high) | (left <= low)) & (right > left)
+    in_grid = (left >= knots[:, order + 1, None]) & (right <= knots[:, -order - 2, None]) & (right > left)
+    covered = torch.where(covered.any(1, keepdim=True), covered, in_grid)
+    parts = (~covered).long()
+    parts[:, [0, -1]] = 0
+    number, total = covered.cumsum(1), count - parts.sum(1, keepdim=True)
+    share = total * number // number[:, -1:] - total * (number - 1) // number[:, -1:]
+    parts = torch.where(covered, share, parts).flatten()
+    cell = torch.repeat_interleave(parts)
+    part = torch.arange(len(cell), device=knots.device) - (parts.cumsum(0) - parts)[cell]
+    divided = left.flatten()[cell] + part / parts[cell] * (right - left).flatten()[cell]
+    return torch.cat([divided.view(len(knots), count), knots[:, -1:]], 1)
+
+
 def insert_knots(weight: Tensor, knots: Tensor, finer: Tensor, order: int) -> Tensor:
     """Compute the coefficients of spline functions on a finer grid that contains every knot of the old grid.
 
-    Inside the grid, the functions with the new coefficients equal the old functions exactly. A coefficient is the polar
+    Inside the finer grid, the functions with the new coefficients equal the old functions exactly. If the finer knots
+    contain the outer knots too, the functions are equal everywhere. A coefficient is the polar
     form of a polynomial piece at k consecutive knots (Ramshaw, Blossoms are polar forms, 1989). The polar forms are
     evaluated at the finer knots by de Boor's recursion.
 
@@ -171,18 +260,6 @@ def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
     return found.clamp(order, knots.shape[1] - order - 2)
 
 
-def nests(knots: Tensor, finer: Tensor, order: int) -> bool:
-    """Check whether the grids of ``finer`` and ``knots`` have equal ends, and all old knots are among the finer knots.
-
-    Knots count as equal if they differ only by rounding.
-    """
-    old, new = interior(knots, order).double(), interior(finer, order).double()
-    rounding = 4 * torch.finfo(knots.dtype).eps * old.abs().amax(1, keepdim=True)
-    ends = (old[:, [0, -1]] - new[:, [0, -1]]).abs() <= rounding
-    gap = (old.unsqueeze(2) - new.unsqueeze(1)).abs().amin(2)
-    return bool(ends.all() & (gap <= rounding).all())
-
-
 def refit(
     weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
 ) -> Tensor:
@@ -198,7 +275,7 @@ def refit(
         new_knots: the new knots ``[I, M']``.
         order: the order k of the splines.
         x: samples ``[N, I]``, or None if the fit should use only the anchors.
-        outside: the continuation of the old splines beyond their grid, ``"zero"`` or ``"linear"``.
+        outside: the continuation of the splines beyond their grid, ``"zero"`` or ``"linear"``.
 
     Returns:
         A float64 tensor ``[M' - k - 1, I, O]``.
@@ -219,8 +296,8 @@ def refit(
 
 def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
     """Return a tuple of the left side ``[I, K', K']`` and the right side ``[I, K', K]`` of the normal equations."""
-    new = spline_values(x, new_knots, order)
-    old = splines_with_tangents(x, knots, order) if outside == "linear" else spline_values(x, knots, order)
+    values = splines_with_tangents if outside == "linear" else spline_values
+    new, old = values(x, new_knots, order), values(x, knots, order)
     return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
 
 

@@ -252,14 +252,20 @@ class KANLinear(nn.Module):
     def refine(self, grid_size: int, x: Tensor | None = None) -> None:
         """Change the number of grid intervals, and preserve the edge functions.
 
-        If the new grid size is a multiple of the current grid size, all current knots are kept, and the edge functions
-        are exactly preserved on the grid. Otherwise, the splines are refitted by least squares. Since ``spline_weight``
-        is replaced by a new parameter, an optimizer must be constructed after the call.
+        If the new size is a multiple of the current size and all samples lie on the grid, the grid is divided evenly:
+        the edge functions are exactly the same on the grid, and equally spaced knots stay equally spaced, which makes a
+        layer with many edges quicker. For any other size that is not smaller, and without samples, all current knots
+        are kept, including the outer knots, and knots are inserted between them where the samples are: the edge
+        functions are exactly the same everywhere. A layer with ``outside="linear"`` needs no samples for an even
+        division, after which its functions are the same everywhere. If the new size is smaller than the current size,
+        the splines are refitted by least squares.
+
+        Since ``spline_weight`` is replaced by a new parameter, an optimizer must be constructed after the call.
 
         Args:
             grid_size: the new number of grid intervals G.
-            x: the samples ``[..., in_features]`` for the least-squares refit. If None, the refit uses points spread
-                evenly over the grid.
+            x: samples ``[..., in_features]`` of the inputs. If None, knots are inserted in the whole grid, and a refit
+                uses points spread evenly over the grid.
 
         Raises:
             TypeError, ValueError: if ``grid_size`` is below 1, or the samples are invalid as in :meth:`update_grid`.
@@ -275,15 +281,8 @@ class KANLinear(nn.Module):
             check_one_process("refine at samples")
         self._check_own_splines()
         samples = None if x is None else self._samples(x)
-        order = self.spline_order
-        old = grid.interior(self.knots, order).double()
-        finer = grid.add_outer_knots(grid.subdivide(old, grid_size), order).to(self.knots.dtype)
-        check_knots(finer, order)
-        if grid.nests(self.knots, finer, order):
-            weight = grid.insert_knots(self.spline_weight, self.knots, finer.double(), order)
-        else:
-            weight = grid.refit(self.spline_weight, self.knots, finer, order, samples, self.outside)
-        self._write_splines(weight, finer)
+        old = self.spline_weight, self.knots, self.spline_order
+        self._write_splines(*grid.refine(*old, grid_size, samples, self.outside))
 
     @torch.inference_mode(False)
     @torch.no_grad()

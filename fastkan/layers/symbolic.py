@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastkan_kernels import recorder
 from fastkan_kernels import validation as kinds
 
 from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
@@ -149,8 +150,11 @@ class SymbolicEdges(nn.Module):
 
         The edges are grouped before the evaluation, so that each function is called only once.
         """
-        affine = self.affine if self._order is None else self.affine.index_select(0, self._order)
-        a, b, c, d = affine.unbind(1)
+        recording = recorder()
+        affine = self.affine if recording is None else recording.rows(self.affine, len(x))
+        if self._order is not None:
+            affine = affine.index_select(-2, self._order)
+        a, b, c, d = affine.unbind(-1)
         if self._inputs is not None:
             # On CUDA indexing is used, because the backward pass of index_select sums in an undefined order.
             x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import Basis, Pieces, basis_of, has_values, pieces_of
+from fastkan_kernels import Basis, Pieces, basis_of, has_values, pieces_of, recorder
 
 PLAIN = (Tensor, nn.Parameter)
 # The maximum number of elements of tensors that are compared as lists of numbers, which is faster for small tensors.
@@ -129,10 +129,12 @@ class KnotMetadata:
         If the values of ``knots`` differ from the values that ``basis`` was computed from, all elements of one of the
         two weights are replaced by NaN. The comparison runs on the GPU or in the compiled code, and the host does not
         wait for the outcome. No comparison is necessary for eager calls on a CPU, where the values have just been
-        compared, and for non-uniform knots, because a non-uniform basis does not depend on the values of the knots.
+        compared, and for non-uniform knots, because a non-uniform basis does not depend on the values of the knots. No
+        comparison is made while Jacobians are recorded, because the recorder has to recognize the parameters.
         """
         compiling = torch.compiler.is_compiling()
-        if not basis.uniform or self._known is None or not (compiling or knots.is_cuda):
+        is_compared = (compiling or knots.is_cuda) and recorder() is None
+        if not basis.uniform or self._known is None or not is_compared:
             return weight, base_weight
         changed = (knots != self._known.copy).any()
         if not compiling and not torch.cuda.is_current_stream_capturing():

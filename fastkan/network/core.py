@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, supports_stack
+from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, recorder, supports_stack
 
 from ..functional import rows_of
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
@@ -194,6 +194,10 @@ class Network(nn.Module):
         """Return the nodes of the next layer, by applying the affine maps and products of a layer to its subnodes."""
         scale, bias = self.subnode_scale[layer], self.subnode_bias[layer]
         last_scale, last_bias = self.node_scale[layer], self.node_bias[layer]
+        recording = recorder()
+        if recording is not None:
+            affine = scale, bias, last_scale, last_bias
+            scale, bias, last_scale, last_bias = (recording.rows(each, len(subnodes)) for each in affine)
         plain = self._plain_subnodes[layer](scale, bias)
         last_plain = self._plain_nodes[layer](last_scale, last_bias)
         if not (plain or last_plain or self.architecture.arities[layer + 1]):

@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
-from fastkan_kernels import Int, OneOrEach, Optional, check_finite, check_knots, checked
+from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
 from ..layers.distributed import check_one_process
-from ..layers.linear import KANLinear
 from .trace import rows_for, trace
 
 if TYPE_CHECKING:
@@ -35,9 +33,11 @@ def refine(
 ) -> NetworkT:
     """Return a new network that computes the same function with ``new_grid`` intervals in every grid.
 
-    If the new grid of an input contains all knots of the old grid, and the samples lie inside the old grid, knots are
-    inserted and the splines of the input stay exactly the same. Otherwise the splines of the input are refitted by
-    least squares. A grid that does not cover the samples is widened so that the new grid covers the samples.
+    The outputs at the samples are exactly the same, unless a layer gets fewer intervals than before. If all values that
+    enter a layer lie in its grids and the new size is a multiple of the old size, the grids are divided evenly, and the
+    edge functions are the same on the grids. Otherwise all old knots of the layer are kept, including the outer knots,
+    and knots are inserted between them where the values are; the edge functions are then the same everywhere. The
+    splines of a layer with fewer intervals than before are refitted by least squares at the samples.
 
     Args:
         new_grid: number of intervals of every grid, or a list with one number for each layer.
@@ -72,30 +72,9 @@ def refine(
     rows = rows_for(model, x, dataset, min_rows=1)
     for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
         check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
-        _refine(layer, step.nodes, size)
+        old = layer.spline_weight, layer.knots, layer.spline_order
+        layer._write_splines(*grids.refine(*old, size, step.nodes, layer.outside))
     return new
-
-
-def _refine(layer: KANLinear, samples: Tensor, size: int) -> None:
-    """Refine one layer in place, given the samples that enter the layer."""
-    order, old = layer.spline_order, layer.knots
-    limits = grids.interior(old, order).double()
-    low, high = samples.amin(0).double(), samples.amax(0).double()
-    below, above = low < limits[:, 0], high > limits[:, -1]
-    left = below | above
-    margin = 0.01 * (torch.maximum(high, limits[:, -1]) - torch.minimum(low, limits[:, 0]))
-    wide = limits.clone()
-    wide[:, 0] = torch.where(below, low - margin, limits[:, 0])
-    wide[:, -1] = torch.where(above, high + margin, limits[:, -1])
-    finer = grids.add_outer_knots(grids.subdivide(wide, size), order).to(old.dtype)
-    check_knots(finer, order)
-    is_nested = [not out and grids.nests(old[[i]], finer[[i]], order) for i, out in enumerate(left.tolist())]
-    nested = torch.tensor(is_nested, device=old.device)
-    weight = grids.insert_knots(layer.spline_weight, old, finer.double(), order)
-    if not nested.all():
-        refitted = grids.refit(layer.spline_weight, old, finer, order, samples, layer.outside)
-        weight = torch.where(nested.view(1, -1, 1), weight, refitted)
-    layer._write_splines(weight, finer)
 
 
 @torch.inference_mode(False)

@@ -209,6 +209,7 @@ class Data:
     test_label: Tensor | None = None
     loader: Callable[[], Iterator[Pair]] | None = None  # returns an endless iterator of a loader's batches
     labels: Labels | None = None  # the form of the labels that the loss takes
+    epoch: Callable[[], Iterator[Pair]] | None = None  # returns an iterator over the loader's batches
     loaded: Tensor | None = None  # inputs of all batches of a loader, 10,000 rows at most
 
     @property
@@ -249,6 +250,12 @@ class Data:
         if batch == -1 or batch >= len(self.train_input):
             return itertools.repeat(self.train)
         return self._shuffled(batch, _generator(seed))
+
+    def one_pass(self, batch: int = -1) -> Iterator[Pair]:
+        """Return an iterator over all rows once, in the batches of the loader or in order."""
+        if self.epoch is not None:
+            return self.epoch()
+        return iter([self.train]) if batch == -1 else zip(*(part.split(batch) for part in self.train))
 
     def _shuffled(self, batch: int, generator: torch.Generator | None) -> Iterator[Pair]:
         x, y = self.train
@@ -334,7 +341,8 @@ def read_data(
 
     batches = epoch()
     first = next(batches)
-    return Data(*first, loader=loader, labels=labels, loaded=concatenate_inputs(itertools.chain([first], batches)))
+    loaded = concatenate_inputs(itertools.chain([first], batches))
+    return Data(*first, loader=loader, labels=labels, epoch=epoch, loaded=loaded)
 
 
 class _Form(NamedTuple):

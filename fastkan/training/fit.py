@@ -24,6 +24,7 @@ from .node_search import NodeTrials, copy_state, penalty_ramp
 from .objective import Evaluated, Loss, Objective
 from .optimizers import OPTIMIZERS
 from .regularization import REG_METRICS, Penalty
+from .restarts import START_STEPS, Restarts
 
 if TYPE_CHECKING:
     from ..network.core import Network
@@ -32,6 +33,9 @@ TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
 LOSSES = ("train_loss", "test_loss", "reg")
 # Maximum median magnitude of a column of inputs. For larger inputs the base function is nearly a straight line.
 MAX_MEDIAN = 50.0
+# Maximum number of trained parameters for which the optimizer "auto" is Levenberg-Marquardt. A step of
+# Levenberg-Marquardt costs as much as a step of L-BFGS with about this number of parameters.
+MAX_AUTO_PARAMETERS = 1000
 # Maximum share of the values of a column of inputs that may lie outside of the grid.
 MAX_OUTSIDE = 0.5
 
@@ -67,7 +71,7 @@ STRENGTH = kinds.Real(least=0)
 
 
 @kinds.checked(
-    opt=_Opt(OPTIMIZERS), steps=kinds.INDEX, log=kinds.Int(least=1), lamb=STRENGTH, lamb_l1=STRENGTH,
+    opt=_Opt(("auto", *OPTIMIZERS)), steps=kinds.INDEX, log=kinds.Int(least=1), lamb=STRENGTH, lamb_l1=STRENGTH,
     lamb_entropy=STRENGTH, lamb_coef=STRENGTH, lamb_coefdiff=STRENGTH, update_grid=kinds.FLAG,
     grid_update_num=kinds.Int(least=1), loss_fn=kinds.Optional(kinds.Callback()), lr=kinds.Real(above=0),
     start_grid_update_step=kinds.Int(least=-1), stop_grid_update_step=kinds.Int(least=-1), batch=kinds.Int(),
@@ -80,7 +84,7 @@ STRENGTH = kinds.Real(least=0)
 def fit(
     model: Network,
     dataset: Any,
-    opt: str = "LBFGS",
+    opt: str = "auto",
     steps: int = 100,
     log: int = 1,
     lamb: float = 0.0,
@@ -126,7 +130,12 @@ def fit(
             as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of pairs ``(x, y)``; or a
             ``torch.utils.data.Dataset`` of samples. Labels have the shape ``[N, width[-1]]``, or ``[N]`` if the network
             has one output. For a classification loss, labels are integers ``[N]``.
-        opt: name of the optimizer: ``"LBFGS"``, whose steps have up to 20 iterations with a line search, or ``"Adam"``.
+        opt: name of the optimizer. ``"LM"`` is the Levenberg-Marquardt method (:class:`fastkan.optim.
+            LevenbergMarquardt`), which minimizes the mean squared error or torch's cross entropy without a penalty, and
+            whose steps use all rows. ``"LBFGS"`` makes up to 20 iterations with a line search in each step. The third
+            name is ``"Adam"``. With ``"auto"``, ``"LM"`` is used for the mean squared error without a penalty if all
+            rows are in one batch, at most 1000 parameters are trained and no hook or subclass changes the outputs of
+            the network, and ``"LBFGS"`` otherwise.
         steps: number of training steps.
         log: number of steps between updates of the progress bar and between measurements of the test loss.
         lamb: factor of the penalty in the objective; if 0, no penalty is computed.
@@ -213,13 +222,26 @@ def fit(
     parameters = _trained_parameters(model, train)
     objective.is_partial = train is not None
     is_full_batch = data.loader is None and (batch == -1 or batch >= len(data.train_input))
+    if opt == "auto":
+        is_small = sum(parameter.numel() for parameter in parameters) <= MAX_AUTO_PARAMETERS
+        is_auto_lm = is_small and is_full_batch and penalty is None and objective.squares and model.dtype.itemsize > 2
+        opt = "LM" if is_auto_lm and not model._has_hooks_or_override() else "LBFGS"
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and is_full_batch
     active = [layer for layer in model.layers if not layer._frozen]
     searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
     runs_callers_code = bool(metrics or callbacks or save_fig)  # the caller's functions may change the network
-    options = {"same_batch": is_full_batch and not runs_callers_code} if opt == "Adam" else {}
+    options: dict[str, Any] = {}
+    if opt == "Adam":
+        options["same_batch"] = is_full_batch and not runs_callers_code
+    elif opt == "LM" and not is_full_batch:
+        options["passes"] = partial(data.one_pass, batch)
     make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     optimizer = make_optimizer()
+    is_fresh = opt == "LM" and is_full_batch and objective.squares and train is None and not model.history
+    is_fresh = is_fresh and not any(symbolic.edges for symbolic in model.symbolic) and all(
+        p.requires_grad for layer in active for p in layer.parameters()
+    )  # fmt: skip
+    restarts = Restarts(model, make_optimizer, updates) if is_fresh else None
     trials = NodeTrials(model, make_optimizer, objective, bool(updates), steps) if searches else None
     if save_fig:
         draw(step=None)
@@ -249,6 +271,9 @@ def fit(
                         evaluated = optimizer(x, y)
                     elif trials(optimizer, x, y, step):
                         optimizer.restart()
+                is_due = restarts is not None and step + 1 == START_STEPS and evaluated is not None
+                if is_due and restarts(x, y, float(evaluated[0])):
+                    optimizer, evaluated = make_optimizer(), None
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])
                     problem = f"step {step} made the loss infinite or NaN"

@@ -1,13 +1,16 @@
-"""The two optimizers of a fit, L-BFGS and Adam. The optimizer of a fit is called once for each training step."""
+"""The optimizers of a fit: L-BFGS, Adam and Levenberg-Marquardt. An optimizer is called once for each training step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .objective import Evaluated, Objective
+from ..optim.levenberg_marquardt import LevenbergMarquardt, cross_entropy
+from .objective import Evaluated, Loss, Objective
 
 # torch.optim.LBFGS discards curvature pairs below the absolute value 1e-10, and computes squared norms of gradients in
 # the dtype of the parameters. The result of L-BFGS therefore depends on the scale of the objective. For this reason the
@@ -22,6 +25,10 @@ HISTORY_SIZE = 10
 REJECTION_FACTOR = 10.0
 # Minimum relative decrease of the objective that counts as a gain.
 MIN_GAIN = 1e-6
+# Number of consecutive steps of Levenberg-Marquardt without a gain after which a fit has converged.
+MAX_IDLE_STEPS = 2
+# Levenberg-Marquardt processes the rows in chunks with about ``CHUNK_VALUES`` values of nodes.
+CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 20, 1 << 10
 # Value of ``Objective.smooth`` while edge sizes are smoothed near 0. The derivative of an edge size jumps at 0, and
 # line searches can fail there.
 SMOOTHING_LENGTH = 1e-4
@@ -136,4 +143,86 @@ class Adam:
         self.has_gradient = False
 
 
-OPTIMIZERS: dict[str, type[LBFGS] | type[Adam]] = {"LBFGS": LBFGS, "Adam": Adam}
+class LM:
+    """The Levenberg-Marquardt method, whose steps use all rows of the data.
+
+    After two steps without gain, further steps do nothing until :meth:`restart` is called.
+
+    Args:
+        passes: a function that returns an iterator over all batches of the data. If None, the batch that the optimizer
+            is called with contains all rows.
+
+    Raises:
+        ValueError: if the objective has a penalty, or the loss is neither the mean squared error nor the cross entropy.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        lr: float,
+        objective: Objective,
+        passes: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
+    ) -> None:
+        if not objective.squares and not is_cross_entropy(objective.loss):
+            raise ValueError(
+                "opt='LM' needs the mean squared error or torch's cross entropy as the loss, got another loss_fn; use "
+                "opt='LBFGS' or 'Adam'"
+            )
+        if objective.penalty is not None:
+            raise ValueError("opt='LM' needs lamb=0, because the penalty is no sum of squares; use opt='LBFGS'")
+        self.objective, self.passes, self.idle_steps = objective, passes, 0
+        # The methods of a network itself are row-wise.
+        self.optimizer = LevenbergMarquardt(parameters, verify=objective.model._has_hooks_or_override())
+        self.count: int | None = None  # the number of elements of all labels
+
+    def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
+        """Make one step. Return a tuple of the mean loss over all rows after the step and the penalty 0, or None if the
+        loss of the batch is not finite before the step."""
+        if self.idle_steps >= MAX_IDLE_STEPS and self.objective.evaluated is not None:
+            return self.objective.evaluated
+        rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // sum(self.objective.model.width_out))
+        is_single = self.passes is None and len(x) <= rows
+        if self.count is None:
+            self.count = y.numel() if self.passes is None else sum(part.numel() for _, part in self.passes())
+        pairs: Any = self.passes or (lambda: zip(x.split(rows), y.split(rows)))
+        try:
+            cost = self.optimizer.step(lambda: self._term(x, y) if is_single else self._terms(pairs()))
+        except ValueError:
+            with torch.no_grad():
+                if math.isfinite(self.objective(x, y)):
+                    raise
+            return None
+        report = self.optimizer.report
+        assert report is not None
+        gained = report.accepted and report.before - cost > MIN_GAIN * report.before
+        self.idle_steps = 0 if gained else self.idle_steps + 1
+        self.objective.evaluated = cost, 0.0
+        return self.objective.evaluated
+
+    def _terms(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Any]:
+        for x, y in pairs:
+            yield self._term(x, y)
+
+    def _term(self, x: Tensor, y: Tensor) -> Any:
+        avoiding, y_th = self.objective.guarded
+        prediction = self.objective.model(x, singularity_avoiding=avoiding, y_th=y_th)
+        assert self.count is not None
+        if self.objective.squares:
+            return (prediction - y) * math.sqrt(2 / self.count)
+        return cross_entropy(prediction, y, 1 / self.count)
+
+    def restart(self) -> None:
+        """Try further steps, because the parameters were changed outside of the optimizer."""
+        self.idle_steps = 0
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Whether a loss is the mean cross entropy of torch with default options."""
+    if loss is nn.functional.cross_entropy:
+        return True
+    if type(loss) is not nn.CrossEntropyLoss:
+        return False
+    return loss.weight is None and loss.ignore_index < 0 and loss.reduction == "mean" and loss.label_smoothing == 0
+
+
+OPTIMIZERS: dict[str, type[LBFGS] | type[Adam] | type[LM]] = {"LBFGS": LBFGS, "Adam": Adam, "LM": LM}

@@ -7,6 +7,8 @@ The package ``fastkan`` imports only the names in this module:
   backend that a call would use, and ``autotune`` tunes the Triton kernels.
 - The features of a layer are described by ``Basis`` and by the knots (``uniform_knots``, ``knots_are_uniform``,
   ``basis_of``, ``uniform_basis``). The values of the features are computed by ``splines`` and ``base_function``.
+- Exact Jacobians of row-wise functions, such as residuals of a fit, are computed inside ``record_rows``, as a
+  ``RowJacobian``.
 - Statistics of edge functions are computed by ``edge_std``, ``edge_mean_abs``, ``edge_values`` and
   ``feature_covariance``.
 - ``fused_stack`` evaluates several layers that have few edges as one differentiable function.
@@ -27,6 +29,7 @@ from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weigh
 from .bspline.piecewise import Pieces, pieces_of
 from .contractions import contract_in, contract_out, contract_weight, fused_stack, supports_stack
 from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
+from .row_jacobian import Recorder, RowJacobian, check_residuals, record_rows, recorder
 from .statistics import column_std, edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
 from .trilinear import Operands
 from .validation import (
@@ -84,6 +87,7 @@ __all__ = [
     "edge_values",
     "feature_covariance",
     "knots_are_uniform",
+    "record_rows",
     "uniform_basis",
     "uniform_knots",
 ]

@@ -19,6 +19,7 @@ from .backends.cpu.piecewise import array, quiet
 from .backends.cpu.stack import LayerStd, StackLayer, fold_scale_and_mask
 from .backends.modes import has_values
 from .basis import Basis, autocast_dtype
+from .row_jacobian import recorder
 from .statistics import column_std, edge_std
 from .trilinear import CONTRACTIONS, Operands
 from .validation import INDEX, check_operands, checked
@@ -147,6 +148,8 @@ def supports_stack(x: Tensor, layers: Sequence[StackLayer], cached: bool = False
         >>> supports_stack(torch.rand(10, 2), [layer])
         True
     """
+    if recorder() is not None:  # The fused stack has no operands of G to record.
+        return False
     if not (x.is_cpu and has_values(x) and routing.chosen_backend() in ("auto", "cpu") and autocast_dtype(x) is None):
         return False
     differentiable = torch.is_grad_enabled()

@@ -92,7 +92,7 @@ def feature_covariance(x: Tensor, knots: Tensor, *, basis: Basis, correction: in
     if x.shape[0] <= correction:
         raise ValueError(f"x must have more than {correction} rows for a standard deviation, got {x.shape[0]}")
     if routing.needs_composite(knots) is not None:
-        psi = _features(x, knots, basis)
+        psi = feature_values(x, knots, basis)
         centred = psi - psi[:1]
         centred = centred - centred.mean(0)
         with exact_products(x):
@@ -188,14 +188,14 @@ def spline_values(x: Tensor, knots: Tensor, order: int) -> Tensor:
     """
     if x.device.type != "cpu" or not has_values(x, knots) or knots.shape[1] < 2 * order + 2:
         return splines(x, knots, order)
-    return _features(x, knots, Basis(order, "none"), 0, "cpu")
+    return feature_values(x, knots, Basis(order, "none"), 0, "cpu")
 
 
 def _joined(weight: Tensor, base_weight: Tensor | None) -> Tensor:
     return weight if base_weight is None else torch.cat([weight, base_weight.unsqueeze(0)])
 
 
-def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
+def feature_values(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backend: str = "reference") -> Tensor:
     """Return the values ``[N, P, I]`` of all features, with the base function last."""
     plain, quick = basis._replace(matmul_dtype=None), BACKENDS[backend].features
     if quick is None:
@@ -207,7 +207,7 @@ def _features(x: Tensor, knots: Tensor, basis: Basis, derivative: int = 0, backe
 
 
 def _edge_values(x, knots, weight, base_weight, basis) -> Tensor:
-    psi = _features(x, knots, basis)
+    psi = feature_values(x, knots, basis)
     with exact_products(x):
         return torch.einsum("npi,pio->nio", psi, _joined(weight, base_weight).to(psi.dtype))
 
@@ -223,10 +223,10 @@ class _Covariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, knots: Tensor, basis: Basis, correction: int, backend: str) -> Tensor:
-        first = _features(x[:1], knots, basis, 0, backend)
+        first = feature_values(x[:1], knots, basis, 0, backend)
         mean, products, seen = 0.0 * first[0], first.new_zeros(()), 0
         for part in _feature_blocks(x, knots, basis):
-            psi = _features(part, knots, basis, 0, backend) - first
+            psi = feature_values(part, knots, basis, 0, backend) - first
             middle = psi.mean(0)
             centred = psi.sub_(middle).permute(2, 1, 0).contiguous()  # [I, P, rows]
             apart, joined = (middle - mean).t(), seen + len(part)
@@ -245,12 +245,12 @@ class _Covariance(torch.autograd.Function):
         # function of x.
         if torch.is_grad_enabled():
             backend = "reference"
-            mean = _features(x, knots, ctx.basis).mean(0)
+            mean = feature_values(x, knots, ctx.basis).mean(0)
         weights = (upstream + upstream.mT) / ctx.divisor
         parts = []
         for part in _feature_blocks(x, knots, ctx.basis):
-            centred = _features(part, knots, ctx.basis, 0, backend) - mean
-            slope = _features(part, knots, ctx.basis, 1, backend)
+            centred = feature_values(part, knots, ctx.basis, 0, backend) - mean
+            slope = feature_values(part, knots, ctx.basis, 1, backend)
             with exact_products(x):
                 # Matrix products are used because autograd.grad(is_grads_batched=True) cannot batch einsum.
                 parts.append((slope * (weights @ centred.permute(2, 1, 0)).permute(2, 1, 0)).sum(1))

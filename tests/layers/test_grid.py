@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import oracle
 import pytest
@@ -261,14 +263,79 @@ def test_refining_in_float32_is_exact_to_its_rounding(kind: str) -> None:
     layer = layer_on(kind, dtype=torch.float32)
     x = spread(layer)
     y = layer(x)
-    layer.refine(24)
+    everywhere = copy.deepcopy(layer)
+    layer.refine(24, x)
     torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-5)
     assert ("adapted" in repr(layer)) == (kind == "adapted")
+    x = 2 * x
+    y = everywhere(x)
+    everywhere.refine(24)
+    torch.testing.assert_close(everywhere(x), y, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("grid", [4, 7, 9, 20])
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("samples", ["none", "one outside", "far", "inside"])
+@pytest.mark.parametrize("kind", ["shared", "uniform", "adapted"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_refining_changes_no_value_anywhere(order: int, kind: str, samples: str, outside: str) -> None:
+    """Inside the grid, over the outer knots and beyond, with any size that is not smaller."""
+    layer = layer_on(kind, order, grid=4, outside=outside)
+    knots = layer.knots.clone()
+    low, high = ends(layer)
+    width = high - low
+    dense = torch.linspace(0, 1, 1501, dtype=torch.float64).unsqueeze(1)
+    x = (knots[:, 0] - width) + dense * (knots[:, -1] - knots[:, 0] + 2 * width)
+    covered = (low <= x) & (x <= high)
+    rows = {"none": None, "inside": low + dense * width, "far": high + 2 * width * (dense - 0.7)}.get(samples)
+    if samples == "one outside":
+        rows = (low + dense * width).clone()
+        rows[7, 1] = (high + 0.3 * (knots[:, -1] - high))[1]
+    y = layer(x)
+    size = float(layer.spline_weight.detach().abs().max())
+    for grid in (4, 5, 8, 11, 24, 48):
+        finer = copy.deepcopy(layer)
+        finer.refine(grid, rows)
+        assert finer.grid_size == grid
+        even = grid % 4 == 0 and (outside == "linear" or samples == "inside")
+        where = covered.all(1) if even and outside == "zero" else slice(None)
+        torch.testing.assert_close(finer(x)[where], y[where], rtol=0, atol=1e-13 * size)
+        if not even:
+            assert all(torch.isin(old, new).all() for old, new in zip(knots, finer.knots))
+        elif kind != "adapted":
+            assert finer.basis.uniform
+
+
+def test_knots_are_inserted_where_the_samples_are() -> None:
+    """In the grid, over the outer knots, and beyond all knots."""
+    layer = layer_on("shared", grid=4)
+    low, high = ends(layer)
+    step = (high - low)[0] / 4
+    x = high + step * torch.tensor([[-1.1, 0.2, 0.3], [-1.9, 1.1, 9.0]], dtype=torch.float64)
+    before = layer.knots.clone()
+    layer.refine(12, x)
+    inserted = [new[~torch.isin(new, old)] for new, old in zip(layer.knots, before)]
+    assert [len(knots) for knots in inserted] == [8, 8, 8]
+    assert ((high[0] - 2 * step < inserted[0]) & (inserted[0] < high[0] - step)).all()
+    assert ((high[1] < inserted[1]) & (inserted[1] < high[1] + 2 * step)).all()
+    assert (high[2] < inserted[2]).all()
+    assert inserted[2][-1] > x[1, 2]
+
+
+@pytest.mark.parametrize("at", range(11))
+def test_samples_that_are_all_a_knot(at: int) -> None:
+    layer = layer_on("shared", grid=4)
+    x = layer.knots[:, at].repeat(5, 1)
+    dense = torch.linspace(-6, 6, 500, dtype=torch.float64).unsqueeze(1).expand(-1, 3)
+    y = layer(dense)
+    for grid in (5, 6, 9):
+        finer = copy.deepcopy(layer)
+        finer.refine(grid, x)
+        torch.testing.assert_close(finer(dense), y, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4, 5])
 @pytest.mark.parametrize("samples", [True, False], ids=["samples", "evenly"])
-def test_any_other_grid_holds_what_it_can(grid: int, samples: bool) -> None:
+def test_a_coarser_grid_holds_what_it_can(grid: int, samples: bool) -> None:
     """A polynomial exactly, whatever samples there are and where there are none."""
     layer = layer_on("shared")
     make_polynomial(layer)

@@ -122,25 +122,21 @@ def test_a_whole_session_of_extensions_never_raises_the_loss() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_right_after_a_fit_the_loss_hardly_moves(seed: int) -> None:
-    """Training has moved some hidden values off their grids, which get wider, so that the last cell can't nest. (Of
-    pykan's refine a loss of .0019 became .63.)"""
+    """pykan's refine raised a loss from .0019 to .63 here."""
     model, x, y = fitted(seed)
     for size in (6, 12, 24):
         before = rmse(model, x, y)
         model = model.refine(size)
-        assert rmse(model, x, y) <= 1.05 * before
+        assert rmse(model, x, y) == pytest.approx(before, rel=1e-12)
         model.fit((x, y), steps=2, progress=False)
 
 
-@pytest.mark.parametrize("size", [5, 7, 10])
-def test_where_grids_do_not_nest_the_loss_hardly_moves(size: int) -> None:
+def test_a_coarser_grid_hardly_moves_the_loss() -> None:
     model, x, y = fitted()
-    before = rmse(model, x, y)
-    after = rmse(model.refine(size), x, y)
-    assert after <= before + 0.05 * y.std().item()
-    finer = model.refine(size)
-    whole = torch.cat([step.nodes.flatten() for step in finer.trace(x)])
-    assert whole.isfinite().all()
+    fine = model.refine(24)
+    coarse = fine.refine(10)
+    assert coarse.grid == [10, 10]
+    assert rmse(coarse, x, y) <= rmse(fine, x, y) + 0.05 * y.std().item()
 
 
 def test_everything_else_comes_along() -> None:
@@ -163,31 +159,41 @@ def test_everything_else_comes_along() -> None:
 # -- elsewhere ----------------------------------------------------------------------------------------
 
 
-def test_a_grid_that_samples_have_left_becomes_wide_enough() -> None:
-    model = calm([1, 1])
-    x = torch.linspace(-1.5, 3, 300, dtype=D).unsqueeze(1)
-    y = model(x)
-    for size in (12, 60):
-        finer = model.refine(size, x)
-        limits = finer.layers[0].knots[0, [3, -4]]
-        assert limits[0] < -1.5
-        assert limits[1] > 3
-        assert limits.tolist() == pytest.approx([-1.545, 3.045])
-    assert (finer(x) - y).abs().max() <= 0.02 * y.abs().max()
-    one_sided = model.refine(60, x[x[:, 0] > -1])
-    assert one_sided.layers[0].knots[0, 3] == -1
+@pytest.mark.parametrize("size", [6, 7, 12, 60])
+@pytest.mark.parametrize("order", [1, 3, 5])
+def test_samples_outside_of_grids_keep_their_outputs(order: int, size: int) -> None:
+    model = calm([2, 3, 1], k=order)
+    x = 3 * torch.rand(300, 2, dtype=D) - 1.5
+    finer = model.refine(size, x)
+    same(finer(x), model(x))
+    first = 20 * torch.rand(300, 2, dtype=D) - 10
+    same(finer.trace(first)[0].subnodes, model.trace(first)[0].subnodes)
+    same(model.refine(size, first)(first), model(first))
 
 
-def test_each_input_by_itself_nests_or_not() -> None:
-    model = calm([2, 1])
-    x = points(model, wide=0.9)
-    x[0, 1] = 2.0
-    finer = model.refine(12, x)
-    ends = finer.layers[0].knots[:, [3, -4]]
-    assert ends[0].tolist() == [-1, 1]
-    assert ends[1, 1] > 2
-    old, new = (m.trace(x, edges=True)[0].edges[:, 0, 0] for m in (model, finer))
-    same(new, old)
+def test_a_grid_that_samples_have_left_can_learn_there() -> None:
+    model = KAN([1, 1], grid=5, k=3, seed=0, dtype=D)
+    x = torch.linspace(0.5, 3, 300, dtype=D).unsqueeze(1)
+    y = torch.sin(3 * x)
+    before = model.fit((x, y), steps=20, update_grid=False, progress=False)["train_loss"][-1]
+    after = model.refine(40, x).fit((x, y), steps=20, update_grid=False, progress=False)["train_loss"]
+    assert after[0] <= before
+    assert after[-1] < 0.01 * before
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_grid_updates_a_whole_session_never_raises_the_loss(seed: int) -> None:
+    """Training moves hidden values off their grids."""
+    model, x, y = fitted(seed, update_grid=False)
+    left = False
+    for size in (3, 5, 10, 25):
+        nodes, knots = model.trace(x)[1].nodes, model.layers[1].knots
+        left = left or bool(((nodes < knots[:, 3]) | (nodes > knots[:, -4])).any())
+        loss = rmse(model, x, y)
+        model = model.refine(size, x)
+        assert rmse(model, x, y) == pytest.approx(loss, rel=1e-12)
+        model.fit((x, y), steps=3, update_grid=False, progress=False)
+    assert left
 
 
 @pytest.mark.parametrize("size", [7, 12, 13])
@@ -199,9 +205,10 @@ def test_knots_where_no_sample_lies_keep_the_function_there(size: int) -> None:
     finer = model.refine(size)
     everywhere = torch.linspace(-0.99, 0.99, 200, dtype=D).unsqueeze(1)
     y = model(everywhere)
-    apart = (finer(everywhere) - y).abs().max() / y.abs().max()
-    assert apart <= (1e-11 if size == 12 else 0.15)
-    same(finer(x), model(x), digits=1e-11 if size == 12 else 0.02)
+    same(finer(everywhere), y)
+    coarser = finer.refine(size // 2)
+    assert (coarser(everywhere) - y).abs().max() <= 0.3 * y.abs().max()
+    same(coarser(x), model(x), digits=0.02)
 
 
 @pytest.mark.parametrize("value", [0.3, 5.0, -1.0, 1.0, 0.0])
@@ -210,10 +217,7 @@ def test_samples_that_are_all_one_value(value: float) -> None:
     x = torch.full((10, 1), value, dtype=D)
     for size in (6, 7, 12):
         finer = model.refine(size, x)
-        limits = finer.layers[0].knots[0, [3, -4]]
-        assert limits[0] <= min(value, -1.0)
-        assert limits[1] >= max(value, 1.0)
-        same(finer(x), model(x), digits=1e-6)
+        same(finer(x), model(x))
         finer(x).sum().backward()
         assert all(p.grad.isfinite().all() for p in finer.layers.parameters())
 

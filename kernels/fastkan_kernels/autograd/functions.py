@@ -8,13 +8,14 @@ may cache further arrays in the graph. The backward pass calls the Function agai
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backends.modes import engine_executes, has_values
 from ..backends.registry import ContractionSpec, implementation, vjp
-from ..basis import exact_products
+from ..basis import Basis, exact_products
 from ..trilinear import CONTRACTIONS, Operands, gradients
 
 
@@ -45,11 +46,26 @@ def _will_execute(node) -> bool:
         return True
 
 
+class WeightGradient(NamedTuple):
+    """The arguments of a call of G in a backward pass, from which the call can be made for each row alone."""
+
+    x: Tensor
+    knots: Tensor
+    v: Tensor | None
+    g: Tensor
+    basis: Basis
+    derivative: int
+
+
 class Contract(torch.autograd.Function):
     """An autograd Function for the contractions F, G and H. The operand that the contraction computes is passed as
     None.
 
     The contraction G returns two tensors, one for the splines and one for the base function.
+
+    If the weight tensor has an attribute ``weight_gradients`` that is a list, a backward pass appends the arguments of
+    G to the list in the place of computing G; see :mod:`..row_jacobian`. The list is an attribute of the tensor because
+    PyTorch runs backward passes on GPUs in threads of its own.
     """
 
     @staticmethod
@@ -67,6 +83,10 @@ class Contract(torch.autograd.Function):
         full = Operands(*saved).with_operand(CONTRACTIONS[ctx.name].free, own)
         basis, order, backend, cache, _ = ctx.spec
         spec = ContractionSpec(basis, order, backend, cache, has_values(x, *full))
+        calls = getattr(saved[1], "weight_gradients", None)
+        if calls is not None and "W" in wanted:
+            wanted.remove("W")
+            calls.append(WeightGradient(x, knots, full.v, full.g, basis, order))
 
         def contract(name: str, operands: Operands, derivative: int):
             return Contract.apply(name, spec._replace(derivative=derivative), x, knots, *operands)
