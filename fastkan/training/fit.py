@@ -271,8 +271,8 @@ def fit(
                         evaluated = optimizer(x, y)
                     elif trials(optimizer, x, y, step):
                         optimizer.restart()
-                is_due = restarts is not None and step + 1 == START_STEPS and evaluated is not None
-                if is_due and restarts(x, y, float(evaluated[0])):
+                first = evaluated if step + 1 == START_STEPS else None
+                if restarts is not None and first is not None and restarts(x, y, float(first[0])):
                     optimizer, evaluated = make_optimizer(), None
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])

@@ -153,16 +153,16 @@ class Recorder:
         if not self._are_known(weight, base_weight, scale):
             return fold_scale_and_mask(weight, base_weight, scale, mask)
         if count is not None and base_weight is not None:
-            base = self.rows(base_weight, count)
-            return self.weights(weight, None, scale, mask)[0], base if mask is None else base * mask
+            copies = self.rows(base_weight, count)
+            return self.weights(weight, None, scale, mask)[0], copies if mask is None else copies * mask
         with torch.no_grad():
             folded = fold_scale_and_mask(weight, base_weight, scale, mask)
         leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
         assert leaf is not None
         references = [None if each is None else TensorWeakRef(each) for each in (leaf, base)]
-        given = weight, base_weight, scale, mask
-        layer = _Layer(*(each if each is None or id(each) in self._known else each.detach() for each in given))
-        self._layers.append((layer, references))
+        given: list[Any] = [weight, base_weight, scale, mask]
+        given = [each if each is None or id(each) in self._known else each.detach() for each in given]
+        self._layers.append((_Layer(*given), references))
         return leaf, base
 
     def rows(self, parameter: Tensor, count: int) -> Tensor:
@@ -216,6 +216,7 @@ class Recorder:
 
         Entries whose copies are no longer used by any graph are removed.
         """
+        layers: list[tuple[_Layer, list[Any]]]
         layers = [(layer, [each and each() for each in references]) for layer, references in self._layers]
         copies = [(parameter, reference()) for parameter, reference in self._copies]
         self._layers = [pair for pair, (_, leaves) in zip(self._layers, layers) if leaves[0] is not None]
@@ -255,13 +256,14 @@ class Recorder:
         """
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(len(outputs), len(upstream), generator=generator, dtype=torch.float64).to(found.device)
-        combined = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
+        combined: Any = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
         layers, copies = self._alive()
         inputs = [leaf for _, own in layers for leaf in own if leaf is not None] + [own for _, own in copies]
         gradients = iter(torch.autograd.grad(outputs, inputs, combined, retain_graph=True, allow_unused=True))
         true = found.zeros()
         for layer, own in layers:
-            layer.add_gradients(*(None if leaf is None else next(gradients) for leaf in own), true)
+            by_weight, by_base = (None if leaf is None else next(gradients) for leaf in own)
+            layer.add_gradients(by_weight, by_base, true)
         for (parameter, _), gradient in zip(copies, gradients):
             if gradient is not None:
                 true[id(parameter)] += gradient.sum(0)
@@ -416,8 +418,7 @@ class _Layer:
         if by_base is None and self.base_weight is not None:
             by_base = torch.zeros_like(self.base_weight)
         for parameter, gradient in self.chain(by_weight, by_base):
-            if id(parameter) in out:
-                out[id(parameter)] += gradient
+            out[id(parameter)] += gradient
 
     def tangents(self, tangents: Mapping[int, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the tangents of the weights that the contractions used, given the tangents of the parameters."""
@@ -481,7 +482,8 @@ class _SplineRows(NamedTuple):
     def add_rmatvec(self, u: Tensor, out: dict[int, Tensor]) -> None:
         for call in self.calls:
             x, v, g, basis = _wide(call)
-            self.layer.add_gradients(*_contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis), out)
+            by_weight, by_base = _contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis)
+            self.layer.add_gradients(by_weight, by_base, out)
 
 
 class _CopiedRows(NamedTuple):

@@ -272,7 +272,7 @@ def test_only_first_fits_of_whole_networks_start_again(
     if options.pop("again", False):
         fit(model, steps=1)
     if options.pop("formula", False):
-        model.fix_symbolic(0, 0, 0, "sin", verbose=False)
+        model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False, verbose=False)
     if options.pop("frozen", False):
         model.layers[0].base_weight.requires_grad_(False)
     fit(model, **{"steps": restarts.START_STEPS, **options})
@@ -344,7 +344,7 @@ def test_a_callback_may_replace_an_edge_by_a_formula() -> None:
 
     def formula(m: KAN, step: int, record: dict[str, list[float]]) -> None:
         if step == 2:
-            m.fix_symbolic(0, 1, 0, "x^2", verbose=False)
+            m.fix_symbolic(0, 1, 0, "x^2", fit_params_bool=False, verbose=False)
 
     results = fit(model, steps=8, callbacks=[formula], update_grid=False)
     assert results["train_loss"][-1] < results["train_loss"][3]
