@@ -2,9 +2,11 @@
 
 - ``quickstart``: uses KAN layers in an ordinary PyTorch model and training loop.
 - ``formula``: trains a sparse network on data and finds the formula behind the data.
-- ``pinn``: solves Poisson's equation with a network that is differentiated twice.
+- ``poisson``: solves Poisson's equation with a network that is differentiated twice.
+- ``burgers``: solves Burgers' equation, which depends on time, and compares the solution with a Fourier method's.
 - ``digits``: replaces the linear layers of a classifier of handwritten digits by KAN layers.
 - ``swap``: converts a pykan model to a fastkan model, which computes the same outputs in less time.
 
-Each example writes its pictures into the current folder. The option ``--steps`` sets the number of training steps.
+Each example writes its pictures into the current folder. The option ``--steps`` sets the number of training steps, of
+which ``poisson`` and ``burgers`` make as many on each of two grids.
 """

@@ -29,6 +29,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import TensorWeakRef
 
 from .autograd import dispatch as routing
@@ -93,7 +95,8 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
     with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         _active.recorder = made
         try:
-            yield made
+            with _Copying(made):
+                yield made
         finally:
             _active.recorder = before
 
@@ -288,6 +291,39 @@ class Recorder:
                     f"training or attention over the rows: the Jacobian with respect to parameter {number} with the "
                     f"shape {list(parameter.shape)} is not row-wise"
                 )
+
+
+class _Copying(TorchFunctionMode):
+    """A mode in which ``nn.Linear`` and ``nn.LayerNorm`` use a copy of their parameters for each row."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is functional.linear and len(args) >= 2 and id(args[1]) in self.recorder._known and args[0].ndim > 1:
+            return self._linear(*args, **kwargs)
+        if func is functional.layer_norm and args[0].ndim > len(args[1] if len(args) > 1 else ()):
+            return self._layer_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        y = x.flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
+        y = torch.bmm(y, self.recorder.rows(weight, len(x)).mT)
+        if bias is not None:
+            y = y + self._broadcast(bias, len(x), y.ndim)
+        return y.view(*x.shape[:-1], len(weight))
+
+    def _layer_norm(self, x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5):
+        y = functional.layer_norm(x, shape, None, None, eps)
+        y = y if weight is None else y * self._broadcast(weight, len(x), y.ndim)
+        return y if bias is None else y + self._broadcast(bias, len(x), y.ndim)
+
+    def _broadcast(self, parameter: Tensor, count: int, ndim: int) -> Tensor:
+        """Return the copies of a parameter with dimensions of size 1 between the rows and the parameter."""
+        rows = self.recorder.rows(parameter, count)
+        return rows if rows is parameter else rows.view(count, *[1] * (ndim - rows.ndim), *parameter.shape)
 
 
 class RowJacobian:

@@ -14,7 +14,7 @@ import fastkan.examples
 
 FOLDER = Path(fastkan.examples.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
-STEPS = {"quickstart": 20, "formula": 20, "pinn": 2, "digits": 20, "swap": 2}
+STEPS = {"quickstart": 20, "formula": 20, "poisson": 2, "burgers": 2, "digits": 20, "swap": 2}
 
 
 def test_the_packages_docstring_names_each() -> None:
@@ -41,7 +41,7 @@ def test_example_is_under_60_lines(name: str) -> None:
 
 def test_an_example_is_a_command(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastkan.examples.pinn", "--steps", "1", "--folder", str(tmp_path)],
+        [sys.executable, "-m", "fastkan.examples.poisson", "--steps", "1", "--folder", str(tmp_path)],
         cwd=FOLDER.parents[1],
         env={"PYTHONPATH": f"{FOLDER.parents[1]}:{FOLDER.parents[1] / 'kernels'}", "PATH": "/usr/bin:/bin"},
         capture_output=True,
@@ -49,4 +49,4 @@ def test_an_example_is_a_command(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "pinn.png").exists()
+    assert (tmp_path / "poisson.png").exists()
