@@ -136,8 +136,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     Args:
         params: a module, or an iterable of parameters. Parameters that do not require a gradient are ignored. All
             parameters must be on one device with values and have the dtype float32 or float64. Parameters outside of
-            fastkan's layers may have at most ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their
-            Jacobian takes a backward pass for each element.
+            fastkan's layers, ``nn.Linear`` and ``nn.LayerNorm`` may have at most
+            ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their Jacobian takes a backward pass for each
+            element.
         damping: the initial damping, relative to the diagonal of ``J^T J``.
         acceleration: whether to correct each step by geodesic acceleration, which takes one more evaluation of the
             residuals. The correction is not computed if the residuals come from an iterator.

@@ -203,7 +203,7 @@ class Recorder:
         else:
             upstream = [each.view_as(outputs) for each in upstream]
         found = RowJacobian(self.parameters, len(outputs), len(upstream))
-        foreign: list[Tensor] = []
+        foreign: list[tuple[Tensor, Tensor]] = []
         for entry, each in enumerate(upstream):
             direct = self._collect(outputs, each, entry, found)
             foreign = direct or foreign
@@ -226,8 +226,14 @@ class Recorder:
         self._copies = [pair for pair, (_, own) in zip(self._copies, copies) if own is not None]
         return [pair for pair in layers if pair[1][0] is not None], [pair for pair in copies if pair[1] is not None]
 
-    def _collect(self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian) -> list[Tensor]:
-        """Add the parts of one entry of each row to ``found``, and return the parameters that are used directly."""
+    def _collect(
+        self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Add the parts of one entry of each row to ``found``, and return pairs of a parameter and the tensor in its
+        place, for the parameters whose Jacobian has to be computed column by column.
+
+        These are the parameters that are used directly, or that have copies for other rows than those of the outputs.
+        """
         layers, copies = self._alive()
         leaves = [leaf for _, own in layers for leaf in own if leaf is not None]
         inputs = [*leaves, *(own for _, own in copies), *self.parameters]
@@ -244,13 +250,16 @@ class Recorder:
         for (layer, _), own in zip(layers, calls):
             if own:
                 found.add(_SplineRows(layer, own, entry), len(own[0].x))
-        for (parameter, _), gradient in zip(copies, gradients):
-            if gradient is not None:
-                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), len(gradient))
-        return [parameter for parameter, gradient in zip(self.parameters, gradients) if gradient is not None]
+        foreign = []
+        for (parameter, own), gradient in zip(copies, gradients):
+            if gradient is not None and len(gradient) == found.rows:
+                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), found.rows)
+            elif gradient is not None:
+                foreign.append((parameter, own))
+        return foreign + [(each, each) for each, gradient in zip(self.parameters, gradients) if gradient is not None]
 
     def _check_rows(
-        self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[Tensor]
+        self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
         """Compare J^T u for a random u with an ordinary backward pass, in which rows may depend on each other.
 
@@ -262,6 +271,8 @@ class Recorder:
         combined: Any = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
         layers, copies = self._alive()
         inputs = [leaf for _, own in layers for leaf in own if leaf is not None] + [own for _, own in copies]
+        if not inputs:
+            return
         gradients = iter(torch.autograd.grad(outputs, inputs, combined, retain_graph=True, allow_unused=True))
         true = found.zeros()
         for layer, own in layers:
@@ -279,7 +290,7 @@ class Recorder:
                     recorded[key] += value
                     sizes[key] += float(value.abs().max()) if value.numel() else 0.0
         limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
-        skipped = {id(parameter) for parameter in foreign}
+        skipped = {id(parameter) for parameter, _ in foreign}
         for number, parameter in enumerate(self.parameters):
             if id(parameter) in skipped or parameter.numel() == 0:
                 continue  # The columns of foreign parameters are exact for any function.
@@ -315,7 +326,9 @@ class _Copying(TorchFunctionMode):
             y = y + self._broadcast(bias, len(x), y.ndim)
         return y.view(*x.shape[:-1], len(weight))
 
-    def _layer_norm(self, x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5):
+    def _layer_norm(
+        self, x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ):
         y = functional.layer_norm(x, shape, None, None, eps)
         y = y if weight is None else y * self._broadcast(weight, len(x), y.ndim)
         return y if bias is None else y + self._broadcast(bias, len(x), y.ndim)
@@ -556,26 +569,32 @@ def _contract(name: str, x: Tensor, call: WeightGradient, operands: Operands, ba
         return routing.contract(name, x, call.knots.double(), operands, basis, call.derivative)
 
 
-def _columns(outputs: Tensor, upstream: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[_CopiedRows]:
+def _columns(
+    outputs: Tensor, upstream: Sequence[Tensor], foreign: Sequence[tuple[Tensor, Tensor]]
+) -> list[_CopiedRows]:
     """Compute Jacobians column by column, by differentiating ``J^T u`` with respect to u.
+
+    Args:
+        foreign: pairs of a parameter and the tensor in its place, which is the parameter or consists of copies of it.
 
     Raises:
         ValueError: if the parameters have more than ``MAX_COLUMNS`` elements.
     """
-    if not parameters:
+    if not foreign:
         return []
-    count = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter, _ in foreign)
     if count > MAX_COLUMNS:
-        shapes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
+        shapes = ", ".join(str(list(parameter.shape)) for parameter, _ in foreign)
         raise ValueError(
-            f"parameters outside of fastkan's layers may have at most {MAX_COLUMNS} elements, got {count} in the "
-            f"shapes {shapes}"
+            f"parameters outside of fastkan's layers, nn.Linear and nn.LayerNorm may have at most {MAX_COLUMNS} "
+            f"elements, got {count} in the shapes {shapes}"
         )
     u = torch.zeros_like(outputs, requires_grad=True)
     with torch.enable_grad():
-        products = torch.autograd.grad(outputs, list(parameters), u, create_graph=True)
+        products = torch.autograd.grad(outputs, [used for _, used in foreign], u, create_graph=True)
     found = []
-    for parameter, product in zip(parameters, products):
+    for (parameter, used), product in zip(foreign, products):
+        product = product if used is parameter else product.sum(0)
         if not product.requires_grad:  # The gradient is 0, as that of a rounded parameter.
             continue
         columns = [torch.autograd.grad(each, u, retain_graph=True)[0] for each in product.flatten()]

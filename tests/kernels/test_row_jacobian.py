@@ -216,6 +216,28 @@ def test_other_modules(name: str) -> None:
     compare(equation(model, x, name), trained(model), 1e-11)
 
 
+class Tokens(nn.Module):
+    """Attention within each row, a layer on flattened tokens, and functions called with other arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(2, 1, batch_first=True)
+        self.flat, self.wide, self.both = nn.Linear(2, 3), nn.Linear(2, 2), nn.Bilinear(6, 3, 1)
+        self.norm = nn.LayerNorm([3, 2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.view(-1, 3, 2)
+        tokens = self.norm(self.attention(tokens, tokens, tokens)[0] + self.wide(tokens))
+        flat = nn.functional.linear(tokens.flatten(0, 1), weight=self.flat.weight, bias=self.flat.bias)
+        flat = flat + self.flat(tokens.flatten(0, 1)).sin()
+        return self.both(tokens.flatten(1), flat.view(-1, 3, 3).sum(1))
+
+
+def test_modules_that_use_a_row_as_several_tokens() -> None:
+    model, x = Tokens().double(), torch.rand(5, 6, dtype=D)
+    compare(lambda: model(x), trained(model), 1e-11)
+
+
 def test_a_parametrized_weight() -> None:
     model = nn.Sequential(KANLinear(2, 3, dtype=D), KANLinear(3, 1, dtype=D))
     nn.utils.parametrizations.weight_norm(model[0], "spline_weight")
@@ -477,6 +499,6 @@ def test_bad_parameters(parameter: Any, got: str) -> None:
 
 
 def test_too_many_columns() -> None:
-    linear = nn.Linear(40, 40)
-    with pytest.raises(ValueError, match=r"at most 1024 elements, got 1640 in the shapes \[40, 40\], \[40\]"):
-        recorded(lambda: linear(torch.rand(5, 40)), trained(linear))
+    module = nn.Bilinear(10, 10, 20)
+    with pytest.raises(ValueError, match=r"at most 1024 elements, got 2020 in the shapes \[20, 10, 10\], \[20\]"):
+        recorded(lambda: module(torch.rand(5, 10), torch.rand(5, 10)), trained(module))
