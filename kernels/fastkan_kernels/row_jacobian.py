@@ -251,11 +251,11 @@ class Recorder:
             if own:
                 found.add(_SplineRows(layer, own, entry), len(own[0].x))
         foreign = []
-        for (parameter, own), gradient in zip(copies, gradients):
+        for pair, gradient in zip(copies, gradients):
             if gradient is not None and len(gradient) == found.rows:
-                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), found.rows)
+                found.add(_CopiedRows(pair[0], gradient.flatten(1), entry), found.rows)
             elif gradient is not None:
-                foreign.append((parameter, own))
+                foreign.append(pair)
         return foreign + [(each, each) for each, gradient in zip(self.parameters, gradients) if gradient is not None]
 
     def _check_rows(
@@ -289,7 +289,7 @@ class Recorder:
                 for key, value in product.items():
                     recorded[key] += value
                     sizes[key] += float(value.abs().max()) if value.numel() else 0.0
-        limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
+        limit = MAX_MIXING * max(torch.finfo(each.dtype).eps for each in (outputs, *self.parameters)) ** 0.5
         skipped = {id(parameter) for parameter, _ in foreign}
         for number, parameter in enumerate(self.parameters):
             if id(parameter) in skipped or parameter.numel() == 0:

@@ -273,6 +273,16 @@ def test_float32(name: str) -> None:
     assert found.gram().dtype == found.gram_diagonal().dtype == torch.float64
 
 
+def test_float32_and_float64_residuals() -> None:
+    """The rounding of a float32 model is not taken for mixed rows if the residuals are float64."""
+    model = KAN([2, 5, 1], grid=50, k=5, seed=0)
+    x = 2 * torch.rand(500, 2) - 1
+    compute = equation(model, x, "u_xxx")
+    assert recorded(lambda: compute() - torch.ones(500, dtype=D), trained(model), check=True).shape[0] == 500
+    with pytest.raises(ValueError, match="depends on several rows"):
+        recorded(lambda: (r := compute()) - r.double().mean(), trained(model), check=True)
+
+
 def test_knots_are_not_compared_while_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU, a comparison of the knots computes new weights, in which the recorder would find no parameters."""
     from fastkan.layers.value_cache import KnotMetadata
