@@ -39,7 +39,9 @@ MAX_ACCELERATION = 0.75
 # A matrix J^T J is computed from at most this number of multiplications, from a share of the rows if necessary.
 MAX_PRODUCTS = 1 << 36
 # The relative residual at which conjugate gradients stop, and the maximum number of iterations.
-CG_TOLERANCE, CG_ITERATIONS = 0.05, 50
+CG_TOLERANCE, CG_ITERATIONS = 0.1, 20
+# A parameter that influences fewer than this number of rows may be missed by a share of the rows.
+MISSED_ROWS = 3
 
 
 class Block(NamedTuple):
@@ -249,6 +251,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                 damping, growth = max(MIN_DAMPING, damping * max(1 / 3, 1 - (2 * gain - 1) ** 3)), 2.0
             else:
                 damping, growth = damping * growth, growth * 2
+                self._write(theta)  # Products with the Jacobian evaluate the residuals at the parameters.
         if not accepted:
             self._write(theta)
             # The next step starts from a moderate damping again, in case that the residuals change.
@@ -387,6 +390,7 @@ class _Model:
         self.blocks: Callable[[], Iterable[tuple[Block, RowJacobian]]] | None = None
         self._factor: Tensor | None = None
         self._damping = 0.0
+        self._image = torch.zeros_like(self.slope)  # J^T J times the result of the last call of solve()
 
     def add(self, block: Block, jacobian: RowJacobian, keep: bool) -> None:
         """Add a term of the cost."""
@@ -407,7 +411,8 @@ class _Model:
     def scale(self) -> Tensor:
         """Return the diagonal D of the damping."""
         diagonal = self.diagonal if self.gram is None else self.gram.diagonal()
-        return diagonal.clamp_min(MIN_SCALE * float(diagonal.max()))
+        share = MIN_SCALE if self.step == 1 else max(MIN_SCALE, MISSED_ROWS * self.step / self.rows)
+        return diagonal.clamp_min(share * float(diagonal.max()))
 
     def norm(self, delta: Tensor) -> float:
         """Return the length of a step in units of D."""
@@ -418,22 +423,25 @@ class _Model:
         if self.is_exact:
             assert self.gram is not None
             return self.gram @ delta
-        if self.blocks is None:
-            return sum((j.rmatvec(j.matvec(delta)) for _, j in self.kept), torch.zeros_like(delta))
-        return sum((j.rmatvec(j.matvec(delta)) for _, j in self.blocks()), torch.zeros_like(delta))
+        jacobians = (jacobian for _, jacobian in (self.kept if self.blocks is None else self.blocks()))
+        return sum((each.rmatvec(each.matvec(delta)) for each in jacobians), torch.zeros_like(delta))
 
     def solve(self, damping: float) -> Tensor | None:
         """Return the minimizer of the damped model, or None if the matrix is not positive definite to rounding."""
         self._damping, scale = damping, self.scale()
         if self.gram is not None:
             matrix = self.gram.clone()
+            if not self.is_exact:
+                matrix.diagonal().copy_(scale)
             matrix.diagonal().add_(scale, alpha=damping)
             self._factor, info = torch.linalg.cholesky_ex(matrix)
             if info or not bool(self._factor.diagonal().isfinite().all()):
                 return None
-        if self.is_exact:
-            return self.factor_solve(-self.slope)
-        return self._conjugate_gradients(scale * damping)
+        if not self.is_exact:
+            return self._conjugate_gradients(scale * damping)
+        delta = self.factor_solve(-self.slope)
+        self._image = self.product(delta)
+        return delta
 
     def factor_solve(self, right: Tensor) -> Tensor:
         """Apply the inverse of the damped matrix, or an approximation of the inverse."""
@@ -442,25 +450,27 @@ class _Model:
         return torch.cholesky_solve(right.unsqueeze(1), self._factor).squeeze(1)
 
     def decrease(self, delta: Tensor) -> float:
-        """Return the decrease of the cost that the model predicts for a minimizer of the damped model."""
-        return float(-(self.slope @ delta) - 0.5 * (delta @ self.product(delta)))
+        """Return the decrease of the cost that the model predicts for the result of the last :meth:`solve`."""
+        return float(-(self.slope @ delta) - 0.5 * (delta @ self._image))
 
     def _conjugate_gradients(self, damping: Tensor) -> Tensor:
-        delta = torch.zeros_like(self.slope)
+        """Return an approximate minimizer of the damped model, by preconditioned conjugate gradients."""
+        delta, image = torch.zeros_like(self.slope), torch.zeros_like(self.slope)
         residual = -self.slope
-        z = self.factor_solve(residual)
-        direction, rz = z, float(residual @ z)
-        first = rz
+        direction = z = self.factor_solve(residual)
+        first = rz = float(residual @ z)
         for _ in range(CG_ITERATIONS):
-            image = self.product(direction) + damping * direction
-            length = rz / float(direction @ image)
-            delta = delta + length * direction
-            residual = residual - length * image
+            product = self.product(direction)
+            damped = product + damping * direction
+            length = rz / float(direction @ damped)
+            delta, image = delta + length * direction, image + length * product
+            residual = residual - length * damped
             z = self.factor_solve(residual)
             rz, before = float(residual @ z), rz
             if not rz > CG_TOLERANCE**2 * first:
                 break
             direction = z + (rz / before) * direction
+        self._image = image
         return delta
 
 
