@@ -244,15 +244,17 @@ class Recorder:
             own[0].weight_gradients = []  # type: ignore[union-attr]
         try:
             gradients = iter(torch.autograd.grad(outputs, inputs, upstream, retain_graph=True, allow_unused=True))
-            calls = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
+            calls: list[list[WeightGradient]] = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
         finally:
             for _, own in layers:
                 own[0].weight_gradients = None  # type: ignore[union-attr]
         if any(gradient is not None for _, gradient in zip(leaves, gradients)):
             raise RuntimeError(TRANSFORMED)
-        for (layer, _), own in zip(layers, calls):
-            if own:
-                found.add(_SplineRows(layer, own, entry), len(own[0].x))
+        for (layer, _), made in zip(layers, calls):
+            # The operands of deeper layers are part of the graph, which must not be kept alive.
+            part = [call._replace(x=call.x.detach(), v=None if call.v is None else call.v.detach()) for call in made]
+            if part:
+                found.add(_SplineRows(layer, part, entry), len(part[0].x))
         foreign = []
         for pair, gradient in zip(copies, gradients):
             if gradient is not None and len(gradient) == found.rows:
@@ -411,7 +413,7 @@ class RowJacobian:
             kept = torch.empty(self.rows, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
             for part in self._blocks(slice(None)):
                 kept[part] = self.dense(part).view(-1, *kept.shape[1:])
-            self._dense = kept.view(self.shape)
+            self._dense, self.parts = kept.view(self.shape), []
 
     def _blocks(self, rows: slice) -> Iterator[slice]:
         """Yield parts of a slice of the M rows, for each of which J fits in a block."""

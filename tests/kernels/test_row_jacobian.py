@@ -364,9 +364,11 @@ def test_copies_are_freed_with_the_graphs() -> None:
     model = network(width=(2, 3, 1), affine_trainable=True)
     x, parameters = points(model, 200), trained(model)
     with record_rows(parameters) as rows:
-        rows.jacobian(model(x))
+        jacobian = rows.jacobian(model(x))  # whose operands are not part of the graph
         gc.collect()
         assert rows._alive() == ([], [])
+        jacobian.keep()
+        assert not jacobian.parts
         for _ in range(5):
             rows.jacobian(model(x))
         assert len(rows._layers) == 2
