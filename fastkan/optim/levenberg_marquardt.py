@@ -272,6 +272,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             if not streams:
                 blocks = list(_read(value))
                 self._rows = sum(len(block.outputs) for block in blocks)
+            del value
         if streams and self._rows is None:
             self.cost(residuals)
         size = sum(each.numel() for each in self._parameters)

@@ -42,8 +42,11 @@ from .statistics import feature_values
 from .trilinear import Operands
 from .validation import kind_of
 
-# The maximum number of elements in a block of rows of a dense Jacobian, 64 MiB in float64.
-BLOCK_ELEMENTS = 1 << 23
+# The maximum number of elements in a block of rows of a dense Jacobian, 16 MiB in float64. With blocks of 64 MiB, the
+# diagonal of J^T J takes 2.7 times as long, and 320 in the place of 70 MB are needed for a block and its factors.
+BLOCK_ELEMENTS = 1 << 21
+# The maximum number of elements of a dense Jacobian that is stored, 64 MiB in float64.
+MAX_KEPT_ELEMENTS = 1 << 23
 # The maximum number of elements of the parameters whose Jacobian is computed column by column.
 MAX_COLUMNS = 1024
 # The maximum error of J^T u that counts as rounding, relative to the terms of J^T u, in units of the square root of
@@ -241,15 +244,17 @@ class Recorder:
             own[0].weight_gradients = []  # type: ignore[union-attr]
         try:
             gradients = iter(torch.autograd.grad(outputs, inputs, upstream, retain_graph=True, allow_unused=True))
-            calls = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
+            calls: list[list[WeightGradient]] = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
         finally:
             for _, own in layers:
                 own[0].weight_gradients = None  # type: ignore[union-attr]
         if any(gradient is not None for _, gradient in zip(leaves, gradients)):
             raise RuntimeError(TRANSFORMED)
-        for (layer, _), own in zip(layers, calls):
-            if own:
-                found.add(_SplineRows(layer, own, entry), len(own[0].x))
+        for (layer, _), made in zip(layers, calls):
+            # The operands of deeper layers are part of the graph, which must not be kept alive.
+            part = [call._replace(x=call.x.detach(), v=None if call.v is None else call.v.detach()) for call in made]
+            if part:
+                found.add(_SplineRows(layer, part, entry), len(part[0].x))
         foreign = []
         for pair, gradient in zip(copies, gradients):
             if gradient is not None and len(gradient) == found.rows:
@@ -358,7 +363,7 @@ class RowJacobian:
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
         self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, pairwise(ends))}
         self.shape = rows * entries, ends[-1]
-        self._dense: Tensor | None = None  # J, if J fits in one block
+        self._dense: Tensor | None = None  # J, if J is small and keep() was called
 
     def add(self, part: _SplineRows | _CopiedRows, rows: int) -> None:
         """Add a part, computed by a layer that was called with the given number of rows.
@@ -388,27 +393,34 @@ class RowJacobian:
 
     def gram(self, rows: slice = slice(None)) -> Tensor:
         """Return ``J^T J [P, P]`` for a slice of the M rows, computed from dense blocks of rows."""
-        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
+        size = self.shape[1]
         total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
-        for first in range(start, stop, stride):
-            block = self.dense(slice(first, min(first + stride, stop), step))
+        for part in self._blocks(rows):
+            block = self.dense(part)
             total.addmm_(block.t(), block)
         return total
 
     def gram_diagonal(self, rows: slice = slice(None)) -> Tensor:
         """Return the diagonal ``[P]`` of ``J^T J`` for a slice of the M rows."""
-        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
-        total = torch.zeros(size, dtype=torch.float64, device=self.device)
-        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
-        for first in range(start, stop, stride):
-            total += self.dense(slice(first, min(first + stride, stop), step)).square().sum(0)
+        total = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
+        for part in self._blocks(rows):
+            total += self.dense(part).square().sum(0)
         return total
 
     def keep(self) -> None:
-        """Store J as a dense matrix if J fits in one block, so that products with J are matrix products."""
-        if math.prod(self.shape) <= BLOCK_ELEMENTS:
-            self._dense = self.dense()
+        """Store J as a dense matrix if J is small, so that products with J are matrix products."""
+        if math.prod(self.shape) <= MAX_KEPT_ELEMENTS:
+            kept = torch.empty(self.rows, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
+            for part in self._blocks(slice(None)):
+                kept[part] = self.dense(part).view(-1, *kept.shape[1:])
+            self._dense, self.parts = kept.view(self.shape), []
+
+    def _blocks(self, rows: slice) -> Iterator[slice]:
+        """Yield parts of a slice of the M rows, for each of which J fits in a block."""
+        start, stop, step = rows.indices(self.rows)
+        stride = step * max(1, BLOCK_ELEMENTS // max(1, self.shape[1] * self.entries))
+        for first in range(start, stop, stride):
+            yield slice(first, min(first + stride, stop), step)
 
     def matvec(self, tangent: Tensor) -> Tensor:
         """Return ``J t [M * C]`` for ``t [P]``, computed by the contraction H, without memory for J."""

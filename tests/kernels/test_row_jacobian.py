@@ -352,16 +352,23 @@ def test_blocks_of_rows_have_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> 
         close(jacobian.gram_diagonal(rows), part.square().sum(0), 1e-11)
     assert max(shapes)[0] == 8
     jacobian.keep()
-    assert jacobian._dense is None
+    assert max(shapes)[0] == 8
+    close(dense(jacobian), expected)
+    monkeypatch.setattr(row_jacobian, "MAX_KEPT_ELEMENTS", expected.numel() - 1)
+    other = recorded(lambda: model(x), trained(model))
+    other.keep()
+    assert other._dense is None
 
 
 def test_copies_are_freed_with_the_graphs() -> None:
     model = network(width=(2, 3, 1), affine_trainable=True)
     x, parameters = points(model, 200), trained(model)
     with record_rows(parameters) as rows:
-        rows.jacobian(model(x))
+        jacobian = rows.jacobian(model(x))  # whose operands are not part of the graph
         gc.collect()
         assert rows._alive() == ([], [])
+        jacobian.keep()
+        assert not jacobian.parts
         for _ in range(5):
             rows.jacobian(model(x))
         assert len(rows._layers) == 2
