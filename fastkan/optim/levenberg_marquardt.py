@@ -410,9 +410,10 @@ class _Model:
             self.diagonal.add_(jacobian.gram_diagonal(rows), alpha=self.step)
 
     def scale(self) -> Tensor:
-        """Return the diagonal D of the damping."""
+        """Return the diagonal D of the damping, whose smallest element is the damping times the largest element."""
         diagonal = self.diagonal if self.gram is None else self.gram.diagonal()
-        share = MIN_SCALE if self.step == 1 else max(MIN_SCALE, MISSED_ROWS * self.step / self.rows)
+        missed = 0.0 if self.step == 1 else MISSED_ROWS * self.step / self.rows
+        share = max(MIN_SCALE, missed, min(1.0, self._damping))
         return diagonal.clamp_min(share * float(diagonal.max()))
 
     def norm(self, delta: Tensor) -> float:
@@ -429,7 +430,8 @@ class _Model:
 
     def solve(self, damping: float) -> Tensor | None:
         """Return the minimizer of the damped model, or None if the matrix is not positive definite to rounding."""
-        self._damping, scale = damping, self.scale()
+        self._damping = damping
+        scale = self.scale()
         if self.gram is not None:
             matrix = self.gram.clone()
             if not self.is_exact:
