@@ -21,7 +21,7 @@ from . import silenced
 from .judge import error, is_found
 from .targets import Target
 
-FREE: dict[str, Any] = {"opt": "LBFGS", "steps": 50}
+FREE: dict[str, Any] = {"steps": 50}  # with the optimizer that a package chooses
 MODULES = {"fastkan": "fastkan", "pykan": "kan"}  # import names of the packages
 
 

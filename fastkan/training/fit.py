@@ -149,7 +149,8 @@ def fit(
         loss_fn: function of the prediction and the labels that returns a tensor with one number (default: the mean
             squared error). The function is called once on the first batch before the network changes.
         lr: learning rate of the optimizer.
-        batch: number of data rows that each step uses, or -1 for all rows.
+        batch: number of data rows that each step uses, or -1 for all rows. With ``"LM"``, every step uses all rows, in
+            parts of this size.
         metrics: functions without arguments that are called after each step. The returned values are recorded under
             the names of the functions.
         save_fig: whether to save a drawing of the network in ``img_folder`` every ``save_fig_freq`` steps. The drawing
@@ -176,11 +177,11 @@ def fit(
     Returns:
         A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
         ``reg`` (the penalty) and one list for each metric. Losses are values of ``loss_fn``, or root mean squared
-        errors if ``loss_fn`` is None. ``train_loss`` is measured on the batch of the step. ``test_loss`` is measured on
-        the whole test set or, if ``batch`` is given, on a new random selection of ``batch`` test rows each time. With
-        ``log > 1`` the test loss is measured every ``log`` steps, and the last measured value is repeated in between.
-        With ``early_stopping`` the test loss is measured on the whole test set at every step. The last entry of
-        ``test_loss`` is always measured on the whole test set.
+        errors if ``loss_fn`` is None. ``train_loss`` is measured on the batch of the step, or on all rows with
+        ``"LM"``. ``test_loss`` is measured on the whole test set or, if ``batch`` is given, on a new random selection
+        of ``batch`` test rows each time. With ``log > 1`` the test loss is measured every ``log`` steps, and the last
+        measured value is repeated in between. With ``early_stopping`` the test loss is measured on the whole test set
+        at every step. The last entry of ``test_loss`` is always measured on the whole test set.
 
     Raises:
         TypeError, ValueError: if the data are not finite or do not fit the network, or if an argument is out of range.
@@ -196,7 +197,7 @@ def fit(
     Example:
         >>> model = KAN(width=[2, 1], grid=3, seed=0)
         >>> dataset = create_dataset(lambda x: x[:, [0]] ** 2 + x[:, [1]], n_var=2, train_num=100, test_num=100)
-        >>> results = model.fit(dataset, steps=5, progress=False)
+        >>> results = model.fit(dataset, steps=10, progress=False)
         >>> results["train_loss"][-1] < 0.01
         True
     """
@@ -271,8 +272,8 @@ def fit(
                         evaluated = optimizer(x, y)
                     elif trials(optimizer, x, y, step):
                         optimizer.restart()
-                is_due = restarts is not None and step + 1 == START_STEPS and evaluated is not None
-                if is_due and restarts(x, y, float(evaluated[0])):
+                first = evaluated if step + 1 == START_STEPS else None
+                if restarts is not None and first is not None and restarts(x, y, float(first[0])):
                     optimizer, evaluated = make_optimizer(), None
                 if not record.measure(step, x, y, evaluated):
                     model.load_state_dict(last_good[0])

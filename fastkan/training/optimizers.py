@@ -28,7 +28,7 @@ MIN_GAIN = 1e-6
 # Number of consecutive steps of Levenberg-Marquardt without a gain after which a fit has converged.
 MAX_IDLE_STEPS = 2
 # Levenberg-Marquardt processes the rows in chunks with about ``CHUNK_VALUES`` values of nodes.
-CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 20, 1 << 10
+CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 18, 1 << 10
 # Value of ``Objective.smooth`` while edge sizes are smoothed near 0. The derivative of an edge size jumps at 0, and
 # line searches can fail there.
 SMOOTHING_LENGTH = 1e-4
@@ -146,7 +146,8 @@ class Adam:
 class LM:
     """The Levenberg-Marquardt method, whose steps use all rows of the data.
 
-    After two steps without gain, further steps do nothing until :meth:`restart` is called.
+    After two steps without gain, further steps only evaluate the loss, until the loss has changed or :meth:`restart` is
+    called.
 
     Args:
         passes: a function that returns an iterator over all batches of the data. If None, the batch that the optimizer
@@ -170,7 +171,7 @@ class LM:
             )
         if objective.penalty is not None:
             raise ValueError("opt='LM' needs lamb=0, because the penalty is no sum of squares; use opt='LBFGS'")
-        self.objective, self.passes, self.idle_steps = objective, passes, 0
+        self.objective, self.passes, self.idle_steps, self.reached = objective, passes, 0, math.inf
         # The methods of a network itself are row-wise.
         self.optimizer = LevenbergMarquardt(parameters, verify=objective.model._has_hooks_or_override())
         self.count: int | None = None  # the number of elements of all labels
@@ -178,15 +179,21 @@ class LM:
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
         """Make one step. Return a tuple of the mean loss over all rows after the step and the penalty 0, or None if the
         loss of the batch is not finite before the step."""
-        if self.idle_steps >= MAX_IDLE_STEPS and self.objective.evaluated is not None:
-            return self.objective.evaluated
         rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // sum(self.objective.model.width_out))
         is_single = self.passes is None and len(x) <= rows
         if self.count is None:
             self.count = y.numel() if self.passes is None else sum(part.numel() for _, part in self.passes())
         pairs: Any = self.passes or (lambda: zip(x.split(rows), y.split(rows)))
+
+        def residuals() -> Any:
+            return self._term(x, y) if is_single else self._terms(pairs())
+
         try:
-            cost = self.optimizer.step(lambda: self._term(x, y) if is_single else self._terms(pairs()))
+            if self.idle_steps >= MAX_IDLE_STEPS:
+                cost = self.optimizer.cost(residuals)
+                if abs(cost - self.reached) <= MIN_GAIN * self.reached:
+                    return cost, 0.0
+            cost = self.reached = self.optimizer.step(residuals)
         except ValueError:
             with torch.no_grad():
                 if math.isfinite(self.objective(x, y)):
@@ -196,8 +203,7 @@ class LM:
         assert report is not None
         gained = report.accepted and report.before - cost > MIN_GAIN * report.before
         self.idle_steps = 0 if gained else self.idle_steps + 1
-        self.objective.evaluated = cost, 0.0
-        return self.objective.evaluated
+        return cost, 0.0
 
     def _terms(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Any]:
         for x, y in pairs:

@@ -29,7 +29,7 @@ from .bspline.cox_de_boor import MAX_BASE_DERIVATIVE, base_function, round_weigh
 from .bspline.piecewise import Pieces, pieces_of
 from .contractions import contract_in, contract_out, contract_weight, fused_stack, supports_stack
 from .knots import basis_of, knots_are_uniform, uniform_basis, uniform_knots
-from .row_jacobian import Recorder, RowJacobian, check_residuals, record_rows, recorder
+from .row_jacobian import RowJacobian, check_residuals, record_rows, recorder
 from .statistics import column_std, edge_mean_abs, edge_std, edge_values, feature_covariance, spline_values
 from .trilinear import Operands
 from .validation import (

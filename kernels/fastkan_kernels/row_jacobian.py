@@ -42,8 +42,11 @@ from .statistics import feature_values
 from .trilinear import Operands
 from .validation import kind_of
 
-# The maximum number of elements in a block of rows of a dense Jacobian, 64 MiB in float64.
-BLOCK_ELEMENTS = 1 << 23
+# The maximum number of elements in a block of rows of a dense Jacobian, 16 MiB in float64. With blocks of 64 MiB, the
+# diagonal of J^T J takes 2.7 times as long, and 320 in the place of 70 MB are needed for a block and its factors.
+BLOCK_ELEMENTS = 1 << 21
+# The maximum number of elements of a dense Jacobian that is stored, 64 MiB in float64.
+MAX_KEPT_ELEMENTS = 1 << 23
 # The maximum number of elements of the parameters whose Jacobian is computed column by column.
 MAX_COLUMNS = 1024
 # The maximum error of J^T u that counts as rounding, relative to the terms of J^T u, in units of the square root of
@@ -156,16 +159,16 @@ class Recorder:
         if not self._are_known(weight, base_weight, scale):
             return fold_scale_and_mask(weight, base_weight, scale, mask)
         if count is not None and base_weight is not None:
-            base = self.rows(base_weight, count)
-            return self.weights(weight, None, scale, mask)[0], base if mask is None else base * mask
+            copies = self.rows(base_weight, count)
+            return self.weights(weight, None, scale, mask)[0], copies if mask is None else copies * mask
         with torch.no_grad():
             folded = fold_scale_and_mask(weight, base_weight, scale, mask)
         leaf, base = (each if each is None else each.detach().requires_grad_() for each in folded)
         assert leaf is not None
         references = [None if each is None else TensorWeakRef(each) for each in (leaf, base)]
-        given = weight, base_weight, scale, mask
-        layer = _Layer(*(each if each is None or id(each) in self._known else each.detach() for each in given))
-        self._layers.append((layer, references))
+        given: list[Any] = [weight, base_weight, scale, mask]
+        given = [each if each is None or id(each) in self._known else each.detach() for each in given]
+        self._layers.append((_Layer(*given), references))
         return leaf, base
 
     def rows(self, parameter: Tensor, count: int) -> Tensor:
@@ -203,7 +206,7 @@ class Recorder:
         else:
             upstream = [each.view_as(outputs) for each in upstream]
         found = RowJacobian(self.parameters, len(outputs), len(upstream))
-        foreign: list[Tensor] = []
+        foreign: list[tuple[Tensor, Tensor]] = []
         for entry, each in enumerate(upstream):
             direct = self._collect(outputs, each, entry, found)
             foreign = direct or foreign
@@ -219,14 +222,21 @@ class Recorder:
 
         Entries whose copies are no longer used by any graph are removed.
         """
+        layers: list[tuple[_Layer, list[Any]]]
         layers = [(layer, [each and each() for each in references]) for layer, references in self._layers]
         copies = [(parameter, reference()) for parameter, reference in self._copies]
         self._layers = [pair for pair, (_, leaves) in zip(self._layers, layers) if leaves[0] is not None]
         self._copies = [pair for pair, (_, own) in zip(self._copies, copies) if own is not None]
         return [pair for pair in layers if pair[1][0] is not None], [pair for pair in copies if pair[1] is not None]
 
-    def _collect(self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian) -> list[Tensor]:
-        """Add the parts of one entry of each row to ``found``, and return the parameters that are used directly."""
+    def _collect(
+        self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Add the parts of one entry of each row to ``found``, and return pairs of a parameter and the tensor in its
+        place, for the parameters whose Jacobian has to be computed column by column.
+
+        These are the parameters that are used directly, or that have copies for other rows than those of the outputs.
+        """
         layers, copies = self._alive()
         leaves = [leaf for _, own in layers for leaf in own if leaf is not None]
         inputs = [*leaves, *(own for _, own in copies), *self.parameters]
@@ -234,22 +244,27 @@ class Recorder:
             own[0].weight_gradients = []  # type: ignore[union-attr]
         try:
             gradients = iter(torch.autograd.grad(outputs, inputs, upstream, retain_graph=True, allow_unused=True))
-            calls = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
+            calls: list[list[WeightGradient]] = [own[0].weight_gradients for _, own in layers]  # type: ignore[union-attr]
         finally:
             for _, own in layers:
                 own[0].weight_gradients = None  # type: ignore[union-attr]
         if any(gradient is not None for _, gradient in zip(leaves, gradients)):
             raise RuntimeError(TRANSFORMED)
-        for (layer, _), own in zip(layers, calls):
-            if own:
-                found.add(_SplineRows(layer, own, entry), len(own[0].x))
-        for (parameter, _), gradient in zip(copies, gradients):
-            if gradient is not None:
-                found.add(_CopiedRows(parameter, gradient.flatten(1), entry), len(gradient))
-        return [parameter for parameter, gradient in zip(self.parameters, gradients) if gradient is not None]
+        for (layer, _), made in zip(layers, calls):
+            # The operands of deeper layers are part of the graph, which must not be kept alive.
+            part = [call._replace(x=call.x.detach(), v=None if call.v is None else call.v.detach()) for call in made]
+            if part:
+                found.add(_SplineRows(layer, part, entry), len(part[0].x))
+        foreign = []
+        for pair, gradient in zip(copies, gradients):
+            if gradient is not None and len(gradient) == found.rows:
+                found.add(_CopiedRows(pair[0], gradient.flatten(1), entry), found.rows)
+            elif gradient is not None:
+                foreign.append(pair)
+        return foreign + [(each, each) for each, gradient in zip(self.parameters, gradients) if gradient is not None]
 
     def _check_rows(
-        self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[Tensor]
+        self, outputs: Tensor, upstream: Sequence[Tensor], found: RowJacobian, foreign: Sequence[tuple[Tensor, Tensor]]
     ) -> None:
         """Compare J^T u for a random u with an ordinary backward pass, in which rows may depend on each other.
 
@@ -258,13 +273,16 @@ class Recorder:
         """
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(len(outputs), len(upstream), generator=generator, dtype=torch.float64).to(found.device)
-        combined = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
+        combined: Any = sum(each * u[:, [entry]].to(each.dtype) for entry, each in enumerate(upstream))
         layers, copies = self._alive()
         inputs = [leaf for _, own in layers for leaf in own if leaf is not None] + [own for _, own in copies]
+        if not inputs:
+            return
         gradients = iter(torch.autograd.grad(outputs, inputs, combined, retain_graph=True, allow_unused=True))
         true = found.zeros()
         for layer, own in layers:
-            layer.add_gradients(*(None if leaf is None else next(gradients) for leaf in own), true)
+            by_weight, by_base = (None if leaf is None else next(gradients) for leaf in own)
+            layer.add_gradients(by_weight, by_base, true)
         for (parameter, _), gradient in zip(copies, gradients):
             if gradient is not None:
                 true[id(parameter)] += gradient.sum(0)
@@ -276,8 +294,8 @@ class Recorder:
                 for key, value in product.items():
                     recorded[key] += value
                     sizes[key] += float(value.abs().max()) if value.numel() else 0.0
-        limit = MAX_MIXING * torch.finfo(outputs.dtype).eps ** 0.5
-        skipped = {id(parameter) for parameter in foreign}
+        limit = MAX_MIXING * max(torch.finfo(each.dtype).eps for each in (outputs, *self.parameters)) ** 0.5
+        skipped = {id(parameter) for parameter, _ in foreign}
         for number, parameter in enumerate(self.parameters):
             if id(parameter) in skipped or parameter.numel() == 0:
                 continue  # The columns of foreign parameters are exact for any function.
@@ -313,7 +331,9 @@ class _Copying(TorchFunctionMode):
             y = y + self._broadcast(bias, len(x), y.ndim)
         return y.view(*x.shape[:-1], len(weight))
 
-    def _layer_norm(self, x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5):
+    def _layer_norm(
+        self, x: Tensor, shape, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    ):
         y = functional.layer_norm(x, shape, None, None, eps)
         y = y if weight is None else y * self._broadcast(weight, len(x), y.ndim)
         return y if bias is None else y + self._broadcast(bias, len(x), y.ndim)
@@ -343,7 +363,7 @@ class RowJacobian:
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
         self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, pairwise(ends))}
         self.shape = rows * entries, ends[-1]
-        self._dense: Tensor | None = None  # J, if J fits in one block
+        self._dense: Tensor | None = None  # J, if J is small and keep() was called
 
     def add(self, part: _SplineRows | _CopiedRows, rows: int) -> None:
         """Add a part, computed by a layer that was called with the given number of rows.
@@ -373,27 +393,34 @@ class RowJacobian:
 
     def gram(self, rows: slice = slice(None)) -> Tensor:
         """Return ``J^T J [P, P]`` for a slice of the M rows, computed from dense blocks of rows."""
-        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
+        size = self.shape[1]
         total = torch.zeros(size, size, dtype=torch.float64, device=self.device)
-        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
-        for first in range(start, stop, stride):
-            block = self.dense(slice(first, min(first + stride, stop), step))
+        for part in self._blocks(rows):
+            block = self.dense(part)
             total.addmm_(block.t(), block)
         return total
 
     def gram_diagonal(self, rows: slice = slice(None)) -> Tensor:
         """Return the diagonal ``[P]`` of ``J^T J`` for a slice of the M rows."""
-        size, (start, stop, step) = self.shape[1], rows.indices(self.rows)
-        total = torch.zeros(size, dtype=torch.float64, device=self.device)
-        stride = step * max(1, BLOCK_ELEMENTS // max(1, size * self.entries))
-        for first in range(start, stop, stride):
-            total += self.dense(slice(first, min(first + stride, stop), step)).square().sum(0)
+        total = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
+        for part in self._blocks(rows):
+            total += self.dense(part).square().sum(0)
         return total
 
     def keep(self) -> None:
-        """Store J as a dense matrix if J fits in one block, so that products with J are matrix products."""
-        if math.prod(self.shape) <= BLOCK_ELEMENTS:
-            self._dense = self.dense()
+        """Store J as a dense matrix if J is small, so that products with J are matrix products."""
+        if math.prod(self.shape) <= MAX_KEPT_ELEMENTS:
+            kept = torch.empty(self.rows, self.entries, self.shape[1], dtype=torch.float64, device=self.device)
+            for part in self._blocks(slice(None)):
+                kept[part] = self.dense(part).view(-1, *kept.shape[1:])
+            self._dense, self.parts = kept.view(self.shape), []
+
+    def _blocks(self, rows: slice) -> Iterator[slice]:
+        """Yield parts of a slice of the M rows, for each of which J fits in a block."""
+        start, stop, step = rows.indices(self.rows)
+        stride = step * max(1, BLOCK_ELEMENTS // max(1, self.shape[1] * self.entries))
+        for first in range(start, stop, stride):
+            yield slice(first, min(first + stride, stop), step)
 
     def matvec(self, tangent: Tensor) -> Tensor:
         """Return ``J t [M * C]`` for ``t [P]``, computed by the contraction H, without memory for J."""
@@ -452,8 +479,7 @@ class _Layer:
         if by_base is None and self.base_weight is not None:
             by_base = torch.zeros_like(self.base_weight)
         for parameter, gradient in self.chain(by_weight, by_base):
-            if id(parameter) in out:
-                out[id(parameter)] += gradient
+            out[id(parameter)] += gradient
 
     def tangents(self, tangents: Mapping[int, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return the tangents of the weights that the contractions used, given the tangents of the parameters."""
@@ -517,7 +543,8 @@ class _SplineRows(NamedTuple):
     def add_rmatvec(self, u: Tensor, out: dict[int, Tensor]) -> None:
         for call in self.calls:
             x, v, g, basis = _wide(call)
-            self.layer.add_gradients(*_contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis), out)
+            by_weight, by_base = _contract("G", x, call, Operands(v, g=g * u.unsqueeze(1)), basis)
+            self.layer.add_gradients(by_weight, by_base, out)
 
 
 class _CopiedRows(NamedTuple):
@@ -554,26 +581,32 @@ def _contract(name: str, x: Tensor, call: WeightGradient, operands: Operands, ba
         return routing.contract(name, x, call.knots.double(), operands, basis, call.derivative)
 
 
-def _columns(outputs: Tensor, upstream: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[_CopiedRows]:
+def _columns(
+    outputs: Tensor, upstream: Sequence[Tensor], foreign: Sequence[tuple[Tensor, Tensor]]
+) -> list[_CopiedRows]:
     """Compute Jacobians column by column, by differentiating ``J^T u`` with respect to u.
+
+    Args:
+        foreign: pairs of a parameter and the tensor in its place, which is the parameter or consists of copies of it.
 
     Raises:
         ValueError: if the parameters have more than ``MAX_COLUMNS`` elements.
     """
-    if not parameters:
+    if not foreign:
         return []
-    count = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter, _ in foreign)
     if count > MAX_COLUMNS:
-        shapes = ", ".join(str(list(parameter.shape)) for parameter in parameters)
+        shapes = ", ".join(str(list(parameter.shape)) for parameter, _ in foreign)
         raise ValueError(
-            f"parameters outside of fastkan's layers may have at most {MAX_COLUMNS} elements, got {count} in the "
-            f"shapes {shapes}"
+            f"parameters outside of fastkan's layers, nn.Linear and nn.LayerNorm may have at most {MAX_COLUMNS} "
+            f"elements, got {count} in the shapes {shapes}"
         )
     u = torch.zeros_like(outputs, requires_grad=True)
     with torch.enable_grad():
-        products = torch.autograd.grad(outputs, list(parameters), u, create_graph=True)
+        products = torch.autograd.grad(outputs, [used for _, used in foreign], u, create_graph=True)
     found = []
-    for parameter, product in zip(parameters, products):
+    for (parameter, used), product in zip(foreign, products):
+        product = product if used is parameter else product.sum(0)
         if not product.requires_grad:  # The gradient is 0, as that of a rounded parameter.
             continue
         columns = [torch.autograd.grad(each, u, retain_graph=True)[0] for each in product.flatten()]

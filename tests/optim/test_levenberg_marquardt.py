@@ -492,11 +492,11 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Stop])
-@pytest.mark.parametrize("streams", [False, True])
-@pytest.mark.parametrize("call", range(1, 5))
+@pytest.mark.parametrize(("streams", "call"), [*((False, n) for n in (1, 2, 3)), *((True, n) for n in (1, 2, 3, 4))])
 def test_an_exception_leaves_the_parameters_of_the_last_step(
-    call: int, streams: bool, error: type[BaseException]
+    streams: bool, call: int, error: type[BaseException]
 ) -> None:
+    """At each evaluation of a step: one tensor for the Jacobian, a trial and the acceleration, or two blocks twice."""
     model, (x, y) = network(), data()
     optimizer = LevenbergMarquardt(model)
     optimizer.step(lambda: model(x) - y)
@@ -512,8 +512,6 @@ def test_an_exception_leaves_the_parameters_of_the_last_step(
     def residuals() -> Any:
         return (block() for _ in range(2)) if streams else block()
 
-    if not streams and call > 3:
-        pytest.skip("a step with one trial evaluates one tensor three times")
     with pytest.raises(error):
         optimizer.step(residuals)
     assert torch.equal(values(model), before)

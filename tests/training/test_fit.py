@@ -902,7 +902,7 @@ def test_copies_and_files_made_in_a_callback_train_on_as_the_network(opt: str, t
 # -- what is refused before anything changes ---------------------------------------------------------
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"opt": "SGD"}, "opt must be one of 'LBFGS', 'Adam'; got 'SGD'"),
+    ({"opt": "SGD"}, "opt must be one of 'auto', 'LBFGS', 'Adam', 'LM'; got 'SGD'"),
     ({"steps": -1}, "steps must be at least 0"),
     ({"steps": 2.0}, "steps must be an int"),
     ({"log": 0}, "log must be at least 1"),

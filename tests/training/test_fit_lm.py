@@ -272,7 +272,7 @@ def test_only_first_fits_of_whole_networks_start_again(
     if options.pop("again", False):
         fit(model, steps=1)
     if options.pop("formula", False):
-        model.fix_symbolic(0, 0, 0, "sin", verbose=False)
+        model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False, verbose=False)
     if options.pop("frozen", False):
         model.layers[0].base_weight.requires_grad_(False)
     fit(model, **{"steps": restarts.START_STEPS, **options})
@@ -344,7 +344,7 @@ def test_a_callback_may_replace_an_edge_by_a_formula() -> None:
 
     def formula(m: KAN, step: int, record: dict[str, list[float]]) -> None:
         if step == 2:
-            m.fix_symbolic(0, 1, 0, "x^2", verbose=False)
+            m.fix_symbolic(0, 1, 0, "x^2", fit_params_bool=False, verbose=False)
 
     results = fit(model, steps=8, callbacks=[formula], update_grid=False)
     assert results["train_loss"][-1] < results["train_loss"][3]
@@ -360,7 +360,7 @@ def test_early_stopping() -> None:
     assert min(losses) == pytest.approx(rmse(model, *data_of(given, "test")), rel=1e-12)
 
 
-def test_steps_after_convergence_evaluate_nothing() -> None:
+def test_steps_after_convergence_evaluate_the_loss_once() -> None:
     model = fresh((2, 1))
     x, y = data()[0], model(data()[0]).detach()
     calls: list[int] = []
@@ -368,7 +368,25 @@ def test_steps_after_convergence_evaluate_nothing() -> None:
     results = fit(model, (x, y), steps=30, update_grid=False)
     handle.remove()
     assert results["train_loss"][-1] < 1e-15
-    assert len(calls) < 20
+    assert len(calls) < 30 + 20
+
+
+@pytest.mark.parametrize("batch", [-1, 70])
+def test_a_fit_goes_on_where_a_callback_changes_the_network_after_convergence(batch: int) -> None:
+    model = fresh((2, 1))
+    x, y = data()[0], model(data()[0]).detach()
+
+    def change(m: KAN, step: int, record: dict[str, list[float]]) -> None:
+        if step == 9:
+            with torch.no_grad():
+                m.layers[0].base_weight.mul_(2)
+        if step == 29:
+            m.layers[0].set_mask(torch.tensor([[1], [0]]))
+
+    options: dict[str, Any] = {"update_grid": False, "batch": batch, "callbacks": [change]}
+    results = fit(model, (x, y), steps=32, **options)["train_loss"]
+    assert max(results[8], results[29]) < 1e-5 < 1e-3 < min(results[10], results[30])
+    assert results[31] == pytest.approx(rmse(model, x, y), rel=1e-10)
 
 
 @pytest.mark.parametrize("opt", ["LM", "auto"])
