@@ -68,6 +68,11 @@ def used(damping: float, trials: int) -> float:
     return damping * 2 ** (trials * (trials - 1) / 2)
 
 
+def damping_matrix(diagonal: Tensor, damping: float) -> Tensor:
+    """The damping times D, in which no element is smaller than the damping (at most 1) times the largest element."""
+    return damping * diagonal.clamp_min(max(1e-10, min(1.0, damping)) * float(diagonal.max())).diag()
+
+
 # -- steps ------------------------------------------------------------------------------------------
 
 
@@ -80,8 +85,7 @@ def test_a_step_minimizes_the_damped_model() -> None:
     cost = optimizer.step(lambda: model(x) - y)
     report, gram = optimizer.report, j.t() @ j
     damping = used(0.5, report.trials)
-    diagonal = gram.diagonal().clamp_min(1e-10 * float(gram.max()))
-    delta = torch.linalg.solve(gram + damping * diagonal.diag(), -j.t() @ r)
+    delta = torch.linalg.solve(gram + damping_matrix(gram.diagonal(), damping), -j.t() @ r)
     torch.testing.assert_close(values(model) - before, delta, rtol=1e-8, atol=1e-10)
 
     predicted = 0.5 * float(r @ r) - 0.5 * float((r + j @ delta).square().sum())
@@ -128,7 +132,7 @@ def test_a_step_is_never_worse(damping: float, max_dense: int, acceleration: boo
         assert reached <= report.before
         assert MIN_DAMPING <= report.damping <= MAX_DAMPING
         cost = reached
-    assert cost < first / (2 if damping > 1 else 10)
+    assert cost < first / (1.5 if damping > 1 else 10)
 
 
 def test_a_fit_converges() -> None:
@@ -293,12 +297,11 @@ def test_conjugate_gradients_solve_the_same_system(share: int, monkeypatch: pyte
     before, j = values(model), jacobian(model(x), trained(model))
     r, gram = (model(x) - y).detach().flatten(), j.t() @ j
     diagonal = share * j[::share].square().sum(0)
-    damping = diagonal.clamp_min(1e-10 * float(diagonal.max()))
     if share > 1:
         monkeypatch.setattr(module, "MAX_PRODUCTS", len(before) ** 2 * 200 // share)
     optimizer = LevenbergMarquardt(model, damping=1.0, acceleration=False, max_dense=0 if share == 1 else 4096)
     optimizer.step(lambda: model(x) - y)
-    matrix = gram + used(1.0, optimizer.report.trials) * damping.diag()
+    matrix = gram + damping_matrix(diagonal, used(1.0, optimizer.report.trials))
     torch.testing.assert_close(values(model) - before, torch.linalg.solve(matrix, -j.t() @ r), rtol=1e-6, atol=1e-8)
 
 
@@ -344,8 +347,7 @@ def test_a_step_on_a_cross_entropy_is_a_generalized_newton_step() -> None:
     matrix = torch.einsum("ncp,ncd,ndq->pq", j, inner, j)
     optimizer = LevenbergMarquardt(model, damping=0.2)
     cost = optimizer.step(lambda: cross_entropy(model(x), labels, 1 / 60))
-    diagonal = matrix.diagonal().clamp_min(1e-10 * float(matrix.max()))
-    matrix = matrix + used(0.2, optimizer.report.trials) * diagonal.diag()
+    matrix = matrix + damping_matrix(matrix.diagonal(), used(0.2, optimizer.report.trials))
     torch.testing.assert_close(values(model) - before, torch.linalg.solve(matrix, -slope), rtol=1e-6, atol=1e-8)
     assert cost == pytest.approx(torch_cross_entropy(model(x), labels).item(), rel=1e-12)
     for _ in range(15):
