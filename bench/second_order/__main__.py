@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.json is not None:
         write(options.json, Record(results, about, {"dtype": "float64"}))
     if options.markdown is not None:
-        text = ["# Second-order optimizers", markdown(table.set_index("measurement")), f"In float64, on {place(about)}."]
+        text = ["# Second-order optimizers", markdown(table.set_index("measurement"))]
+        text.append(f"In float64 and processor seconds, on {place(about)}.")
         options.markdown.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 0
 
