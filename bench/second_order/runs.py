@@ -95,13 +95,13 @@ def step(rounds: int = 30) -> Result:
     }  # fmt: skip
 
 
-def equations(problems: Sequence[str], seconds: float, seeds: int) -> Iterator[Result]:
+def equations(problems: Sequence[str], optimizers: Sequence[str], seconds: float, seeds: int) -> Iterator[Result]:
     """Solve Poisson's equations by KANs of order 5 and 3 and by an MLP, with each optimizer."""
     for problem in problems:
         for network, order in (("KAN", 5), ("KAN", 3), ("MLP", 5)):
             points, border, grid, grids = RECIPES[order]
             poisson = Poisson(problem, points, border)
-            for optimizer in OPTIMIZERS:
+            for optimizer in optimizers:
                 for seed in range(seeds if optimizer == OPTIMIZERS[0] else min(seeds, MAX_OTHER_SEEDS)):
                     model: nn.Module = mlp(seed) if network == "MLP" else kan(seed, grid, order)
                     start = time.process_time()
