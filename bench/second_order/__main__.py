@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m bench.second_order", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     made.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="solutions")
+    made.add_argument("--optimizers", nargs="+", choices=runs.OPTIMIZERS, default=runs.OPTIMIZERS)
     made.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
     made.add_argument("--seconds", type=float, default=40.0, help="processor time of each solution; order 3 has half")
     made.add_argument("--rows", type=int, default=1_000_000, help="number of rows of the last part")
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parts: dict[str, Callable[[], Iterable[Result]]] = {
         "jacobian": runs.jacobians,
         "step": lambda: [runs.step()],
-        "poisson": lambda: runs.equations(options.problems, options.seconds, options.seeds),
+        "poisson": lambda: runs.equations(options.problems, options.optimizers, options.seconds, options.seeds),
         "extension": lambda: runs.extensions(options.seeds),
         "rows": lambda: runs.rows(options.rows, options.row_seconds),
     }
@@ -62,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.json is not None:
         write(options.json, Record(results, about, {"dtype": "float64"}))
     if options.markdown is not None:
-        text = ["# Second-order optimizers", markdown(table.set_index("measurement")), f"In float64, on {place(about)}."]
+        text = ["# Second-order optimizers", markdown(table.set_index("measurement"))]
+        text.append(f"In float64 and processor seconds, on {place(about)}.")
         options.markdown.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 0
 

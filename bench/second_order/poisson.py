@@ -34,9 +34,7 @@ def _paper_source(z: Tensor) -> Tensor:
 
 # The first problem is that of section 3.4 of Liu et al., KAN: Kolmogorov-Arnold Networks, 2024.
 PROBLEMS = {
-    "sin(pi x) sin(pi y^2)": Problem(
-        lambda z: torch.sin(PI * z[:, 0]) * torch.sin(PI * z[:, 1] ** 2), _paper_source
-    ),
+    "sin(pi x) sin(pi y^2)": Problem(lambda z: torch.sin(PI * z[:, 0]) * torch.sin(PI * z[:, 1] ** 2), _paper_source),
     "sin(pi x) sin(pi y)": Problem(
         lambda z: torch.sin(PI * z).prod(1), lambda z: -2 * PI**2 * torch.sin(PI * z).prod(1)
     ),

@@ -1,4 +1,4 @@
-"""The measurements of the second-order optimizers. Each function returns results with a ``case`` and a ``contender``."""
+"""The measurements of the second-order optimizers. Each result has a ``case`` and a ``contender``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import psutil
 import torch
@@ -43,7 +44,7 @@ def jacobians() -> Iterator[Result]:
     model.layers[0].set_mask((torch.rand_like(model.layers[0].base_weight) > 0.3).double())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def equation() -> Tensor:
@@ -94,13 +95,13 @@ def step(rounds: int = 30) -> Result:
     }  # fmt: skip
 
 
-def equations(problems: Sequence[str], seconds: float, seeds: int) -> Iterator[Result]:
+def equations(problems: Sequence[str], optimizers: Sequence[str], seconds: float, seeds: int) -> Iterator[Result]:
     """Solve Poisson's equations by KANs of order 5 and 3 and by an MLP, with each optimizer."""
     for problem in problems:
         for network, order in (("KAN", 5), ("KAN", 3), ("MLP", 5)):
             points, border, grid, grids = RECIPES[order]
             poisson = Poisson(problem, points, border)
-            for optimizer in OPTIMIZERS:
+            for optimizer in optimizers:
                 for seed in range(seeds if optimizer == OPTIMIZERS[0] else min(seeds, MAX_OTHER_SEEDS)):
                     model: nn.Module = mlp(seed) if network == "MLP" else kan(seed, grid, order)
                     start = time.process_time()
@@ -122,10 +123,11 @@ def extensions(seeds: int) -> Iterator[Result]:
         model = KAN(width=[2, 1, 1], grid=GRIDS[0], k=3, seed=seed, grid_eps=1.0)
         for grid in GRIDS:
             if grid == GRIDS[0]:
-                options = {"steps": 40}
+                results = model.fit(dataset, opt="LM", steps=40, progress=False)
             else:
-                model, options = model.refine(grid), {"steps": 15, "stop_grid_update_step": 1, "grid_update_num": 1}
-            results = model.fit(dataset, opt="LM", progress=False, **options)
+                model = model.refine(grid)
+                options: dict[str, Any] = {"stop_grid_update_step": 1, "grid_update_num": 1}
+                results = model.fit(dataset, opt="LM", steps=15, progress=False, **options)
             errors.append(results["test_loss"][-1])
         yield {
             "case": "grid extension", "contender": "fastkan", "seed": seed, "rmse": errors,
