@@ -221,6 +221,7 @@ def fit(
     results = record.results
     if display_metrics is not None:
         display_metrics = _Names(sorted(results)).read("display_metrics", display_metrics)
+    update_grid = update_grid and any(map(model._has_numeric_edges, range(model.depth)))
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
     draw = partial(_draw, model, Path(img_folder), in_vars=in_vars, out_vars=out_vars, beta=beta)
     parameters = _trained_parameters(model, train)
