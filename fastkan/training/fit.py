@@ -38,7 +38,7 @@ MAX_MEDIAN = 50.0
 # Levenberg-Marquardt costs as much as a step of L-BFGS with about this number of parameters.
 MAX_AUTO_PARAMETERS = 1000
 # Maximum number of rows times parameters for which the steps of a fit use one thread.
-MAX_ONE_THREAD = 1 << 18
+MAX_ONE_THREAD = 1 << 19
 # Maximum share of the values of a column of inputs that may lie outside of the grid.
 MAX_OUTSIDE = 0.5
 
