@@ -6,8 +6,8 @@ The search runs on the CPU, in float64 and in bounded memory, and its results ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from ..layers.function_library import (
     lookup,
     names_of,
 )
+from ..training.threads import one_thread
 from .fitting import Range, Samples, fit
 
 
@@ -218,20 +219,5 @@ def _checked_fit(
     check_finite("x", x)
     check_finite("y", y)
     on_cpu: Any = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
-    with torch.inference_mode(False), torch.no_grad(), _one_thread(), on_cpu:
+    with torch.inference_mode(False), torch.no_grad(), one_thread(), on_cpu:
         return fit(functions, Samples.of(x, y), a_range, b_range)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Limit torch to one thread within the ``with`` statement.
-
-    The search makes many calls on small tensors, for which several threads would mostly wait for each other on a busy
-    machine.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

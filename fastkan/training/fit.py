@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from .objective import Evaluated, Loss, Objective
 from .optimizers import OPTIMIZERS
 from .regularization import REG_METRICS, Penalty
 from .restarts import START_STEPS, Restarts
+from .threads import one_thread
 
 if TYPE_CHECKING:
     from ..network.core import Network
@@ -36,6 +37,8 @@ MAX_MEDIAN = 50.0
 # Maximum number of trained parameters for which the optimizer "auto" is Levenberg-Marquardt. A step of
 # Levenberg-Marquardt costs as much as a step of L-BFGS with about this number of parameters.
 MAX_AUTO_PARAMETERS = 1000
+# Maximum number of rows times parameters for which the steps of a fit use one thread.
+MAX_ONE_THREAD = 1 << 19
 # Maximum share of the values of a column of inputs that may lie outside of the grid.
 MAX_OUTSIDE = 0.5
 
@@ -218,6 +221,7 @@ def fit(
     results = record.results
     if display_metrics is not None:
         display_metrics = _Names(sorted(results)).read("display_metrics", display_metrics)
+    update_grid = update_grid and any(map(model._has_numeric_edges, range(model.depth)))
     updates = _grid_updates(update_grid, train, steps, start_grid_update_step, stop_grid_update_step, grid_update_num)
     draw = partial(_draw, model, Path(img_folder), in_vars=in_vars, out_vars=out_vars, beta=beta)
     parameters = _trained_parameters(model, train)
@@ -255,7 +259,9 @@ def fit(
     last_good = copy_state(model), 0
     best_state, best_step = last_good[0], -1
     bar = tqdm(range(steps), disable=not progress, ncols=100, desc="fit")
-    with _in_history(model, parameters, results), bar:
+    rows = len(data.train[0]) if batch == -1 else min(batch, len(data.train[0]))
+    is_tiny = rows * sum(parameter.numel() for parameter in parameters) <= MAX_ONE_THREAD
+    with _in_history(model, parameters, results), bar, one_thread() if is_tiny else nullcontext():
         try:
             for step in bar:
                 x, y = next(batches)

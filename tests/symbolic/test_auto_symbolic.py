@@ -122,6 +122,62 @@ def test_formulas_are_fitted_to_what_really_comes_in() -> None:
     assert bool(model(x).isfinite().all())
 
 
+def small_nodes() -> KAN:
+    """A network of splines whose hidden node has a small range and an offset."""
+    model = KAN(width=[2, 1, 2], grid=40, base_fun="zero", dtype=torch.float64, seed=0)
+    through(model.layers[0], 0, lambda z: 0.07 * torch.sin(3 * z) + 0.5)
+    through(model.layers[0], 1, lambda z: 0.07 * z**2 - 0.2)
+    through(model.layers[1], 0, lambda z: torch.exp(10 * z - 4), 0)
+    through(model.layers[1], 0, lambda z: torch.sin(2 * z), 1)
+    model.get_act(torch.rand(500, 2, dtype=torch.float64) * 1.98 - 0.99)
+    return model
+
+
+def test_hidden_nodes_become_arguments_of_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The function stays the same, and float32 rounds it less."""
+    model = small_nodes()
+    plain, x, lib = model.copy(), model.sample, ["sin", "exp", "x^2"]
+    report = model.auto_symbolic(lib=lib, verbose=0)
+    assert [edge.name for edge in report] == ["sin", "x^2", "exp", "sin"]
+    with monkeypatch.context() as patch:
+        patch.setattr(auto, "_absorb_arguments", lambda *_: None)
+        plain.auto_symbolic(lib=lib, verbose=0)
+    assert (model(x) - plain(x)).abs().max() < 1e-12
+    exp, sin = model.symbolic[1].affine.tolist()
+    assert exp[:2] == [1.0, 0.0]
+    assert sin[0] == pytest.approx(0.2, rel=0.05)
+    assert plain.symbolic[1].affine[0, 0] == pytest.approx(10, rel=0.05)
+    first, second = model.symbolic[0].affine[:, 3].tolist()
+    assert first == second
+
+    def rounding(given: KAN) -> float:
+        single = given.copy().float()
+        return (single(x.float()).double() - single.double()(x.float().double())).square().mean().sqrt().item()
+
+    assert rounding(model) < 0.7 * rounding(plain)
+
+
+@pytest.mark.parametrize("case", ["bounds", "formula before", "formula behind", "affine map", "spline"])
+def test_hidden_nodes_that_stay(case: str) -> None:
+    model, options = small_nodes(), {}
+    if case == "bounds":
+        options = {"a_range": (5, 20)}
+    elif case == "formula before":
+        model.fix_symbolic(0, 1, 0, "x^2", fit_params_bool=False)
+    elif case == "formula behind":
+        model.fix_symbolic(1, 0, 1, "sin", fit_params_bool=False)
+    elif case == "affine map":
+        model.node_scale[0].fill_(2.0)
+    before = [symbolic.affine.tolist() for symbolic in model.symbolic]
+    lib = ["x^2", "exp"] if case == "spline" else ["sin", "exp", "x^2"]
+    report = model.auto_symbolic(lib=lib, verbose=0, r2_threshold=0.99 if case == "spline" else 0.0, **options)
+    assert any(edge.name is None for edge in report) == (case == "spline")
+    values = [a for a, *_ in model.symbolic[1].affine.tolist()]
+    assert 1.0 not in values[:1]
+    for symbolic, rows in zip(model.symbolic, before):
+        assert all(row in symbolic.affine.tolist() for row in rows)
+
+
 def test_bad_samples_change_nothing() -> None:
     """An error in the second layer also undoes the first: its values are infinite."""
     model = network([1, 1, 1])

@@ -371,6 +371,40 @@ def test_steps_after_convergence_evaluate_the_loss_once() -> None:
     assert len(calls) < 30 + 20
 
 
+def test_no_grid_is_updated_in_a_fit_of_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each update would make a converged optimizer try again."""
+    updates: list[int] = []
+    monkeypatch.setattr(fit_module, "update_grid_from_samples", lambda *_: updates.append(1))
+    fit(fresh((2, 1)), steps=2)
+    assert updates
+    updates.clear()
+    model = fresh((2, 1))
+    for i, name in enumerate(("sin", "x^2")):
+        model.fix_symbolic(0, i, 0, name, fit_params_bool=False)
+    results = fit(model, steps=30)
+    assert not updates
+    assert results["train_loss"][-1] < 1e-12
+
+
+@pytest.mark.parametrize(("rows", "used"), [(200, 1), (20_000, 3)])
+def test_tiny_fits_use_one_thread(rows: int, used: int) -> None:
+    threads, seen = torch.get_num_threads(), []
+
+    def note(*_: Any) -> None:
+        seen.append(torch.get_num_threads())
+        if len(seen) == 2:
+            raise KeyError
+
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(KeyError):
+            fit(fresh(), data(rows), callbacks=[note])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [used] * 2
+
+
 @pytest.mark.parametrize("batch", [-1, 70])
 def test_a_fit_goes_on_where_a_callback_changes_the_network_after_convergence(batch: int) -> None:
     model = fresh((2, 1))
