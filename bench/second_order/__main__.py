@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--networks", nargs="+", choices=list(runs.RECIPES), default=list(runs.RECIPES))
     made.add_argument("--optimizers", nargs="+", choices=runs.OPTIMIZERS, default=runs.OPTIMIZERS)
     made.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    made.add_argument("--seconds", type=float, default=40.0, help="processor time of each solution; order 3 has half")
+    made.add_argument("--seconds", type=float, default=30.0, help="processor time of each solution")
     made.add_argument("--rows", type=int, default=1_000_000, help="number of rows of the last part")
     made.add_argument("--row-seconds", type=float, default=200.0, help="processor time of each fit to many rows")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes")

@@ -103,7 +103,7 @@ def step(rounds: int = 30) -> Result:
 def equations(
     problems: Sequence[str], networks: Sequence[str], optimizers: Sequence[str], seconds: float, seeds: int
 ) -> Iterator[Result]:
-    """Solve Poisson's equations by each network with each optimizer. Networks of order 3 have half of the seconds."""
+    """Solve Poisson's equations by each network with each optimizer."""
     for problem, optimizer, network in itertools.product(problems, optimizers, networks):
         points, border, grid, grids = RECIPES[network]
         poisson = Poisson(problem, points, border)
@@ -111,7 +111,7 @@ def equations(
             order = 3 if network == "KAN k=3" else 5
             model: nn.Module = mlp(seed) if network == "MLP" else kan(seed, grid, order)
             start = time.process_time()
-            model, cost, steps = solve(poisson, model, optimizer, seconds / (2 if order == 3 else 1), grids)
+            model, cost, steps = solve(poisson, model, optimizer, seconds, grids)
             yield {
                 "case": problem, "contender": network, "optimizer": optimizer, "seed": seed,
                 "mse": poisson.error(model), "cost": cost, "steps": steps, "cpu": time.process_time() - start,
