@@ -104,8 +104,8 @@ def auto_symbolic(
     If no R2 reaches the threshold, the edge remains a spline. Layers are processed in order, so that the formulas of
     one layer are fitted to the outputs of the formulas of the previous layers. A hidden node between new formulas is
     scaled and shifted such that the node is the argument of a function behind it (unless ``a_range`` or ``b_range`` is
-    given), which reduces the rounding in float32. Edges that already are formulas, and edges that are off, are not changed. The parameters of the formulas are new tensors, so create the optimizer after
-    this call.
+    given), which reduces the rounding in float32. Edges that already are formulas, and edges that are off, are not
+    changed. The parameters of the formulas are new tensors, so create the optimizer after this call.
 
     Args:
         a_range, b_range: bounds of a and b, as in :meth:`fix_symbolic`.

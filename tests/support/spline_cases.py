@@ -17,13 +17,13 @@ def network(width: Any = (2, 3, 1), **options: Any) -> KAN:
     return model
 
 
-def through(layer: KANLinear, i: int, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Let the spline from input i to the first output interpolate ``function`` on the grid from -1 to 1."""
+def through(layer: KANLinear, i: int, function: Callable[[torch.Tensor], torch.Tensor], j: int = 0) -> None:
+    """Let the spline from input i to output j interpolate ``function`` on the grid from -1 to 1."""
     x = torch.linspace(-1, 1, 2000, dtype=torch.float64)
     basis = splines(x.unsqueeze(1), layer.knots[:1], layer.spline_order)[:, :, 0]
     with torch.no_grad():
         layer.spline_scale.fill_(1)
-        layer.spline_weight[:, i, 0] = torch.linalg.lstsq(basis, function(x), driver="gelsd").solution
+        layer.spline_weight[:, i, j] = torch.linalg.lstsq(basis, function(x), driver="gelsd").solution
 
 
 def shaped(*functions: Callable[[torch.Tensor], torch.Tensor]) -> KAN:
