@@ -20,12 +20,12 @@ PARTS = ("jacobian", "step", "poisson", "extension", "rows")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser("python -m bench.second_order", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     made.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="solutions")
     made.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    made.add_argument("--seconds", type=float, default=40.0, help="processor time of each solution; order 3 has half")
+    made.add_argument("--seconds", type=float, default=40.0, help="processor time of each solution; order 3 gets half")
     made.add_argument("--rows", type=int, default=1_000_000, help="number of rows of the last part")
     made.add_argument("--row-seconds", type=float, default=200.0, help="processor time of each fit to many rows")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes")
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print and write."""
+    """Run the measurements, print their results and write the files."""
     options = parser().parse_args(argv)
     console, about = make_console(), describe()
     results = [result for path in options.add for result in read(path).results]
