@@ -24,8 +24,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser("python -m bench.second_order", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     made.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="solutions")
+    made.add_argument("--networks", nargs="+", choices=list(runs.RECIPES), default=list(runs.RECIPES))
+    made.add_argument("--optimizers", nargs="+", choices=runs.OPTIMIZERS, default=runs.OPTIMIZERS)
     made.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
-    made.add_argument("--seconds", type=float, default=40.0, help="processor time of each solution; order 3 gets half")
+    made.add_argument("--seconds", type=float, default=30.0, help="processor time of each solution")
     made.add_argument("--rows", type=int, default=1_000_000, help="number of rows of the last part")
     made.add_argument("--row-seconds", type=float, default=200.0, help="processor time of each fit to many rows")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes")
@@ -39,10 +41,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     console, about = make_console(), describe()
     results = [result for path in options.add for result in read(path).results]
+    chosen = options.problems, options.networks, options.optimizers
     parts: dict[str, Callable[[], Iterable[Result]]] = {
         "jacobian": runs.jacobians,
         "step": lambda: [runs.step()],
-        "poisson": lambda: runs.equations(options.problems, options.seconds, options.seeds),
+        "poisson": lambda: runs.equations(*chosen, options.seconds, options.seeds),
         "extension": lambda: runs.extensions(options.seeds),
         "rows": lambda: runs.rows(options.rows, options.row_seconds),
     }

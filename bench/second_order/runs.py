@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import threading
@@ -25,8 +26,12 @@ from .poisson import Poisson, kan, mlp, solve
 GRIDS = (3, 5, 10, 20, 50, 100)
 OPTIMIZERS = ("Levenberg-Marquardt", "self-scaled Broyden", "L-BFGS")
 MAX_OTHER_SEEDS = 3  # maximum number of seeds for the optimizers that Levenberg-Marquardt is compared with
-# The points, the weight of the border, the first grid and the finer grids for each spline order.
-RECIPES = {5: (31, 10.0, 5, (10,)), 3: (51, 30.0, 10, ())}
+# The number of points on an axis, the weight of the border, the first grid and the finer grids of each network.
+RECIPES: dict[str, tuple[int, float, int, tuple[int, ...]]] = {
+    "KAN k=5": (31, 10.0, 5, (10,)),
+    "KAN k=3": (51, 30.0, 10, ()),
+    "MLP": (31, 10.0, 0, ()),
+}
 
 
 def target(x: Tensor) -> Tensor:
@@ -95,24 +100,22 @@ def step(rounds: int = 30) -> Result:
     }  # fmt: skip
 
 
-def equations(problems: Sequence[str], seconds: float, seeds: int) -> Iterator[Result]:
-    """Solve Poisson's equations by KANs of order 5 and 3 and by an MLP, with each optimizer."""
-    for problem in problems:
-        for network, order in (("KAN", 5), ("KAN", 3), ("MLP", 5)):
-            points, border, grid, grids = RECIPES[order]
-            poisson = Poisson(problem, points, border)
-            for optimizer in OPTIMIZERS:
-                for seed in range(seeds if optimizer == OPTIMIZERS[0] else min(seeds, MAX_OTHER_SEEDS)):
-                    model: nn.Module = mlp(seed) if network == "MLP" else kan(seed, grid, order)
-                    start = time.process_time()
-                    model, cost, steps = solve(
-                        poisson, model, optimizer, seconds / (2 if order == 3 else 1), () if network == "MLP" else grids
-                    )
-                    yield {
-                        "case": problem, "contender": f"{network} k={order}" if network == "KAN" else network,
-                        "optimizer": optimizer, "seed": seed, "mse": poisson.error(model), "cost": cost, "steps": steps,
-                        "cpu": time.process_time() - start,
-                    }  # fmt: skip
+def equations(
+    problems: Sequence[str], networks: Sequence[str], optimizers: Sequence[str], seconds: float, seeds: int
+) -> Iterator[Result]:
+    """Solve Poisson's equations by each network with each optimizer."""
+    for problem, optimizer, network in itertools.product(problems, optimizers, networks):
+        points, border, grid, grids = RECIPES[network]
+        poisson = Poisson(problem, points, border)
+        for seed in range(seeds if optimizer == OPTIMIZERS[0] else min(seeds, MAX_OTHER_SEEDS)):
+            order = 3 if network == "KAN k=3" else 5
+            model: nn.Module = mlp(seed) if network == "MLP" else kan(seed, grid, order)
+            start = time.process_time()
+            model, cost, steps = solve(poisson, model, optimizer, seconds, grids)
+            yield {
+                "case": problem, "contender": network, "optimizer": optimizer, "seed": seed,
+                "mse": poisson.error(model), "cost": cost, "steps": steps, "cpu": time.process_time() - start,
+            }  # fmt: skip
 
 
 def extensions(seeds: int) -> Iterator[Result]:

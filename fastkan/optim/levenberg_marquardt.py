@@ -179,7 +179,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         self,
         params: nn.Module | Iterable[Tensor],
         *,
-        damping: float = 1e-2,
+        damping: float = 1e-3,
         acceleration: bool = True,
         max_dense: int = 4096,
         verify: bool = True,

@@ -28,7 +28,7 @@ MIN_GAIN = 1e-6
 # Number of consecutive steps of Levenberg-Marquardt without a gain after which a fit has converged.
 MAX_IDLE_STEPS = 2
 # Levenberg-Marquardt processes the rows in chunks with about ``CHUNK_VALUES`` values of nodes.
-CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 18, 1 << 10
+CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 17, 1 << 10
 # Value of ``Objective.smooth`` while edge sizes are smoothed near 0. The derivative of an edge size jumps at 0, and
 # line searches can fail there.
 SMOOTHING_LENGTH = 1e-4
