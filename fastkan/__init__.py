@@ -29,7 +29,7 @@ call `model.get_act(x)` first. A fit by L-BFGS with `lamb > 0` also searches: th
 time a step is tried without one hidden node and goes on if it comes out better (`try_without=False` turns this off).
 `train` with a dataset is `fit`; `train(True)` is PyTorch's.
 
-# What differs from pykan
+# Differences from pykan
 
 The names are pykan's, those of its helper functions too (`kanpiler`, `get_feynman_dataset`, `MLP`, `ex_round`, ...).
 No global generator is seeded and no argument is changed; models can be copied and pickled; `prune` and `refine` return
@@ -40,9 +40,9 @@ versions are accepted with a warning that says what to write.
 # Other packages
 
 `convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
-`to_efficient_kan_state_dict` go back; `replace_linear` puts KAN layers in the place of linear ones.
+`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers.
 
-# What runs where
+# Backends
 
 | | CPU | NVIDIA GPU (compute capability 8.0) |
 |---|---|---|
@@ -50,9 +50,9 @@ versions are accepted with a warning that says what to write.
 | `torch.func`, forward mode, `torch.export` | `reference`: PyTorch, stores all features | `reference` |
 | `torch.compile` | `cpu`, as registered operators | `triton`, as registered operators |
 
-`explain(layer, x)` says what would run and why; `with backend("reference"):` chooses. A backend that cannot serve a
-call raises an error, and no other takes its place. Products of float32 follow PyTorch's own precision settings. The
-same shapes on the same machine and versions give the same bits.
+`explain(layer, x)` says what would run and why; `with backend("reference"):` chooses. A backend that cannot
+compute a call raises an error, and no other takes its place. Products of float32 follow PyTorch's own precision
+settings. The same shapes on the same machine and versions give the same bits.
 """
 
 import sys

@@ -261,7 +261,7 @@ def derivatives(u: Callable[[Tensor], Tensor], x: Tensor, columns: Sequence[int]
     check_shape("x", x, ("rows", "columns"))
     columns = range(x.shape[1]) if columns is None else columns
     if any(column >= x.shape[1] for column in columns):
-        raise ValueError(f"columns must be below the {x.shape[1]} columns of x, got {list(columns)}")
+        raise ValueError(f"columns must be below {x.shape[1]}, the number of columns of x, got {list(columns)}")
     differentiable = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         if x.is_inference():

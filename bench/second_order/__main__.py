@@ -20,7 +20,7 @@ PARTS = ("jacobian", "step", "poisson", "extension", "rows")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser("python -m bench.second_order", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     made.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), help="solutions")
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print and write."""
+    """Run the measurements, print their results and write the files."""
     options = parser().parse_args(argv)
     console, about = make_console(), describe()
     results = [result for path in options.add for result in read(path).results]

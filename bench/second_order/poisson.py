@@ -16,7 +16,7 @@ from fastkan.functional import laplacian
 from fastkan.optim import LevenbergMarquardt, SelfScaledBroyden
 
 PI = math.pi
-CHUNK = 20  # iterations of a first-order or quasi-Newton optimizer between two looks at the clock
+CHUNK = 20  # iterations of a first-order or quasi-Newton optimizer between two readings of the clock
 
 
 class Problem(NamedTuple):

@@ -25,7 +25,7 @@ from .poisson import Poisson, kan, mlp, solve
 
 GRIDS = (3, 5, 10, 20, 50, 100)
 OPTIMIZERS = ("Levenberg-Marquardt", "self-scaled Broyden", "L-BFGS")
-MAX_OTHER_SEEDS = 3  # for the optimizers that Levenberg-Marquardt is compared with
+MAX_OTHER_SEEDS = 3  # maximum number of seeds for the optimizers that Levenberg-Marquardt is compared with
 # The number of points on an axis, the weight of the border, the first grid and the finer grids of each network.
 RECIPES: dict[str, tuple[int, float, int, tuple[int, ...]]] = {
     "KAN k=5": (31, 10.0, 5, (10,)),
@@ -119,7 +119,7 @@ def equations(
 
 
 def extensions(seeds: int) -> Iterator[Result]:
-    """Fit [2, 1, 1] on finer and finer grids, of which each is evenly spaced over the samples."""
+    """Fit [2, 1, 1] on finer and finer grids, each of which is evenly spaced over the samples."""
     dataset = create_dataset(target, n_var=2)
     for seed in range(seeds):
         start, errors = time.process_time(), []
@@ -143,7 +143,8 @@ def rows(count: int, seconds: float) -> Iterator[Result]:
     torch.manual_seed(0)
     x = torch.rand(count, 8) * 2 - 1
     y = torch.exp((torch.sin(math.pi * x[:, :4]) + x[:, 4:] ** 2).mean(1, keepdim=True))
-    LevenbergMarquardt([torch.zeros(1, requires_grad=True)])  # The first optimizer imports 190 MB of PyTorch.
+    # The first optimizer imports 190 MB of PyTorch, which do not count as memory of the fit.
+    LevenbergMarquardt([torch.zeros(1, requires_grad=True)])
     for optimizer in ("LM", "LBFGS"):
         model = KAN(width=[8, 16, 1], grid=5, k=3, seed=0)
         start = time.process_time()
@@ -178,7 +179,7 @@ class _PeakMemory:
 
 
 def summary(results: list[Result]) -> Iterator[tuple[str, str, str]]:
-    """Yield a row of words for each measurement: what was measured, with what, and the outcome."""
+    """Yield a row of strings for each measurement: the case, the network or method, and the outcome."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         groups.setdefault((result["case"], result["contender"], result.get("optimizer", "")), []).append(result)

@@ -33,7 +33,7 @@ def reference(times: np.ndarray, places: np.ndarray) -> Tensor:
 def main(steps: int = 40, folder: Path = Path()) -> float:
     """Solve u_t + u u_x = VISCOSITY u_xx on [-1, 1], from u = -sin(pi x) at t = 0 to t = 1, and plot the solution."""
     network = KAN(width=[2, 10, 1], grid=5, k=5, seed=0, dtype=torch.float64)
-    random = torch.Generator().manual_seed(0)  # Fronts hide between points that lie on a regular mesh.
+    random = torch.Generator().manual_seed(0)  # A steep front can lie between the lines of a regular mesh of points.
 
     def u(x: Tensor) -> Tensor:  # The columns are 2 t - 1 and x. The result is exact at t = 0 and at both ends.
         return (x[:, 0] + 1) * (1 - x[:, 1] ** 2) * network(x)[:, 0] - torch.sin(torch.pi * x[:, 1])

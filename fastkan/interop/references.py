@@ -188,7 +188,7 @@ def check_unwrapped(module: nn.Module, changed: Iterable[nn.Module], doing: str)
         if _is_wrapper(each) and any(part in parts for part in each.modules()):
             raise ValueError(
                 f"{name or 'module'}, a {type(each).__name__}, synchronises the parameters of the model that it wraps, "
-                f"but would not those of new layers: {doing} the model first, then wrap it"
+                f"but would not synchronise those of new layers: {doing} the model first, then wrap it"
             )
     for part in parts:
         for parameter in part._parameters.values():

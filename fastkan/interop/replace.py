@@ -59,8 +59,8 @@ class ReplacementReport(list[Replacement]):
     def __repr__(self) -> str:
         done = self.replaced
         before, after = sum(entry.before for entry in done), sum(entry.after for entry in done)
-        kept = f", {len(self) - len(done)} stay" if len(done) < len(self) else ""
-        return f"{len(done)} linears became KAN layers, of {before} parameters {after}{kept}"
+        count = f"{len(done)} of {len(self)}"
+        return f"{count} nn.Linear layers replaced by KAN layers, which have {after} instead of {before} parameters"
 
 
 @checked(
@@ -129,13 +129,13 @@ def replace_linear(
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> replace_linear(model, "2", grid_size=8)
-        1 linears became KAN layers, of 18 parameters 194
+        1 of 1 nn.Linear layers replaced by KAN layers, which have 194 instead of 18 parameters
     """
     if isinstance(model, nn.Linear):
-        raise ValueError("model must contain the linears, but is one itself: create a KANLinear of its sizes instead")
+        raise ValueError("model must contain nn.Linear layers, got an nn.Linear: create a KANLinear of its size")
     if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
         raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
-    places = _linears(model)
+    places = _linear_layers(model)
     chosen = {id(linear): linear for names, linear in places if any(_matches(select, name, linear) for name in names)}
     if not chosen:
         known = ", ".join(name for names, _ in places for name in names) or "none"
@@ -143,7 +143,7 @@ def replace_linear(
     for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
         if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for names, _ in places for name in names):
             raise ValueError(f"select has the pattern {pattern!r}, which matches no nn.Linear")
-    check_unwrapped(model, chosen.values(), "replace the linears of")
+    check_unwrapped(model, chosen.values(), "replace the layers of")
     report, layers, readers = ReplacementReport(), {}, _Readers(model, list(chosen.values()))
     for names, linear in places:
         if id(linear) not in chosen:
@@ -165,7 +165,7 @@ def replace_linear(
         report.append(Replacement(", ".join(names), *sizes, after, reason))
     hooked = [names[0] for names, linear in places if id(linear) in layers and has_hooks(linear)]
     if hooked:
-        warn(f"the hooks of {', '.join(hooked)} are lost with the linear")
+        warn(f"the hooks of {', '.join(hooked)} are lost with the replaced nn.Linear")
     try:
         with ExitStack() as undo:
             _put_in_place(model, layers, undo)
@@ -177,7 +177,7 @@ def replace_linear(
     return report
 
 
-def _linears(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
+def _linear_layers(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
     """Return a list with one pair for each ``nn.Linear`` of a model. The pair consists of the list of all qualified
     names of the layer, and the layer."""
     found: dict[int, tuple[list[str], nn.Linear]] = {}

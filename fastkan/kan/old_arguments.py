@@ -104,7 +104,7 @@ INSTEAD: dict[str, str] = {
     "clear_ckpts": f"there are no files to clear; {IN_MEMORY}",
     "initialize_grid_from_another_model": "model.initialize_from_another_model(another, x) copies grids and functions",
     "disable_symbolic_in_fit": 'model.fit(dataset, train=("spline", "base", "scale")) leaves formulas unchanged',
-    **dict.fromkeys(("lock", "unlock"), "edges can't share their functions here"),
+    **dict.fromkeys(("lock", "unlock"), "edges cannot share their functions here"),
     "regularization_loss": "model.get_reg() is the penalty that fit(lamb=...) adds",
 }
 

@@ -338,7 +338,7 @@ class FunctionName(Kind):
         if value not in _FUNCTIONS:
             near = difflib.get_close_matches(value.lower(), _FUNCTIONS, cutoff=0.5)
             meant = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(_FUNCTIONS)}."
-            raise ValueError(f"{name} must be in the library, got {value!r}; {meant} add_symbolic adds one's own")
+            raise ValueError(f"{name} must be in the library, got {value!r}; {meant} add_symbolic adds new functions")
         return value
 
 
@@ -399,7 +399,7 @@ def add_symbolic(
     if name in _BUILT_IN:
         raise ValueError(f"name must be a new one, got {name!r}, which is built in")
     if name in _FUNCTIONS and not overwrite:
-        raise ValueError(f"name must be a new one, got {name!r}, which you have added: say overwrite=True")
+        raise ValueError(f"name must be a new one, got {name!r}, which you have added: pass overwrite=True")
     interval = _interval_of(fun, domain)
     _FUNCTIONS[name] = SymbolicFunction(
         fun, sympy_fun or _undefined(name), c, name=name, domain=interval, fun_singularity=fun_singularity

@@ -253,8 +253,8 @@ class KANLinear(nn.Module):
         """Change the number of grid intervals, and preserve the edge functions.
 
         If the new size is a multiple of the current size and all samples lie on the grid, the grid is divided evenly:
-        the edge functions are exactly the same on the grid, and equally spaced knots stay equally spaced, which makes a
-        layer with many edges quicker. For any other size that is not smaller, and without samples, all current knots
+        the edge functions are exactly the same on the grid, and equally spaced knots stay equally spaced, on which a
+        layer with many edges is faster. For any other size that is not smaller, and without samples, all current knots
         are kept, including the outer knots, and knots are inserted between them where the samples are: the edge
         functions are exactly the same everywhere. A layer with ``outside="linear"`` needs no samples for an even
         division, after which its functions are the same everywhere. If the new size is smaller than the current size,

@@ -229,7 +229,7 @@ class SymbolicEdges(nn.Module):
         """
         self._check_place(i, j)
         if self.name(i, j) is None:
-            raise ValueError(f"edge ({i}, {j}) has no symbolic function to take away")
+            raise ValueError(f"edge ({i}, {j}) has no symbolic function to remove")
         self._replace([(edge, n) for n, edge in enumerate(self.edges) if edge[:2] != (i, j)], self.affine)
 
     @kinds.checked(inputs=kinds.Each(kinds.INDEX), outputs=kinds.Each(kinds.INDEX))
@@ -356,7 +356,7 @@ class SymbolicEdges(nn.Module):
             try:
                 state = json.loads(bytes(state.detach().cpu().round().to(torch.uint8).tolist()))
             except (ValueError, TypeError, RuntimeError):
-                raise ValueError("formulas must hold a JSON text as uint8, and holds none") from None
+                raise ValueError("formulas must hold a JSON text as uint8, but does not") from None
         try:
             edges = [Edge(*entry) for entry in state]
         except TypeError:

@@ -124,7 +124,7 @@ def attribute(
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")
     if i is not None:
         if l is None:
-            raise ValueError(f"i={i} is a node of a layer l, which must be given too")
+            raise ValueError(f"l must be given together with i, got i={i} without l")
         if i >= model.width_in[last]:
             raise ValueError(f"i must be below {model.width_in[last]}, the nodes of layer {l}; got {i}")
     if out_score is not None:

@@ -72,11 +72,11 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
     try:
         _assembled(_decoded(text), tensors, Network)
     except MALFORMED as error:
-        raise ValueError(f"model couldn't be loaded again: {error}") from error
+        raise ValueError(f"model could not be loaded again: {error}") from error
     try:
         content = safetensors.torch.save(tensors, {KEY: text})
     except safetensors.SafetensorError as error:  # the header is larger than 100 MB
-        raise ValueError(f"model and its history, {len(text):,} characters, don't fit into a file: {error}") from None
+        raise ValueError(f"model and its history, {len(text):,} characters, do not fit into a file: {error}") from None
     start = content.index(BLANK.encode())
     digest = hashlib.sha256(content).hexdigest().encode()
     _replace(target, content[:start] + digest + content[start + len(digest) :])
@@ -109,7 +109,7 @@ def load(cls: type[NetworkT], path: str | os.PathLike[str], device: torch.device
         plain: Any = next(each for each in cls.__mro__ if each.__module__.startswith("fastkan."))
         model = _assembled(header, tensors, plain)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{name!r}: its tensors can't be read: {error}") from None
+        raise ValueError(f"{name!r}: its tensors cannot be read: {error}") from None
     except MALFORMED as error:
         raise ValueError(f"{name!r}: {error}") from error
     return model.to("cpu" if device is None else device)
@@ -173,7 +173,7 @@ def _encoded(value: Any) -> Any:
 def _replace(target: str, content: bytes) -> None:
     """Write a file atomically: the content is written to a temporary file, which is then renamed."""
     if os.path.exists(target) and not os.path.isfile(target):
-        raise OSError(f"{target!r} is there, and is no file")
+        raise OSError(f"{target!r} exists and is not a file")
     temporary = os.path.join(os.path.dirname(target), f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -230,7 +230,7 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
     names = {edge[2] for edges in header["symbolic"] for edge in edges}
     unknown = sorted(name for name in names if name not in SYMBOLIC_LIB)
     if unknown:
-        raise ValueError(f"its edges have functions that aren't in the library, {unknown}: add_symbolic them first")
+        raise ValueError(f"its edges have functions that are not in the library, {unknown}: add_symbolic them first")
     pairs = [[sums, len(arities)] for sums, arities in zip(header["sums"], header["arities"])]
     sizes = architecture(pairs, header["arities"])
     ends = list(zip(sizes.nodes, sizes.subnodes[1:]))

@@ -234,7 +234,7 @@ def swap(model: NetworkT, l: int, i1: int, i2: int) -> NetworkT:
             layer.
     """
     if l >= model.depth:
-        raise ValueError(f"l must be below {model.depth}: the order of outputs is not the network's to choose; got {l}")
+        raise ValueError(f"l must be below {model.depth}: the order of the outputs is fixed; got {l}")
     for name, node in (("i1", i1), ("i2", i2)):
         if node >= model.width_in[l]:
             raise ValueError(f"{name} must be below {model.width_in[l]}, the nodes of layer {l}; got {node}")

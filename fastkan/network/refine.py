@@ -71,7 +71,7 @@ def refine(
     new = copy.deepcopy(model)
     rows = rows_for(model, x, dataset, min_rows=1)
     for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
-        check_finite("x" if number == 0 else f"what enters layer {number}", step.nodes)
+        check_finite("x" if number == 0 else f"the input of layer {number}", step.nodes)
         old = layer.spline_weight, layer.knots, layer.spline_order
         layer._write_splines(*grids.refine(*old, size, step.nodes, layer.outside))
     return new

@@ -22,7 +22,7 @@ MARGIN = 0.1
 # objective per iteration from 1.6 to 1.05, and the loss after the same time to a third.
 STEP_GUESS = 1.01
 # Rounding makes the inverse Hessian asymmetric, and the scaling amplifies this (to 4e-10 after 400 updates), so its
-# symmetric part is taken each time that this number of updates has been made.
+# symmetric part takes its place each time this number of updates has been made.
 SYMMETRY_PERIOD = 16
 
 
@@ -64,7 +64,7 @@ def line_search(evaluate: Callable[[float], Trial], start: Trial, length: float,
     high: Trial | None = None
     for _ in range(max_trials):
         trial = evaluate(length)
-        # Where the required decrease is below the rounding of the value, the value still has to be lower.
+        # If the required decrease is below the rounding of the value, the value must still be lower.
         if not (trial.value < low.value and trial.value <= start.value + DECREASE * length * start.slope):
             high = trial
         elif abs(trial.slope) <= -CURVATURE * start.slope:
@@ -104,7 +104,7 @@ def scaling_and_mixing(sy: float, s_b_s: float, y_h_y: float, size: int) -> tupl
     rho = min(1.0, 1 / (b * (1 + c)))  # h (1 - c) without cancellation
     lower = (rho - 1) / a if a else -math.inf
     theta = max(lower, min(1 / rho, (1 - b) / b))
-    sigma = max(1 + a * theta, rho)  # rho is the smallest value but for rounding
+    sigma = max(1 + a * theta, rho)  # without rounding, the first number is at least rho
     root = sigma ** (-1 / max(size - 1, 1))
     tau = min(1.0, 1 / b)
     tau = tau * min(root, 1 / theta) if theta > 0 else min(tau * root, sigma)
@@ -137,7 +137,7 @@ def update_inverse_hessian(h: Tensor, s: Tensor, y: Tensor, s_b_s: float) -> boo
     ratio = y_h_y / sy
     ss, su, uu = 1 + phi * ratio / tau, -phi * math.sqrt(ratio) / tau, (phi - 1) / tau
     if phi < 0:
-        s, u, ss, uu = u, s, uu, ss  # ss could be 0, and uu is below -1
+        s, u, ss, uu = u, s, uu, ss  # the divisor is then below -1, whereas the old ss could be 0
     s, rest = s + (su / ss) * u, uu - su * su / ss
     h.addr_(s, s, beta=1 / tau, alpha=ss).addr_(u, u, alpha=rest)
     return True
@@ -148,16 +148,16 @@ class SelfScaledBroyden(Optimizer):
 
     The interface is that of ``torch.optim.LBFGS``: ``step(closure)`` makes up to ``max_iter`` iterations, each of which
     evaluates the closure about 1.05 times. The closure clears the gradients, computes the loss, calls ``backward`` and
-    returns the loss, which has to be the same function of the parameters within a step. In place of a history the
-    method keeps a dense inverse Hessian of P x P float64 numbers for P parameters, and an iteration costs O(P^2) beside
-    the closure. Where the loss is ill-conditioned, as that of a physics-informed network is, the loss after the same
-    time is orders of magnitude below that of L-BFGS.
+    returns the loss, which has to be the same function of the parameters within a step. Instead of a history, the
+    method keeps a dense inverse Hessian of P x P float64 numbers for P parameters, and an iteration costs O(P^2) in
+    addition to the closure. If the loss is ill-conditioned, like that of a physics-informed network, the method reaches
+    a loss that is orders of magnitude below that of L-BFGS in the same time.
 
     The parameters never end at a point with a higher or non-finite loss: a trial with a loss or gradient that is not
     finite is rejected, and an update without curvature is skipped. When a line search finds no lower loss, the inverse
     Hessian is reset once, and the step ends after the next failure. A step whose first loss or gradient is not finite
-    changes nothing. No threshold inside of the method depends on the scale of the loss. The state is float64 for
-    float32 parameters too, and ``state_dict`` and ``load_state_dict`` resume with the same bits.
+    changes nothing. No threshold inside the method depends on the scale of the loss. The state is float64 for float32
+    parameters too. A run that is resumed by ``state_dict`` and ``load_state_dict`` gives the same bits.
 
     References: Al-Baali and Khalfan, "Wide interval for efficient self-scaling quasi-Newton algorithms", Optimization
     Methods and Software 20 (2005); Urban, Stefanou and Pons, "Unveiling the optimization process of physics informed
@@ -172,23 +172,24 @@ class SelfScaledBroyden(Optimizer):
         tolerance_grad: a step ends when no derivative is larger than this. This tolerance and the next are absolute, as
             in ``torch.optim.LBFGS``, and 0 by default, because they depend on the scale of the loss.
         tolerance_change: a step ends when an iteration changes the loss or every parameter by less than this.
-        max_parameters: the maximum number of parameters; 5000 need 200 MB.
+        max_parameters: the maximum number of parameters. The inverse Hessian of 5000 parameters takes 200 MB.
 
     Raises:
-        TypeError: complex or half-precision parameters, sparse gradients, no closure.
-        ValueError: more than one group or device, more parameters than ``max_parameters``, arguments out of range, a
-            closure that leaves no gradient.
+        TypeError: if a parameter is neither float32 nor float64.
+        ValueError: if there are several groups or devices, no parameters or more than ``max_parameters``, or if an
+            argument is out of range.
 
-    >>> x = torch.nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
-    >>> optimizer = SelfScaledBroyden([x], max_iter=100)
-    >>> def closure():
-    ...     optimizer.zero_grad()
-    ...     loss = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-    ...     loss.backward()
-    ...     return loss
-    >>> loss = optimizer.step(closure)
-    >>> [round(value, 6) for value in x.tolist()]
-    [1.0, 1.0]
+    Example:
+        >>> x = torch.nn.Parameter(torch.tensor([-1.2, 1.0], dtype=torch.float64))
+        >>> optimizer = SelfScaledBroyden([x], max_iter=100)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> [round(value, 6) for value in x.tolist()]
+        [1.0, 1.0]
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class SelfScaledBroyden(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add the one group of parameters. The constructor calls this method."""
         if self.param_groups:
-            raise ValueError("SelfScaledBroyden has one group of parameters, got a second one")
+            raise ValueError("params must be one group of parameters, got a second group")
         super().add_param_group(param_group)
         group = self.param_groups[0]
         parameters: list[Tensor] = group["params"]
@@ -239,7 +240,11 @@ class SelfScaledBroyden(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state. Unlike the base class, keep the dtype of the inverse Hessian, and copy it."""
+        """Load a state. Unlike the base class, copy the inverse Hessian, and keep its dtype.
+
+        Raises:
+            ValueError: if the state belongs to another number of parameters.
+        """
         parameters: list[Tensor] = self.param_groups[0]["params"]
         saved = state_dict["state"].get(state_dict["param_groups"][0]["params"][0])
         size = sum(parameter.numel() for parameter in parameters)
@@ -252,7 +257,16 @@ class SelfScaledBroyden(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Make up to ``max_iter`` iterations, and return the closure's first loss, as ``torch.optim.LBFGS`` does."""
+        """Make up to ``max_iter`` iterations, and return the first loss, as ``torch.optim.LBFGS`` does.
+
+        Args:
+            closure: a function without arguments that clears the gradients, computes the loss, calls ``backward`` and
+                returns the loss.
+
+        Raises:
+            TypeError: if there is no closure, the closure returns None, or a gradient is sparse.
+            ValueError: if no parameter has a gradient after a call of the closure.
+        """
         if not callable(closure):
             raise TypeError(f"closure must be a function that returns the loss, got {type(closure).__name__}")
         group = self.param_groups[0]
@@ -260,7 +274,7 @@ class SelfScaledBroyden(Optimizer):
         sizes = [parameter.numel() for parameter in parameters]
         eps = max(torch.finfo(parameter.dtype).eps for parameter in parameters)
         max_eval, evaluations = group["max_eval"], 0
-        state = self.state[parameters[0]]  # as in torch.optim.LBFGS, the state is that of the first parameter
+        state = self.state[parameters[0]]  # as in torch.optim.LBFGS, the first parameter holds the whole state
         if not state:
             size = sum(sizes)
             hessian = torch.eye(size, dtype=torch.float64, device=parameters[0].device)
@@ -290,7 +304,7 @@ class SelfScaledBroyden(Optimizer):
                 raise TypeError("closure must return the loss, got None")
             gradients = [parameter.grad for parameter in parameters]
             if all(gradient is None for gradient in gradients):
-                raise ValueError("closure must call backward on the loss, and no parameter has a gradient")
+                raise ValueError("closure must call backward on the loss, but no parameter has a gradient")
             if any(gradient is not None and gradient.layout != torch.strided for gradient in gradients):
                 raise TypeError("the gradients of params must be dense, got a sparse one")
             parts = [p.new_zeros(p.numel()) if g is None else g.flatten() for p, g in zip(parameters, gradients)]
@@ -331,11 +345,11 @@ class SelfScaledBroyden(Optimizer):
                 iterations += 1
                 state["n_iter"] += 1
                 move(x + end.length * direction)
-                before, x = x, position()  # rounded to the dtype of the parameters
+                before, x = x, position()  # the parameters are read because writing them rounds to their dtype
                 s, y = x - before, end.gradient - gradient
                 s_b_s, sy = -end.length * s.dot(gradient).item(), s.dot(y).item()
                 if s_b_s > 0 and sy > eps * (s.norm() * gradient.norm()).item():
-                    if not state["updates"]:  # Nocedal & Wright, 6.20
+                    if not state["updates"]:  # The first scale of H is that of Nocedal & Wright, 6.20.
                         scale = sy / y.dot(y).item()
                         h.mul_(scale)
                         s_b_s /= scale

@@ -32,11 +32,13 @@ MIN_SCALE = 1e-10
 # The length of the finite difference for the second derivative along the step, as a share of the step. Transtrum and
 # Sethna recommend 0.1.
 DIFFERENCE = 0.1
-# The smallest probability in the factors of a cross entropy. Its root and inverse root are normal numbers in float32.
+# The smallest probability in the factors of a cross entropy. The square root of the probability and the inverse of the
+# square root are normal float32 numbers.
 MIN_PROBABILITY = 1e-38
 # The maximum size of the acceleration, relative to the step.
 MAX_ACCELERATION = 0.75
-# A matrix J^T J is computed from at most this number of multiplications, from a share of the rows if necessary.
+# The maximum number of multiplications for a matrix J^T J. The matrix is computed from a share of the rows if all rows
+# would take more multiplications.
 MAX_PRODUCTS = 1 << 36
 # The relative residual at which conjugate gradients stop, and the maximum number of iterations.
 CG_TOLERANCE, CG_ITERATIONS = 0.1, 20
@@ -104,9 +106,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
         >>> cost = optimizer.step(lambda: cross_entropy(layer(x), labels, 1 / 100))
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
-        raise ValueError("logits must be a floating-point tensor [M, C]")
+        raise ValueError(f"logits must be a floating-point tensor [M, C], got {_shown(logits)}")
     if not isinstance(labels, Tensor) or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels must be an int64 tensor [{len(logits)}]")
+        raise ValueError(f"labels must be an int64 tensor [{len(logits)}], got {_shown(labels)}")
     check_residuals(logits)
     classes = logits.shape[1]
     if bool(((labels < 0) | (labels >= classes)).any()):
@@ -128,26 +130,26 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
-    """The Levenberg-Marquardt optimizer for models of which each row of the residuals depends on one row of the inputs.
+    """The Levenberg-Marquardt optimizer, for residuals whose row n depends only on row n of the inputs of the model.
 
     The cost is half the sum of the squares of all residuals. The parameters never move to a point where the cost is
-    larger or not finite; if the residuals raise an exception, or a KeyboardInterrupt occurs, the parameters are those
-    from before the step. For float32 parameters, the Jacobian and the step are computed in float64. While a step runs,
-    the parameters change and do not always require a gradient, so other threads should not use the model.
+    larger or not finite. If the residuals raise an exception, or a KeyboardInterrupt occurs, the parameters keep the
+    values from before the step. For float32 parameters, the Jacobian and the step are computed in float64. While a step
+    runs, the parameters change and do not always require a gradient, so other threads should not use the model.
 
     Args:
         params: a module, or an iterable of parameters. Parameters that do not require a gradient are ignored. All
-            parameters must be on one device with values and have the dtype float32 or float64. Parameters outside of
+            parameters must have values, be on one device, and have the dtype float32 or float64. Parameters outside of
             fastkan's layers, ``nn.Linear`` and ``nn.LayerNorm`` may have at most
-            ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their Jacobian takes a backward pass for each
-            element.
+            ``fastkan_kernels.row_jacobian.MAX_COLUMNS`` elements, because their Jacobian takes one backward pass for
+            each element.
         damping: the initial damping, relative to the diagonal of ``J^T J``.
         acceleration: whether to correct each step by geodesic acceleration, which takes one more evaluation of the
             residuals. The correction is not computed if the residuals come from an iterator.
         max_dense: the maximum number of parameters for which a matrix ``[P, P]`` is factorized. With more parameters,
             or if the matrix is too costly for the number of rows, the step is computed by conjugate gradients.
-        verify: whether the first step checks that every row of the residuals depends on one row of the inputs alone,
-            and that the function of the residuals returns the same when called again.
+        verify: whether the first step checks that every row of the residuals depends on only one row of the inputs,
+            and that the function of the residuals returns the same values when called again.
 
     Attributes:
         report: a :class:`Report` on the last step, or None.
@@ -184,7 +186,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     ) -> None:
         parameters = list(params.parameters() if isinstance(params, nn.Module) else params)
         if any(isinstance(each, dict) for each in parameters):
-            raise ValueError("LevenbergMarquardt does not support groups of parameters")
+            raise ValueError("params must be a module or an iterable of tensors, got groups of parameters")
         for each in parameters:
             if not isinstance(each, Tensor):
                 raise TypeError(f"params must contain tensors, got {kind_of(each)}")
@@ -194,8 +196,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             raise ValueError("params must contain at least one parameter that requires a gradient")
         if any(each.is_meta for each in parameters):
             raise ValueError("params must have values, got parameters on meta")
-        if len({each.device for each in parameters}) > 1:
-            raise ValueError("all parameters must be on one device")
+        devices = {str(each.device) for each in parameters}
+        if len(devices) > 1:
+            raise ValueError(f"params must be on one device, got {', '.join(sorted(devices))}")
         # The options are stored in the group, which copies and pickles of a torch.optim.Optimizer contain.
         options = {"acceleration": acceleration, "max_dense": max_dense, "verify": verify}
         super().__init__(parameters, {"damping": damping, "growth": 2.0, **options})
@@ -212,12 +215,15 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         Args:
             residuals: a function without arguments that returns the residuals: a tensor ``[M]`` or ``[M, C]``, or a
                 list or an iterator of such tensors, which may have different numbers of rows. The tensors of an
-                iterator are processed one after another, so that memory is needed for one at a time; the function is
-                then called for each product with the Jacobian. A block may also be a :func:`cross_entropy`.
+                iterator are processed one after another, so that memory is needed for only one of them at a time; the
+                function is then called again for each product with the Jacobian. The result of :func:`cross_entropy`
+                may take the place of each tensor.
 
         Raises:
-            TypeError, ValueError: if the residuals have the wrong type or shape, do not depend on the parameters, are
-                not finite at the current parameters, or if a row depends on several rows of the inputs.
+            TypeError, ValueError: if the residuals have the wrong type or shape, do not depend on the parameters, or
+                are not finite at the current parameters; if a row depends on several rows of the inputs; or if the
+                residuals differ when they are computed again.
+            RuntimeError: if the residuals differentiate layers by ``torch.func`` or forward-mode differentiation.
         """
         theta = self._flat()
         try:
@@ -251,10 +257,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                 damping, growth = max(MIN_DAMPING, damping * max(1 / 3, 1 - (2 * gain - 1) ** 3)), 2.0
             else:
                 damping, growth = damping * growth, growth * 2
-                self._write(theta)  # Products with the Jacobian evaluate the residuals at the parameters.
+                self._write(theta)  # Residuals from an iterator are evaluated again for products with the Jacobian.
         if not accepted:
             self._write(theta)
-            # The next step starts from a moderate damping again, in case that the residuals change.
+            # The next step starts from a moderate damping again, because the residuals may have changed by then.
             damping, growth = min(damping, 1.0), 2.0
         group["damping"], group["growth"], group["verify"] = damping, growth, False
         cost = reached if accepted else model.cost
@@ -309,8 +315,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         limit = math.sqrt(torch.finfo(self._parameters[0].dtype).eps)
         if abs(one - other) > limit * (one + other):  # Costs that are not finite are found later.
             raise ValueError(
-                f"residuals must return the same when called again, but the cost was {one:.6g} and then {other:.6g}: "
-                "draw random numbers before the step, turn off dropout, and return a new iterator in each call"
+                f"residuals must return the same values when called again, but the cost was {one:.6g} and then "
+                f"{other:.6g}: draw random numbers before the step, turn off dropout, "
+                "and return a new iterator in each call"
             )
 
     def _streamed(self, residuals: Callable[[], Any]) -> Iterator[tuple[Block, RowJacobian]]:
@@ -321,7 +328,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     def _acceleration(
         self, model: _Model, theta: Tensor, delta: Tensor, residuals: Callable[[], Any]
     ) -> Tensor | float:
-        """Return half of the geodesic acceleration of a step, or 0 if the acceleration is too large to be reliable."""
+        """Return half of the geodesic acceleration of a step.
+
+        The result is 0 if the acceleration is too large to be reliable, or if the Jacobian or its matrix is not stored.
+        """
         if not model.is_kept or not model.is_exact:
             return 0.0
         self._write(theta + DIFFERENCE * delta)
@@ -335,14 +345,21 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             slope += jacobian.rmatvec(change * (2 / DIFFERENCE))
         acceleration = model.factor_solve(-slope)
         is_small = model.norm(acceleration) <= MAX_ACCELERATION / 2 * model.norm(delta)
-        return 0.5 * acceleration if is_small else 0.0  # NaN is not small
+        return 0.5 * acceleration if is_small else 0.0  # is_small is False for NaN
 
     def _cost_at(self, theta: Tensor, residuals: Callable[[], Any]) -> float:
         self._write(theta)
         return self.cost(residuals)
 
     def cost(self, residuals: Callable[[], Any]) -> float:
-        """Return the cost at the current parameters, for the same argument as that of :meth:`step`."""
+        """Return the cost at the current parameters.
+
+        Args:
+            residuals: a function as in :meth:`step`.
+
+        Raises:
+            TypeError, ValueError: if the residuals have the wrong type or shape.
+        """
         cost, self._rows = 0.0, 0
         with torch.inference_mode(False), torch.enable_grad(), self._fixed():
             for block in _read(residuals()):
@@ -352,7 +369,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     @contextmanager
     def _fixed(self) -> Iterator[None]:
-        """Compute residuals without graphs for the parameters. Residuals may differentiate with respect to inputs."""
+        """Turn off ``requires_grad`` of the parameters, since residuals may need graphs for the inputs only."""
         trained = [each for each in self._parameters if each.requires_grad]
         try:
             for each in trained:
@@ -410,7 +427,11 @@ class _Model:
             self.diagonal.add_(jacobian.gram_diagonal(rows), alpha=self.step)
 
     def scale(self) -> Tensor:
-        """Return the diagonal D of the damping, whose smallest element is the damping times the largest element."""
+        """Return the diagonal D of the damping.
+
+        No element is smaller than a share of the largest element. The share is the damping, but at most 1, and at least
+        ``MIN_SCALE``. It is larger if only some rows are used, which may miss parameters that influence few rows.
+        """
         diagonal = self.diagonal if self.gram is None else self.gram.diagonal()
         missed = 0.0 if self.step == 1 else MISSED_ROWS * self.step / self.rows
         share = max(MIN_SCALE, missed, min(1.0, self._damping))
@@ -429,7 +450,7 @@ class _Model:
         return sum((each.rmatvec(each.matvec(delta)) for each in jacobians), torch.zeros_like(delta))
 
     def solve(self, damping: float) -> Tensor | None:
-        """Return the minimizer of the damped model, or None if the matrix is not positive definite to rounding."""
+        """Return the minimizer of the damped model, or None if rounding makes the matrix not positive definite."""
         self._damping = damping
         scale = self.scale()
         if self.gram is not None:
@@ -478,10 +499,10 @@ class _Model:
 
 
 def _read(value: Any) -> Iterator[Block]:
-    """Yield the blocks of what a function of residuals has returned.
+    """Yield the blocks of the value that a function of residuals has returned.
 
     Raises:
-        TypeError: if a block is not a tensor.
+        TypeError, ValueError: if a block is not a tensor, or has the wrong dtype or shape.
     """
     if isinstance(value, (Tensor, Block)):
         value = (value,)
@@ -496,3 +517,8 @@ def _read(value: Any) -> Iterator[Block]:
             yield Block(block, 0.5 * float(r @ r), r)
         else:
             raise TypeError(f"residuals must be tensors, got {kind_of(block)}")
+
+
+def _shown(value: Any) -> str:
+    """Return the type of a value in words, with the shape and the dtype of a tensor."""
+    return f"{kind_of(value)}, {value.dtype}" if isinstance(value, Tensor) else kind_of(value)

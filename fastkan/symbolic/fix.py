@@ -89,7 +89,7 @@ def fix_symbolic(
     r2 = None
     if fit_params_bool:
         if fun_name != "0" and not edges_on(model, l)[i, j]:
-            raise ValueError(f"edge {l, i, j} is off, so {fun_name!r} can't be fitted to it: switch it on by set_mode, "
+            raise ValueError(f"edge {l, i, j} is off, so {fun_name!r} cannot be fitted to it: turn it on by set_mode, "
                              "or pass fit_params_bool=False")  # fmt: skip
         params, r2 = fit_params(*_samples(model, l, i, j, x, dataset), fun_name, a_range, b_range)
         affine = params.tolist()

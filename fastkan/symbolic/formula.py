@@ -67,7 +67,7 @@ def symbolic_formula(
         A tuple of the list of expressions, one for each output, and the list of variables, one for each column of x.
 
     Raises:
-        TypeError, ValueError: for arguments that don't fit the network, and for spline edges if ``numeric="raise"``.
+        TypeError, ValueError: for arguments that do not fit the network, and for spline edges if ``numeric="raise"``.
 
     Warns:
         UserWarning: if edges are written as functions phi_l_i_j. The warning also names the library functions that fit

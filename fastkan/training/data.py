@@ -180,7 +180,9 @@ def _normalize(dataset: dict[str, Tensor], part: str, exact: torch.dtype, dtype:
     std = train.std(0, keepdim=True) if len(train) > 1 else torch.zeros_like(mean)
     constant = (~((std > 0) & std.isfinite()))[0].nonzero().flatten().tolist()
     if constant:
-        raise ValueError(f"normalize_{part} needs columns that vary, but those of train_{part} at {constant[:8]} don't")
+        raise ValueError(
+            f"normalize_{part} needs columns that vary, but those of train_{part} at {constant[:8]} do not"
+        )
     for name in (f"train_{part}", f"test_{part}"):
         dataset[name] = ((dataset[name].to(exact) - mean) / std).to(dtype)
     dataset[f"{part}_mean"], dataset[f"{part}_std"] = mean[0], std[0]
@@ -252,7 +254,11 @@ class Data:
         return self._shuffled(batch, _generator(seed))
 
     def one_pass(self, batch: int = -1) -> Iterator[Pair]:
-        """Return an iterator over all rows once, in the batches of the loader or in order."""
+        """Return an iterator over batches that contain every row once.
+
+        Args:
+            batch: number of rows of each batch, or -1 for all rows. A loader makes its own batches.
+        """
         if self.epoch is not None:
             return self.epoch()
         return iter([self.train]) if batch == -1 else zip(*(part.split(batch) for part in self.train))
@@ -316,8 +322,8 @@ def read_data(
         return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
         raise TypeError(
-            f"dataset must be something that can be iterated over again and again, got {type(dataset).__name__}, which "
-            "ends: put its batches in a list"
+            f"dataset must be an iterable that can be iterated over more than once, got {type(dataset).__name__}: "
+            "put its batches in a list"
         )
     if is_array(dataset) or not (isinstance(dataset, Iterable) or hasattr(dataset, "__getitem__")):
         raise TypeError(

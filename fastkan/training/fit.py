@@ -34,8 +34,8 @@ TRAINABLE = ("spline", "base", "scale", "symbolic", "affine", "grid")
 LOSSES = ("train_loss", "test_loss", "reg")
 # Maximum median magnitude of a column of inputs. For larger inputs the base function is nearly a straight line.
 MAX_MEDIAN = 50.0
-# Maximum number of trained parameters for which the optimizer "auto" is Levenberg-Marquardt. A step of
-# Levenberg-Marquardt costs as much as a step of L-BFGS with about this number of parameters.
+# Maximum number of trained parameters for which the optimizer "auto" is Levenberg-Marquardt. With about this number of
+# parameters, a step of Levenberg-Marquardt costs as much as a step of L-BFGS.
 MAX_AUTO_PARAMETERS = 1000
 # Maximum number of rows times parameters for which the steps of a fit use one thread.
 MAX_ONE_THREAD = 1 << 19
@@ -50,7 +50,7 @@ class _Opt(kinds.Choice):
     def read(self, name: str, value: Any) -> str:
         if is_sequence(value) or hasattr(value, "__array__"):
             raise TypeError(
-                f"fit takes inputs and labels as one argument, fit((x, y)); its next one, opt, came as {kind_of(value)}"
+                f"fit takes inputs and labels as one argument, fit((x, y)); got {kind_of(value)} as the next one, opt"
             )
         return super().read(name, value)
 
@@ -133,12 +133,14 @@ def fit(
             as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of pairs ``(x, y)``; or a
             ``torch.utils.data.Dataset`` of samples. Labels have the shape ``[N, width[-1]]``, or ``[N]`` if the network
             has one output. For a classification loss, labels are integers ``[N]``.
-        opt: name of the optimizer. ``"LM"`` is the Levenberg-Marquardt method (:class:`fastkan.optim.
-            LevenbergMarquardt`), which minimizes the mean squared error or torch's cross entropy without a penalty, and
-            whose steps use all rows. ``"LBFGS"`` makes up to 20 iterations with a line search in each step. The third
-            name is ``"Adam"``. With ``"auto"``, ``"LM"`` is used for the mean squared error without a penalty if all
-            rows are in one batch, at most 1000 parameters are trained and no hook or subclass changes the outputs of
-            the network, and ``"LBFGS"`` otherwise.
+        opt: name of the optimizer. ``"LM"`` is the Levenberg-Marquardt method of
+            :class:`fastkan.optim.LevenbergMarquardt`, whose steps use all rows. It minimizes the mean squared error or
+            torch's cross entropy without a penalty. If the mean squared error is still large after 8 steps of the first
+            fit of a network, the network is also trained from other initial parameters, and the best one is kept.
+            ``"LBFGS"`` makes up to 20 iterations with a line search in each step, and ``"Adam"`` makes one update in
+            each step. ``"auto"`` is ``"LM"`` for the mean squared error without a penalty, if all rows are in one
+            batch, the network is float32 or float64, at most 1000 parameters are trained, and no hook or subclass
+            changes the outputs of the network. Otherwise ``"auto"`` is ``"LBFGS"``.
         steps: number of training steps.
         log: number of steps between updates of the progress bar and between measurements of the test loss.
         lamb: factor of the penalty in the objective; if 0, no penalty is computed.
@@ -242,6 +244,7 @@ def fit(
         options["passes"] = partial(data.one_pass, batch)
     make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     optimizer = make_optimizer()
+    # A restart draws all parameters again, so it must not replace trained ones, formulas or frozen parameters.
     is_fresh = opt == "LM" and is_full_batch and objective.squares and train is None and not model.history
     is_fresh = is_fresh and not any(symbolic.edges for symbolic in model.symbolic) and all(
         p.requires_grad for layer in active for p in layer.parameters()
@@ -450,7 +453,7 @@ class Record:
         names = [*LOSSES, *self.names]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"metrics must have names of their own, got {repeated} twice")
+            raise ValueError(f"metrics must have different names, got {repeated} more than once")
         self.results: dict[str, list[float]] = {name: [] for name in names}
         # Whether the last test loss was measured with the current parameters on the whole test set.
         self.is_final = True

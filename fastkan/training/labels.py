@@ -139,7 +139,7 @@ class Labels:
             got = f"{value.dtype} of shape {list(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
             raise TypeError(f"loss_fn must return a tensor with one real number, got {got}")
         if not value.requires_grad:
-            raise ValueError("loss_fn must return what depends on the prediction, but its value has no gradient")
+            raise ValueError("loss_fn must return a value that depends on the prediction, got one without a gradient")
         if calls.ignore_index is not None:
             self.takes_classes, self.ignore_index = True, calls.ignore_index
 

@@ -170,9 +170,9 @@ class LM:
                 "opt='LBFGS' or 'Adam'"
             )
         if objective.penalty is not None:
-            raise ValueError("opt='LM' needs lamb=0, because the penalty is no sum of squares; use opt='LBFGS'")
+            raise ValueError("opt='LM' needs lamb=0, because the penalty is not a sum of squares; use opt='LBFGS'")
         self.objective, self.passes, self.idle_steps, self.reached = objective, passes, 0, math.inf
-        # The methods of a network itself are row-wise.
+        # The outputs of a network without hooks and overridden methods are known to be row-wise.
         self.optimizer = LevenbergMarquardt(parameters, verify=objective.model._has_hooks_or_override())
         self.count: int | None = None  # the number of elements of all labels
 
@@ -223,7 +223,7 @@ class LM:
 
 
 def is_cross_entropy(loss: Loss) -> bool:
-    """Whether a loss is the mean cross entropy of torch with default options."""
+    """Check whether a loss is the mean cross entropy of torch with default options."""
     if loss is nn.functional.cross_entropy:
         return True
     if type(loss) is not nn.CrossEntropyLoss:

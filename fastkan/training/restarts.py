@@ -1,4 +1,4 @@
-"""Further starts of a fit from new random parameters, if the fit is stuck in a bad local minimum.
+"""Further starts of a fit from new random parameters, for fits that are stuck in a bad local minimum.
 
 The error of a network with few nodes has bad local minima, in which a part of the target is not represented at all. The
 Levenberg-Marquardt method and L-BFGS converge to such a minimum from more than half of the random initial parameters of

@@ -7,8 +7,8 @@ The package ``fastkan`` imports only the names in this module:
   backend that a call would use, and ``autotune`` tunes the Triton kernels.
 - The features of a layer are described by ``Basis`` and by the knots (``uniform_knots``, ``knots_are_uniform``,
   ``basis_of``, ``uniform_basis``). The values of the features are computed by ``splines`` and ``base_function``.
-- Exact Jacobians of row-wise functions, such as residuals of a fit, are computed inside ``record_rows``, as a
-  ``RowJacobian``.
+- Exact Jacobians of row-wise functions, such as the residuals of a fit, are computed inside a ``record_rows`` block and
+  returned as a ``RowJacobian``.
 - Statistics of edge functions are computed by ``edge_std``, ``edge_mean_abs``, ``edge_values`` and
   ``feature_covariance``.
 - ``fused_stack`` evaluates several layers that have few edges as one differentiable function.

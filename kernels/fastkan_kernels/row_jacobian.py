@@ -43,7 +43,7 @@ from .trilinear import Operands
 from .validation import kind_of
 
 # The maximum number of elements in a block of rows of a dense Jacobian, 16 MiB in float64. With blocks of 64 MiB, the
-# diagonal of J^T J takes 2.7 times as long, and 320 in the place of 70 MB are needed for a block and its factors.
+# diagonal of J^T J takes 2.7 times as long, and a block and its factors need 320 MB instead of 70 MB.
 BLOCK_ELEMENTS = 1 << 21
 # The maximum number of elements of a dense Jacobian that is stored, 64 MiB in float64.
 MAX_KEPT_ELEMENTS = 1 << 23
@@ -76,7 +76,7 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
 
     Args:
         parameters: leaf tensors of dtype float32 or float64 that require a gradient. Other leaf tensors that the same
-            layers use are constants.
+            layers use are treated as constants.
 
     Yields:
         A :class:`Recorder`, whose method ``jacobian`` computes the Jacobian of an output.
@@ -94,7 +94,8 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
         torch.Size([10, 16])
     """
     before, made = recorder(), Recorder(parameters)
-    # The modules of the compiler take seconds to import, and have been imported if anything was compiled.
+    # The stance is set only if the compiler has been imported, because the import takes seconds. Before the import,
+    # nothing can have been compiled.
     with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
         _active.recorder = made
         try:
@@ -119,12 +120,12 @@ class Recorder:
                     f"parameters must be leaf tensors of dtype float32 or float64 that require a gradient, got {kind}"
                 )
         self._known = {id(parameter) for parameter in self.parameters}
-        # The copies that layers use are only referenced by autograd graphs, so that they are freed with the graphs.
+        # Only autograd graphs own the copies that layers use, so the copies are freed with the graphs.
         self._layers: list[tuple[_Layer, list[TensorWeakRef | None]]] = []
         self._copies: list[tuple[Tensor, TensorWeakRef]] = []
 
     def _are_known(self, *tensors: Tensor | None) -> bool:
-        """Whether at least one tensor is a recorded parameter, and no tensor was computed from other tensors that
+        """Check whether at least one tensor is a recorded parameter, and no tensor was computed from other tensors that
         require a gradient.
 
         Raises:
@@ -152,9 +153,9 @@ class Recorder:
             count: the number of rows if the layer multiplies by the base weights outside of contractions, or None.
 
         Returns:
-            A tuple of the weights of the splines, which must be an operand of contractions, and the weights of the base
-            function, which must be an operand of the same contractions. If ``count`` is given, the weights of the base
-            function are copies ``[count, I, O]`` for each row instead.
+            A tuple of the weights of the splines and the weights of the base function. Both must be operands of the
+            same contractions. If ``count`` is given, the weights of the base function are instead a tensor
+            ``[count, I, O]`` with a copy for each row, and the layer must not pass them to contractions.
         """
         if not self._are_known(weight, base_weight, scale):
             return fold_scale_and_mask(weight, base_weight, scale, mask)
@@ -172,8 +173,10 @@ class Recorder:
         return leaf, base
 
     def rows(self, parameter: Tensor, count: int) -> Tensor:
-        """Return a view ``[count, ...]`` of a parameter with one copy for each row, or a tensor that is no recorded
-        parameter unchanged."""
+        """Return a view ``[count, ...]`` of a parameter, with one copy for each row.
+
+        A tensor that is not a recorded parameter is returned unchanged.
+        """
         if not self._are_known(parameter):
             return parameter
         copies = parameter.detach().expand(count, *parameter.shape).requires_grad_()
@@ -184,16 +187,19 @@ class Recorder:
         """Compute the Jacobian of outputs that were computed inside the block.
 
         Args:
-            outputs: a tensor ``[M]`` or ``[M, C]`` whose row n depends on row n of the inputs of each layer alone.
-            upstream: a list of tensors with the shape of ``outputs``. Row n of the Jacobian has one entry for each
-                tensor, which is the gradient of the sum over c of ``upstream[n, c] outputs[n, c]``. If None, the
-                Jacobian has an entry for each column of ``outputs``.
-            check: whether to verify that every row of the outputs depends on one row of the inputs alone. The
+            outputs: a tensor ``[M]`` or ``[M, C]`` whose row n depends only on row n of the inputs of each layer.
+            upstream: a list of tensors with the shape of ``outputs``. Each tensor makes one entry of every row n of
+                the Jacobian: the gradient of the sum over c of ``upstream[n, c] outputs[n, c]``. If None, every row
+                has an entry for each column of ``outputs``.
+            check: whether to verify that every row of the outputs depends on only one row of the inputs. The
                 verification takes one more backward pass.
 
+        Returns:
+            A :class:`RowJacobian` with M rows, whose entries are those of ``upstream``.
+
         Raises:
-            TypeError, ValueError: if the outputs are complex, have another shape, do not depend on the parameters, or
-                if a row depends on more than one row of the inputs.
+            TypeError, ValueError: if the outputs have another dtype or shape or do not depend on the parameters, or if
+                a row depends on more than one row of the inputs.
             RuntimeError: if the layers were differentiated in a way that bypasses the recorder, as ``torch.func`` does.
         """
         check_residuals(outputs)
@@ -232,10 +238,11 @@ class Recorder:
     def _collect(
         self, outputs: Tensor, upstream: Tensor, entry: int, found: RowJacobian
     ) -> list[tuple[Tensor, Tensor]]:
-        """Add the parts of one entry of each row to ``found``, and return pairs of a parameter and the tensor in its
-        place, for the parameters whose Jacobian has to be computed column by column.
+        """Add the parts of one entry of each row to ``found``, and return pairs of a parameter and the tensor that was
+        used in its place, for the parameters whose Jacobian must be computed column by column.
 
-        These are the parameters that are used directly, or that have copies for other rows than those of the outputs.
+        These are the parameters that are used directly, and those with another number of copies than the outputs have
+        rows.
         """
         layers, copies = self._alive()
         leaves = [leaf for _, own in layers for leaf in own if leaf is not None]
@@ -251,7 +258,7 @@ class Recorder:
         if any(gradient is not None for _, gradient in zip(leaves, gradients)):
             raise RuntimeError(TRANSFORMED)
         for (layer, _), made in zip(layers, calls):
-            # The operands of deeper layers are part of the graph, which must not be kept alive.
+            # The operands of deeper layers are part of the graph, so they are detached in order not to keep it alive.
             part = [call._replace(x=call.x.detach(), v=None if call.v is None else call.v.detach()) for call in made]
             if part:
                 found.add(_SplineRows(layer, part, entry), len(part[0].x))
@@ -300,7 +307,7 @@ class Recorder:
             if id(parameter) in skipped or parameter.numel() == 0:
                 continue  # The columns of foreign parameters are exact for any function.
             one, other = true[id(parameter)], recorded[id(parameter)]
-            # The terms can cancel each other up to rounding, as in u_xy - u_yx.
+            # The limit also depends on the sizes of the terms, which may cancel each other up to rounding: u_xy - u_yx.
             if bool((one - other).abs().max() > limit * (one.abs().max() + sizes[id(parameter)])):
                 raise ValueError(
                     "a row of the residuals depends on several rows of the inputs, for example by BatchNorm in "
@@ -348,7 +355,7 @@ class RowJacobian:
     """The Jacobian ``J [M * C, P]`` of row-wise outputs with respect to parameters, stored as operands of contractions.
 
     Row ``n * C + c`` of J is entry c of row n. The P columns are the elements of all parameters, in order. All results
-    are float64.
+    are float64. A Jacobian is computed by :meth:`Recorder.jacobian`; see the example of :func:`record_rows`.
 
     Args:
         parameters: the parameters.
@@ -363,7 +370,7 @@ class RowJacobian:
         ends = list(accumulate((parameter.numel() for parameter in self.parameters), initial=0))
         self._places = {id(p): slice(*pair) for p, pair in zip(self.parameters, pairwise(ends))}
         self.shape = rows * entries, ends[-1]
-        self._dense: Tensor | None = None  # J, if J is small and keep() was called
+        self._dense: Tensor | None = None  # J, if J is small and keep() has been called
 
     def add(self, part: _SplineRows | _CopiedRows, rows: int) -> None:
         """Add a part, computed by a layer that was called with the given number of rows.
@@ -570,7 +577,7 @@ class _CopiedRows(NamedTuple):
 def _wide(call: WeightGradient, rows: slice = slice(None)) -> tuple[Tensor, Tensor | None, Tensor, Basis]:
     """Return x, v and g of a call in float64 for a slice of the rows, and a basis for float64."""
     basis = call.basis._replace(matmul_dtype=None)
-    if call.x.dtype != torch.float64:  # Rounding in float32 makes equally spaced knots unequal in float64.
+    if call.x.dtype != torch.float64:  # Knots rounded to float32 are not equally spaced in float64.
         basis = Basis(basis.order, basis.base)
     x, v, g = (None if each is None else each.detach()[rows].double() for each in (call.x, call.v, call.g))
     return x, v, g, basis  # type: ignore[return-value]
@@ -587,7 +594,8 @@ def _columns(
     """Compute Jacobians column by column, by differentiating ``J^T u`` with respect to u.
 
     Args:
-        foreign: pairs of a parameter and the tensor in its place, which is the parameter or consists of copies of it.
+        foreign: pairs of a parameter and the tensor that was used in its place, which is the parameter itself or
+            consists of copies of the parameter.
 
     Raises:
         ValueError: if the parameters have more than ``MAX_COLUMNS`` elements.
@@ -607,7 +615,7 @@ def _columns(
     found = []
     for (parameter, used), product in zip(foreign, products):
         product = product if used is parameter else product.sum(0)
-        if not product.requires_grad:  # The gradient is 0, as that of a rounded parameter.
+        if not product.requires_grad:  # The gradient is 0 everywhere, for example because the parameter is rounded.
             continue
         columns = [torch.autograd.grad(each, u, retain_graph=True)[0] for each in product.flatten()]
         jacobian = torch.stack(columns, 2)

@@ -94,7 +94,7 @@ def gradients(
 
     Args:
         name: the contraction, ``"F"``, ``"G"`` or ``"H"``.
-        full: the operands that the contraction was computed from, and the upstream gradient in the place of the operand
+        full: the operands that the contraction was computed from, and the upstream gradient in place of the operand
             that the contraction computes. The upstream gradient of G is a pair, with one gradient for each part of W.
         wanted: the arguments to differentiate with respect to, among ``"x"``, ``"v"``, ``"W"`` and ``"g"``.
         derivative: the order d of the contraction.

@@ -220,7 +220,7 @@ class Device(Kind):
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError, NotImplementedError, OverflowError, ValueError) as error:
             because = str(error).strip().splitlines()[0]
-            raise ValueError(f"{name}={str(value)!r} can't be used here: {because}") from None
+            raise ValueError(f"{name}={str(value)!r} cannot be used here: {because}") from None
         return device
 
 

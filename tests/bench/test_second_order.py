@@ -52,7 +52,8 @@ def test_each_optimizer_approaches_the_solution(optimizer: str) -> None:
     assert network.grid == [8, 8]
     assert steps > 0
     assert cost < 0.1 * before
-    assert cost == pytest.approx(sum(float(b.detach().square().sum()) for b in problem.residuals(network)) / 2, rel=1e-6)
+    after = sum(float(block.detach().square().sum()) for block in problem.residuals(network)) / 2
+    assert cost == pytest.approx(after, rel=1e-6)
 
 
 def test_the_command_writes_all_parts(tmp_path: Path) -> None:

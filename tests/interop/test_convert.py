@@ -559,13 +559,13 @@ REFUSED |= {
                               "it has the parameter bias, which efficient-kan's network does not have"),
     "formula of another name": (lambda: changed(pykan(), lambda s: (
         formula(s, 0, 0, 0, "sin", (1, 0, 1, 0)), s.symbolic_fun[0].funs[0].__setitem__(0, lambda x: x**3))),
-                                r"edge \(0, 0, 0\) is called 'sin', but computes something else"),
+                                r"edge \(0, 0, 0\) is called 'sin', but computes something other than"),
     "formula of NaN": (lambda: changed(pykan(), lambda s: formula(s, 0, 1, 2, "sin", (math.nan, 0, 1, 0))),
                        r"edge \(0, 1, 2\) must have finite numbers, it has \[nan"),
     "tied inside of a network": (tied_inside, "layers.0 and layers.1 share a parameter"),
     "tied to its parent": (tied_to_its_parent, "module and 0 share a parameter"),
     "meta": (lambda: nn.Sequential(inkan(3, 4).to("meta")), "0, a KANLayer: .* on the meta device"),
-    "no copy": (with_a_product, "module, a Sequential, can't be copied; convert it with inplace=True"),
+    "no copy": (with_a_product, "module, a Sequential, cannot be copied; convert it with inplace=True"),
 }  # fmt: skip
 
 

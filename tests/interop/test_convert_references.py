@@ -347,7 +347,7 @@ def test_a_wrapper_of_distributed_training_is_refused(name: str, inside: bool, o
     for inplace in (False, True):
         with pytest.raises(ValueError, match=f"{said}.*convert the model first, then wrap"):
             convert(wrapped(peers.KANLinear(3, 3)), inplace=inplace)
-    with pytest.raises(ValueError, match=f"{said}.*replace the linears of the model first, then wrap"):
+    with pytest.raises(ValueError, match=f"{said}.*replace the layers of the model first, then wrap"):
         replace_linear(wrapped(nn.Linear(3, 3)))
 
 

@@ -157,6 +157,7 @@ LEFT_OUT = {
     "width", "mult_arity", "ranges", "inputs", "labels", "dataset", "state_dict", "select", "sample", "fun", "affine",
     "var", "normalizer", "output_normalizer", "in_vars", "out_vars", "mode", "ax", "log_history", "model_or_results",
     "fits", "x", "name", "lib", "singularity_avoiding", "y_th", "params",
+    "parameters",
 }  # fmt: skip
 ONLY_TENSORS = r"(Tensor|KAN|Network|NetworkT|type\[NetworkT\]|KANLinear|KAN \| KANLinear|nn\.Module|Basis)( \| None)?"
 TAKE_FUNCTIONS = {"f", "select", "fun_singularity", "sympy_fun", "loss_fn", "metrics", "callbacks"}
@@ -390,9 +391,9 @@ REFUSED: list[tuple[kinds.Kind, Any, type[Exception], str]] = [
     (kinds.Dtype(), torch.ones(2), TypeError, "n must be torch.float16"),
     (kinds.Device(), torch.int32, TypeError, "n must be a torch.device or its name, got dtype"),
     (kinds.Device(), True, TypeError, "n must be a torch.device or its name, got bool"),
-    (kinds.Device(), "cuda:77", ValueError, "n='cuda:77' can't be used here"),
-    (kinds.Device(), "abacus", ValueError, "n='abacus' can't be used here"),
-    (kinds.Device(), 2**70, ValueError, "can't be used here"),
+    (kinds.Device(), "cuda:77", ValueError, "n='cuda:77' cannot be used here"),
+    (kinds.Device(), "abacus", ValueError, "n='abacus' cannot be used here"),
+    (kinds.Device(), 2**70, ValueError, "cannot be used here"),
     (kinds.Each(kinds.Int()), {1, 2}, TypeError, "n must be a sequence, got set"),
     (kinds.Each(kinds.Int()), [1, "2"], TypeError, r"n\[1\] must be an int, got str"),
     (kinds.Each(kinds.Int(), count=2), [1], ValueError, "n must have 2 entries, got 1"),

@@ -304,7 +304,7 @@ def test_mixed_second_derivatives_agree_with_the_reference(
     (name, by), found = first, []
     for composite in (True, False):
         leaves = {part: getattr(o, part).clone().requires_grad_() for part in ("x", "v", "weight", "base_weight", "g")}
-        # a gradient by the knots makes everything composite, that is, PyTorch's own
+        # a gradient with respect to the knots makes everything composite, that is, PyTorch's own
         knots = o.knots.clone().requires_grad_(composite)
         with forced("reference" if composite else backend):
             value = compute(name, o._replace(knots=knots, **leaves), basis, derivative)

@@ -122,16 +122,16 @@ def test_an_unknown_name_is_refused(name: object) -> None:
         pass
 
 
-def test_triton_is_refused_where_it_cannot_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_triton_is_refused_where_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "INTERPRETED", False)
     with (
-        pytest.raises(RuntimeError, match=r"backend .triton. can.t serve this call: x is on the CPU.*TRITON_INTERPRET"),
+        pytest.raises(RuntimeError, match=r"cannot be used for this call: x is on the CPU.*TRITON_INTERPRET"),
         backend("triton"),
     ):
         KANLinear(2, 3)(X)
     monkeypatch.setattr(hardware, "INSTALLED", False)
     with (
-        pytest.raises(RuntimeError, match="backend 'triton' can't serve: the package triton is not installed"),
+        pytest.raises(RuntimeError, match="backend 'triton' cannot be used: the package triton is not installed"),
         backend("triton"),
     ):
         pass
@@ -161,13 +161,13 @@ def test_auto_takes_the_kernels_for_a_gpu_and_says_why_not(monkeypatch: pytest.M
     monkeypatch.setattr(hardware, "INTERPRETED", False)
     monkeypatch.setattr(routing, "_warned", {("cpu", hardware.unable(X.device))})
     said = explain(KANLinear(2, 3), X)
-    assert "backend: dense (auto: backend 'triton' can't serve: x is on the CPU" in said
+    assert "backend: dense (auto: backend 'triton' cannot be used: x is on the CPU" in said
     assert "F_0 (forward): dense: features made in closed form, 1 block of 20 rows x 8 splines" in said
 
 
 @pytest.fixture
 def unable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU in the place of a GPU on which the Triton kernels cannot run."""
+    """A CPU in place of a GPU on which the Triton kernels cannot run."""
     monkeypatch.setitem(routing._AUTO, "cpu", "triton")
     monkeypatch.setattr(hardware, "INTERPRETED", False)
     monkeypatch.setattr(routing, "_warned", set())
@@ -268,7 +268,7 @@ def test_it_names_the_backend_that_runs(wide: bool, name: str, monkeypatch: pyte
             layer(x)
     (ran_by,) = {run.split()[0] for run in ran}
     assert f"backend: {ran_by}" in words
-    assert ("asked for" in words) == (name != "auto")
+    assert ("selected by" in words) == (name != "auto")
 
 
 FILLED = {"closed": "closed form", "scattered": "scatter", "recursive": "recursion"}
@@ -343,7 +343,7 @@ def test_it_says_why_it_is_composite() -> None:
     assert "composite, because of a torch.func transform" in words["vmap"]
     assert "forward-mode level" in words["level"]
     assert all("backend: reference" in w for w in words.values())
-    with backend("cpu"), torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="can't serve"):
+    with backend("cpu"), torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="cannot be used"):
         explain(layer, X)
 
 

@@ -214,7 +214,7 @@ def test_exported(kind: str, strict: bool) -> None:
     same(program.module()(o.x), exact("F", o, basis, v=None))
 
 
-# -- a gradient by the knots ------------------------------------------------------------------------
+# -- a gradient with respect to the knots ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("uniform", [None, False])
@@ -254,7 +254,7 @@ def test_equal_knots_that_require_a_gradient_get_it(uniform: bool | None) -> Non
     torch.testing.assert_close(by_knots[1], moved[1], rtol=1e-5, atol=1e-6)
 
 
-# -- where it can't be right ------------------------------------------------------------------------
+# -- cases that cannot be right ------------------------------------------------------------------------
 
 
 def right_or_raises(function, expected: torch.Tensor) -> None:
@@ -331,7 +331,7 @@ def test_double_backward_through_compiled_code_is_not_silently_wrong(kind: str) 
 )
 def test_a_backend_that_cannot_serve_a_transform_says_so(transformed) -> None:
     layer, o, _ = layer_and_case("shared")
-    with fastkan.backend("cpu"), pytest.raises(RuntimeError, match=r"backend 'cpu' can't serve.*reference"):
+    with fastkan.backend("cpu"), pytest.raises(RuntimeError, match=r"backend 'cpu' cannot be used here.*reference"):
         transformed(layer, o.x)
     with fastkan.backend("reference"):
         transformed(layer, o.x)

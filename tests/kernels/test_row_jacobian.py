@@ -25,7 +25,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def by_rows(outputs: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The Jacobian by one ordinary backward pass for each element of ``outputs``."""
+    """Return the Jacobian, computed by one ordinary backward pass for each element of ``outputs``."""
     rows = []
     for value in outputs.flatten():
         found = torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True, allow_unused=True)
@@ -73,7 +73,7 @@ def compare(function: Callable[[], Tensor], parameters: Sequence[Tensor], digits
 
 
 def derivative(u: Tensor, x: Tensor, *columns: int) -> Tensor:
-    """A derivative of ``u`` of any order."""
+    """Return the derivative of ``u`` with respect to the columns of x, one after another."""
     for column in columns:
         (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
         u = slope[:, column]
@@ -114,7 +114,7 @@ def test_equations(name: str, order: int) -> None:
 @pytest.mark.parametrize("name", EQUATIONS)
 @pytest.mark.parametrize("kind", ["shared", "uniform", "adapted", "repeated"])
 def test_every_kind_of_parameter(kind: str, name: str) -> None:
-    """Weights, scales and affine maps of nodes and subnodes, formulas, masks and products."""
+    """The model has weights, scales, affine maps of nodes and subnodes, formulas, masks and products."""
     model = mixed(knots=kind, affine_trainable=True, grid=6)
     parameters = trained(model)
     assert len({id(p) for p in parameters} & {id(p) for p in model.node_scale}) == model.depth
@@ -288,11 +288,11 @@ def test_knots_are_not_compared_while_recording(monkeypatch: pytest.MonkeyPatch)
     from fastkan.layers.value_cache import KnotMetadata
 
     compared = KnotMetadata.checked
-    layer = KANLinear(2, 30, grid_size=20)  # more elements than columns may have
+    layer = KANLinear(2, 30, grid_size=20)  # has more elements than may be computed column by column
     x = torch.rand(9, 2)
 
     class OnGPU:
-        """Knots that say they are on a GPU."""
+        """Knots that claim to be on a GPU."""
 
         is_cuda = True
 
@@ -364,7 +364,7 @@ def test_copies_are_freed_with_the_graphs() -> None:
     model = network(width=(2, 3, 1), affine_trainable=True)
     x, parameters = points(model, 200), trained(model)
     with record_rows(parameters) as rows:
-        jacobian = rows.jacobian(model(x))  # whose operands are not part of the graph
+        jacobian = rows.jacobian(model(x))  # The operands of the Jacobian are not part of the graph.
         gc.collect()
         assert rows._alive() == ([], [])
         jacobian.keep()
@@ -457,7 +457,7 @@ def test_bad_residuals(function: Callable[[Tensor], Any], error: type[Exception]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_batch_norm_in_training_is_refused_where_rows_mix(dtype: torch.dtype) -> None:
+def test_batch_norm_in_training_is_refused_if_it_mixes_rows(dtype: torch.dtype) -> None:
     model = nn.Sequential(KANLinear(2, 3), nn.BatchNorm1d(3), KANLinear(3, 1)).to(dtype)
     x = torch.rand(20, 2, dtype=dtype)
     with pytest.raises(ValueError, match="by BatchNorm in training or attention over the rows"):

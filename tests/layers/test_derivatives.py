@@ -19,7 +19,7 @@ def network(order: int = 3, **options) -> KAN:
 
 
 def bordered(model: KAN):
-    """A function that is 0 on the border of the square, as a problem with a hard border condition has it."""
+    """Return a function that is 0 on the border of the square, as in a problem with a hard border condition."""
     return lambda x: (1 - x**2).prod(1, keepdim=True) * model(x)
 
 
@@ -63,7 +63,7 @@ def test_constant_derivatives(u) -> None:
     assert (laplacian(u, rows()) == 2 * second).all()
 
 
-def test_results_are_differentiable_by_parameters_and_by_x() -> None:
+def test_results_are_differentiable_with_respect_to_parameters_and_x() -> None:
     model, x = network(), rows()
     u, parameters = bordered(model), list(model.layers.parameters())
 
@@ -127,7 +127,7 @@ def test_rows_of_a_laplacian_have_an_exact_jacobian() -> None:
         (lambda x: 1.0, rows(), None, r"u\(x\) must be a torch.Tensor, got float"),
         (lambda x: x.detach()[:, 0], rows(), None, r"u\(x\) does not depend on x"),
         (lambda x: network()(rows()), rows(), None, r"u\(x\) does not depend on x"),
-        (network(), rows(), [2], r"columns must be below the 2 columns of x, got \[2\]"),
+        (network(), rows(), [2], r"columns must be below 2, the number of columns of x, got \[2\]"),
         (network(), rows(), [-1], r"columns\[0\] must be at least 0, got -1"),
     ],
 )

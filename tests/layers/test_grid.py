@@ -278,7 +278,7 @@ def test_refining_in_float32_is_exact_to_its_rounding(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["shared", "uniform", "adapted"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_refining_changes_no_value_anywhere(order: int, kind: str, samples: str, outside: str) -> None:
-    """Inside the grid, over the outer knots and beyond, with any size that is not smaller."""
+    """The values are the same in the grid, between the outer knots and beyond, for any size that is not smaller."""
     layer = layer_on(kind, order, grid=4, outside=outside)
     knots = layer.knots.clone()
     low, high = ends(layer)
@@ -306,7 +306,7 @@ def test_refining_changes_no_value_anywhere(order: int, kind: str, samples: str,
 
 
 def test_knots_are_inserted_where_the_samples_are() -> None:
-    """In the grid, over the outer knots, and beyond all knots."""
+    """The samples of the three inputs lie in the grid, between the outer knots, and beyond all knots."""
     layer = layer_on("shared", grid=4)
     low, high = ends(layer)
     step = (high - low)[0] / 4
@@ -322,7 +322,7 @@ def test_knots_are_inserted_where_the_samples_are() -> None:
 
 
 @pytest.mark.parametrize("at", range(11))
-def test_samples_that_are_all_a_knot(at: int) -> None:
+def test_samples_that_all_lie_on_one_knot(at: int) -> None:
     layer = layer_on("shared", grid=4)
     x = layer.knots[:, at].repeat(5, 1)
     dense = torch.linspace(-6, 6, 500, dtype=torch.float64).unsqueeze(1).expand(-1, 3)
@@ -335,8 +335,8 @@ def test_samples_that_are_all_a_knot(at: int) -> None:
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 5])
 @pytest.mark.parametrize("samples", [True, False], ids=["samples", "evenly"])
-def test_a_coarser_grid_holds_what_it_can(grid: int, samples: bool) -> None:
-    """A polynomial exactly, whatever samples there are and where there are none."""
+def test_a_coarser_grid_reproduces_polynomials(grid: int, samples: bool) -> None:
+    """A polynomial is reproduced exactly for any samples, and also where there are no samples."""
     layer = layer_on("shared")
     make_polynomial(layer)
     x = spread(layer)

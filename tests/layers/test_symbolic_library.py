@@ -215,7 +215,7 @@ def test_a_function_of_ones_own(own: str) -> None:
     assert own in names_of()
     z = sympy.Symbol("z")
     assert entry.sympy_fun(z) == sympy.Function(own)(z)
-    with pytest.raises(ValueError, match="which you have added: say overwrite=True"):
+    with pytest.raises(ValueError, match="which you have added: pass overwrite=True"):
         add_symbolic(own, torch.sin)
     assert SYMBOLIC_LIB[own].fun is torch.special.bessel_j0
     add_symbolic(own, torch.log1p, sympy_fun=lambda z: sympy.log(1 + z), domain=(-1, INF), overwrite=True)

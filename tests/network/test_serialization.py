@@ -139,7 +139,7 @@ def test_a_device_is_that_of_all_parts(path: Path) -> None:
     save(full(), path)
     model: Any = load(path, device="meta")
     assert {value.device.type for value in (*model.parameters(), *model.buffers())} == {"meta"}
-    with pytest.raises(ValueError, match="device='abacus' can't be used here: Expected one of cpu"):
+    with pytest.raises(ValueError, match="device='abacus' cannot be used here: Expected one of cpu"):
         load(path, device="abacus")
 
 
@@ -280,16 +280,16 @@ def test_places_that_can_not_be_written_or_read(path: Path) -> None:
 
 
 SPOILED: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
-    (lambda m: m.add_module("more", torch.nn.Linear(2, 2)), ValueError, "(?s)couldn't be loaded again: .*more.weight"),
+    (lambda m: m.add_module("more", torch.nn.Linear(2, 2)), ValueError, "(?s)could not be loaded again: .*more.weight"),
     (lambda m: parametrize.register_parametrization(m.layers[0], "spline_weight", torch.nn.Identity()), ValueError,
-     "(?s)model couldn't be loaded again: .*spline_weight"),
-    (lambda m: m.layers.pop(0), ValueError, "model couldn't be loaded again"),
+     "(?s)model could not be loaded again: .*spline_weight"),
+    (lambda m: m.layers.pop(0), ValueError, "model could not be loaded again"),
     (lambda m: m.layers[0].register_parameter("base_weight", torch.nn.Parameter(torch.empty(1, 1, device="meta"))),
      ValueError, "model must have values, but layers.0.base_weight is on meta"),
     (lambda m: m.history.append({"figure": object()}), TypeError,
      "model.history must hold numbers, strings, lists and dictionaries, got object"),
     (lambda m: m.history.append("x" * 100_000_001), ValueError,
-     "model and its history, 100,000,.* characters, don't fit into a file"),
+     "model and its history, 100,000,.* characters, do not fit into a file"),
 ]  # fmt: skip
 
 
@@ -399,8 +399,8 @@ def test_functions_that_are_not_in_the_library_are_named(path: Path) -> None:
     finally:
         remove_symbolic("mine")
     content = path.read_bytes()
-    assert "functions that aren't in the library, ['mine']: add_symbolic them first" in refused(path, content)
-    with pytest.raises(ValueError, match=r"couldn't be loaded again: .*\['mine'\]"):
+    assert "functions that are not in the library, ['mine']: add_symbolic them first" in refused(path, content)
+    with pytest.raises(ValueError, match=r"could not be loaded again: .*\['mine'\]"):
         save(model, path)
 
 

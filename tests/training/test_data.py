@@ -115,7 +115,7 @@ BAD_DATA: dict[str, tuple[object, type[Exception], str]] = {
     "array": (X.numpy(), TypeError, "dataset must be a dictionary with .* got ndarray"),
     "number": (3, TypeError, "dataset must be a dictionary with .* got int"),
     "text": ("data.csv", TypeError, r"batch 0 of dataset must be a pair \(x, y\), got str"),
-    "generator": (((X, Y) for _ in range(3)), TypeError, "again and again, got generator.* list"),
+    "generator": (((X, Y) for _ in range(3)), TypeError, "more than once, got generator: .* list"),
     "no labels": ({"train_input": X}, ValueError, r"must have train_input and train_label, got only \['train_input'\]"),
     "no inputs": ({"train_label": Y}, ValueError, r"must have train_input and train_label, got only \['train_label'\]"),
     "half a test": (
@@ -494,8 +494,8 @@ NO_LOSSES: dict[str, tuple[Any, type[Exception], str]] = {
     "not reduced": (nn.MSELoss(reduction="none"), TypeError, r"got torch.float64 of shape \[60, 1\]"),
     "integer": (lambda p, y: (p > y).sum(), TypeError, "got torch.int64 of shape"),
     "complex": (lambda p, y: ((p - y) * 1j).sum(), TypeError, "got torch.complex128"),
-    "without gradient": (lambda p, y: (p.detach() - y).square().mean(), ValueError, "has no gradient"),
-    "of the labels": (lambda p, y: y.square().mean(), ValueError, "has no gradient"),
+    "without gradient": (lambda p, y: (p.detach() - y).square().mean(), ValueError, "got one without a gradient"),
+    "of the labels": (lambda p, y: y.square().mean(), ValueError, "got one without a gradient"),
     "one argument": (lambda p: p.mean(), TypeError, "positional argument"),
     "its own error": (lambda p, y: {}["a"], KeyError, "a"),
 }
@@ -581,7 +581,7 @@ def test_datasets_of_samples_are_taken_whole() -> None:
 @pytest.mark.parametrize("labels", [VALUES, VALUES.numpy(), VALUES.tolist()], ids=["tensor", "array", "list"])
 def test_two_arguments_are_one_pair(labels: Any) -> None:
     model = fresh()
-    with pytest.raises(TypeError, match=r"as one argument, fit\(\(x, y\)\); its next one, opt, came as \w+"):
+    with pytest.raises(TypeError, match=r"as one argument, fit\(\(x, y\)\); got .+ as the next one, opt"):
         model.fit(INPUTS, labels)
 
 
@@ -792,11 +792,11 @@ BAD_CALLS: dict[str, tuple[Callable, type[Exception], str]] = {
     "label complex": (lambda: create_dataset(lambda x: x + 1j), TypeError, "f must return real numbers, got torch"),
     "constant": (
         lambda: create_dataset(lambda x: x * torch.tensor([1.0, 0.0]), normalize_label=True), ValueError,
-        r"normalize_label needs columns that vary, but those of train_label at \[1\] don't",
+        r"normalize_label needs columns that vary, but those of train_label at \[1\] do not",
     ),
     "one row": (
         lambda: create_dataset(total, train_num=1, normalize_input=True), ValueError,
-        r"normalize_input needs columns that vary, but those of train_input at \[0, 1\] don't",
+        r"normalize_input needs columns that vary, but those of train_input at \[0, 1\] do not",
     ),
 }  # fmt: skip
 

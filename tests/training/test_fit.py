@@ -927,7 +927,7 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"callbacks": [3]}, r"callbacks\[0\] must be a function, got int"),
     ({"callbacks": print}, "callbacks must be a sequence"),
     ({"metrics": ["acc"]}, r"metrics\[0\] must be a function, got str"),
-    ({"metrics": [len, len]}, r"metrics must have names of their own, got \['len'\] twice"),
+    ({"metrics": [len, len]}, r"metrics must have different names, got \['len'\] more than once"),
     ({"save_fig": "yes"}, "save_fig must be True or False, got 'yes'"),
     ({"save_fig": True, "in_vars": ["a"]}, "in_vars must have 2 names, got 1"),
     ({"save_fig": True, "out_vars": 5}, "out_vars"),

@@ -1,4 +1,4 @@
-"""``KAN.fit`` by Levenberg-Marquardt: its losses, batches, the choice "auto", restarts, and fits that break off."""
+"""``KAN.fit`` by Levenberg-Marquardt: its losses, batches, the choice "auto", restarts, and fits that end early."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rmse(model: KAN, x: Tensor, y: Tensor) -> float:
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the optimizers that are made."""
+    """Return a list to which the name of each optimizer is added that a fit constructs."""
     names: list[str] = []
 
     def noting(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,7 +68,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, D])
-def test_the_record_is_of_the_network(dtype: torch.dtype) -> None:
+def test_the_record_contains_the_losses_of_the_network(dtype: torch.dtype) -> None:
     model, given = fresh(dtype=dtype), {name: value.to(dtype) for name, value in dataset().items()}
     results = fit(model, given, steps=30)
     assert [len(values) for values in results.values()] == [30] * 3
@@ -96,7 +96,7 @@ def test_cross_entropy(batch: int, loss: Callable[..., Tensor]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lamb": 0.01}, "opt='LM' needs lamb=0, because the penalty is no sum of squares; use opt='LBFGS'"),
+        ({"lamb": 0.01}, "opt='LM' needs lamb=0, because the penalty is not a sum of squares; use opt='LBFGS'"),
         ({"loss_fn": nn.functional.l1_loss}, "opt='LM' needs the mean squared error or torch's cross entropy.*LBFGS"),
         ({"loss_fn": nn.functional.mse_loss, "lamb": 1.0}, "opt='LM' needs"),
         ({"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}, "opt='LM' needs the mean squared error or"),
@@ -121,7 +121,7 @@ def test_half_precision_is_refused() -> None:
         fit(fresh(dtype=torch.float16), (x, y))
 
 
-def test_a_network_of_everything() -> None:
+def test_a_network_with_every_kind_of_parameter() -> None:
     model = mixed(affine_trainable=True)
     x = points(model, 150, wide=0.6)
     y = torch.stack([x[:, 0] * x[:, 1], x[:, 2].sin()], 1)
@@ -139,7 +139,7 @@ def test_a_network_of_everything() -> None:
 
 @pytest.fixture
 def plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps without the acceleration, which is not computed in batches."""
+    """Turn off the acceleration, which is not computed if the rows come in batches."""
     monkeypatch.setattr(
         optimizers, "LevenbergMarquardt", functools.partial(LevenbergMarquardt, acceleration=False, damping=1.0)
     )
@@ -148,7 +148,7 @@ def plain_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("plain_steps")
 @pytest.mark.parametrize("kind", ["batch", "loader", "shuffled", "chunks"])
 @pytest.mark.parametrize("loss", [None, nn.functional.cross_entropy], ids=["squares", "classes"])
-def test_batches_are_all_rows(loss: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_give_the_fit_of_all_rows(loss: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     width, (x, y) = ((2, 3, 1), data()) if loss is None else ((2, 3, 3), classes())
     whole, parts = (network(width=width) for _ in range(2))
     options: dict[str, Any] = {"steps": 4, "update_grid": False, "loss_fn": loss}
@@ -237,7 +237,7 @@ def test_every_seed_finds_the_good_minimum(seed: int) -> None:
 
 
 def stuck(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The losses of all starts, where every start counts as stuck."""
+    """Let every start count as stuck, and return a list to which the loss of each further start is added."""
     losses: list[float] = []
     run = restarts.Restarts._run
 
@@ -283,7 +283,7 @@ def test_only_first_fits_of_whole_networks_start_again(
 
 
 @pytest.mark.parametrize("train", [("spline",), ("base",), ("scale",), ("symbolic",), ("affine",), ("base", "grid")])
-def test_what_is_not_trained_stays_as_it_is(train: tuple[str, ...]) -> None:
+def test_parameters_that_are_not_trained_do_not_change(train: tuple[str, ...]) -> None:
     model = network([2, 3, 1], "own", affine_trainable=True, formulas=[(0, 0, 0, "sin"), (1, 2, 0, "exp")])
     groups = {
         "spline": "spline_weight", "base": "base_weight", "scale": "spline_scale", "symbolic": ".affine",
@@ -308,7 +308,7 @@ def test_a_large_layer_may_be_trained_in_part() -> None:
     assert results["train_loss"][-1] < 0.9 * rmse(fresh((2, 12, 1), grid=30), *data())
 
 
-def test_nothing_is_forgotten_where_no_data_are() -> None:
+def test_a_fit_keeps_the_function_where_it_has_no_data() -> None:
     model = KAN([1, 1], grid=20, seed=0, dtype=D)
     left, right = torch.linspace(-1, -0.2, 60, dtype=D).unsqueeze(1), torch.linspace(0.2, 1, 60, dtype=D).unsqueeze(1)
     fit(model, (left, left.sin()), steps=10, train=("spline",))
@@ -406,7 +406,7 @@ def test_tiny_fits_use_one_thread(rows: int, used: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [-1, 70])
-def test_a_fit_goes_on_where_a_callback_changes_the_network_after_convergence(batch: int) -> None:
+def test_a_fit_goes_on_if_a_callback_changes_the_network_after_convergence(batch: int) -> None:
     model = fresh((2, 1))
     x, y = data()[0], model(data()[0]).detach()
 
@@ -435,7 +435,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit(opt: str) -> None:
 
 
 class Stop(BaseException):
-    """An exception that is no Exception, as KeyboardInterrupt is."""
+    """An exception that is not derived from Exception, like KeyboardInterrupt."""
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, Stop])
@@ -444,7 +444,8 @@ class Stop(BaseException):
 def test_an_exception_at_any_evaluation_leaves_the_last_good_step(
     at: int, batch: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the Jacobian, a trial, the acceleration or a restart; the last good step is that of the record."""
+    """The exception occurs in the Jacobian, a trial, the acceleration or a restart. The record ends with the last step
+    that was good."""
     stuck(monkeypatch)
     model, states, calls = fresh(), [parameters_of(fresh())], 0
     term = optimizers.LM._term
@@ -470,7 +471,7 @@ def test_an_exception_at_any_evaluation_leaves_the_last_good_step(
 
 
 def test_no_warnings() -> None:
-    """Also with fewer rows than parameters, since a fit may be of few rows."""
+    """A fit does not warn even if there are fewer rows than parameters, which :class:`LevenbergMarquardt` warns of."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         results = fit(fresh(), data(20), steps=20)

@@ -181,7 +181,7 @@ def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
     order = translated.order
     if not 1 <= order < translated.knots.shape[1] // 2:
         raise ValueError(
-            f"{translated.knots.shape[1]} knots and {count} splines for each input don't belong to any spline order: "
+            f"{translated.knots.shape[1]} knots and {count} splines for each input do not belong to any spline order: "
             "G + 2k + 1 knots and G + k splines are expected"
         )
     wanted = {"base_weight": (inputs, outputs), "spline_scale": (inputs, outputs), "mask": (inputs, outputs)}

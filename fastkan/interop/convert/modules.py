@@ -164,7 +164,7 @@ def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
         return copy.deepcopy(module, memo)
     except Exception as error:
         name = type(module).__name__
-        raise ValueError(f"module, a {name}, can't be copied; convert it with inplace=True: {error}") from error
+        raise ValueError(f"module, a {name}, cannot be copied; convert it with inplace=True: {error}") from error
 
 
 def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
@@ -322,7 +322,7 @@ def _pykan_network(source: Any, converted: Converted) -> KAN:
 def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
     if source.mask.requires_grad:
         raise ValueError(
-            f"symbolic_fun.{layer}: mask requires a gradient, but fastkan can't train it: call "
+            f"symbolic_fun.{layer}: mask requires a gradient, but fastkan cannot train it: call "
             "mask.requires_grad_(False) first"
         )
     on, found, functions = source.mask.detach(), [], {}
@@ -337,7 +337,7 @@ def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
         if (fun, name) not in functions:
             functions[fun, name] = _computes_same(fun, SYMBOLIC_LIB[name].fun)
         if not functions[fun, name]:
-            raise ValueError(f"{place} is called {name!r}, but computes something else than fastkan's {name!r}")
+            raise ValueError(f"{place} is called {name!r}, but computes something other than fastkan's {name!r}")
         if not bool(source.affine[j, i].isfinite().all()):
             raise ValueError(f"{place} must have finite numbers, it has {source.affine[j, i].tolist()}")
         found.append([i, j, name])

@@ -145,13 +145,13 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
     """Return the name of the fastkan base function that computes the same values as ``function``."""
     shown = type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", function)
     if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
-        raise ValueError(f"{name}={shown} has parameters, which a base function can't have")
+        raise ValueError(f"{name}={shown} has parameters, which a base function cannot have")
     z = torch.cat([NEAR_POINTS, FAR_POINTS])
     given = z.clone()
     try:
         values = function(given)
     except Exception as error:
-        raise ValueError(f"{name}={shown} can't be called with float64: {error}") from error
+        raise ValueError(f"{name}={shown} cannot be called with float64: {error}") from error
     if not torch.equal(given, z):
         raise ValueError(f"{name}={shown} changes its input in place; a base function must leave it")
     for base, expected in (("silu", nn.functional.silu(z)), ("identity", z), ("none", 0 * z)):
@@ -191,7 +191,7 @@ def check_tensors(source: nn.Module, layout: Layout) -> None:
     for name in sorted(known & held.keys() - set(layout.parameters.values())):
         if held[name].requires_grad:
             raise ValueError(
-                f"{name} requires a gradient, but fastkan can't train it: call {name}.requires_grad_(False) first"
+                f"{name} requires a gradient, but fastkan cannot train it: call {name}.requires_grad_(False) first"
             )
     dtypes = {str(held[name].dtype) for name in layout.parameters.values() if name in held}
     if len(dtypes) > 1:
@@ -246,7 +246,7 @@ def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
             try:
                 wanted: Any = copy.deepcopy(source).train(training)(x.clone())
             except Exception as error:
-                raise ValueError(f"{CLAIM}, but can't be called: {error}") from error
+                raise ValueError(f"{CLAIM}, but cannot be called: {error}") from error
             if not all(map(torch.equal, before, random_states())):
                 raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
             is_comparable = isinstance(wanted, Tensor) and wanted.shape == got.shape

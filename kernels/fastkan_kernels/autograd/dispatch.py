@@ -70,7 +70,7 @@ def backend(name: str) -> Iterator[None]:
     """
     missing = None if name == "auto" else BACKENDS[name].missing()
     if missing is not None:
-        raise RuntimeError(f"backend {name!r} can't serve: {missing}")
+        raise RuntimeError(f"backend {name!r} cannot be used: {missing}")
     before = chosen_backend()
     _chosen.name = name
     try:
@@ -91,9 +91,9 @@ def needs_composite(knots: Tensor) -> str | None:
     if forward_mode_is_active():
         return "a forward-mode level is active"
     if needs_graph(knots):
-        return "a gradient by the knots is wanted"
+        return "a gradient with respect to the knots is needed"
     if torch.compiler.is_exporting():
-        return "an export is under way"
+        return "the model is being exported"
     if torch.jit.is_tracing():  # The trace records only PyTorch's own operators.
         return "torch.jit is tracing"
     return None
@@ -115,18 +115,18 @@ def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
     if reason is not None:
         if asked not in ("auto", "reference"):
             raise RuntimeError(
-                f"backend {asked!r} can't serve here: {reason}, and only the reference is "
+                f"backend {asked!r} cannot be used here: {reason}, and only the reference is "
                 "differentiated by PyTorch itself. Use backend('auto') or backend('reference')"
             )
-        return Route("composite", reason, "reference", "the only one that PyTorch itself differentiates")
+        return Route("composite", reason, "reference", "the only backend that PyTorch itself differentiates")
 
     if asked == "auto":
         name, because = _automatic(x.device)
     else:
-        name, because = asked, "asked for by fastkan.backend"
+        name, because = asked, "selected by fastkan.backend"
         unable = BACKENDS[name].unable(x.device)
         if unable:
-            raise RuntimeError(f"backend {name!r} can't serve this call: {unable}")
+            raise RuntimeError(f"backend {name!r} cannot be used for this call: {unable}")
     if not plain and torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
     return Route("functions", "eager mode", name, because)
@@ -138,7 +138,7 @@ def _automatic(device: torch.device) -> tuple[str, str]:
     unable = BACKENDS[name].unable(device)
     if unable is not None:
         _warn_once(device.type, unable)
-        return "dense", f"auto: backend {name!r} can't serve: {unable}"
+        return "dense", f"auto: backend {name!r} cannot be used: {unable}"
     return name, f"auto: x is on {_DEVICES[device.type]}"
 
 

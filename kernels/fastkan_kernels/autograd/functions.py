@@ -47,7 +47,7 @@ def _will_execute(node) -> bool:
 
 
 class WeightGradient(NamedTuple):
-    """The arguments of a call of G in a backward pass, from which the call can be made for each row alone."""
+    """The arguments of a call of G in a backward pass, from which G can be computed without its sum over the rows."""
 
     x: Tensor
     knots: Tensor
@@ -64,7 +64,7 @@ class Contract(torch.autograd.Function):
     The contraction G returns two tensors, one for the splines and one for the base function.
 
     If the weight tensor has an attribute ``weight_gradients`` that is a list, a backward pass appends the arguments of
-    G to the list in the place of computing G; see :mod:`..row_jacobian`. The list is an attribute of the tensor because
+    G to the list instead of computing G; see :mod:`..row_jacobian`. The list is an attribute of the tensor because
     PyTorch runs backward passes on GPUs in threads of its own.
     """
 

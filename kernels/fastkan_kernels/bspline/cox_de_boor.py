@@ -85,8 +85,8 @@ def check_base_derivative(name: str, derivative: int) -> None:
     """Raise a ValueError if the base function is silu and the order of the derivative is above 4."""
     if name == "silu" and derivative > MAX_BASE_DERIVATIVE:
         raise ValueError(
-            f"derivative of order {derivative} was asked of base='silu', which has them to "
-            f"{MAX_BASE_DERIVATIVE}; use base='identity' or 'none' for higher ones"
+            f"derivative must be at most {MAX_BASE_DERIVATIVE} for base='silu', got {derivative}; use base='identity' "
+            "or 'none' for higher derivatives"
         )
 
 

@@ -66,7 +66,7 @@ def works() -> bool:
         with torch.no_grad():
             _compiled_psi()(torch.zeros(4, 3, device=cpu), row, row, row, torch.zeros(5, device=cpu), "10")
     except Exception as error:  # a missing or broken compiler may raise an exception of any type
-        warnings.warn(f"fastkan makes its features uncompiled, since compiling them failed: {error}", stacklevel=3)
+        warnings.warn(f"fastkan does not compile its features, because the compilation failed: {error}", stacklevel=3)
         return False
     return True
 

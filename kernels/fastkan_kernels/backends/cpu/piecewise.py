@@ -411,7 +411,7 @@ class Piecewise:
 
         Args:
             name, full, wanted, derivative: arguments with the same meaning as in :func:`.trilinear.gradients`.
-            add: a function ``add(block, g)`` that returns the upstream gradient to use for a block in the place of g.
+            add: a function ``add(block, g)`` that returns the upstream gradient to use for a block in place of g.
         """
         found: list[dict[str, Any]] = []
         for part, block in self.blocks():
