@@ -195,6 +195,7 @@ def speed_block(results: Sequence[Result], about: dict) -> str:
 
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
     from .gpu import report as gpu
+    from .second_order.__main__ import table
     from .workflow.__main__ import summaries
     from .workflow.curve import summary
 
@@ -206,6 +207,9 @@ def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
         "layers": of("cpu.json", layers_block),
         "curve": of("fit-curve.json", lambda found, about: "\n".join(f"- {line}" for line in summary(found))),
         "sessions": of("workflow.json", lambda found, about: "\n".join(f"- {line}" for line in summaries(found))),
+        "second order": of(
+            "second-order.json", lambda found, about: f"{markdown(table(found))}\n\nMeasured on {place(about)}."
+        ),
         "gpu": lambda: gpu.block(gpu.published(results)),
         "gpu state": lambda: gpu.state(gpu.published(results)),
     }

@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..records import Record, Result, describe, place, read, write
+from ..records import Record, Result, describe, read, write
 from ..report import console as make_console
-from ..report import markdown, show
+from ..report import show
 from . import runs
 from .poisson import PROBLEMS
 
@@ -31,7 +31,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rows", type=int, default=1_000_000, help="number of rows of the last part")
     made.add_argument("--row-seconds", type=float, default=200.0, help="processor time of each fit to many rows")
     made.add_argument("--json", type=Path, metavar="FILE", help="write all outcomes")
-    made.add_argument("--markdown", type=Path, metavar="FILE", help="write the table")
     made.add_argument("--add", type=Path, nargs="*", default=[], metavar="FILE", help="outcomes of earlier runs")
     return made
 
@@ -60,15 +59,16 @@ def main(argv: list[str] | None = None) -> int:
                     write(options.json, Record(results, about, {"dtype": "float64"}))
     finally:
         torch.set_default_dtype(default)
-    table = pd.DataFrame(runs.summary(results), columns=["measurement", "network or method", "outcome"])
-    show(console, table.set_index("measurement"))
+    show(console, table(results))
     if options.json is not None:
         write(options.json, Record(results, about, {"dtype": "float64"}))
-    if options.markdown is not None:
-        text = ["# Second-order optimizers", markdown(table.set_index("measurement"))]
-        text.append(f"In float64 and processor seconds, on {place(about)}.")
-        options.markdown.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 0
+
+
+def table(results: list[Result]) -> pd.DataFrame:
+    """A row of words for each measurement."""
+    columns = ["measurement", "network or method", "outcome"]
+    return pd.DataFrame(runs.summary(results), columns=columns).set_index("measurement")
 
 
 if __name__ == "__main__":

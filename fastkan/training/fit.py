@@ -22,7 +22,7 @@ from ..network.samples import Sample
 from .data import Data, Pair, read_data
 from .node_search import NodeTrials, copy_state, penalty_ramp
 from .objective import Evaluated, Loss, Objective
-from .optimizers import OPTIMIZERS
+from .optimizers import FIRST_DAMPING, LATER_DAMPING, OPTIMIZERS
 from .regularization import REG_METRICS, Penalty
 from .restarts import START_STEPS, Restarts
 from .threads import one_thread
@@ -240,8 +240,9 @@ def fit(
     options: dict[str, Any] = {}
     if opt == "Adam":
         options["same_batch"] = is_full_batch and not runs_callers_code
-    elif opt == "LM" and not is_full_batch:
-        options["passes"] = partial(data.one_pass, batch)
+    elif opt == "LM":
+        options["damping"] = LATER_DAMPING if model.history else FIRST_DAMPING
+        options["passes"] = None if is_full_batch else partial(data.one_pass, batch)
     make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     optimizer = make_optimizer()
     # A restart draws all parameters again, so it must not replace trained ones, formulas or frozen parameters.
