@@ -29,7 +29,7 @@ MAX_OTHER_SEEDS = 3  # maximum number of seeds for the optimizers that Levenberg
 # The number of points on an axis, the weight of the border, the first grid and the finer grids of each network.
 RECIPES: dict[str, tuple[int, float, int, tuple[int, ...]]] = {
     "KAN k=5": (31, 10.0, 5, (10,)),
-    "KAN k=3": (51, 30.0, 5, (10, 20)),
+    "KAN k=3": (71, 30.0, 10, ()),
     "MLP": (31, 10.0, 0, ()),
 }
 
