@@ -31,11 +31,11 @@ def find(folder: Path, console: Console) -> None:
     pictures = [folder / "kan-trained.png", folder / "kan-formula.png"]
     _save(model, pictures[0], "after sparse training")
     model = model.prune()
-    results = model.fit(dataset, opt="LBFGS", steps=50, progress=False)
+    results = model.fit(dataset, steps=50, progress=False)
     nodes = "-".join(str(added + multiplied) for added, multiplied in model.width)
     console.print(f"Pruned to {nodes}; root mean square error on the test set {results['test_loss'][-1]:.1e}.")
     model.auto_symbolic(verbose=0)
-    results = model.fit(dataset, opt="LBFGS", steps=50, progress=False)
+    results = model.fit(dataset, steps=50, progress=False)
     _save(model, pictures[1], "as formulas")
     (formula,), _ = model.symbolic_formula(digits="auto")
     console.print(f"Formula: {formula}", soft_wrap=True, highlight=False)

@@ -20,12 +20,12 @@ def main(steps: int = 50, folder: Path = Path()) -> str:
     model.fit(dataset, opt="LBFGS", steps=min(20, steps), lamb=0.01, lamb_entropy=10.0)
     model.plot().savefig(folder / "formula-trained.png")
     model = model.prune()
-    model.fit(dataset, opt="LBFGS", steps=steps)
+    model.fit(dataset, steps=steps)
 
     # Each remaining edge is replaced by a formula c f(a x + b) + d with a function f from the library. The parameters
     # of the formulas are then trained once more.
     model.auto_symbolic()
-    model.fit(dataset, opt="LBFGS", steps=steps)
+    model.fit(dataset, steps=steps)
     model.plot().savefig(folder / "formula-found.png")
     formula = str(model.symbolic_formula(digits="auto")[0][0])
     print(f"{formula}; see {folder / 'formula-trained.png'} and {folder / 'formula-found.png'}")
