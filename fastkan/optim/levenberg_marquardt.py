@@ -170,6 +170,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     """
 
     report: Report | None = None
+    names: list[str] | None = None  # the names of the parameters in error messages
     _rows: int | None = None  # the number of rows of the residuals in the last evaluation
 
     @checked(
@@ -184,7 +185,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         max_dense: int = 4096,
         verify: bool = True,
     ) -> None:
-        parameters = list(params.parameters() if isinstance(params, nn.Module) else params)
+        named = list(params.named_parameters()) if isinstance(params, nn.Module) else []
+        parameters = [each for _, each in named] if isinstance(params, nn.Module) else list(params)
         if any(isinstance(each, dict) for each in parameters):
             raise ValueError("params must be a module or an iterable of tensors, got groups of parameters")
         for each in parameters:
@@ -202,6 +204,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         # The options are stored in the group, which copies and pickles of a torch.optim.Optimizer contain.
         options = {"acceleration": acceleration, "max_dense": max_dense, "verify": verify}
         super().__init__(parameters, {"damping": damping, "growth": 2.0, **options})
+        found = {id(each): name for name, each in named}
+        self.names = [found[id(each)] for each in parameters] if named else None
         with record_rows(parameters):
             pass  # record_rows checks the dtypes
 
@@ -272,7 +276,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         group = self.param_groups[0]
         if group["verify"]:
             self._check_repetition(residuals)
-        with record_rows(self._parameters) as recording:
+        with record_rows(self._parameters, self.names) as recording:
             value = residuals()
             streams = not isinstance(value, (Tensor, Block, list, tuple))
             if not streams:
@@ -321,7 +325,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             )
 
     def _streamed(self, residuals: Callable[[], Any]) -> Iterator[tuple[Block, RowJacobian]]:
-        with record_rows(self._parameters) as recording:
+        with record_rows(self._parameters, self.names) as recording:
             for block in _read(residuals()):
                 yield block, recording.jacobian(block.outputs, block.upstream, self.param_groups[0]["verify"])
 

@@ -178,7 +178,9 @@ class LM:
             raise ValueError("opt='LM' needs lamb=0, because the penalty is not a sum of squares; use opt='LBFGS'")
         self.objective, self.passes, self.idle_steps, self.reached = objective, passes, 0, math.inf
         # The outputs of a network without hooks and overridden methods are known to be row-wise.
-        self.optimizer = LevenbergMarquardt(parameters, damping=damping, verify=objective.model._has_hooks_or_override())
+        self.optimizer = LevenbergMarquardt(
+            parameters, damping=damping, verify=objective.model._has_hooks_or_override()
+        )
         self.count: int | None = None  # the number of elements of all labels
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:

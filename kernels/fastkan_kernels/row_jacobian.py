@@ -67,7 +67,7 @@ def recorder() -> Recorder | None:
 
 
 @contextmanager
-def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
+def record_rows(parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> Iterator[Recorder]:
     """Record the layers of a forward pass, so that Jacobians with respect to ``parameters`` can be computed.
 
     Layers inside the block compute their outputs from copies of their parameters. Ordinary gradients with respect to
@@ -77,6 +77,7 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
     Args:
         parameters: leaf tensors of dtype float32 or float64 that require a gradient. Other leaf tensors that the same
             layers use are treated as constants.
+        names: the names of the parameters in error messages, or None.
 
     Yields:
         A :class:`Recorder`, whose method ``jacobian`` computes the Jacobian of an output.
@@ -93,7 +94,7 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
         >>> rows.jacobian(y).dense().shape
         torch.Size([10, 16])
     """
-    before, made = recorder(), Recorder(parameters)
+    before, made = recorder(), Recorder(parameters, names)
     # The stance is set only if the compiler has been imported, because the import takes seconds. Before the import,
     # nothing can have been compiled.
     with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
@@ -108,8 +109,9 @@ def record_rows(parameters: Sequence[Tensor]) -> Iterator[Recorder]:
 class Recorder:
     """The copies of parameters that layers have used in a forward pass; see :func:`record_rows`."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], names: Sequence[str] | None = None) -> None:
         self.parameters = list(parameters)
+        self.names = [f"parameter {n}" for n in range(len(self.parameters))] if names is None else list(names)
         for parameter in self.parameters:
             is_leaf = isinstance(parameter, Tensor) and parameter.is_leaf and parameter.requires_grad
             if not (is_leaf and parameter.dtype in (torch.float32, torch.float64)):
@@ -216,7 +218,7 @@ class Recorder:
         for entry, each in enumerate(upstream):
             direct = self._collect(outputs, each, entry, found)
             foreign = direct or foreign
-        found.parts += _columns(outputs, upstream, foreign)
+        found.parts += _columns(outputs, upstream, foreign, dict(zip(map(id, self.parameters), self.names)))
         if not found.parts:
             raise ValueError(INDEPENDENT)
         if check:
@@ -303,7 +305,7 @@ class Recorder:
                     sizes[key] += float(value.abs().max()) if value.numel() else 0.0
         limit = MAX_MIXING * max(torch.finfo(each.dtype).eps for each in (outputs, *self.parameters)) ** 0.5
         skipped = {id(parameter) for parameter, _ in foreign}
-        for number, parameter in enumerate(self.parameters):
+        for name, parameter in zip(self.names, self.parameters):
             if id(parameter) in skipped or parameter.numel() == 0:
                 continue  # The columns of foreign parameters are exact for any function.
             one, other = true[id(parameter)], recorded[id(parameter)]
@@ -311,8 +313,8 @@ class Recorder:
             if bool((one - other).abs().max() > limit * (one.abs().max() + sizes[id(parameter)])):
                 raise ValueError(
                     "a row of the residuals depends on several rows of the inputs, for example by BatchNorm in "
-                    f"training or attention over the rows: the Jacobian with respect to parameter {number} with the "
-                    f"shape {list(parameter.shape)} is not row-wise"
+                    f"training or attention over the rows: the Jacobian with respect to {name} with the shape "
+                    f"{list(parameter.shape)} is not row-wise"
                 )
 
 
@@ -589,13 +591,17 @@ def _contract(name: str, x: Tensor, call: WeightGradient, operands: Operands, ba
 
 
 def _columns(
-    outputs: Tensor, upstream: Sequence[Tensor], foreign: Sequence[tuple[Tensor, Tensor]]
+    outputs: Tensor,
+    upstream: Sequence[Tensor],
+    foreign: Sequence[tuple[Tensor, Tensor]],
+    names: Mapping[int, str],
 ) -> list[_CopiedRows]:
     """Compute Jacobians column by column, by differentiating ``J^T u`` with respect to u.
 
     Args:
         foreign: pairs of a parameter and the tensor that was used in its place, which is the parameter itself or
             consists of copies of the parameter.
+        names: the names of the parameters in error messages, by their ids.
 
     Raises:
         ValueError: if the parameters have more than ``MAX_COLUMNS`` elements.
@@ -604,10 +610,10 @@ def _columns(
         return []
     count = sum(parameter.numel() for parameter, _ in foreign)
     if count > MAX_COLUMNS:
-        shapes = ", ".join(str(list(parameter.shape)) for parameter, _ in foreign)
+        described = ", ".join(f"{names[id(parameter)]} {list(parameter.shape)}" for parameter, _ in foreign)
         raise ValueError(
             f"parameters outside of fastkan's layers, nn.Linear and nn.LayerNorm may have at most {MAX_COLUMNS} "
-            f"elements, got {count} in the shapes {shapes}"
+            f"elements, got {count} in {described}"
         )
     u = torch.zeros_like(outputs, requires_grad=True)
     with torch.enable_grad():

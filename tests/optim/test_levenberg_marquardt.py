@@ -624,3 +624,16 @@ def test_other_modules_in_the_model() -> None:
     with pytest.raises(ValueError, match="BatchNorm"):
         fit(1, mixing)
     fit(1, mixing.eval())
+
+
+def test_parameters_of_a_module_are_named_in_errors() -> None:
+    x, y = data()
+    model = nn.Sequential(KANLinear(2, 3, dtype=D), nn.BatchNorm1d(3, affine=False, dtype=D), KANLinear(3, 1, dtype=D))
+    optimizer = LevenbergMarquardt(model)
+    with pytest.raises(
+        ValueError, match=r"with respect to 0\.spline_weight with the shape \[8, 2, 3\] is not row-wise"
+    ):
+        optimizer.step(lambda: model(x) - y)
+    many = nn.Bilinear(40, 40, 1, dtype=D)
+    with pytest.raises(ValueError, match=r"got 1601 in weight \[1, 40, 40\], bias \[1\]"):
+        LevenbergMarquardt(many).step(lambda: many(x.repeat(1, 20), x.repeat(1, 20)))
