@@ -262,9 +262,9 @@ def test_nothing_beyond_silus_fourth_derivative_is_silent(name: str, backend: st
     call, values = function(name, o, basis, 4, ("x",))
     with forced(backend):
         value = call(*values)[-1]
-        with pytest.raises(ValueError, match=r"order 5 .*silu"):
+        with pytest.raises(ValueError, match=r"at most 4 for base='silu', got 5"):
             torch.autograd.grad(value.sum(), values)
-    with forced(backend), pytest.raises(ValueError, match=r"order 5 .*silu"):
+    with forced(backend), pytest.raises(ValueError, match=r"at most 4 for base='silu', got 5"):
         compute(name, o, basis, 5)
 
 
