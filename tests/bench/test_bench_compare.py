@@ -51,7 +51,7 @@ def test_a_written_record_is_read_again(tmp_path: Path) -> None:
     assert read(tmp_path / "run.json") == run()
 
 
-@pytest.mark.parametrize("name", ["cpu", "fit-curve", "workflow", "workflow-speed"])
+@pytest.mark.parametrize("name", ["cpu", "fit-curve", "second-order", "workflow", "workflow-speed"])
 def test_the_committed_results_are_read(name: str) -> None:
     record = read(RESULTS / f"{name}.json")
     assert OURS in {result["contender"] for result in record.results}
