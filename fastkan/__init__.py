@@ -59,7 +59,7 @@ import sys
 
 from fastkan_kernels import autotune, backend
 
-from . import functional
+from . import functional, optim
 from .interop import pykan
 from .interop.convert import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
 from .interop.pykan import *  # noqa: F403
@@ -76,6 +76,6 @@ sys.modules[f"{__name__}.pykan"] = pykan  # so that `import fastkan.pykan` works
 
 __all__ = [
     "KAN", "SYMBOLIC_LIB", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune", "backend", "convert",
-    "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional", "replace_linear",
-    "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
+    "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional", "optim",
+    "replace_linear", "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
 ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -222,12 +222,19 @@ def predecessor(x: Tensor) -> Tensor:
     return x - (x.abs() * (unit * (1 + 2 * unit)) + limits.smallest_normal * limits.eps)
 
 
-class Derivatives(NamedTuple):
-    """The value and the derivatives of a scalar function u at N rows of D numbers; see :func:`derivatives`."""
+class Derivatives(namedtuple("Derivatives", ("value", "gradient", "hessian"))):
+    """The value and the derivatives of a scalar function u at N rows of D numbers; see :func:`derivatives`.
 
-    value: Tensor  # u, [N]
-    gradient: Tensor  # the derivatives of u with respect to x, [N, D]
-    hessian: Tensor  # the derivatives of the chosen columns of the gradient with respect to x, [N, columns, D]
+    Attributes:
+        value: the values of u, a tensor ``[N]``.
+        gradient: the derivatives of u with respect to x, a tensor ``[N, D]``.
+        hessian: the derivatives of the chosen columns of the gradient with respect to x, a tensor ``[N, columns, D]``.
+    """
+
+    # A typing.NamedTuple would have types that pdoc cannot resolve.
+    value: Tensor
+    gradient: Tensor
+    hessian: Tensor
 
 
 @checked(u=Callback(), columns=Optional(Each(Int(least=0))))
