@@ -336,7 +336,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
         The result is 0 if the acceleration is too large to be reliable, or if the Jacobian or its matrix is not stored.
         """
-        if not model.is_kept or not model.is_exact:
+        if model.blocks is not None or not model.is_exact:
             return 0.0
         self._write(theta + DIFFERENCE * delta)
         with self._fixed():
@@ -404,7 +404,7 @@ class _Model:
 
     def __init__(self, device: torch.device, size: int, is_dense: bool, step: int) -> None:
         self.step, self.is_exact = step, is_dense and step == 1
-        self.cost, self.rows, self.is_kept = 0.0, 0, True
+        self.cost, self.rows = 0.0, 0
         self.slope = torch.zeros(size, dtype=torch.float64, device=device)
         self.gram = self.slope.new_zeros(size, size) if is_dense else None
         self.diagonal = torch.zeros_like(self.slope)
@@ -421,8 +421,6 @@ class _Model:
         if keep:
             jacobian.keep()
             self.kept.append((block.residuals, jacobian))
-        else:
-            self.is_kept = False
         self.slope += jacobian.rmatvec(block.residuals)
         rows = slice(0, None, self.step)
         if self.gram is not None:

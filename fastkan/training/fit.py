@@ -22,7 +22,7 @@ from ..network.samples import Sample
 from .data import Data, Pair, read_data
 from .node_search import NodeTrials, copy_state, penalty_ramp
 from .objective import Evaluated, Loss, Objective
-from .optimizers import FIRST_DAMPING, LATER_DAMPING, OPTIMIZERS
+from .optimizers import FIRST_DAMPING, OPTIMIZERS
 from .regularization import REG_METRICS, Penalty
 from .restarts import START_STEPS, Restarts
 from .threads import one_thread
@@ -241,8 +241,10 @@ def fit(
     if opt == "Adam":
         options["same_batch"] = is_full_batch and not runs_callers_code
     elif opt == "LM":
-        options["damping"] = LATER_DAMPING if model.history else FIRST_DAMPING
-        options["passes"] = None if is_full_batch else partial(data.one_pass, batch)
+        if not is_full_batch:
+            options["passes"] = partial(data.one_pass, batch)
+        if not model.history:
+            options["damping"] = FIRST_DAMPING
     make_optimizer = partial(OPTIMIZERS[opt], parameters, lr, objective, **options)
     optimizer = make_optimizer()
     # A restart draws all parameters again, so it must not replace trained ones, formulas or frozen parameters.
@@ -263,8 +265,7 @@ def fit(
     last_good = copy_state(model), 0
     best_state, best_step = last_good[0], -1
     bar = tqdm(range(steps), disable=not progress, ncols=100, desc="fit")
-    rows = len(data.train[0]) if batch == -1 else min(batch, len(data.train[0]))
-    is_tiny = rows * sum(parameter.numel() for parameter in parameters) <= MAX_ONE_THREAD
+    is_tiny = _first_rows(data, batch) * sum(parameter.numel() for parameter in parameters) <= MAX_ONE_THREAD
     with _in_history(model, parameters, results), bar, one_thread() if is_tiny else nullcontext():
         try:
             for step in bar:
@@ -327,7 +328,7 @@ def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, f
     out to be a classification loss, and return the loss function."""
     assert data.labels is not None
     x, y = data.train
-    rows = len(x) if batch == -1 or data.loader is not None else min(batch, len(x))
+    rows = _first_rows(data, batch)
     if data.labels.loss is None:
         return None
     with torch.no_grad():
@@ -338,6 +339,12 @@ def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, f
         if data.test is not None:
             data.labels.check_classes("test_label", data.test[1])
     return loss
+
+
+def _first_rows(data: Data, batch: int) -> int:
+    """Return the number of rows that the first step uses."""
+    rows = len(data.train_input)
+    return rows if batch == -1 or data.loader is not None else min(batch, rows)
 
 
 def _grid_updates(

@@ -27,9 +27,9 @@ REJECTION_FACTOR = 10.0
 MIN_GAIN = 1e-6
 # Number of consecutive steps of Levenberg-Marquardt without a gain after which a fit has converged.
 MAX_IDLE_STEPS = 2
-# Damping of the first step of Levenberg-Marquardt, in the first fit of a network and in later fits. Random initial
-# parameters are far from a minimum: with 1e-3, networks [2, 1, 1] take 5 steps without progress, and no restart helps.
-FIRST_DAMPING, LATER_DAMPING = 0.1, 1e-3
+# Damping of the first step of Levenberg-Marquardt in the first fit of a network. Random initial parameters are far from
+# a minimum: with the default 1e-3, networks [2, 1, 1] take 5 steps without progress, and no restart helps.
+FIRST_DAMPING = 0.1
 # Levenberg-Marquardt processes the rows in chunks with about ``CHUNK_VALUES`` values of nodes.
 CHUNK_VALUES, MIN_CHUNK_ROWS = 1 << 17, 1 << 10
 # Value of ``Objective.smooth`` while edge sizes are smoothed near 0. The derivative of an edge size jumps at 0, and
@@ -155,7 +155,7 @@ class LM:
     Args:
         passes: a function that returns an iterator over all batches of the data. If None, the batch that the optimizer
             is called with contains all rows.
-        damping: the damping of the first step.
+        options: further arguments of :class:`fastkan.optim.LevenbergMarquardt`.
 
     Raises:
         ValueError: if the objective has a penalty, or the loss is neither the mean squared error nor the cross entropy.
@@ -167,7 +167,7 @@ class LM:
         lr: float,
         objective: Objective,
         passes: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
-        damping: float = LATER_DAMPING,
+        **options: Any,
     ) -> None:
         if not objective.squares and not is_cross_entropy(objective.loss):
             raise ValueError(
@@ -178,9 +178,8 @@ class LM:
             raise ValueError("opt='LM' needs lamb=0, because the penalty is not a sum of squares; use opt='LBFGS'")
         self.objective, self.passes, self.idle_steps, self.reached = objective, passes, 0, math.inf
         # The outputs of a network without hooks and overridden methods are known to be row-wise.
-        self.optimizer = LevenbergMarquardt(
-            parameters, damping=damping, verify=objective.model._has_hooks_or_override()
-        )
+        verify = objective.model._has_hooks_or_override()
+        self.optimizer = LevenbergMarquardt(parameters, verify=verify, **options)
         self.count: int | None = None  # the number of elements of all labels
 
     def __call__(self, x: Tensor, y: Tensor) -> Evaluated | None:
