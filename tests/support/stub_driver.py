@@ -64,7 +64,7 @@ def _tensor_map(*arguments: Any) -> tuple[Any, ...]:
 
 
 class StubDriver:
-    """A driver for a GPU that is not there, with the given compute capability, such as 90 for 9.0.
+    """A driver for a GPU that does not exist, with the given compute capability, such as 90 for 9.0.
 
     The number of the device depends on the capability, because Triton caches the target of each device.
     """

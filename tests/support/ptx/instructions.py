@@ -748,7 +748,7 @@ def _barrier(p: Program, i: Instruction, pc: int) -> Control | Step:
     if i.modifiers[0] == "warp":
         return _nothing
     if i.operands != ("0",):
-        raise ValueError("a barrier of some warps")
+        raise ValueError("bar.sync with a part of the warps is not supported")
     return Control(lambda g: g.cta.arrive_at_barrier(g, pc) if _runs_in_all(i, g) else pc + 1)
 
 
@@ -760,7 +760,7 @@ def _mbarrier(p: Program, i: Instruction, pc: int) -> Control | Masked:
     if action == "try_wait":
         return Control(lambda g: _wait(p, i, pc, g, addresses(g, at), g.u32[last] & 1))
     if action == "arrive" and "expect_tx" not in i.modifiers:
-        raise ValueError("an arrival without bytes")
+        raise ValueError("mbarrier.arrive without expect_tx is not supported")
 
     def act(g: Group, active: Array | None) -> None:
         where = addresses(g, at)

@@ -62,7 +62,7 @@ class Memory:
     Args:
         base: address of the first byte.
         size: number of bytes.
-        name: what may be accessed, for messages.
+        name: name of the memory in messages.
     """
 
     def __init__(self, base: int, size: int, name: str) -> None:
