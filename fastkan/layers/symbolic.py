@@ -171,6 +171,10 @@ class SymbolicEdges(nn.Module):
 
     # -- edges ------------------------------------------------------------------------------------
 
+    def reset_parameters(self) -> None:
+        """Remove the formulas of all edges, since a new module has no formulas."""
+        self._set_edges((), self.affine.detach()[:0])
+
     @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     def name(self, i: int, j: int) -> str | None:
         """Return the name of the function on edge (i, j), or None if the edge is not a formula."""
