@@ -321,6 +321,8 @@ class Network(nn.Module):
                 if not any(name.startswith(place) for name in state_dict):
                     state_dict[f"{place}formulas"] = []  # A state without entries for the layer has no formulas.
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for symbolic in self.symbolic:
+            symbolic._materialize_empty(self.input_id.device)
 
     # -- samples ------------------------------------------------------------------------------------
 
