@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastkan_kernels import (
     BASE,
@@ -25,10 +28,11 @@ from fastkan_kernels import (
     uniform_knots,
 )
 
-from ..functional import OUTSIDE, forward, rows_of
+from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
 from .distributed import check_one_process
 from .init import Initialization, assign
+from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
 
 
@@ -183,6 +187,8 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x)
         knots = self.knots  # The attribute is read only once, because another thread may replace the knots.
         basis, pieces = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
@@ -201,6 +207,15 @@ class KANLinear(nn.Module):
         if self._outside_count is not None:
             self._count_outside(x)
         return y
+
+    def _traced(self, x: Proxy) -> Any:
+        """Record a call in the graph of ``torch.fx``. If the layer is the root, the knots are read at every call."""
+        called = call_as_leaf(self, x)
+        if called is not None:
+            return called
+        names = ("knots", "spline_order", "base", "bias", "spline_scale", "mask", "outside")
+        options = {name: getattr(self, name) for name in names}
+        return traced_kan_linear(x, self.spline_weight, self.base_weight, **options)
 
     # -- knots and masks ------------------------------------------------------------------------
 
@@ -471,6 +486,12 @@ class KANLinear(nn.Module):
         if self.mask is not None:
             parts.append("masked=True")
         return ", ".join(parts)
+
+
+@leaf
+def traced_kan_linear(x: Any, weight: Tensor, base_weight: Tensor | None, **options: Any) -> Any:
+    """Call :func:`kan_linear` in a graph of ``torch.fx``."""
+    return kan_linear(x, weight, base_weight, **options)
 
 
 def _knots_dtype(dtype: torch.dtype) -> torch.dtype:

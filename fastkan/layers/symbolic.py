@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastkan_kernels import has_values, recorder
 from fastkan_kernels import validation as kinds
 
 from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
+from .tracing import call_as_leaf
 from .value_cache import CachedPredicate
 
 Y_TH = 10.0  # the default bound of |f| near a singularity, as in pykan
@@ -107,6 +109,10 @@ class SymbolicEdges(nn.Module):
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device, or ``y_th`` is not positive.
         """
+        if isinstance(x, Proxy):
+            traced: Any = call_as_leaf(self, x, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            if traced is not None:
+                return traced
         self._check(x)
         edges, outputs = self.edges, self._indices_on(x.device).outputs
         if not edges:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, recorder, supports_stack
@@ -18,6 +19,7 @@ from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, s
 from ..layers.init import Initialization, nearest_node_mask
 from ..layers.linear import KANLinear
 from ..layers.symbolic import Y_TH, SymbolicEdges, read_guard_options
+from ..layers.tracing import leaf
 from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
 from .samples import Sample
@@ -157,6 +159,8 @@ class Network(nn.Module):
         Raises:
             TypeError, ValueError: if x is not a tensor or has the wrong dtype or shape.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x, singularity_avoiding, y_th)
         check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
@@ -184,6 +188,19 @@ class Network(nn.Module):
                 stds.append(LayerStd(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
             nodes = self._node_values(layer, subnodes)
         return nodes, stds
+
+    def _traced(self, x: Proxy, singularity_avoiding: bool, y_th: float) -> Any:
+        """Record a call in the graph of ``torch.fx``. The graph calls the layers and is correct for all values that
+        masks and affine maps may have later."""
+        nodes: Any = selected_rows(x, self.input_id, self.in_features)  # type: ignore[arg-type]
+        for layer, (numeric, symbolic) in enumerate(zip(self.layers, self.symbolic)):
+            subnodes = numeric(nodes)
+            if symbolic.edges:
+                subnodes = subnodes + symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            subnodes = torch.addcmul(self.subnode_bias[layer], self.subnode_scale[layer], subnodes)
+            products = self._multiplied(layer + 1, subnodes)
+            nodes = torch.addcmul(self.node_bias[layer], self.node_scale[layer], products)
+        return with_leading_shape(nodes, x)  # type: ignore[arg-type]
 
     def _select_inputs(self, rows: Tensor) -> Tensor:
         """Return the columns of x that the network reads."""
@@ -348,6 +365,18 @@ class Network(nn.Module):
         self._plain = CachedPredicate(are_plain, default=False)
         self._plain_subnodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
         self._plain_nodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
+
+
+@leaf
+def selected_rows(x: Tensor, input_id: Tensor, in_features: int) -> Tensor:
+    """Return the columns ``input_id`` of ``x [..., in_features]`` as rows ``[N, in]``."""
+    return rows_of(x, in_features)[:, input_id]
+
+
+@leaf
+def with_leading_shape(y: Tensor, x: Tensor) -> Tensor:
+    """Return the rows ``y [N, out]`` in the shape ``[..., out]``, for inputs ``x [..., in]``."""
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
 
 class Constants(nn.ParameterList):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from networks import same
-from torch import Tensor, nn
+from torch import nn
 
 from fastkan import KAN
 
