@@ -56,12 +56,14 @@ settings. The same shapes on the same machine and versions give the same bits.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from fastkan_kernels import autotune, backend
 
 from . import functional, optim
 from .interop import pykan
 from .interop.convert import convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
+from .interop.name_clash import check_folder, missing_name
 from .interop.pykan import *  # noqa: F403
 from .interop.replace import replace_linear
 from .kan import KAN
@@ -70,6 +72,10 @@ from .layers.function_library import SYMBOLIC_LIB, add_symbolic
 from .layers.linear import KANLinear
 from .training.data import create_dataset, create_dataset_from_data
 from .version import __version__
+
+check_folder(__file__)
+if not TYPE_CHECKING:  # for type checkers, a module with this function would have every name
+    __getattr__ = missing_name
 
 MultKAN = KAN  # as pykan calls it too
 sys.modules[f"{__name__}.pykan"] = pykan  # so that `import fastkan.pykan` works, although the folder is interop/pykan

@@ -12,7 +12,7 @@ from fastkan_kernels import validation as kinds
 
 from .. import plotting
 from ..functional import OUTSIDE
-from ..layers.init import nearest_node_mask, reinitialize
+from ..layers.init import Initialization
 from ..layers.linear import KANLinear
 from ..network import attribution, checkpoint, edit
 from ..network import prune as pruning
@@ -124,7 +124,6 @@ class KAN(PykanMethods, Network):
         sizes = for_each_layer("grid", grid, structure.depth)
         orders = for_each_layer("k", k, structure.depth)
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
         layers = []
         for inputs, outputs, size, order in zip(structure.nodes, structure.subnodes[1:], sizes, orders):
             with torch.random.fork_rng(devices=[]):  # the initial parameters drawn by KANLinear are replaced below
@@ -132,14 +131,13 @@ class KAN(PykanMethods, Network):
                     inputs, outputs, size, order,
                     grid_range=grid_range, base=BASES[base_fun], spline_scale=True, outside=outside, dtype=dtype,
                 ).to(device)  # fmt: skip
-            if sparse_init:
-                layer.set_mask(nearest_node_mask(inputs, outputs))
-            reinitialize(layer, generator, noise_scale, scale_base_mu, scale_base_sigma)
             layer.get_parameter("spline_scale").requires_grad_(sp_trainable)
             if layer.base_weight is not None:
                 layer.base_weight.requires_grad_(sb_trainable)
             layers.append(layer)
-        super().__init__(structure, layers, affine_trainable, grid_eps)
+        initialization = Initialization(noise_scale, scale_base_mu, scale_base_sigma, unit_scale=False)
+        super().__init__(structure, layers, affine_trainable, grid_eps, initialization, seed, sparse_init)
+        self.reset_parameters()
         self.keep_versions(auto_save)
 
     versions: Versions | None = None

@@ -386,6 +386,12 @@ class PykanMethods:
     tree = tree
     initialize_from_another_model = method(initialize_from_another_model)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if any(base.__name__ == "PyTorchModelHubMixin" for base in cls.__mro__):
+            # The mixin of huggingface_hub saves ``self.module`` instead of the model if there is such an attribute.
+            cls.module = property()  # type: ignore[assignment]
+
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
         for part in ("_modules", "_buffers"):  # nn.Module.__getattr__ is slower because it searches parameters first

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastkan_kernels import (
     BASE,
@@ -27,13 +28,12 @@ from fastkan_kernels import (
     uniform_knots,
 )
 
-from ..functional import OUTSIDE, forward, rows_of
+from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
 from .distributed import check_one_process
+from .init import Initialization, assign
+from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
-
-# The width of the range of the initial spline values at the knots is INITIAL_NOISE / grid_size.
-INITIAL_NOISE = 0.1
 
 
 class KANLinear(nn.Module):
@@ -84,6 +84,7 @@ class KANLinear(nn.Module):
     mask: Tensor | None
     _outside_count: Tensor | None
     _frozen: frozenset[str] = frozenset()  # The names of the parameters that _freeze_if_idle has frozen.
+    _initialization = Initialization()  # The distribution of the initial parameters; a network sets its own.
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -143,25 +144,42 @@ class KANLinear(nn.Module):
         return self.knots.shape[1] - 2 * self.spline_order - 1
 
     def reset_parameters(self) -> None:
-        """Draw new parameters from the random number generator of PyTorch.
+        """Make the layer a new one: draw new parameters from the random number generator of PyTorch, move the knots to
+        their initial positions and remove the mask.
 
-        The base weight has the distribution of the initial weight of ``nn.Linear``. Each spline interpolates small
-        random values at the G + 1 knots of the grid. All scales are 1, and the bias is 0.
+        The number of grid intervals stays as it is. The base weight has the distribution of the initial weight of
+        ``nn.Linear``. Each spline interpolates small random values at the G + 1 knots of the grid. All scales are 1,
+        and the bias is 0; only the layers of a :class:`KAN` have the distribution that is documented there. If inputs
+        outside the grid are counted, the counts start again at 0.
+
+        After the call, no value of the layer depends on the memory that the layer had before. A layer that was
+        constructed on the device ``"meta"`` and then given memory is therefore ready after this call.
         """
-        if self.base_weight is not None and self.base_weight.numel():
-            bound = 1 / math.sqrt(self.in_features)  # The function kaiming_uniform_(a=sqrt(5)) uses the same bound.
-            nn.init.uniform_(self.base_weight, -bound, bound)
-        if self.spline_scale is not None:
-            nn.init.ones_(self.spline_scale)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-        if self.spline_weight.is_meta or self.spline_weight.numel() == 0:
+        self._reset(None)
+
+    def _reset(self, generator: torch.Generator | None) -> None:
+        """Do what :meth:`reset_parameters` documents, with random numbers from a generator of the CPU, or from the
+        global generator if ``generator`` is None."""
+        self.set_mask(None)
+        if self._outside_count is not None:
+            self.count_outside()
+        self._write_knots(self._initial_knots())
+        self._draw_parameters(generator)
+
+    @torch.no_grad()
+    def _draw_parameters(self, generator: torch.Generator | None) -> None:
+        """Draw new parameters for the current knots, as :meth:`_reset` does."""
+        if self.spline_weight.is_meta:
             return
-        at_knots = (self.grid_size + 1, self.in_features, self.out_features)
-        with torch.no_grad():
-            noise = torch.rand(at_knots, device=self.knots.device, dtype=torch.float32).sub_(0.5)
-            noise *= INITIAL_NOISE / self.grid_size
-            self.spline_weight.copy_(grid.interpolate(noise, self.knots, self.spline_order))
+        initial, knots, (_, inputs, outputs) = self._initialization, self.knots, self.spline_weight.shape
+        if self.spline_weight.numel():
+            assign(self.spline_weight, initial.spline_weight(knots, self.spline_order, outputs, generator))
+            if self.base_weight is not None:
+                assign(self.base_weight, initial.base_weight(inputs, outputs, knots.device, generator))
+            if self.spline_scale is not None:
+                self.spline_scale.fill_(initial.spline_scale(inputs))
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[..., out_features]`` for the inputs ``x [..., in_features]``.
@@ -169,6 +187,8 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x)
         knots = self.knots  # The attribute is read only once, because another thread may replace the knots.
         basis, pieces = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
@@ -187,6 +207,15 @@ class KANLinear(nn.Module):
         if self._outside_count is not None:
             self._count_outside(x)
         return y
+
+    def _traced(self, x: Proxy) -> Any:
+        """Record a call in the graph of ``torch.fx``. If the layer is the root, the knots are read at every call."""
+        called = call_as_leaf(self, x)
+        if called is not None:
+            return called
+        names = ("knots", "spline_order", "base", "bias", "spline_scale", "mask", "outside")
+        options = {name: getattr(self, name) for name in names}
+        return traced_kan_linear(x, self.spline_weight, self.base_weight, **options)
 
     # -- knots and masks ------------------------------------------------------------------------
 
@@ -457,6 +486,12 @@ class KANLinear(nn.Module):
         if self.mask is not None:
             parts.append("masked=True")
         return ", ".join(parts)
+
+
+@leaf
+def traced_kan_linear(x: Any, weight: Tensor, base_weight: Tensor | None, **options: Any) -> Any:
+    """Call :func:`kan_linear` in a graph of ``torch.fx``."""
+    return kan_linear(x, weight, base_weight, **options)
 
 
 def _knots_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
-from fastkan_kernels import recorder
+from fastkan_kernels import has_values, recorder
 from fastkan_kernels import validation as kinds
 
 from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
+from .tracing import call_as_leaf
 from .value_cache import CachedPredicate
 
 Y_TH = 10.0  # the default bound of |f| near a singularity, as in pykan
@@ -58,8 +60,9 @@ class SymbolicEdges(nn.Module):
         affine: a tensor ``[E, 4]`` with a row (a, b, c, d) for each edge, in the order of ``edges``. ``affine`` is a
             parameter or, if there are no edges, an empty buffer.
         ends: a tensor ``[2, E]`` with the inputs and the outputs that the edges connect.
-        formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 tensor that contains the JSON text
-            ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None.
+        formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 buffer that contains the JSON text
+            ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None. If other code replaces the buffer, as
+            tools that load large checkpoints do, ``edges`` follows.
 
     Raises:
         TypeError, ValueError: if a size is negative, or layers do not support the dtype.
@@ -72,11 +75,8 @@ class SymbolicEdges(nn.Module):
     """
 
     affine: Tensor
-    ends: Tensor
     formulas: Tensor | None
-    _order: Tensor | None
-    _inputs: Tensor | None
-    _outputs: Tensor | None
+    _indices: _Indices
 
     @kinds.checked(in_features=kinds.INDEX, out_features=kinds.INDEX, device=kinds.DEVICE, dtype=kinds.DTYPE)
     def __init__(
@@ -90,12 +90,9 @@ class SymbolicEdges(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         self.in_features = in_features
         self.out_features = out_features
-        self.edges: tuple[Edge, ...] = ()
         self.register_buffer("affine", torch.empty((0, 4), device=device, dtype=dtype), persistent=False)
         self.register_buffer("formulas", None)
-        for name in ("ends", "_order", "_inputs", "_outputs"):
-            self.register_buffer(name, None, persistent=False)
-        self._group()
+        self._set_edges((), self.affine)
         self._any_on = CachedPredicate(_any_on, default=True)
 
     # -- values -----------------------------------------------------------------------------------
@@ -112,18 +109,23 @@ class SymbolicEdges(nn.Module):
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device, or ``y_th`` is not positive.
         """
+        if isinstance(x, Proxy):
+            traced: Any = call_as_leaf(self, x, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            if traced is not None:
+                return traced
         self._check(x)
-        if not self.edges:
+        edges, outputs = self.edges, self._indices_on(x.device).outputs
+        if not edges:
             return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record ``len(x)`` as a constant
         values = self._values(x, singularity_avoiding, y_th)
         if self.out_features == 1:
-            return values if len(self.edges) == 1 else values.sum(1, keepdim=True)
-        if self._outputs is None:
+            return values if len(edges) == 1 else values.sum(1, keepdim=True)
+        if outputs is None:
             return values
         if x.is_cuda:  # on CUDA, index_add sums in an undefined order
             zeros = values.new_zeros(self.out_features, x.shape[0])
-            return zeros.index_put((self._outputs,), values.t(), accumulate=True).t()
-        return values.new_zeros(x.shape[0], self.out_features).index_add(1, self._outputs, values)
+            return zeros.index_put((outputs,), values.t(), accumulate=True).t()
+        return values.new_zeros(x.shape[0], self.out_features).index_add(1, outputs, values)
 
     def values(self, x: Tensor, *, singularity_avoiding: bool = False, y_th: float = Y_TH) -> Tensor:
         """Return the value of each edge as a tensor ``[N, E]``, in the order of ``edges``.
@@ -133,8 +135,8 @@ class SymbolicEdges(nn.Module):
         self._check(x)
         if not self.edges:
             return x.new_zeros(x.shape[0], 0)
-        values = self._values(x, singularity_avoiding, y_th)
-        return values if self._order is None else values[:, self._order.argsort()]
+        values, order = self._values(x, singularity_avoiding, y_th), self._indices_on(x.device).order
+        return values if order is None else values[:, order.argsort()]
 
     def has_splines(self, mask: Tensor | None) -> bool:
         """Check whether the mask ``[in, out]`` of the layer's splines is 1 on at least one edge that is a formula."""
@@ -152,12 +154,13 @@ class SymbolicEdges(nn.Module):
         """
         recording = recorder()
         affine = self.affine if recording is None else recording.rows(self.affine, len(x))
-        if self._order is not None:
-            affine = affine.index_select(-2, self._order)
+        indices = self._indices_on(x.device)
+        if indices.order is not None:
+            affine = affine.index_select(-2, indices.order)
         a, b, c, d = affine.unbind(-1)
-        if self._inputs is not None:
+        if indices.inputs is not None:
             # On CUDA indexing is used, because the backward pass of index_select sums in an undefined order.
-            x = x[:, self._inputs] if x.is_cuda else x.index_select(1, self._inputs)
+            x = x[:, indices.inputs] if x.is_cuda else x.index_select(1, indices.inputs)
         z = torch.addcmul(b, x, a)
         parts = z.split(self._counts, 1) if len(self._counts) > 1 else (z,)
         functions = [lookup(name) for name in self._names]
@@ -170,6 +173,22 @@ class SymbolicEdges(nn.Module):
         return torch.addcmul(d, done[0] if len(done) == 1 else torch.cat(done, 1), c)
 
     # -- edges ------------------------------------------------------------------------------------
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """The edges that are formulas, sorted by (i, j)."""
+        if self._buffers["formulas"] is not self._written and not torch.compiler.is_compiling():
+            self._read_formulas()
+        return self._edges
+
+    @property
+    def ends(self) -> Tensor:
+        """The inputs and the outputs that the edges connect, a tensor ``[2, E]``."""
+        return self._indices_on(self.affine.device).ends
+
+    def reset_parameters(self) -> None:
+        """Remove the formulas of all edges, since a new module has no formulas."""
+        self._set_edges((), self.affine.detach()[:0])
 
     @kinds.checked(i=kinds.INDEX, j=kinds.INDEX)
     def name(self, i: int, j: int) -> str | None:
@@ -289,35 +308,66 @@ class SymbolicEdges(nn.Module):
         else:  # an empty parameter would require a gradient but never receive a gradient
             self._parameters.pop("affine", None)
             self.register_buffer("affine", affine.detach(), persistent=False)
-        self.edges = edges
-        self._group()
+        self._group(edges)
 
-    def _group(self) -> None:
-        """Compute the index tensors that :meth:`_values` uses. If indexing would change nothing, the index is None."""
-        edges, count = self.edges, len(self.edges)
+    @torch.inference_mode(False)
+    def _group(self, edges: tuple[Edge, ...]) -> None:
+        """Set the edges and what is computed from them: the groups of the functions, the indices and the text."""
+        self._edges, device = edges, self.affine.device
         self._names = list(dict.fromkeys(edge.name for edge in edges))
-        order = sorted(range(count), key=lambda n: self._names.index(edges[n].name))
-        names = [edges[n].name for n in order]
+        self._sorted = sorted(range(len(edges)), key=lambda n: self._names.index(edges[n].name))
+        names = [edge.name for edge in edges]
         self._counts = [names.count(name) for name in self._names]
+        self._indices = self._indices_for(device)
+        # The text is stored as a tensor, because tools that average or save states accept only tensors.
+        text = list(json.dumps(edges).encode())
+        self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
+        self._written = self.formulas
+
+    def _indices_on(self, device: torch.device) -> _Indices:
+        """Return the index tensors on a device.
+
+        The tensors are no buffers, because tools that give memory to buffers or move parameters one by one would leave
+        them with other contents or on another device.
+        """
+        if self._indices.ends.device != device:
+            self._indices = self._indices_for(device)
+        return self._indices
+
+    @torch.inference_mode(False)
+    def _indices_for(self, device: torch.device) -> _Indices:
+        edges, order = self._edges, self._sorted
 
         def index(values: list[int], size: int) -> Tensor | None:
             return None if values == list(range(size)) else torch.tensor(values, device=device)
 
-        device = self.affine.device
         ends = [[edge.i for edge in edges], [edge.j for edge in edges]]
-        self.ends = torch.tensor(ends, dtype=torch.int64, device=device)
-        # The text is stored as a tensor, because tools that average or save states accept only tensors.
-        text = list(json.dumps(edges).encode())
-        self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
-        self._order = index(order, count)
-        self._inputs = index([edges[n].i for n in order], self.in_features)
-        self._outputs = index([edges[n].j for n in order], self.out_features)
+        return _Indices(
+            torch.tensor(ends, dtype=torch.int64, device=device),
+            index(order, len(edges)),
+            index([edges[n].i for n in order], self.in_features),
+            index([edges[n].j for n in order], self.out_features),
+        )
+
+    def _read_formulas(self) -> None:
+        """Set the edges to those of the buffer ``formulas``, which other code has replaced."""
+        formulas = self.formulas
+        if formulas is not None and (formulas.is_meta or not has_values(formulas)):
+            return
+        edges = tuple(self._edges_of([] if formulas is None else formulas))
+        if len(edges) != len(self.affine):
+            raise ValueError(f"formulas describes {len(edges)} edges, but affine has {len(self.affine)} rows")
+        if edges != self._edges:
+            self._group(edges)
+        self._written = self.formulas
 
     # -- plumbing ---------------------------------------------------------------------------------
 
     def _apply(self, fn, recurse=True):
+        edges = self.edges
+        self._materialize_empty(torch.device("cpu"))  # Module.to() raises for tensors on meta
         super()._apply(fn, recurse)
-        self._group()  # the indices are computed again because tensors on the meta device have no values to copy
+        self._group(edges)  # tensors on the meta device have no values to copy
         return self
 
     @torch.inference_mode(False)
@@ -350,6 +400,13 @@ class SymbolicEdges(nn.Module):
             if edges:
                 state_dict.update(zip(names, (self.formulas, affine)))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        if self.formulas is not None and self.formulas.device != self.affine.device:
+            self._group(self.edges)  # the state was assigned to a module on another device, for example on meta
+
+    def _materialize_empty(self, device: torch.device) -> None:
+        """Move ``affine`` from meta to a device if there are no edges, because no state contains the empty tensor."""
+        if not self.edges and self.affine.is_meta:
+            self._set_edges((), torch.empty_like(self.affine, device=device))
 
     def _edges_of(self, state: Any) -> list[Edge]:
         if isinstance(state, Tensor):  # averaging several states can make the tensor floating-point
@@ -372,9 +429,19 @@ class SymbolicEdges(nn.Module):
         return edges
 
     def extra_repr(self) -> str:
-        shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in self.edges[:8])
-        more = "" if len(self.edges) <= 8 else f", and {len(self.edges) - 8} more"
-        return f"{self.in_features}, {self.out_features}" + (f": {shown}{more}" if self.edges else "")
+        edges = self._edges
+        shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in edges[:8])
+        more = "" if len(edges) <= 8 else f", and {len(edges) - 8} more"
+        return f"{self.in_features}, {self.out_features}" + (f": {shown}{more}" if edges else "")
+
+
+class _Indices(NamedTuple):
+    """Index tensors of the edges. An index that would change nothing is None."""
+
+    ends: Tensor  # [2, E], the inputs and the outputs of the edges
+    order: Tensor | None  # [E], the edges grouped by function
+    inputs: Tensor | None  # [E], the inputs of the edges in this order
+    outputs: Tensor | None  # [E], the outputs of the edges in this order
 
 
 def _any_on(mask: Tensor | None, ends: Tensor) -> bool:

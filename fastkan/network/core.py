@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 
 from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, recorder, supports_stack
 
 from ..functional import rows_of
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
+from ..layers.init import Initialization, nearest_node_mask
 from ..layers.linear import KANLinear
 from ..layers.symbolic import Y_TH, SymbolicEdges, read_guard_options
+from ..layers.tracing import leaf
 from ..layers.value_cache import CachedPredicate, any_on, are_plain, is_in_order, is_plain
 from .architecture import Architecture
 from .samples import Sample
 
 NetworkT = TypeVar("NetworkT", bound="Network")
+# The distribution of the initial parameters of pykan.
+DEFAULT_INITIALIZATION = Initialization(0.3, unit_scale=False)
 AFFINE = ("node_scale", "subnode_scale", "node_bias", "subnode_bias")
 
 
@@ -37,6 +42,9 @@ class Network(nn.Module):
         layers: the numeric edges (splines) of each layer.
         affine_trainable: whether the affine maps are trained.
         grid_eps: the weight of evenly spaced points in grid updates; see :meth:`KANLinear.update_grid`.
+        initialization, seed, sparse_init: the distribution of the initial parameters, their seed or None, and whether
+            each node is initially connected only to the nearest node on the other side; see :meth:`reset_parameters`.
+            The constructor leaves the parameters of the layers as they are.
 
     Attributes:
         layers: the numeric edges, a :class:`KANLinear` for each layer.
@@ -58,8 +66,12 @@ class Network(nn.Module):
         layers: Sequence[KANLinear],
         affine_trainable: bool = False,
         grid_eps: float = 0.02,
+        initialization: Initialization = DEFAULT_INITIALIZATION,
+        seed: int | None = None,
+        sparse_init: bool = False,
     ) -> None:
         super().__init__()
+        self._seed, self._sparse_init = seed, sparse_init
         self.architecture = architecture
         self.grid_eps, self.in_features = grid_eps, self.width_in[0]
         self.sample = None
@@ -68,14 +80,15 @@ class Network(nn.Module):
         weight = layers[0].spline_weight
         made: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
         self.layers: Any = nn.ModuleList(layers)
+        for layer in layers:
+            layer._initialization = initialization
         self.symbolic: Any = nn.ModuleList(
             SymbolicEdges(layer.in_features, layer.out_features, **made) for layer in layers
         )
 
         def affine(value: float, counts: Sequence[int]) -> Any:
-            return nn.ParameterList(
-                nn.Parameter(torch.full((count,), value, **made), requires_grad=affine_trainable) for count in counts
-            )
+            each = (nn.Parameter(torch.full((n,), value, **made), requires_grad=affine_trainable) for n in counts)
+            return Constants(value, each)
 
         self.node_scale, self.node_bias = affine(1.0, self.width_in[1:]), affine(0.0, self.width_in[1:])
         self.subnode_scale, self.subnode_bias = affine(1.0, self.width_out[1:]), affine(0.0, self.width_out[1:])
@@ -146,6 +159,8 @@ class Network(nn.Module):
         Raises:
             TypeError, ValueError: if x is not a tensor or has the wrong dtype or shape.
         """
+        if isinstance(x, Proxy):
+            return self._traced(x, singularity_avoiding, y_th)
         check_input(x, update_grid)
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
@@ -173,6 +188,19 @@ class Network(nn.Module):
                 stds.append(LayerStd(numeric_edge_std(self.layers[layer], nodes), column_std(nodes)))
             nodes = self._node_values(layer, subnodes)
         return nodes, stds
+
+    def _traced(self, x: Proxy, singularity_avoiding: bool, y_th: float) -> Any:
+        """Record a call in the graph of ``torch.fx``. The graph calls the layers and is correct for all values that
+        masks and affine maps may have later."""
+        nodes: Any = selected_rows(x, self.input_id, self.in_features)  # type: ignore[arg-type]
+        for layer, (numeric, symbolic) in enumerate(zip(self.layers, self.symbolic)):
+            subnodes = numeric(nodes)
+            if symbolic.edges:
+                subnodes = subnodes + symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            subnodes = torch.addcmul(self.subnode_bias[layer], self.subnode_scale[layer], subnodes)
+            products = self._multiplied(layer + 1, subnodes)
+            nodes = torch.addcmul(self.node_bias[layer], self.node_scale[layer], products)
+        return with_leading_shape(nodes, x)  # type: ignore[arg-type]
 
     def _select_inputs(self, rows: Tensor) -> Tensor:
         """Return the columns of x that the network reads."""
@@ -247,6 +275,56 @@ class Network(nn.Module):
 
     # -- state --------------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Make the network a new one with the same numbers of nodes and grid intervals, in place.
+
+        The parameters are drawn as the constructor draws them: from the seed that was passed to the constructor, so
+        that each call gives the same parameters, or from torch's global generator if the seed was None, if the network
+        was loaded from a file, or if it was converted. All knots are at their initial positions. All edges are splines
+        and on, except for those that ``sparse_init`` switches off: formulas and masks are removed. The affine maps are
+        the identity. The results of earlier fits, ``history``, ``sample`` and ``prune_mask``, are removed.
+
+        ``input_id`` selects the columns of x in their order. If the network reads only some of the columns, because
+        inputs were pruned, the network reads the same columns as before.
+
+        After the call, no value of the network depends on the memory that the network had before. A network that was
+        constructed on the device ``"meta"`` and then given memory is therefore ready after this call.
+
+        Raises:
+            ValueError: if ``input_id`` does not have the selection of columns of a network whose inputs were pruned,
+                because ``input_id`` was on the device ``"meta"``.
+
+        Example:
+            >>> model = KAN(width=[2, 5, 1], seed=0)
+            >>> empty = KAN(width=[2, 5, 1], seed=0, device="meta").to_empty(device="cpu")
+            >>> empty.reset_parameters()
+            >>> torch.equal(empty.layers[0].spline_weight, model.layers[0].spline_weight)
+            True
+        """
+        self._reset_input_id()
+        generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
+        for layer, symbolic in zip(self.layers, self.symbolic):
+            symbolic.reset_parameters()
+            layer._reset(generator)
+            if self._sparse_init:
+                layer.set_mask(nearest_node_mask(layer.in_features, layer.out_features))
+        for name in AFFINE:
+            getattr(self, name).reset_parameters()
+        self.sample, self.prune_mask, self.history = None, None, []
+
+    def _reset_input_id(self) -> None:
+        ids, count = self.input_id, self.width_in[0]
+        if ids.is_meta:
+            return
+        if self.in_features == count:
+            ids.copy_(torch.arange(count, device=ids.device))
+        elif not set(ids.tolist()) <= set(range(self.in_features)) or len(set(ids.tolist())) < count:
+            raise ValueError(
+                f"input_id must be {count} of the {self.in_features} columns of x, because inputs were pruned, got "
+                f"{ids.tolist()}: load a state first"
+            )
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state as ``nn.Module`` does. All formulas of the network are replaced by the formulas in the state."""
         found = super().load_state_dict(state_dict, strict, assign)
@@ -260,6 +338,8 @@ class Network(nn.Module):
                 if not any(name.startswith(place) for name in state_dict):
                     state_dict[f"{place}formulas"] = []  # A state without entries for the layer has no formulas.
         super()._load_from_state_dict(state_dict, prefix, *args)
+        for symbolic in self.symbolic:
+            symbolic._materialize_empty(self.input_id.device)
 
     # -- samples ------------------------------------------------------------------------------------
 
@@ -285,6 +365,32 @@ class Network(nn.Module):
         self._plain = CachedPredicate(are_plain, default=False)
         self._plain_subnodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
         self._plain_nodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
+
+
+@leaf
+def selected_rows(x: Tensor, input_id: Tensor, in_features: int) -> Tensor:
+    """Return the columns ``input_id`` of ``x [..., in_features]`` as rows ``[N, in]``."""
+    return rows_of(x, in_features)[:, input_id]
+
+
+@leaf
+def with_leading_shape(y: Tensor, x: Tensor) -> Tensor:
+    """Return the rows ``y [N, out]`` in the shape ``[..., out]``, for inputs ``x [..., in]``."""
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+
+class Constants(nn.ParameterList):
+    """A list of parameters whose initial values are all equal to one number."""
+
+    def __init__(self, value: float, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.value = value
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set all parameters to their initial value."""
+        for parameter in self:
+            parameter.fill_(self.value)
 
 
 def check_input(x: Any, update_grid: bool) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 
 from fastkan_kernels import FLAG, INDEX, SEED, Int, OneOrEach, checked
 
-from ..layers.init import reinitialize
 from ..layers.linear import KANLinear
 from ..layers.symbolic import SymbolicEdges
 from .core import AFFINE
@@ -143,7 +142,7 @@ def _widened(layer: KANLinear, along: int, at: int, count: int, generator: torch
     new = _with_edges(layer, *ends)
     new._outside_count = None
     fresh = copy.deepcopy(new)
-    reinitialize(fresh, generator)
+    fresh._draw_parameters(generator)
     added = slice(at, at + count)
     for name in ("spline_weight", "base_weight", "spline_scale"):
         own, drawn = getattr(new, name), getattr(fresh, name)
@@ -194,7 +193,8 @@ def expand_depth(model: NetworkT) -> NetworkT:
             count, count, last.grid_size, last.spline_order,
             base=last.base, spline_scale=True, outside=last.outside, dtype=model.dtype,
         ).to(model.device)  # fmt: skip
-    reinitialize(layer, torch.Generator().manual_seed(0))
+    layer._initialization = last._initialization
+    layer._draw_parameters(torch.Generator().manual_seed(0))
     for name in ("spline_weight", "base_weight", "spline_scale"):
         if getattr(layer, name) is not None:
             getattr(layer, name).requires_grad_(getattr(last, name).requires_grad or name in last._frozen)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.init import reinitialize
 from ..network.attribution import attribution_scores
 from ..network.refine import update_grid_from_samples
 from ..network.trace import trace
@@ -172,7 +171,7 @@ def reinit(model: Network, zeroed: list[Node], seed: int, reset_grid: bool) -> N
     for index, layer in enumerate(model.layers):
         if reset_grid and index > 0:
             layer._write_knots(layer._initial_knots())
-        reinitialize(layer, generator)
+        layer._draw_parameters(generator)
     for node in zeroed:
         zero_node(model, *node)
 

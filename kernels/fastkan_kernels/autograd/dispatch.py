@@ -6,7 +6,7 @@ The first applicable route in the following list is used:
    forward-mode differentiation, ``torch.export`` and ``torch.jit.trace``, and for a gradient with respect to the knots.
    In these cases the autograd Functions would raise an error, and the registered operators would return a result
    without a tangent.
-2. operators: registered operators, which are used while ``torch.compile`` traces.
+2. operators: registered operators, which are used while ``torch.compile`` traces or ``FlopCounterMode`` counts.
 3. functions: autograd Functions, which are used in eager mode.
 """
 
@@ -26,6 +26,7 @@ from ..basis import Basis, autocast_dtype
 from ..bspline.piecewise import Pieces
 from ..trilinear import Operands
 from ..validation import Choice, checked, warn
+from . import flops
 from . import operators as ops
 from .functions import Contract
 
@@ -129,6 +130,8 @@ def route(x: Tensor, knots: Tensor, plain: bool = False) -> Route:
             raise RuntimeError(f"backend {name!r} cannot be used for this call: {unable}")
     if not plain and torch.compiler.is_compiling():
         return Route("operators", "torch.compile is tracing", name, because)
+    if not plain and flops.is_counting():
+        return Route("operators", "floating-point operations are counted", name, because)
     return Route("functions", "eager mode", name, because)
 
 
