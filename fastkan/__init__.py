@@ -40,7 +40,9 @@ versions are accepted with a warning that says what to write.
 # Other packages
 
 `convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
-`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers.
+`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes
+the place of a transformer's feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face
+transformers that have KAN layers are loaded by `from_pretrained`.
 
 # Backends
 

@@ -48,7 +48,7 @@ class KANFeedForward(nn.Module):
         >>> block(torch.rand(8, 10, 64)).shape
         torch.Size([8, 10, 64])
         >>> sum(p.numel() for p in block.parameters()) / (8 * 64**2)
-        1.0125
+        0.984375
 
     In place of a block of transformers' GPT-2 (``ViT`` has ``vit.layers``), and of PyTorch's encoder layer, whose fused
     inference would go past it:
