@@ -40,7 +40,9 @@ versions are accepted with a warning that says what to write.
 # Other packages
 
 `convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
-`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers.
+`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes
+the place of a transformer's feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face
+transformers that have KAN layers are loaded by `from_pretrained`.
 
 # Backends
 
@@ -68,6 +70,7 @@ from .interop.pykan import *  # noqa: F403
 from .interop.replace import replace_linear
 from .kan import KAN
 from .layers.explain import explain
+from .layers.feedforward import KANFeedForward
 from .layers.function_library import SYMBOLIC_LIB, add_symbolic
 from .layers.linear import KANLinear
 from .training.data import create_dataset, create_dataset_from_data
@@ -81,7 +84,7 @@ MultKAN = KAN  # as pykan calls it too
 sys.modules[f"{__name__}.pykan"] = pykan  # so that `import fastkan.pykan` works, although the folder is interop/pykan
 
 __all__ = [
-    "KAN", "SYMBOLIC_LIB", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune", "backend", "convert",
-    "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional", "optim",
-    "replace_linear", "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
+    "KAN", "SYMBOLIC_LIB", "KANFeedForward", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune",
+    "backend", "convert", "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional",
+    "optim", "replace_linear", "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
 ]  # fmt: skip

@@ -82,7 +82,7 @@ def kan_linear(
             for the GPU. Code that calls the function often should pass a bool.
 
     Returns:
-        A tensor ``[..., out]`` in the dtype of x.
+        A tensor ``[..., out]`` in the dtype of x, or in the dtype of autocast, as from ``nn.Linear``.
 
     Raises:
         TypeError, ValueError: if the type, dtype, device or shape of an argument is wrong.
@@ -159,6 +159,9 @@ def forward(
         y = contract("F", rows, knots, operands, basis, 0, pieces)
     if bias is not None:
         y = y + bias.to(y.dtype)
+    product = autocast_dtype(x)
+    if product is not None and x.dtype != torch.float64:  # as nn.Linear does, whose float64 autocast leaves alone
+        y = y.to(product)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
 
 

@@ -66,7 +66,7 @@ def references(
         state = _copied_state(owner) if copied else owner.__dict__
         attributes = [(key, value) for key, value in state.items() if key not in _REGISTRIES]
         starts: list[Any] = [(key, value, False, (owner.__dict__, key)) for key, value in attributes]
-        starts += [(function.__name__, function, True, None) for function in _own_methods(type(owner))]
+        starts += [(function.__name__, function, True, None) for function in own_methods(type(owner))]
         for key, value, shared, place in starts:
             for held, *how in _search(value, shared, place, inside, seen, copied):
                 if id(held) in wanted_ids and (how[0] or not isinstance(held, Tensor)):
@@ -105,7 +105,7 @@ def _search(
             waiting.append((value.__wrapped__, True, False, None))
         else:
             waiting.extend((v, shared, False, None) for v in _attributes(value, copied))
-            waiting.extend((v, True, False, None) for v in _own_methods(type(value)))
+            waiting.extend((v, True, False, None) for v in own_methods(type(value)))
 
 
 def _reachable_from(function: types.FunctionType) -> list[Any]:
@@ -137,7 +137,7 @@ def _global_values(code: types.CodeType, space: dict[str, Any]) -> list[Any]:
     return [*found.values(), *(value for const in inner for value in _global_values(const, space))]
 
 
-def _own_methods(cls: type) -> list[types.FunctionType]:
+def own_methods(cls: type) -> list[types.FunctionType]:
     """Return the methods of a class, because an instance and its copies share the methods of their class. Constructors,
     and methods that are inherited from libraries, are left out."""
     found = []

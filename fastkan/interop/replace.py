@@ -1,4 +1,4 @@
-"""``replace_linear``: replacement of ``nn.Linear`` layers by KAN layers."""
+"""``replace_linear``: replacement of linear layers by KAN layers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ from ..functional import OUTSIDE, rows_of
 from ..layers.edge_functions import has_hooks
 from ..layers.linear import KANLinear
 from ..layers.tables import table
+from .attribute_reads import attribute_reads
 from .references import check_unwrapped, is_compiled, references
 
-Select = str | type | Callable[[str, nn.Linear], bool]
+Select = str | type | Callable[[str, nn.Module], bool]
+# The class ``Conv1D`` of transformers, the linear layer of GPT-2. It is recognised by name: transformers is optional.
+_CONV1D = ("transformers.pytorch_utils", "Conv1D")
+# Attributes of the linear layers that a KANLinear does not have.
+_MISSING = ("weight", "nf", "nx")
 
 
 class Replacement(NamedTuple):
-    """The outcome of :func:`replace_linear` for one ``nn.Linear`` layer.
+    """The outcome of :func:`replace_linear` for one linear layer, or for one parameter that holds several layers.
 
     Args:
-        name: qualified names of the ``nn.Linear`` layer, separated by commas.
-        in_features, out_features: sizes of the ``nn.Linear`` layer.
-        before: number of parameters of the ``nn.Linear`` layer.
-        after: number of parameters of the new KAN layer, or 0 if the ``nn.Linear`` layer was kept.
-        kept_because: the reason why the ``nn.Linear`` layer was kept, or None if the layer was replaced.
+        name: qualified names of the linear layer, separated by commas.
+        in_features, out_features: sizes of the linear layer.
+        before: number of parameters of the linear layer.
+        after: number of parameters of the new KAN layer, or 0 if the linear layer was kept.
+        kept_because: the reason why the linear layer was kept, or None if the layer was replaced.
     """
 
     name: str
@@ -42,7 +47,7 @@ class Replacement(NamedTuple):
 
 
 class ReplacementReport(list[Replacement]):
-    """A list with a :class:`Replacement` for each selected ``nn.Linear`` layer. The list is printed as a table."""
+    """A list with a :class:`Replacement` for each selected linear layer. The list is printed as a table."""
 
     @property
     def replaced(self) -> list[Replacement]:
@@ -60,7 +65,7 @@ class ReplacementReport(list[Replacement]):
         done = self.replaced
         before, after = sum(entry.before for entry in done), sum(entry.after for entry in done)
         count = f"{len(done)} of {len(self)}"
-        return f"{count} nn.Linear layers replaced by KAN layers, which have {after} instead of {before} parameters"
+        return f"{count} linear layers replaced by KAN layers, which have {after} instead of {before} parameters"
 
 
 @checked(
@@ -81,70 +86,85 @@ def replace_linear(
     outside: str = "zero",
     sample: Any = None,
 ) -> ReplacementReport:
-    """Replace ``nn.Linear`` layers of a model in place by new, untrained KAN layers.
+    """Replace linear layers of a model in place by new, untrained KAN layers.
 
-    An ``nn.Linear`` that is used in several places becomes one KAN layer. The following layers are kept, and the report
-    gives the reason for each of them.
+    Linear layers are ``nn.Linear`` and the ``Conv1D`` of Hugging Face transformers, which GPT-2 consists of. A layer
+    that is used in several places becomes one KAN layer. The following layers are kept, and the report gives the reason
+    for each of them.
 
-    - layers whose weights are read by other modules, which are the projections of ``nn.MultiheadAttention`` and layers
-      with tied weights;
+    - layers whose weights are read by other modules, which are the projections of ``nn.MultiheadAttention``, layers
+      with tied weights, layers inside of PEFT's adapters, and layers whose attribute ``weight`` a method of the model
+      reads, as T5's feed-forward block does (``self.wo.weight.dtype``);
     - layers that something outside the tree of submodules would still call, such as a lambda or a plain list in an
       attribute;
     - layers that no KAN layer can replace, which are lazy layers whose sizes are not known yet, layers with integer
-      weights, and layers inside ``torch.compile``.
+      weights, and layers inside ``torch.compile``;
+    - parameters with the weights of several layers, such as the fused experts of Mixtral, if a pattern matches them.
 
-    Code that reads the attribute ``weight`` of an ``nn.Linear``, or calls the layer with the keyword ``input=``, cannot
-    be detected. If a model contains code of this kind, use ``select`` to exclude the layers that the code uses. The
-    fused inference of ``nn.TransformerEncoder`` reads the weights of its ``nn.Linear`` layers. If a layer of an
-    ``nn.TransformerEncoder`` is replaced, fused inference is switched off.
+    Code that reads ``weight`` through a variable, or calls the layer with the keyword ``input=``, is only noticed by a
+    call of the model. If a ``sample`` is given, the model is called, and left unchanged if the call fails. Otherwise,
+    use ``select`` to exclude the layers that the code uses. The fused inference of ``nn.TransformerEncoder`` reads the
+    weights of its ``nn.Linear`` layers. If a layer of an ``nn.TransformerEncoder`` is replaced, fused inference is
+    switched off.
 
-    The parameters are new, so create the optimizer, and wrap the model for distributed training, after the replacement.
+    The parameters are new and trainable, so create the optimizer, and wrap the model for distributed training, after
+    the replacement. Optimizers that group parameters by class or name have to be told of the new ones: a KANLinear has
+    ``spline_weight`` and ``base_weight``, which may be decayed, and perhaps ``spline_scale`` and ``bias``. For
+    ``save_pretrained`` of transformers see :mod:`fastkan.interop.transformers`.
 
     Args:
-        model: a module that contains ``nn.Linear`` layers.
-        select: the ``nn.Linear`` layers to replace (default: all layers). The layers are given by a pattern of
-            qualified names (``"blocks.*.mlp.*"``), by a subclass of ``nn.Linear``, by a function of the name and the
-            layer that returns a bool, or by a list of patterns, subclasses and functions.
+        model: a module that contains linear layers.
+        select: the linear layers to replace (default: all layers). The layers are given by a pattern of qualified names
+            (``"blocks.*.mlp.*"``), by a class of linear layers, by a function of the name and the layer that returns a
+            bool, or by a list of patterns, classes and functions.
         grid_size, spline_order, grid_range, base, spline_scale, outside: arguments of the new :class:`KANLinear`
             layers.
-        bias: whether the new layers have a bias. If None, a new layer has a bias if the ``nn.Linear`` had one.
+        bias: whether the new layers have a bias. If None, a new layer has a bias if the linear layer had one.
         sample: input with which the model is called once, in order to adapt the grid of each new layer to the inputs of
             the layer. The sample is a tensor, or a tuple or mapping of arguments. A layer that receives no input keeps
-            its grid. Without a sample, the inputs of the new layers should lie in ``grid_range``, as they do after a
-            normalization or tanh.
+            its grid. Without a sample, the inputs of the new layers should lie in ``grid_range``: after a LayerNorm,
+            (-3, 3) contains 99.7% of normally distributed inputs.
 
     Returns:
         A list with a :class:`Replacement` for each selected layer. The list is printed as a table.
 
     Raises:
         TypeError: if ``model``, ``select`` or ``sample`` has the wrong type.
-        ValueError: if ``model`` is itself an ``nn.Linear``; if ``select`` or one of its patterns matches no layer; if
+        ValueError: if ``model`` is itself a linear layer; if ``select`` or one of its patterns matches no layer; if
             the model cannot be called with ``sample`` or is on the meta device; if :class:`KANLinear` does not accept
             an argument; or if a wrapper of distributed training contains a selected layer. In these cases the model is
             left unchanged.
 
     Warns:
-        UserWarning: if a replaced ``nn.Linear`` had hooks, which are lost.
+        UserWarning: if a replaced layer had hooks, which are lost.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
         >>> replace_linear(model, "2", grid_size=8)
-        1 of 1 nn.Linear layers replaced by KAN layers, which have 194 instead of 18 parameters
+        1 of 1 linear layers replaced by KAN layers, which have 194 instead of 18 parameters
     """
-    if isinstance(model, nn.Linear):
-        raise ValueError("model must contain nn.Linear layers, got an nn.Linear: create a KANLinear of its size")
+    if is_linear(model):
+        raise ValueError(f"model must contain linear layers, got a {kind_of(model)}: create a KANLinear of its size")
     if sample is not None and not isinstance(sample, (Tensor, tuple, list, Mapping)):
         raise TypeError(f"sample must be a tensor, or a tuple or mapping of arguments, got {kind_of(sample)}")
-    places = _linear_layers(model)
+    places = linear_layers(model)
     chosen = {id(linear): linear for names, linear in places if any(_matches(select, name, linear) for name in names)}
+    selected = [select] if isinstance(select, str) else select if isinstance(select, Sequence) else []
+    patterns = [each for each in selected if isinstance(each, str)]
+    fused = _fused_layers(model, patterns)
+    known = ", ".join(name for names, _ in places for name in names) or "none"
     if not chosen:
-        known = ", ".join(name for names, _ in places for name in names) or "none"
-        raise ValueError(f"select={select!r} matches no nn.Linear; the model has: {known}")
-    for pattern in select if isinstance(select, Sequence) and not isinstance(select, str) else ():
-        if isinstance(pattern, str) and not any(fnmatchcase(name, pattern) for names, _ in places for name in names):
-            raise ValueError(f"select has the pattern {pattern!r}, which matches no nn.Linear")
+        way = ""
+        if fused:
+            others = f" and {len(fused) - 1} more" if len(fused) > 1 else ""
+            way = f", but {fused[0].name}{others}: {fused[0].kept_because}. Put a module of KANFeedForward in its place"
+        raise ValueError(f"select={select!r} matches no linear layer{way}; the model has the linear layers: {known}")
+    matched = [name for names, _ in places for name in names] + [entry.name for entry in fused]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in matched):
+            raise ValueError(f"select has the pattern {pattern!r}, which matches no linear layer; there are: {known}")
     check_unwrapped(model, chosen.values(), "replace the layers of")
-    report, layers, readers = ReplacementReport(), {}, _Readers(model, list(chosen.values()))
+    report, layers, readers = ReplacementReport(fused), {}, _Readers(model, list(chosen.values()))
     for names, linear in places:
         if id(linear) not in chosen:
             continue
@@ -154,18 +174,17 @@ def replace_linear(
             if sample is not None and linear.weight.is_meta:
                 raise ValueError(f"sample needs a model with values, but {names[0]} is on the meta device")
             layer = KANLinear(
-                linear.in_features, linear.out_features, grid_size, spline_order,
+                *linear_sizes(linear), grid_size, spline_order,
                 grid_range=grid_range, base=base, spline_scale=spline_scale, outside=outside,
                 bias=linear.bias is not None if bias is None else bias,
                 device=linear.weight.device, dtype=linear.weight.dtype,
             )  # fmt: skip
             layers[id(linear)] = layer.train(linear.training)
             after = _count(layer)
-        sizes = linear.in_features, linear.out_features, _count(linear)
-        report.append(Replacement(", ".join(names), *sizes, after, reason))
+        report.append(Replacement(", ".join(names), *linear_sizes(linear), _count(linear), after, reason))
     hooked = [names[0] for names, linear in places if id(linear) in layers and has_hooks(linear)]
     if hooked:
-        warn(f"the hooks of {', '.join(hooked)} are lost with the replaced nn.Linear")
+        warn(f"the hooks of {', '.join(hooked)} are lost with the replaced linear layers")
     try:
         with ExitStack() as undo:
             _put_in_place(model, layers, undo)
@@ -173,28 +192,67 @@ def replace_linear(
                 _update_grids(model, list(layers.values()), sample)
             undo.pop_all()
     except Exception as error:
-        raise ValueError(f"sample must be an input that model can be called with; the call raised {error!r}") from error
+        way = ""
+        if isinstance(error, AttributeError) and isinstance(error.obj, KANLinear):
+            way = f". The model reads {error.name!r} of a linear layer, which a KANLinear lacks: exclude it by select"
+        raise ValueError(
+            f"sample must be an input that model can be called with; the call raised {error!r}{way}"
+        ) from error
     return report
 
 
-def _linear_layers(model: nn.Module) -> list[tuple[list[str], nn.Linear]]:
-    """Return a list with one pair for each ``nn.Linear`` of a model. The pair consists of the list of all qualified
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer: an ``nn.Linear``, or a ``Conv1D`` of transformers."""
+    return isinstance(module, nn.Linear) or any((c.__module__, c.__name__) == _CONV1D for c in type(module).__mro__)
+
+
+def linear_sizes(linear: Any) -> tuple[int, int]:
+    """Return the numbers of inputs and outputs of a linear layer."""
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features
+    inputs, outputs = linear.weight.shape  # The weight of a Conv1D is the transpose of that of an nn.Linear.
+    return inputs, outputs
+
+
+def linear_layers(model: nn.Module) -> list[tuple[list[str], Any]]:
+    """Return a list with one pair for each linear layer of a model. The pair consists of the list of all qualified
     names of the layer, and the layer."""
-    found: dict[int, tuple[list[str], nn.Linear]] = {}
+    found: dict[int, tuple[list[str], Any]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Linear):
+        if is_linear(module):
             found.setdefault(id(module), ([], module))[0].append(name)
     return list(found.values())
 
 
-def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
+def _fused_layers(model: nn.Module, patterns: Sequence[str]) -> list[Replacement]:
+    """Return an entry for each parameter ``[several, ..., ...]`` that a pattern matches, by its name or its module's.
+
+    Models with many experts keep their linear layers in such parameters. Convolutions and KAN layers also have
+    parameters with three dimensions, and learned embeddings may have the shape ``[1, ..., ...]``.
+    """
+    found = []
+    for place, module in model.named_modules() if patterns else ():
+        if type(module).__module__.partition(".")[0] in ("torch", "fastkan"):
+            continue
+        for own, parameter in module._parameters.items():
+            if parameter is None or is_lazy(parameter) or parameter.ndim != 3 or len(parameter) == 1:
+                continue
+            name = f"{place}.{own}".lstrip(".")
+            if any(fnmatchcase(each, pattern) for pattern in patterns for each in (name, place)):
+                reason = f"{type(module).__name__} keeps the weights of {len(parameter)} layers in one parameter"
+                found.append(Replacement(name, parameter.shape[2], parameter.shape[1], parameter.numel(), 0, reason))
+    return found
+
+
+def _matches(select: Any, name: str, linear: nn.Module) -> bool:
     if select is None:
         return True
     if isinstance(select, str):
         return fnmatchcase(name, select)
     if isinstance(select, type):
-        if not issubclass(select, nn.Linear):
-            raise TypeError(f"select must be a subclass of nn.Linear, got {select.__name__}")
+        is_conv1d = (select.__module__, select.__name__) == _CONV1D
+        if not (issubclass(select, nn.Linear) or is_conv1d):
+            raise TypeError(f"select must be a subclass of nn.Linear, or Conv1D, got {select.__name__}")
         return isinstance(linear, select)
     if callable(select) and not isinstance(select, nn.Module):
         return bool(select(name, linear))
@@ -204,13 +262,13 @@ def _matches(select: Any, name: str, linear: nn.Linear) -> bool:
 
 
 class _Readers:
-    """The other modules of a model that read or call the chosen ``nn.Linear`` layers. The other modules are determined
-    once for all chosen layers, because models can be large."""
+    """The other modules of a model that read or call the chosen linear layers. The other modules are determined once
+    for all chosen layers, because models can be large."""
 
-    def __init__(self, model: nn.Module, chosen: list[nn.Linear]) -> None:
+    def __init__(self, model: nn.Module, chosen: list[nn.Module]) -> None:
         # Maps the id of each parameter to the names and modules that have the parameter.
         self.owners: dict[int, list[tuple[str, nn.Module]]] = {}
-        # Maps the id of each ``nn.Linear`` that another module reads or calls to the reason to keep the layer.
+        # Maps the id of each linear layer that another module reads or calls to the reason to keep the layer.
         self.reasons: dict[int, str] = {}
         tree = dict(model.named_modules())
         for name, each in tree.items():
@@ -218,8 +276,13 @@ class _Readers:
                 self.owners.setdefault(id(parameter), []).append((name or "the model", each))
             if isinstance(each, nn.MultiheadAttention):
                 self.reasons.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
+            if any(cls.__name__ == "BaseTunerLayer" for cls in type(each).__mro__):
+                inside = "is inside of an adapter of PEFT, which reads its weight"
+                self.reasons.update({id(child): f"it {inside}" for child in each.modules() if child is not each})
             if is_compiled(each):
                 self.reasons[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled from it"
+        for read in attribute_reads(tree, _MISSING):
+            self.reasons.setdefault(id(read.module), f"{read.method} reads its {read.attribute}")
         linears = {id(part): each for each in chosen for part in (each, *each._parameters.values())}
         parts = [part for each in chosen for part in (each, *each._parameters.values()) if part is not None]
         owners = {name: each for name, each in tree.items() if id(each) not in linears and not is_compiled(each)}
@@ -227,8 +290,8 @@ class _Readers:
             self.reasons.setdefault(id(linears[id(reference.held)]), f"{reference.attribute} holds it as well")
 
 
-def _reason_to_keep(readers: _Readers, linear: nn.Linear) -> str | None:
-    """Return the reason why an ``nn.Linear`` must be kept, or None if the layer can be replaced."""
+def _reason_to_keep(readers: _Readers, linear: Any) -> str | None:
+    """Return the reason why a linear layer must be kept, or None if the layer can be replaced."""
     if id(linear) in readers.reasons:
         return readers.reasons[id(linear)]
     own = [parameter for parameter in linear._parameters.values() if parameter is not None]
@@ -251,7 +314,7 @@ def _count(module: nn.Module) -> int:
 
 
 def _put_in_place(model: nn.Module, layers: dict[int, KANLinear], undo: ExitStack) -> None:
-    """Put the new layers into the model. The callbacks of ``undo`` restore the ``nn.Linear`` layers."""
+    """Put the new layers into the model. The callbacks of ``undo`` restore the linear layers."""
 
     def put(space: dict[str, Any], name: str, value: Any) -> None:
         undo.callback(space.__setitem__, name, space[name])

@@ -184,6 +184,9 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[..., out_features]`` for the inputs ``x [..., in_features]``.
 
+        The outputs have the dtype of x. Under autocast they have its dtype, as those of ``nn.Linear`` do, which halves
+        the memory of activations. The features are computed from x in its own dtype, and rounded before the product.
+
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
         """

@@ -220,5 +220,6 @@ def _are_values(copy: Any, tensor: Tensor | None) -> bool:
     if tensor is None or copy is None:
         return tensor is copy
     if tensor.numel() > MAX_LISTED:
-        return isinstance(copy, Tensor) and copy.dtype == tensor.dtype and torch.equal(copy, tensor)
+        same_kind = isinstance(copy, Tensor) and (copy.dtype, copy.device) == (tensor.dtype, tensor.device)
+        return same_kind and torch.equal(copy, tensor)
     return type(copy) is tuple and copy[0] is tensor.dtype and copy[1] == tensor.tolist()

@@ -139,7 +139,7 @@ def _header(model: Network) -> dict[str, Any]:
         "arities": model.architecture.arities,
         "in_features": model.in_features,
         "grid_eps": model.grid_eps,
-        "layers": [_described(layer) for layer in model.layers],
+        "layers": [describe_layer(layer) for layer in model.layers],
         "symbolic": [[list(edge) for edge in symbolic.edges] for symbolic in model.symbolic],
         "trained": [name for name, value in parameters if value.requires_grad or name in frozen],
         "prune_mask": model.prune_mask is not None,
@@ -148,7 +148,7 @@ def _header(model: Network) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _described(layer: KANLinear) -> dict[str, Any]:
+def describe_layer(layer: KANLinear) -> dict[str, Any]:
     """Return the arguments with which :class:`KANLinear` constructs a layer with the same sizes and options."""
     own: dict[str, Any] = {name: getattr(layer, name, None) for name in LAYER}
     own |= {name: own[name] is not None for name in ("bias", "spline_scale")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import UserDict
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_what_is_selected_is_replaced_and_told(select: Any, expected: set[str]) 
         assert (entry.in_features, entry.out_features) == (layer.in_features, layer.out_features)
         assert entry.after == sum(p.numel() for p in layer.parameters())
         assert entry.name in str(report)
-    assert repr(report).startswith(f"{len(expected)} of {len(expected)} nn.Linear layers replaced by KAN layers")
+    assert repr(report).startswith(f"{len(expected)} of {len(expected)} linear layers replaced by KAN layers")
 
 
 def test_sizes_bias_dtype_mode_and_options() -> None:
@@ -132,7 +133,7 @@ def test_the_modules_of_a_large_model_are_read_once(monkeypatch: pytest.MonkeyPa
 def test_hooks_go_with_a_word() -> None:
     model = mlp()
     model[0].register_forward_hook(lambda *of: None)
-    with pytest.warns(UserWarning, match="the hooks of 0 are lost with the replaced nn.Linear") as told:
+    with pytest.warns(UserWarning, match="the hooks of 0 are lost with the replaced linear layers") as told:
         replace_linear(model)
     assert told[0].filename == __file__
 
@@ -175,7 +176,7 @@ def test_a_transformer_goes_on_in_training_and_inference(select: str | None) -> 
     report = replace_linear(model, select)
     assert [e.name for e in report.replaced] == [f"layers.{l}.linear{n}" for l in range(2) for n in (1, 2)]
     assert [e.name for e in report if e.kept_because] == [f"layers.{l}.self_attn.out_proj" for l in range(2)]
-    assert repr(report).startswith(f"{len(report) - 2} of {len(report)} nn.Linear layers replaced")
+    assert repr(report).startswith(f"{len(report) - 2} of {len(report)} linear layers replaced")
     x = torch.randn(3, 5, 8)
     trained = model(x).detach()
     model.eval()
@@ -199,13 +200,19 @@ def test_tied_weights_stay() -> None:
     ("call", "message"),
     [
         (lambda model: replace_linear(3), "model must be a Module, got int"),
-        (lambda model: replace_linear(nn.Linear(2, 2)), "model must contain nn.Linear layers, got an nn.Linear"),
+        (lambda model: replace_linear(nn.Linear(2, 2)), "model must contain linear layers, got a Linear"),
         (
             lambda model: replace_linear(model, "encoder.*"),
-            r"select='encoder.\*' matches no nn.Linear; the model has: 0, 2.0",
+            r"select='encoder.\*' matches no linear layer; the model has the linear layers: 0, 2.0",
         ),
-        (lambda model: replace_linear(model, nn.Conv2d), "select must be a subclass of nn.Linear, got Conv2d"),
-        (lambda model: replace_linear(model, ["0", "head"]), "the pattern 'head', which matches no nn.Linear"),
+        (
+            lambda model: replace_linear(model, nn.Conv2d),
+            "a subclass of nn.Linear, or Conv1D, got Conv2d",
+        ),
+        (
+            lambda model: replace_linear(model, ["0", "head"]),
+            "pattern 'head', which matches no linear layer; there are: 0, 2.0",
+        ),
         (lambda model: replace_linear(model, nn.Linear(2, 2)), "select must be a pattern, .* got Linear"),
         (lambda model: replace_linear(model, bias="no"), "bias must be True or False, got 'no'"),
         (lambda model: replace_linear(model, 3), "select must be a pattern, a type, a function or a list"),
@@ -230,3 +237,76 @@ def test_a_sample_needs_values() -> None:
     with pytest.raises(ValueError, match="sample needs a model with values, but 0 is on the meta device"):
         replace_linear(model, sample=torch.ones(3, 4, device="meta"))
     assert set(kinds(model).values()) == {"Linear", "Head"}
+
+
+class ReadsWeights(nn.Module):
+    """Linear layers whose weights are read in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("direct", "inner", "lazy", "computed", "started", "hidden", "scalar"):
+            self.add_module(name, nn.Linear(2, 2))
+        self.block = nn.ModuleDict({"deep": nn.Linear(2, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        through = self.hidden
+        x = self.started(x).to(self.direct.weight.dtype) + through.weight.sum()
+        return x + (lambda y: y @ self.inner.weight)(x) + self.scalar.bias + self.property_value.sum()
+
+    @property
+    def property_value(self) -> Tensor:
+        return self.computed.weight
+
+    def later(self) -> list[Any]:
+        return [self.lazy.weight[number] for number in range(2)] + [self.block.deep.weight.dtype]
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.started.weight)
+
+
+def test_layers_whose_weight_is_read_stay() -> None:
+    reasons = {entry.name: entry.kept_because for entry in replace_linear(ReadsWeights())}
+    assert reasons == {
+        "direct": "ReadsWeights.forward reads its weight",
+        "inner": "ReadsWeights.forward reads its weight",
+        "lazy": "ReadsWeights.later reads its weight",
+        "computed": "ReadsWeights.property_value reads its weight",
+        "started": None,  # only for its initial values
+        "hidden": None,  # through a variable, which only a call of the model shows
+        "scalar": None,  # KAN layers may have a bias as well
+        "block.deep": "ReadsWeights.later reads its weight",
+    }
+
+
+def test_a_sample_shows_what_else_reads_a_weight() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            linear = self.linear
+            return x @ linear.weight
+
+    model = Hidden()
+    with pytest.raises(ValueError, match=r"The model reads 'weight' of a linear layer, .*: exclude it by select"):
+        replace_linear(model, sample=torch.rand(5, 2))
+    assert kinds(model) == {"linear": "Linear"}
+
+
+def test_parameters_of_several_layers_are_told_if_a_pattern_matches() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.Parameter(torch.zeros(4, 6, 2))
+            self.position = nn.Parameter(torch.zeros(1, 6, 2))
+
+    model = nn.ModuleDict({"experts": Experts(), "out": nn.Linear(2, 2), "conv": nn.Conv1d(2, 3, 1)})
+    (entry,) = replace_linear(copy.deepcopy(model))
+    assert entry.name == "out"
+    kept = "Experts keeps the weights of 4 layers in one parameter"
+    report = replace_linear(copy.deepcopy(model), ["out", "*"])
+    assert list(report) == [("experts.up", 2, 6, 48, 0, kept), ("out", 2, 2, 6, report[1].after, None)]
+    for select in ("experts", "experts.*", "*.up"):
+        with pytest.raises(ValueError, match=rf"matches no linear layer, but experts.up: {kept}\. .*layers: out"):
+            replace_linear(model, select)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import assert_within, make_knots
 from oracle import Example
+from torch import nn
 
 from fastkan import KANLinear
 from fastkan_kernels import Basis
@@ -70,18 +71,18 @@ def test_a_widened_layer_is_not_taken_for_uniform() -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("grid", [5, 64])
 def test_autocast_rounds_features_and_weights_and_not_x(grid: int, dtype: torch.dtype) -> None:
-    """Each feature is off by half an ulp, below 1.8e-3 in bfloat16; of a rounded x it is 3.5e-2."""
+    """Each feature is off by half an ulp, below 1.8e-3 in bfloat16, then the output; of a rounded x it is 3.5e-2."""
     layer = KANLinear(1, grid + 3, grid, base="none")
     with torch.no_grad():
         layer.spline_weight.copy_(torch.eye(grid + 3).unsqueeze(1))  # each output is one feature
     x = 2 * torch.rand(4000, 1) - 1
     with torch.autocast("cpu", dtype=dtype):
         y = layer(x)
-    assert y.dtype == torch.float32
+    assert y.dtype == dtype
     exact = oracle.splines(x.double().numpy(), layer.knots.double().numpy(), 3)[..., 0]
     half_ulp = torch.finfo(dtype).eps / 2
-    assert_within(y, exact, half_ulp * exact + 1e-4 * half_ulp + 3e-5)
-    assert np.abs(y.detach().numpy() - exact).max() > half_ulp / 8, "nothing was rounded"
+    assert_within(y, exact, (2 + half_ulp) * half_ulp * exact + 1e-4 * half_ulp + 3e-5)
+    assert np.abs(y.detach().float().numpy() - exact).max() > half_ulp / 8, "nothing was rounded"
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)],
@@ -89,21 +90,21 @@ def test_autocast_rounds_features_and_weights_and_not_x(grid: int, dtype: torch.
 @pytest.mark.parametrize("knots", ["shared", "adapted"])
 @pytest.mark.parametrize("outside", ["zero", "linear"])
 def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
-    """Two roundings of half an ulp each in each product, forward and backward."""
+    """Two roundings of half an ulp each in each product, forward and backward, and a third one of the output."""
     layer = KANLinear(4, 6, 9, outside=outside)
     layer.set_knots(make_knots(knots, 4, 9, 3, torch.float32))
     with torch.no_grad():
         layer.spline_weight.normal_()
     grid = layer.knots[:, 3:-3]
     x = torch.lerp(grid[:, 0], grid[:, -1], torch.rand(50, 4) * 0.98 + 0.01).requires_grad_()
-    g = torch.randn(50, 6)
+    g = torch.randn(50, 6).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = wrap(layer)(x)
-    assert y.dtype == torch.float32
+    assert y.dtype == torch.bfloat16
     found = {"F": (y,)}
     y.backward(g)
     found |= {"G": (layer.spline_weight.grad, layer.base_weight.grad), "H": (x.grad,)}
-    o, basis = operands(layer, x, g)
+    o, basis = operands(layer, x, g.float())
     for name, derivative in (("F", 0), ("G", 0), ("H", 1)):
         truth = oracle.exact(name, o, basis, derivative)
         a = o.array()
@@ -111,4 +112,19 @@ def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
         sizes = oracle.contract(name, a.map(np.abs), np.abs(psi), np.abs(base))
         rounding = oracle.budget(name, o, basis, derivative, "any", sums=True)
         for value, exact, size, bound in zip(found[name], truth, sizes, rounding, strict=True):
-            assert_within(value, exact, 2.1 * 2**-9 * size + bound, name)
+            output = 2**-9 * np.abs(exact) if name == "F" else 0.0
+            assert_within(value, exact, 2.1 * 2**-9 * size + output + bound, name)
+
+
+@pytest.mark.parametrize("outside", ["zero", "linear"])
+@pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=["half", "bfloat16", "single", "double"])
+def test_autocast_returns_what_a_linear_layer_returns(outside: str, dtype: torch.dtype) -> None:
+    """The dtype of autocast, except for float64, which autocast leaves alone."""
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    layer = KANLinear(3, 4, outside=outside, bias=True, dtype=parameters)
+    linear = nn.Linear(3, 4, dtype=parameters)
+    x = torch.rand(5, 3, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(x).dtype == linear(x).dtype == (dtype if dtype == torch.float64 else torch.bfloat16)
+        assert layer(x[:0]).dtype == layer(x[0]).dtype == linear(x).dtype
+    assert layer(x.to(parameters)).dtype == parameters

@@ -188,3 +188,14 @@ def test_a_fit_computes_with_what_a_callback_has_written() -> None:
     error = (model.copy()(x) - y).square().mean().sqrt().item()
     assert results["train_loss"][-1] == pytest.approx(error, rel=1e-10)
     assert results["train_loss"][-1] < results["train_loss"][0]
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 5), (30, 40, 5)])
+def test_a_layer_of_the_meta_device_takes_values_by_assignment(sizes: tuple[int, int, int]) -> None:
+    """transformers loads weights in this way."""
+    source, layer = KANLinear(*sizes), KANLinear(*sizes, device="meta")
+    source.set_knots(bent(source.knots))
+    for name, tensor in source.state_dict().items():
+        setattr(layer, name, torch.nn.Parameter(tensor) if name in layer._parameters else tensor)
+    x = torch.rand(10, sizes[0])
+    assert torch.equal(layer(x), source(x))

@@ -185,13 +185,16 @@ def test_the_idea_stands_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["triton", "numpy", "scipy", "matplotlib", "sklearn", "sympy", "tqdm", "safetensors", "pandas"]
+    "name",
+    ["triton", "numpy", "scipy", "matplotlib", "sklearn", "sympy", "tqdm", "safetensors", "pandas", "transformers"],
 )
 def test_nothing_optional_is_imported_always(name: str) -> None:
     for path in FILES:
         if path.is_relative_to(ROOT / "fastkan") or path.is_relative_to(ROOT / "kernels"):
             if path.is_relative_to(ROOT / "fastkan/examples"):
                 continue  # programs, which nothing imports
+            if name == path.stem and path.is_relative_to(ROOT / "fastkan/interop"):
+                continue  # the file about the package, which nothing imports
             if name == "triton" and "triton" in path.relative_to(ROOT).parts[:-1]:
                 continue  # its own folder, which is imported when it can be
             assert (name, True) not in imports(path), f"{path.relative_to(ROOT)} needs {name}"
@@ -212,7 +215,7 @@ import fastkan, fastkan.functional, fastkan_kernels
 import importlib, pkgutil
 for package in (fastkan, fastkan_kernels):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if "triton" not in module.name and "examples" not in module.name:
+        if not any(name in module.name for name in ("triton", "examples", "interop.transformers")):
             importlib.import_module(module.name)
 layer = fastkan.KANLinear(2, 3)
 layer(torch.rand(4, 2)).sum().backward()
@@ -253,7 +256,7 @@ import fastkan
 assert torch.equal(before, torch.get_rng_state())
 assert not torch.cuda.is_initialized()
 import sys
-for name in ("torch._dynamo", "torch._inductor", "scipy", "matplotlib", "sympy", "safetensors"):
+for name in ("torch._dynamo", "torch._inductor", "scipy", "matplotlib", "sympy", "safetensors", "transformers"):
     assert name not in sys.modules, name
 """
     done = subprocess.run(

@@ -1,0 +1,96 @@
+"""The class ``KANFeedForward``, which takes the place of the feed-forward block of a transformer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastkan_kernels import BASE, DEVICE, DTYPE, ORDER, SHARE, Bounds, Int, Optional, checked
+
+from .linear import KANLinear
+
+# The width of the hidden layer of a transformer's MLP block, in units of d_model.
+MLP_EXPANSION = 4
+
+
+class KANFeedForward(nn.Module):
+    """Two KAN layers, d_model -> hidden -> d_model, in place of the feed-forward block (MLP) of a transformer.
+
+        y = dropout(outer(inner(x)))
+
+    The block has no activation, because the functions of its edges are not linear, and no biases, because splines can
+    represent constants. The default of ``hidden`` gives as many weights as the MLP block d_model -> 4 d_model ->
+    d_model has. A KAN layer has G + k + 1 numbers for each edge, so
+
+        hidden = round(4 d_model / (G + k + 1)),   or   round(4 d_model / (G + k))   if base="none"
+
+    The grid ends at -3 and 3, because the block stands behind a normalization: 99.7% of normally distributed inputs lie
+    between -3 and 3. The block does not normalize x, so put a ``LayerNorm`` in front of it if the transformer does not.
+
+    Args:
+        d_model: the size of the last dimension of the inputs and of the outputs.
+        hidden: the number of hidden nodes (default: see above).
+        grid_size, spline_order, grid_range, base: arguments of both :class:`KANLinear` layers.
+        dropout: the probability that an output is set to 0 in training.
+        device: the device of the parameters.
+        dtype: the dtype of the parameters.
+
+    Attributes:
+        inner: the first layer.
+        outer: the second layer.
+        dropout: an ``nn.Dropout``.
+
+    Raises:
+        TypeError, ValueError: if an argument is invalid.
+
+    Example:
+        >>> block = KANFeedForward(64, grid_size=5)
+        >>> block(torch.rand(8, 10, 64)).shape
+        torch.Size([8, 10, 64])
+        >>> sum(p.numel() for p in block.parameters()) / (8 * 64**2)
+        0.984375
+
+    In place of a block of transformers' GPT-2 (``ViT`` has ``vit.layers``), and of PyTorch's encoder layer, whose fused
+    inference would go past it:
+
+        model.transformer.h[0].mlp = KANFeedForward(768)
+
+        layer = nn.TransformerEncoderLayer(64, 4, batch_first=True)
+        layer.linear1, layer.activation, layer.linear2 = KANFeedForward(64), nn.Identity(), nn.Identity()
+        layer.activation_relu_or_gelu = 0
+    """
+
+    @checked(
+        d_model=Int(least=1), hidden=Optional(Int(least=1)), grid_size=Int(least=1), spline_order=ORDER,
+        grid_range=Bounds(), base=BASE, dropout=SHARE, device=DEVICE, dtype=DTYPE,
+    )  # fmt: skip
+    def __init__(
+        self,
+        d_model: int,
+        hidden: int | None = None,
+        *,
+        grid_size: int = 5,
+        spline_order: int = 3,
+        grid_range: tuple[float, float] = (-3.0, 3.0),
+        base: str = "silu",
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden is None:
+            hidden = max(1, round(MLP_EXPANSION * d_model / (grid_size + spline_order + (base != "none"))))
+        sizes = (d_model, hidden), (hidden, d_model)
+        self.inner, self.outer = (
+            KANLinear(*size, grid_size, spline_order, grid_range=grid_range, base=base, device=device, dtype=dtype)
+            for size in sizes
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs ``[..., d_model]`` for the inputs ``x [..., d_model]``.
+
+        Raises:
+            TypeError, ValueError: if x has the wrong shape, dtype or device.
+        """
+        return self.dropout(self.outer(self.inner(x)))
