@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,9 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, rows_of
 from . import grid
+from .coefficient_loss import regularization_loss
 from .distributed import check_one_process
+from .from_splines import from_splines
 from .value_cache import KnotMetadata
 
 # The width of the range of the initial spline values at the knots is INITIAL_NOISE / grid_size.
@@ -142,6 +145,14 @@ class KANLinear(nn.Module):
         """The number of grid intervals G."""
         return self.knots.shape[1] - 2 * self.spline_order - 1
 
+    @property
+    def grid(self) -> Tensor:
+        """The knots ``[in, G + 2k + 1]``, by the name that they have in other packages."""
+        return self.knots
+
+    from_splines: Any = classmethod(from_splines)
+    regularization_loss = regularization_loss
+
     def reset_parameters(self) -> None:
         """Draw new parameters from the random number generator of PyTorch.
 
@@ -245,6 +256,8 @@ class KANLinear(nn.Module):
         check_knots(knots, self.spline_order)
         weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
         self._write_splines(weight, knots)
+
+    update_grid_from_samples = update_grid  # the name in pykan
 
     @checked(grid_size=Int(least=1))
     @torch.inference_mode(False)
