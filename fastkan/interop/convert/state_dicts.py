@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...network.core import AFFINE
-from .layouts import LAYOUTS, PYKAN, Layout, layer_tensors
+from .layouts import OLD_PYKAN, PYKAN, Layout, described, layer_tensors, layout_of
 
 _AFFINE = re.compile(rf"({'|'.join(AFFINE)})_(\d+)")
 
@@ -74,9 +74,8 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{prefix.rstrip('.') or 'state_dict'}: {error}") from None
     if not layers:
-        known = ", ".join(f"{each.package} ({', '.join(sorted(each.required))})" for each in LAYOUTS)
         inner = [f", but a dictionary under {name!r}" for name, each in state_dict.items() if isinstance(each, Mapping)]
-        raise ValueError(f"state_dict must hold layers of {known}; it has none{''.join(inner)}")
+        raise ValueError(f"state_dict must hold layers of {described()}; it has none{''.join(inner)}")
     for network in networks:
         knots = found.get(f"{network}layers.0.knots")
         if knots is not None:
@@ -85,14 +84,12 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
-    names = {name for name, value in tensors.items() if isinstance(value, Tensor)}
-    for layout in LAYOUTS:
-        if layout.required <= names:
-            more = sorted(names - layout.required - layout.optional)
-            if more:
-                raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer does not have")
-            return layout
-    return None
+    read = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+    layout = layout_of(read)
+    more = [] if layout is None else sorted(read.keys() - layout.required - layout.optional)
+    if layout is not None and more:
+        raise ValueError(f"it has {', '.join(more)}, which {layout.package}'s layer does not have")
+    return layout
 
 
 def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
