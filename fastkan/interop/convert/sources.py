@@ -345,7 +345,8 @@ def _call(source: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Any]:
     errors = []
     for given in (x, x.unsqueeze(0)):
         try:
-            return given, _copy_of(source).train(training)(given.clone())
+            # In pykan 0.0, the method ``train`` of a network fits it to data.
+            return given, nn.Module.train(_copy_of(source), training)(given.clone())
         except Exception as error:
             errors.append(error)
     raise ValueError(f"it cannot be called: {errors[0]}") from errors[0]

@@ -65,6 +65,8 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
                 inside = prefix[len(network or "") :]
                 renamed = prefix if network is None else network + re.sub(r"^act_fun\.", "layers.", inside)
                 read_as = {name: value for name, value in tensors.items() if isinstance(value, Tensor)}
+                if layout is OLD_PYKAN:
+                    read_as["inputs"] = _old_inputs(parts, prefix, tensors["coef"])
                 found |= {renamed + name: value for name, value in layer_tensors(layout, read_as).state().items()}
                 found |= {prefix + name: value for name, value in tensors.items() if name not in read_as}
             elif network is not None:
@@ -92,6 +94,19 @@ def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
     return layout
 
 
+def _old_inputs(parts: Mapping[str, Mapping[str, Any]], prefix: str, coef: Tensor) -> Tensor:
+    """Return the number of inputs of a layer of pykan 0.0, which stores an entry for each edge. The number of outputs is
+    that of the biases of the network."""
+    network, name, place = prefix.rpartition("act_fun.")
+    bias = parts.get(f"{network}biases.{place}", {}).get("weight") if name else None
+    if not isinstance(bias, Tensor) or bias.ndim != 2 or not bias.shape[1]:
+        raise ValueError(
+            "a layer of pykan 0.0 stores one number for each edge, and its sizes are not in a state_dict without biases "
+            "of the network: convert the module itself"
+        )
+    return torch.tensor(len(coef) // bias.shape[1])
+
+
 def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the tensors of a pykan network that do not belong to its spline layers."""
     inside = prefix[len(network) :]
@@ -100,6 +115,12 @@ def _network_tensors(prefix: str, network: str, tensors: Mapping[str, Any]) -> d
             network + _AFFINE.sub(r"\1.\2", name): value.clone() if isinstance(value, Tensor) else value
             for name, value in tensors.items()
         }
+    bias = re.fullmatch(r"biases\.(\d+)\.", inside)
+    if bias is not None:  # pykan 0.0 has no other affine maps
+        value = tensors["weight"][0]
+        maps = {"node_bias": value, "node_scale": torch.ones_like(value), "subnode_scale": torch.ones_like(value),
+                "subnode_bias": torch.zeros_like(value)}  # fmt: skip
+        return {f"{network}{name}.{bias[1]}": each.clone() for name, each in maps.items()}
     formulas = re.fullmatch(r"symbolic_fun\.(\d+)\.", inside)
     if formulas is None:
         raise ValueError(f"{PYKAN.package}'s networks have no submodule of this name")
