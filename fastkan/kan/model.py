@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastkan_kernels import FLAG, ORDER, REAL
 from fastkan_kernels import validation as kinds
@@ -163,6 +164,21 @@ class KAN(PykanMethods, Network):
         if isinstance(kinds.plain(mode), int):
             return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """Return efficient-kan's penalty on the spline coefficients, the sum of
+        :meth:`KANLinear.regularization_loss` over the layers.
+
+        Training loops that were written for efficient-kan add it to the loss. The penalty that :meth:`fit` adds, on the
+        values of the edges, is :meth:`get_reg`.
+
+        Example:
+            >>> bool(KAN([2, 5, 1], seed=0).regularization_loss(1.0, 0.0) > 0)
+            True
+        """
+        return torch.stack(
+            [each.regularization_loss(regularize_activation, regularize_entropy) for each in self.layers]
+        ).sum()
 
     # The methods below are functions of other modules. The first parameter of each function is the model.
     trace = tracing.trace

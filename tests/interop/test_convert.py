@@ -272,7 +272,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no module": (lambda: torch.ones(2), "module must be a Module, got Tensor"),
     "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential contains none"),
     "radial basis functions": (lambda: nn.Sequential(FastKANLayer()), "0: .*FastKANLayer is made of Gaussian radial"),
-    "pykan's layer inside": (lambda: nn.ModuleList([pykan().act_fun[0]]), "0, a KANLayer: it is pykan's KANLayer, which returns four"),
+    "pykan's layer inside": (
+        lambda: nn.ModuleList([pykan().act_fun[0]]),
+        "0, a KANLayer: it is pykan's KANLayer, which returns four",
+    ),
     "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.GELU), "base_activation=GELU is none of"),
     "pykan, another base": (lambda: pykan(base_fun=torch.nn.GELU()), "act_fun.0: base_fun=GELU is none of"),
     "surface": (lambda: inkan(2, 1, dim=2), "dim=2 makes it a surface"),
@@ -546,7 +549,8 @@ REFUSED |= {
     "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "act_fun.0: .*computes something else"),
     "forward of the instance": (lambda: changed(inkan(3, 4), doubled_forward), "its forward was replaced"),
     "forward of a network": (lambda: changed(inkan(3, 4, 2), doubled_forward), "its forward was replaced"),
-    "one more parameter": (lambda: changed(peers.KANLinear(3, 4), lambda s: setattr(s, "gain", nn.Parameter(torch.ones(1, dtype=D)))),
+    "one more parameter": (lambda: changed(peers.KANLinear(3, 4), lambda s: s.register_parameter("gain", nn.Parameter(
+                           torch.ones(1, dtype=D)))),
                            "it has the parameter gain, which efficient-kan's layer does not have"),
     "a bias that is not added": (lambda: changed(peers.KANLinear(3, 4), with_bias), "computes something else"),
     "formula of another name": (lambda: changed(pykan(), lambda s: (
@@ -636,7 +640,7 @@ def test_a_dropout_inside_of_a_network_counts() -> None:
     source = peers.KAN([3, 4]).eval()
     source.layers[0] = layer(with_dropout)
     source.layers[0].eval()
-    with pytest.raises(ValueError, match="module, a KAN: layers.0: it draws random numbers"):
+    with pytest.raises(ValueError, match=r"module, a KAN: layers.0: it draws random numbers"):
         convert(source)
 
 

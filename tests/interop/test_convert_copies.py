@@ -100,11 +100,13 @@ def test_refusals_name_the_tensors_and_the_way_on() -> None:
         convert(model)
     with pytest.raises(ValueError, match=r"lacks tensors .*; it has coeff, grid\. KANLinear\.from_splines"):
         convert(named("KANLinear", LKAN)())
-    with pytest.raises(ValueError, match=r"base_activation=Softplus is none of .*F\.linear\(base\(x\), weight\) beside"):
+    with pytest.raises(
+        ValueError, match=r"base_activation=Softplus is none of .*F\.linear\(base\(x\), weight\) beside"
+    ):
         convert(peers.KANLinear(3, 4, base_activation=nn.Softplus))
+    source = Copy()
+    source.spline_weight = nn.Parameter(torch.ones(2, 4, 3, 8, dtype=D))
     with pytest.raises(ValueError, match=r"groups, make a KANLinear for each group by KANLinear\.from_splines"):
-        source = Copy()
-        source.spline_weight = nn.Parameter(torch.ones(2, 4, 3, 8, dtype=D))
         convert(source)
 
 
@@ -281,7 +283,85 @@ def test_a_checkpoint_of_pykan_0_0() -> None:
     close(ours(x).detach(), source(x).detach())
     state = {f"net.{name}": value for name, value in source.state_dict().items()}
     nn.ModuleDict({"net": ours}).load_state_dict(convert_state_dict(state))
-    with pytest.raises(ValueError, match="act_fun.0: .*sizes are not in a state_dict without biases"):
+    with pytest.raises(ValueError, match=r"act_fun.0: .*sizes are not in a state_dict without biases"):
         convert_state_dict({name: value for name, value in source.state_dict().items() if "biases" not in name})
-    with pytest.raises(ValueError, match="symbolic_fun.0: it has formulas"):
+    with pytest.raises(ValueError, match=r"symbolic_fun.0: it has formulas"):
         convert_state_dict(old_network().state_dict())
+
+
+# -- what training loops call -----------------------------------------------------------------------------
+
+
+def reference_loss(weight: Tensor, activation: float, entropy: float) -> Tensor:
+    """efficient-kan's penalty, of weights ``[out, in, K]``."""
+    size = weight.abs().sum(2) / weight.shape[2]
+    share = size / size.sum()
+    return activation * size.sum() + entropy * torch.special.entr(share).sum()
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, 0.0), (0.0, 2.5)])
+def test_regularization_loss_and_its_gradient(weights: tuple[float, float]) -> None:
+    source = peers.KAN([3, 4, 2])
+    ours = convert(source)
+    wanted = sum(reference_loss(layer.spline_weight, *weights) for layer in source.layers)
+    ours.regularization_loss(*weights).backward()
+    wanted.backward()
+    close(ours.regularization_loss(*weights).detach(), wanted.detach())
+    for layer, theirs in zip(ours.layers, source.layers):
+        close(layer.spline_weight.grad, theirs.spline_weight.grad.permute(2, 1, 0))
+
+
+def test_regularization_loss_of_edges_that_are_off_is_finite() -> None:
+    layer = KANLinear(2, 3, dtype=D)
+    layer.set_mask(torch.tensor([[1, 0, 1], [1, 1, 1]]))
+    loss = layer.regularization_loss()
+    loss.backward()
+    on = layer.spline_weight.detach().flatten(1)[:, [0, 2, 3, 4, 5]]
+    close(loss.detach(), reference_loss(on.t().unsqueeze(0), 1.0, 1.0))
+    assert layer.spline_weight.grad.isfinite().all()
+    layer.spline_weight.data.zero_()
+    assert layer.regularization_loss() == 0
+    with pytest.raises(TypeError, match="regularize_entropy must be a number"):
+        layer.regularization_loss(1.0, "a")
+
+
+def test_a_forward_that_updates_grids_is_a_grid_update_and_a_forward() -> None:
+    model, other = (KAN([3, 4, 2], seed=0, dtype=D) for _ in range(2))
+    x = 3 * points(3)
+    y = model(x.view(8, 8, 3), update_grid=True)
+    other.update_grid(x)
+    assert torch.equal(y.flatten(0, 1), other(x))
+    assert torch.equal(model.layers[1].knots, other.layers[1].knots)
+    y.sum().backward()
+    assert model.layers[0].spline_weight.grad.any()
+    before = model.layers[0].knots.clone()
+    with pytest.raises(ValueError, match="finite"):
+        model(x * torch.nan, update_grid=True)
+    assert torch.equal(model.layers[0].knots, before)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_checkpoint_of_efficient_kan_s_network_loads_into_a_network_and_into_layers(scaled: bool) -> None:
+    source, x = peers.KAN([3, 4, 2], scaled=scaled), points(3)
+    state = {f"module.{name}": value for name, value in source.state_dict().items()}
+    found = convert_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    network = KAN([3, 4, 2], grid=5, dtype=D)
+    for name in ("node_scale", "subnode_bias"):
+        getattr(network, name)[0].data.fill_(3.0)
+    network.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    network.load_state_dict(found)
+    close(network(x).detach(), source(x).detach())
+    nn.ModuleDict({"module": network}).load_state_dict(convert_state_dict(state))
+    layers = nn.ModuleDict({"layers": nn.ModuleList(
+        KANLinear(i, o, spline_scale=scaled, dtype=D) for i, o in ((3, 4), (4, 2)))})  # fmt: skip
+    layers.load_state_dict(found)
+    close(layers["layers"][1](layers["layers"][0](x)).detach(), source(x).detach())
+
+
+def test_a_state_without_layers_is_incomplete() -> None:
+    model = KAN([3, 2])
+    with pytest.raises(RuntimeError, match=r"Missing key.*input_id"):
+        model.load_state_dict({})
+    part = {name: value for name, value in KAN([3, 4, 2]).state_dict().items() if name.startswith("layers.0")}
+    with pytest.raises(RuntimeError, match=r"Missing key.*input_id"):
+        KAN([3, 4, 2]).load_state_dict(part)

@@ -230,7 +230,7 @@ def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
     """Translate the tensors of another package's layer into the layout of :class:`fastkan.KANLinear`, and check that
     the shapes fit together and that no knots coincide."""
     if layout is EFFICIENT_KAN:  # convkan's weights have a first dimension for groups of channels
-        most = {name: max(dims) for name, dims in layout.dims.items()}
+        most = {name: dims[-1] for name, dims in layout.dims.items()}
         tensors = {
             name: value[0] if len(value.shape) == most.get(name, value.ndim) + 1 and len(value) == 1 else value
             for name, value in tensors.items()
@@ -239,10 +239,10 @@ def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
         if value.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to convert")
         if value.ndim not in layout.dims.get(name, (value.ndim,)):
-            wanted = " or ".join(map(str, layout.dims[name]))
+            numbers = " or ".join(map(str, layout.dims[name]))
             instead = f"; {layout.otherwise}" if layout.otherwise else ""
             raise ValueError(
-                f"{name} must have {wanted} dimensions, as in {layout.package}; got the shape "
+                f"{name} must have {numbers} dimensions, as in {layout.package}; got the shape "
                 f"{list(value.shape)}{instead}"
             )
     translated = layout.translate(tensors)

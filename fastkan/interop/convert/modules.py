@@ -258,7 +258,7 @@ def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
     """Convert a layer. If a copy does not keep its base function in the attribute of the package's class, the base
     function is found by comparing outputs."""
     layout, name = LAYERS[kind]
-    function = getattr(source, name, None)
+    function: Any = getattr(source, name, None)
     if not is_copy(source):
         return convert_layer(source, layout, base_of(function, name))
     is_function = callable(function) and not isinstance(function, type)

@@ -303,7 +303,9 @@ def _compare(source: nn.Module, new: nn.Module) -> None:
                     "dropout of 0, and put an nn.Dropout beside it"
                 )
             if wanted.shape != got.shape or not all(map(_are_close, wanted.split(sizes), got.split(sizes))):
-                raise ValueError(f"{CLAIM}, but computes something else{' in training mode' * training}. {FROM_SPLINES}")
+                raise ValueError(
+                    f"{CLAIM}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
+                )
 
 
 def _are_close(wanted: Tensor, got: Tensor) -> bool:
@@ -324,8 +326,8 @@ def returns_one(source: nn.Module) -> bool:
 
 
 def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
-    """Return the outputs ``[N, out]`` of a copy of a module for ``x [N, in]``. If the module returns several tensors, as
-    layers of pykan do, the first is returned.
+    """Return the outputs ``[N, out]`` of a copy of a module for ``x [N, in]``. If the module returns several tensors,
+    as layers of pykan do, the first is returned.
 
     Raises:
         ValueError: if the module cannot be called, or returns something else.
@@ -340,8 +342,8 @@ def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
 
 
 def _call(source: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Any]:
-    """Call a copy of a module with ``x [N, in]`` or, if this raises an error, with ``[1, N, in]``. Return a tuple of the
-    inputs and the result."""
+    """Call a copy of a module with ``x [N, in]`` or, if this raises an error, with ``[1, N, in]``. Return a tuple of
+    the inputs and the result."""
     errors = []
     for given in (x, x.unsqueeze(0)):
         try:

@@ -95,14 +95,14 @@ def _layout_of(tensors: Mapping[str, Any]) -> Layout | None:
 
 
 def _old_inputs(parts: Mapping[str, Mapping[str, Any]], prefix: str, coef: Tensor) -> Tensor:
-    """Return the number of inputs of a layer of pykan 0.0, which stores an entry for each edge. The number of outputs is
-    that of the biases of the network."""
+    """Return the number of inputs of a layer of pykan 0.0, which stores an entry for each edge. The number of outputs
+    is that of the biases of the network."""
     network, name, place = prefix.rpartition("act_fun.")
     bias = parts.get(f"{network}biases.{place}", {}).get("weight") if name else None
     if not isinstance(bias, Tensor) or bias.ndim != 2 or not bias.shape[1]:
         raise ValueError(
-            "a layer of pykan 0.0 stores one number for each edge, and its sizes are not in a state_dict without biases "
-            "of the network: convert the module itself"
+            "a layer of pykan 0.0 has an entry for each edge, and its sizes are not in a state_dict without biases of "
+            "the network: convert the module itself"
         )
     return torch.tensor(len(coef) // bias.shape[1])
 
