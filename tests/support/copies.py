@@ -153,7 +153,7 @@ def one_output(cls: type) -> Any:
 
 
 class OldLayer(nn.Module):
-    """A layer of pykan 0.0: edge ``o * in + i`` leads from input i to output o, and only the grid's knots are stored."""
+    """A layer of pykan 0.0: edge ``o * in + i`` leads from input i to output o, and the knots are those of the grid."""
 
     def __init__(self, in_dim: int, out_dim: int, num: int = 5, k: int = 3, seed: int = 0) -> None:
         super().__init__()
