@@ -28,7 +28,7 @@ from .old_arguments import BaseFunction, check_unused, method
 from .pykan_methods import PykanMethods
 from .versions import Versions
 
-BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
+BASES = {"silu": "silu", "gelu": "gelu", "identity": "identity", "zero": "none", "none": "none"}
 
 
 class KAN(PykanMethods, Network):
@@ -51,7 +51,7 @@ class KAN(PykanMethods, Network):
         scale_base_mu, scale_base_sigma: the mean and the half width of the uniform distribution from which the initial
             weights of the base functions are drawn. The mean and the half width are multiplied by
             1 / sqrt(inputs of the layer).
-        base_fun: the base function, ``"silu"``, ``"identity"`` or ``"zero"``.
+        base_fun: the base function, ``"silu"``, ``"gelu"``, ``"identity"`` or ``"zero"``.
         affine_trainable: whether the scales and biases of nodes and subnodes are trained.
         grid_eps: a number from 0 to 1 that controls where grid updates place knots. With ``grid_eps=1``, the knots are
             spaced evenly over the range of the samples. With ``grid_eps=0``, the knots are quantiles of the samples.

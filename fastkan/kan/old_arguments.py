@@ -132,6 +132,8 @@ class BaseFunction(Choice):
     def read(self, name: str, value: Any) -> str:
         if isinstance(value, nn.SiLU) or value is nn.functional.silu:
             value = "silu"
+        if (isinstance(value, nn.GELU) and value.approximate == "none") or value is nn.functional.gelu:
+            value = "gelu"
         return super().read(name, "identity" if isinstance(value, nn.Identity) else value)
 
 

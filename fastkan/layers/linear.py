@@ -54,7 +54,7 @@ class KANLinear(nn.Module):
         grid_size: the number of grid intervals G.
         spline_order: the order k of the splines, from 1 to 5. Splines of order 3 are cubic.
         grid_range: the two ends of the grid, in the units of the inputs.
-        base: the function that is added to the spline: ``"silu"``, ``"identity"`` or ``"none"``.
+        base: the function that is added to the spline: ``"silu"``, ``"gelu"``, ``"identity"`` or ``"none"``.
         bias: whether to add a learned bias ``[out]``.
         spline_scale: whether each edge has a trainable factor that multiplies its spline.
         outside: how splines continue outside the grid. With ``"zero"``, a spline falls to zero over the outer knots.

@@ -117,6 +117,8 @@ def test_base_functions_as_modules() -> None:
     for given, name in (
         (torch.nn.SiLU(), "silu"),
         (torch.nn.functional.silu, "silu"),
+        (torch.nn.GELU(), "gelu"),
+        (torch.nn.functional.gelu, "gelu"),
         (torch.nn.Identity(), "identity"),
     ):
         assert KAN([2, 1], base_fun=given).layers[0].base == name

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import warn
+from fastkan_kernels import BASE_FUNCTIONS, base_function, warn
 
 from ...kan import KAN
 from ...layers.edge_functions import has_hooks
@@ -179,12 +179,13 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
         raise ValueError(f"{name}={shown} cannot be called with float64: {error}") from error
     if not torch.equal(given, z):
         raise ValueError(f"{name}={shown} changes its input in place; a base function must leave it")
-    for base, expected in (("silu", nn.functional.silu(z)), ("identity", z), ("none", 0 * z)):
+    for base in BASE_FUNCTIONS:
+        expected = 0 * z if base == "none" else base_function(z, base)
         if isinstance(values, Tensor) and values.shape == z.shape and torch.allclose(values, expected, 1e-12, 1e-12):
             return base
     raise ValueError(
-        f"{name}={shown} is none of the base functions silu, identity and zero. F.linear(base(x), weight) beside a "
-        "KANLinear(base='none'), made by KANLinear.from_splines without base_weight, computes the same"
+        f"{name}={shown} is none of the base functions silu, gelu, identity and zero. F.linear(base(x), weight) beside "
+        "a KANLinear(base='none'), made by KANLinear.from_splines without base_weight, computes the same"
     )
 
 

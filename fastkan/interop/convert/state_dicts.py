@@ -17,14 +17,16 @@ _AFFINE = re.compile(rf"({'|'.join(AFFINE)})_(\d+)")
 
 
 def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a state_dict of pykan, efficient-kan or inkan to a state_dict of fastkan.
+    """Convert a state_dict of pykan (0.2 or 0.0), efficient-kan or inkan to a state_dict of fastkan.
 
     Each layer is recognised by the names of its tensors. The tensors of a layer are converted to the state_dict of a
     :class:`fastkan.KANLinear` under the same prefix, and the tensors of a pykan network are converted to the state_dict
     of a :class:`fastkan.KAN`. All other entries are copied unchanged.
 
-    Load the result into a model of the same structure. The model must have ``spline_scale=True`` if the source has a
-    scale, as layers of pykan always have and layers of efficient-kan have by default. A state_dict does not contain the
+    Load the result into a model of the same structure. A state of efficient-kan's ``KAN`` or inkan's ``KANNetwork``
+    loads strictly both into a :class:`fastkan.KAN` and into a list ``layers`` of KANLinear. A KANLinear must have
+    ``spline_scale=True`` if the source has a scale, as layers of pykan always have and layers of efficient-kan have by
+    default; a :class:`fastkan.KAN` has scales, which are 1 if the source has none. A state_dict does not contain the
     base functions, the ``requires_grad`` of the parameters, or the columns that a network reads, so set these values on
     the model. inkan stores knots that are rounded to float32 instead of their exact spacing. The exact spacing is
     recovered if the ends of the range have at most three decimals. Otherwise outputs can differ by up to 1e-6.
@@ -40,7 +42,8 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: if the shapes of tensors do not fit together, if a layer is a surface of inkan or has tensors that
             layers of its package do not have, if a tensor is on the meta device, if knots coincide, or if nothing can
             be converted. A ValueError is also raised if a pykan network has formulas, because a state_dict does not
-            contain the names of formulas. In this case, convert the model itself by :func:`fastkan.convert`.
+            contain the names of formulas. In this case, convert the model itself by :func:`fastkan.convert`. A single
+            layer of pykan 0.0 does not store its sizes, so only states of its networks are accepted.
 
     Example:
         >>> source = {"layer.grid_starts": torch.arange(-2.2, 0.9, 0.4), "layer.weight": torch.randn(5, 2 * 8 + 2)}
