@@ -9,6 +9,7 @@
 `KANLinear` takes the place of `nn.Linear`; `fastkan.functional.kan_linear` is the same without a module. Its methods
 move the knots to where samples lie (`update_grid`), refine the grid without changing the functions (`refine`), switch
 edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `outside_share`).
+`KANLinear.from_splines(knots, coefficients, base_weight)` makes a layer from the tensors of any other B-spline layer.
 
 # The workflow
 
@@ -27,7 +28,8 @@ edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `o
 Pruning, attribution and formulas use the rows of the last fit; after a training loop of your own give them as `x=`, or
 call `model.get_act(x)` first. A fit by L-BFGS with `lamb > 0` also searches: the penalty rises slowly, and from time to
 time a step is tried without one hidden node and goes on if it comes out better (`try_without=False` turns this off).
-`train` with a dataset is `fit`; `train(True)` is PyTorch's.
+`train` with a dataset is `fit`; `train(True)` is PyTorch's. In a training loop of your own, `model.get_reg(x=x)` is the
+penalty that `fit(lamb=...)` adds to the loss.
 
 # Differences from pykan
 
@@ -39,10 +41,14 @@ versions are accepted with a warning that says what to write.
 
 # Other packages
 
-`convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
-`to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes
-the place of a transformer's feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face
-transformers that have KAN layers are loaded by `from_pretrained`.
+`convert` takes models of pykan, efficient-kan and inkan, and copies of their files that were renamed or changed, which
+it recognises by their tensors and compares by their outputs; `convert_state_dict` takes their checkpoints.
+`model.load_state_dict(convert_state_dict(state))` loads a checkpoint of efficient-kan's `KAN` into a `fastkan.KAN`, or
+into `KANLinear` layers in a list `layers`. Converted networks accept `model(x, update_grid=True)` and
+`model.regularization_loss()` as efficient-kan's do. `to_pykan` and `to_efficient_kan_state_dict` go back;
+`replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes the place of a transformer's
+feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face transformers that have KAN layers
+are loaded by `from_pretrained`.
 
 # Backends
 

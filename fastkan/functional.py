@@ -70,7 +70,7 @@ def kan_linear(
             must not be None otherwise.
         knots: the knots ``[in, G + 2k + 1]``, in the units of x, non-decreasing in each row.
         spline_order: the order k of the splines, from 1 to 5.
-        base: the base function, ``"silu"``, ``"identity"`` or ``"none"``.
+        base: the base function, ``"silu"``, ``"gelu"``, ``"identity"`` or ``"none"``.
         bias: a bias ``[out]``, or None for no bias.
         spline_scale: a factor ``[in, out]`` for the spline of each edge, or None if all factors are 1.
         mask: a factor ``[in, out]`` for each edge function, or None if all factors are 1. An edge with the factor 0 is

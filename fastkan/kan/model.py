@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastkan_kernels import FLAG, ORDER, REAL
 from fastkan_kernels import validation as kinds
@@ -27,7 +28,7 @@ from .old_arguments import BaseFunction, check_unused, method
 from .pykan_methods import PykanMethods
 from .versions import Versions
 
-BASES = {"silu": "silu", "identity": "identity", "zero": "none", "none": "none"}
+BASES = {"silu": "silu", "gelu": "gelu", "identity": "identity", "zero": "none", "none": "none"}
 
 
 class KAN(PykanMethods, Network):
@@ -50,7 +51,7 @@ class KAN(PykanMethods, Network):
         scale_base_mu, scale_base_sigma: the mean and the half width of the uniform distribution from which the initial
             weights of the base functions are drawn. The mean and the half width are multiplied by
             1 / sqrt(inputs of the layer).
-        base_fun: the base function, ``"silu"``, ``"identity"`` or ``"zero"``.
+        base_fun: the base function, ``"silu"``, ``"gelu"``, ``"identity"`` or ``"zero"``.
         affine_trainable: whether the scales and biases of nodes and subnodes are trained.
         grid_eps: a number from 0 to 1 that controls where grid updates place knots. With ``grid_eps=1``, the knots are
             spaced evenly over the range of the samples. With ``grid_eps=0``, the knots are quantiles of the samples.
@@ -161,6 +162,21 @@ class KAN(PykanMethods, Network):
         if isinstance(kinds.plain(mode), int):
             return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
+
+    def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+        """Return efficient-kan's penalty on the spline coefficients, the sum of
+        :meth:`KANLinear.regularization_loss` over the layers.
+
+        Training loops that were written for efficient-kan add it to the loss. The penalty that :meth:`fit` adds, on the
+        values of the edges, is :meth:`get_reg`.
+
+        Example:
+            >>> bool(KAN([2, 5, 1], seed=0).regularization_loss(1.0, 0.0) > 0)
+            True
+        """
+        return torch.stack(
+            [each.regularization_loss(regularize_activation, regularize_entropy) for each in self.layers]
+        ).sum()
 
     # The methods below are functions of other modules. The first parameter of each function is the model.
     trace = tracing.trace

@@ -83,7 +83,7 @@ INSTEAD: dict[str, str] = {
     "spline_postsplines": "model.get_act(x)[l].edges has every edge's values, the base function in them",
     **dict.fromkeys(
         ("edge_actscale", "acts_scale", "acts_scale_spline"),
-        "model.get_act(x)[l].edges.std(0) has every edge's standard deviation",
+        "model.get_act(x)[l].edges.std(0) has every edge's standard deviation, and model.get_reg(x=x) is the penalty",
     ),
     "subnode_actscale": "model.get_act(x)[l].subnodes.std(0) has every subnode's standard deviation",
     **dict.fromkeys(
@@ -105,7 +105,6 @@ INSTEAD: dict[str, str] = {
     "initialize_grid_from_another_model": "model.initialize_from_another_model(another, x) copies grids and functions",
     "disable_symbolic_in_fit": 'model.fit(dataset, train=("spline", "base", "scale")) leaves formulas unchanged',
     **dict.fromkeys(("lock", "unlock"), "edges cannot share their functions here"),
-    "regularization_loss": "model.get_reg() is the penalty that fit(lamb=...) adds",
 }
 
 
@@ -133,6 +132,8 @@ class BaseFunction(Choice):
     def read(self, name: str, value: Any) -> str:
         if isinstance(value, nn.SiLU) or value is nn.functional.silu:
             value = "silu"
+        if (isinstance(value, nn.GELU) and value.approximate == "none") or value is nn.functional.gelu:
+            value = "gelu"
         return super().read(name, "identity" if isinstance(value, nn.Identity) else value)
 
 

@@ -30,7 +30,9 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
+from .coefficient_loss import regularization_loss
 from .distributed import check_one_process
+from .from_splines import from_splines
 from .init import Initialization, assign
 from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
@@ -51,7 +53,7 @@ class KANLinear(nn.Module):
         grid_size: the number of grid intervals G.
         spline_order: the order k of the splines, from 1 to 5. Splines of order 3 are cubic.
         grid_range: the two ends of the grid, in the units of the inputs.
-        base: the function that is added to the spline: ``"silu"``, ``"identity"`` or ``"none"``.
+        base: the function that is added to the spline: ``"silu"``, ``"gelu"``, ``"identity"`` or ``"none"``.
         bias: whether to add a learned bias ``[out]``.
         spline_scale: whether each edge has a trainable factor that multiplies its spline.
         outside: how splines continue outside the grid. With ``"zero"``, a spline falls to zero over the outer knots.
@@ -142,6 +144,14 @@ class KANLinear(nn.Module):
     def grid_size(self) -> int:
         """The number of grid intervals G."""
         return self.knots.shape[1] - 2 * self.spline_order - 1
+
+    @property
+    def grid(self) -> Tensor:
+        """The knots ``[in, G + 2k + 1]``, by the name that they have in other packages."""
+        return self.knots
+
+    from_splines: Any = classmethod(from_splines)
+    regularization_loss = regularization_loss
 
     def reset_parameters(self) -> None:
         """Make the layer a new one: draw new parameters from the random number generator of PyTorch, move the knots to
@@ -277,6 +287,8 @@ class KANLinear(nn.Module):
         check_knots(knots, self.spline_order)
         weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
         self._write_splines(weight, knots)
+
+    update_grid_from_samples = update_grid  # the name in pykan
 
     @checked(grid_size=Int(least=1))
     @torch.inference_mode(False)

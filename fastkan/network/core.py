@@ -153,15 +153,17 @@ class Network(nn.Module):
             x: the inputs ``[..., in_features]``, in the dtype of the model.
             singularity_avoiding: whether to bound formulas near their singularities (1/x, log, ...) by ``y_th``.
             y_th: a positive bound on the absolute values of formulas near their singularities.
-            update_grid: an argument of the package efficient-kan, which must be False. If True, an error is raised
-                whose message names the method to call instead.
+            update_grid: whether to adapt the knots to x first, as :meth:`KAN.update_grid` does. Training loops that
+                were written for efficient-kan pass this argument.
 
         Raises:
             TypeError, ValueError: if x is not a tensor or has the wrong dtype or shape.
         """
         if isinstance(x, Proxy):
             return self._traced(x, singularity_avoiding, y_th)
-        check_input(x, update_grid)
+        check_input(x)
+        if update_grid is not False and FLAG.read("update_grid", update_grid):
+            self._adapt_grids(rows_of(x, self.in_features).detach())
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
@@ -273,6 +275,23 @@ class Network(nn.Module):
         """Whether at least one spline of the layer is not switched off by the mask."""
         return self._any_on[layer](self.layers[layer].mask)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _adapt_grids(self, rows: Tensor) -> None:
+        """Adapt the knots of every layer to the values that enter the layer for ``rows [N, in_features]``. After an
+        error, the network is as before."""
+        nodes = self._select_inputs(rows)
+        before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in self.layers]
+        try:
+            for number, layer in enumerate(self.layers):
+                if self._has_numeric_edges(number):
+                    layer.update_grid(nodes, grid_eps=self.grid_eps)
+                nodes = self._node_values(number, self._subnode_values(number, nodes))
+        except BaseException:
+            for layer, (weight, knots) in zip(self.layers, before):
+                layer._write_splines(weight, knots)
+            raise
+
     # -- state --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -326,13 +345,21 @@ class Network(nn.Module):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a state as ``nn.Module`` does. All formulas of the network are replaced by the formulas in the state."""
+        """Load a state as ``nn.Module`` does. All formulas of the network are replaced by the formulas in the state.
+
+        The state of layers alone is complete, such as that of a list ``layers`` of :class:`KANLinear` or of an
+        efficient-kan checkpoint that ``convert_state_dict`` has converted: the network then has affine maps that change
+        nothing, no formulas, scales of 1 if there are none in the state, and reads all columns.
+        """
         found = super().load_state_dict(state_dict, strict, assign)
         for layer in self.layers:
             layer._freeze_if_idle()
         return found
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = tuple(f"{prefix}{name}" for name in ("input_id", *AFFINE))
+        if not any(name.startswith(own) for name in state_dict):
+            state_dict.update(self._neutral_state(state_dict, prefix))
         if f"{prefix}input_id" in state_dict:
             for place in (f"{prefix}symbolic.{layer}." for layer in range(self.depth)):
                 if not any(name.startswith(place) for name in state_dict):
@@ -340,6 +367,24 @@ class Network(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         for symbolic in self.symbolic:
             symbolic._materialize_empty(self.input_id.device)
+
+    def _neutral_state(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Return what a state of layers alone lacks, such as that of a list ``layers`` of KANLinear or a converted
+        checkpoint of efficient-kan: affine maps that change nothing, the columns in order, and scales of 1. If the
+        state has no layers, return an empty dictionary."""
+        places = [f"{prefix}layers.{place}." for place in range(self.depth)]
+        weights = [state_dict.get(f"{place}spline_weight") for place in places]
+        found: dict[str, Tensor] = {}
+        for number, (place, layer, weight) in enumerate(zip(places, self.layers, weights)):
+            if not isinstance(weight, Tensor):
+                return {}
+            if layer.spline_scale is not None and f"{place}spline_scale" not in state_dict:
+                found[f"{place}spline_scale"] = weight.new_ones(weight.shape[1:])
+            for name in AFFINE:
+                value = float(name.endswith("scale"))
+                found[f"{prefix}{name}.{number}"] = weight.new_full(getattr(self, name)[number].shape, value)
+        found[f"{prefix}input_id"] = torch.arange(self.width_in[0], device=weights[0].device)  # type: ignore[union-attr]
+        return found
 
     # -- samples ------------------------------------------------------------------------------------
 
@@ -393,17 +438,8 @@ class Constants(nn.ParameterList):
             parameter.fill_(self.value)
 
 
-def check_input(x: Any, update_grid: bool) -> None:
-    """Check the arguments of a forward pass.
-
-    Raises:
-        TypeError: if x is not a tensor, or if ``update_grid``, which is an argument of the package efficient-kan, is
-            true.
-    """
-    if update_grid is not False and FLAG.read("update_grid", update_grid):
-        raise TypeError(
-            "update_grid is no argument of a forward here: model.update_grid(x) moves the grids, then model(x)"
-        )
+def check_input(x: Any) -> None:
+    """Raise a TypeError if x is not a tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"x must be a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x, dtype=model.dtype) makes one"

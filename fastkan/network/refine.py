@@ -96,14 +96,4 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
             different samples.
     """
     check_one_process("update_grid_from_samples")
-    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=1))
-    before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
-    try:
-        for number, layer in enumerate(model.layers):
-            if model._has_numeric_edges(number):
-                layer.update_grid(nodes, grid_eps=model.grid_eps)
-            nodes = model._node_values(number, model._subnode_values(number, nodes))
-    except BaseException:
-        for layer, (weight, knots) in zip(model.layers, before):
-            layer._write_splines(weight, knots)
-        raise
+    model._adapt_grids(rows_for(model, x, dataset, min_rows=1))

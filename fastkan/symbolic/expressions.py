@@ -107,9 +107,15 @@ def numeric_edge(layer: KANLinear, pieces: Pieces, i: int, j: int, node: Any) ->
         return spline
     if layer.base == "identity":
         return spline + number(base) * node
-    # The silu is left unevaluated, because evaluation would first simplify the whole expression of the node
-    logistic = sympy.Pow(1 + sympy.exp(-node, evaluate=False), -1, evaluate=False)
-    return spline + sympy.Mul(number(base), node, logistic, evaluate=False)
+    # The factor is left unevaluated, because evaluation would first simplify the whole expression of the node
+    if layer.base == "gelu":
+        from sympy.functions.special.error_functions import erf
+
+        root = sympy.Mul(node, number(math.sqrt(0.5)), evaluate=False)
+        factor = sympy.Mul(sympy.Rational(1, 2), 1 + erf(root, evaluate=False), evaluate=False)
+    else:
+        factor = sympy.Pow(1 + sympy.exp(-node, evaluate=False), -1, evaluate=False)
+    return spline + sympy.Mul(number(base), node, factor, evaluate=False)
 
 
 class EdgeFunction:
@@ -176,7 +182,7 @@ def _derivative(expression: Any, argindex: int = 1) -> Any:
     from sympy.core.function import ArgumentIndexError
 
     function = expression.func._imp_
-    if function.base_weight and function.base == "silu" and function.derivative_order >= MAX_BASE_DERIVATIVE:
+    if function.base_weight and function.base in ("silu", "gelu") and function.derivative_order >= MAX_BASE_DERIVATIVE:
         raise ArgumentIndexError(expression, argindex)  # On this error sympy leaves the derivative unevaluated
     name, order = expression.func.__name__, function.derivative_order
     root = name.rsplit("_d", 1)[0] if order else name

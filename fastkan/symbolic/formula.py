@@ -222,7 +222,7 @@ def compile_numpy(arguments: list[Any], formulas: list[Any]) -> Callable[..., An
     from sympy.core.function import AppliedUndef
     from sympy.simplify.cse_main import tree_cse
 
-    ours: dict[str, Any] = {}
+    ours: dict[str, Any] = {"erf": _through_torch(torch.erf)}  # which gelu contains, and NumPy lacks
     names: dict[Any, str] = {}
 
     def safe(expression: Any) -> Any:

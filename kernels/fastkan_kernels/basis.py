@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-BASE_FUNCTIONS = ("silu", "identity", "none")
+BASE_FUNCTIONS = ("silu", "gelu", "identity", "none")
 MAX_SPLINE_ORDER = 5
-# Highest order for which the derivatives of silu are implemented. All derivatives of the other base functions are
-# implemented.
+# Highest order for which the derivatives of silu and gelu are implemented. All derivatives of the other base functions
+# are implemented.
 MAX_BASE_DERIVATIVE = 4
 
 
@@ -19,8 +19,8 @@ class Basis(NamedTuple):
 
     Args:
         order: the degree k of the splines, 1 to 5 (k=3 is cubic).
-        base: the base function, ``"silu"``, ``"identity"`` or ``"none"``. A layer with the base function ``"none"`` has
-            no base weights.
+        base: the base function, ``"silu"``, ``"gelu"``, ``"identity"`` or ``"none"``. A layer with the base function
+            ``"none"`` has no base weights.
         uniform: whether each row of the knots is equally spaced, in which case the cell of an input is computed
             without a search. :func:`basis_of` sets ``uniform`` according to the knots.
         uniform_grid: two numbers, ``(first knot, 1 / spacing)``, if all inputs share one equally spaced row of

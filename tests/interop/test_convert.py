@@ -244,10 +244,6 @@ class FastKANLayer(nn.Module):
     pass
 
 
-class Own(peers.KANLinear):
-    pass
-
-
 def changed_copy() -> nn.Module:
     """A copy of efficient-kan's layer with a changed forward."""
 
@@ -276,10 +272,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "no module": (lambda: torch.ones(2), "module must be a Module, got Tensor"),
     "nothing inside": (lambda: nn.Sequential(nn.Linear(2, 2)), "efficient-kan's KANLinear.*Sequential contains none"),
     "radial basis functions": (lambda: nn.Sequential(FastKANLayer()), "0: .*FastKANLayer is made of Gaussian radial"),
-    "pykan's layer inside": (lambda: nn.ModuleList([pykan().act_fun[0]]), "0 is pykan's KANLayer, which returns four"),
-    "subclass": (lambda: Own(2, 3), "Own is a subclass of peers.KANLinear"),
-    "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.GELU), "base_activation=GELU is none of"),
-    "pykan, another base": (lambda: pykan(base_fun=torch.nn.GELU()), "act_fun.0: base_fun=GELU is none of"),
+    "pykan's layer inside": (
+        lambda: nn.ModuleList([pykan().act_fun[0]]),
+        "0, a KANLayer: it is pykan's KANLayer, which returns four",
+    ),
+    "another base": (lambda: peers.KANLinear(2, 3, base_activation=nn.Mish), "base_activation=Mish is none of"),
+    "pykan, another base": (lambda: pykan(base_fun=nn.Mish()), "act_fun.0: base_fun=Mish is none of"),
     "surface": (lambda: inkan(2, 1, dim=2), "dim=2 makes it a surface"),
     "half a mask": (
         lambda: changed(pykan(), lambda s: s.act_fun[1].mask.data[0, 0].fill_(0.5)),
@@ -331,7 +329,7 @@ def test_a_layer_of_a_network_that_is_held_again_stays_one(inplace: bool) -> Non
     assert ours.first is ours.net.layers[0]
     if not inplace:
         assert ours.plain[0] is ours.net.layers[1]
-    assert list(net.layers) == layers  # the source is not changed
+        assert list(net.layers) == layers  # the source is not changed
 
 
 def test_networks_that_share_layers_still_do() -> None:
@@ -524,7 +522,7 @@ def with_a_product() -> nn.Module:
 
 
 def with_bias(source: nn.Module) -> None:
-    source.bias = nn.Parameter(torch.zeros(4))
+    source.bias = nn.Parameter(torch.zeros(4, dtype=D))
 
 
 def doubled_forward(source: Any) -> None:
@@ -548,15 +546,13 @@ REFUSED |= {
     "two dtypes in a layer": (lambda: changed(pykan(), lambda s:
                               setattr(s.act_fun[1].coef, "data", s.act_fun[1].coef.data.float())),
                               "act_fun.1: its parameters must have one dtype"),
-    "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "Doubled is a subclass of kan.KANLayer.KANLayer"),
-    "another layer inside": (lambda: changed(inkan(3, 4, 2), lambda s: s.layers.insert(1, nn.LayerNorm(4))),
-                             "its layer 1 must be inkan's KANLayer, got a LayerNorm"),
+    "a subclass inside": (lambda: changed(pykan(), with_a_subclass), "act_fun.0: .*computes something else"),
     "forward of the instance": (lambda: changed(inkan(3, 4), doubled_forward), "its forward was replaced"),
     "forward of a network": (lambda: changed(inkan(3, 4, 2), doubled_forward), "its forward was replaced"),
-    "one more parameter": (lambda: changed(peers.KANLinear(3, 4), with_bias),
-                           "it has the parameter bias, which efficient-kan's layer does not have"),
-    "one more in a network": (lambda: changed(peers.KAN([3, 4]), with_bias),
-                              "it has the parameter bias, which efficient-kan's network does not have"),
+    "one more parameter": (lambda: changed(peers.KANLinear(3, 4), lambda s: s.register_parameter("gain", nn.Parameter(
+                           torch.ones(1, dtype=D)))),
+                           "it has the parameter gain, which efficient-kan's layer does not have"),
+    "a bias that is not added": (lambda: changed(peers.KANLinear(3, 4), with_bias), "computes something else"),
     "formula of another name": (lambda: changed(pykan(), lambda s: (
         formula(s, 0, 0, 0, "sin", (1, 0, 1, 0)), s.symbolic_fun[0].funs[0].__setitem__(0, lambda x: x**3))),
                                 r"edge \(0, 0, 0\) is called 'sin', but computes something other than"),
@@ -624,7 +620,7 @@ CHANGED: dict[str, tuple[Callable[[], Any], str]] = {
     "another in training": (lambda: layer(lambda self, x: plain(self, x) * (1 + self.training)),
                             "computes something else in training mode"),
     "another in evaluation": (lambda: layer(lambda self, x: plain(self, x) * (2 - self.training)),
-                              "computes something else$"),
+                              r"computes something else\."),
 }  # fmt: skip
 
 
@@ -644,7 +640,7 @@ def test_a_dropout_inside_of_a_network_counts() -> None:
     source = peers.KAN([3, 4]).eval()
     source.layers[0] = layer(with_dropout)
     source.layers[0].eval()
-    with pytest.raises(ValueError, match="module, a KAN: it draws random numbers"):
+    with pytest.raises(ValueError, match=r"module, a KAN: layers.0: it draws random numbers"):
         convert(source)
 
 
@@ -689,6 +685,8 @@ def test_a_layer_that_calls_silu_itself() -> None:
     assert ours.base == "silu"
     close(ours(points(3)).detach(), source(points(3)).detach())
     function = nn.functional.gelu
+    assert convert(source).base == "gelu"
+    function = nn.functional.mish
     with pytest.raises(ValueError, match="computes something else"):
         convert(source)
 
@@ -728,5 +726,6 @@ def test_a_module_that_is_named_like_a_layer_and_holds_some_is_looked_through(na
     expected = source(x).detach()
     ours = convert(source)
     assert [type(each) for each in ours[0].convs] == [KANLinear] * 2
-    assert type(ours[1]) is KAN
+    assert type(ours[1]) is peers.KAN
+    assert type(ours[1].layers[0]) is KANLinear
     close(ours(x).detach(), expected)

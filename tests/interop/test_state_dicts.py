@@ -81,14 +81,14 @@ def misfit() -> dict[str, Any]:
     ("state", "message"),
     [
         (lambda: [1], "state_dict must be a dictionary with strings as keys, got list"),
-        (lambda: {}, r"state_dict must hold layers of efficient-kan \(base_weight, grid, spline_weight\)"),
+        (lambda: {}, r"state_dict must hold layers of efficient-kan \(grid, spline_weight\)"),
         (lambda: nn.Linear(2, 2).state_dict(), "it has none"),
         (lambda: with_formulas().state_dict(), "symbolic_fun.0: it has formulas, whose names.*convert the model"),
         (lambda: inkan(2, 1, dim=2).state_dict(), "belongs to inkan's dim=2, a surface"),
         (lambda: {"model": inkan(3, 2).state_dict()}, "it has none, but a dictionary under 'model'"),
         (
-            lambda: {**peers.KANLinear(2, 3).state_dict(), "bias": torch.ones(3)},
-            "bias, which efficient-kan's layer does not have",
+            lambda: {**peers.KANLinear(2, 3).state_dict(), "gain": torch.ones(3)},
+            "gain, which efficient-kan's layer does not have",
         ),
         (lambda: inkan(3, 2).to("meta").state_dict(), "weight is on the meta device"),
         (lambda: without(pykan().state_dict(), "symbolic_fun.0.mask"), "symbolic_fun.0: it lacks mask"),
@@ -98,7 +98,7 @@ def misfit() -> dict[str, Any]:
         ),
         (misfit, r"base_weight must have the shape \[2, 3\] in fastkan's layout, got \[2, 2\]"),
     ],
-    ids=["list", "empty", "linear", "formulas", "surface", "nested", "bias", "meta", "no mask", "knots", "misfit"],
+    ids=["list", "empty", "linear", "formulas", "surface", "nested", "gain", "meta", "no mask", "knots", "misfit"],
 )
 def test_other_state_dicts_are_refused(state: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):

@@ -69,11 +69,11 @@ def test_all_grids(way: str, kind: str, derivative: int, grid: int) -> None:
     check(*make_case(kind, grid=grid, dtype=torch.float32), derivative, way)
 
 
-@pytest.mark.parametrize("base", ["silu", "identity", "none"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "none"])
 @pytest.mark.parametrize(("way", "kind", "derivative"), places(0, 1, 4, 6, kinds=("shared",), order=5))
 def test_every_base_function(way: str, kind: str, derivative: int, base: str) -> None:
-    """Above the splines' order their base goes on; silu has no sixth derivative (see test_errors.py)."""
-    if base == "silu" and derivative == 6:
+    """Above the splines' order their base goes on; silu and gelu have no sixth derivative (see test_errors.py)."""
+    if base in ("silu", "gelu") and derivative == 6:
         base = "none"
     check(*make_case(kind, base=base, order=5), derivative, way)
 

@@ -12,7 +12,7 @@ from fastkan_kernels import Basis, edge_mean_abs, edge_std, edge_values, feature
 from fastkan_kernels import knots as knots_module
 from fastkan_kernels import statistics as edges
 
-BASES = ["silu", "identity", "none"]
+BASES = ["silu", "gelu", "identity", "none"]
 SIZED = {"std": edge_std, "mean_abs": edge_mean_abs}
 
 

@@ -142,21 +142,26 @@ POINTS = [-700.0, -40.0, -5.5, -1.0, -1e-8, 0.0, 1e-8, 0.3, 1.2, 2.4, 5.5, 20.0,
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("derivative", range(5))
-def test_silu_and_its_derivatives_are_those_of_mpmath(derivative: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_base_functions_and_their_derivatives_are_those_of_mpmath(
+    name: str, derivative: int, dtype: torch.dtype
+) -> None:
     x = torch.tensor(POINTS, dtype=dtype)
-    with mpmath.workdps(60):
-        exact = np.array(
-            [float(mpmath.diff(lambda z: z / (1 + mpmath.exp(-z)), mpmath.mpf(p), derivative)) for p in x.tolist()]
-        )
-    sizes = oracle._base_magnitude(x.double().numpy(), "silu", derivative)
+    function = {"silu": lambda z: z / (1 + mpmath.exp(-z)), "gelu": lambda z: z * mpmath.ncdf(z)}[name]
+    with mpmath.workdps(400):  # as many digits as the derivatives of gelu have zeros at 36.9
+        exact = np.array([float(mpmath.diff(function, mpmath.mpf(p), derivative)) for p in x.tolist()])
+    sizes = oracle._base_magnitude(x.double().numpy(), name, derivative)
     # 8 roundings; at -700 float32's logistic is 0, and what that loses is below the smallest normal
     bound = 8 * torch.finfo(dtype).eps * sizes + 1e3 * torch.finfo(dtype).tiny
-    assert_within(base_function(x, "silu", derivative), exact, bound)
-    np.testing.assert_allclose(oracle.silu(x.double().numpy(), derivative), exact, rtol=1e-13, atol=1e-18)
+    assert_within(base_function(x, name, derivative), exact, bound)
+    np.testing.assert_allclose(
+        oracle.base_function(x.double().numpy(), name, derivative), exact, rtol=1e-13, atol=1e-18
+    )
 
 
 LIMITS = {
     "silu": [(0.0, torch.inf), (0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)],
+    "gelu": [(0.0, torch.inf), (0.0, 1.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)],
     "identity": [(-torch.inf, torch.inf), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0)],
 }
 
@@ -172,7 +177,7 @@ def test_base_functions_take_their_limits(name: str, derivative: int, dtype: tor
 
 
 @pytest.mark.parametrize("derivative", range(4))
-@pytest.mark.parametrize("name", ["silu", "identity"])
+@pytest.mark.parametrize("name", ["silu", "gelu", "identity"])
 def test_pytorch_differentiates_base_functions(name: str, derivative: int) -> None:
     x = torch.linspace(-6, 6, 25, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(base_function(x, name, derivative).sum(), x, allow_unused=True)
@@ -183,7 +188,8 @@ def test_pytorch_differentiates_base_functions(name: str, derivative: int) -> No
 def test_base_functions_and_derivatives_that_do_not_exist_are_named() -> None:
     for name, derivative, message in (
         ("silu", 5, r"derivative must be at most 4 for base='silu', got 5; use base='identity'"),
-        ("gelu", 0, r"base must be one of .*silu.*got 'gelu'"),
+        ("gelu", 5, r"derivative must be at most 4 for base='gelu', got 5"),
+        ("relu", 0, r"base must be one of .*silu.*got 'relu'"),
     ):
         with pytest.raises(ValueError, match=message):
             base_function(torch.zeros(1), name, derivative)

@@ -151,13 +151,13 @@ def test_a_contraction_and_its_gradients(name: str, how: str, dtype: str, kind: 
     """For every derivative and base function, with a v and without."""
     narrow = DTYPES[dtype]
     own = {"chunked": "features", "gather": "contract" if name == "G" else "gather"}.get(how, "contract")
-    for base in ("silu", "identity", "none"):
+    for base in ("silu", "gelu", "identity", "none"):
         with off():
             host, basis = make_case(kind, 40, 8, 8, order=ORDER, base=base)
         moved = [t if t is None else gpu.put(t.to(narrow)).requires_grad_() for t in host]
         o = Example(*moved)._replace(knots=gpu.put(host.knots.to(torch.promote_types(narrow, torch.float32))))
         for derivative in range(ORDER + 2):
-            o.x.requires_grad_(base != "silu" or derivative < 4)  # it has four derivatives
+            o.x.requires_grad_(base not in ("silu", "gelu") or derivative < 4)  # they have four derivatives
             for each in (o,) if name == "H" else (o, o._replace(v=None)):
                 with way("fused" if how == "descriptors" else how, how == "descriptors"):
                     done = twice(gpu, partial(with_gradients, name, each, basis, derivative))

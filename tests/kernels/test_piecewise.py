@@ -199,7 +199,7 @@ def test_pieces_are_the_splines(order: int, kind: str) -> None:
 # -- blocks and splines -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("base", ["silu", "identity", "none"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "none"])
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("grid", [5, 60])
 def test_blocks_of_rows_are_the_pass_of_all(

@@ -50,7 +50,10 @@ def draws(pick: Any, sizes: list[tuple[int, int, int]] = SIZES, grids: tuple[int
         grid = 3
     low, high = pick(st.sampled_from(RANGES))
     dtype = pick(st.sampled_from([torch.float32, torch.float64]))
-    base, outside = pick(st.sampled_from(["silu", "identity", "none"])), pick(st.sampled_from(["zero", "linear"]))
+    base, outside = (
+        pick(st.sampled_from(["silu", "gelu", "identity", "none"])),
+        pick(st.sampled_from(["zero", "linear"])),
+    )
     kind = pick(st.sampled_from(["shared", "own", "random", "repeated", "ends"]))
     random = torch.Generator().manual_seed(pick(st.integers(0, 2**31)))
 

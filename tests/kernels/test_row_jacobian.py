@@ -123,7 +123,7 @@ def test_every_kind_of_parameter(kind: str, name: str) -> None:
     assert not any(isinstance(part, row_jacobian._CopiedRows) and part.parameter.ndim == 3 for part in jacobian.parts)
 
 
-@pytest.mark.parametrize("base", ["silu", "identity", "none"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "none"])
 @pytest.mark.parametrize("outside", ["zero", "linear"])
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"bias": True, "spline_scale": True, "mask": True}])
 @pytest.mark.parametrize("name", ["u", "u_xx"])

@@ -31,7 +31,7 @@ from fastkan import KANLinear
 from fastkan.functional import predecessor
 from fastkan_kernels import Basis, basis_of, uniform_knots
 
-BASES = ["silu", "identity", "none"]
+BASES = ["silu", "gelu", "identity", "none"]
 KINDS = ("shared", "adapted")
 ON_CPU = pytest.mark.skipif(no_triton() is not None or DEVICE != "cpu", reason="it computes on the CPU")
 
@@ -242,7 +242,7 @@ def test_derivatives_of_silu_far_out_are_not_lost_beside_1(way: str) -> None:
         np.testing.assert_allclose(tail[:3].numpy(), exact, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("base", ["silu", "identity"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity"])
 @pytest.mark.parametrize("way", [*WAYS, *(pytest.param(way, marks=ON_CPU) for way in TRITON_WAYS)])
 def test_what_float16_has_no_range_for_is_infinite_under_autocast(way: str, base: str) -> None:
     """The same elements are infinite as those of a Linear."""

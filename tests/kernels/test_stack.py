@@ -34,7 +34,7 @@ from fastkan_kernels import (
 )
 
 KINDS = ("shared", "uniform", "adapted", "repeated")
-BASES = ("silu", "identity", "none")
+BASES = ("silu", "gelu", "identity", "none")
 BY_X = pytest.mark.parametrize("by_x", [True, False], ids=["by x", "not by x"])
 
 

@@ -110,6 +110,14 @@ def test_tiles_and_loads(kind: str, base: str, tiles: dict[str, int], descriptor
         assert_in_budget(o, basis, 1, "fused")
 
 
+@pytest.mark.parametrize("way", ["fused", "gather", "chunked"])
+@pytest.mark.parametrize("derivative", range(5))
+def test_gelu_and_its_derivatives(way: str, derivative: int) -> None:
+    o, basis = make_case("shared", rows=20, inputs=3, outputs=5, order=2, base="gelu")
+    with forced(way):
+        assert_in_budget(o, basis, derivative, way)
+
+
 def test_what_no_descriptor_can_address_goes_by_pointers() -> None:
     from fastkan_kernels.backends.triton.key import key
     from fastkan_kernels.backends.triton.problem import problem

@@ -18,7 +18,7 @@ from fastkan_kernels.autograd import dispatch
 
 
 @pytest.mark.usefixtures("each_backend")
-@pytest.mark.parametrize("base", ["silu", "identity", "none"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "none"])
 @pytest.mark.parametrize("order", range(1, 6))
 def test_each_edge_is_a_scipy_spline_and_a_base_function(order: int, base: str) -> None:
     layer = KANLinear(3, 4, grid_size=6, spline_order=order, grid_range=(-2, 1), base=base, dtype=torch.float64)
@@ -31,7 +31,7 @@ def test_each_edge_is_a_scipy_spline_and_a_base_function(order: int, base: str) 
             spline = BSpline(knots, layer.spline_weight[:, i, o].detach().numpy(), order)
             expected[:, o] += spline(x[:, i].numpy())
             if base != "none":
-                value = functional.silu(x[:, i]) if base == "silu" else x[:, i]
+                value = getattr(functional, base)(x[:, i]) if base != "identity" else x[:, i]
                 expected[:, o] += layer.base_weight[i, o].item() * value.numpy()
     np.testing.assert_allclose(layer(x).detach().numpy(), expected, rtol=1e-12, atol=1e-13)
 

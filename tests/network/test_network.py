@@ -25,7 +25,7 @@ SIZES = pytest.mark.parametrize("rows", [40, 3000], ids=["in one Function", "by 
 
 
 @SIZES
-@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "zero"])
 @pytest.mark.parametrize("knots", ["shared", "uniform", "adapted", "repeated"])
 def test_a_stack_of_splines_is_what_the_formulas_say(knots: str, base: str, rows: int) -> None:
     model = network([2, 4, 3, 2], knots, base_fun=base, off=[(0, 0, 1), (1, 3, 2)], grid=[6, 7, 8], k=[3, 2, 4])

@@ -99,7 +99,7 @@ NETWORKS: dict[str, Callable[[], KAN]] = {
     "tiny": tiny,
     "full": full,
     **{str(dtype)[6:]: partial(full, dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
-    **{fun: partial(KAN, width=[2, 3, 1], base_fun=fun, seed=0) for fun in ("silu", "identity", "zero")},
+    **{fun: partial(KAN, width=[2, 3, 1], base_fun=fun, seed=0) for fun in ("silu", "gelu", "identity", "zero")},
     "a grid that only float64 can hold": partial(KAN, [1, 2], grid_range=(0, 1e-60), dtype=torch.float64, seed=0),
 }
 

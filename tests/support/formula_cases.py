@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import sympy
 import torch
+from scipy import special
 
 from fastkan import KAN, SYMBOLIC_LIB
 
@@ -69,7 +70,7 @@ WIDTHS = [[1, 1], [2, 3, 1], [3, [1, 2], 2], [2, [0, 3], [2, 1], 2], [2, [2, 1],
 
 def of_formulas(formulas: list[Any], variables: list[Any], x: torch.Tensor) -> torch.Tensor:
     """Values of formulas by sympy's ``lambdify`` for NumPy, ``[N, out]``."""
-    function = sympy.lambdify(variables, formulas, "numpy")
+    function = sympy.lambdify(variables, formulas, [{"erf": special.erf}, "numpy"])
     with np.errstate(all="ignore"):
         columns = function(*x.numpy().T)
     return torch.stack([torch.as_tensor(np.broadcast_to(column, len(x)).copy()) for column in columns], 1)

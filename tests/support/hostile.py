@@ -148,6 +148,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "rewind": {"model_id": "0.0"},
         "checkout": {"model_id": "0.0"},
         "get_reg": {},
+        "regularization_loss": {},
         "reg": {},
         "feature_interaction": {"l": 1},
         "auto_swap_l": {"l": 1},
@@ -161,6 +162,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         "count_outside": {},
         "set_knots": {"knots": KNOTS},
         "set_mask": {"mask": torch.ones(2, 3)},
+        "from_splines": {"knots": KNOTS, "coefficients": W, "base_weight": BASE_W},
+        "regularization_loss": {},
     },
     "SymbolicEdges": {
         "forward": {"x": X},

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import sympy
 import torch
+from scipy import special
 from scipy.interpolate import BSpline
 from torch import Tensor
 
@@ -101,10 +102,29 @@ def silu(x: Any, derivative: int = 0) -> Any:
     return xp.where(x > 300, beyond, xp.where(x < -300, xp.zeros_like(x), value))
 
 
+def gelu(x: Any, derivative: int = 0) -> Any:
+    """x P(x), with P of scipy or torch, or a derivative: by Leibniz' rule d P^(d-1) + x P^(d), where P^(n + 1) is the
+    density times (-1)^n He_n, a Hermite polynomial."""
+    xp: Any = torch if isinstance(x, Tensor) else np
+    near = xp.clip(x, -300, 300)
+    with np.errstate(all="ignore"):
+        density = xp.exp(-near * near / 2) / math.sqrt(2 * math.pi)
+        hermite = [xp.ones_like(near), near]
+        for n in range(1, 4):
+            hermite.append(near * hermite[-1] - n * hermite[-2])
+        normal: Any = torch.special.ndtr(near) if xp is torch else special.ndtr(near)
+        of_order = [normal, *((-1) ** n * h * density for n, h in enumerate(hermite))]
+        value = near * of_order[derivative] + (derivative * of_order[derivative - 1] if derivative else 0)
+    beyond = x if derivative == 0 else xp.full_like(x, float(derivative == 1))
+    return xp.where(x > 300, beyond, xp.where(x < -300, xp.zeros_like(x), value))
+
+
 def base_function(x: Any, name: str, derivative: int = 0) -> Any:
-    """b^(d) of an array or a tensor, of the base function ``"silu"`` or ``"identity"``."""
+    """b^(d) of an array or a tensor, of the base function ``"silu"``, ``"gelu"`` or ``"identity"``."""
     if name == "silu":
         return silu(x, derivative)
+    if name == "gelu":
+        return gelu(x, derivative)
     xp: Any = torch if isinstance(x, Tensor) else np
     return x if derivative == 0 else xp.where(xp.isnan(x), x, xp.full_like(x, float(derivative == 1)))
 
@@ -284,5 +304,10 @@ def _base_magnitude(x: Array, name: str, derivative: int) -> Array:
     derivatives of the logistic s are s', s' (1 - 2s), s' (1 - 6s'), s' (1 - 2s)(1 - 12s'), and s' <= min(s, 1/4)."""
     if name == "identity":
         return np.abs(base_function(x, name, derivative))
+    if name == "gelu":  # the density's own error grows with the square of x, and 1 + erf has one of the size of 1
+        r = np.minimum(np.abs(x), 300)
+        density = (1 + r**2) * np.exp(-(r**2) / 2)
+        return (np.abs(x), 1 + r * density, (2 + r**2) * density, r * (4 + r**2) * density,
+                (4 + 7 * r**2 + r**4) * density)[derivative]  # fmt: skip
     terms = (1, 1, 3, 3, 12)[derivative]
     return terms * (derivative + np.abs(x)) / (1 + np.exp(-np.clip(x, -80, 700)))

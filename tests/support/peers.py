@@ -152,6 +152,8 @@ SOURCES: dict[str, Callable[..., Any]] = {
     "efficient-kan": lambda dtype: KAN([3, 5, 2]).to(dtype),
     "efficient-kan, layer": lambda dtype: KANLinear(3, 4, 6, 2).to(dtype),
     "efficient-kan, no scale": lambda dtype: KANLinear(3, 4, scaled=False).to(dtype),
+    "efficient-kan, gelu": lambda dtype: KANLinear(3, 4, base_activation=nn.GELU).to(dtype),
+    "pykan, gelu": lambda **o: pykan(base_fun=nn.GELU(), **o),
     "efficient-kan, identity": lambda dtype: KANLinear(3, 4, base_activation=nn.Identity).to(dtype),
 }  # fmt: skip
 

@@ -17,11 +17,13 @@ import torch
 from formula_cases import NAMES, ROWS, WIDTHS, affine_for, assert_equal, fixed, network, of_formulas, randomized
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from spline_cases import shaped
 
 from fastkan import KAN, add_symbolic, create_dataset
 from fastkan.layers.function_library import remove_symbolic
 from fastkan.symbolic.expressions import named_edge, taylor_pieces
+from fastkan.symbolic.formula import compile_numpy
 from fastkan.symbolic.rounding import number, rounded
 
 
@@ -331,7 +333,7 @@ def test_pieces_equal_the_forward_inside_and_outside_the_grid(width: list[Any], 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("outside", ["zero", "linear"])
-@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "zero"])
 def test_pieces_of_one_edge(order: int, outside: str, base: str) -> None:
     model = KAN(width=[1, 1], grid=4, k=order, base_fun=base, noise_scale=5.0, dtype=torch.float64)
     model.layers[0].outside = outside
@@ -339,6 +341,17 @@ def test_pieces_of_one_edge(order: int, outside: str, base: str) -> None:
     ends = torch.tensor([-1e3, -5.0, 5.0, 1e3], dtype=torch.float64)
     x = torch.cat([knots, torch.linspace(-2.5, 2.5, 301, dtype=torch.float64), ends]).unsqueeze(1)
     assert_equal(of_formulas(*model.symbolic_formula(numeric="piecewise"), x), model(x).detach())
+    if base == "gelu":
+        assert_equal(torch.from_numpy(model.formula_numpy(numeric="piecewise")(x)), model(x).detach())
+
+
+@pytest.mark.parametrize("has_scipy", [True, False])
+def test_erf_is_compiled_without_scipy_too(has_scipy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastkan.symbolic.formula.find_spec", lambda name: has_scipy or None)
+    z = sympy.Symbol("z")
+    function = compile_numpy([[z]], [z * sympy.erf(z)])
+    x = np.linspace(-3, 3, 7)
+    np.testing.assert_allclose(function([x])[0], x * special.erf(x), rtol=1e-14)
 
 
 def test_pieces_are_right_continuous() -> None:
@@ -458,7 +471,7 @@ def test_values_and_derivatives_of_one_edge(order: int, outside: str, base: str)
 
 
 @pytest.mark.parametrize("outside", ["zero", "linear"])
-@pytest.mark.parametrize("base", ["silu", "identity", "zero"])
+@pytest.mark.parametrize("base", ["silu", "gelu", "identity", "zero"])
 @pytest.mark.parametrize("weight", ["drawn", "constant"])  # a constant spline has tangents of slope 0
 def test_values_and_derivatives_at_nan_and_infinities_are_the_forwards(outside: str, base: str, weight: str) -> None:
     model = KAN(width=[1, 1], base_fun=base, noise_scale=3.0, dtype=D)

@@ -19,8 +19,8 @@ from ...layers.linear import KANLinear
 from ...network.core import AFFINE
 from .layouts import has_coincident_knots
 
-# Maps the names of base functions in fastkan to their names in pykan.
-_PYKAN_BASES = {"silu": "silu", "identity": "identity", "none": "zero"}
+# Maps the names of base functions in fastkan to their names in pykan, or to functions that pykan has no name for.
+_PYKAN_BASES = {"silu": "silu", "gelu": nn.GELU(), "identity": "identity", "none": "zero"}
 
 
 @checked(module=Instance(nn.Module), standalone_scale=FLAG)
@@ -41,6 +41,11 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
         TypeError: if ``module`` is not a ``torch.nn.Module``.
         ValueError: if a layer has a bias, a base function other than silu, ``outside="linear"`` or coincident knots;
             or if a network has formulas, multiplication nodes, affine maps, or ignores columns of its input.
+
+    A module of the original class is made as it was made before, and loads the result::
+
+        theirs = TheirModel(...)
+        theirs.load_state_dict(to_efficient_kan_state_dict(ours))
 
     Example:
         >>> sorted(to_efficient_kan_state_dict(KANLinear(2, 5)))
@@ -176,7 +181,7 @@ def _pykan_layer(layer: KANLinear) -> Any:
     import kan
 
     size = layer.in_features, layer.out_features, layer.grid_size, layer.spline_order
-    base = {"silu": nn.SiLU(), "identity": nn.Identity(), "none": lambda x: x * 0.0}[layer.base]
+    base = {"silu": nn.SiLU(), "gelu": nn.GELU(), "identity": nn.Identity(), "none": lambda x: x * 0.0}[layer.base]
     theirs = kan.KANLayer(*size, base_fun=base, device=str(layer.knots.device))
     _set_tensors(theirs, layer)
     return theirs.train(layer.training)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Tensors = Mapping[str, Tensor]
+FROM_SPLINES = "KANLinear.from_splines(knots, coefficients, ...) makes a layer from tensors in fastkan's layout"
 UNUSED_KNOT_FACTOR = 1e6  # Knots that no edge uses are moved to this multiple of the largest absolute knot.
 
 
@@ -17,10 +18,11 @@ class LayerTensors(NamedTuple):
     """The tensors of one layer, with the names and the layout of :class:`fastkan.KANLinear`."""
 
     spline_weight: Tensor
-    base_weight: Tensor
+    base_weight: Tensor | None
     spline_scale: Tensor | None
     mask: Tensor | None
     knots: Tensor
+    bias: Tensor | None = None
 
     @property
     def order(self) -> int:
@@ -44,23 +46,30 @@ class Layout(NamedTuple):
         required, optional: names of the tensors that a layer must have, and names of the tensors that it may have.
         parameters: dictionary from the names of the parameters of :class:`fastkan.KANLinear` to the names of the
             corresponding tensors of the package.
-        dims: number of dimensions of each tensor, which is checked before ``translate`` is called.
+        dims: the numbers of dimensions that each tensor may have, which are checked before ``translate`` is called.
         translate: function that converts a dictionary of the layer's tensors to :class:`LayerTensors`.
+        otherwise: what to do if a tensor has another number of dimensions, for the error message.
     """
 
     package: str
     required: frozenset[str]  # names of the layer's tensors
     optional: frozenset[str]
     parameters: dict[str, str]  # name of the source tensor for each parameter of KANLinear
-    dims: dict[str, int]  # number of dimensions of each tensor, which `translate` relies on
+    dims: dict[str, tuple[int, ...]]  # numbers of dimensions that each tensor may have, which `translate` relies on
     translate: Callable[[Tensors], LayerTensors]
+    otherwise: str = ""  # what to do if a tensor has another number of dimensions
 
 
 def _efficient_kan(tensors: Tensors) -> LayerTensors:
-    scale = tensors.get("spline_scaler")
-    scale = None if scale is None else scale.t()
+    weight, grid = tensors["spline_weight"], tensors["grid"]
+    scale, base_weight = tensors.get("spline_scaler"), tensors.get("base_weight")
     return LayerTensors(
-        tensors["spline_weight"].permute(2, 1, 0), tensors["base_weight"].t(), scale, None, tensors["grid"]
+        weight.permute(2, 1, 0),
+        None if base_weight is None else base_weight.t(),
+        None if scale is None else scale.t(),
+        None,
+        grid.expand(weight.shape[1], -1) if grid.ndim == 1 else grid,
+        tensors.get("bias"),
     )
 
 
@@ -115,6 +124,34 @@ def _pykan(tensors: Tensors) -> LayerTensors:
     )
 
 
+def _old_pykan(tensors: Tensors) -> LayerTensors:
+    """Translate the tensors of a layer of pykan 0.0, which have an entry for each edge, ``[out * in, ...]``, and the
+    knots of the grid alone. The entry ``inputs`` is the number of inputs.
+
+    To evaluate its splines, pykan 0.0 adds k knots on both sides, whose distance is the mean width of the cells.
+    """
+    inputs = int(tensors["inputs"])
+    edges, count = tensors["coef"].shape
+    if not inputs or edges % inputs:
+        raise ValueError(f"{edges} edges do not belong to {inputs} inputs")
+
+    def by_input(values: Tensor) -> Tensor:
+        if len(values) != edges:
+            raise ValueError(f"its tensors must have an entry for each of the {edges} edges, got {len(values)}")
+        return values.reshape(edges // inputs, inputs, *values.shape[1:]).transpose(0, 1)
+
+    grids = by_input(tensors["grid"])
+    if bool((grids != grids[:, :1]).any()):
+        raise ValueError("the edges of an input have different grids, but fastkan has one grid for each input")
+    inner = grids[:, 0]
+    order = count - inner.shape[1] + 1
+    step = (inner[:, -1:] - inner[:, :1]) / max(inner.shape[1] - 1, 1)
+    beyond = step * torch.arange(1, max(order, 0) + 1, device=step.device)
+    knots = torch.cat([inner[:, :1] - beyond.flip(1), inner, inner[:, -1:] + beyond], 1)
+    names = ("coef", "mask", "scale_base", "scale_sp")
+    return _pykan({"grid": knots, **{name: by_input(tensors[name]) for name in names}})
+
+
 def has_coincident_knots(knots: Tensor) -> Tensor:
     """Return a bool tensor ``[in]``: whether an input has two equal neighbours in ``knots [in, M]``. Other packages
     divide by zero for an input with equal neighbours."""
@@ -140,41 +177,73 @@ def _move_unused_knots(grid: Tensor, order: int, mask: Tensor) -> Tensor:
 
 EFFICIENT_KAN = Layout(
     "efficient-kan",
-    frozenset({"grid", "base_weight", "spline_weight"}),
-    frozenset({"spline_scaler"}),
-    {"spline_weight": "spline_weight", "base_weight": "base_weight", "spline_scale": "spline_scaler"},
-    {"grid": 2, "spline_weight": 3, "base_weight": 2, "spline_scaler": 2},
+    frozenset({"grid", "spline_weight"}),
+    frozenset({"base_weight", "spline_scaler", "bias"}),
+    {"spline_weight": "spline_weight", "base_weight": "base_weight", "spline_scale": "spline_scaler", "bias": "bias"},
+    {"grid": (1, 2), "spline_weight": (3,), "base_weight": (2,), "spline_scaler": (2,), "bias": (1,)},
     _efficient_kan,
+    "for weights of groups, make a KANLinear for each group by KANLinear.from_splines",
 )
 INKAN = Layout(
     "inkan",
     frozenset({"weight", "grid_starts"}),
     frozenset(),
     {"spline_weight": "weight", "base_weight": "weight"},
-    {"weight": 2, "grid_starts": 1},
+    {"weight": (2,), "grid_starts": (1,)},
     _inkan,
 )
+_PYKAN_NAMES = {"spline_weight": "coef", "base_weight": "scale_base", "spline_scale": "scale_sp"}
 PYKAN = Layout(
     "pykan",
     frozenset({"grid", "coef", "mask", "scale_base", "scale_sp"}),
     frozenset(),
-    {"spline_weight": "coef", "base_weight": "scale_base", "spline_scale": "scale_sp"},
-    {"grid": 2, "coef": 3, "mask": 2, "scale_base": 2, "scale_sp": 2},
+    _PYKAN_NAMES,
+    {"grid": (2,), "coef": (3,), "mask": (2,), "scale_base": (2,), "scale_sp": (2,)},
     _pykan,
 )
-LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN)
+OLD_PYKAN = Layout(
+    "pykan 0.0",
+    PYKAN.required,
+    frozenset(),
+    _PYKAN_NAMES,
+    {"grid": (2,), "coef": (2,), "mask": (1,), "scale_base": (1,), "scale_sp": (1,)},
+    _old_pykan,
+)
+_LAYOUTS = (EFFICIENT_KAN, INKAN, PYKAN, OLD_PYKAN)
+
+
+def layout_of(tensors: Tensors) -> Layout | None:
+    """Return the layout of a layer with these tensors, or None. The layers of the versions of pykan have tensors of the
+    same names, with different numbers of dimensions."""
+    for layout in _LAYOUTS:
+        if layout.required <= tensors.keys():
+            return OLD_PYKAN if layout is PYKAN and tensors["coef"].ndim == 2 else layout
+    return None
+
+
+def described(layouts: Iterable[Layout] = (EFFICIENT_KAN, INKAN, PYKAN)) -> str:
+    """Return the names of packages, with the names of the tensors of their layers in parentheses."""
+    return ", ".join(f"{each.package} ({', '.join(sorted(each.required))})" for each in layouts)
 
 
 def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
     """Translate the tensors of another package's layer into the layout of :class:`fastkan.KANLinear`, and check that
     the shapes fit together and that no knots coincide."""
+    if layout is EFFICIENT_KAN:  # convkan's weights have a first dimension for groups of channels
+        most = {name: dims[-1] for name, dims in layout.dims.items()}
+        tensors = {
+            name: value[0] if len(value.shape) == most.get(name, value.ndim) + 1 and len(value) == 1 else value
+            for name, value in tensors.items()
+        }
     for name, value in tensors.items():
         if value.is_meta:
             raise ValueError(f"{name} is on the meta device and has no values to convert")
-        if value.ndim != layout.dims.get(name, value.ndim):
+        if value.ndim not in layout.dims.get(name, (value.ndim,)):
+            numbers = " or ".join(map(str, layout.dims[name]))
+            instead = f"; {layout.otherwise}" if layout.otherwise else ""
             raise ValueError(
-                f"{name} must have {layout.dims[name]} dimensions, as in {layout.package}; got the shape "
-                f"{list(value.shape)}"
+                f"{name} must have {numbers} dimensions, as in {layout.package}; got the shape "
+                f"{list(value.shape)}{instead}"
             )
     translated = layout.translate(tensors)
     count, inputs, outputs = translated.spline_weight.shape
@@ -182,14 +251,17 @@ def layer_tensors(layout: Layout, tensors: Tensors) -> LayerTensors:
     if not 1 <= order < translated.knots.shape[1] // 2:
         raise ValueError(
             f"{translated.knots.shape[1]} knots and {count} splines for each input do not belong to any spline order: "
-            "G + 2k + 1 knots and G + k splines are expected"
+            f"G + 2k + 1 knots and G + k splines are expected; {FROM_SPLINES}"
         )
-    wanted = {"base_weight": (inputs, outputs), "spline_scale": (inputs, outputs), "mask": (inputs, outputs)}
-    for name, shape in {**wanted, "knots": (inputs, count + order + 1)}.items():
+    wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("base_weight", "spline_scale", "mask"), (inputs, outputs))
+    for name, shape in {**wanted, "bias": (outputs,), "knots": (inputs, count + order + 1)}.items():
         value = getattr(translated, name)
         if value is not None and value.shape != shape:
             theirs = layout.parameters.get(name, name)
-            raise ValueError(f"{theirs} must have the shape {list(shape)} in fastkan's layout, got {list(value.shape)}")
+            raise ValueError(
+                f"{theirs} must have the shape {list(shape)} in fastkan's layout, got {list(value.shape)}; "
+                f"{FROM_SPLINES}"
+            )
     coincident = has_coincident_knots(translated.knots)
     if bool(coincident.any()):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, Instance, checked
+from fastkan_kernels import BASE_FUNCTIONS, FLAG, Instance, Optional, checked, warn
 
 from ...kan import KAN
 from ...layers.function_library import SYMBOLIC_LIB
@@ -17,7 +17,7 @@ from ...layers.linear import KANLinear
 from ...layers.symbolic import SymbolicEdges
 from ...network.core import AFFINE
 from ..references import Reference, check_unwrapped, is_compiled, references
-from .layouts import EFFICIENT_KAN, INKAN, PYKAN, LayerTensors, Layout, layer_tensors
+from .layouts import EFFICIENT_KAN, INKAN, OLD_PYKAN, PYKAN, Layout, layer_tensors
 from .sources import (
     SourceKind,
     base_of,
@@ -26,37 +26,49 @@ from .sources import (
     check_tensors,
     check_unshared,
     is_copy,
+    near_misses,
+    returns_one,
     source_kind,
+    tensors_of,
     warn_of_hooks,
 )
 
 Converted = dict[nn.Module, Any]  # maps each source, a module of another package, to its new module
 
 
-@checked(module=Instance(nn.Module), inplace=FLAG)
+@checked(module=Instance(nn.Module), inplace=FLAG, networks=Optional(FLAG))
 @torch.inference_mode(False)
-def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
+def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None = None) -> nn.Module:
     """Replace the KAN layers of other packages in a module by fastkan layers that compute the same functions.
 
-    pykan's ``MultKAN``, efficient-kan's ``KAN`` and inkan's ``KANNetwork`` are converted to a :class:`fastkan.KAN`,
-    with grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``. efficient-kan's
-    ``KANLinear``, inkan's ``KANLayer`` and a single ``KANLayer`` of pykan are converted to a
-    :class:`fastkan.KANLinear`. The ``KANLayer`` of pykan returns four tensors, but the new layer returns only the
-    outputs. All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are
-    kept, and a module that is used in several places remains one module.
+    Layers are converted to a :class:`fastkan.KANLinear`: efficient-kan's ``KANLinear``, inkan's ``KANLayer``, pykan's
+    ``KANLayer`` of versions 0.2 and 0.0, and copies of them under any class name, which are recognised by their
+    tensors. pykan's layer returns four tensors, but the new layer returns only the outputs; therefore it is converted
+    inside of another module only if it is a copy that returns one tensor.
 
-    The packages need not be installed, because classes are recognised by their names. The classes of efficient-kan are
-    also recognised in copies of its file. If a module may come from a copy, the outputs of the converted module are
-    compared with the outputs of the original module.
+    Networks are converted to a :class:`fastkan.KAN`: pykan's ``MultKAN`` and the ``KAN`` of pykan 0.0 everywhere, with
+    grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``; efficient-kan's ``KAN`` and
+    inkan's ``KANNetwork`` if they are ``module`` itself. Inside of another module, these two keep their class, and only
+    their layers are replaced. What the other module does with them, such as
+    ``kan(x, update_grid=True)``, ``kan.regularization_loss()`` or a choice of parameters by class, continues to work.
+
+    All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are kept, and a
+    module that is used in several places remains one module. The packages need not be installed. Unless a class is of
+    pykan or inkan itself, the outputs of the converted module are compared with the outputs of the original module.
 
     Only submodules are converted. A layer that ``module`` holds only in a plain list is not converted. A layer that is
     a submodule, and is also held by a plain attribute, list or dictionary, is replaced in both places. References to
     the parameters of the layer are not replaced. The parameters of converted layers are new, so create the optimizer,
-    and wrap the model for distributed training, after the conversion.
+    and wrap the model for distributed training, after the conversion. Where an optimizer groups parameters by class,
+    add :class:`fastkan.KANLinear`, which has ``spline_weight``, ``base_weight``, and maybe ``spline_scale`` and
+    ``bias``.
 
     Args:
         module: a module of a class that can be converted, or a module with submodules of these classes.
         inplace: whether to change ``module`` itself instead of a copy of it.
+        networks: whether efficient-kan's ``KAN`` and inkan's ``KANNetwork`` become a :class:`fastkan.KAN`, or keep
+            their class with new layers. By default, the first if they are ``module`` itself, and the second if they are
+            inside of it.
 
     Returns:
         The converted module. If ``inplace`` is True and ``module`` is not itself replaced by a new layer or network,
@@ -64,31 +76,56 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
 
     Raises:
         TypeError: if ``module`` is not a ``torch.nn.Module``.
-        ValueError: if fastkan cannot represent a layer or network; the message names the layer and the reason. The
-            reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks between 0 and 1,
-            trained grids and masks, coincident knots, subclasses, shared parameters, a pykan ``KANLayer`` inside
-            another module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised
-            if a layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing
-            to convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the
-            original layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If
-            ``inplace`` is True, a ValueError is also raised if a layer is compiled.
+        ValueError: if fastkan cannot represent a layer or network; the message names the layer, the reason and what to
+            do instead. The reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks
+            between 0 and 1, trained grids and masks, coincident knots, edges of pykan 0.0 that share a function or not
+            a grid, outputs that differ, shared parameters, a layer that returns four tensors inside another module,
+            tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a layer is
+            inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to convert, or
+            if a function, such as a lambda in an attribute, holds a layer and would still call the original layer. If
+            ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If ``inplace`` is True,
+            a ValueError is also raised if a layer is compiled.
 
     Warns:
-        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted.
+        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; or if
+            ``module`` is a network that a :class:`fastkan.KAN` cannot represent, so that it keeps its class.
 
     Example:
         >>> import kan  # doctest: +SKIP
         >>> model = convert(kan.KAN(width=[2, 5, 1], grid=5, k=3))  # doctest: +SKIP
         >>> optimizer = torch.optim.Adam(model.parameters())  # doctest: +SKIP
     """
-    sources = dict(_sources(module, ""))
+    if networks is None and _is_chain(module):
+        try:
+            return _convert(module, inplace, True)
+        except ValueError as error:
+            refused = error
+        try:
+            with_layers = _convert(module, inplace, False)
+        except ValueError:
+            raise refused from None
+        warn(f"{type(module).__name__} keeps its class, and only its layers are converted: {refused}")
+        return with_layers
+    return _convert(module, inplace, networks)
+
+
+def _is_chain(module: nn.Module) -> bool:
+    try:
+        kind = source_kind(module)
+    except ValueError:  # the search for layers raises the same error later
+        return False
+    return kind is not None and kind.is_chain
+
+
+def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Module:
+    sources = dict(_sources(module, "", bool(networks)))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
             _outside_references(module, set(), inplace)
-            return module if inplace else _copy_with(module, {})
+            return module if inplace else _copy_with(module, {}, sources)
         raise ValueError(
             f"module must be or contain one of {', '.join(kind.value for kind in SourceKind)}; "
-            f"{type(module).__name__} contains none"
+            f"{type(module).__name__} contains none{near_misses(module)}"
         )
     check_unwrapped(module, sources.values(), "convert")
     check_unshared(module, sources)
@@ -103,13 +140,13 @@ def convert(module: nn.Module, *, inplace: bool = False) -> nn.Module:
     for path, source in sources.items():
         if source not in converted:
             try:
-                converted[source] = _convert_source(source, converted)
+                converted[source] = _convert_source(source, converted, is_inside=bool(path))
             except ValueError as error:
                 raise ValueError(f"{path or 'module'}, a {type(source).__name__}: {error}") from error
     if module in converted:
         return converted[module]
     if not inplace:
-        return _copy_with(module, converted)
+        return _copy_with(module, converted, sources)
     for parent in parents:
         for name, child in parent._modules.items():
             if child is not None:
@@ -154,12 +191,17 @@ def _name_of(held: nn.Module | Tensor, module: nn.Module) -> str:
     return next((name for name, each in named if each is held), "") or "the module itself"
 
 
-def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
+def _copy_with(module: nn.Module, converted: Converted, sources: dict[str, nn.Module]) -> nn.Module:
     """Return a copy of a module in which the converted modules replace their originals, also in attributes and
-    containers. A ``KANLayer`` of pykan in an attribute or container is not replaced, because a ``KANLayer`` returns
-    four tensors, and its callers expect four tensors."""
-    copied = (None, SourceKind.PYKAN_LAYER)
-    memo = {id(source): new for source, new in converted.items() if source_kind(source) not in copied}
+    containers. A ``KANLayer`` of a network of pykan that is held in an attribute or container is not replaced, because
+    it returns four tensors, and its callers expect four tensors."""
+    found = set(sources.values())
+
+    def is_replaced(source: nn.Module) -> bool:
+        kind = source_kind(source)
+        return source in found or (kind is not None and not kind.returns_four)
+
+    memo = {id(source): new for source, new in converted.items() if is_replaced(source)}
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
@@ -167,90 +209,109 @@ def _copy_with(module: nn.Module, converted: Converted) -> nn.Module:
         raise ValueError(f"module, a {name}, cannot be copied; convert it with inplace=True: {error}") from error
 
 
-def _sources(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+def _sources(module: nn.Module, path: str, networks: bool) -> Iterator[tuple[str, nn.Module]]:
     """Yield a tuple of the qualified name and the module for each submodule to convert. A submodule that has several
-    names is yielded for each name. The search does not continue inside a submodule to convert."""
+    names is yielded for each name. The search does not continue inside a submodule to convert. If ``networks`` is
+    False, networks that only call their layers are not converted, but their layers are."""
     try:
         kind = source_kind(module)
     except ValueError as error:
         raise ValueError(f"{path or 'module'}: {error}") from None
-    if kind is SourceKind.PYKAN_LAYER and path:
-        raise ValueError(
-            f"{path} is pykan's KANLayer, which returns four tensors, but a converted layer returns one. "
-            "Convert the MultKAN that it comes from, or the layer by itself"
-        )
-    if kind is not None:
+    if kind is not None and (networks or not kind.is_chain):
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _sources(child, f"{path}.{name}" if path else name)
+        yield from _sources(child, f"{path}.{name}" if path else name, networks)
 
 
-def _convert_source(source: nn.Module, converted: Converted) -> nn.Module:
+def _convert_source(source: nn.Module, converted: Converted, is_inside: bool) -> nn.Module:
     kind = source_kind(source)
     assert kind is not None
-    new = BUILDERS[kind](source, converted)
+    if is_inside and kind.returns_four and not (is_copy(source) and returns_one(source)):
+        raise ValueError(
+            f"it is {kind.value}, which returns four tensors, but a converted layer returns one. Convert the network "
+            "that it comes from, or convert the layer by itself and change the module that calls it"
+        )
+    new = _build(source, kind, converted)
     warn_of_hooks(source)
-    if is_copy(source):
-        check_same_outputs(source, new)
     if kind.is_network:
         for each in new.modules():
             each.training = each.training if isinstance(each, KANLinear) else source.training
     return new
 
 
+def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Module:
+    """Convert a module, and compare the outputs if the module may be a changed copy."""
+    if not kind.is_network:
+        return _build_layer(source, kind)
+    build = NETWORKS[kind]
+    new = build(source, converted)
+    if is_copy(source):
+        check_same_outputs(source, new, lambda changed: build(changed, {}))
+    return new
+
+
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def build_layer(tensors: LayerTensors, base: str, trained: dict[str, bool]) -> KANLinear:
-    """Construct a layer with the given tensors, on the device and in the dtype of the tensors. ``trained`` maps the
-    name of each parameter to its ``requires_grad``."""
-    count, inputs, outputs = tensors.spline_weight.shape
-    order, state = tensors.order, tensors.state()
-    if base == "none":
-        del state["base_weight"]
-    ends = tensors.knots[:, [order, -order - 1]].double() if inputs else torch.tensor([[-1.0, 1.0]])
-    with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are overwritten below
-        layer = KANLinear(
-            inputs, outputs, count - order, order, grid_range=(ends[:, 0].min().item(), ends[:, 1].max().item()),
-            base=base, spline_scale=tensors.spline_scale is not None, dtype=tensors.spline_weight.dtype, device="cpu",
-        )  # fmt: skip
-    layer.to(tensors.spline_weight.device)
-    layer.load_state_dict(state)
+def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
+    """Convert a layer. If a copy does not keep its base function in the attribute of the package's class, the base
+    function is found by comparing outputs."""
+    layout, name = LAYERS[kind]
+    function: Any = getattr(source, name, None)
+    if not is_copy(source):
+        return convert_layer(source, layout, base_of(function, name))
+    is_function = callable(function) and not isinstance(function, type)
+    refused: ValueError | None = None
+    for base in [base_of(function, name)] if is_function else BASE_FUNCTIONS:
+
+        def build(each: nn.Module, base: str = base) -> KANLinear:
+            return convert_layer(each, layout, base)
+
+        try:
+            new = build(source)
+            check_same_outputs(source, new, build)
+        except ValueError as error:
+            refused = refused or error
+        else:
+            return new
+    assert refused is not None
+    raise refused
+
+
+def convert_layer(source: nn.Module, layout: Layout, base: str) -> KANLinear:
+    """Convert a layer that has the given base function."""
+    check_tensors(source, layout)
+    held = tensors_of(source)
+    trained = {name: held[theirs].requires_grad for name, theirs in layout.parameters.items() if theirs in held}
+    translated = layer_tensors(layout, _with_sizes(source, layout, held))
+    if base == "none" or translated.base_weight is None:
+        base, translated = "none", translated._replace(base_weight=None)
+    layer = KANLinear.from_splines(
+        translated.knots, translated.spline_weight, translated.base_weight, translated.spline_scale, translated.bias,
+        base=base,
+    )  # fmt: skip
+    layer.set_mask(translated.mask)
     for name, parameter in layer.named_parameters():
         parameter.requires_grad_(trained[name])
-    return layer
+    return layer.train(source.training)
 
 
-def convert_layer(
-    source: nn.Module, layout: Layout, base: str, changed: dict[str, Tensor | None] | None = None
-) -> KANLinear:
-    """Convert a layer. The tensors in the dictionary ``changed`` replace the tensors of the layer that have the same
-    names. If an entry of ``changed`` is None, the tensor of the layer is left out."""
-    check_tensors(source, layout)
-    held: dict[str, Any] = {**dict(source.named_parameters()), **dict(source.named_buffers()), **(changed or {})}
-    held = {name: value for name, value in held.items() if value is not None}
-    trained = {name: held[theirs].requires_grad for name, theirs in layout.parameters.items() if theirs in held}
-    return build_layer(layer_tensors(layout, held), base, trained).train(source.training)
-
-
-def _efficient_kan_layer(source: Any, converted: Converted) -> KANLinear:
-    scaled = getattr(source, "enable_standalone_scale_spline", True)
-    # Some copies of efficient-kan have no ``base_activation`` and call silu in ``forward``.
-    activation = getattr(source, "base_activation", nn.functional.silu)
-    base = base_of(activation, "base_activation")
-    return convert_layer(source, EFFICIENT_KAN, base, {} if scaled else {"spline_scaler": None})
-
-
-def _inkan_layer(source: Any, converted: Converted) -> KANLinear:
-    if source.dim != 1:
-        raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
-    step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
-    return convert_layer(source, INKAN, base_of(source.base_activation, "base_activation"), {"step": step})
-
-
-def _pykan_layer(source: Any, converted: Converted) -> KANLinear:
-    return convert_layer(source, PYKAN, base_of(source.base_fun, "base_fun"))
+def _with_sizes(source: Any, layout: Layout, held: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a layer, with what its class stores in other attributes, in the form that the layout
+    expects."""
+    if layout is EFFICIENT_KAN and not getattr(source, "enable_standalone_scale_spline", True):
+        return {name: value for name, value in held.items() if name != "spline_scaler"}
+    if layout is INKAN:
+        if source.dim != 1:
+            raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
+        step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
+        return {**held, "step": step}
+    if layout is OLD_PYKAN:
+        if source.weight_sharing.tolist() != list(range(len(held["coef"]))):
+            raise ValueError("edges share a function by lock(), but edges cannot share their functions here")
+        return {**held, "inputs": torch.tensor(source.in_dim)}
+    return held
 
 
 # -- networks ---------------------------------------------------------------------------------------
@@ -262,7 +323,7 @@ def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, c
     for place, each in enumerate(parts):
         if each not in converted:
             try:
-                converted[each] = BUILDERS[kind](each, converted)
+                converted[each] = _build_layer(each, kind)
             except ValueError as error:
                 raise ValueError(f"{name}.{place}: {error}") from None
     layers = [converted[each] for each in parts]
@@ -285,9 +346,13 @@ def build_network(layers: list[KANLinear], width: list[Any], mult_arity: Any = 2
 def _plain_network(kind: SourceKind) -> Callable[[Any, Converted], KAN]:
     def build(source: Any, converted: Converted) -> KAN:
         layers = convert_layers(source, source.layers, "layers", kind, converted)
-        return build_network(layers, [layers[0].in_features, *(each.out_features for each in layers)])
+        return build_network(layers, _widths(layers))
 
     return build
+
+
+def _widths(layers: list[KANLinear]) -> list[Any]:
+    return [layers[0].in_features, *(each.out_features for each in layers)]
 
 
 @torch.no_grad()
@@ -303,20 +368,41 @@ def _pykan_network(source: Any, converted: Converted) -> KAN:
     arity = int(arity) if source.mult_homo else [[int(factors) for factors in nodes] for nodes in arity]
     model = build_network(layers, [[int(count) for count in pair] for pair in source.width], arity)
     model.grid_eps = float(source.grid_eps)
-    for place in range(model.depth):
-        if source.symbolic_enabled:
-            theirs = source.symbolic_fun[place]
-            if theirs not in converted:
-                _set_formulas(model.symbolic[place], theirs, place)
-                converted[theirs] = model.symbolic[place]
-            model.symbolic[place] = converted[theirs]
-        for name in AFFINE:
-            ours, value = getattr(model, name), getattr(source, name)[place]
-            ours[place] = nn.Parameter(value.detach().clone().to(ours[place]), requires_grad=value.requires_grad)
+    _convert_formulas(source, model, converted)
+    for name in AFFINE:
+        for place, value in enumerate(getattr(source, name)):
+            _set_affine(model, name, place, value)
     ids = source.input_id.long().to(model.device)
     model.input_id = ids.clone()
     model.in_features = int(ids.max()) + 1 if len(ids) else 0
     return model
+
+
+@torch.no_grad()
+def _old_pykan_network(source: Any, converted: Converted) -> KAN:
+    """Convert a ``KAN`` of pykan 0.0, whose nodes have a bias, but no scale, and are sums."""
+    layers = convert_layers(source, source.act_fun, "act_fun", SourceKind.OLD_PYKAN_LAYER, converted)
+    model = build_network(layers, _widths(layers))
+    model.grid_eps = float(source.act_fun[0].grid_eps)
+    _convert_formulas(source, model, converted)
+    for place, linear in enumerate(source.biases):
+        _set_affine(model, "node_bias", place, linear.weight[0])
+    return model
+
+
+def _convert_formulas(source: Any, model: KAN, converted: Converted) -> None:
+    if not source.symbolic_enabled:
+        return
+    for place, theirs in enumerate(source.symbolic_fun):
+        if theirs not in converted:
+            _set_formulas(model.symbolic[place], theirs, place)
+            converted[theirs] = model.symbolic[place]
+        model.symbolic[place] = converted[theirs]
+
+
+def _set_affine(model: KAN, name: str, place: int, value: Tensor) -> None:
+    ours = getattr(model, name)
+    ours[place] = nn.Parameter(value.detach().clone().to(ours[place]), requires_grad=value.requires_grad)
 
 
 def _set_formulas(edges: SymbolicEdges, source: Any, layer: int) -> None:
@@ -357,11 +443,16 @@ def _computes_same(theirs: Callable[[Tensor], Tensor], ours: Callable[[Tensor], 
         return False
 
 
-BUILDERS: dict[SourceKind, Callable[[Any, Converted], nn.Module]] = {
-    SourceKind.EFFICIENT_KAN_LAYER: _efficient_kan_layer,
+# The layout of each class of layers, and the attribute in which the class keeps its base function.
+LAYERS: dict[SourceKind, tuple[Layout, str]] = {
+    SourceKind.EFFICIENT_KAN_LAYER: (EFFICIENT_KAN, "base_activation"),
+    SourceKind.INKAN_LAYER: (INKAN, "base_activation"),
+    SourceKind.PYKAN_LAYER: (PYKAN, "base_fun"),
+    SourceKind.OLD_PYKAN_LAYER: (OLD_PYKAN, "base_fun"),
+}
+NETWORKS: dict[SourceKind, Callable[[Any, Converted], KAN]] = {
     SourceKind.EFFICIENT_KAN_NETWORK: _plain_network(SourceKind.EFFICIENT_KAN_LAYER),
-    SourceKind.INKAN_LAYER: _inkan_layer,
     SourceKind.INKAN_NETWORK: _plain_network(SourceKind.INKAN_LAYER),
-    SourceKind.PYKAN_LAYER: _pykan_layer,
     SourceKind.PYKAN_NETWORK: _pykan_network,
+    SourceKind.OLD_PYKAN_NETWORK: _old_pykan_network,
 }

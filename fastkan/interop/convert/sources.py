@@ -1,12 +1,15 @@
 """Recognition of the layers and networks of other packages, and checks that a converted module can compute the same
 function.
 
-Classes are recognised by the names of their Python module and of the class, because the packages need not be installed.
+The packages need not be installed. Their own classes are recognised by the names of their Python module and of the
+class. Copies of their files, which have other names and changes, are recognised by their tensors and submodules, and
+their outputs are compared with those of the converted module.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
@@ -14,17 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import warn
+from fastkan_kernels import BASE_FUNCTIONS, base_function, warn
 
 from ...kan import KAN
 from ...layers.edge_functions import has_hooks
 from ...layers.linear import KANLinear
-from .layouts import EFFICIENT_KAN, Layout
+from ...network.core import AFFINE
+from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
-CLAIM = "it has the name and tensors of an efficient-kan module"
+CLAIM = "it has the tensors of a class that fastkan can represent"
 MAX_DIFFERENCE = 1e-4  # Maximum relative difference at which two float32 outputs count as equal.
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
+# The rows on which outputs are compared: the number of rows, and the factor by which their range is wider than the
+# knots.
+COMPARED_ROWS = ((64, 1.0), (16, 3.0), (8, 100.0))
+RANDOM_SCALE = 0.3  # Standard deviation of the random parameters with which outputs are compared.
 
 
 class SourceKind(Enum):
@@ -32,6 +40,8 @@ class SourceKind(Enum):
 
     PYKAN_NETWORK = "pykan's MultKAN"
     PYKAN_LAYER = "pykan's KANLayer"
+    OLD_PYKAN_NETWORK = "pykan 0.0's KAN"
+    OLD_PYKAN_LAYER = "pykan 0.0's KANLayer"
     EFFICIENT_KAN_NETWORK = "efficient-kan's KAN"
     EFFICIENT_KAN_LAYER = "efficient-kan's KANLinear"
     INKAN_NETWORK = "inkan's KANNetwork"
@@ -43,19 +53,32 @@ class SourceKind(Enum):
         return self.name.endswith("NETWORK")
 
     @property
+    def is_chain(self) -> bool:
+        """Whether the class is a network that does nothing but call its layers one after another, so that it can also
+        call converted layers."""
+        return self in (SourceKind.EFFICIENT_KAN_NETWORK, SourceKind.INKAN_NETWORK)
+
+    @property
+    def returns_four(self) -> bool:
+        """Whether the class is a layer that returns four tensors, of which a converted layer returns the first."""
+        return self in (SourceKind.PYKAN_LAYER, SourceKind.OLD_PYKAN_LAYER)
+
+    @property
     def package(self) -> str:
         """The name of the package."""
         return self.value.partition("'")[0]
 
 
-CLASSES = {
-    ("kan.MultKAN", "MultKAN"): SourceKind.PYKAN_NETWORK,
-    ("kan.KANLayer", "KANLayer"): SourceKind.PYKAN_LAYER,
-    ("efficient_kan.kan", "KANLinear"): SourceKind.EFFICIENT_KAN_LAYER,
-    ("efficient_kan.kan", "KAN"): SourceKind.EFFICIENT_KAN_NETWORK,
-    ("inkan.layer", "KANLayer"): SourceKind.INKAN_LAYER,
-    ("inkan.network", "KANNetwork"): SourceKind.INKAN_NETWORK,
-}
+# The classes of the packages themselves, whose outputs need not be compared. efficient-kan is a file that people copy
+# and change, often with the name of its module, so its classes are not in the list.
+TRUSTED = {
+    ("kan.MultKAN", "MultKAN"), ("kan.KAN", "KAN"), ("kan.KANLayer", "KANLayer"),
+    ("inkan.layer", "KANLayer"), ("inkan.network", "KANNetwork"),
+}  # fmt: skip
+_LAYERS = {
+    EFFICIENT_KAN.package: SourceKind.EFFICIENT_KAN_LAYER, INKAN.package: SourceKind.INKAN_LAYER,
+    PYKAN.package: SourceKind.PYKAN_LAYER, OLD_PYKAN.package: SourceKind.OLD_PYKAN_LAYER,
+}  # fmt: skip
 
 # Classes whose edges are not B-splines, with a description of the edges. No fastkan layer can compute the functions of
 # these classes.
@@ -75,67 +98,69 @@ OTHER_BASES = {
 def source_kind(module: nn.Module) -> SourceKind | None:
     """Return the class of a module as a :class:`SourceKind`, or None if the module need not be converted.
 
-    The package efficient-kan is a single file that is often copied into other projects. The class names of
-    efficient-kan are therefore accepted from any Python module, if the instance has the parameters of efficient-kan's
-    class.
+    A layer is recognised by the names of its tensors, under any class name, and a network by its submodules.
 
     Raises:
-        ValueError: if the module is a KAN layer whose edges are not B-splines, or is an instance of a subclass of a
-            known class. The ``forward`` of a subclass may compute another function.
+        ValueError: if the module has the name of a KAN layer whose edges are not B-splines, or efficient-kan's name
+            without its tensors.
     """
-    found = _kind_by_name(type(module), module)
+    cls = type(module)
+    if issubclass(cls, (KAN, KANLinear)):
+        return None
+    found = _kind(module)
     if found is not None:
         return found
-    name, full_name = type(module).__name__, _qualified_name(type(module))
-    if name in OTHER_BASES and not _is_fastkan(type(module)):
-        raise ValueError(f"{full_name} is made of {OTHER_BASES[name]}: no B-splines compute the same")
-    if name == "KANLinear" and not _is_fastkan(type(module)) and not _contains_known(module):
-        raise ValueError(f"{full_name} lacks tensors of efficient-kan's KANLinear, which has grid and spline_weight")
-    if type(module).__module__ == "kan.KAN":
-        raise ValueError(f"{full_name} is from a pykan older than 0.2, which stores its splines differently")
-    for base in type(module).__mro__[1:]:
-        if _kind_by_name(base, module) is not None:
-            raise ValueError(f"{full_name} is a subclass of {_qualified_name(base)}, so it may compute something else")
+    full_name = f"{cls.__module__}.{cls.__qualname__}"
+    if cls.__name__ in OTHER_BASES:
+        raise ValueError(f"{full_name} is made of {OTHER_BASES[cls.__name__]}: no B-splines compute the same")
+    if cls.__name__ == "KANLinear" and not any(_kind(each) for each in module.modules()):
+        raise ValueError(
+            f"{full_name} lacks tensors of efficient-kan's KANLinear, which has grid and spline_weight; it has "
+            f"{', '.join(sorted(tensors_of(module))) or 'none'}. {FROM_SPLINES}"
+        )
     return None
+
+
+def _kind(module: nn.Module) -> SourceKind | None:
+    if isinstance(module, (KAN, KANLinear)):
+        return None
+    cls, parts = type(module), module._modules
+    if {"act_fun", "symbolic_fun"} <= parts.keys():
+        if all(hasattr(module, name) for name in AFFINE):
+            return SourceKind.PYKAN_NETWORK
+        return SourceKind.OLD_PYKAN_NETWORK if "biases" in parts else None
+    if (cls.__module__, cls.__name__) == ("inkan.network", "KANNetwork"):
+        return SourceKind.INKAN_NETWORK
+    if cls.__name__ == "KAN" and list(parts) == ["layers"]:
+        held = parts["layers"]
+        layers = list(held) if isinstance(held, (nn.ModuleList, nn.Sequential)) else []
+        if layers and all(_kind(layer) is SourceKind.EFFICIENT_KAN_LAYER for layer in layers):
+            return SourceKind.EFFICIENT_KAN_NETWORK
+    layout = layout_of(tensors_of(module))
+    return None if layout is None else _LAYERS[layout.package]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module itself, and its knots if they are a plain attribute."""
+    grid = module.__dict__.get("grid")
+    held = {**({"grid": grid} if isinstance(grid, Tensor) else {}), **module._parameters, **module._buffers}
+    return {name: value for name, value in held.items() if value is not None}
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether a module may come from a modified copy of efficient-kan, so that its outputs must be compared with the
-    outputs of the converted module. A copy can have the same class names as the original package, so a module with
-    these class names may always come from a copy."""
-    found = CLASSES.get((type(module).__module__, type(module).__name__))
-    return found is None or found.package == "efficient-kan"
+    """Whether a module may compute something else than the class that it is recognised as, so that its outputs must be
+    compared with those of the converted module."""
+    return (type(module).__module__, type(module).__name__) not in TRUSTED
 
 
-def _contains_known(module: nn.Module) -> bool:
-    """Whether a submodule is an instance of a known class. In this case the module itself is a container that only has
-    the name of a layer."""
-    return any(_kind_by_name(type(each), each) is not None for each in module.modules() if each is not module)
-
-
-def _kind_by_name(cls: type, module: nn.Module) -> SourceKind | None:
-    found = CLASSES.get((cls.__module__, cls.__name__))
-    if found is not None or _is_fastkan(cls):
-        return found
-    if cls.__name__ == "KANLinear":
-        held = {*module._parameters, *module._buffers}
-        return SourceKind.EFFICIENT_KAN_LAYER if held >= EFFICIENT_KAN.required else None
-    if cls.__name__ == "KAN" and list(module._modules) == ["layers"]:
-        held_in = module._modules["layers"]
-        layers = list(held_in) if isinstance(held_in, (nn.ModuleList, nn.Sequential)) else []
-        of_layers = layers and all(
-            _kind_by_name(type(layer), layer) is SourceKind.EFFICIENT_KAN_LAYER for layer in layers
-        )
-        return SourceKind.EFFICIENT_KAN_NETWORK if of_layers else None
-    return None
-
-
-def _is_fastkan(cls: type) -> bool:
-    return issubclass(cls, (KAN, KANLinear))
-
-
-def _qualified_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def near_misses(module: nn.Module) -> str:
+    """Return a description of the submodules that look like KAN layers, for an error message, or an empty string."""
+    found = [
+        f"{name or 'the module'}, a {type(each).__name__} with {', '.join(sorted(tensors_of(each)))}"
+        for name, each in module.named_modules()
+        if re.search("kan|spline", type(each).__name__, re.IGNORECASE) and tensors_of(each)
+    ]
+    return f". Not recognised: {'; '.join(found[:3])}. {FROM_SPLINES}" if found else ""
 
 
 # -- checks -----------------------------------------------------------------------------------------
@@ -154,16 +179,20 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
         raise ValueError(f"{name}={shown} cannot be called with float64: {error}") from error
     if not torch.equal(given, z):
         raise ValueError(f"{name}={shown} changes its input in place; a base function must leave it")
-    for base, expected in (("silu", nn.functional.silu(z)), ("identity", z), ("none", 0 * z)):
+    for base in BASE_FUNCTIONS:
+        expected = 0 * z if base == "none" else base_function(z, base)
         if isinstance(values, Tensor) and values.shape == z.shape and torch.allclose(values, expected, 1e-12, 1e-12):
             return base
-    raise ValueError(f"{name}={shown} is none of the base functions silu, identity and zero")
+    raise ValueError(
+        f"{name}={shown} is none of the base functions silu, gelu, identity and zero. F.linear(base(x), weight) beside "
+        "a KANLinear(base='none'), made by KANLinear.from_splines without base_weight, computes the same"
+    )
 
 
 def check_layers(source: nn.Module, parts: Iterable[nn.Module], kind: SourceKind) -> None:
-    """Check that a network uses the ``forward`` of its class and that all its layers are layers of the same package."""
+    """Check that a network uses the ``forward`` of its class and that all its layers are of the class ``kind``."""
     _check_forward(source)
-    if is_copy(source) and source._parameters:
+    if not kind.returns_four and source._parameters:
         raise ValueError(
             f"it has the parameter {next(iter(source._parameters))}, which {kind.package}'s network does not have"
         )
@@ -181,7 +210,7 @@ def check_tensors(source: nn.Module, layout: Layout) -> None:
     """Check that a layer uses the ``forward`` of its class, has the tensors of its package's layout, and requires
     gradients only for tensors that fastkan can train."""
     _check_forward(source)
-    held = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    held = tensors_of(source)
     known = layout.required | layout.optional
     if layout.required - held.keys():
         raise ValueError(f"it lacks {', '.join(sorted(layout.required - held.keys()))}")
@@ -223,17 +252,42 @@ def warn_of_hooks(source: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
-    """Check on random inputs that the original module and the converted module have the same outputs, both in training
-    mode and in evaluation mode."""
+def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module]) -> None:
+    """Check that the original module and the converted module have the same outputs, in training mode and in evaluation
+    mode, inside and outside of the grid. As parameters that are 0 or 1 can hide a difference, a copy of the original
+    with random parameters is compared with its conversion by ``build`` too.
+
+    Raises:
+        ValueError: if the outputs differ, if the module cannot be called, or if it draws random numbers.
+    """
+    if _dtype(new).itemsize < 4:  # rounding errors of half precision are too large
+        source, new = _copy_of(source).double(), copy.deepcopy(new).double()
+    _compare(source, new)
+    changed = _copy_of(source)
+    generator = torch.Generator().manual_seed(1)
+    for each in changed.modules():
+        for name, parameter in each._parameters.items():
+            if parameter is not None and parameter.is_floating_point() and name not in ("grid", "mask", "affine"):
+                random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data = (RANDOM_SCALE * random).to(parameter)
+    _compare(changed, build(changed))
+
+
+def _dtype(new: nn.Module) -> torch.dtype:
+    return next(parameter.dtype for parameter in new.parameters())
+
+
+def _compare(source: nn.Module, new: nn.Module) -> None:
     first = new.layers[0] if isinstance(new, KAN) else new
     assert isinstance(first, KANLinear)
-    if first.spline_weight.dtype.itemsize < 4:  # rounding errors of half precision are too large
-        source, new = copy.deepcopy(source).double(), copy.deepcopy(new).double()
-    like = next(new.parameters())
+    columns = first.in_features if first is new else int(new.in_features)  # type: ignore[arg-type]
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)
-    unit = torch.rand(64, first.in_features, generator=torch.Generator().manual_seed(0), device="cpu").to(like)
-    x = low + (high - low) * unit
+    generator, blocks = torch.Generator().manual_seed(0), []
+    for rows, factor in COMPARED_ROWS:
+        unit = torch.rand(rows, columns, generator=generator, device="cpu", dtype=torch.float64) - 0.5
+        blocks.append((low + high) / 2 + factor * (high - low) * unit)
+    sizes = [rows for rows, _ in COMPARED_ROWS]
+    x = torch.cat(blocks).to(first.knots.device, _dtype(new))
     accelerators = [x.device] if x.is_cuda else []
 
     def random_states() -> list[Tensor]:
@@ -243,12 +297,77 @@ def check_same_outputs(source: nn.Module, new: nn.Module) -> None:
         got = new(x)
         for training in (False, True):
             before = random_states()
-            try:
-                wanted: Any = copy.deepcopy(source).train(training)(x.clone())
-            except Exception as error:
-                raise ValueError(f"{CLAIM}, but cannot be called: {error}") from error
+            wanted = _outputs_of(source, x, training)
             if not all(map(torch.equal, before, random_states())):
-                raise ValueError("it draws random numbers, as dropout does, but a converted layer does not")
-            is_comparable = isinstance(wanted, Tensor) and wanted.shape == got.shape
-            if not (is_comparable and bool((wanted - got).abs().max() <= MAX_DIFFERENCE * (1 + wanted.abs().max()))):
-                raise ValueError(f"{CLAIM}, but computes something else{' in training mode' * training}")
+                raise ValueError(
+                    "it draws random numbers, as dropout does, but a converted layer does not: convert it with a "
+                    "dropout of 0, and put an nn.Dropout beside it"
+                )
+            if wanted.shape != got.shape or not all(map(_are_close, wanted.split(sizes), got.split(sizes))):
+                raise ValueError(
+                    f"{CLAIM}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
+                )
+
+
+def _are_close(wanted: Tensor, got: Tensor) -> bool:
+    finite = wanted[wanted.isfinite()].abs()
+    tolerance = MAX_DIFFERENCE * (1 + (finite.max().item() if len(finite) else 0.0))
+    return torch.allclose(got, wanted, rtol=0, atol=tolerance, equal_nan=True)
+
+
+def returns_one(source: nn.Module) -> bool:
+    """Whether a layer with the tensors of pykan's returns one tensor, and not four, as pykan's own does. A layer that
+    cannot be called counts as one, because the comparison of outputs says why."""
+    coef = source.get_parameter("coef")
+    columns = len(coef) if coef.ndim == 3 else int(source.in_dim)  # type: ignore[arg-type]
+    try:
+        return isinstance(_call(source, coef.new_zeros(2, columns), False)[1], Tensor)
+    except ValueError:
+        return True
+
+
+def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
+    """Return the outputs ``[N, out]`` of a copy of a module for ``x [N, in]``. If the module returns several tensors,
+    as layers of pykan do, the first is returned.
+
+    Raises:
+        ValueError: if the module cannot be called, or returns something else.
+    """
+    given, y = _call(source, x, training)
+    kind = _kind(source)
+    if isinstance(y, tuple) and y and kind is not None and kind.returns_four:
+        y = y[0]
+    if not isinstance(y, Tensor) or y.shape[:-1] != given.shape[:-1]:
+        raise ValueError("it does not return a tensor with an output for each row of its inputs")
+    return y.reshape(len(x), -1)
+
+
+def _call(source: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Any]:
+    """Call a copy of a module with ``x [N, in]`` or, if this raises an error, with ``[1, N, in]``. Return a tuple of
+    the inputs and the result."""
+    errors = []
+    for given in (x, x.unsqueeze(0)):
+        try:
+            # In pykan 0.0, the method ``train`` of a network fits it to data.
+            return given, nn.Module.train(_copy_of(source), training)(given.clone())
+        except Exception as error:
+            errors.append(error)
+    raise ValueError(f"it cannot be called: {errors[0]}") from errors[0]
+
+
+def _copy_of(source: nn.Module) -> nn.Module:
+    """Return a deep copy of a module, without the graphs of the outputs that it has stored in attributes. Layers and
+    networks of pykan store theirs, and PyTorch refuses to copy such tensors."""
+    memo: dict[int, Any] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            memo[id(value)] = value.detach()
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                visit(each)
+
+    for module in source.modules():
+        for value in vars(module).values():
+            visit(value)
+    return copy.deepcopy(source, memo)

@@ -19,6 +19,8 @@ All backends treat special values of x in the same manner, for every derivative 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,11 +84,11 @@ def splines(x: Tensor, knots: Tensor, order: int, derivative: int = 0) -> Tensor
 
 
 def check_base_derivative(name: str, derivative: int) -> None:
-    """Raise a ValueError if the base function is silu and the order of the derivative is above 4."""
-    if name == "silu" and derivative > MAX_BASE_DERIVATIVE:
+    """Raise a ValueError if the base function is silu or gelu and the order of the derivative is above 4."""
+    if name in ("silu", "gelu") and derivative > MAX_BASE_DERIVATIVE:
         raise ValueError(
-            f"derivative must be at most {MAX_BASE_DERIVATIVE} for base='silu', got {derivative}; use base='identity' "
-            "or 'none' for higher derivatives"
+            f"derivative must be at most {MAX_BASE_DERIVATIVE} for base={name!r}, got {derivative}; use "
+            "base='identity' or 'none' for higher derivatives"
         )
 
 
@@ -94,25 +96,47 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """Compute the d-th derivative of a base function elementwise.
 
     With the logistic function s, ``silu(x) = x s(x)``. Therefore ``silu^(d) = d s^(d-1) + x s^(d)``, and each
-    derivative s^(d) is a polynomial in s. If x is infinite, the result is the limit of the derivative. Autograd can
-    differentiate the result, at any x and to any order.
+    derivative s^(d) is a polynomial in s. With the distribution function P of the normal distribution, ``gelu(x) = x
+    P(x)``, whose derivatives above the first are polynomials in x times the density. If x is infinite, the result is
+    the limit of the derivative. Autograd can differentiate the result, at any x and to any order.
 
     Raises:
-        ValueError: if the name is unknown, or ``derivative`` is above 4 and the base function is silu.
+        ValueError: if the name is unknown, or ``derivative`` is above 4 and the base function is silu or gelu.
     """
     if name == "identity":
         return (x if derivative == 0 else float(derivative == 1)) + nan_of(x)
-    if name != "silu":
+    if name not in ("silu", "gelu"):
         raise ValueError(f"base must be one of {BASE_FUNCTIONS}, got {name!r}")
     check_base_derivative(name, derivative)
     if derivative > 0:
         bounded = x.clamp(-SATURATED, SATURATED)  # x is bounded because inf * 0 would be NaN
+        if name == "gelu":
+            return _gelu_derivative(bounded, derivative)
         return silu_derivative(bounded, torch.sigmoid(x), torch.sigmoid(-x), derivative)
     # Because silu(x) = x + silu(-x), the logistic function s can be evaluated at -|x|, where s is small. If s were
-    # close to 1, rounding errors would dominate the factor 1 - s in the derivatives that autograd computes.
+    # close to 1, rounding errors would dominate the factor 1 - s in the derivatives that autograd computes. The same
+    # holds for gelu and P.
     positive = x > 0
     below = torch.where(positive, -x, x).clamp(min=-SATURATED)
-    return torch.where(positive, x, 0.0) + below * torch.sigmoid(below)
+    return torch.where(positive, x, 0.0) + below * (torch.sigmoid(below) if name == "silu" else _normal(below))
+
+
+def _normal(x: Tensor) -> Tensor:
+    """Return the distribution function of the normal distribution."""
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
+
+
+def _gelu_derivative(x: Tensor, derivative: int) -> Tensor:
+    """Return the derivative gelu^(d) of order d = 1 to 4 at a finite x."""
+    square = x * x
+    density = torch.exp(-0.5 * square) * (1 / math.sqrt(2 * math.pi))
+    if derivative == 1:
+        return _normal(x) + x * density
+    if derivative == 2:
+        return (2 - square) * density
+    if derivative == 3:
+        return x * (square - 4) * density
+    return ((7 - square) * square - 4) * density
 
 
 def silu_derivative(x, s, rest, derivative: int):

@@ -331,8 +331,8 @@ class Block:
             check_base_derivative(name, derivative)
         if name == "none":
             return None
-        if name == "identity":
-            if derivative == 0:
+        if name != "silu":
+            if name == "identity" and derivative == 0:
                 return within if finite else self.x
             return base_function(torch.from_numpy(self.x), name, derivative).numpy()
         if self._logistic is None:

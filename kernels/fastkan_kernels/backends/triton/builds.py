@@ -117,7 +117,7 @@ def _settings() -> Iterator[Setting]:
         for order in (2, 4):
             yield bfloat16._replace(order=order)
             yield bfloat16._replace(order=order, uniform=False)
-        for base in ("identity", "none"):
+        for base in ("gelu", "identity", "none"):
             yield bfloat16._replace(base=base)
         for order in (1, 3, 5):
             yield Setting(name, torch.float64, "ieee", order=order, derivative=1 % order, outputs=64)
@@ -157,7 +157,7 @@ def _pipelined(plain: Setting) -> Iterator[Setting]:
                     yield some
                     # Under autocast, the dtype of matrix products differs from the dtype of x.
                     yield some._replace(matmul_dtype=torch.bfloat16, dtype=torch.float32)
-    for base in ("identity", "none"):
+    for base in ("gelu", "identity", "none"):
         yield plain._replace(base=base)
         yield plain._replace(base=base, uniform=False)
     yield plain._replace(rows=40, inputs=8, outputs=8)

@@ -297,8 +297,12 @@ def base_function(x, BASE: tl.constexpr, D: tl.constexpr):
     At x = NaN the result is NaN. At an infinite x the result is the limit. If ``BASE`` ends in "16", the values are
     rounded to float16, for the reason given in :meth:`.problem.Problem.base_rounded`.
     """
-    if BASE == "identity16" or BASE == "silu16":
-        return unrounded_base(x, "identity" if BASE == "identity16" else "silu", D).to(tl.float16).to(x.dtype)
+    if BASE == "identity16":
+        return unrounded_base(x, "identity", D).to(tl.float16).to(x.dtype)
+    elif BASE == "gelu16":
+        return unrounded_base(x, "gelu", D).to(tl.float16).to(x.dtype)
+    elif BASE == "silu16":
+        return unrounded_base(x, "silu", D).to(tl.float16).to(x.dtype)
     else:
         return unrounded_base(x, BASE, D)
 
@@ -310,6 +314,24 @@ def unrounded_base(x, BASE: tl.constexpr, D: tl.constexpr):
         if D == 0:
             return x
         return tl.where(x == x, 1.0 if D == 1 else 0.0, x)
+    elif BASE == "gelu":
+        bounded = tl.where(x > 1e3, 1e3, tl.where(x < -1e3, -1e3, x))
+        if D <= 1:
+            normal = 0.5 + 0.5 * tl.erf(bounded * 0.7071067811865476)
+            if D == 0:
+                return tl.where(x > 1e3, x, bounded * normal)
+            else:
+                return normal + bounded * (tl.exp(-0.5 * bounded * bounded) * 0.3989422804014327)
+        else:
+            square = bounded * bounded
+            density = tl.exp(-0.5 * square) * 0.3989422804014327
+            if D == 2:
+                return (2.0 - square) * density
+            elif D == 3:
+                return bounded * (square - 4.0) * density
+            else:
+                tl.static_assert(D == 4)
+                return ((7.0 - square) * square - 4.0) * density
     else:
         if D <= 1:
             s = 1.0 / (1.0 + tl.exp(-x))
