@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -31,7 +32,9 @@ class Processes:
         """
         if not self._pools:
             self._start()
-        futures = [pool.submit(check, *arguments) for pool in self._pools]
+        # The pools would send tensors as shared memory, which would then be the same in all processes.
+        call = pickle.dumps((check, arguments))
+        futures = [pool.submit(_called, call) for pool in self._pools]
         done, running = wait(futures, 2 * SECONDS)
         failed = [future for future in futures if future in done and future.exception() is not None]
         if failed or running:
@@ -39,7 +42,7 @@ class Processes:
         if failed:
             raise _cause(failed)
         assert not running, f"ranks {[rank for rank, future in enumerate(futures) if future in running]} did not finish"
-        return [future.result() for future in futures]
+        return [pickle.loads(future.result()) for future in futures]
 
     def stop(self) -> None:
         """End the processes."""
@@ -55,6 +58,11 @@ class Processes:
         self._pools = [
             ProcessPoolExecutor(1, context, _join, (rank, self.count, meeting)) for rank in range(self.count)
         ]
+
+
+def _called(call: bytes) -> bytes:
+    check, arguments = pickle.loads(call)
+    return pickle.dumps(check(*arguments))
 
 
 def _cause(failed: list[Future]) -> BaseException:
