@@ -42,6 +42,15 @@ versions are accepted with a warning that says what to write.
 `convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
 `to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers.
 
+# Several processes
+
+`KANLinear` and `KAN` train under DistributedDataParallel, FSDP, Lightning and accelerate as other modules do, and their
+states can be saved by `torch.distributed.checkpoint`. Grids are adapted and refined at the samples of all ranks by
+`update_grid(x, group=torch.distributed.group.WORLD)`, after which all ranks have the same network; without a group,
+several processes are refused, since their networks would become different ones. `fit` trains in one process.
+`fastkan.interop.tensor_parallel` has the styles with which `parallelize_module` distributes the edges of a layer. To
+load a state into a network that is distributed already, give it the same formulas and masks before.
+
 # Backends
 
 | | CPU | NVIDIA GPU (compute capability 8.0) |

@@ -1,5 +1,4 @@
-"""Training in several processes: ``torchrun --nproc-per-node 2 -m fastkan.examples.distributed``. In one process:
-``python -m fastkan.examples.distributed``."""
+"""Training in several processes: ``torchrun --nproc-per-node 2 -m fastkan.examples.distributed``, or in one."""
 
 from __future__ import annotations
 
@@ -47,8 +46,8 @@ def main(steps: int = 300, folder: Path = Path()) -> float:
 
     if rank == 0:
         figure = Figure(layout="constrained")
-        error = (network(x) - y).detach().abs()
-        figure.subplots().scatter(*x.cpu().numpy().T, c=error.cpu().numpy(), s=4)
+        x_1, x_2, error = torch.cat([x, (network(x) - y).abs()], 1).detach().cpu().numpy().T
+        figure.subplots().scatter(x_1, x_2, s=4, c=error)
         figure.savefig(folder / "distributed.png")
         print(f"loss {loss.item():.1e}; see {folder / 'distributed.png'} for errors on the data of the first process")
     if started:

@@ -148,35 +148,33 @@ class RowwiseParallelKAN(_ParallelKAN):
 
 def _forward(layer: KANLinear, style: _ParallelKAN, x: Tensor) -> Tensor:
     """Return the outputs of a layer whose tensors are distributed; see :meth:`KANLinear.forward`."""
-    weight: Any = layer.spline_weight
-    mesh, is_rowwise = weight.device_mesh, isinstance(style, RowwiseParallelKAN)
+    tensors: list[Any] = [layer.spline_weight, layer.base_weight, layer.spline_scale, layer.mask, layer.bias]
+    mesh = tensors[0].device_mesh
     if not isinstance(x, Tensor) or x.ndim == 0:
         raise TypeError(f"x must be a torch.Tensor with at least one dimension, got {type(x).__name__}")
-    if not isinstance(x, DTensor):
-        x = _of_parts(x, mesh, style.input_layouts, layer.in_features)
-    last = x.ndim - 1
-    if x.shape[last] != layer.in_features:
-        raise ValueError(f"x must have the shape [..., in_features={layer.in_features}], got {list(x.shape)}")
-    x = x.redistribute(mesh, [_positive(style.needed, x.ndim)])
-    # Each process computes the gradient of its own outputs with respect to a replicated input.
-    rows = x.to_local(grad_placements=None if is_rowwise else [Partial()])
+    given = x if isinstance(x, DTensor) else _of_parts(x, mesh, style.input_layouts, layer.in_features)
+    if given.shape[-1] != layer.in_features:
+        raise ValueError(f"x must have the shape [..., in_features={layer.in_features}], got {list(given.shape)}")
+    given = given.redistribute(mesh, [_positive(style.needed, x.ndim)])
+    # Each process computes the gradient of its own outputs with respect to an input that all processes have.
+    gradient = Partial() if style.needed == Replicate() else None
+    rows = given.to_local(grad_placements=None if gradient is None else [gradient])
 
     knots = local(layer.knots)
     basis, pieces = layer._known.basis_and_pieces(knots)
-    parts: list[Any] = [each if each is None else each.to_local() for each in (
-        weight, layer.base_weight, layer.spline_scale, layer.mask,
-    )]  # fmt: skip
-    parts[:2] = layer._known.checked(knots, basis, *parts[:2])
-    bias: Any = layer.bias
-    y = forward(
-        rows, *parts, None if is_rowwise or bias is None else bias.to_local(), knots, basis, layer.outside, pieces
-    )
-    shape = torch.Size([*x.shape[:-1], layer.out_features])
+    weight, base_weight, scale, mask = (None if each is None else each.to_local() for each in tensors[:4])
+    assert weight is not None
+    weight, base_weight = layer._known.checked(knots, basis, weight, base_weight)
+    bias, is_bias_of_parts = tensors[4], style.made != Partial()
+    own_bias = bias.to_local() if is_bias_of_parts and bias is not None else None
+    y = forward(rows, weight, base_weight, scale, mask, own_bias, knots, basis, layer.outside, pieces)
+
+    shape = torch.Size([*given.shape[:-1], layer.out_features])
     made, wanted = _positive(style.made, x.ndim), _positive(style.output_layouts, x.ndim)
-    result = DTensor.from_local(y, mesh, [made], run_check=False, shape=shape, stride=_strides(shape))
-    y = result.redistribute(mesh, [wanted]).to_local()
-    if is_rowwise and bias is not None:
-        y = y + _local_bias(bias, wanted, last).to(y.dtype)
+    sums = DTensor.from_local(y, mesh, [made], run_check=False, shape=shape, stride=_strides(shape))
+    y = sums.redistribute(mesh, [wanted]).to_local()
+    if not is_bias_of_parts and bias is not None:  # The bias is added once to the sum over all processes.
+        y = y + _local_bias(bias, wanted, x.ndim - 1).to(y.dtype)
     if style.use_local_output:
         return y
     return DTensor.from_local(y, mesh, [wanted], run_check=False, shape=shape, stride=_strides(shape))
@@ -209,8 +207,8 @@ def _local_bias(bias: Any, placement: Placement, last: int) -> Tensor:
 
 
 def _positive(placement: Placement, ndim: int) -> Placement:
-    is_shard = isinstance(placement, Shard) and placement.dim < 0  # type: ignore[attr-defined]
-    return Shard(placement.dim + ndim) if is_shard else placement  # type: ignore[attr-defined]
+    """Return a placement whose dimension is counted from the first."""
+    return Shard(placement.dim % ndim) if isinstance(placement, Shard) else placement
 
 
 def _strides(shape: torch.Size) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
 
 
 def on_every_rank(work: Callable[[], T], group: Any) -> T:
-    """Call a function that contains no collectives, and raise an error on every rank of the group if one of the calls fails.
+    """Call a function that has no collectives, and raise an error on every rank of the group if one call fails.
 
     Without the exchange of errors, the ranks on which the call succeeds would wait in the next collective for a rank
     that never takes part in it.

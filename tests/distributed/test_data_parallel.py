@@ -38,7 +38,7 @@ def layers() -> nn.Module:
 
 
 def kan() -> KAN:
-    """A network with products, formulas, masks, trained affine maps and adapted grids, and a layer of formulas alone."""
+    """A network with a product, masks, trained affine maps, adapted grids, formulas, and a layer of formulas alone."""
     model = KAN([3, [2, 1], 2, 2], grid=6, affine_trainable=True, seed=0, dtype=D)
     model.update_grid(X)
     formulas = [(0, 1, 0, "sin"), (1, 0, 1, "exp"), (2, 0, 0, "x"), (2, 0, 1, "x^2"), (2, 1, 0, "sin"), (2, 1, 1, "x")]

@@ -144,7 +144,9 @@ def test_inputs_and_outputs_have_the_placements_that_were_asked_for(style: Any, 
     y = layer(x)
     y.sin().sum().backward()
     one = {**{name: parameter.grad for name, parameter in layer.named_parameters()}, "x": x.grad, "y": y.detach()}
-    expected = {f"{given} {is_local} {key}": v for given in LAYOUTS for is_local in (True, False) for key, v in one.items()}
+    expected = {
+        f"{given} {is_local} {key}": v for given in LAYOUTS for is_local in (True, False) for key, v in one.items()
+    }
     for found in two.run(with_layouts, pair(), style, wanted):
         assert_close(found, expected)
 

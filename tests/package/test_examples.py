@@ -46,9 +46,10 @@ def run(*words: str) -> str:
         [sys.executable, "-m", *words],
         cwd=FOLDER.parents[1],
         env={
-            "PYTHONPATH": f"{FOLDER.parents[1]}:{FOLDER.parents[1] / 'kernels'}", "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": f"{FOLDER.parents[1]}:{FOLDER.parents[1] / 'kernels'}",
+            "PATH": "/usr/bin:/bin",
             "OMP_NUM_THREADS": "1",
-        },  # fmt: skip
+        },
         capture_output=True,
         text=True,
         timeout=120,
