@@ -50,6 +50,15 @@ into `KANLinear` layers in a list `layers`. Converted networks accept `model(x, 
 feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face transformers that have KAN layers
 are loaded by `from_pretrained`.
 
+# Several processes
+
+`KANLinear` and `KAN` train under DistributedDataParallel, FSDP, Lightning and accelerate as other modules do, and their
+states can be saved by `torch.distributed.checkpoint`. Grids are adapted and refined at the samples of all ranks by
+`update_grid(x, group=torch.distributed.group.WORLD)`, after which all ranks have the same network; without a group,
+several processes are refused, since their networks would become different ones. `fit` trains in one process.
+`fastkan.interop.tensor_parallel` has the styles with which `parallelize_module` distributes the edges of a layer. To
+load a state into a network that is distributed already, give it the same formulas and masks before.
+
 # Backends
 
 | | CPU | NVIDIA GPU (compute capability 8.0) |

@@ -5,6 +5,7 @@
 - ``poisson``: solves Poisson's equation with a network that is differentiated twice.
 - ``burgers``: solves Burgers' equation, which depends on time, and compares the solution with that of a Fourier method.
 - ``digits``: replaces the linear layers of a classifier of handwritten digits by KAN layers.
+- ``distributed``: trains a network in several processes, with grids that are adapted to the data of all processes.
 - ``swap``: converts a pykan model to a fastkan model, which computes the same outputs in less time.
 
 Each example writes its pictures into the current folder. The option ``--steps`` sets the number of training steps,

@@ -31,11 +31,17 @@ from fastkan_kernels import (
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
 from .coefficient_loss import regularization_loss
-from .distributed import check_one_process
+from .distributed import GROUP, broadcast, check_not_sharded, joined_samples, local, on_every_rank
 from .from_splines import from_splines
 from .init import Initialization, assign
 from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
+
+# The remedy in error messages about layers whose tensors are distributed over processes.
+BEFORE_SHARDING = (
+    "Call it before fully_shard or parallelize_module, or on a full copy of the model, whose state "
+    "torch.distributed.checkpoint.state_dict.set_model_state_dict loads into the distributed model"
+)
 
 
 class KANLinear(nn.Module):
@@ -138,7 +144,7 @@ class KANLinear(nn.Module):
     @property
     def basis(self) -> Basis:
         """The basis of the layer: the spline order, the base function and, for uniform knots, origin and spacing."""
-        return self._known.basis(self.knots)
+        return self._known.basis(local(self.knots))
 
     @property
     def grid_size(self) -> int:
@@ -164,12 +170,16 @@ class KANLinear(nn.Module):
 
         After the call, no value of the layer depends on the memory that the layer had before. A layer that was
         constructed on the device ``"meta"`` and then given memory is therefore ready after this call.
+
+        Raises:
+            RuntimeError: if the parameters are distributed over processes by ``fully_shard`` or ``parallelize_module``.
         """
         self._reset(None)
 
     def _reset(self, generator: torch.Generator | None) -> None:
         """Do what :meth:`reset_parameters` documents, with random numbers from a generator of the CPU, or from the
         global generator if ``generator`` is None."""
+        self._check_not_sharded("reset_parameters")
         self.set_mask(None)
         if self._outside_count is not None:
             self.count_outside()
@@ -242,7 +252,9 @@ class KANLinear(nn.Module):
         Raises:
             TypeError, ValueError: if ``knots`` has the wrong shape or is not finite, or if a row of ``knots`` decreases
                 or spans no interval. The layer is unchanged in these cases.
+            RuntimeError: if the knots are distributed over processes by ``parallelize_module``.
         """
+        check_not_sharded("set_knots", [("knots", self.knots)], BEFORE_SHARDING)
         check_knots(knots, self.spline_order)
         check_shape("knots", knots, tuple(self.knots.shape))
         if knots.is_meta and not self.knots.is_meta:
@@ -251,10 +263,10 @@ class KANLinear(nn.Module):
         check_knots(rounded, self.spline_order)
         self._write_knots(rounded)
 
-    @checked(grid_eps=SHARE, margin=SHARE)
+    @checked(grid_eps=SHARE, margin=SHARE, group=GROUP)
     @torch.inference_mode(False)
     @torch.no_grad()
-    def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
+    def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01, group: Any = None) -> None:
         """Adapt the knots to samples, and refit the splines by least squares to preserve the edge functions.
 
         Args:
@@ -265,12 +277,16 @@ class KANLinear(nn.Module):
                 and 1 interpolate linearly.
             margin: the distance by which the evenly spaced grid extends beyond the samples at each end, as a
                 share of the range.
+            group: the process group, usually ``torch.distributed.group.WORLD``, whose ranks all call the method, each
+                with its own samples, of which a rank may have none. The samples of all ranks are used, or a selection
+                of 10,000 if there are more, and all ranks get the same knots and coefficients. If None, only the
+                samples of this process are used.
 
         Raises:
             TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite. The layer is
-                unchanged in these cases.
-            RuntimeError: if ``torch.distributed`` runs several processes, because each process would have different
-                samples.
+                unchanged in these cases, on all ranks of the group.
+            RuntimeError: if ``torch.distributed`` runs several processes and ``group`` is None, or if the parameters
+                are distributed over processes by ``fully_shard`` or ``parallelize_module``.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -278,9 +294,13 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
-        check_one_process("update_grid")
-        self._check_own_splines()
-        samples = self._samples(x)
+        self._check_own_splines("update_grid")
+        samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
+        on_every_rank(lambda: self._adapt_grid(samples, grid_eps, margin), group)
+        broadcast([self.spline_weight, self.knots], group)
+
+    def _adapt_grid(self, samples: Tensor, grid_eps: float, margin: float = 0.01) -> None:
+        """Adapt the knots to samples ``[N, in_features]``, which have been checked, as :meth:`update_grid` does."""
         knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
             self.knots.dtype
         )
@@ -290,10 +310,10 @@ class KANLinear(nn.Module):
 
     update_grid_from_samples = update_grid  # the name in pykan
 
-    @checked(grid_size=Int(least=1))
+    @checked(grid_size=Int(least=1), group=GROUP)
     @torch.inference_mode(False)
     @torch.no_grad()
-    def refine(self, grid_size: int, x: Tensor | None = None) -> None:
+    def refine(self, grid_size: int, x: Tensor | None = None, *, group: Any = None) -> None:
         """Change the number of grid intervals, and preserve the edge functions.
 
         If the new size is a multiple of the current size and all samples lie on the grid, the grid is divided evenly:
@@ -310,10 +330,13 @@ class KANLinear(nn.Module):
             grid_size: the new number of grid intervals G.
             x: samples ``[..., in_features]`` of the inputs. If None, knots are inserted in the whole grid, and a refit
                 uses points spread evenly over the grid.
+            group: the process group whose samples are used, as in :meth:`update_grid`. Without samples, no group is
+                needed.
 
         Raises:
             TypeError, ValueError: if ``grid_size`` is below 1, or the samples are invalid as in :meth:`update_grid`.
-            RuntimeError: if samples are given while ``torch.distributed`` runs several processes.
+            RuntimeError: if samples are given without a group while ``torch.distributed`` runs several processes, or
+                if the parameters are distributed over processes.
 
         Example:
             >>> layer = KANLinear(2, 5)
@@ -321,12 +344,16 @@ class KANLinear(nn.Module):
             >>> layer.spline_weight.shape
             torch.Size([23, 2, 5])
         """
-        if x is not None:
-            check_one_process("refine at samples")
-        self._check_own_splines()
-        samples = None if x is None else self._samples(x)
+        self._check_own_splines("refine")
+        group = None if x is None else group
+        samples = (
+            None
+            if x is None
+            else joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
+        )
         old = self.spline_weight, self.knots, self.spline_order
-        self._write_splines(*grid.refine(*old, grid_size, samples, self.outside))
+        on_every_rank(lambda: self._write_splines(*grid.refine(*old, grid_size, samples, self.outside)), group)
+        broadcast([self.spline_weight, self.knots], group)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -335,7 +362,9 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: if the mask has the wrong shape, or contains values other than 0 and 1.
+            RuntimeError: if the knots are distributed over processes by ``parallelize_module``.
         """
+        check_not_sharded("set_mask", [("knots", self.knots)], BEFORE_SHARDING)
         if mask is None:
             self.mask = None
             return self._unfreeze_if_active()
@@ -381,7 +410,11 @@ class KANLinear(nn.Module):
 
         The counts are reset to 0 when counting starts. Values in calls under a ``torch.func`` transform or an export
         are not counted.
+
+        Raises:
+            RuntimeError: if the knots are distributed over processes by ``parallelize_module``.
         """
+        check_not_sharded("count_outside", [("knots", self.knots)], BEFORE_SHARDING)
         counters = self.in_features + 1  # The last counter counts the rows.
         self._outside_count = torch.zeros(counters, dtype=torch.int64, device=self.knots.device) if enabled else None
 
@@ -408,9 +441,9 @@ class KANLinear(nn.Module):
 
     # -- plumbing -------------------------------------------------------------------------------
 
-    def _samples(self, x: Tensor) -> Tensor:
+    def _samples(self, x: Tensor, may_be_empty: bool = False) -> Tensor:
         rows = rows_of(x, self.in_features).detach()
-        if len(rows) == 0:
+        if len(rows) == 0 and not may_be_empty:
             raise ValueError("x must have at least one sample, got none")
         if x.device != self.knots.device:
             raise ValueError(f"x is on {x.device}, but the layer is on {self.knots.device}")
@@ -420,10 +453,16 @@ class KANLinear(nn.Module):
     def _check_mask(self, mask: Tensor) -> None:
         check_tensor("mask", mask, any_dtype=True)
         check_shape("mask", mask, (self.in_features, self.out_features))
-        if not mask.is_meta and not bool(((mask == 0) | (mask == 1)).all()):
+        values = local(mask)
+        if not mask.is_meta and not bool(((values == 0) | (values == 1)).all()):
             raise ValueError("mask must hold 0 and 1 only")
 
-    def _check_own_splines(self) -> None:
+    def _check_not_sharded(self, what: str) -> None:
+        named = [*self._parameters.items(), ("knots", self.knots)]
+        check_not_sharded(what, named, BEFORE_SHARDING)
+
+    def _check_own_splines(self, what: str) -> None:
+        self._check_not_sharded(what)
         if self._parameters.get("spline_weight") is None:
             raise RuntimeError(
                 "spline_weight is no parameter of the layer itself: something (a parametrization, pruning) "
@@ -453,7 +492,7 @@ class KANLinear(nn.Module):
             own.copy_(knots)
         else:
             self.knots = knots.detach().to(own, copy=True).contiguous()
-        self._known.look(self.knots)
+        self._known.look(local(self.knots))
 
     def _apply(self, fn, recurse=True):
         before = self.knots
@@ -463,14 +502,14 @@ class KANLinear(nn.Module):
         if before.is_meta and not self.knots.is_meta:  # The method to_empty() leaves memory uninitialised.
             self.knots = self._initial_knots()
         if self.knots.dtype != before.dtype or self.knots.device != before.device:
-            self._known.look(self.knots)
+            self._known.look(local(self.knots))
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
         knots, mask = state_dict.get(prefix + "knots"), state_dict.get(prefix + "mask")
         try:
             if isinstance(knots, Tensor):
-                check_knots(knots, self.spline_order)
+                check_knots(local(knots), self.spline_order)
             if isinstance(mask, Tensor) and mask.shape != (self.in_features, self.out_features):
                 raise ValueError(f"mask: {[self.in_features, self.out_features]} expected, got {list(mask.shape)}")
             if mask is not None:
@@ -483,7 +522,7 @@ class KANLinear(nn.Module):
         elif mask is not None and self.mask is None:
             self.mask = torch.ones_like(mask, device=self.knots.device)
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-        self._known.look(self.knots)
+        self._known.look(local(self.knots))
         self._unfreeze_if_active()
 
     def extra_repr(self) -> str:

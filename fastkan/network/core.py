@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack, needs_graph, recorder, supports_stack
 
 from ..functional import rows_of
+from ..layers.distributed import check_one_process
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
 from ..layers.init import Initialization, nearest_node_mask
 from ..layers.linear import KANLinear
@@ -163,7 +165,9 @@ class Network(nn.Module):
             return self._traced(x, singularity_avoiding, y_th)
         check_input(x)
         if update_grid is not False and FLAG.read("update_grid", update_grid):
-            self._adapt_grids(rows_of(x, self.in_features).detach())
+            check_one_process("update_grid=True", "Call update_grid(x, group=torch.distributed.group.WORLD) instead")
+            with self._restored_grids_after_errors():
+                self._adapt_grids(rows_of(x, self.in_features).detach())
         if singularity_avoiding is not False or y_th is not Y_TH:
             singularity_avoiding, y_th = read_guard_options(singularity_avoiding, y_th)
         rows = rows_of(x, self.in_features)
@@ -278,18 +282,24 @@ class Network(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def _adapt_grids(self, rows: Tensor) -> None:
-        """Adapt the knots of every layer to the values that enter the layer for ``rows [N, in_features]``. After an
-        error, the network is as before."""
+        """Adapt the knots of every layer to the values that enter the layer for ``rows [N, in_features]``."""
         nodes = self._select_inputs(rows)
-        before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in self.layers]
+        for number, layer in enumerate(self.layers):
+            if self._has_numeric_edges(number):
+                layer._check_own_splines("update_grid")
+                layer._adapt_grid(layer._samples(nodes), self.grid_eps)
+            nodes = self._node_values(number, self._subnode_values(number, nodes))
+
+    @contextmanager
+    def _restored_grids_after_errors(self) -> Iterator[None]:
+        """Restore the knots and the splines of all layers if an exception is raised in the context."""
+        before = [(layer.spline_weight.detach().clone(), layer.knots.clone()) for layer in self.layers]
         try:
-            for number, layer in enumerate(self.layers):
-                if self._has_numeric_edges(number):
-                    layer.update_grid(nodes, grid_eps=self.grid_eps)
-                nodes = self._node_values(number, self._subnode_values(number, nodes))
+            yield
         except BaseException:
-            for layer, (weight, knots) in zip(self.layers, before):
-                layer._write_splines(weight, knots)
+            with torch.inference_mode(False), torch.no_grad():
+                for layer, (weight, knots) in zip(self.layers, before):
+                    layer._write_splines(weight, knots)
             raise
 
     # -- state --------------------------------------------------------------------------------------

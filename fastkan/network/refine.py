@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
-from ..layers.distributed import check_one_process
-from .trace import rows_for, trace
+from ..layers.distributed import GROUP, broadcast, gathered, joined_samples, on_every_rank
+from .trace import LayerTrace, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network, NetworkT
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SIZES = Optional(OneOrEach(Int(least=1)))
 
 
-@checked(new_grid=SIZES, grid=SIZES)
+@checked(new_grid=SIZES, grid=SIZES, group=GROUP)
 @torch.inference_mode(False)
 @torch.no_grad()
 def refine(
@@ -30,6 +31,7 @@ def refine(
     *,
     grid: int | Sequence[int] | None = None,
     dataset: Any = None,
+    group: Any = None,
 ) -> NetworkT:
     """Return a new network that computes the same function with ``new_grid`` intervals in every grid.
 
@@ -44,6 +46,8 @@ def refine(
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
         grid: alias of ``new_grid``, as in pykan.
         dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
+        group: process group whose ranks all call the method, each with its own samples, as in
+            :meth:`KANLinear.update_grid`.
 
     Returns:
         A network that shares no tensors with the model.
@@ -51,8 +55,9 @@ def refine(
     Raises:
         TypeError, ValueError: if a grid size is below 1, or if the samples have the wrong shape, are empty or are not
             finite.
-        RuntimeError: if samples are used while ``torch.distributed`` is initialised with several processes, because
-            each process would use different samples.
+        RuntimeError: if samples are used without a group while ``torch.distributed`` is initialised with several
+            processes, because each process would use different samples, or if the parameters are distributed over
+            processes by ``fully_shard`` or ``parallelize_module``.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], grid=5, seed=0)
@@ -66,20 +71,25 @@ def refine(
     sizes = [wanted] * model.depth if isinstance(wanted, int) else list(wanted or ())
     if len(sizes) != model.depth:
         raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
-    if x is not None or model.sample is not None:
-        check_one_process("refine at samples")
+    _check_not_sharded(model, "refine")
+    rows = _joined_rows(model, "refine at samples", x, dataset, group)
     new = copy.deepcopy(model)
-    rows = rows_for(model, x, dataset, min_rows=1)
-    for number, (layer, step, size) in enumerate(zip(new.layers, trace(model, rows), sizes)):
-        check_finite("x" if number == 0 else f"the input of layer {number}", step.nodes)
-        old = layer.spline_weight, layer.knots, layer.spline_order
-        layer._write_splines(*grids.refine(*old, size, step.nodes, layer.outside))
+    on_every_rank(lambda: _refine_layers(new, sizes, trace(model, rows)), group)
+    broadcast(_splines(new), group)
     return new
 
 
+def _refine_layers(new: Network, sizes: Sequence[int], steps: Sequence[LayerTrace]) -> None:
+    for number, (layer, step, size) in enumerate(zip(new.layers, steps, sizes)):
+        check_finite("x" if number == 0 else f"the input of layer {number}", step.nodes)
+        old = layer.spline_weight, layer.knots, layer.spline_order
+        layer._write_splines(*grids.refine(*old, size, step.nodes, layer.outside))
+
+
+@checked(group=GROUP)
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None) -> None:
+def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None, group: Any = None) -> None:
     """Adapt the knots of every layer in place to the values that enter the layer, and refit the splines at these
     values.
 
@@ -88,12 +98,42 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
     Args:
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
         dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
+        group: process group, usually ``torch.distributed.group.WORLD``, whose ranks all call the method, each with its
+            own samples, of which a rank may have none. The samples of all ranks are used, or a selection of 10,000 if
+            there are more, and all ranks get the same knots and coefficients.
 
     Raises:
         TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, or if the values that
-            enter a layer are not finite. In these cases the network is left unchanged.
-        RuntimeError: if ``torch.distributed`` is initialised with several processes, because each process would use
-            different samples.
+            enter a layer are not finite. In these cases the network is left unchanged, on all ranks of the group.
+        RuntimeError: if ``torch.distributed`` is initialised with several processes and ``group`` is None, because each
+            process would use different samples, or if the parameters are distributed over processes by ``fully_shard``
+            or ``parallelize_module``.
     """
-    check_one_process("update_grid_from_samples")
-    model._adapt_grids(rows_for(model, x, dataset, min_rows=1))
+    _check_not_sharded(model, "update_grid_from_samples")
+    rows = _joined_rows(model, "update_grid_from_samples", x, dataset, group)
+    with model._restored_grids_after_errors():
+        on_every_rank(lambda: model._adapt_grids(rows), group)
+    broadcast(_splines(model), group)
+
+
+def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) -> Tensor:
+    """Return the rows of this process or, if a group is given, of all ranks of the group."""
+    has_rows = x is not None or dataset is not None or model.sample is not None
+    if not any([has_rows] if group is None else gathered(has_rows, group)):
+        return rows_for(model, min_rows=1)  # The points spread over the grids, which are the same on all ranks.
+
+    def read() -> Tensor:
+        if not has_rows:
+            return torch.empty(0, model.in_features, dtype=model.dtype, device=model.device)
+        return rows_for(model, x, dataset, min_rows=1 if group is None else 0)
+
+    return joined_samples(what, read, group)
+
+
+def _splines(model: Network) -> list[Tensor]:
+    return [tensor for layer in model.layers for tensor in (layer.spline_weight, layer.knots)]
+
+
+def _check_not_sharded(model: Network, what: str) -> None:
+    for layer in model.layers:
+        layer._check_not_sharded(what)

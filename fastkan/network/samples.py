@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Maximum number of rows that a network keeps, and number of rows after which no more batches are read from a loader.
-# The maximum is large enough to fit any edge, and small enough that large tables are not copied.
-MAX_SAMPLES = 10_000
+from ..layers.sampling import MAX_SAMPLES, subsample
 
 
 class Sample:
@@ -25,25 +23,13 @@ class Sample:
     """
 
     def __init__(self, rows: Tensor | None = None) -> None:
-        self.rows = None if rows is None or rows.shape[0] == 0 else _subsample(rows.detach()).clone()
+        self.rows = None if rows is None or rows.shape[0] == 0 else subsample(rows.detach()).clone()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sample:
         return Sample(self.rows)
 
     def __reduce__(self) -> tuple[type[Sample], tuple[()]]:
         return Sample, ()
-
-
-def _subsample(rows: Tensor) -> Tensor:
-    """Return at most ``MAX_SAMPLES`` of the rows in their original order. The rows are selected at random, because a
-    selection of every n-th row would miss values that alternate with a period of n. Every call with the same rows
-    returns the same selection."""
-    if len(rows) <= MAX_SAMPLES:
-        return rows
-    ends = torch.cat([rows.argmin(0), rows.argmax(0)]).unique()[: MAX_SAMPLES // 2].cpu()
-    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0), device="cpu")
-    chosen = torch.cat([ends, drawn[~torch.isin(drawn, ends)]])[:MAX_SAMPLES].sort().values
-    return rows[chosen.to(rows.device)]
 
 
 # -- reading --------------------------------------------------------------------------------------

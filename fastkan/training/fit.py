@@ -191,7 +191,8 @@ def fit(
     Raises:
         TypeError, ValueError: if the data are not finite or do not fit the network, or if an argument is out of range.
             In these cases the network is left unchanged.
-        RuntimeError: if ``torch.distributed`` is initialised with several processes.
+        RuntimeError: if ``torch.distributed`` is initialised with several processes, or if the parameters are
+            distributed over processes. The message says how to train such a network.
 
     Warns:
         RuntimeWarning: if a step makes the loss infinite or NaN. The fit then ends, and the network has the parameters
@@ -208,7 +209,14 @@ def fit(
     """
     from tqdm import tqdm
 
-    check_one_process("fit")
+    check_one_process(
+        "fit",
+        "Wrap the network in torch.nn.parallel.DistributedDataParallel and train it in a loop of your own, with "
+        "update_grid(x, group=torch.distributed.group.WORLD) for grid updates; or fit it in one process and load the "
+        "result on every rank (save and load, or load_state_dict)",
+    )
+    for layer in model.layers:
+        layer._check_not_sharded("fit")
     if batch != -1 and batch < 1:
         raise ValueError(f"batch must be at least 1, or -1 for all rows, got {batch}")
     penalty = Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric) if lamb else None

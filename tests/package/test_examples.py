@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import distributed
 
 import fastkan.examples
 
 FOLDER = Path(fastkan.examples.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
-STEPS = {"quickstart": 20, "formula": 20, "poisson": 2, "burgers": 2, "digits": 20, "swap": 2}
+STEPS = {"quickstart": 20, "formula": 20, "poisson": 2, "burgers": 2, "digits": 20, "distributed": 20, "swap": 2}
 
 
 def test_the_packages_docstring_names_each() -> None:
@@ -39,14 +40,34 @@ def test_example_is_under_60_lines(name: str) -> None:
     assert len((FOLDER / f"{name}.py").read_text(encoding="utf-8").splitlines()) < 60
 
 
-def test_an_example_is_a_command(tmp_path: Path) -> None:
+def run(*words: str) -> str:
+    """Run a module in a process of its own, and return what it prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "fastkan.examples.poisson", "--steps", "1", "--folder", str(tmp_path)],
+        [sys.executable, "-m", *words],
         cwd=FOLDER.parents[1],
-        env={"PYTHONPATH": f"{FOLDER.parents[1]}:{FOLDER.parents[1] / 'kernels'}", "PATH": "/usr/bin:/bin"},
+        env={
+            "PYTHONPATH": f"{FOLDER.parents[1]}:{FOLDER.parents[1] / 'kernels'}",
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_an_example_is_a_command(tmp_path: Path) -> None:
+    run("fastkan.examples.poisson", "--steps", "1", "--folder", str(tmp_path))
     assert (tmp_path / "poisson.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (distributed.is_available() and distributed.is_gloo_available()), reason="needs gloo")
+def test_the_distributed_example_runs_in_two_processes(tmp_path: Path) -> None:
+    ways = "--standalone", "--nproc-per-node", "2", "-m", "fastkan.examples.distributed"
+    said = run("torch.distributed.run", *ways, "--steps", "50", "--folder", str(tmp_path))
+    assert said.count("distributed.png") == 1
+    assert (tmp_path / "distributed.png").stat().st_size > 1000
+    assert float(said.split()[1].rstrip(";")) < 0.5

@@ -16,6 +16,11 @@ is_batched_tensor = torch._C._functorch.is_legacy_batchedtensor
 engine_executes = torch._C._will_engine_execute_node
 
 
+def process_group_exists() -> bool:
+    """Check whether ``torch.distributed`` is initialised, which some builds of PyTorch do not contain."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def forward_mode_is_active() -> bool:
     """Check whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0

@@ -32,6 +32,7 @@ from ...basis import Basis
 from ...bspline.cox_de_boor import base_function, check_base_derivative, silu_derivative
 from ...bspline.piecewise import MAX_DENSE_CELLS, Pieces, pieces_of
 from ...trilinear import CONTRACTIONS, Operands, gradients
+from ..modes import process_group_exists
 from . import selection
 
 # The largest numbers of multiplications for which OpenBLAS uses one thread, in a product of two matrices and in a
@@ -641,7 +642,14 @@ def columns(x: Tensor) -> Array:
 
 
 def array(tensor: Tensor) -> Array:
-    """Return the values of a tensor as an array. The tensor may be a negated or conjugated view."""
+    """Return the values of a tensor as an array. The tensor may be a negated or conjugated view.
+
+    The array may share the memory of the tensor, except in programs of several processes. There, FSDP frees the memory
+    of a parameter between the forward and the backward pass, while the graph keeps the array, and PyTorch refuses to
+    free memory that it has shared with NumPy.
+    """
+    if process_group_exists():
+        tensor = tensor.clone()
     return tensor.numpy(force=True)
 
 

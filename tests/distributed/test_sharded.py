@@ -1,0 +1,112 @@
+"""Models whose parameters are distributed over two processes by FSDP, and gathered for each forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from processes import Processes
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+from fastkan import KAN, KANLinear
+
+D = torch.float64
+X = torch.randn(24, 7, dtype=D, generator=torch.Generator().manual_seed(5))
+Y = torch.sin(X[:, :3] * X[:, 3:6])
+
+
+def layers() -> nn.Module:
+    """Layers of odd sizes, with all kinds of parameters, adapted knots and masks."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(
+        KANLinear(7, 4, 3, bias=True, spline_scale=True, dtype=D),
+        KANLinear(4, 5, 4, 2, outside="linear", base="none", dtype=D),
+        KANLinear(5, 3, 5, spline_scale=True, dtype=D),
+    )
+    stack[0].update_grid(X)
+    stack[0].set_mask(torch.rand(7, 4) > 0.3)
+    stack[2].set_knots(stack[2].knots + 0.1 * stack[2].knots ** 2)
+    return stack
+
+
+def kan() -> KAN:
+    """A network with products, formulas, trained affine maps and adapted grids."""
+    model = KAN([7, [3, 1], 3], grid=3, affine_trainable=True, seed=0, dtype=D)
+    model.update_grid(X)
+    for place in ((0, 1, 0, "sin"), (1, 0, 1, "exp")):
+        model.fix_symbolic(*place, fit_params_bool=False)
+    return model
+
+
+def plain_kan() -> KAN:
+    """A network whose layers are computed together."""
+    return KAN([7, 4, 3], grid=3, seed=0, dtype=D)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"layers": layers, "network": kan, "plain network": plain_kan}
+
+
+def train(model: nn.Module, x: Tensor, y: Tensor) -> list[float]:
+    """The losses of three steps of Adam. The first of them accumulates the gradients of two halves of the batch."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01, eps=1e-3)
+    losses = []
+    for step in range(3):
+        optimizer.zero_grad()
+        parts = 2 if step == 0 else 1
+        for part, target in zip(x.chunk(parts), y.chunk(parts)):
+            loss = (model(part) - target).square().mean() / parts
+            loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def own_half(*tensors: Tensor) -> list[Tensor]:
+    """The rows of this rank, in the order in which one process has them."""
+    return [tensor[distributed.get_rank() :: 2] for tensor in tensors]
+
+
+def full(model: nn.Module) -> dict[str, Any]:
+    return {n: v.full_tensor() if hasattr(v, "full_tensor") else v for n, v in model.state_dict().items()}
+
+
+def trained(model: nn.Module, parts: bool, reshard: bool) -> dict[str, Any]:
+    if parts:
+        for part in model.layers if isinstance(model, KAN) else model:
+            fully_shard(part, reshard_after_forward=reshard)
+    fully_shard(model, reshard_after_forward=reshard)
+    train(model, *own_half(X, Y))
+    return full(model)
+
+
+def trained_by_fsdp1(model: nn.Module) -> dict[str, Any]:
+    wrapped = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+    train(wrapped, *own_half(X, Y))
+    with FullyShardedDataParallel.summon_full_params(wrapped):
+        return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def check(found: list[dict[str, Any]], name: str) -> None:
+    model = MODELS[name]()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train(model, X, Y)
+    expected = model.state_dict()
+    for state in found:
+        assert state.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(state[key], value, rtol=1e-14, atol=1e-15, msg=key)
+    assert max((expected[key] - value).abs().max().item() for key, value in before.items() if value.numel()) > 0.01
+
+
+@pytest.mark.parametrize(("parts", "reshard"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize("name", MODELS)
+def test_fully_shard_trains_the_model_of_one_process(name: str, parts: bool, reshard: bool, two: Processes) -> None:
+    check(two.run(trained, MODELS[name](), parts, reshard), name)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fsdp_trains_the_model_of_one_process(name: str, two: Processes) -> None:
+    check(two.run(trained_by_fsdp1, MODELS[name]()), name)
