@@ -79,7 +79,7 @@ def _fake(name: str) -> Callable:
         basis, window = call.basis, call.window
         if name == "F":
             if window is not None:
-                return x.new_empty(len(x), window.out_channels(operands.weight), *window.out_size(x.shape[2:]))
+                return x.new_empty(x.shape[0], window.out_channels(operands.weight), *window.out_size(x.shape[2:]))
             return x.new_empty(x.shape[0], operands.weight.shape[2])
         if name == "H":
             return x.new_empty(x.shape)

@@ -216,7 +216,7 @@ def contract_out(
 ) -> Tensor:
     """Compute F_d(x, W, v) = y[n,o,p], a sum over b, c and t."""
     call = _Call(x, knots, basis, derivative, window, splines, window.out_channels(operands.weight))
-    shape = len(x), call.outputs, *window.out_size(x.shape[2:])
+    shape = x.shape[0], call.outputs, *window.out_size(x.shape[2:])
     if x.numel() * math.prod(shape) == 0:
         return x.new_zeros(shape)
     blocks = call.blocks()
@@ -282,9 +282,9 @@ def contract_in(
         like = psi.new_empty(images, *x.shape[2:], call.count * channels).movedim(-1, 1)
         product = block.window.vjp(call.upstream(operands.g, block), like, kernel, by_weight=False)
         del like
-        product = product.movedim(1, -1).reshape(len(psi), groups, call.count, channels // groups)
+        product = product.movedim(1, -1).reshape(psi.shape[0], groups, call.count, channels // groups)
         of_splines = product if base is None else product[:, :, :-1]
-        psi = psi.reshape(len(psi), -1, groups, channels // groups).transpose(1, 2)
+        psi = psi.reshape(psi.shape[0], -1, groups, channels // groups).transpose(1, 2)
         part = (of_splines * psi if splines is None else of_splines.mul_(psi)).sum(2)
         if base is not None:
             part = part + product[:, :, -1] * base.reshape(part.shape)
@@ -301,7 +301,7 @@ CONTRACTIONS: dict[str, Callable] = {"F": contract_out, "G": contract_weight, "H
 
 def _part(x: Tensor, images: slice, channels: slice) -> Tensor:
     """Return some images and channels. Views of batched gradients are avoided, since PyTorch cannot batch slices."""
-    if images == slice(0, len(x)) and channels == slice(0, x.shape[1]):
+    if images == slice(0, x.shape[0]) and channels == slice(0, x.shape[1]):
         return x
     return x[images, channels]
 
