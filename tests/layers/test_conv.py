@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import itertools
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -302,6 +303,22 @@ def test_nan_affects_its_windows_and_its_channel_alone(grid_size: int) -> None:
     torch.testing.assert_close(layer.spline_weight.grad[:, :2], weight_grad[:, :2], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sizes_for_which_torch_uses_another_library(stride: int) -> None:
+    """Convolutions of many float32 numbers run in oneDNN, which must not mix pixels of different windows either."""
+    layer = KANConv2d(8, 16, 3, stride, padding=1)
+    exact = KANConv2d(8, 16, 3, stride, padding=1, dtype=torch.float64)
+    exact.load_state_dict(layer.state_dict())
+    x = 2 * torch.rand(16, 8, 16, 16) - 1
+    for found, like in zip(gradients(layer, layer, x), gradients(exact, exact, x.double())):
+        torch.testing.assert_close(found.double(), like, rtol=1e-4, atol=1e-5 * float(like.abs().max()))
+    x[3, 2, 8, 8] = torch.nan
+    y = layer(x)
+    assert torch.equal(y.isnan(), exact(x.double()).isnan())
+    assert y.isnan().sum() == 16 * (9 if stride == 1 else 1)
+    torch.testing.assert_close(y.double(), exact(x.double()), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
 def test_infinite_pixels_have_the_base_function_alone(layer: KANConv2d) -> None:
     x = images(2, 3)
     x[0, 0, 2, 2] = -torch.inf  # where splines are 0, as is silu
@@ -442,3 +459,21 @@ def test_bad_images(x: Tensor, message: str) -> None:
         layer([1.0])
     with pytest.raises(TypeError, match=r"knots is torch\.float32, but x is torch\.float64"):
         layer(torch.rand(2, 3, 5, 5, dtype=torch.float64))
+
+
+def test_it_exports_to_onnx_with_any_batch(tmp_path: Path) -> None:
+    """The exporter itself takes most of the time."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layer = KANConv2d(2, 4, 2, padding="same", groups=2, bias=True, outside="linear", grid_size=2).eval()
+    layer.update_grid(torch.randn(4, 2, 6, 6))
+    file = tmp_path / "model.onnx"
+    program = torch.onnx.export(
+        layer, (torch.randn(3, 2, 4, 5),), dynamo=True, verbose=False, dynamic_shapes=({0: torch.export.Dim("n")},)
+    )
+    program.save(file)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        x = torch.randn(batch, 2, 4, 5)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.tensor(found), layer(x).detach(), rtol=1e-5, atol=1e-6)
