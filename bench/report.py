@@ -193,6 +193,18 @@ def speed_block(results: Sequence[Result], about: dict) -> str:
     return markdown(frame[shown].rename(columns=IN_README).rename_axis("time of a step, the MLP's is 1"))
 
 
+def conv_block(results: Sequence[Result], about: dict) -> str:
+    """The tables of convolutions, one for each number of threads."""
+    from .conv import tables
+
+    shown = [f"{title}:\n\n{markdown(frame)}" for title, frame in tables(results)]
+    return "\n\n".join([*shown, f"Measured on {place(about)}; other processes took up to {_load(results):.0%}."])
+
+
+def _load(results: Sequence[Result]) -> float:
+    return max(result["load"] for result in results)
+
+
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
     from .gpu import report as gpu
     from .second_order.__main__ import table
@@ -210,6 +222,7 @@ def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
         "second order": of(
             "second-order.json", lambda found, about: f"{markdown(table(found))}\n\nMeasured on {place(about)}."
         ),
+        "convolutions": of("conv.json", conv_block),
         "gpu": lambda: gpu.block(gpu.published(results)),
         "gpu state": lambda: gpu.state(gpu.published(results)),
     }

@@ -8,7 +8,8 @@
 
 `KANLinear` takes the place of `nn.Linear`; `fastkan.functional.kan_linear` is the same without a module. Its methods
 move the knots to where samples lie (`update_grid`), refine the grid without changing the functions (`refine`), switch
-edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `outside_share`).
+edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `outside_share`). `KANConv1d`, `KANConv2d`
+and `KANConv3d` take the place of PyTorch's convolutions, with a function for each tap and the methods of `KANLinear`.
 `KANLinear.from_splines(knots, coefficients, base_weight)` makes a layer from the tensors of any other B-spline layer.
 
 # The workflow
@@ -84,6 +85,7 @@ from .interop.name_clash import check_folder, missing_name
 from .interop.pykan import *  # noqa: F403
 from .interop.replace import replace_linear
 from .kan import KAN
+from .layers.conv import KANConv1d, KANConv2d, KANConv3d
 from .layers.explain import explain
 from .layers.feedforward import KANFeedForward
 from .layers.function_library import SYMBOLIC_LIB, add_symbolic
@@ -99,7 +101,8 @@ MultKAN = KAN  # as pykan calls it too
 sys.modules[f"{__name__}.pykan"] = pykan  # so that `import fastkan.pykan` works, although the folder is interop/pykan
 
 __all__ = [
-    "KAN", "SYMBOLIC_LIB", "KANFeedForward", "KANLinear", "MultKAN", "__version__", "add_symbolic", "autotune",
-    "backend", "convert", "convert_state_dict", "create_dataset", "create_dataset_from_data", "explain", "functional",
-    "optim", "replace_linear", "to_efficient_kan_state_dict", "to_pykan", *pykan.__all__,
+    "KAN", "SYMBOLIC_LIB", "KANConv1d", "KANConv2d", "KANConv3d", "KANFeedForward", "KANLinear", "MultKAN",
+    "__version__", "add_symbolic", "autotune", "backend", "convert", "convert_state_dict", "create_dataset",
+    "create_dataset_from_data", "explain", "functional", "optim", "replace_linear", "to_efficient_kan_state_dict",
+    "to_pykan", *pykan.__all__,
 ]  # fmt: skip

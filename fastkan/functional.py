@@ -20,6 +20,7 @@ from fastkan_kernels import (
     Operands,
     Optional,
     Pieces,
+    Window,
     autocast_dtype,
     base_function,
     basis_of,
@@ -128,13 +129,15 @@ def forward(
     basis: Basis,
     outside: str,
     pieces: Callable[[], Pieces] | None = None,
+    window: Window | None = None,
 ) -> Tensor:
     """Apply a KAN layer. All arguments except x must have been validated.
 
-    Both :func:`kan_linear` and :class:`KANLinear` call the function.
+    The function :func:`kan_linear` and the modules call the function. If a window is given, x is a validated batch of
+    images ``[N, C, *size]``, and the result is their convolution ``[N, O, *size]``.
     """
     _, inputs, outputs = weight.shape
-    rows = rows_of(x, inputs)
+    rows = rows_of(x, inputs) if window is None else x
     check_alike(x, knots=knots, spline_weight=weight, base_weight=base_weight, spline_scale=scale, bias=bias)
     if mask is not None:
         if mask.device != x.device:
@@ -145,7 +148,7 @@ def forward(
         weight, scale = weight.float(), scale.float()
         base_weight = None if base_weight is None else base_weight.float()
         mask = None if mask is None else mask.float()
-    recording = recorder()
+    recording = recorder() if window is None else None  # Jacobians of convolutions are computed column by column.
     if recording is None:
         operands = Operands(None, *fold_scale_and_mask(weight, base_weight, scale, mask))
     else:
@@ -154,14 +157,16 @@ def forward(
         operands = Operands(None, *recording.weights(weight, base_weight, scale, mask, len(rows) if split else None))
         bias = bias if bias is None else recording.rows(bias, len(rows))
     if outside == "linear":
-        y = _linear_outside(rows, knots, operands, basis, pieces)
+        y = _linear_outside(rows, knots, operands, basis, pieces, window)
     else:
-        y = contract("F", rows, knots, operands, basis, 0, pieces)
+        y = contract("F", rows, knots, operands, basis, 0, pieces, window)
     if bias is not None:
-        y = y + bias.to(y.dtype)
+        y = y + _per_channel(bias, y).to(y.dtype)
     product = autocast_dtype(x)
     if product is not None and x.dtype != torch.float64:  # as nn.Linear does, whose float64 autocast leaves alone
         y = y.to(product)
+    if window is not None:
+        return y
     return y if x.ndim == 2 else y.view(*x.shape[:-1], outputs)
 
 
@@ -180,7 +185,12 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
 
 
 def _linear_outside(
-    x: Tensor, knots: Tensor, operands: Operands, basis: Basis, pieces: Callable[[], Pieces] | None
+    x: Tensor,
+    knots: Tensor,
+    operands: Operands,
+    basis: Basis,
+    pieces: Callable[[], Pieces] | None,
+    window: Window | None,
 ) -> Tensor:
     """Apply a KAN layer whose splines continue along their tangents outside the grid.
 
@@ -192,7 +202,7 @@ def _linear_outside(
     wide = x.to(torch.promote_types(x.dtype, knots.dtype))
     low, high = knots[:, order], knots[:, -order - 1]
     # The last knot of the grid belongs to the cell to its right, so the tangent is computed just below the last knot.
-    high = predecessor(high)
+    low, high = _per_channel(low, x), _per_channel(predecessor(high), x)
     above = wide > high
     outside = above | (wide < low)
     end = torch.where(above, high, low)
@@ -201,15 +211,23 @@ def _linear_outside(
     nan_if_infinite = torch.where(wide.isinf(), torch.nan, 0.0)
     beyond = torch.where(outside, wide - end + nan_if_infinite, 0.0)
     splines, alone = basis._replace(base="none"), operands._replace(base_weight=None)
-    y = contract("F", clamped, knots, alone, splines, 0, pieces)
-    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1, pieces)
+    y = contract("F", clamped, knots, alone, splines, 0, pieces, window)
+    y = y + contract("F", end, knots, alone._replace(v=beyond), splines, 1, pieces, window)
     if operands.base_weight is not None:
         product, dtype = autocast_dtype(x), working_dtype(x.dtype)
         base = round_weights(base_function(wide.to(dtype), basis.base), product, dtype)
         weight = round_weights(operands.base_weight, product, dtype)
         with exact_products(x):
-            y = y + (torch.mm(base, weight) if weight.ndim == 2 else torch.einsum("ni,nio->no", base, weight))
+            if window is not None:
+                y = y + window.convolve_base(base, weight)
+            else:
+                y = y + (torch.mm(base, weight) if weight.ndim == 2 else torch.einsum("ni,nio->no", base, weight))
     return y.to(x.dtype)
+
+
+def _per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Return values ``[..., C]`` in a shape that broadcasts over rows ``x [N, C]`` or images ``x [N, C, *size]``."""
+    return values if x.ndim == 2 else values.view(-1, *(1,) * (x.ndim - 2))
 
 
 def predecessor(x: Tensor) -> Tensor:

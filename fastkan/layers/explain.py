@@ -7,6 +7,7 @@ from torch import Tensor
 from fastkan_kernels import BACKENDS, Operands, autocast_dtype, check_alike, has_values, route
 
 from ..functional import rows_of
+from .conv import KANConv
 from .linear import KANLinear
 
 _STEPS = (
@@ -20,7 +21,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     """Describe which route and which backend ``layer(x)`` would use, and why, without running the layer.
 
     Args:
-        layer: a :class:`KANLinear`.
+        layer: a :class:`KANLinear` or a :class:`KANConv2d`.
         x: an input of the layer.
 
     Returns:
@@ -42,7 +43,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     """
     if not isinstance(layer, KANLinear):
         raise TypeError(f"layer must be a KANLinear, got {type(layer).__name__}")
-    flat = rows_of(x, layer.in_features)
+    flat = layer.pixels(x) if isinstance(layer, KANConv) else rows_of(x, layer.in_features)
     check_alike(x, knots=layer.knots, spline_weight=layer.spline_weight)
     basis, product = layer.basis, autocast_dtype(x)
     rows = flat.shape[0]
@@ -50,7 +51,11 @@ def explain(layer: KANLinear, x: Tensor) -> str:
     operands = Operands(weight=layer.spline_weight, base_weight=layer.base_weight)
     with_product = basis._replace(matmul_dtype=product)
     at_rows = BACKENDS[taken.backend].at_rows if has_values(flat, layer.knots) else None
-    piecewise = at_rows is not None and at_rows({}, flat, layer.knots, operands, with_product, 0) is not None
+    piecewise = (
+        at_rows is not None
+        and not isinstance(layer, KANConv)
+        and at_rows({}, flat, layer.knots, operands, with_product, 0) is not None
+    )
     count = layer.spline_weight.shape[0]
     knots = "uniform" if basis.uniform else "of any spacing"
     lines = [
@@ -65,6 +70,9 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
     if taken.way == "functions" and piecewise:
         lines.append("F_0, piecewise: polynomials of the edges on the cells of the knots, cached for the backward")
+        return "\n".join(lines)
+    if isinstance(layer, KANConv):
+        lines.append("F_0, G_0, H_1: features of each pixel in blocks of images and channels, convolved by PyTorch")
         return "\n".join(lines)
     for name, derivative, what in _STEPS:
         how = BACKENDS[taken.backend].describe(name, flat, layer.out_features, count, with_product, derivative)

@@ -20,6 +20,7 @@ The README in this folder explains the mathematical idea on one page.
 
 from . import validation
 from .autograd.dispatch import backend, contract, needs_composite, route
+from .backends.convolution import Window
 from .backends.cpu.stack import FusedStack, LayerStd, StackCache, StackLayer, fold_scale_and_mask
 from .backends.modes import has_values, needs_graph
 from .backends.registry import BACKENDS

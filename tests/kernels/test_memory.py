@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from fastkan import KANLinear
+from fastkan import KANConv1d, KANConv2d, KANConv3d, KANLinear
+from fastkan_kernels.backends import convolution
 
 ROWS, WIDTH, GRID, ORDER = 65536, 64, 64, 3
 PSI = 4 * ROWS * WIDTH * (GRID + ORDER)  # bytes: 1.1 GB
@@ -60,6 +61,22 @@ def test_a_training_step_stays_under_a_quarter_of_the_features(knots: str) -> No
     gradients = sum(p.grad.nbytes for p in layer.parameters())
     above = peak - gradients - 2 * BORDER  # y, and the gradient of x
     assert above < PSI / 4, f"{above / 2**20:.0f} MiB of {PSI / 2**20:.0f}"
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_a_step_of_a_convolution_stores_a_few_blocks(dimensions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training step stores a few blocks of features, whatever the number of images."""
+    monkeypatch.setattr(convolution, "BLOCK_ELEMENTS", 1 << 18)
+    size = {1: (2048,), 2: (64, 32), 3: (32, 16, 4)}[dimensions]
+    x = (2 * torch.rand(64, 8, *size) - 1).requires_grad_()
+    layer = (KANConv1d, KANConv2d, KANConv3d)[dimensions - 1](8, 8, 3, padding=1)
+    y = layer(x)
+    g = torch.ones_like(y)
+    y.backward(g)
+    peak = peak_of(lambda: layer(x).backward(g))
+    assert peak > 2 * x.nbytes  # y and the gradient of x
+    features = 9 * x.nbytes
+    assert peak - 2 * x.nbytes < features / 4, f"{peak / 2**20:.1f} MiB of {features / 2**20:.1f}"
 
 
 def fresh_process(code: str) -> subprocess.CompletedProcess[str]:

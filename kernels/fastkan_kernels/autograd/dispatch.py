@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import convolution
 from ..backends.modes import forward_mode_is_active, functorch_is_active, has_values, needs_graph
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, autocast_dtype
@@ -166,6 +167,7 @@ def contract(
     basis: Basis,
     derivative: int,
     pieces: Callable[[], Pieces] | None = None,
+    window: convolution.Window | None = None,
 ):
     """Compute a contraction by the current route and backend. The result can be differentiated.
 
@@ -178,13 +180,15 @@ def contract(
         derivative: the order d of the contraction.
         pieces: a function that returns the tables of the knots. If None, the tables are computed once for each autograd
             graph in which the tables are needed.
+        window: the geometry of a convolution, or None. With a window, x, v and g are images ``[N, C, *size]``; see
+            :mod:`..backends.convolution`.
     """
     plain, product = has_values(x, knots, *operands), autocast_dtype(x)
     if product is not None:
         basis = basis._replace(matmul_dtype=product)
     taken = route(x, knots, plain)
-    cache = {"pieces": pieces, "fixed_x": not x.requires_grad and torch.is_grad_enabled()}
-    spec = ContractionSpec(basis, derivative, taken.backend, cache, plain)
+    cache = None if window else {"pieces": pieces, "fixed_x": not x.requires_grad and torch.is_grad_enabled()}
+    spec = ContractionSpec(basis, derivative, taken.backend, cache, plain, window)
     if taken.way == "operators":
         return ops.apply(name, spec, x, knots, operands)
     # Autocast is switched off, because the autocast dtype is stored in the basis and the backends round by themselves.
@@ -193,4 +197,6 @@ def contract(
             if torch.is_grad_enabled():
                 return Contract.apply(name, spec, x, knots, *operands)
             return implementation(name, spec, x, knots, operands)()
+        if window is not None:
+            return convolution.CONTRACTIONS[name](x, knots, operands, basis, derivative, window, None)
         return BACKENDS["reference"].contract[name](x, knots, operands, basis, derivative)

@@ -81,8 +81,8 @@ class Contract(torch.autograd.Function):
         wanted = [by for by, needed in zip("xvWg", (by_x, by_v, by_weight or by_base, by_g)) if needed]
         own = upstream if ctx.name == "G" else upstream[0]
         full = Operands(*saved).with_operand(CONTRACTIONS[ctx.name].free, own)
-        basis, order, backend, cache, _ = ctx.spec
-        spec = ContractionSpec(basis, order, backend, cache, has_values(x, *full))
+        basis, order, backend, cache, _, window = ctx.spec
+        spec = ContractionSpec(basis, order, backend, cache, has_values(x, *full), window)
         calls = getattr(saved[1], "weight_gradients", None)
         if calls is not None and "W" in wanted:
             wanted.remove("W")

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode  # torch.library also uses this private class
 
+from ..backends.convolution import Window
 from ..backends.registry import BACKENDS, ContractionSpec, implementation
 from ..basis import Basis, exact_products
 from ..trilinear import CONTRACTIONS, Operands, gradients
 
 _FIXED = (
     "int order, str base, bool uniform, float[]? uniform_grid, ScalarType? matmul_dtype, "
-    "int derivative, str backend, str source"
+    "int derivative, str backend, str source, int[]? window"
 )
 _SCHEMAS = {
     "F": f"(Tensor x, Tensor knots, Tensor? v, Tensor weight, Tensor? base_weight, {_FIXED}) -> Tensor",
@@ -40,13 +41,13 @@ def _flat(call: ContractionSpec) -> tuple:
     # PyTorch's cache on disk identifies a compiled graph by the names and arguments of its operators. The checksum
     # ``source`` is an argument, so that graphs compiled with an older version of the decomposition are not reused.
     source = decomposition.source if decomposition else ""
-    return (*call.basis, call.derivative, call.backend, source)
+    return (*call.basis, call.derivative, call.backend, source, call.window and call.window.flat())
 
 
 def _call(flat: tuple) -> ContractionSpec:
-    order, base, uniform, uniform_grid, matmul_dtype, derivative, backend, _ = flat
+    order, base, uniform, uniform_grid, matmul_dtype, derivative, backend, _, window = flat
     basis = Basis(order, base, uniform, uniform_grid and tuple(uniform_grid), matmul_dtype)
-    return ContractionSpec(basis, derivative, backend)
+    return ContractionSpec(basis, derivative, backend, window=window and Window.from_flat(window))
 
 
 def apply(name: str, call: ContractionSpec, x: Tensor, knots: Tensor, operands: Operands):
@@ -74,12 +75,17 @@ def _compute(name: str) -> Callable:
 def _fake(name: str) -> Callable:
     def fake(x: Tensor, knots: Tensor, *rest):
         operands = Operands(**dict(zip(_OPERANDS[name], rest)))
-        basis = _call(rest[len(_OPERANDS[name]) :]).basis
+        call = _call(rest[len(_OPERANDS[name]) :])
+        basis, window = call.basis, call.window
         if name == "F":
+            if window is not None:
+                return x.new_empty(x.shape[0], window.out_channels(operands.weight), *window.out_size(x.shape[2:]))
             return x.new_empty(x.shape[0], operands.weight.shape[2])
         if name == "H":
             return x.new_empty(x.shape)
         inputs, outputs = x.shape[1], operands.g.shape[1]
+        if window is not None:
+            outputs = outputs // window.groups * window.taps
         base = x.new_empty(0) if basis.base == "none" else x.new_empty(inputs, outputs)
         return x.new_empty(basis.splines_of(knots), inputs, outputs), base
 
@@ -134,7 +140,7 @@ def _decompose(name: str) -> Callable:
         fields = _OPERANDS[name]
         call = _call(tuple(rest[len(fields) :]))
         decomposition = BACKENDS[call.backend].decomposition
-        if decomposition is None or not decomposition.supports(x, knots, call.basis):
+        if call.window or decomposition is None or not decomposition.supports(x, knots, call.basis):
             return mode.__torch_dispatch__(operator, types, args, kwargs)
         with mode:
             operands = Operands(**dict(zip(fields, rest)))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..basis import Basis
 from ..trilinear import Operands, gradients
-from . import cpu, reference
+from . import convolution, cpu, reference
+from .convolution import Window
 from .modes import functorch_is_active, is_batched
 from .triton import backend as triton
 
@@ -26,6 +27,7 @@ class ContractionSpec(NamedTuple):
         cache: a dictionary for results that contractions with the same x and knots share in one autograd graph. If
             None, contractions share no results.
         plain: whether all tensors have values that can be read; see :func:`has_values`.
+        window: the geometry of a convolution, whose x is a batch of images, or None if x consists of rows.
     """
 
     basis: Basis
@@ -33,6 +35,7 @@ class ContractionSpec(NamedTuple):
     backend: str
     cache: dict | None = None
     plain: bool = False
+    window: Window | None = None
 
 
 class Decomposition(NamedTuple):
@@ -152,6 +155,11 @@ def implementation(
     if not spec.plain and (is_batched(x, *operands) or functorch_is_active()):
         # PyTorch cannot batch or transform kernels and operations that write into existing memory.
         table = _REFERENCE
+    if spec.window is not None:
+        features = None if table is _REFERENCE else backend.features
+        return partial(
+            convolution.CONTRACTIONS[name], x, knots, operands, spec.basis, derivative, spec.window, features
+        )
     return partial(table[name], x, knots, operands, spec.basis, derivative)
 
 
@@ -165,7 +173,7 @@ def vjp(name: str, spec: ContractionSpec, x: Tensor, knots: Tensor, full: Operan
 
     def contract(name: str, operands: Operands, derivative: int):
         # If shared results do not make all gradients together faster, they do not make a single gradient faster.
-        alone = ContractionSpec(spec.basis, derivative, spec.backend, None, spec.plain)
+        alone = ContractionSpec(spec.basis, derivative, spec.backend, None, spec.plain, spec.window)
         return implementation(name, alone, x, knots, operands)()
 
     return gradients(name, full, wanted, order, contract)
