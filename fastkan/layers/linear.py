@@ -212,7 +212,9 @@ class KANLinear(nn.Module):
     @checked(grid_eps=SHARE, margin=SHARE)
     @torch.inference_mode(False)
     @torch.no_grad()
-    def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01) -> None:
+    def update_grid(
+        self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01, sample_weight: Tensor | None = None
+    ) -> None:
         """Adapt the knots to samples, and refit the splines by least squares to preserve the edge functions.
 
         Args:
@@ -223,10 +225,12 @@ class KANLinear(nn.Module):
                 and 1 interpolate linearly.
             margin: the distance by which the evenly spaced grid extends beyond the samples at each end, as a
                 share of the range.
+            sample_weight: weights of the samples, a tensor with the shape of ``x`` without the last dimension. A sample
+                of weight 2 counts as two samples, and a sample of weight 0 is ignored.
 
         Raises:
-            TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite. The layer is
-                unchanged in these cases.
+            TypeError, ValueError: if the samples or their weights have the wrong shape, are empty or are not finite, or
+                if weights are negative or all 0. The layer is unchanged in these cases.
             RuntimeError: if ``torch.distributed`` runs several processes, because each process would have different
                 samples.
 
@@ -239,11 +243,15 @@ class KANLinear(nn.Module):
         check_one_process("update_grid")
         self._check_own_splines()
         samples = self._samples(x)
-        knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
-            self.knots.dtype
-        )
+        if sample_weight is not None:
+            sample_weight = grid.read_sample_weight(sample_weight.flatten(), len(samples)).to(samples.device)
+            samples, sample_weight = samples[sample_weight > 0], sample_weight[sample_weight > 0]
+        knots = grid.adapted_knots(
+            samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin, sample_weight
+        ).to(self.knots.dtype)
         check_knots(knots, self.spline_order)
-        weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
+        old = self.spline_weight, self.knots
+        weight = grid.refit(*old, knots, self.spline_order, samples, self.outside, sample_weight)
         self._write_splines(weight, knots)
 
     @checked(grid_size=Int(least=1))

@@ -300,7 +300,8 @@ def check_input(x: Any, update_grid: bool) -> None:
         )
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"x must be a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x, dtype=model.dtype) makes one"
+            f"x must be a torch.Tensor, got {type(x).__name__}: use model.predict(x) for outputs without gradients, "
+            "or torch.as_tensor(x, dtype=model.dtype)"
         )
 
 

@@ -12,6 +12,7 @@ from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
 from ..layers.distributed import check_one_process
+from .samples import as_tensor
 from .trace import rows_for, trace
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def refine(
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None) -> None:
+def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None, sample_weight: Any = None) -> None:
     """Adapt the knots of every layer in place to the values that enter the layer, and refit the splines at these
     values.
 
@@ -88,20 +89,23 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
     Args:
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
         dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
+        sample_weight: weights ``[N]`` of the samples. A sample of weight 2 counts as two samples, and a sample of
+            weight 0 is ignored.
 
     Raises:
-        TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, or if the values that
-            enter a layer are not finite. In these cases the network is left unchanged.
+        TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, if the weights are
+            invalid, or if the values that enter a layer are not finite. In these cases the network is left unchanged.
         RuntimeError: if ``torch.distributed`` is initialised with several processes, because each process would use
             different samples.
     """
     check_one_process("update_grid_from_samples")
     nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=1))
+    weight = None if sample_weight is None else as_tensor("sample_weight", sample_weight)
     before = [(layer.spline_weight.clone(), layer.knots.clone()) for layer in model.layers]
     try:
         for number, layer in enumerate(model.layers):
             if model._has_numeric_edges(number):
-                layer.update_grid(nodes, grid_eps=model.grid_eps)
+                layer.update_grid(nodes, grid_eps=model.grid_eps, sample_weight=weight)
             nodes = model._node_values(number, model._subnode_values(number, nodes))
     except BaseException:
         for layer, (weight, knots) in zip(model.layers, before):
