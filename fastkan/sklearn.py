@@ -5,6 +5,7 @@ The module needs scikit-learn (``pip install fastkan[sklearn]``).
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from typing import Any
 
@@ -79,6 +80,7 @@ class _KANEstimator(BaseEstimator):
     """
 
     model_: KAN
+    _outputs: int
 
     def __init__(
         self,
@@ -445,7 +447,7 @@ class _Convergence:
         if (step + 1) % self.updates:
             return False
         losses = _means(results["train_loss"][-self.updates * (self.patience + 1) :], self.updates)
-        changes = (abs(a - b) <= self.tol * abs(a) for a, b in zip(losses, losses[1:]))
+        changes = (abs(a - b) <= self.tol * abs(a) for a, b in itertools.pairwise(losses))
         return len(losses) > self.patience and all(changes)
 
 

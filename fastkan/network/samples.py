@@ -87,7 +87,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
             raise ValueError(f"{name} must have rows of the same length") from None
         if array.dtype.kind not in "fiub":
             is_text = array.dtype.kind in "UST"
-            hint = ": fastkan.sklearn.KANClassifier takes names of classes as labels" if is_text else ""
+            is_label = is_text and (name.startswith("y") or "label" in name)
+            hint = ": fastkan.sklearn.KANClassifier takes names of classes as labels" if is_label else ""
             raise TypeError(f"{name} must be of real numbers, got {'text' if is_text else array.dtype}{hint}")
         value = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
     if value.layout != torch.strided or value.is_meta:

@@ -215,8 +215,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             residuals. The correction is not computed if the residuals come from an iterator.
         max_dense: the maximum number of parameters for which a matrix ``[P, P]`` is factorized. With more parameters,
             or if the matrix is too costly for the number of rows, the step is computed by conjugate gradients.
-        weight_decay: the factor of half the sum of the squares of all parameters, which is added to the cost, or a tensor
-            with one factor for each element of the parameters.
+        weight_decay: the factor of half the sum of the squares of all parameters, which is added to the cost, or a
+            tensor with one factor for each element of the parameters.
         verify: whether the first step checks that every row of the residuals depends on only one row of the inputs,
             and that the function of the residuals returns the same values when called again.
 

@@ -102,7 +102,8 @@ STRENGTH = kinds.Real(least=0)
     save_fig=kinds.FLAG, beta=kinds.REAL, save_fig_freq=kinds.Int(least=1), img_folder=kinds.Path(),
     singularity_avoiding=kinds.FLAG, y_th=kinds.REAL, reg_metric=kinds.Choice(REG_METRICS),
     train=kinds.Optional(_Names(TRAINABLE)), try_without=kinds.FLAG, callbacks=kinds.Each(kinds.Callback()),
-    early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG, weight_decay=_Decay(least=0),
+    early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG,
+    weight_decay=_Decay(least=0),
 )  # fmt: skip
 def fit(
     model: Network,
@@ -294,7 +295,8 @@ def fit(
     optimizer = make_optimizer()
     # A restart draws all parameters again, so it must not replace trained ones, formulas or frozen parameters.
     is_fresh = opt == "LM" and is_full_batch and objective.squares and train is None and not model.history
-    is_fresh = is_fresh and not objective.estimates_decay and not any(symbolic.edges for symbolic in model.symbolic) and all(
+    is_fresh = is_fresh and not objective.estimates_decay
+    is_fresh = is_fresh and not any(symbolic.edges for symbolic in model.symbolic) and all(
         p.requires_grad for layer in active for p in layer.parameters()
     )  # fmt: skip
     restarts = Restarts(model, make_optimizer, updates, data.weight) if is_fresh else None

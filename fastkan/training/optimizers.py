@@ -183,10 +183,8 @@ class LM:
         if self.evidence is not None:
             options["weight_decay"] = self.evidence.decay
         elif objective.weight_decay:
-            factors = [
-                torch.full((each.numel(),), objective.weight_decay * (id(each) in decayed)) for each in parameters
-            ]
-            options["weight_decay"] = torch.cat(factors).to(parameters[0].device)
+            factors = [torch.full_like(each, id(each) in decayed).flatten() for each in parameters]
+            options["weight_decay"] = objective.weight_decay * torch.cat(factors).detach().double()
         # The outputs of a network without hooks and overridden methods are known to be row-wise.
         verify = objective.model._has_hooks_or_override()
         self.optimizer = LevenbergMarquardt(parameters, verify=verify, **options)
