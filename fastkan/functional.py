@@ -176,6 +176,8 @@ def rows_of(x: Tensor, inputs: int) -> Tensor:
     Raises:
         TypeError, ValueError: if x is not a tensor, or the size of its last dimension is not ``inputs``.
     """
+    if not isinstance(x, Tensor) and hasattr(x, "__array__"):
+        raise TypeError(f"x must be a torch.Tensor, got {type(x).__name__}: torch.from_numpy(array) makes one")
     check_tensor("x", x)
     if x.ndim == 0 or x.shape[-1] != inputs:
         raise ValueError(f"x must have the shape [..., in_features={inputs}], got {list(x.shape)}")

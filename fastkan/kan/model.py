@@ -179,6 +179,7 @@ class KAN(PykanMethods, Network):
         ).sum()
 
     # The methods below are functions of other modules. The first parameter of each function is the model.
+    predict = tracing.predict
     trace = tracing.trace
     get_act = tracing.get_act
     get_fun = tracing.get_fun

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fastkan_kernels import Choice, Int, Path, Real, Text, checked
 
-from ..functional import rows_of
 from ..layers.edge_functions import mask_of
 from ..network import swaps
 from ..network.attribution import attribute
@@ -22,7 +21,7 @@ from ..network.checkpoint import load, save
 from ..network.edit import swap
 from ..network.prune import remove_edge
 from ..network.refine import refine
-from ..network.trace import default_rows, edge_kinds, edges_on
+from ..network.trace import default_rows, edge_kinds, edges_on, rows_for
 from ..training.regularization import REG_METRICS, Penalty
 from . import versions as keeping
 from . import views
@@ -89,7 +88,7 @@ def get_reg(
         >>> bool(model.get_reg(x=torch.rand(100, 2)) > 0)
         True
     """
-    rows = default_rows(model) if x is None else rows_of(x, model.in_features)
+    rows = rows_for(model, x, strict=False)
     return Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric)(rows)[1]
 
 

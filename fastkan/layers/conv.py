@@ -187,8 +187,8 @@ class KANConv(KANLinear):
         self._check_images(x)
         return x.movedim(-self._dimensions - 1, -1).flatten(0, -2)
 
-    def _samples(self, x: Tensor) -> Tensor:
-        return super()._samples(self.pixels(x))
+    def _samples(self, x: Tensor, may_be_empty: bool = False) -> Tensor:
+        return super()._samples(self.pixels(x), may_be_empty)
 
     def _count_outside(self, x: Tensor) -> None:
         super()._count_outside(self.pixels(x))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import check_knots, spline_values, splines, warn
+from fastkan_kernels import check_finite, check_knots, check_shape, spline_values, splines, warn
 
 ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
 
@@ -36,7 +36,49 @@ def add_outer_knots(grid: Tensor, order: int) -> Tensor:
     return torch.cat([first - step * away.flip(0), grid, last + step * away], 1)
 
 
-def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps: float, margin: float) -> Tensor:
+def read_sample_weight(weight: Tensor, rows: int) -> Tensor:
+    """Check the weights of samples, and return them in float64.
+
+    Raises:
+        ValueError: if the weights do not have the shape ``[rows]``, are negative or not finite, or are all 0.
+    """
+    check_shape("sample_weight", weight, (rows,))
+    check_finite("sample_weight", weight)
+    weight = weight.detach().double()
+    if bool((weight < 0).any()) or not bool((weight > 0).any()):
+        raise ValueError("sample_weight must have no negative value and at least one positive value")
+    return weight
+
+
+def _quantiles(x: Tensor, shares: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the quantiles ``[shares, I]`` of samples ``[N, I]``, linearly interpolated between samples.
+
+    With weights ``[N]``, a sample of weight 2 counts as two samples.
+    """
+    ordered, order = x.sort(0)
+    if weight is None:
+        at = shares * (len(x) - 1)
+        below = at.floor().long()
+        above = (below + 1).clamp(max=len(x) - 1)
+        return torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1))
+    ends = weight[order].cumsum(0)  # sample n takes the places from ends[n - 1] to ends[n]
+    at = shares * (ends[-1, 0] - 1).clamp_min(0)
+    below = at.floor()
+    places = torch.stack([below, below + 1], 1).flatten().expand(x.shape[1], -1).contiguous()
+    found = torch.searchsorted(ends.t().contiguous(), places, right=True).clamp(max=len(x) - 1).t()
+    values = ordered.gather(0, found)
+    return torch.lerp(values[::2], values[1::2], (at - below).unsqueeze(1))
+
+
+def adapted_knots(
+    x: Tensor,
+    knots: Tensor,
+    order: int,
+    grid_size: int,
+    grid_eps: float,
+    margin: float,
+    weight: Tensor | None = None,
+) -> Tensor:
     """Compute knots from samples as a weighted mean of the quantiles of the samples and of evenly spaced points.
 
     Rounding to the dtype of the knots can make different knots equal, for example in float32 if all samples lie between
@@ -52,6 +94,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
         grid_eps: the weight of the evenly spaced points; 0 places all knots at quantiles.
         margin: the distance by which the evenly spaced points extend beyond the samples on each side, as a fraction of
             the range of the samples.
+        weight: positive weights ``[N]`` of the samples in the quantiles, or None.
 
     Returns:
         A float64 tensor ``[I, G + 2k + 1]``.
@@ -62,11 +105,7 @@ def adapted_knots(x: Tensor, knots: Tensor, order: int, grid_size: int, grid_eps
     x = x.detach().double()
     low, high = x.amin(0), x.amax(0)
     shares = torch.linspace(0, 1, grid_size + 1, dtype=torch.float64, device=x.device)
-    ordered = x.sort(0).values
-    at = shares * (len(x) - 1)
-    below = at.floor().long()
-    above = (below + 1).clamp(max=len(x) - 1)
-    quantiles = torch.lerp(ordered[below], ordered[above], (at - below).unsqueeze(1)).t()
+    quantiles = _quantiles(x, shares, weight).t()
     width = high - low
     even = (low - margin * width).unsqueeze(1) + (width * (1 + 2 * margin)).unsqueeze(1) * shares
     full = add_outer_knots(grid_eps * even + (1 - grid_eps) * quantiles, order)
@@ -261,7 +300,13 @@ def _piece(knots: Tensor, finer: Tensor, order: int) -> Tensor:
 
 
 def refit(
-    weight: Tensor, knots: Tensor, new_knots: Tensor, order: int, x: Tensor | None, outside: str = "zero"
+    weight: Tensor,
+    knots: Tensor,
+    new_knots: Tensor,
+    order: int,
+    x: Tensor | None,
+    outside: str = "zero",
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Compute coefficients on new knots by a least-squares fit to the values of the old splines at ``x``.
 
@@ -276,6 +321,7 @@ def refit(
         order: the order k of the splines.
         x: samples ``[N, I]``, or None if the fit should use only the anchors.
         outside: the continuation of the splines beyond their grid, ``"zero"`` or ``"linear"``.
+        sample_weight: weights ``[N]`` of the samples, or None.
 
     Returns:
         A float64 tensor ``[M' - k - 1, I, O]``.
@@ -285,20 +331,26 @@ def refit(
     anchors = subdivide(interior(new_knots, order), cells * ANCHORS_PER_CELL).t()
     square, cross = _moments(anchors, new_knots, knots, order, outside)
     if x is not None and len(x):
-        share = ANCHOR_SHARE * len(x) / len(anchors)
+        total = len(x) if sample_weight is None else sample_weight.sum()
+        share = ANCHOR_SHARE * total / len(anchors)
         square, cross = square * share, cross * share
-        for part in x.detach().double().split(ROWS):
-            more_square, more_cross = _moments(part, new_knots, knots, order, outside)
+        parts = x.detach().double().split(ROWS)
+        weights = [None] * len(parts) if sample_weight is None else sample_weight.split(ROWS)
+        for part, part_weight in zip(parts, weights):
+            more_square, more_cross = _moments(part, new_knots, knots, order, outside, part_weight)
             square, cross = square + more_square, cross + more_cross
     solution = torch.linalg.pinv(square, hermitian=True, rtol=1e-13) @ cross  # [I, K', K]
     return torch.einsum("ipq,qio->pio", solution, weight.detach().double())
 
 
-def _moments(x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str) -> tuple[Tensor, Tensor]:
+def _moments(
+    x: Tensor, new_knots: Tensor, knots: Tensor, order: int, outside: str, sample_weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a tuple of the left side ``[I, K', K']`` and the right side ``[I, K', K]`` of the normal equations."""
     values = splines_with_tangents if outside == "linear" else spline_values
     new, old = values(x, new_knots, order), values(x, knots, order)
-    return torch.einsum("npi,nqi->ipq", new, new), torch.einsum("npi,nqi->ipq", new, old)
+    left = new if sample_weight is None else new * sample_weight[:, None, None]
+    return torch.einsum("npi,nqi->ipq", left, new), torch.einsum("npi,nqi->ipq", left, old)
 
 
 def interpolate(values: Tensor, knots: Tensor, order: int) -> Tensor:

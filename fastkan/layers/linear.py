@@ -266,7 +266,15 @@ class KANLinear(nn.Module):
     @checked(grid_eps=SHARE, margin=SHARE, group=GROUP)
     @torch.inference_mode(False)
     @torch.no_grad()
-    def update_grid(self, x: Tensor, *, grid_eps: float = 0.02, margin: float = 0.01, group: Any = None) -> None:
+    def update_grid(
+        self,
+        x: Tensor,
+        *,
+        grid_eps: float = 0.02,
+        margin: float = 0.01,
+        sample_weight: Tensor | None = None,
+        group: Any = None,
+    ) -> None:
         """Adapt the knots to samples, and refit the splines by least squares to preserve the edge functions.
 
         Args:
@@ -277,14 +285,17 @@ class KANLinear(nn.Module):
                 and 1 interpolate linearly.
             margin: the distance by which the evenly spaced grid extends beyond the samples at each end, as a
                 share of the range.
+            sample_weight: weights of the samples, a tensor with the shape of ``x`` without the last dimension. A sample
+                of weight 2 counts as two samples, and a sample of weight 0 is ignored.
             group: the process group, usually ``torch.distributed.group.WORLD``, whose ranks all call the method, each
                 with its own samples, of which a rank may have none. The samples of all ranks are used, or a selection
                 of 10,000 if there are more, and all ranks get the same knots and coefficients. If None, only the
-                samples of this process are used.
+                samples of this process are used. A group cannot be combined with weights.
 
         Raises:
-            TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite. The layer is
-                unchanged in these cases, on all ranks of the group.
+            TypeError, ValueError: if the samples or their weights have the wrong shape, are empty or are not finite, if
+                weights are negative or all 0, or if weights are passed together with a group. The layer is unchanged in
+                these cases, on all ranks of the group.
             RuntimeError: if ``torch.distributed`` runs several processes and ``group`` is None, or if the parameters
                 are distributed over processes by ``fully_shard`` or ``parallelize_module``.
 
@@ -295,17 +306,25 @@ class KANLinear(nn.Module):
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
         self._check_own_splines("update_grid")
+        if sample_weight is not None and group is not None:
+            raise ValueError("sample_weight must be None if samples are gathered from a process group")
         samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
-        on_every_rank(lambda: self._adapt_grid(samples, grid_eps, margin), group)
+        on_every_rank(lambda: self._adapt_grid(samples, grid_eps, margin, sample_weight), group)
         broadcast([self.spline_weight, self.knots], group)
 
-    def _adapt_grid(self, samples: Tensor, grid_eps: float, margin: float = 0.01) -> None:
+    def _adapt_grid(
+        self, samples: Tensor, grid_eps: float, margin: float = 0.01, sample_weight: Tensor | None = None
+    ) -> None:
         """Adapt the knots to samples ``[N, in_features]``, which have been checked, as :meth:`update_grid` does."""
-        knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
-            self.knots.dtype
-        )
+        if sample_weight is not None:
+            sample_weight = grid.read_sample_weight(sample_weight.flatten(), len(samples)).to(samples.device)
+            samples, sample_weight = samples[sample_weight > 0], sample_weight[sample_weight > 0]
+        knots = grid.adapted_knots(
+            samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin, sample_weight
+        ).to(self.knots.dtype)
         check_knots(knots, self.spline_order)
-        weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
+        old = self.spline_weight, self.knots
+        weight = grid.refit(*old, knots, self.spline_order, samples, self.outside, sample_weight)
         self._write_splines(weight, knots)
 
     update_grid_from_samples = update_grid  # the name in pykan

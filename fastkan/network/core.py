@@ -281,13 +281,13 @@ class Network(nn.Module):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _adapt_grids(self, rows: Tensor) -> None:
+    def _adapt_grids(self, rows: Tensor, sample_weight: Tensor | None = None) -> None:
         """Adapt the knots of every layer to the values that enter the layer for ``rows [N, in_features]``."""
         nodes = self._select_inputs(rows)
         for number, layer in enumerate(self.layers):
             if self._has_numeric_edges(number):
                 layer._check_own_splines("update_grid")
-                layer._adapt_grid(layer._samples(nodes), self.grid_eps)
+                layer._adapt_grid(layer._samples(nodes), self.grid_eps, sample_weight=sample_weight)
             nodes = self._node_values(number, self._subnode_values(number, nodes))
 
     @contextmanager
@@ -452,7 +452,8 @@ def check_input(x: Any) -> None:
     """Raise a TypeError if x is not a tensor."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"x must be a torch.Tensor, got {type(x).__name__}; torch.as_tensor(x, dtype=model.dtype) makes one"
+            f"x must be a torch.Tensor, got {type(x).__name__}: use model.predict(x) for outputs without gradients, "
+            "or torch.as_tensor(x, dtype=model.dtype)"
         )
 
 

@@ -13,6 +13,7 @@ from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
 from ..layers.distributed import GROUP, broadcast, gathered, joined_samples, on_every_rank
+from .samples import as_tensor
 from .trace import LayerTrace, rows_for, trace
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def _refine_layers(new: Network, sizes: Sequence[int], steps: Sequence[LayerTrac
 @checked(group=GROUP)
 @torch.inference_mode(False)
 @torch.no_grad()
-def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = None, group: Any = None) -> None:
+def update_grid_from_samples(
+    model: Network, x: Any = None, *, dataset: Any = None, sample_weight: Any = None, group: Any = None
+) -> None:
     """Adapt the knots of every layer in place to the values that enter the layer, and refit the splines at these
     values.
 
@@ -98,21 +101,27 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
     Args:
         x: samples ``[..., in_features]`` (default: the rows of the last fit).
         dataset: dataset in a form that :meth:`fit` accepts, whose inputs are used as samples instead of ``x``.
+        sample_weight: weights ``[N]`` of the samples. A sample of weight 2 counts as two samples, and a sample of
+            weight 0 is ignored.
         group: process group, usually ``torch.distributed.group.WORLD``, whose ranks all call the method, each with its
             own samples, of which a rank may have none. The samples of all ranks are used, or a selection of 10,000 if
-            there are more, and all ranks get the same knots and coefficients.
+            there are more, and all ranks get the same knots and coefficients. A group cannot be combined with weights.
 
     Raises:
-        TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, or if the values that
-            enter a layer are not finite. In these cases the network is left unchanged, on all ranks of the group.
+        TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, if the weights are
+            invalid or are passed together with a group, or if the values that enter a layer are not finite. In these
+            cases the network is left unchanged, on all ranks of the group.
         RuntimeError: if ``torch.distributed`` is initialised with several processes and ``group`` is None, because each
             process would use different samples, or if the parameters are distributed over processes by ``fully_shard``
             or ``parallelize_module``.
     """
     _check_not_sharded(model, "update_grid_from_samples")
+    weight = None if sample_weight is None else as_tensor("sample_weight", sample_weight)
+    if weight is not None and group is not None:
+        raise ValueError("sample_weight must be None if samples are gathered from a process group")
     rows = _joined_rows(model, "update_grid_from_samples", x, dataset, group)
     with model._restored_grids_after_errors():
-        on_every_rank(lambda: model._adapt_grids(rows), group)
+        on_every_rank(lambda: model._adapt_grids(rows, weight), group)
     broadcast(_splines(model), group)
 
 

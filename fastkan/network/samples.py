@@ -40,12 +40,13 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "__array__")
 
 
-def is_number_list(value: Any) -> bool:
-    """Whether the value is a list of numbers, nested to any depth. Only the first entry of each list is checked."""
+def is_value_list(value: Any) -> bool:
+    """Whether the value is a list of numbers or strings, nested to any depth. Only the first entry of each list is
+    checked. Strings are accepted here so that :func:`as_tensor` can raise its error for them."""
     entry = value
     while isinstance(entry, (list, tuple)) and entry:
         entry = entry[0]
-    return isinstance(value, (list, tuple)) and isinstance(entry, numbers.Real)
+    return isinstance(value, (list, tuple)) and isinstance(entry, (numbers.Real, str))
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -60,7 +61,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
             values that are not real numbers.
     """
     if not isinstance(value, Tensor):
-        if not (is_array(value) or is_number_list(value)):
+        if not (is_array(value) or is_value_list(value)):
             raise TypeError(f"{name} must be a torch.Tensor or a NumPy array, got {type(value).__name__}")
         import numpy as np
 
@@ -71,7 +72,10 @@ def as_tensor(name: str, value: Any) -> Tensor:
         except ValueError:
             raise ValueError(f"{name} must have rows of the same length") from None
         if array.dtype.kind not in "fiub":
-            raise TypeError(f"{name} must be of real numbers, got {array.dtype}")
+            is_text = array.dtype.kind in "UST"
+            is_label = is_text and (name.startswith("y") or "label" in name)
+            hint = ": fastkan.sklearn.KANClassifier takes names of classes as labels" if is_label else ""
+            raise TypeError(f"{name} must be of real numbers, got {'text' if is_text else array.dtype}{hint}")
         value = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
     if value.layout != torch.strided or value.is_meta:
         raise TypeError(f"{name} must be a dense tensor with values, got {'meta' if value.is_meta else value.layout}")
@@ -96,7 +100,7 @@ def dataset_inputs(dataset: Any) -> Any:
     of a loader are read until there are ``MAX_SAMPLES`` rows."""
     dataset = samples_as_pair(dataset)
     is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
-    if is_pair and (is_array(dataset[0]) or is_number_list(dataset[0])):
+    if is_pair and (is_array(dataset[0]) or is_value_list(dataset[0])):
         return dataset[0]
     can_iterate = isinstance(dataset, Iterable) and getattr(dataset, "ndim", 1) != 0
     batches = iter(dataset) if can_iterate else iter(())

@@ -18,6 +18,9 @@ from .samples import as_tensor, dataset_inputs
 if TYPE_CHECKING:
     from .core import Network
 
+# Maximum number of values of one layer of nodes that ``predict`` computes at a time.
+PREDICTED_VALUES = 1 << 20
+
 # -- choice of rows -------------------------------------------------------------------------------
 
 
@@ -117,6 +120,47 @@ def _check_different(name: str, rows: Tensor, min_rows: int) -> None:
 # -- values ---------------------------------------------------------------------------------------
 
 
+def predict(model: Network, x: Any) -> Any:
+    """Return the outputs ``[..., out_features]`` of the network for inputs ``x [..., in_features]``, without gradients.
+
+    The outputs are computed in evaluation mode and in blocks of rows, so that the memory for the nodes between the
+    layers is bounded. The inputs are converted to the dtype and the device of the network.
+
+    Args:
+        x: inputs ``[..., in_features]``: a tensor, a NumPy array, a DataFrame, or lists of numbers.
+
+    Returns:
+        A tensor in the dtype of the network and on the device of the network if ``x`` is a tensor, and a NumPy array
+        otherwise. The array is float32 if the network is float16 or bfloat16.
+
+    Raises:
+        TypeError, ValueError: if ``x`` does not contain real numbers or has the wrong shape.
+
+    Example:
+        >>> model = KAN(width=[2, 5, 1], seed=0)
+        >>> model.predict([[0.1, 0.2], [0.3, 0.4]]).shape
+        (2, 1)
+    """
+    given = _read_rows("x", x)
+    rows = rows_of(given, model.in_features).to(model.device, model.dtype)
+    y = rows.new_empty(len(rows), model.width_in[-1])
+    size = max(1, PREDICTED_VALUES // max(model.width_out))
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            for part, result in zip(rows.split(size), y.split(size)):
+                result.copy_(model(part))
+    finally:
+        for module in training:
+            module.training = True
+    y = y.view(*given.shape[:-1], y.shape[-1])
+    if isinstance(x, Tensor):
+        return y
+    return (y.float() if y.dtype.itemsize == 2 else y).cpu().numpy()
+
+
 class LayerTrace(NamedTuple):
     """The values at the nodes and edges of one layer for N rows, as :func:`trace` returns them for each layer.
 
@@ -135,12 +179,12 @@ class LayerTrace(NamedTuple):
 
 @checked(edges=FLAG)
 @torch.no_grad()
-def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[LayerTrace]:
+def trace(model: Network, x: Any = None, edges: bool = False) -> list[LayerTrace]:
     """Compute the values at the nodes and edges of each layer, without gradients.
 
     Args:
-        x: rows ``[..., in_features]``. If None, the rows of the last fit are used or, if there was no fit, points
-            spread evenly over the first layer's grids.
+        x: rows ``[..., in_features]`` as a tensor or an array. If None, the rows of the last fit are used or, if there
+            was no fit, points spread evenly over the first layer's grids.
         edges: whether to also compute the values of every edge function, which takes N x nodes x subnodes numbers per
             layer.
 
@@ -155,7 +199,8 @@ def trace(model: Network, x: Tensor | None = None, edges: bool = False) -> list[
         >>> [step.edges.shape for step in steps]
         [torch.Size([10, 2, 5]), torch.Size([10, 5, 1])]
     """
-    nodes = model._select_inputs(default_rows(model) if x is None else rows_of(x, model.in_features))
+    rows = rows_of(x, model.in_features) if isinstance(x, Tensor) else rows_for(model, x, strict=False)
+    nodes = model._select_inputs(rows)
     found = []
     for layer in range(model.depth):
         values = edge_functions(model.layers[layer], model.symbolic[layer], nodes) if edges else None

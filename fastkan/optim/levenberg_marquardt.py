@@ -83,8 +83,7 @@ class Report(NamedTuple):
     accepted: bool
 
 
-@checked(weight=Real(above=0))
-def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
+def cross_entropy(logits: Tensor, labels: Tensor, weight: float | Tensor = 1.0) -> Block:
     """Return the sum of the cross entropies of all rows, as a term of the cost of :class:`LevenbergMarquardt`.
 
     The quadratic model contains the exact Hessian matrix ``diag(p) - p p^T`` of the cross entropy with respect to the
@@ -94,7 +93,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
     Args:
         logits: the logits ``[M, C]``.
         labels: the indices ``[M]`` of the classes.
-        weight: a positive factor of the sum, for example ``1 / M`` for the mean.
+        weight: a positive factor of the sum, for example ``1 / M`` for the mean, or a tensor ``[M]`` with a factor for
+            each row.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type, shape or dtype, or is out of range.
@@ -110,23 +110,90 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: float = 1.0) -> Block:
     if not isinstance(labels, Tensor) or labels.shape != logits.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be an int64 tensor [{len(logits)}], got {_shown(labels)}")
     check_residuals(logits)
+    weight = _row_weights(weight, logits)
     classes = logits.shape[1]
     if bool(((labels < 0) | (labels >= classes)).any()):
         raise ValueError(f"labels must be from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}")
     wide = logits.detach().double()
-    cost = weight * float(nn.functional.cross_entropy(wide, labels, reduction="sum"))
+    cost = float((weight * nn.functional.cross_entropy(wide, labels, reduction="none")).sum())
     probability = wide.softmax(1).clamp_min(MIN_PROBABILITY)
     root = probability.sqrt()
     residuals = root.clone()
     places = labels.unsqueeze(1)
     residuals.scatter_(1, places, (probability.gather(1, places) - 1) / root.gather(1, places))
-    factor = weight**0.5
+    factor = weight.sqrt().unsqueeze(1)
     upstream = []
     for c in range(classes):
         column = -probability * root[:, [c]]
         column[:, c] += root[:, c]
         upstream.append((factor * column).to(logits.dtype))
-    return Block(logits, cost, factor * residuals.flatten(), upstream)
+    return Block(logits, cost, (factor * residuals).flatten(), upstream)
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: float | Tensor = 1.0) -> Block:
+    """Return the sum of the binary cross entropies of all elements, as a term of the cost of
+    :class:`LevenbergMarquardt`.
+
+    As in :func:`cross_entropy`, the quadratic model contains the exact second derivative ``p (1 - p)`` with respect to
+    each logit, where p is the probability of the label 1.
+
+    Args:
+        logits: the logits ``[M, C]``.
+        labels: numbers from 0 to 1 of the shape of ``logits``.
+        weight: a positive factor of the sum, or a tensor ``[M]`` with a factor for each row.
+
+    Raises:
+        TypeError, ValueError: if an argument has the wrong type, shape or dtype, or is out of range.
+
+    Example:
+        >>> layer = KANLinear(2, 1)
+        >>> x = torch.rand(100, 2)
+        >>> labels = (x[:, :1] > x[:, 1:]).float()
+        >>> optimizer = LevenbergMarquardt(layer)
+        >>> cost = optimizer.step(lambda: binary_cross_entropy(layer(x), labels, 1 / 100))
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(f"logits must be a floating-point tensor [M, C], got {_shown(logits)}")
+    if not isinstance(labels, Tensor) or labels.shape != logits.shape:
+        raise ValueError(f"labels must be a tensor {list(logits.shape)}, got {_shown(labels)}")
+    check_residuals(logits)
+    if not bool(((labels >= 0) & (labels <= 1)).all()):
+        raise ValueError("labels must be from 0 to 1")
+    factor = _row_weights(weight, logits).unsqueeze(1)
+    wide, y = logits.detach().double(), labels.detach().double()
+    losses = nn.functional.binary_cross_entropy_with_logits(wide, y, reduction="none")
+    root = (wide.sigmoid() * (-wide).sigmoid()).clamp_min(MIN_PROBABILITY).sqrt()
+    factor = factor.sqrt()
+    upstream = []
+    for c in range(logits.shape[1]):
+        column = torch.zeros_like(root)
+        column[:, c] = root[:, c]
+        upstream.append((factor * column).to(logits.dtype))
+    residuals = factor * (wide.sigmoid() - y) / root
+    return Block(logits, float((factor.square() * losses).sum()), residuals.flatten(), upstream)
+
+
+def _row_weights(weight: float | Tensor, outputs: Tensor) -> Tensor:
+    """Check the weight of each row, and return a tensor ``[M]``, in float64."""
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
+        return outputs.new_full((len(outputs),), Real(above=0).read("weight", weight), dtype=torch.float64)
+    if weight.shape != outputs.shape[:1] or not bool(((weight > 0) & weight.isfinite()).all()):
+        raise ValueError(f"weight must be a positive number or {len(outputs)} positive numbers, got {_shown(weight)}")
+    return weight.detach().double()
+
+
+class _Decay(Real):
+    """Argument kind: a number of at least 0, or a tensor of such numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(least=0)
+
+    def read(self, name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return super().read(name, value)
+        if value.ndim > 1 or not bool(((value >= 0) & value.isfinite()).all()):
+            raise ValueError(f"{name} must be a number of at least 0 or a tensor [P] of them, got {_shown(value)}")
+        return value
 
 
 class LevenbergMarquardt(torch.optim.Optimizer):
@@ -148,6 +215,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             residuals. The correction is not computed if the residuals come from an iterator.
         max_dense: the maximum number of parameters for which a matrix ``[P, P]`` is factorized. With more parameters,
             or if the matrix is too costly for the number of rows, the step is computed by conjugate gradients.
+        weight_decay: the factor of half the sum of the squares of all parameters, which is added to the cost, or a
+            tensor with one factor for each element of the parameters.
         verify: whether the first step checks that every row of the residuals depends on only one row of the inputs,
             and that the function of the residuals returns the same values when called again.
 
@@ -172,9 +241,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     report: Report | None = None
     names: list[str] | None = None  # the names of the parameters in error messages
     _rows: int | None = None  # the number of rows of the residuals in the last evaluation
+    _gram: Tensor | None = None  # the matrix of the last step
 
     @checked(
-        damping=Real(above=0), acceleration=FLAG, max_dense=Int(least=0), verify=FLAG,
+        damping=Real(above=0), acceleration=FLAG, max_dense=Int(least=0), weight_decay=_Decay(), verify=FLAG,
     )  # fmt: skip
     def __init__(
         self,
@@ -183,6 +253,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         damping: float = 1e-3,
         acceleration: bool = True,
         max_dense: int = 4096,
+        weight_decay: float | Tensor = 0.0,
         verify: bool = True,
     ) -> None:
         named = list(params.named_parameters()) if isinstance(params, nn.Module) else []
@@ -202,7 +273,10 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         if len(devices) > 1:
             raise ValueError(f"params must be on one device, got {', '.join(sorted(devices))}")
         # The options are stored in the group, which copies and pickles of a torch.optim.Optimizer contain.
-        options = {"acceleration": acceleration, "max_dense": max_dense, "verify": verify}
+        count = sum(each.numel() for each in parameters)
+        if isinstance(weight_decay, Tensor) and weight_decay.shape != (count,):
+            raise ValueError(f"weight_decay must be a number or {count} numbers, got {_shown(weight_decay)}")
+        options = {"acceleration": acceleration, "max_dense": max_dense, "weight_decay": weight_decay, "verify": verify}
         super().__init__(parameters, {"damping": damping, "growth": 2.0, **options})
         found = {id(each): name for name, each in named}
         self.names = [found[id(each)] for each in parameters] if named else None
@@ -229,7 +303,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                 residuals differ when they are computed again.
             RuntimeError: if the residuals differentiate layers by ``torch.func`` or forward-mode differentiation.
         """
-        theta = self._flat()
+        theta = self.flat()
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 return self._step(theta, residuals)
@@ -297,11 +371,13 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             while blocks:  # The graph of a block is freed before the next block is differentiated.
                 block = blocks.pop(0)
                 model.add(block, recording.jacobian(block.outputs, block.upstream, group["verify"]), keep=True)
+        model.add_decay(group["weight_decay"], self.flat())
+        self._gram = model.gram if model.is_exact else None
         if not model.rows:
             raise ValueError("residuals returned no tensors")
         if not math.isfinite(model.cost):
             raise ValueError("the residuals are not finite at the current parameters")
-        if group["verify"] and model.rows < size:
+        if group["verify"] and model.rows < size and model.decay is None:
             warn(
                 f"there are {model.rows} residuals for {size} parameters, so the parameters are not determined by the "
                 "residuals",
@@ -369,7 +445,24 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             for block in _read(residuals()):
                 cost += block.cost
                 self._rows += len(block.outputs)
-        return cost
+        return cost + self.decay_cost()
+
+    def decay_cost(self) -> float:
+        """Return the part of the cost that ``weight_decay`` adds."""
+        decay = self.param_groups[0]["weight_decay"]
+        if not isinstance(decay, Tensor) and decay == 0:
+            return 0.0
+        return 0.5 * float((decay * self.flat().square()).sum())
+
+    def variances(self) -> Tensor | None:
+        """Return the diagonal of the inverse of ``J^T J`` plus the weight decay at the start of the last step.
+
+        The result is None if the matrix was not computed from all rows, or is not positive definite.
+        """
+        if self._gram is None:
+            return None
+        factor, info = torch.linalg.cholesky_ex(self._gram)
+        return None if info else torch.cholesky_inverse(factor).diagonal()
 
     @contextmanager
     def _fixed(self) -> Iterator[None]:
@@ -383,7 +476,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             for each in trained:
                 each.requires_grad_(True)
 
-    def _flat(self) -> Tensor:
+    def flat(self) -> Tensor:
+        """Return a float64 copy of all parameters as one tensor ``[P]``."""
         return torch.cat([each.detach().flatten().double() for each in self._parameters])
 
     @torch.no_grad()
@@ -410,6 +504,7 @@ class _Model:
         self.diagonal = torch.zeros_like(self.slope)
         self.kept: list[tuple[Tensor, RowJacobian]] = []
         self.blocks: Callable[[], Iterable[tuple[Block, RowJacobian]]] | None = None
+        self.decay: Tensor | None = None  # the weight decay of each parameter
         self._factor: Tensor | None = None
         self._damping = 0.0
         self._image = torch.zeros_like(self.slope)  # J^T J times the result of the last call of solve()
@@ -427,6 +522,15 @@ class _Model:
             self.gram.add_(jacobian.gram(rows), alpha=self.step)
         else:
             self.diagonal.add_(jacobian.gram_diagonal(rows), alpha=self.step)
+
+    def add_decay(self, decay: float | Tensor, theta: Tensor) -> None:
+        """Add half the sum of ``decay * theta**2`` to the cost."""
+        if not isinstance(decay, Tensor) and decay == 0:
+            return
+        self.decay = torch.as_tensor(decay, dtype=torch.float64, device=theta.device).expand(len(theta))
+        self.cost += 0.5 * float((self.decay * theta.square()).sum())
+        self.slope += self.decay * theta
+        (self.diagonal if self.gram is None else self.gram.diagonal()).add_(self.decay)
 
     def scale(self) -> Tensor:
         """Return the diagonal D of the damping.
@@ -449,7 +553,8 @@ class _Model:
             assert self.gram is not None
             return self.gram @ delta
         jacobians = (jacobian for _, jacobian in (self.kept if self.blocks is None else self.blocks()))
-        return sum((each.rmatvec(each.matvec(delta)) for each in jacobians), torch.zeros_like(delta))
+        first = torch.zeros_like(delta) if self.decay is None else self.decay * delta
+        return sum((each.rmatvec(each.matvec(delta)) for each in jacobians), first)
 
     def solve(self, damping: float) -> Tensor | None:
         """Return the minimizer of the damped model, or None if rounding makes the matrix not positive definite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from fastkan_kernels import check_finite, check_int, check_shape
 from fastkan_kernels import validation as kinds
 
-from ..network.samples import as_tensor, concatenate_inputs, is_array, is_number_list, samples_as_pair
+from ..layers.grid import read_sample_weight
+from ..network.samples import as_tensor, concatenate_inputs, is_array, is_value_list, samples_as_pair
 from .labels import Labels
 
 Pair = tuple[Tensor, Tensor]
@@ -46,7 +47,7 @@ def create_dataset(
     computed on the CPU, so that the data are the same for every device.
 
     Args:
-        f: function from inputs ``[N, n_var]`` to labels ``[N, out]`` or ``[N]``.
+        f: function from inputs ``[N, n_var]``, a tensor, to labels ``[N, out]`` or ``[N]``, a tensor or a NumPy array.
         n_var: number of variables.
         f_mode: layout of the inputs that ``f`` gets: ``[N, n_var]`` for ``"col"``, and ``[n_var, N]`` for ``"row"``.
             The shape of the labels that ``f`` returns is ``[N, out]`` or ``[N]`` for both layouts.
@@ -157,8 +158,9 @@ def _labels(f: Callable[[Tensor], Tensor], inputs: Tensor, exact: torch.dtype, f
     keep their dtype."""
     x = inputs.to(exact, copy=True)  # a copy is made because f may write into its argument
     labels = f(x if f_mode == "col" else x.t())
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"f must return a torch.Tensor, got {type(labels).__name__}")
+    if not is_array(labels):
+        raise TypeError(f"f must return a torch.Tensor or a NumPy array, got {type(labels).__name__}")
+    labels = labels if isinstance(labels, Tensor) else as_tensor("the result of f", labels)
     if labels.is_complex():
         raise TypeError(f"f must return real numbers, got {labels.dtype}")
     if labels.ndim not in (1, 2) or len(labels) != len(x) or (labels.ndim == 2 and labels.shape[1] == 0):
@@ -202,6 +204,7 @@ class Data:
         loader: function that returns an endless iterator over the batches of a loader, or None if the data do not come
             from a loader.
         labels: the form of the labels that the loss accepts.
+        weight: weights ``[N]`` of the training rows in float64, all positive and with a mean of at least 1, or None.
         loaded: inputs of all batches of a loader, at most 10,000 rows, or None if the data do not come from a loader.
     """
 
@@ -213,6 +216,7 @@ class Data:
     labels: Labels | None = None  # the form of the labels that the loss takes
     epoch: Callable[[], Iterator[Pair]] | None = None  # returns an iterator over the loader's batches
     loaded: Tensor | None = None  # inputs of all batches of a loader, 10,000 rows at most
+    weight: Tensor | None = None  # weights of the training rows
 
     @property
     def rows(self) -> Tensor:
@@ -225,12 +229,25 @@ class Data:
         return self.train_input, self.train_label
 
     @property
+    def total_weight(self) -> float:
+        """The sum of the weights of the training rows, or the number of training rows if there are no weights."""
+        return float(len(self.train_input) if self.weight is None else self.weight.sum())
+
+    @property
+    def _parts(self) -> Any:
+        """The pair ``train``, or a triple with the weights divided by their mean if there are weights."""
+        if self.weight is None:
+            return self.train
+        return *self.train, (self.weight / self.weight.mean()).to(self.train_input.dtype)
+
+    @property
     def test(self) -> Pair | None:
         """The pair of inputs and labels for testing, or None if there are no test data."""
         return None if self.test_input is None or self.test_label is None else (self.test_input, self.test_label)
 
-    def batches(self, batch: int = -1, seed: int | None = 0) -> Iterator[Pair]:
-        """Return an endless iterator over batches ``(x, y)``.
+    def batches(self, batch: int = -1, seed: int | None = 0) -> Iterator[Any]:
+        """Return an endless iterator over batches ``(x, y)`` or, if there are weights, ``(x, y, weight)`` with weights
+        of mean 1 over all rows.
 
         Args:
             batch: number of rows in each batch. If ``batch`` is -1 or at least the number of rows, each batch consists
@@ -250,25 +267,26 @@ class Data:
                 raise ValueError(f"batch must be -1 where a loader makes the batches, got {batch}")
             return self.loader()
         if batch == -1 or batch >= len(self.train_input):
-            return itertools.repeat(self.train)
+            return itertools.repeat(self._parts)
         return self._shuffled(batch, _generator(seed))
 
-    def one_pass(self, batch: int = -1) -> Iterator[Pair]:
-        """Return an iterator over batches that contain every row once.
+    def one_pass(self, batch: int = -1) -> Iterator[Any]:
+        """Return an iterator over batches as in :meth:`batches` that contain every row once.
 
         Args:
             batch: number of rows of each batch, or -1 for all rows. A loader makes its own batches.
         """
         if self.epoch is not None:
             return self.epoch()
-        return iter([self.train]) if batch == -1 else zip(*(part.split(batch) for part in self.train))
+        return iter([self._parts]) if batch == -1 else zip(*(part.split(batch) for part in self._parts))
 
-    def _shuffled(self, batch: int, generator: torch.Generator | None) -> Iterator[Pair]:
-        x, y = self.train
+    def _shuffled(self, batch: int, generator: torch.Generator | None) -> Iterator[Any]:
+        parts = self._parts
+        count, device = len(parts[0]), parts[0].device
         while True:
-            order = torch.randperm(len(x), generator=generator).to(x.device)
-            for rows in order[: len(x) // batch * batch].split(batch):
-                yield x[rows], y[rows]
+            order = torch.randperm(count, generator=generator).to(device)
+            for rows in order[: count // batch * batch].split(batch):
+                yield tuple(part[rows] for part in parts)
 
 
 def read_data(
@@ -318,7 +336,7 @@ def read_data(
         return Data(*train, *test, labels=labels) if len(test[0]) else Data(*train, labels=labels)
     dataset = samples_as_pair(dataset)
     is_pair = isinstance(dataset, (tuple, list)) and len(dataset) == 2
-    if is_pair and all(is_array(part) or is_number_list(part) for part in dataset):
+    if is_pair and all(is_array(part) or is_value_list(part) for part in dataset):
         return Data(*form.read(dataset[0], dataset[1], "x", "y"), labels=labels)
     if isinstance(dataset, Iterator):
         raise TypeError(
@@ -349,6 +367,25 @@ def read_data(
     first = next(batches)
     loaded = concatenate_inputs(itertools.chain([first], batches))
     return Data(*first, loader=loader, labels=labels, epoch=epoch, loaded=loaded)
+
+
+def with_sample_weight(data: Data, sample_weight: Any) -> Data:
+    """Return the data with weights of the training rows, and without the rows whose weight is 0.
+
+    If the mean of the weights is below 1, the weights are divided by it. Grids and the noise of the labels are
+    estimated as if a row of weight 2 occurred twice, for which weights have to be counts.
+
+    Raises:
+        TypeError, ValueError: if the data come from a loader, or if the weights have the wrong shape, are negative or
+            not finite, or are all 0.
+    """
+    if data.loader is not None:
+        raise ValueError("sample_weight needs a dataset whose rows are known, got a loader of batches")
+    weight = read_sample_weight(as_tensor("sample_weight", sample_weight), len(data.train_input))
+    rows = (weight > 0).nonzero().flatten()
+    weight = weight[rows] / weight[rows].mean().clamp(max=1.0)
+    x, y = (part[rows.to(part.device)] for part in data.train)
+    return replace(data, train_input=x, train_label=y, weight=weight.to(x.device))
 
 
 class _Form(NamedTuple):

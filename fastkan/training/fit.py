@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,10 @@ from fastkan_kernels import validation as kinds
 from ..layers import grid
 from ..layers.distributed import check_one_process
 from ..network.refine import update_grid_from_samples
-from ..network.samples import Sample
-from .data import Data, Pair, read_data
+from ..network.samples import Sample, is_array, is_value_list
+from .data import Data, Pair, read_data, with_sample_weight
 from .node_search import NodeTrials, copy_state, penalty_ramp
-from .objective import Evaluated, Loss, Objective
+from .objective import Evaluated, Loss, Objective, has_row_losses
 from .optimizers import FIRST_DAMPING, OPTIMIZERS
 from .regularization import REG_METRICS, Penalty
 from .restarts import START_STEPS, Restarts
@@ -43,16 +44,27 @@ MAX_ONE_THREAD = 1 << 19
 MAX_OUTSIDE = 0.5
 
 
-class _Opt(kinds.Choice):
-    """Argument kind: the name of an optimizer. The mistaken call ``fit(x, y)``, which passes the labels in place of the
-    name, gets an error message of its own."""
+Fn = TypeVar("Fn", bound=Callable[..., Any])
 
-    def read(self, name: str, value: Any) -> str:
-        if is_sequence(value) or hasattr(value, "__array__"):
-            raise TypeError(
-                f"fit takes inputs and labels as one argument, fit((x, y)); got {kind_of(value)} as the next one, opt"
-            )
-        return super().read(name, value)
+
+def _accepts_labels(function: Fn) -> Fn:
+    """Return a function for which ``fit(model, x, y, ...)`` has the meaning of ``fit(model, (x, y), ...)``.
+
+    The argument after the dataset is the name of an optimizer, so an array or a list in its place can only be labels.
+    """
+
+    @functools.wraps(function)
+    def call(model: Any, *args: Any, **options: Any) -> Any:
+        if len(args) > 1 and (is_sequence(args[1]) or is_array(args[1])):
+            x, y, *others = args
+            if not (is_array(x) or is_value_list(x)):
+                raise TypeError(
+                    f"fit takes inputs and labels as two arrays, or one dataset; got {kind_of(x)} and {kind_of(y)}"
+                )
+            args = (x, y), *others
+        return function(model, *args, **options)
+
+    return cast(Fn, call)
 
 
 class _Names(kinds.Kind):
@@ -70,11 +82,19 @@ class _Names(kinds.Kind):
         return entries
 
 
+class _Decay(kinds.Real):
+    """Argument kind: a number of at least 0, or "auto"."""
+
+    def read(self, name: str, value: Any) -> Any:
+        return value if isinstance(value, str) and value == "auto" else super().read(name, value)
+
+
 STRENGTH = kinds.Real(least=0)
 
 
+@_accepts_labels
 @kinds.checked(
-    opt=_Opt(("auto", *OPTIMIZERS)), steps=kinds.INDEX, log=kinds.Int(least=1), lamb=STRENGTH, lamb_l1=STRENGTH,
+    opt=kinds.Choice(("auto", *OPTIMIZERS)), steps=kinds.INDEX, log=kinds.Int(least=1), lamb=STRENGTH, lamb_l1=STRENGTH,
     lamb_entropy=STRENGTH, lamb_coef=STRENGTH, lamb_coefdiff=STRENGTH, update_grid=kinds.FLAG,
     grid_update_num=kinds.Int(least=1), loss_fn=kinds.Optional(kinds.Callback()), lr=kinds.Real(above=0),
     start_grid_update_step=kinds.Int(least=-1), stop_grid_update_step=kinds.Int(least=-1), batch=kinds.Int(),
@@ -83,6 +103,7 @@ STRENGTH = kinds.Real(least=0)
     singularity_avoiding=kinds.FLAG, y_th=kinds.REAL, reg_metric=kinds.Choice(REG_METRICS),
     train=kinds.Optional(_Names(TRAINABLE)), try_without=kinds.FLAG, callbacks=kinds.Each(kinds.Callback()),
     early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG,
+    weight_decay=_Decay(least=0),
 )  # fmt: skip
 def fit(
     model: Network,
@@ -120,6 +141,8 @@ def fit(
     early_stopping: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    sample_weight: Any = None,
+    weight_decay: float | str = 0.0,
 ) -> dict[str, list[float]]:
     """Train the network on data.
 
@@ -130,9 +153,11 @@ def fit(
 
     Args:
         dataset: a dictionary with ``train_input``, ``train_label`` and optionally ``test_input`` and ``test_label``,
-            as returned by :func:`create_dataset`; a pair ``(x, y)``; a DataLoader of pairs ``(x, y)``; or a
-            ``torch.utils.data.Dataset`` of samples. Labels have the shape ``[N, width[-1]]``, or ``[N]`` if the network
-            has one output. For a classification loss, labels are integers ``[N]``.
+            as returned by :func:`create_dataset`; a pair ``(x, y)``, which may also be passed as two arguments,
+            ``fit(x, y)``; a DataLoader of pairs ``(x, y)``; or a ``torch.utils.data.Dataset`` of samples. Inputs and
+            labels may be tensors, NumPy arrays, DataFrames or lists of numbers. Labels have the shape
+            ``[N, width[-1]]``, or ``[N]`` if the network has one output. For a classification loss, labels are integers
+            ``[N]``.
         opt: name of the optimizer. ``"LM"`` is the Levenberg-Marquardt method of
             :class:`fastkan.optim.LevenbergMarquardt`, whose steps use all rows. It minimizes the mean squared error or
             torch's cross entropy without a penalty. If the mean squared error is still large after 8 steps of the first
@@ -178,6 +203,13 @@ def fit(
             there is no test set, after which the fit ends. The best parameters are restored when the fit ends.
         seed: seed of the random order of the batches.
         progress: whether to show a progress bar.
+        sample_weight: weights ``[N]`` of the training rows, in an array or a tensor. A row of weight 2 counts as two
+            rows in the loss and in grid updates, and a row of weight 0 is ignored. The loss must be the mean squared
+            error, ``torch.nn.CrossEntropyLoss()`` or ``torch.nn.BCEWithLogitsLoss()``. A penalty and the test loss do
+            not use the weights.
+        weight_decay: factor of half the sum of squares of the spline coefficients and base weights in the objective.
+            With ``"auto"``, which ``opt="LM"`` supports, every step estimates factors for each layer from the data, so
+            that noise in the labels is not fitted (see :class:`fastkan.training.evidence.Evidence`).
 
     Returns:
         A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
@@ -226,6 +258,13 @@ def fit(
     )  # fmt: skip
     guarded = singularity_avoiding, y_th
     objective = Objective(model, _checked_loss(model, data, batch, guarded), penalty, lamb, guarded)
+    if sample_weight is not None:
+        if not has_row_losses(objective.loss):
+            raise ValueError(
+                "sample_weight needs the mean squared error, torch.nn.CrossEntropyLoss() or "
+                "torch.nn.BCEWithLogitsLoss(); weigh the rows in another loss_fn yourself"
+            )
+        data = with_sample_weight(data, sample_weight)
     stops_early = early_stopping is not None
     record = Record(objective, data, metrics or (), -1 if stops_early else batch, 1 if stops_early else log, seed)
     results = record.results
@@ -241,6 +280,13 @@ def fit(
         is_small = sum(parameter.numel() for parameter in parameters) <= MAX_AUTO_PARAMETERS
         is_auto_lm = is_small and is_full_batch and penalty is None and objective.squares and model.dtype.itemsize > 2
         opt = "LM" if is_auto_lm and not model._has_hooks_or_override() else "LBFGS"
+    if weight_decay == "auto":
+        if opt != "LM":
+            raise ValueError(f"weight_decay='auto' needs opt='LM', got {opt!r}; give a number")
+        objective.estimates_decay = True
+        objective.rows = data.total_weight * (data.train_label.shape[1] if objective.squares else 1)
+    else:
+        objective.weight_decay = float(weight_decay)
     searches = bool(lamb) and try_without and opt == "LBFGS" and train is None and is_full_batch
     active = [layer for layer in model.layers if not layer._frozen]
     searches = searches and all(p.requires_grad for layer in active for p in layer.parameters())
@@ -257,15 +303,16 @@ def fit(
     optimizer = make_optimizer()
     # A restart draws all parameters again, so it must not replace trained ones, formulas or frozen parameters.
     is_fresh = opt == "LM" and is_full_batch and objective.squares and train is None and not model.history
+    is_fresh = is_fresh and not objective.estimates_decay
     is_fresh = is_fresh and not any(symbolic.edges for symbolic in model.symbolic) and all(
         p.requires_grad for layer in active for p in layer.parameters()
     )  # fmt: skip
-    restarts = Restarts(model, make_optimizer, updates) if is_fresh else None
-    trials = NodeTrials(model, make_optimizer, objective, bool(updates), steps) if searches else None
+    restarts = Restarts(model, make_optimizer, updates, data.weight) if is_fresh else None
+    trials = NodeTrials(model, make_optimizer, objective, bool(updates), steps, data.weight) if searches else None
     if save_fig:
         draw(step=None)
     batches = data.batches(batch, seed)
-    grid_rows = data.rows if is_full_batch else Sample(data.rows).rows
+    grid_rows, grid_weight = _grid_rows(data, is_full_batch)
     _warn_of_scale(model, data.rows, bool(updates))
 
     # The state of the network after the last complete step, and the number of complete steps. A single assignment sets
@@ -277,10 +324,11 @@ def fit(
     with _in_history(model, parameters, results), bar, one_thread() if is_tiny else nullcontext():
         try:
             for step in bar:
-                x, y = next(batches)
+                x, y, *weights = next(batches)
+                objective.sample_weight = weights[0] if weights else None
                 if step in updates:
                     # One batch may cover only a small part of the inputs' range, so rows of all batches are used.
-                    update_grid_from_samples(model, x if is_full_batch else grid_rows)
+                    update_grid_from_samples(model, grid_rows, sample_weight=grid_weight)
                     optimizer.restart()
                 evaluated = None
                 if trials is None:
@@ -347,6 +395,16 @@ def _checked_loss(model: Network, data: Data, batch: int, guarded: tuple[bool, f
         if data.test is not None:
             data.labels.check_classes("test_label", data.test[1])
     return loss
+
+
+def _grid_rows(data: Data, is_full_batch: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Return the rows for updates of the grids and the weights of the rows: all rows if every step uses all of them,
+    and at most 10,000 otherwise."""
+    if is_full_batch or data.weight is None:
+        return data.rows if is_full_batch else Sample(data.rows).rows, data.weight
+    table = Sample(torch.cat([data.rows.double(), data.weight.unsqueeze(1)], 1)).rows
+    assert table is not None
+    return table[:, :-1].to(data.rows.dtype), table[:, -1]
 
 
 def _first_rows(data: Data, batch: int) -> int:

@@ -68,8 +68,9 @@ class NodeTrials:
         objective: Objective,
         update_grid: bool,
         steps: int,
+        weight: Tensor | None = None,
     ) -> None:
-        self.model, self.objective, self.make_optimizer = model, objective, make_optimizer
+        self.model, self.objective, self.make_optimizer, self.weight = model, objective, make_optimizer, weight
         self.update_grid, self.steps = update_grid, steps
         self.failures = 0  # number of failed trials of single nodes since the last successful trial
         self.multiplication_trials = 0
@@ -100,7 +101,7 @@ class NodeTrials:
         value = float("inf")
         for count in range(1, MAX_TRIAL_STEPS + 1):
             if self.update_grid and count > 1:
-                update_grid_from_samples(self.model, x)
+                update_grid_from_samples(self.model, x, sample_weight=self.weight)
                 trial_optimizer = self.make_optimizer()
             previous = value
             self.objective.strength = full * min(1.0, count / MIN_TRIAL_STEPS) ** 2 if trial.seed is not None else full

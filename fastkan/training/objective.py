@@ -38,11 +38,21 @@ class Objective:
             attribute is None if only the penalty with smoothed sizes is known.
         smooth: the maximum error of the smooth approximation of edge sizes; see ``regularization.rounded``.
         is_partial: whether the model has parameters that require a gradient but are not trained.
+        sample_weight: the weights ``[N]`` of the rows of the current batch in the loss, or None. The mean of the
+            weights over all rows is 1. The penalty measures edges on all rows alike.
+        weight_decay: the factor of half the sum of squares of the weights in the objective. The recorded loss does not
+            contain this term.
+        estimates_decay: whether the optimizer estimates the weight decay of each group of weights itself.
+        rows: the number of independent labels, for the estimates of the weight decay.
     """
 
     evaluated: Evaluated | None = None
     smooth = 0.0
     is_partial = False
+    sample_weight: Tensor | None = None
+    weight_decay = 0.0
+    estimates_decay = False
+    rows = 0.0
 
     def __init__(
         self, model: Network, loss: Loss | None, penalty: Penalty | None, strength: float, guarded: tuple[bool, float]
@@ -60,14 +70,26 @@ class Objective:
         The penalty is None if the objective has no penalty.
         """
         if self.penalty is None:
-            return self.loss(self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), y), None
-        output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
-        return self.loss(output, y), penalty
+            output, penalty = self.model(x, singularity_avoiding=self.guarded[0], y_th=self.guarded[1]), None
+        else:
+            output, penalty = self.penalty(x, *self.guarded, smooth=smooth)
+        if self.sample_weight is None:
+            return self.loss(output, y), penalty
+        return (self.sample_weight * row_losses(self.loss, output, y)).mean(), penalty
+
+    def decayed(self) -> list[nn.Parameter]:
+        """Return the parameters that ``weight_decay`` keeps small: the coefficients of splines and base functions."""
+        pairs = ((layer.spline_weight, layer.base_weight) for layer in self.model.layers if not layer._frozen)
+        return [parameter for pair in pairs for parameter in pair if parameter is not None and parameter.requires_grad]
+
+    def _decay(self) -> Tensor | float:
+        squares = (parameter.square().sum() for parameter in self.decayed())
+        return 0.5 * self.weight_decay * sum(squares) if self.weight_decay else 0.0
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the value of the objective for a batch."""
         loss, penalty = self.terms(x, y)
-        return loss if penalty is None else loss + self.strength * penalty
+        return (loss if penalty is None else loss + self.strength * penalty) + self._decay()
 
     def value_and_grad(self, x: Tensor, y: Tensor, parameters: Sequence[nn.Parameter], unit: float = 1.0) -> float:
         """Return the value of the objective times ``unit``.
@@ -87,7 +109,7 @@ class Objective:
             self.evaluated = loss.detach(), 0.0
         else:
             self.evaluated = None if self.smooth else (loss.detach(), penalty.detach())
-        value = (loss if penalty is None else loss + self.strength * penalty) * unit
+        value = ((loss if penalty is None else loss + self.strength * penalty) + self._decay()) * unit
         known = value.item()
         if math.isfinite(known):
             value.backward(inputs=list(parameters) if self.is_partial else None)
@@ -141,7 +163,12 @@ class Objective:
             run = FusedStack(inputs, stack, self.penalty is not None, cache, fixed_x=True)
             residual = run.y - y.numpy(force=True).T
             wide = residual.astype(np.float64)
-            value = float(np.add.reduce(wide * wide, None)) / wide.size  # A BLAS call would use several threads.
+            wide *= wide
+            if self.sample_weight is not None:
+                weight = self.sample_weight.numpy(force=True)
+                wide *= weight
+                residual *= weight
+            value = float(np.add.reduce(wide, None)) / wide.size  # A BLAS call would use several threads.
             by_spreads: list = [(None, None)] * len(stack)
             self.evaluated = value, 0.0
             if self.penalty is not None:
@@ -162,7 +189,45 @@ class Objective:
                 assert parameter is not None
                 gradient = torch.from_numpy(gradient)
                 parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if self.weight_decay:
+            with torch.no_grad():
+                value += float(self._decay()) * unit
+                for parameter in self.decayed():
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter, alpha=self.weight_decay * unit)
         return value
+
+
+def is_cross_entropy(loss: Loss) -> bool:
+    """Check whether a loss is the mean cross entropy of torch with default options."""
+    if loss is nn.functional.cross_entropy:
+        return True
+    if type(loss) is not nn.CrossEntropyLoss:
+        return False
+    return loss.weight is None and loss.ignore_index < 0 and loss.reduction == "mean" and loss.label_smoothing == 0
+
+
+def is_binary_cross_entropy(loss: Loss) -> bool:
+    """Check whether a loss is the mean binary cross entropy of torch for logits, with default options."""
+    if loss is nn.functional.binary_cross_entropy_with_logits:
+        return True
+    if type(loss) is not nn.BCEWithLogitsLoss:
+        return False
+    return loss.weight is None and loss.pos_weight is None and loss.reduction == "mean"
+
+
+def has_row_losses(loss: Loss) -> bool:
+    """Check whether :func:`row_losses` supports a loss."""
+    return loss is nn.functional.mse_loss or is_cross_entropy(loss) or is_binary_cross_entropy(loss)
+
+
+def row_losses(loss: Loss, prediction: Tensor, y: Tensor) -> Tensor:
+    """Return the loss ``[N]`` of each row, whose mean is the loss of the batch."""
+    if is_cross_entropy(loss):
+        return nn.functional.cross_entropy(prediction, y, reduction="none")
+    if is_binary_cross_entropy(loss):
+        return nn.functional.binary_cross_entropy_with_logits(prediction, y, reduction="none").mean(1)
+    return (prediction - y).square().mean(1)
 
 
 def _takes_gradients(layer: StackLayer) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..optim.levenberg_marquardt import LevenbergMarquardt, cross_entropy
-from .objective import Evaluated, Loss, Objective
+from ..optim.levenberg_marquardt import LevenbergMarquardt, binary_cross_entropy, cross_entropy
+from .evidence import Evidence
+from .objective import Evaluated, Objective, has_row_losses, is_cross_entropy
 
 # torch.optim.LBFGS discards curvature pairs below the absolute value 1e-10, and computes squared norms of gradients in
 # the dtype of the parameters. The result of L-BFGS therefore depends on the scale of the objective. For this reason the
@@ -169,7 +170,7 @@ class LM:
         passes: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
         **options: Any,
     ) -> None:
-        if not objective.squares and not is_cross_entropy(objective.loss):
+        if not objective.squares and not has_row_losses(objective.loss):
             raise ValueError(
                 "opt='LM' needs the mean squared error or torch's cross entropy as the loss, got another loss_fn; use "
                 "opt='LBFGS' or 'Adam'"
@@ -177,6 +178,13 @@ class LM:
         if objective.penalty is not None:
             raise ValueError("opt='LM' needs lamb=0, because the penalty is not a sum of squares; use opt='LBFGS'")
         self.objective, self.passes, self.idle_steps, self.reached = objective, passes, 0, math.inf
+        self.evidence = Evidence(parameters, objective) if objective.estimates_decay else None
+        decayed = set(map(id, objective.decayed()))
+        if self.evidence is not None:
+            options["weight_decay"] = self.evidence.decay
+        elif objective.weight_decay:
+            factors = [torch.full_like(each, id(each) in decayed).flatten() for each in parameters]
+            options["weight_decay"] = objective.weight_decay * torch.cat(factors).detach().double()
         # The outputs of a network without hooks and overridden methods are known to be row-wise.
         verify = objective.model._has_hooks_or_override()
         self.optimizer = LevenbergMarquardt(parameters, verify=verify, **options)
@@ -188,17 +196,19 @@ class LM:
         rows = max(MIN_CHUNK_ROWS, CHUNK_VALUES // sum(self.objective.model.width_out))
         is_single = self.passes is None and len(x) <= rows
         if self.count is None:
-            self.count = y.numel() if self.passes is None else sum(part.numel() for _, part in self.passes())
-        pairs: Any = self.passes or (lambda: zip(x.split(rows), y.split(rows)))
+            self.count = y.numel() if self.passes is None else sum(part[1].numel() for part in self.passes())
+        weight = self.objective.sample_weight
+        parts = (x, y) if weight is None else (x, y, weight)
+        batches: Any = self.passes or (lambda: zip(*(part.split(rows) for part in parts)))
 
         def residuals() -> Any:
-            return self._term(x, y) if is_single else self._terms(pairs())
+            return self._term(*parts) if is_single else (self._term(*batch) for batch in batches())
 
         try:
             if self.idle_steps >= MAX_IDLE_STEPS:
                 cost = self.optimizer.cost(residuals)
                 if abs(cost - self.reached) <= MIN_GAIN * self.reached:
-                    return cost, 0.0
+                    return cost - self.optimizer.decay_cost(), 0.0
             cost = self.reached = self.optimizer.step(residuals)
         except ValueError:
             with torch.no_grad():
@@ -208,33 +218,26 @@ class LM:
         report = self.optimizer.report
         assert report is not None
         gained = report.accepted and report.before - cost > MIN_GAIN * report.before
+        loss = cost - self.optimizer.decay_cost()
+        if self.evidence is not None and report.accepted:
+            gained = self.evidence.update(self.optimizer, loss) or gained
         self.idle_steps = 0 if gained else self.idle_steps + 1
-        return cost, 0.0
+        return loss, 0.0
 
-    def _terms(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Any]:
-        for x, y in pairs:
-            yield self._term(x, y)
-
-    def _term(self, x: Tensor, y: Tensor) -> Any:
+    def _term(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> Any:
         avoiding, y_th = self.objective.guarded
         prediction = self.objective.model(x, singularity_avoiding=avoiding, y_th=y_th)
         assert self.count is not None
         if self.objective.squares:
-            return (prediction - y) * math.sqrt(2 / self.count)
-        return cross_entropy(prediction, y, 1 / self.count)
+            residuals = (prediction - y) * math.sqrt(2 / self.count)
+            return residuals if weight is None else residuals * weight.sqrt().unsqueeze(1)
+        factor = 1 / self.count if weight is None else weight / self.count
+        term = cross_entropy if is_cross_entropy(self.objective.loss) else binary_cross_entropy
+        return term(prediction, y, factor)
 
     def restart(self) -> None:
         """Try further steps, because the parameters were changed outside of the optimizer."""
         self.idle_steps = 0
-
-
-def is_cross_entropy(loss: Loss) -> bool:
-    """Check whether a loss is the mean cross entropy of torch with default options."""
-    if loss is nn.functional.cross_entropy:
-        return True
-    if type(loss) is not nn.CrossEntropyLoss:
-        return False
-    return loss.weight is None and loss.ignore_index < 0 and loss.reduction == "mean" and loss.label_smoothing == 0
 
 
 OPTIMIZERS: dict[str, type[LBFGS] | type[Adam] | type[LM]] = {"LBFGS": LBFGS, "Adam": Adam, "LM": LM}

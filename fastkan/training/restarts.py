@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..network.refine import update_grid_from_samples
@@ -32,6 +33,7 @@ class Restarts:
     Args:
         make_optimizer: a function that returns a new optimizer.
         updates: the steps of the fit at which the grids are updated.
+        weight: the weights ``[N]`` of the rows, or None.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Restarts:
         model: Network,
         make_optimizer: Callable[[], Callable[[Tensor, Tensor], Any]],
         updates: Collection[int],
+        weight: Tensor | None = None,
     ) -> None:
-        self.model, self.make_optimizer, self.updates = model, make_optimizer, updates
+        self.model, self.make_optimizer, self.updates, self.weight = model, make_optimizer, updates, weight
 
     def __call__(self, x: Tensor, y: Tensor, loss: float) -> bool:
         """Train the network from other initial parameters, and keep the best network. Return whether the parameters
@@ -50,7 +53,9 @@ class Restarts:
             x, y: all rows of the data.
             loss: the mean squared error of the network.
         """
-        limit = MAX_UNEXPLAINED * float(y.double().var(0, correction=0).mean())
+        share = torch.ones(len(y), 1, device=y.device) if self.weight is None else self.weight.unsqueeze(1)
+        share, wide = share.double() / share.double().sum(), y.double()
+        limit = MAX_UNEXPLAINED * float((share * (wide - (share * wide).sum(0)).square()).sum(0).mean())
         first, best = loss, copy_state(self.model)
         for seed in range(MAX_STARTS):
             if loss <= limit:
@@ -66,7 +71,7 @@ class Restarts:
         optimizer, loss = self.make_optimizer(), math.inf
         for step in range(START_STEPS):
             if step in self.updates:
-                update_grid_from_samples(self.model, x)
+                update_grid_from_samples(self.model, x, sample_weight=self.weight)
             evaluated = optimizer(x, y)
             if evaluated is not None:
                 loss = float(evaluated[0])

@@ -40,8 +40,8 @@ def test_nothing_but_x_is_given_by_place() -> None:
     [
         (torch.rand(3, 2, dtype=torch.float64), r"x\.to\(torch\.float32\), or once model\.double\(\)"),
         (torch.rand(3, 2, dtype=torch.float16), r"x\.to\(torch\.float32\)"),
-        (torch.rand(3, 2).numpy(), r"got ndarray; torch\.as_tensor\(x, dtype=model\.dtype\)"),
-        ([[0.1, 0.2]], r"got list; torch\.as_tensor\(x, dtype=model\.dtype\)"),
+        (torch.rand(3, 2).numpy(), r"got ndarray: use model\.predict\(x\)"),
+        ([[0.1, 0.2]], r"got list: use model\.predict\(x\) .* torch\.as_tensor\(x, dtype=model\.dtype\)"),
     ],
 )
 def test_data_of_another_kind(x: Any, message: str) -> None:

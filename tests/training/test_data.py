@@ -123,7 +123,7 @@ BAD_DATA: dict[str, tuple[object, type[Exception], str]] = {
         "both of test_input and test_label or neither",
     ),
     "list": (([1.0, 2.0], [1.0, 2.0]), ValueError, r"x must have the shape \[N, 2\], got \[2\]"),
-    "list of texts": ((["a", "b"], Y), TypeError, "x of batch 0 must be a torch.Tensor or a NumPy array, got str"),
+    "list of texts": ((["a", "b"], Y), TypeError, "x must be of real numbers, got text"),
     "ragged list": (([[1.0, 2.0], [1.0]], [1.0, 2.0]), ValueError, "x must have rows of the same length"),
     "numbers": ((1.0, 2.0), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got float"),
     "three": ((X, Y, Y), TypeError, r"batch 0 of dataset must be a pair \(x, y\), got Tensor"),
@@ -580,9 +580,25 @@ def test_datasets_of_samples_are_taken_whole() -> None:
 
 @pytest.mark.parametrize("labels", [VALUES, VALUES.numpy(), VALUES.tolist()], ids=["tensor", "array", "list"])
 def test_two_arguments_are_one_pair(labels: Any) -> None:
-    model = fresh()
-    with pytest.raises(TypeError, match=r"as one argument, fit\(\(x, y\)\); got .+ as the next one, opt"):
-        model.fit(INPUTS, labels)
+    pair, two = fresh(), fresh()
+    expected = pair.fit((INPUTS, labels), "LBFGS", 2, progress=False)
+    assert two.fit(INPUTS, labels, opt="LBFGS", steps=2, progress=False) == expected
+    assert fresh().fit(INPUTS, labels, "LBFGS", 2, progress=False) == expected
+    for name, value in pair.state_dict().items():
+        assert torch.equal(two.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("dataset", [(INPUTS, VALUES), {"train_input": INPUTS, "train_label": VALUES}])
+def test_a_dataset_with_labels_is_refused(dataset: Any) -> None:
+    with pytest.raises(TypeError, match=r"fit takes inputs and labels as two arrays, or one dataset; got (tuple|dict)"):
+        fresh().fit(dataset, VALUES)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"] * 2), ["a", "b", "a", "b"], np.array(["a", "b"] * 2, object)])
+def test_labels_that_are_names_are_refused(labels: Any) -> None:
+    for given in ((INPUTS[:4], labels), (INPUTS[:4].tolist(), labels)):
+        with pytest.raises(TypeError, match=r"y must be of real numbers, got text: fastkan\.sklearn\.KANClassifier"):
+            fresh().fit(given, loss_fn=torch.nn.CrossEntropyLoss())
 
 
 # -- datasets of functions and of tables --------------------------------------------------------------
@@ -749,7 +765,7 @@ BAD_CALLS: dict[str, tuple[Callable, type[Exception], str]] = {
         (0, ValueError, "batch must be at least 1, got 0"), (-2, ValueError, "batch must be at least 1, got -2"),
         (2.0, TypeError, "batch must be an int, got float"), (None, TypeError, "batch must be an int, got NoneType"),
     )},
-    "split list": (split(["a"], ROWS[1]), TypeError, "inputs must be a torch.Tensor or a NumPy array, got list"),
+    "split list": (split(["a"], ROWS[1]), TypeError, "inputs must be of real numbers, got text"),
     "split one dimension": (split(ROWS[1], ROWS[1]), ValueError, r"inputs must have the shape \[N, n_var\], got \[3\]"),
     "split rows": (split(ROWS[0], torch.ones(4)), ValueError, r"labels must have as many rows as inputs, .*\[4\] and"),
     "split scalar": (split(ROWS[0], torch.tensor(1.0)), ValueError, r"labels must have as many rows as inputs, .*\[\]"),
@@ -788,7 +804,7 @@ BAD_CALLS: dict[str, tuple[Callable, type[Exception], str]] = {
     "label rows": (lambda: create_dataset(lambda x: x[:9]), ValueError, r"\[1000, out\] or \[1000\], got \[9, 2\]"),
     "label columns": (lambda: create_dataset(lambda x: x[:, :0]), ValueError, r"got \[1000, 0\]"),
     "label row mode": (lambda: create_dataset(lambda x: x[[0]], 2, "row"), ValueError, r"got \[1, 1000\]"),
-    "label number": (lambda: create_dataset(lambda x: 1.0), TypeError, "f must return a torch.Tensor, got float"),
+    "label number": (lambda: create_dataset(lambda x: 1.0), TypeError, "f must return a torch.Tensor or a NumPy array"),
     "label complex": (lambda: create_dataset(lambda x: x + 1j), TypeError, "f must return real numbers, got torch"),
     "constant": (
         lambda: create_dataset(lambda x: x * torch.tensor([1.0, 0.0]), normalize_label=True), ValueError,

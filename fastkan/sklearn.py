@@ -1,0 +1,466 @@
+"""Estimators for scikit-learn that train a KAN: ``KANRegressor`` and ``KANClassifier``.
+
+The module needs scikit-learn (``pip install fastkan[sklearn]``).
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from fastkan_kernels import Choice, Int, Real
+
+from .kan import KAN
+
+# Maximum number of parameters, and of multiplications in a step, for which opt="auto" is Levenberg-Marquardt.
+MAX_LM_PARAMETERS, MAX_LM_PRODUCTS = 2000, 1 << 34
+# Maximum number of rows for which opt="auto" chooses L-BFGS, whose steps use all rows.
+MAX_LBFGS_ROWS = 2000
+# Number of rows of a batch of Adam with batch="auto".
+BATCH = 200
+# Learning rates with lr="auto". Only Adam's determines the length of every update.
+LEARNING_RATES = {"LM": 1.0, "LBFGS": 1.0, "Adam": 1e-2}
+SEEDS = 2**31 - 1
+
+_PARAMETERS = """
+    Args:
+        hidden_layer_sizes: number of nodes of each hidden layer; ``()`` is a sum of one function for each feature (a
+            generalized additive model).
+        grid, k: number of grid intervals and order of the splines.
+        opt: the optimizer, ``"LM"``, ``"LBFGS"`` or ``"Adam"`` as in :meth:`KAN.fit`. ``"auto"`` is ``"LM"`` for
+            networks of at most 2000 parameters (unless the data are so large that its steps become slow), otherwise
+            ``"LBFGS"`` for at most 2000 rows, otherwise ``"Adam"``.
+        max_iter: maximum number of steps or, with ``"Adam"``, of passes over the data.
+        weight_decay: factor of half the sum of squares of the spline coefficients and base weights in the objective.
+            With ``"auto"`` and ``"LM"``, the factors are estimated from the data for each input, so that noise is not
+            fitted and features without information lose their influence (see
+            :class:`fastkan.training.evidence.Evidence`). With ``"auto"`` and other optimizers, the factor is 1 / rows.
+        lamb: factor of the penalty that makes the network sparse, as in :meth:`KAN.fit`; it needs ``"LBFGS"`` or
+            ``"Adam"``.
+        lr: the learning rate; ``"auto"`` is 0.01 for ``"Adam"`` and 1 otherwise.
+        batch: number of rows in each step of ``"Adam"``; ``"auto"`` is 200.
+        tol, n_iter_no_change: the fit ends when the training loss has changed by less than the share ``tol`` in each
+            of ``n_iter_no_change`` steps, or with ``early_stopping``, when the loss on the held-out rows has not
+            improved for so many steps.
+        early_stopping: whether to hold out a share of the rows, ``validation_fraction``, and to keep the parameters
+            with the smallest loss on these rows.
+        warm_start: whether :meth:`fit` continues with the network of the last fit.
+        random_state: seed of the initial parameters, the batches and the held-out rows, or a ``RandomState``.
+        device: device of the network, as for ``torch.device``.
+        verbose: whether to show a progress bar.
+"""
+
+_ATTRIBUTES = """
+    Attributes:
+        model_: the fitted :class:`KAN`, for standardized features. ``estimator.model_.plot()``, ``auto_symbolic()`` and
+            all other methods of the workflow apply; ``estimator.model_ = estimator.model_.prune()`` replaces it. The
+            network keeps at most 10,000 training rows for these methods, which are left out of pickles.
+        feature_importances_: importance of each feature, the attribution scores at the end of the fit, with the sum 1.
+        n_iter_, loss_curve_: number of steps (with ``"Adam"``, of passes), and the training loss after each of them.
+        validation_loss_curve_: loss on the held-out rows after each step, with ``early_stopping``.
+        n_features_in_, feature_names_in_: number and names of the features.
+"""
+
+
+class _KANEstimator(BaseEstimator):
+    """The part that both estimators have in common: reading data, standardization and training.
+
+    The network gets features with mean 0 and standard deviation 1. Outside of the range of the training data, its
+    splines continue along their tangents. The network is float32 if X is float32, and float64 otherwise.
+    """
+
+    model_: KAN
+    _outputs: int
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(5,),
+        grid=3,
+        k=3,
+        *,
+        opt="auto",
+        max_iter=100,
+        weight_decay="auto",
+        lamb=0.0,
+        lr="auto",
+        batch="auto",
+        tol=1e-4,
+        n_iter_no_change=5,
+        early_stopping=False,
+        validation_fraction=0.1,
+        warm_start=False,
+        random_state=None,
+        device=None,
+        verbose=False,
+    ):
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.grid = grid
+        self.k = k
+        self.opt = opt
+        self.max_iter = max_iter
+        self.weight_decay = weight_decay
+        self.lamb = lamb
+        self.lr = lr
+        self.batch = batch
+        self.tol = tol
+        self.n_iter_no_change = n_iter_no_change
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def _read_x(self, X: Any, reset: bool, **options: Any) -> Any:
+        return validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], **options)
+
+    def _read_weight(self, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
+        if sample_weight is None:
+            return None
+        return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+
+    def _train(
+        self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, continues: bool, one_pass: bool = False
+    ) -> None:
+        """Train on ``y``, which is ``[N, outputs]`` or, for classes, ``[N]``.
+
+        Args:
+            continues: whether to train the existing network further.
+            one_pass: whether to make a single pass of Adam.
+        """
+        random = check_random_state(self.random_state)
+        seed, held_out_seed = (int(random.randint(SEEDS)) for _ in range(2))
+        if weight is not None:
+            keep = weight > 0
+            X, y, weight = X[keep], y[keep], weight[keep]
+            if len(X) < 2:
+                raise ValueError(f"at least 2 rows must have a positive sample_weight, got {len(X)}")
+        self._check_targets(y)
+        test = None
+        if self.early_stopping and not one_pass:
+            share = Real(above=0, below=1).read("validation_fraction", self.validation_fraction)
+            split = train_test_split(
+                X, y, np.ones(len(X)) if weight is None else weight, test_size=share, random_state=held_out_seed,
+                stratify=y if self._is_classifier else None,
+            )  # fmt: skip
+            X, test_x, y, test_y = split[:4]
+            weight, test = None if weight is None else split[4], (test_x, test_y)
+            self._check_targets(y)
+        if not continues:
+            self._set_scales(X, y, weight)
+            self.model_ = self._new_network(X.dtype, seed)
+        x, target = self._scaled(X), self._scaled_target(y)
+        data = {"train_input": x, "train_label": target}
+        if test is not None:
+            data.update(test_input=self._scaled(test[0]), test_label=self._scaled_target(test[1]))
+        opt, options = self._optimizer(len(x), one_pass)
+        lamb = Real(least=0).read("lamb", self.lamb)
+        patience = Int(least=1).read("n_iter_no_change", self.n_iter_no_change)
+        max_iter = 1 if one_pass else Int(least=1).read("max_iter", self.max_iter)
+        batch = options.get("batch", -1)
+        updates = 1 if batch == -1 else max(1, len(x) // batch)  # number of steps of KAN.fit in one iteration
+        if test is None and not one_pass:
+            options["callbacks"] = [_Convergence(updates, patience, Real(least=0).read("tol", self.tol))]
+        elif test is not None:
+            options["early_stopping"] = patience * updates
+        with warnings.catch_warnings():
+            # The Gauss-Newton matrix is regular with weight decay, also with fewer rows than parameters.
+            warnings.filterwarnings("ignore", "the inputs' columns", UserWarning)
+            found = self.model_.fit(
+                data, opt=opt, steps=max_iter * updates, lamb=lamb, loss_fn=self._loss(), sample_weight=weight,
+                weight_decay=self._decay(opt, weight, len(x)), log=updates, seed=seed, progress=bool(self.verbose),
+                update_grid=not (continues and one_pass), stop_grid_update_step=50 * updates, **options,
+            )  # fmt: skip
+        self.loss_curve_ = _means(found["train_loss"], updates)
+        if test is not None:
+            self.validation_loss_curve_ = found["test_loss"][updates - 1 :: updates]
+        self.n_iter_ = len(self.loss_curve_)
+        scores = self.model_.feature_score.double().cpu().numpy()
+        self.feature_importances_ = scores / max(float(scores.sum()), np.finfo(float).tiny)
+
+    def _set_scales(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
+        self.mean_, self.scale_ = _mean_and_std(X, weight)
+
+    def _new_network(self, dtype: Any, seed: int) -> KAN:
+        hidden = self.hidden_layer_sizes
+        hidden = [hidden] if isinstance(hidden, (int, np.integer)) else list(hidden)
+        return KAN(
+            [len(self.mean_), *hidden, self._outputs], self.grid, self.k, seed=seed, sp_trainable=False,
+            dtype=torch.float32 if dtype == np.float32 else torch.float64, device=self.device, outside="linear",
+        )  # fmt: skip
+
+    def _optimizer(self, rows: int, one_pass: bool) -> tuple[str, dict[str, Any]]:
+        """Return the name of the optimizer and its options."""
+        opt = Choice(("auto", *LEARNING_RATES)).read("opt", self.opt)
+        batch = BATCH if self.batch == "auto" else Int(least=1).read("batch", self.batch)
+        if one_pass:
+            opt = "Adam"
+        elif opt == "auto":
+            count = sum(parameter.numel() for parameter in self.model_.parameters() if parameter.requires_grad)
+            is_small = count <= MAX_LM_PARAMETERS and count**2 * rows * self._outputs <= MAX_LM_PRODUCTS
+            opt = "LM" if is_small and not self.lamb else "LBFGS" if rows <= MAX_LBFGS_ROWS else "Adam"
+        options: dict[str, Any] = {"batch": min(batch, rows)} if opt == "Adam" else {}
+        options["lr"] = LEARNING_RATES[opt] if self.lr == "auto" else self.lr
+        return opt, options
+
+    def _decay(self, opt: str, weight: np.ndarray | None, rows: int) -> float | str:
+        if self.weight_decay != "auto":
+            return Real(least=0).read("weight_decay", self.weight_decay)
+        return "auto" if opt == "LM" else 1 / (rows if weight is None else float(weight.sum()))
+
+    # -- use ----------------------------------------------------------------------------------------
+
+    def _scaled(self, X: np.ndarray) -> np.ndarray:
+        return ((X - self.mean_) / self.scale_).astype(X.dtype)
+
+    def _outputs_for(self, X: Any) -> np.ndarray:
+        """Return the outputs ``[N, outputs]`` of the network."""
+        check_is_fitted(self)
+        return self.model_.predict(self._scaled(self._read_x(X, reset=False)))
+
+    def _formulas(self, output_normalizer: Any, options: dict[str, Any]) -> list[Any]:
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        var = None if names is None else [str(name) for name in names]
+        return self.model_.symbolic_formula(var, [self.mean_, self.scale_], output_normalizer, **options)[0]
+
+
+class KANRegressor(RegressorMixin, _KANEstimator):
+    __doc__ = f"""A regressor that trains a Kolmogorov-Arnold network by the mean squared error.
+
+    Features and targets are standardized. There may be several targets, and rows may have weights: a row of weight 2
+    counts as two rows.
+{_PARAMETERS}{_ATTRIBUTES}
+    Example:
+        >>> from fastkan.sklearn import KANRegressor
+        >>> X = np.random.default_rng(0).uniform(-1, 1, (200, 2))
+        >>> y = np.sin(3 * X[:, 0]) + X[:, 1] ** 2
+        >>> regressor = KANRegressor(random_state=0).fit(X[:150], y[:150])
+        >>> regressor.score(X[150:], y[150:]) > 0.999
+        True
+    """
+
+    _is_classifier = False
+
+    def fit(self, X, y, sample_weight=None):
+        """Train the network on features ``X [N, features]`` and targets ``y [N]`` or ``[N, targets]``."""
+        return self._fit(X, y, sample_weight, self.warm_start and hasattr(self, "model_"), one_pass=False)
+
+    def partial_fit(self, X, y, sample_weight=None):
+        """Make one pass of Adam over the rows. The first call sets the units and the grids from its rows."""
+        return self._fit(X, y, sample_weight, hasattr(self, "model_"), one_pass=True)
+
+    def _fit(self, X, y, sample_weight, continues, one_pass):
+        X, y = self._read_x(
+            X, not continues, y=y, multi_output=True, y_numeric=True, ensure_min_samples=1 if continues else 2
+        )
+        weight = self._read_weight(sample_weight, X)
+        targets = y.reshape(len(y), -1).astype(np.float64)
+        if continues and targets.shape[1] != self._outputs:
+            raise ValueError(f"y must have {self._outputs} targets as in the first fit, got {targets.shape[1]}")
+        self._outputs, self._is_flat = targets.shape[1], y.ndim == 1
+        self._train(X, targets, weight, continues, one_pass)
+        return self
+
+    def predict(self, X):
+        """Return the predictions ``[N]``, or ``[N, targets]`` if ``y`` had two dimensions."""
+        y = self._outputs_for(X) * self.target_scale_ + self.target_mean_
+        return y[:, 0] if self._is_flat else y
+
+    def formula(self, **options: Any) -> Any:
+        """Return the prediction as a sympy expression in the names and the units of the features.
+
+        Edges that are not replaced by functions, as by ``model_.auto_symbolic()``, appear as splines.
+
+        Args:
+            options: ``digits``, ``numeric`` and ``simplify`` as in :meth:`KAN.symbolic_formula`.
+
+        Returns:
+            An expression, or a list with one for each target if ``y`` had two dimensions.
+        """
+        formulas = self._formulas([self.target_mean_, self.target_scale_], options)
+        return formulas[0] if self._is_flat else formulas
+
+    def _set_scales(self, X, y, weight):
+        super()._set_scales(X, y, weight)
+        self.target_mean_, self.target_scale_ = _mean_and_std(y, weight)
+
+    def _scaled_target(self, y):
+        return (y - self.target_mean_) / self.target_scale_
+
+    def _check_targets(self, y):
+        pass
+
+    def _loss(self):
+        return None
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class KANClassifier(ClassifierMixin, _KANEstimator):
+    __doc__ = f"""A classifier that trains a Kolmogorov-Arnold network by the cross entropy.
+
+    Features are standardized. The network has one output for two classes, the log odds of the second class, and one
+    output for each class otherwise. Rows may have weights: a row of weight 2 counts as two rows.
+{_PARAMETERS}        class_weight: weights of the classes, as a dictionary, or ``"balanced"``.
+{_ATTRIBUTES}        classes_: the classes, in the order of the columns of :meth:`predict_proba`.
+
+    Example:
+        >>> from fastkan.sklearn import KANClassifier
+        >>> X = np.random.default_rng(0).uniform(-1, 1, (300, 2))
+        >>> y = np.where((X**2).sum(1) < 0.6, "inside", "outside")
+        >>> classifier = KANClassifier(random_state=0).fit(X[:200], y[:200])
+        >>> classifier.score(X[200:], y[200:]) > 0.95
+        True
+    """
+
+    _is_classifier = True
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(5,),
+        grid=3,
+        k=3,
+        *,
+        opt="auto",
+        max_iter=100,
+        weight_decay="auto",
+        lamb=0.0,
+        lr="auto",
+        batch="auto",
+        tol=1e-4,
+        n_iter_no_change=5,
+        early_stopping=False,
+        validation_fraction=0.1,
+        class_weight=None,
+        warm_start=False,
+        random_state=None,
+        device=None,
+        verbose=False,
+    ):
+        super().__init__(
+            hidden_layer_sizes, grid, k, opt=opt, max_iter=max_iter, weight_decay=weight_decay, lamb=lamb, lr=lr,
+            batch=batch, tol=tol, n_iter_no_change=n_iter_no_change, early_stopping=early_stopping,
+            validation_fraction=validation_fraction, warm_start=warm_start, random_state=random_state, device=device,
+            verbose=verbose,
+        )  # fmt: skip
+        self.class_weight = class_weight
+
+    def fit(self, X, y, sample_weight=None):
+        """Train the network on features ``X [N, features]`` and labels ``y [N]``, which may be numbers or strings."""
+        return self._fit(X, y, sample_weight, None, self.warm_start and hasattr(self, "model_"), one_pass=False)
+
+    def partial_fit(self, X, y, classes=None, sample_weight=None):
+        """Make one pass of Adam over the rows. The first call sets the units and the grids from its rows.
+
+        Args:
+            classes: all classes, which the first call needs unless its rows have all of them.
+        """
+        return self._fit(X, y, sample_weight, classes, hasattr(self, "model_"), one_pass=True)
+
+    def _fit(self, X, y, sample_weight, classes, continues, one_pass):
+        X, y = self._read_x(X, not continues, y=y, ensure_min_samples=1 if continues else 2)
+        check_classification_targets(y)
+        weight = self._read_weight(sample_weight, X)
+        if not continues:
+            self.classes_ = np.unique(y if classes is None else classes)
+            self._all_classes_known = classes is not None
+            self._outputs = 1 if len(self.classes_) <= 2 else len(self.classes_)
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y must have the classes {self.classes_} of the first fit, got also {unknown}")
+        if self.class_weight is not None:
+            balance = compute_sample_weight(self.class_weight, y)
+            weight = balance if weight is None else weight * balance
+        self._train(X, np.searchsorted(self.classes_, y), weight, continues, one_pass)
+        return self
+
+    def decision_function(self, X):
+        """Return the log odds ``[N]`` of the second of two classes, or the outputs ``[N, classes]``."""
+        y = self._outputs_for(X)
+        return y[:, 0] if len(self.classes_) == 2 else y
+
+    def predict_proba(self, X):
+        """Return the probabilities ``[N, classes]``."""
+        y = torch.from_numpy(self._outputs_for(X))
+        if len(self.classes_) == 2:
+            y = torch.cat([-y, y], 1)
+            return y.sigmoid().numpy()
+        return y.softmax(1).numpy()
+
+    def predict_log_proba(self, X):
+        """Return the logarithms of the probabilities ``[N, classes]``."""
+        return np.log(self.predict_proba(X))
+
+    def predict(self, X):
+        """Return the most probable classes ``[N]``."""
+        y = self.decision_function(X)
+        return self.classes_[(y > 0).astype(int) if y.ndim == 1 else y.argmax(1)]
+
+    def formula(self, **options: Any) -> Any:
+        """Return the decision function as a sympy expression in the names and the units of the features.
+
+        Edges that are not replaced by functions, as by ``model_.auto_symbolic()``, appear as splines.
+
+        Args:
+            options: ``digits``, ``numeric`` and ``simplify`` as in :meth:`KAN.symbolic_formula`.
+
+        Returns:
+            An expression for the log odds of the second of two classes, or a list with one for each class.
+        """
+        formulas = self._formulas(None, options)
+        return formulas[0] if len(self.classes_) == 2 else formulas
+
+    def _scaled_target(self, y):
+        return y.astype(np.float64)[:, None] if self._outputs == 1 else y
+
+    def _check_targets(self, y):
+        if not self._all_classes_known and len(np.unique(y)) < 2:
+            raise ValueError("y must have at least 2 classes in the rows that are used, got 1 class")
+
+    def _loss(self):
+        return torch.nn.BCEWithLogitsLoss() if self._outputs == 1 else torch.nn.CrossEntropyLoss()
+
+
+class _Convergence:
+    """A callback that ends a fit when the training loss has changed little in each of the last iterations."""
+
+    def __init__(self, updates: int, patience: int, tol: float) -> None:
+        self.updates, self.patience, self.tol = updates, patience, tol
+
+    def __call__(self, model: Any, step: int, results: dict[str, list[float]]) -> bool:
+        if (step + 1) % self.updates:
+            return False
+        losses = _means(results["train_loss"][-self.updates * (self.patience + 1) :], self.updates)
+        changes = (abs(a - b) <= self.tol * abs(a) for a, b in itertools.pairwise(losses))
+        return len(losses) > self.patience and all(changes)
+
+
+def _means(losses: list[float], count: int) -> list[float]:
+    """Return the means of the losses of every ``count`` steps."""
+    return [float(np.mean(losses[start : start + count])) for start in range(0, len(losses), count)]
+
+
+def _mean_and_std(values: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weighted mean and standard deviation of each column in float64. The standard deviation of a constant
+    column is replaced by 1."""
+    values = values.astype(np.float64)
+    mean = np.average(values, axis=0, weights=weight)
+    std = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
+    is_constant = std <= 10 * np.finfo(np.float64).eps * np.abs(values).max(0)
+    return mean, np.where(is_constant, 1.0, std)
