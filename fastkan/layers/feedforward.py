@@ -24,8 +24,12 @@ class KANFeedForward(nn.Module):
 
         hidden = round(4 d_model / (G + k + 1)),   or   round(4 d_model / (G + k))   if base="none"
 
-    The grid ends at -3 and 3, because the block stands behind a normalization: 99.7% of normally distributed inputs lie
-    between -3 and 3. The block does not normalize x, so put a ``LayerNorm`` in front of it if the transformer does not.
+    Transformers normalize the inputs of the block. If yours does not, put a ``LayerNorm`` in front of it. The default
+    grid from -1 to 1 does not contain a third of such inputs, but the splines extend k intervals beyond it, for G = 5
+    and k = 3 from -2.2 to 2.2, where 97% of normally distributed inputs lie. A finer grid in the middle is better than
+    a grid that contains all of them: a small GPT, trained for 500 steps on 460,000 characters, had a validation loss of
+    1.613 with the default, 1.686 with a grid from -3 to 3 (1% of the inputs outside), and 1.629 with MLP blocks, which
+    took 0.6 of the time. A ``LayerNorm`` between the two layers made no difference (1.684 with the grid from -3 to 3).
 
     Args:
         d_model: the size of the last dimension of the inputs and of the outputs.
@@ -71,7 +75,7 @@ class KANFeedForward(nn.Module):
         *,
         grid_size: int = 5,
         spline_order: int = 3,
-        grid_range: tuple[float, float] = (-3.0, 3.0),
+        grid_range: tuple[float, float] = (-1.0, 1.0),
         base: str = "silu",
         dropout: float = 0.0,
         device: torch.device | str | None = None,

@@ -272,6 +272,8 @@ def test_what_cannot_be_recorded_or_constructed_is_refused(tmp_path: Path) -> No
         record_layers(model)
     with pytest.raises(TypeError, match="model must be a PreTrainedModel, got Linear"):
         record_layers(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="grid_size given without select: pass select="):
+        KANLayersConfig(grid_size=8)
     replace_linear(model, "*.mlp.*")
     model.config.quantization_config = {"quant_method": "awq"}
     with pytest.raises(ValueError, match=r"model is quantized by awq, and config\.json has no place for KAN layers"):
