@@ -27,9 +27,15 @@ class KANFeedForward(nn.Module):
     Transformers normalize the inputs of the block. If yours does not, put a ``LayerNorm`` in front of it. The default
     grid from -1 to 1 does not contain a third of such inputs, but the splines extend k intervals beyond it, for G = 5
     and k = 3 from -2.2 to 2.2, where 97% of normally distributed inputs lie. A finer grid in the middle is better than
-    a grid that contains all of them: a small GPT, trained for 500 steps on 460,000 characters, had a validation loss of
-    1.613 with the default, 1.686 with a grid from -3 to 3 (1% of the inputs outside), and 1.629 with MLP blocks, which
-    took 0.6 of the time. A ``LayerNorm`` between the two layers made no difference (1.684 with the grid from -3 to 3).
+    a grid that contains all inputs. The mean validation losses of a GPT with two blocks and d_model = 32, after 300
+    steps on 460,000 characters with each of three seeds, were
+
+    - 2.223 with the default, with 35% of the inputs of ``inner`` and 13% of those of ``outer`` outside of the grid;
+    - 2.243 with a grid from -2 to 2, and 5% and 1% outside;
+    - 2.262 with a grid from -3 to 3, and less than 1% outside;
+    - 2.248 with MLP blocks, whose training took 0.6 of the time on a CPU.
+
+    A ``LayerNorm`` between the two layers did not lower the loss, so there is none.
 
     Args:
         d_model: the size of the last dimension of the inputs and of the outputs.
