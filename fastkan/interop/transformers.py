@@ -5,7 +5,7 @@ imported, it then constructs the KAN layers that the model's ``config.json`` nam
 
     import fastkan.interop.transformers
     model = AutoModelForCausalLM.from_pretrained("gpt2")
-    fastkan.replace_linear(model, "*.mlp.*", grid_size=8, grid_range=(-3, 3), sample=batch)
+    fastkan.replace_linear(model, "*.mlp.*", grid_size=8, sample=batch)
     fastkan.interop.transformers.record_layers(model)  # writes the layers to model.config
     model.save_pretrained("gpt2-kan")                  # as Trainer does, too
     model = AutoModelForCausalLM.from_pretrained("gpt2-kan")
@@ -13,7 +13,7 @@ imported, it then constructs the KAN layers that the model's ``config.json`` nam
 A checkpoint of the model without KAN layers can be loaded into the model with them. The new layers are initialised as
 those of :class:`fastkan.KANLinear`:
 
-    layers = KANLayersConfig("*.mlp.*", grid_size=8, grid_range=(-3, 3))
+    layers = KANLayersConfig("*.mlp.*", grid_size=8)
     model = AutoModelForCausalLM.from_pretrained("gpt2", quantization_config=layers)
 
 The same holds for a class of your own that constructs KAN layers in ``__init__``, with an empty ``KANLayersConfig()``.
@@ -69,6 +69,9 @@ class KANLayersConfig(QuantizationConfigMixin):
         layers: the layers that :func:`record_layers` has found.
         arguments: the other arguments of :func:`fastkan.replace_linear`, except ``sample``.
 
+    Raises:
+        ValueError: if there are arguments but ``select`` is None.
+
     Example:
         >>> KANLayersConfig("*.mlp.*", grid_size=8).to_dict()
         {'quant_method': 'fastkan', 'select': '*.mlp.*', 'grid_size': 8}
@@ -82,6 +85,10 @@ class KANLayersConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **arguments: Any,
     ) -> None:
+        if arguments and select is None:
+            raise ValueError(
+                f"{', '.join(arguments)} given without select: pass select='*' to replace all linear layers"
+            )
         self.quant_method: Any = quant_method
         self.select = select
         self.layers = list(layers)

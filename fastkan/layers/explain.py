@@ -65,7 +65,8 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         f"backend: {taken.backend} ({taken.backend_because})",
     ]
     if product is not None:
-        lines.append(f"autocast: features and weights are rounded to {product} at their product".replace("torch.", ""))
+        rounded = f"autocast: features and weights are rounded to {product} at their product, and then the outputs"
+        lines.append(rounded.replace("torch.", ""))
     if layer.outside == "linear":
         lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")
     if taken.way == "functions" and piecewise:

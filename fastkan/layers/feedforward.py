@@ -24,8 +24,18 @@ class KANFeedForward(nn.Module):
 
         hidden = round(4 d_model / (G + k + 1)),   or   round(4 d_model / (G + k))   if base="none"
 
-    The grid ends at -3 and 3, because the block stands behind a normalization: 99.7% of normally distributed inputs lie
-    between -3 and 3. The block does not normalize x, so put a ``LayerNorm`` in front of it if the transformer does not.
+    Transformers normalize the inputs of the block. If yours does not, put a ``LayerNorm`` in front of it. The default
+    grid from -1 to 1 does not contain a third of such inputs, but the splines extend k intervals beyond it, for G = 5
+    and k = 3 from -2.2 to 2.2, where 97% of normally distributed inputs lie. A finer grid in the middle is better than
+    a grid that contains all inputs. The mean validation losses of a GPT with two blocks and d_model = 32, after 300
+    steps on 460,000 characters with each of three seeds, were
+
+    - 2.223 with the default, with 35% of the inputs of ``inner`` and 13% of those of ``outer`` outside of the grid;
+    - 2.243 with a grid from -2 to 2, and 5% and 1% outside;
+    - 2.262 with a grid from -3 to 3, and less than 1% outside;
+    - 2.248 with MLP blocks, whose training took 0.6 of the time on a CPU.
+
+    A ``LayerNorm`` between the two layers did not lower the loss, so there is none.
 
     Args:
         d_model: the size of the last dimension of the inputs and of the outputs.
@@ -71,7 +81,7 @@ class KANFeedForward(nn.Module):
         *,
         grid_size: int = 5,
         spline_order: int = 3,
-        grid_range: tuple[float, float] = (-3.0, 3.0),
+        grid_range: tuple[float, float] = (-1.0, 1.0),
         base: str = "silu",
         dropout: float = 0.0,
         device: torch.device | str | None = None,

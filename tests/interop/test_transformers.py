@@ -230,6 +230,10 @@ class OwnLlama(transformers.LlamaForCausalLM):
 @pytest.mark.parametrize("name", [*MODELS, "own class"])
 def test_a_plain_checkpoint_gives_new_layers_initial_values(name: str, tmp_path: Path) -> None:
     source = build("llama" if name == "own class" else name)
+    with torch.no_grad():
+        for key, parameter in source.named_parameters():
+            if key.endswith("bias"):
+                parameter.normal_()
     source.save_pretrained(tmp_path)
     if name == "own class":
         cls, layers, name = OwnLlama, KANLayersConfig(), "llama"
@@ -272,6 +276,8 @@ def test_what_cannot_be_recorded_or_constructed_is_refused(tmp_path: Path) -> No
         record_layers(model)
     with pytest.raises(TypeError, match="model must be a PreTrainedModel, got Linear"):
         record_layers(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="grid_size given without select: pass select="):
+        KANLayersConfig(grid_size=8)
     replace_linear(model, "*.mlp.*")
     model.config.quantization_config = {"quant_method": "awq"}
     with pytest.raises(ValueError, match=r"model is quantized by awq, and config\.json has no place for KAN layers"):

@@ -38,14 +38,18 @@ def test_arguments_reach_both_layers() -> None:
     assert dropped.eval()(torch.rand(3, 4)).all()
 
 
-def test_normalized_inputs_lie_on_the_grid() -> None:
+def test_splines_reach_most_normalized_inputs() -> None:
     torch.manual_seed(0)
-    block = KANFeedForward(64)
-    for layer in (block.inner, block.outer):
+    block, wide = KANFeedForward(64), KANFeedForward(64, grid_range=(-2.2, 2.2))
+    x = nn.functional.layer_norm(torch.randn(2000, 64), (64,))
+    for layer in (block.inner, block.outer, wide.inner):
         layer.count_outside()
-    block(nn.functional.layer_norm(torch.randn(2000, 64), (64,)))
-    assert block.inner.outside_share().mean() < 0.003
-    assert block.outer.outside_share().max() == 0
+    block(x)
+    wide(x)
+    assert (block.inner.knots[0, 0].item(), block.inner.knots[0, -1].item()) == pytest.approx((-2.2, 2.2))
+    assert block.inner.outside_share().mean().item() == pytest.approx(0.317, abs=0.01)
+    assert wide.inner.outside_share().mean().item() == pytest.approx(0.028, abs=0.003)
+    assert block.outer.outside_share().mean() < 0.01
 
 
 @pytest.mark.parametrize("norm_first", [False, True])

@@ -53,6 +53,7 @@ SERVES = {"x": X, "knots": KNOTS, "weight": W, "base_weight": BASE_W, "basis": B
 FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "KAN": (KAN, {"width": [2, 1]}),
     "KANLinear": (KANLinear, {"in_features": 2, "out_features": 3}),
+    "KANFeedForward": (fastkan.KANFeedForward, {"d_model": 4}),
     "SymbolicEdges": (SymbolicEdges, {"in_features": 2, "out_features": 3}),
     "create_dataset": (fastkan.create_dataset, {"f": lambda x: x[:, :1], "train_num": 4, "test_num": 4}),
     "create_dataset_from_data": (fastkan.create_dataset_from_data, {"inputs": X, "labels": Y}),
