@@ -105,7 +105,7 @@ class KANConv(KANLinear):
             base=base, spline_scale=spline_scale, outside=outside, device=device, dtype=dtype,
         )  # fmt: skip
         if bias:
-            self.bias = nn.Parameter(torch.zeros_like(self.spline_weight[0, 0, :1].expand(out_channels)).detach())
+            self.bias = nn.Parameter(self.spline_weight.detach().new_zeros(out_channels))
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.dilation, self.groups = kernel, steps, spacing, groups
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in border)
