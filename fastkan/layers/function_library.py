@@ -152,6 +152,9 @@ class SymbolicFunction(NamedTuple):
     same_as: tuple[str, tuple[float, float, float, float]] | None = None
     fun_singularity: Callable[[Tensor, float], Any] | None = None
 
+    def __repr__(self) -> str:
+        return f"SymbolicFunction({self.name!r}, complexity={self.complexity})"
+
     @property
     def alias(self) -> bool:
         """Whether the entry is only an alternative name for another entry."""

@@ -46,6 +46,7 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
         TypeError, ValueError: if the rows have the wrong shape or type. If ``strict`` is True, an error is also raised
             if the rows contain NaN or infinities, or if there are fewer than ``min_rows`` different rows.
     """
+    check_has_values(model)
     if x is not None and dataset is not None:
         raise ValueError("x and dataset both say which rows to use: give one of them")
     name = "x"
@@ -291,9 +292,19 @@ def get_range(model: Network, l: int, i: int, j: int, verbose: bool = True) -> t
 # -- edges ----------------------------------------------------------------------------------------
 
 
+def check_has_values(model: Network) -> None:
+    """Raise a ValueError if the parameters of the network are on the device ``"meta"``."""
+    if model.device.type == "meta":
+        raise ValueError(
+            "the network is on the device meta, where parameters have no values: call to_empty(device=...) and then "
+            "reset_parameters() or load_state_dict(...) first"
+        )
+
+
 @checked(l=INDEX, i=INDEX, j=INDEX)
 def check_edge(model: Network, l: int, i: int, j: int) -> None:
-    """Raise a TypeError or ValueError if edge ``(l, i, j)`` does not exist."""
+    """Raise a TypeError or ValueError if edge ``(l, i, j)`` does not exist, or the network has no values."""
+    check_has_values(model)
     if l >= model.depth:
         raise ValueError(f"l must be below {model.depth}, the number of layers; got {l}")
     for name, value, count in (("i", i, model.width_in[l]), ("j", j, model.width_out[l + 1])):

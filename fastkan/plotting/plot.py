@@ -18,7 +18,7 @@ from fastkan_kernels import FLAG, INDEX, warn
 from fastkan_kernels import validation as kinds
 
 from ..layers import grid
-from ..network.trace import check_edge, edge_kinds
+from ..network.trace import check_edge, check_has_values, edge_kinds
 from .data import METRICS, curves, evenly_spaced, may_have_poles, ranges, rows_for, shown_edges, some_of, value_limits
 from .draw import COLORS, draw
 from .layout import is_drawable
@@ -109,6 +109,7 @@ def plot(
         if hide is None or [tuple(part.shape) for part in hide] != sizes:
             again = "" if hide is None else " again, the network has changed"
             raise RuntimeError(f"mask=True hides what prune() would drop: call prune() first{again}")
+    check_has_values(model)
     inputs, outputs = _inputs(model, in_vars), _outputs(model, out_vars)
     if mode is not None:
         warn("mode has no meaning here: scores are standard deviations, or computed from them")

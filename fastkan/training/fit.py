@@ -20,10 +20,12 @@ from ..layers import grid
 from ..layers.distributed import check_one_process
 from ..network.refine import update_grid_from_samples
 from ..network.samples import Sample, is_array, is_value_list
+from ..network.trace import check_has_values
 from .data import Data, Pair, read_data, with_sample_weight
 from .node_search import NodeTrials, copy_state, penalty_ramp
 from .objective import Evaluated, Loss, Objective, has_row_losses
 from .optimizers import FIRST_DAMPING, OPTIMIZERS
+from .progress import progress_bar
 from .regularization import REG_METRICS, Penalty
 from .restarts import START_STEPS, Restarts
 from .threads import one_thread
@@ -239,8 +241,6 @@ def fit(
         >>> results["train_loss"][-1] < 0.01
         True
     """
-    from tqdm import tqdm
-
     check_one_process(
         "fit",
         "Wrap the network in torch.nn.parallel.DistributedDataParallel and train it in a loop of your own, with "
@@ -249,6 +249,7 @@ def fit(
     )
     for layer in model.layers:
         layer._check_not_sharded("fit")
+    check_has_values(model)
     if batch != -1 and batch < 1:
         raise ValueError(f"batch must be at least 1, or -1 for all rows, got {batch}")
     penalty = Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric) if lamb else None
@@ -319,7 +320,7 @@ def fit(
     # both values, so that an interrupt cannot separate them.
     last_good = copy_state(model), 0
     best_state, best_step = last_good[0], -1
-    bar = tqdm(range(steps), disable=not progress, ncols=100, desc="fit")
+    bar = progress_bar(steps, progress)
     is_tiny = _first_rows(data, batch) * sum(parameter.numel() for parameter in parameters) <= MAX_ONE_THREAD
     with _in_history(model, parameters, results), bar, one_thread() if is_tiny else nullcontext():
         try:

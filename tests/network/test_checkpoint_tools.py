@@ -158,3 +158,28 @@ def test_skorch_with_safetensors(tmp_path: Path) -> None:
         again.load_params(f_params=tmp_path / "model.safetensors", use_safetensors=True)
         check(again.module_, net.module_)
         again.partial_fit(X.numpy(), X[:, :1].numpy())
+
+
+def test_a_functional_call_computes_with_the_formulas_of_its_state() -> None:
+    model, other = with_formulas("sin", "exp"), with_formulas("cos", "log")
+    with torch.no_grad():
+        other.symbolic[0].affine[:, 1] += 2  # where log is defined
+    before, expected = model(X), other(X)
+    for _ in range(2):
+        same(torch.func.functional_call(model, dict(other.state_dict()), (X,)), expected, digits=1e-7)
+        same(model(X), before, digits=1e-7)
+    check(model, with_formulas("sin", "exp"))
+
+
+def test_text_that_describes_no_formulas_is_refused() -> None:
+    model = with_formulas("sin", "exp")
+    right = model.symbolic[0].formulas
+    model.symbolic[0].formulas = torch.full_like(right, 77)
+    with pytest.raises(ValueError, match="formulas must hold a JSON text"):
+        model(X)
+    model.symbolic[0].formulas = with_formulas("sin").symbolic[0].formulas
+    with pytest.raises(ValueError, match="formulas describes 1 edges, but affine has 2 rows"):
+        model(X)
+    assert "0-1 sin, 1-1 exp" in repr(model.symbolic)
+    model.symbolic[0].formulas = right
+    check(model, with_formulas("sin", "exp"))

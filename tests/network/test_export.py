@@ -83,9 +83,9 @@ def test_onnx_programs_take_any_batch(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_compiled_ahead_of_time(tmp_path: Path) -> None:
-    """A C++ compiler takes most of the time, which grows with the network."""
-    model = KAN([2, [0, 1], 1], grid=2, k=1, seed=0, outside="linear").eval()
-    model.fix_symbolic(0, 1, 1, "sin", fit_params_bool=False)
+    """A C++ compiler takes most of the time, 14 seconds of processor time for the smallest layer."""
+    model = KAN([2, 1], grid=2, k=1, seed=0).eval()
+    model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False)
     program = torch.export.export(model, (rows(7),), dynamic_shapes=({0: Dim("batch", min=2)},))
     package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
     check(torch._inductor.aoti_load_package(package), model, 2, 7, 33)

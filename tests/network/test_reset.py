@@ -201,3 +201,23 @@ def test_sharded_parameters_are_reset_to_the_same_values() -> None:
             assert torch.equal(found.full_tensor() if hasattr(found, "full_tensor") else found, value), name
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("call", [
+    lambda model, x: model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False),
+    lambda model, x: model.fix_symbolic(0, 0, 0, "sin", x=x),
+    lambda model, x: model.suggest_symbolic(0, 0, 0, x=x),
+    lambda model, x: model.set_mode(0, 0, 0, "off"),
+    lambda model, x: model.auto_symbolic(x=x),
+    lambda model, x: model.prune(x=x),
+    lambda model, x: model.refine(7, x=x),
+    lambda model, x: model.update_grid(x),
+    lambda model, x: model.get_act(x),
+    lambda model, x: model.plot(),
+    lambda model, x: model.fit((x, x[:, :1]), steps=1, progress=False),
+])  # fmt: skip
+def test_what_needs_values_says_how_a_network_on_meta_gets_them(call: Callable[[KAN, torch.Tensor], Any]) -> None:
+    model = KAN([2, 2, 1], seed=0, device="meta")
+    with pytest.raises(ValueError, match=r"the network is on the device meta, .* reset_parameters\(\) or load_state"):
+        call(model, torch.rand(20, 2))
+    assert model.symbolic[0].edges == ()

@@ -13,6 +13,7 @@ from fastkan_kernels import DEVICE, Choice, Each, Flag, Int, Real, check_alike, 
 
 from ...network.swaps import connection_cost, order_nodes
 from ...training.data import read_data
+from ...training.progress import progress_bar
 from ...training.regularization import MLP_METRICS, edge_penalty
 from .optimizer import LBFGS
 
@@ -239,8 +240,6 @@ class MLP(nn.Module):
             TypeError, ValueError: if the data are not finite or do not fit the network, or if an argument is out of
                 range.
         """
-        from tqdm import tqdm
-
         data = read_data(
             dataset, in_features=self.width[0], out_features=self.width[-1], device=self.device,
             dtype=self.linears[0].weight.dtype, loss_fn=loss_fn,
@@ -264,7 +263,7 @@ class MLP(nn.Module):
             reg = self.get_reg(reg_metric, lamb_l1, lamb_entropy, x) if lamb else x.new_zeros(())
             return loss_of(self(x), y), reg
 
-        with tqdm(range(steps), disable=not progress, ncols=100, desc="fit") as bar:
+        with progress_bar(steps, progress) as bar:
             for step in bar:
                 batch_rows = next(batches)
 

@@ -4,7 +4,8 @@ A contraction counts as the dense matrix product of the features with the weight
 for N rows, I inputs and O outputs, whatever algorithm computes it; without a base function, as ``2 N I O (G + k)``. The
 evaluation of the features does not count, as the counter counts no element-wise operations.
 
-The counter sees only registered operators. While a counter is active, the contractions therefore run as operators.
+The counter sees only registered operators. While a counter is active, the contractions therefore run as operators. A
+backward pass is counted in full if its forward pass ran under the counter, too.
 """
 
 from __future__ import annotations
