@@ -254,17 +254,17 @@ class KANLinear(nn.Module):
         """
         self._check_own_splines("update_grid")
         samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
-        on_every_rank(lambda: self._adapt_grid(samples, grid_eps, margin), group)
+        self._write_splines(*on_every_rank(lambda: self._adapted(samples, grid_eps, margin), group))
         broadcast([self.spline_weight, self.knots], group)
 
-    def _adapt_grid(self, samples: Tensor, grid_eps: float, margin: float = 0.01) -> None:
-        """Adapt the knots to samples ``[N, in_features]``, which have been checked, as :meth:`update_grid` does."""
+    def _adapted(self, samples: Tensor, grid_eps: float, margin: float = 0.01) -> tuple[Tensor, Tensor]:
+        """Return the coefficients and the knots that :meth:`update_grid` sets for samples ``[N, in_features]``."""
         knots = grid.adapted_knots(samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin).to(
             self.knots.dtype
         )
         check_knots(knots, self.spline_order)
         weight = grid.refit(self.spline_weight, self.knots, knots, self.spline_order, samples, self.outside)
-        self._write_splines(weight, knots)
+        return weight, knots
 
     @checked(grid_size=Int(least=1), group=GROUP)
     @torch.inference_mode(False)
@@ -301,14 +301,12 @@ class KANLinear(nn.Module):
             torch.Size([23, 2, 5])
         """
         self._check_own_splines("refine")
-        group = None if x is None else group
-        samples = (
-            None
-            if x is None
-            else joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
-        )
         old = self.spline_weight, self.knots, self.spline_order
-        on_every_rank(lambda: self._write_splines(*grid.refine(*old, grid_size, samples, self.outside)), group)
+        if x is None:
+            return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))
+        samples = joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
+        refined = on_every_rank(lambda: grid.refine(*old, grid_size, samples, self.outside), group)
+        self._write_splines(*refined)
         broadcast([self.spline_weight, self.knots], group)
 
     @torch.inference_mode(False)
@@ -414,6 +412,7 @@ class KANLinear(nn.Module):
             raise ValueError("mask must hold 0 and 1 only")
 
     def _check_not_sharded(self, what: str) -> None:
+        """Raise a RuntimeError, which names the calling method, if tensors are distributed over processes."""
         named = [*self._parameters.items(), ("knots", self.knots)]
         check_not_sharded(what, named, BEFORE_SHARDING)
 

@@ -80,6 +80,7 @@ def refine(
 
 
 def _refine_layers(new: Network, sizes: Sequence[int], steps: Sequence[LayerTrace]) -> None:
+    """Refine the grid of each layer in place, at the values of the nodes of a trace."""
     for number, (layer, step, size) in enumerate(zip(new.layers, steps, sizes)):
         check_finite("x" if number == 0 else f"the input of layer {number}", step.nodes)
         old = layer.spline_weight, layer.knots, layer.spline_order
@@ -122,11 +123,12 @@ def update_grid_from_samples(model: Network, x: Any = None, *, dataset: Any = No
 
 
 def _adapt_grids(model: Network, rows: Tensor) -> None:
+    """Adapt the grid of each layer in place, one after another, to the values that rows ``[N, in_features]`` cause."""
     nodes = model._select_inputs(rows)
     for number, layer in enumerate(model.layers):
         if model._has_numeric_edges(number):
             layer._check_own_splines("update_grid")
-            layer._adapt_grid(layer._samples(nodes), model.grid_eps)
+            layer._write_splines(*layer._adapted(layer._samples(nodes), model.grid_eps))
         nodes = model._node_values(number, model._subnode_values(number, nodes))
 
 
@@ -145,9 +147,11 @@ def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) ->
 
 
 def _splines(model: Network) -> list[Tensor]:
+    """Return the tensors that a change of the grids changes."""
     return [tensor for layer in model.layers for tensor in (layer.spline_weight, layer.knots)]
 
 
 def _check_not_sharded(model: Network, what: str) -> None:
+    """Raise a RuntimeError if tensors of the layers are distributed over processes."""
     for layer in model.layers:
         layer._check_not_sharded(what)
