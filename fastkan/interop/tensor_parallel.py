@@ -77,7 +77,7 @@ class _ParallelKAN(ParallelStyle):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(input_layouts={self.input_layouts}, output_layouts={self.output_layouts}, "
+            f"{type(self).__name__}(input_layouts={self.input_layouts!r}, output_layouts={self.output_layouts!r}, "
             f"use_local_output={self.use_local_output})"
         )
 

@@ -150,10 +150,12 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return hasattr(tensor, "device_mesh")  # An isinstance check would import a large part of torch.distributed.
 
 
-@torch.no_grad()
 def local(tensor: Any) -> Any:
-    """Return the part of a ``DTensor`` that this process has, and any other tensor unchanged."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
+    """Return the part of a ``DTensor`` that this process has, without a graph, and any other tensor unchanged."""
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        return tensor.to_local()
 
 
 def check_not_sharded(what: str, tensors: Any, remedy: str) -> None:

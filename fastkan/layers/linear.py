@@ -309,13 +309,14 @@ class KANLinear(nn.Module):
         if sample_weight is not None and group is not None:
             raise ValueError("sample_weight must be None if samples are gathered from a process group")
         samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
-        on_every_rank(lambda: self._adapt_grid(samples, grid_eps, margin, sample_weight), group)
+        adapted = on_every_rank(lambda: self._adapted(samples, grid_eps, margin, sample_weight), group)
+        self._write_splines(*adapted)
         broadcast([self.spline_weight, self.knots], group)
 
-    def _adapt_grid(
+    def _adapted(
         self, samples: Tensor, grid_eps: float, margin: float = 0.01, sample_weight: Tensor | None = None
-    ) -> None:
-        """Adapt the knots to samples ``[N, in_features]``, which have been checked, as :meth:`update_grid` does."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the coefficients and the knots that :meth:`update_grid` sets for samples ``[N, in_features]``."""
         if sample_weight is not None:
             sample_weight = grid.read_sample_weight(sample_weight.flatten(), len(samples)).to(samples.device)
             samples, sample_weight = samples[sample_weight > 0], sample_weight[sample_weight > 0]
@@ -324,8 +325,7 @@ class KANLinear(nn.Module):
         ).to(self.knots.dtype)
         check_knots(knots, self.spline_order)
         old = self.spline_weight, self.knots
-        weight = grid.refit(*old, knots, self.spline_order, samples, self.outside, sample_weight)
-        self._write_splines(weight, knots)
+        return grid.refit(*old, knots, self.spline_order, samples, self.outside, sample_weight), knots
 
     update_grid_from_samples = update_grid  # the name in pykan
 
@@ -364,14 +364,12 @@ class KANLinear(nn.Module):
             torch.Size([23, 2, 5])
         """
         self._check_own_splines("refine")
-        group = None if x is None else group
-        samples = (
-            None
-            if x is None
-            else joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
-        )
         old = self.spline_weight, self.knots, self.spline_order
-        on_every_rank(lambda: self._write_splines(*grid.refine(*old, grid_size, samples, self.outside)), group)
+        if x is None:
+            return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))
+        samples = joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
+        refined = on_every_rank(lambda: grid.refine(*old, grid_size, samples, self.outside), group)
+        self._write_splines(*refined)
         broadcast([self.spline_weight, self.knots], group)
 
     @torch.inference_mode(False)
@@ -477,6 +475,7 @@ class KANLinear(nn.Module):
             raise ValueError("mask must hold 0 and 1 only")
 
     def _check_not_sharded(self, what: str) -> None:
+        """Raise a RuntimeError, which names the calling method, if tensors are distributed over processes."""
         named = [*self._parameters.items(), ("knots", self.knots)]
         check_not_sharded(what, named, BEFORE_SHARDING)
 

@@ -287,7 +287,7 @@ class Network(nn.Module):
         for number, layer in enumerate(self.layers):
             if self._has_numeric_edges(number):
                 layer._check_own_splines("update_grid")
-                layer._adapt_grid(layer._samples(nodes), self.grid_eps, sample_weight=sample_weight)
+                layer._write_splines(*layer._adapted(layer._samples(nodes), self.grid_eps, sample_weight=sample_weight))
             nodes = self._node_values(number, self._subnode_values(number, nodes))
 
     @contextmanager

@@ -81,6 +81,7 @@ def refine(
 
 
 def _refine_layers(new: Network, sizes: Sequence[int], steps: Sequence[LayerTrace]) -> None:
+    """Refine the grid of each layer in place, at the values of the nodes of a trace."""
     for number, (layer, step, size) in enumerate(zip(new.layers, steps, sizes)):
         check_finite("x" if number == 0 else f"the input of layer {number}", step.nodes)
         old = layer.spline_weight, layer.knots, layer.spline_order
@@ -140,9 +141,11 @@ def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) ->
 
 
 def _splines(model: Network) -> list[Tensor]:
+    """Return the tensors that a change of the grids changes."""
     return [tensor for layer in model.layers for tensor in (layer.spline_weight, layer.knots)]
 
 
 def _check_not_sharded(model: Network, what: str) -> None:
+    """Raise a RuntimeError if tensors of the layers are distributed over processes."""
     for layer in model.layers:
         layer._check_not_sharded(what)

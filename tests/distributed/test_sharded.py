@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import Processes
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from fastkan import KAN, KANLinear
@@ -110,3 +111,22 @@ def test_fully_shard_trains_the_model_of_one_process(name: str, parts: bool, res
 @pytest.mark.parametrize("name", MODELS)
 def test_fsdp_trains_the_model_of_one_process(name: str, two: Processes) -> None:
     check(two.run(trained_by_fsdp1, MODELS[name]()), name)
+
+
+@pytest.mark.usefixtures("alone")
+def test_networks_that_are_distributed_refuse_what_needs_all_values() -> None:
+    model = fully_shard(kan_of_one(), mesh=init_device_mesh("cpu", (1,)))
+    before = full(model)
+    for name, call in {
+        "update_grid_from_samples": lambda: model.update_grid(X),
+        "refine": lambda: model.refine(6, X),
+        "fit": lambda: model.fit((X, Y), steps=1, progress=False),
+    }.items():
+        with pytest.raises(RuntimeError, match=rf"^{name} needs all values of spline_weight, which is a DTensor"):
+            call()
+    assert all(torch.equal(value, before[key]) for key, value in full(model).items())
+    assert repr(model) == repr(kan_of_one())
+
+
+def kan_of_one() -> KAN:
+    return KAN([7, 3], seed=0, dtype=D)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from processes import Processes
 from torch import Tensor, distributed, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from fastkan import KANLinear
+from fastkan import KAN, KANLinear
 from fastkan.interop.tensor_parallel import ColwiseParallelKAN, RowwiseParallelKAN
 
 D = torch.float64
@@ -48,7 +50,18 @@ def plain() -> nn.Module:
     return nn.Sequential(KANLinear(7, 5, base="none", dtype=D), KANLinear(5, 3, base="identity", dtype=D))
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"uniform": pair, "adapted": adapted, "few parameters": plain}
+def narrow() -> nn.Module:
+    """Layers of which one process has no edge."""
+    torch.manual_seed(0)
+    return nn.Sequential(KANLinear(7, 1, bias=True, dtype=D), KANLinear(1, 3, bias=True, outside="linear", dtype=D))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "uniform": pair,
+    "adapted": adapted,
+    "few parameters": plain,
+    "narrow": narrow,
+}
 
 
 def mesh() -> Any:
@@ -83,11 +96,12 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 def trained_pair(model: nn.Module) -> dict[str, Tensor]:
     parallelize_module(model, mesh(), {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()})
-    rank, first, second = distributed.get_rank(), model[0], model[1]
-    assert first.spline_weight.to_local().shape[1:] == (7, 3 - rank)
-    assert second.spline_weight.to_local().shape[1:] == (3 - rank, 3)
-    assert second.knots.to_local().shape[0] == 3 - rank
-    assert first(X).shape == (6, 4, 3 - rank)
+    first, second = model
+    own = first.out_features // 2 + (first.out_features % 2) * (1 - distributed.get_rank())
+    assert first.spline_weight.to_local().shape[1:] == (7, own)
+    assert second.spline_weight.to_local().shape[1:] == (own, 3)
+    assert second.knots.to_local().shape[0] == own
+    assert first(X).shape == (6, 4, own)
     return train(model, X, Y)
 
 
@@ -209,14 +223,63 @@ def test_a_block_trains_as_in_one_process(over_positions: bool, two: Processes) 
     assert_close(second, expected)
 
 
+# -- networks, and layers that FSDP distributes too ------------------------------------------------
+
+
+def network() -> KAN:
+    """A network with a product, a formula and adapted grids."""
+    model = KAN([7, [4, 1], 3], seed=0, dtype=D)
+    model.update_grid(X)
+    model.fix_symbolic(0, 1, 2, "sin", fit_params_bool=False)
+    model.remove_edge(0, 0, 1)
+    return model
+
+
+def trained_network(model: KAN) -> dict[str, Tensor]:
+    first, second = ColwiseParallelKAN(output_layouts=Replicate()), RowwiseParallelKAN(input_layouts=Replicate())
+    parallelize_module(model, mesh(), {"layers.0": first, "layers.1": second})
+    return train_trainable(model)
+
+
+def train_trainable(model: KAN) -> dict[str, Tensor]:
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01, eps=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(X) - Y).square().mean().backward()
+        optimizer.step()
+    return full(model.state_dict().items())
+
+
+def test_layers_of_a_network_are_distributed(two: Processes) -> None:
+    first, second = two.run(trained_network, network())
+    expected = train_trainable(network())
+    assert_close(first, expected)
+    assert_close(second, expected)
+
+
+def trained_twice_distributed(model: nn.Module, sizes: tuple[int, int]) -> dict[str, Tensor]:
+    """A mesh whose first dimension has other rows, and whose second has other edges."""
+    both = init_device_mesh("cpu", sizes, mesh_dim_names=("rows", "edges"))
+    parallelize_module(model, both["edges"], {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()})
+    for layer in model:
+        fully_shard(layer, mesh=both["rows"])
+    fully_shard(model, mesh=both["rows"])
+    own = slice(both["rows"].get_local_rank(), None, sizes[0])
+    return {n: v for n, v in train(model, X[own], Y[own]).items() if n != "gradient of x"}
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])
+def test_fsdp_may_distribute_what_a_style_has_distributed(sizes: tuple[int, int], two: Processes) -> None:
+    expected = {n: v for n, v in train(adapted(), X, Y).items() if n != "gradient of x"}
+    for found in two.run(trained_twice_distributed, adapted(), sizes):
+        assert_close(found, expected)
+
+
 # -- states, and what is refused ------------------------------------------------------------------
 
 
 def states(model: nn.Module) -> dict[str, Any]:
     """What a distributed layer says and refuses, and its state after another state was loaded."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-    from torch.distributed.fsdp import fully_shard
-
     other = {name: value.clone() for name, value in model.state_dict().items()}
     plan = {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()}
     uniform = repr(parallelize_module(pair(outside="linear"), mesh(), plan))

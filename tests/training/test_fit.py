@@ -844,16 +844,16 @@ def test_an_exception_of_the_callers_at_any_step(opt: str, at: int, where: str) 
 
 def test_an_exception_in_a_grid_update(monkeypatch: pytest.MonkeyPatch) -> None:
     model, states = fresh(), []
-    update = type(model.layers[0]).update_grid
+    write = type(model.layers[0])._write_splines
     calls = []
 
     def fail(layer: Any, *arguments: Any, **options: Any) -> None:
         calls.append(1)
-        update(layer, *arguments, **options)
+        write(layer, *arguments, **options)
         if len(calls) == 4:  # the last layer's, after it
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(model.layers[0]), "update_grid", fail)
+    monkeypatch.setattr(type(model.layers[0]), "_write_splines", fail)
     with pytest.raises(KeyboardInterrupt):
         fit(model, data(), "Adam", 9, callbacks=[noting(states)])
     assert len(states) == 5

@@ -14,11 +14,8 @@ functorch_is_active = torch._C._are_functorch_transforms_active
 count_dispatch_modes = torch._C._len_torch_dispatch_stack
 is_batched_tensor = torch._C._functorch.is_legacy_batchedtensor
 engine_executes = torch._C._will_engine_execute_node
-
-
-def process_group_exists() -> bool:
-    """Check whether ``torch.distributed`` is initialised, which some builds of PyTorch do not contain."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+# The function bool() returns False, which is right for builds of PyTorch without torch.distributed.
+process_group_exists = torch.distributed.is_initialized if torch.distributed.is_available() else bool
 
 
 def forward_mode_is_active() -> bool:
