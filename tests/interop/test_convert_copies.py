@@ -27,7 +27,24 @@ def test_a_copy_under_any_name(name: str) -> None:
     assert type(ours[1]) is KANLinear
     close(ours(x).detach(), wanted)
     assert (ours[1].bias is not None) == (name == "bias")
-    assert ours[1].base == {"no base": "none", "identity, called in forward": "identity"}.get(name, "silu")
+    others = {"no base": "none", "identity, called in forward": "identity", "names of its own": "gelu"}
+    assert ours[1].base == others.get(name, "silu")
+
+
+def test_layers_with_tensors_of_like_shapes_stay() -> None:
+    class Like(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 8, dtype=D))
+            self.places = torch.arange(12.0, dtype=D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.sum(2).t() + self.places[:4]
+
+    source, x = nn.Sequential(Like(), peers.KANLinear(4, 2), nn.Conv1d(1, 1, 1, dtype=D)), points(3)
+    ours = convert(source)
+    assert [type(each) for each in ours] == [Like, KANLinear, nn.Conv1d]
+    close(ours[:2](x).detach(), source[:2](x).detach())
 
 
 def test_a_layer_of_pykan_s_tensors_that_returns_one() -> None:

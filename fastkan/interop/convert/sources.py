@@ -23,6 +23,7 @@ from ...kan import KAN
 from ...layers.edge_functions import has_hooks
 from ...layers.linear import KANLinear
 from ...network.core import AFFINE
+from .guesses import may_be_knots
 from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
 CLAIM = "it has the tensors of a class that fastkan can represent"
@@ -141,9 +142,9 @@ def _kind(module: nn.Module) -> SourceKind | None:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module itself, and its knots if they are a plain attribute."""
-    grid = module.__dict__.get("grid")
-    held = {**({"grid": grid} if isinstance(grid, Tensor) else {}), **module._parameters, **module._buffers}
+    """Return the parameters and buffers of a module itself, and the tensors that are plain attributes."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_leaf}
+    held = {**plain, **module._parameters, **module._buffers}
     return {name: value for name, value in held.items() if value is not None}
 
 
@@ -267,7 +268,9 @@ def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Mo
     generator = torch.Generator().manual_seed(1)
     for each in changed.modules():
         for name, parameter in each._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and name not in ("grid", "mask", "affine"):
+            if parameter is None or not parameter.is_floating_point() or name in ("grid", "mask", "affine"):
+                continue
+            if parameter.requires_grad or not may_be_knots(parameter):
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data = (RANDOM_SCALE * random).to(parameter)
     _compare(changed, build(changed))
