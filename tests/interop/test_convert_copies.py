@@ -289,6 +289,10 @@ def test_what_pykan_0_0_can_do_and_a_layer_can_not() -> None:
     several.act_fun[0].grid.data[2, 1] += 0.01
     with pytest.raises(ValueError, match=r"act_fun.0: the edges of an input have different grids"):
         convert(several)
+    source = OldLayer(2, 3)
+    del source.in_dim, source.weight_sharing
+    with pytest.raises(ValueError, match=r"OldLayer: it lacks in_dim"):
+        convert(source)
     with pytest.raises(ValueError, match=r"0, a OldLayer: it is pykan 0.0's KANLayer, which returns four tensors"):
         convert(nn.Sequential(OldLayer(2, 3)))
 

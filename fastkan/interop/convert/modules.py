@@ -26,6 +26,7 @@ from .sources import (
     check_same_outputs,
     check_tensors,
     check_unshared,
+    inputs_of,
     is_copy,
     near_misses,
     returns_one,
@@ -199,8 +200,10 @@ def _copy_with(module: nn.Module, converted: Converted, sources: dict[str, nn.Mo
     found = set(sources.values())
 
     def is_replaced(source: nn.Module) -> bool:
+        if source in found:
+            return True
         kind = source_kind(source)
-        return source in found or (kind is not None and not kind.returns_four)
+        return kind is not None and not kind.returns_four
 
     memo = {id(source): new for source, new in converted.items() if is_replaced(source)}
     try:
@@ -341,15 +344,16 @@ def _with_sizes(source: Any, layout: Layout, held: dict[str, Tensor]) -> dict[st
     expects."""
     if layout is EFFICIENT_KAN and not getattr(source, "enable_standalone_scale_spline", True):
         return {name: value for name, value in held.items() if name != "spline_scaler"}
-    if layout is INKAN:
+    if layout is INKAN and hasattr(source, "inv_h"):
         if source.dim != 1:
             raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
         step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
         return {**held, "step": step}
     if layout is OLD_PYKAN:
-        if source.weight_sharing.tolist() != list(range(len(held["coef"]))):
+        sharing = getattr(source, "weight_sharing", None)
+        if sharing is not None and sharing.tolist() != list(range(len(held["coef"]))):
             raise ValueError("edges share a function by lock(), but edges cannot share their functions here")
-        return {**held, "inputs": torch.tensor(source.in_dim)}
+        return {**held, "inputs": torch.tensor(inputs_of(source, held["coef"]))}
     return held
 
 

@@ -321,12 +321,22 @@ def _are_close(wanted: Tensor, got: Tensor) -> bool:
 def returns_one(source: nn.Module) -> bool:
     """Whether a layer with the tensors of pykan's returns one tensor, and not four, as pykan's own does. A layer that
     cannot be called counts as one, because the comparison of outputs says why."""
-    coef = source.get_parameter("coef")
-    columns = len(coef) if coef.ndim == 3 else int(source.in_dim)  # type: ignore[arg-type]
+    coef = tensors_of(source)["coef"].detach()
     try:
-        return isinstance(_call(source, coef.new_zeros(2, columns), False)[1], Tensor)
+        return isinstance(_call(source, coef.new_zeros(2, inputs_of(source, coef)), False)[1], Tensor)
     except ValueError:
         return True
+
+
+def inputs_of(source: Any, coef: Tensor) -> int:
+    """Return the number of inputs of a layer of pykan with the coefficients ``coef``. Those of pykan 0.0 have an entry
+    for each edge, and do not tell it."""
+    if coef.ndim == 3:
+        return len(coef)
+    inputs = getattr(source, "in_dim", None)
+    if not isinstance(inputs, int):
+        raise ValueError("it lacks in_dim, the number of its inputs")
+    return inputs
 
 
 def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
