@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastkan_kernels import REAL, checked
 
-if TYPE_CHECKING:
-    from .linear import KANLinear
-
 
 @checked(regularize_activation=REAL, regularize_entropy=REAL)
-def regularization_loss(
-    layer: KANLinear, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
-) -> Tensor:
+def regularization_loss(layer: Any, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
     """Return efficient-kan's penalty on the spline coefficients, which training loops written for it add to the loss.
 
     The size of an edge is the mean magnitude of its coefficients, before ``spline_scale``. The penalty is

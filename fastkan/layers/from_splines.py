@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,15 +11,12 @@ from fastkan_kernels import BASE, MAX_SPLINE_ORDER, check_knots, check_shape, ch
 
 from ..functional import OUTSIDE
 
-if TYPE_CHECKING:
-    from .linear import KANLinear
-
 
 @checked(base=BASE, outside=OUTSIDE)
 @torch.inference_mode(False)
 @torch.no_grad()
 def from_splines(
-    cls: type[KANLinear],
+    cls: Any,
     knots: Any,
     coefficients: Any,
     base_weight: Any = None,
@@ -28,7 +25,7 @@ def from_splines(
     *,
     base: str = "silu",
     outside: str = "zero",
-) -> KANLinear:
+) -> Any:
     """Return a layer with copies of the given tensors, for example those of a layer of another package.
 
     The sizes follow from the shapes: ``K`` coefficients on ``M`` knots are splines of order ``k = M - K - 1`` on a grid
