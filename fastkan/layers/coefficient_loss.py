@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkan_kernels import REAL, checked
 
 
 @checked(regularize_activation=REAL, regularize_entropy=REAL)
-def regularization_loss(layer: Any, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
+def regularization_loss(
+    layer: nn.Module, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+) -> Tensor:
     """Return efficient-kan's penalty on the spline coefficients, which training loops written for it add to the loss.
 
     The size of an edge is the mean magnitude of its coefficients, before ``spline_scale``. The penalty is
@@ -28,7 +30,8 @@ def regularization_loss(layer: Any, regularize_activation: float = 1.0, regulari
         >>> bool(KANLinear(2, 5).regularization_loss(1.0, 0.0) > 0)
         True
     """
-    weight = layer.spline_weight if layer.mask is None else layer.spline_weight * layer.mask
+    coefficients: Any = layer.spline_weight
+    weight = coefficients if layer.mask is None else coefficients * layer.mask
     sizes = weight.abs().mean(0)
     total = sizes.sum()
     smallest = torch.finfo(sizes.dtype).tiny  # edges of size 0 have a share of 0, which has no logarithm
