@@ -163,6 +163,7 @@ class KAN(PykanMethods, Network):
             return super().train(FLAG.read("mode", mode))
         return self.fit(mode, *args, **options)
 
+    @kinds.checked(regularize_activation=REAL, regularize_entropy=REAL)
     def regularization_loss(self, regularize_activation: float = 1.0, regularize_entropy: float = 1.0) -> Tensor:
         """Return efficient-kan's penalty on the spline coefficients, the sum of
         :meth:`KANLinear.regularization_loss` over the layers.

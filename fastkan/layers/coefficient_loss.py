@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastkan_kernels import REAL, checked
-
-if TYPE_CHECKING:
-    from .linear import KANLinear
 
 
 @checked(regularize_activation=REAL, regularize_entropy=REAL)
 def regularization_loss(
-    layer: KANLinear, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
+    layer: nn.Module, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
 ) -> Tensor:
     """Return efficient-kan's penalty on the spline coefficients, which training loops written for it add to the loss.
 
@@ -33,7 +30,8 @@ def regularization_loss(
         >>> bool(KANLinear(2, 5).regularization_loss(1.0, 0.0) > 0)
         True
     """
-    weight = layer.spline_weight if layer.mask is None else layer.spline_weight * layer.mask
+    coefficients: Any = layer.spline_weight
+    weight = coefficients if layer.mask is None else coefficients * layer.mask
     sizes = weight.abs().mean(0)
     total = sizes.sum()
     smallest = torch.finfo(sizes.dtype).tiny  # edges of size 0 have a share of 0, which has no logarithm

@@ -2,33 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import BASE, MAX_SPLINE_ORDER, check_knots, check_shape, checked
+from fastkan_kernels import BASE, MAX_SPLINE_ORDER, Kind, Optional, check_knots, check_shape, checked, kind_of
 
 from ..functional import OUTSIDE
 
-if TYPE_CHECKING:
-    from .linear import KANLinear
+
+class Numbers(Kind):
+    """An argument kind that accepts a tensor, an array or lists of real numbers, and reads a dense tensor."""
+
+    def read(self, name: str, value: Any) -> Tensor:
+        try:
+            tensor = torch.as_tensor(value)
+        except Exception as error:  # the conversion of an object may raise any error
+            raise TypeError(f"{name} must be a tensor, an array or lists of numbers, got {kind_of(value)}") from error
+        if tensor.layout is not torch.strided or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(f"{name} must be a dense tensor of real numbers, got {tensor.dtype}, {tensor.layout}")
+        if tensor.is_meta:
+            raise ValueError(f"{name} must have values, got a tensor on meta")
+        return tensor
 
 
-@checked(base=BASE, outside=OUTSIDE)
+NUMBERS = Numbers()
+
+
+@checked(
+    knots=NUMBERS, coefficients=NUMBERS, base_weight=Optional(NUMBERS), scale=Optional(NUMBERS),
+    bias=Optional(NUMBERS), base=BASE, outside=OUTSIDE,
+)  # fmt: skip
 @torch.inference_mode(False)
 @torch.no_grad()
 def from_splines(
-    cls: type[KANLinear],
-    knots: Any,
-    coefficients: Any,
-    base_weight: Any = None,
-    scale: Any = None,
-    bias: Any = None,
+    cls: Any,
+    knots: Tensor,
+    coefficients: Tensor,
+    base_weight: Tensor | None = None,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
     *,
     base: str = "silu",
     outside: str = "zero",
-) -> KANLinear:
+) -> Any:
     """Return a layer with copies of the given tensors, for example those of a layer of another package.
 
     The sizes follow from the shapes: ``K`` coefficients on ``M`` knots are splines of order ``k = M - K - 1`` on a grid
@@ -54,14 +72,10 @@ def from_splines(
         >>> KANLinear.from_splines(knots, coefficients, base_weight=torch.randn(2, 5))
         KANLinear(2, 5, grid_size=4, spline_order=3)
     """
-    weight = _read("coefficients", coefficients)
-    if not weight.dtype.is_floating_point:
-        weight = weight.to(torch.get_default_dtype())
+    weight = coefficients if coefficients.dtype.is_floating_point else coefficients.to(torch.get_default_dtype())
     check_shape("coefficients", weight, ("G + k", "in", "out"))
     count, inputs, outputs = weight.shape
-    ends = _read("knots", knots)
-    if ends.ndim == 1:
-        ends = ends.expand(inputs, -1)
+    ends = knots.expand(inputs, -1) if knots.ndim == 1 else knots
     check_shape("knots", ends, (inputs, "G + 2k + 1"))
     order = ends.shape[1] - count - 1
     if not 1 <= order <= min(MAX_SPLINE_ORDER, count - 1):
@@ -71,13 +85,15 @@ def from_splines(
         )
     ends = ends.to(weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32)
     check_knots(ends, order)
-    given = {"base_weight": base_weight, "spline_scale": scale, "bias": bias}
-    parts = {"spline_weight": weight}
-    for name, value in given.items():
+    edges, parts = (inputs, outputs), {"spline_weight": weight}
+    for name, shown, value, shape in (
+        ("base_weight", "base_weight", base_weight, edges),
+        ("spline_scale", "scale", scale, edges),
+        ("bias", "bias", bias, (outputs,)),
+    ):
         if value is not None:
-            shown = "scale" if name == "spline_scale" else name
-            parts[name] = _read(shown, value)
-            check_shape(shown, parts[name], (outputs,) if name == "bias" else (inputs, outputs))
+            check_shape(shown, value, shape)
+            parts[name] = value
     with torch.random.fork_rng(devices=[]):  # the constructor draws initial weights, which are replaced below
         layer = cls(
             inputs, outputs, count - order, order, base="none" if base_weight is None else base, outside=outside,
@@ -90,19 +106,6 @@ def from_splines(
         setattr(layer, name, nn.Parameter(copied))
     layer.set_knots(ends)
     return layer
-
-
-def _read(name: str, value: Any) -> Tensor:
-    """Return a tensor, array or list as a dense tensor that has values."""
-    try:
-        tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a tensor, an array or lists of numbers: {error}") from None
-    if tensor.layout is not torch.strided or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must be a dense tensor of real numbers, got {tensor.dtype}, {tensor.layout}")
-    if tensor.is_meta:
-        raise ValueError(f"{name} must have values, got a tensor on meta")
-    return tensor
 
 
 def _range(knots: Tensor, order: int) -> tuple[float, float]:

@@ -27,7 +27,24 @@ def test_a_copy_under_any_name(name: str) -> None:
     assert type(ours[1]) is KANLinear
     close(ours(x).detach(), wanted)
     assert (ours[1].bias is not None) == (name == "bias")
-    assert ours[1].base == {"no base": "none", "identity, called in forward": "identity"}.get(name, "silu")
+    others = {"no base": "none", "identity, called in forward": "identity", "names of its own": "gelu"}
+    assert ours[1].base == others.get(name, "silu")
+
+
+def test_layers_with_tensors_of_like_shapes_stay() -> None:
+    class Like(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 3, 8, dtype=D))
+            self.places = torch.arange(12.0, dtype=D)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.sum(2).t() + self.places[:4]
+
+    source, x = nn.Sequential(Like(), peers.KANLinear(4, 2), nn.Conv1d(1, 1, 1, dtype=D)), points(3)
+    ours = convert(source)
+    assert [type(each) for each in ours] == [Like, KANLinear, nn.Conv1d]
+    close(ours[:2](x).detach(), source[:2](x).detach())
 
 
 def test_a_layer_of_pykan_s_tensors_that_returns_one() -> None:
@@ -272,6 +289,10 @@ def test_what_pykan_0_0_can_do_and_a_layer_can_not() -> None:
     several.act_fun[0].grid.data[2, 1] += 0.01
     with pytest.raises(ValueError, match=r"act_fun.0: the edges of an input have different grids"):
         convert(several)
+    source = OldLayer(2, 3)
+    del source.in_dim, source.weight_sharing
+    with pytest.raises(ValueError, match=r"OldLayer: it lacks in_dim"):
+        convert(source)
     with pytest.raises(ValueError, match=r"0, a OldLayer: it is pykan 0.0's KANLayer, which returns four tensors"):
         convert(nn.Sequential(OldLayer(2, 3)))
 

@@ -93,6 +93,41 @@ class Grouped(nn.Module):
         return (y + functional.linear(bsplines(x, self.grid[0], 3).flatten(1), scaled.flatten(1))).unsqueeze(0)
 
 
+class Plural(nn.Module):
+    """A layer with names of its own, whose knots are a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = Copy()
+        self.knots = made.grid.clone()
+        self.base_weights, self.spline_weights, self.spline_scales = (
+            made.base_weight, made.spline_weight, made.spline_scaler,
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.spline_weights * self.spline_scales.unsqueeze(2)
+        base = functional.linear(functional.gelu(x), self.base_weights)
+        return base + functional.linear(bsplines(x, self.knots, 3).flatten(1), weight.flatten(1))
+
+
+class Inner(nn.Module):
+    """A layer with efficient-kan's names, but weights ``[in, out, ...]``, and knots of the grid alone."""
+
+    def __init__(self, outputs: int = 4) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(4)
+        self.grid = nn.Parameter(torch.linspace(-1, 1, 6, dtype=D).repeat(3, 1), requires_grad=False)
+        self.base_weight = nn.Parameter(torch.randn(3, outputs, generator=draw, dtype=D))
+        self.spline_weight = nn.Parameter(torch.randn(3, outputs, 7, generator=draw, dtype=D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = 0.4 * torch.arange(1, 3, dtype=D)
+        knots = torch.cat([self.grid[:, :1] - step.flip(0), self.grid, self.grid[:, -1:] + step], 1)
+        return functional.silu(x) @ self.base_weight + torch.einsum(
+            "nik,iok->no", bsplines(x, knots, 2).view(-1, 3, 7), self.spline_weight
+        )
+
+
 class Dropped(Copy):
     """A layer with dropout on its inputs."""
 
@@ -138,6 +173,9 @@ COPIES: dict[str, Callable[[], nn.Module]] = {
     "knots as an attribute": lambda: named("KANLinear", Copy, change=_without_buffer)(),
     "knots of one row": lambda: named("KANLinear", OneGrid)(),
     "bias": lambda: named("KANLinear", Copy, change=_with_bias, forward=lambda self, x: parts(self, x) + self.bias)(),
+    "names of its own": Plural,
+    "inner knots": Inner,
+    "inner knots, as many outputs as inputs": lambda: Inner(3),
     "tokens": lambda: named("KANLinear", Tokens)(),
     "one group": lambda: named("KANLinear", Grouped)(),
     "keeps a graph": lambda: named("KANLinear", Graph)(),

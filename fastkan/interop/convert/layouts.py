@@ -145,11 +145,17 @@ def _old_pykan(tensors: Tensors) -> LayerTensors:
         raise ValueError("the edges of an input have different grids, but fastkan has one grid for each input")
     inner = grids[:, 0]
     order = count - inner.shape[1] + 1
-    step = (inner[:, -1:] - inner[:, :1]) / max(inner.shape[1] - 1, 1)
-    beyond = step * torch.arange(1, max(order, 0) + 1, device=step.device)
-    knots = torch.cat([inner[:, :1] - beyond.flip(1), inner, inner[:, -1:] + beyond], 1)
+    knots = evenly_extended(inner, max(order, 0))
     names = ("coef", "mask", "scale_base", "scale_sp")
     return _pykan({"grid": knots, **{name: by_input(tensors[name]) for name in names}})
+
+
+def evenly_extended(grid: Tensor, order: int) -> Tensor:
+    """Return the knots ``[in, G + 2 * order + 1]`` of a ``grid [in, G + 1]``, with knots on both sides whose distance
+    is the mean width of the cells."""
+    step = (grid[:, -1:] - grid[:, :1]) / max(grid.shape[1] - 1, 1)
+    beyond = step * torch.arange(1, order + 1, device=step.device)
+    return torch.cat([grid[:, :1] - beyond.flip(1), grid, grid[:, -1:] + beyond], 1)
 
 
 def has_coincident_knots(knots: Tensor) -> Tensor:

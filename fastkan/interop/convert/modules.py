@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from ...layers.linear import KANLinear
 from ...layers.symbolic import SymbolicEdges
 from ...network.core import AFFINE
 from ..references import Reference, check_unwrapped, is_compiled, references
-from .layouts import EFFICIENT_KAN, INKAN, OLD_PYKAN, PYKAN, Layout, layer_tensors
+from .guesses import guesses
+from .layouts import EFFICIENT_KAN, INKAN, OLD_PYKAN, PYKAN, Layout, layer_tensors, layout_of
 from .sources import (
     SourceKind,
     base_of,
@@ -25,6 +26,7 @@ from .sources import (
     check_same_outputs,
     check_tensors,
     check_unshared,
+    inputs_of,
     is_copy,
     near_misses,
     returns_one,
@@ -118,7 +120,8 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Module:
-    sources = dict(_sources(module, "", bool(networks)))
+    converted: Converted = {}
+    sources = dict(_sources(module, "", bool(networks), converted))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
             _outside_references(module, set(), inplace)
@@ -136,7 +139,6 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
             "a compiled layer would still call its source: convert it before compiling, or use inplace=False"
         )
     held = _outside_references(module, inside, inplace)
-    converted: Converted = {}
     for path, source in sources.items():
         if source not in converted:
             try:
@@ -198,8 +200,10 @@ def _copy_with(module: nn.Module, converted: Converted, sources: dict[str, nn.Mo
     found = set(sources.values())
 
     def is_replaced(source: nn.Module) -> bool:
+        if source in found:
+            return True
         kind = source_kind(source)
-        return source in found or (kind is not None and not kind.returns_four)
+        return kind is not None and not kind.returns_four
 
     memo = {id(source): new for source, new in converted.items() if is_replaced(source)}
     try:
@@ -209,10 +213,19 @@ def _copy_with(module: nn.Module, converted: Converted, sources: dict[str, nn.Mo
         raise ValueError(f"module, a {name}, cannot be copied; convert it with inplace=True: {error}") from error
 
 
-def _sources(module: nn.Module, path: str, networks: bool) -> Iterator[tuple[str, nn.Module]]:
+def _sources(module: nn.Module, path: str, networks: bool, converted: Converted) -> Iterator[tuple[str, nn.Module]]:
     """Yield a tuple of the qualified name and the module for each submodule to convert. A submodule that has several
     names is yielded for each name. The search does not continue inside a submodule to convert. If ``networks`` is
-    False, networks that only call their layers are not converted, but their layers are."""
+    False, networks that only call their layers are not converted, but their layers are. Layers that only their outputs
+    identify are converted at once."""
+    if module not in converted and not isinstance(module, (KAN, KANLinear)) and layout_of(tensors_of(module)) is None:
+        layer = _guessed(module)
+        if layer is not None:
+            warn_of_hooks(module)
+            converted[module] = layer
+    if module in converted:
+        yield path, module
+        return
     try:
         kind = source_kind(module)
     except ValueError as error:
@@ -221,7 +234,7 @@ def _sources(module: nn.Module, path: str, networks: bool) -> Iterator[tuple[str
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _sources(child, f"{path}.{name}" if path else name, networks)
+        yield from _sources(child, f"{path}.{name}" if path else name, networks, converted)
 
 
 def _convert_source(source: nn.Module, converted: Converted, is_inside: bool) -> nn.Module:
@@ -255,27 +268,56 @@ def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Modu
 
 
 def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
-    """Convert a layer. If a copy does not keep its base function in the attribute of the package's class, the base
-    function is found by comparing outputs."""
+    """Convert a layer. A copy must have the outputs of its conversion. If a copy does not keep its base function in the
+    attribute of the package's class, or its tensors have other shapes, what fits is found by comparing outputs."""
     layout, name = LAYERS[kind]
     function: Any = getattr(source, name, None)
     if not is_copy(source):
         return convert_layer(source, layout, base_of(function, name))
     is_function = callable(function) and not isinstance(function, type)
-    refused: ValueError | None = None
-    for base in [base_of(function, name)] if is_function else BASE_FUNCTIONS:
+    try:
+        bases = [base_of(function, name)] if is_function else list(BASE_FUNCTIONS)
+        return _compared(source, [(layout, base) for base in bases])
+    except ValueError:
+        layer = _guessed(source)
+        if layer is None:
+            raise
+        return layer
 
-        def build(each: nn.Module, base: str = base) -> KANLinear:
-            return convert_layer(each, layout, base)
+
+def _guessed(source: nn.Module) -> KANLinear | None:
+    """Convert a layer whose tensors have the names or shapes of no package, if they can be understood so that the
+    outputs are the same."""
+    ways = (
+        (layout, base)
+        for layout in guesses(source, tensors_of(source))
+        for base in (BASE_FUNCTIONS if "base_weight" in layout.parameters else ("none",))
+    )
+    try:
+        return _compared(source, ways)
+    except ValueError:
+        return None
+
+
+def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinear:
+    """Return the first conversion by a layout and a base function that has the outputs of the layer.
+
+    Raises:
+        ValueError: if there is none; the error is that of the first.
+    """
+    refused = ValueError("its tensors cannot be those of a layer of B-splines")
+    for number, way in enumerate(ways):
+
+        def build(each: nn.Module, way: tuple[Layout, str] = way) -> KANLinear:
+            return convert_layer(each, *way)
 
         try:
             new = build(source)
             check_same_outputs(source, new, build)
         except ValueError as error:
-            refused = refused or error
+            refused = error if number == 0 else refused
         else:
             return new
-    assert refused is not None
     raise refused
 
 
@@ -302,15 +344,16 @@ def _with_sizes(source: Any, layout: Layout, held: dict[str, Tensor]) -> dict[st
     expects."""
     if layout is EFFICIENT_KAN and not getattr(source, "enable_standalone_scale_spline", True):
         return {name: value for name, value in held.items() if name != "spline_scaler"}
-    if layout is INKAN:
+    if layout is INKAN and hasattr(source, "inv_h"):
         if source.dim != 1:
             raise ValueError(f"dim={source.dim} makes it a surface over its inputs, not a sum of edges")
         step = torch.tensor(1 / source.inv_h, dtype=torch.float64, device=source.grid_starts.device)
         return {**held, "step": step}
     if layout is OLD_PYKAN:
-        if source.weight_sharing.tolist() != list(range(len(held["coef"]))):
+        sharing = getattr(source, "weight_sharing", None)
+        if sharing is not None and sharing.tolist() != list(range(len(held["coef"]))):
             raise ValueError("edges share a function by lock(), but edges cannot share their functions here")
-        return {**held, "inputs": torch.tensor(source.in_dim)}
+        return {**held, "inputs": torch.tensor(inputs_of(source, held["coef"]))}
     return held
 
 

@@ -23,6 +23,7 @@ from ...kan import KAN
 from ...layers.edge_functions import has_hooks
 from ...layers.linear import KANLinear
 from ...network.core import AFFINE
+from .guesses import may_be_knots
 from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
 CLAIM = "it has the tensors of a class that fastkan can represent"
@@ -141,9 +142,9 @@ def _kind(module: nn.Module) -> SourceKind | None:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module itself, and its knots if they are a plain attribute."""
-    grid = module.__dict__.get("grid")
-    held = {**({"grid": grid} if isinstance(grid, Tensor) else {}), **module._parameters, **module._buffers}
+    """Return the parameters and buffers of a module itself, and the tensors that are plain attributes."""
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_leaf}
+    held = {**plain, **module._parameters, **module._buffers}
     return {name: value for name, value in held.items() if value is not None}
 
 
@@ -267,7 +268,9 @@ def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Mo
     generator = torch.Generator().manual_seed(1)
     for each in changed.modules():
         for name, parameter in each._parameters.items():
-            if parameter is not None and parameter.is_floating_point() and name not in ("grid", "mask", "affine"):
+            if parameter is None or not parameter.is_floating_point() or name in ("grid", "mask", "affine"):
+                continue
+            if parameter.requires_grad or not may_be_knots(parameter):
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data = (RANDOM_SCALE * random).to(parameter)
     _compare(changed, build(changed))
@@ -318,12 +321,22 @@ def _are_close(wanted: Tensor, got: Tensor) -> bool:
 def returns_one(source: nn.Module) -> bool:
     """Whether a layer with the tensors of pykan's returns one tensor, and not four, as pykan's own does. A layer that
     cannot be called counts as one, because the comparison of outputs says why."""
-    coef = source.get_parameter("coef")
-    columns = len(coef) if coef.ndim == 3 else int(source.in_dim)  # type: ignore[arg-type]
+    coef = tensors_of(source)["coef"].detach()
     try:
-        return isinstance(_call(source, coef.new_zeros(2, columns), False)[1], Tensor)
+        return isinstance(_call(source, coef.new_zeros(2, inputs_of(source, coef)), False)[1], Tensor)
     except ValueError:
         return True
+
+
+def inputs_of(source: Any, coef: Tensor) -> int:
+    """Return the number of inputs of a layer of pykan with the coefficients ``coef``. Those of pykan 0.0 have an entry
+    for each edge, and do not tell it."""
+    if coef.ndim == 3:
+        return len(coef)
+    inputs = getattr(source, "in_dim", None)
+    if not isinstance(inputs, int):
+        raise ValueError("it lacks in_dim, the number of its inputs")
+    return inputs
 
 
 def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
