@@ -16,6 +16,7 @@ edges off (`set_mask`) and count inputs outside of the grid (`count_outside`, `o
 |---|---|
 | construct | `KAN(width, grid, k, ...)`; `width=[2, [5, 2], 1]` has two multiplication nodes |
 | train | `fit`: L-BFGS or Adam, sparsity by `lamb`; `train=("spline",)` learns new regions without forgetting |
+| use | `predict` |
 | look | `plot`, `plot_edge`, `plot_history`, `get_act`, `get_range` |
 | simplify | `attribute`, `prune`, `prune_node`, `prune_edge`, `prune_input`, `remove_edge`, `remove_node` |
 | refine | `refine` for finer grids, `update_grid_from_samples` for knots where the data are |
@@ -41,6 +42,11 @@ versions are accepted with a warning that says what to write.
 
 `convert` takes models of pykan, efficient-kan and inkan, `convert_state_dict` their checkpoints; `to_pykan` and
 `to_efficient_kan_state_dict` go back; `replace_linear` replaces linear layers by KAN layers.
+
+# scikit-learn and arrays
+
+`fastkan.sklearn` has the estimators `KANRegressor` and `KANClassifier`. Without scikit-learn, `model.fit(x, y)` and
+`model.predict(x)` take NumPy arrays, DataFrames and lists, as do all methods with samples `x`.
 
 # Backends
 
