@@ -18,6 +18,7 @@ and `KANConv3d` take the place of PyTorch's convolutions, with a function for ea
 |---|---|
 | construct | `KAN(width, grid, k, ...)`; `width=[2, [5, 2], 1]` has two multiplication nodes |
 | train | `fit`: L-BFGS or Adam, sparsity by `lamb`; `train=("spline",)` learns new regions without forgetting |
+| use | `predict` |
 | look | `plot`, `plot_edge`, `plot_history`, `get_act`, `get_range` |
 | simplify | `attribute`, `prune`, `prune_node`, `prune_edge`, `prune_input`, `remove_edge`, `remove_node` |
 | refine | `refine` for finer grids, `update_grid_from_samples` for knots where the data are |
@@ -59,6 +60,11 @@ states can be saved by `torch.distributed.checkpoint`. Grids are adapted and ref
 several processes are refused, since their networks would become different ones. `fit` trains in one process.
 `fastkan.interop.tensor_parallel` has the styles with which `parallelize_module` distributes the edges of a layer. To
 load a state into a network that is distributed already, give it the same formulas and masks before.
+
+# scikit-learn and arrays
+
+`fastkan.sklearn` has the estimators `KANRegressor` and `KANClassifier`. Without scikit-learn, `model.fit(x, y)` and
+`model.predict(x)` take NumPy arrays, DataFrames and lists, as do all methods with samples `x`.
 
 # Backends
 

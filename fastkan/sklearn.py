@@ -65,7 +65,9 @@ _ATTRIBUTES = """
         model_: the fitted :class:`KAN`, for standardized features. ``estimator.model_.plot()``, ``auto_symbolic()`` and
             all other methods of the workflow apply; ``estimator.model_ = estimator.model_.prune()`` replaces it. The
             network keeps at most 10,000 training rows for these methods, which are left out of pickles.
-        feature_importances_: importance of each feature, the attribution scores at the end of the fit, with the sum 1.
+        feature_importances_: importance of each feature, with the sum 1: the mean square of the derivative of the
+            outputs with respect to the standardized feature. For a linear function, it is the share of the variance
+            that independent features cause.
         n_iter_, loss_curve_: number of steps (with ``"Adam"``, of passes), and the training loss after each of them.
         validation_loss_curve_: loss on the held-out rows after each step, with ``early_stopping``.
         n_features_in_, feature_names_in_: number and names of the features.
@@ -187,8 +189,7 @@ class _KANEstimator(BaseEstimator):
         if test is not None:
             self.validation_loss_curve_ = found["test_loss"][updates - 1 :: updates]
         self.n_iter_ = len(self.loss_curve_)
-        scores = self.model_.feature_score.double().cpu().numpy()
-        self.feature_importances_ = scores / max(float(scores.sum()), np.finfo(float).tiny)
+        self.feature_importances_ = _importances(self.model_)
 
     def _set_scales(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
         self.mean_, self.scale_ = _mean_and_std(X, weight)
@@ -435,6 +436,25 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
 
     def _loss(self):
         return torch.nn.BCEWithLogitsLoss() if self._outputs == 1 else torch.nn.CrossEntropyLoss()
+
+
+def _importances(model: KAN) -> np.ndarray:
+    """Return the mean square of the derivative with respect to each feature on the rows of the last fit, as a share of
+    the sum over all features.
+
+    The attribution scores of the network are no substitute, since they count hidden nodes that cancel each other.
+    """
+    assert model.sample is not None
+    total = torch.zeros(model.in_features, dtype=torch.float64, device=model.device)
+    with torch.enable_grad():
+        for rows in model.sample.split(1000):
+            x = rows.clone().requires_grad_()
+            y = model(x).sum(0)
+            for output in y:
+                (slope,) = torch.autograd.grad(output, x, retain_graph=True)
+                total += slope.double().square().sum(0)
+    found = total.nan_to_num(0.0).cpu().numpy()
+    return found / max(float(found.sum()), np.finfo(float).tiny)
 
 
 class _Convergence:

@@ -6,6 +6,7 @@
 - ``burgers``: solves Burgers' equation, which depends on time, and compares the solution with that of a Fourier method.
 - ``digits``: replaces the linear layers of a classifier of handwritten digits by KAN layers.
 - ``distributed``: trains a network in several processes, with grids that are adapted to the data of all processes.
+- ``tabular``: compares a regressor for scikit-learn with others on a noisy table, and shows which features it uses.
 - ``swap``: converts a pykan model to a fastkan model, which computes the same outputs in less time.
 
 Each example writes its pictures into the current folder. The option ``--steps`` sets the number of training steps,

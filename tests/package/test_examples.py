@@ -15,7 +15,10 @@ import fastkan.examples
 
 FOLDER = Path(fastkan.examples.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
-STEPS = {"quickstart": 20, "formula": 20, "poisson": 2, "burgers": 2, "digits": 20, "distributed": 20, "swap": 2}
+STEPS = {
+    "quickstart": 20, "formula": 20, "poisson": 2, "burgers": 2, "digits": 20, "distributed": 20, "swap": 2,
+    "tabular": 5,
+}  # fmt: skip
 
 
 def test_the_packages_docstring_names_each() -> None:

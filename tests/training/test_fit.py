@@ -436,9 +436,9 @@ class Watched:
         self.step = 0
         update = update_grid_from_samples
 
-        def noted(model: KAN, x: Tensor | None = None) -> None:
+        def noted(model: KAN, x: Tensor | None = None, **options: Any) -> None:
             self.at.append(self.step)
-            update(model, x)
+            update(model, x, **options)
 
         monkeypatch.setattr("fastkan.training.fit.update_grid_from_samples", noted)
 

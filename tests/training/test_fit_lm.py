@@ -374,7 +374,7 @@ def test_steps_after_convergence_evaluate_the_loss_once() -> None:
 def test_no_grid_is_updated_in_a_fit_of_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each update would make a converged optimizer try again."""
     updates: list[int] = []
-    monkeypatch.setattr(fit_module, "update_grid_from_samples", lambda *_: updates.append(1))
+    monkeypatch.setattr(fit_module, "update_grid_from_samples", lambda *_, **__: updates.append(1))
     fit(fresh((2, 1)), steps=2)
     assert updates
     updates.clear()

@@ -1,0 +1,276 @@
+"""The estimators for scikit-learn: its own checks, weights, formulas in the units of the features, and pickles."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("sklearn", minversion="1.6")
+
+import sympy
+from sklearn.base import clone
+from sklearn.datasets import make_friedman1
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fastkan.sklearn import KANClassifier, KANRegressor
+
+TINY: dict[str, Any] = {"hidden_layer_sizes": 1, "grid": 1, "max_iter": 4, "random_state": 0}
+RANDOM = np.random.default_rng(0)
+X = RANDOM.uniform(-3, 5, (60, 3))
+Y = np.sin(X[:, 0]) + X[:, 1] ** 2
+NAMES = np.where(np.median(Y) < Y, "high", "low")
+THIRDS = np.array(["a", "b", "c"])[np.digitize(Y, np.quantile(Y, [0.33, 0.66]))]
+
+
+# A network with one hidden node cannot separate the three classes of some checks.
+@parametrize_with_checks([KANRegressor(**TINY), KANClassifier(2, 2, max_iter=6, random_state=0)])
+def test_estimator(estimator: Any, check: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
+
+
+# -- weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opt", ["LM", "LBFGS"])
+@pytest.mark.parametrize("kind", ["values", "two targets", "two classes", "three classes"])
+def test_a_weight_is_a_number_of_equal_rows(opt: str, kind: str) -> None:
+    labels = {"values": Y, "two targets": np.stack([Y, X[:, 2]], 1), "two classes": NAMES, "three classes": THIRDS}
+    y, weight = labels[kind], RANDOM.integers(0, 4, len(X))
+    made = (KANClassifier if "classes" in kind else KANRegressor)(2, opt=opt, max_iter=3, random_state=0)
+    weighted = clone(made).fit(X, y, sample_weight=weight)
+    repeated = clone(made).fit(X.repeat(weight, 0), y.repeat(weight, 0))
+    ours, theirs = (model.model_.predict(weighted._scaled(X)) for model in (weighted, repeated))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-8)
+    unweighted = clone(made).fit(X, y)
+    assert np.abs(unweighted.model_.predict(weighted._scaled(X)) - ours).max() > 1e-3
+
+
+def test_class_weight_multiplies_the_weights_of_rows() -> None:
+    weight = RANDOM.uniform(0.5, 2, len(X))
+    first = KANClassifier(**TINY, class_weight={"high": 3, "low": 1}).fit(X, NAMES, weight)
+    second = KANClassifier(**TINY).fit(X, NAMES, np.where(NAMES == "high", 3, 1) * weight)
+    assert np.array_equal(first.predict_proba(X), second.predict_proba(X))
+    plain = KANClassifier(**TINY).fit(X, NAMES, weight)
+    assert first.predict_proba(X)[:, 0].mean() > plain.predict_proba(X)[:, 0].mean() + 0.01
+
+
+# -- outputs --------------------------------------------------------------------------------------------
+
+
+def test_two_classes_have_one_output_and_more_classes_one_each() -> None:
+    two, three = KANClassifier(**TINY).fit(X, NAMES), KANClassifier(**TINY).fit(X, THIRDS)
+    odds = two.decision_function(X)
+    assert odds.shape == (60,)
+    assert list(two.classes_) == ["high", "low"]
+    np.testing.assert_allclose(two.predict_proba(X)[:, 1], 1 / (1 + np.exp(-odds)), rtol=1e-14)
+    np.testing.assert_allclose(two.predict_proba(X).sum(1), 1, rtol=1e-14)
+    scores = three.decision_function(X)
+    expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    np.testing.assert_allclose(three.predict_proba(X), expected, rtol=1e-13)
+    np.testing.assert_allclose(three.predict_log_proba(X), np.log(expected), rtol=1e-12)
+    assert np.array_equal(three.predict(X), three.classes_[scores.argmax(1)])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_network_has_the_dtype_of_the_features(dtype: Any) -> None:
+    model = KANRegressor(**TINY).fit(X.astype(dtype), Y)
+    assert model.model_.dtype == (torch.float32 if dtype is np.float32 else torch.float64)
+    assert model.predict(X.astype(dtype)).shape == (60,)
+
+
+def test_targets_keep_their_dimensions() -> None:
+    assert KANRegressor(**TINY).fit(X, Y[:, None]).predict(X).shape == (60, 1)
+    assert KANRegressor(**TINY).fit(X, np.stack([Y, -Y], 1)).predict(X).shape == (60, 2)
+
+
+# -- noise ----------------------------------------------------------------------------------------------
+
+
+def test_noise_is_not_fitted_and_features_without_information_are_found() -> None:
+    """The data are friedman1's, with noise of standard deviation 1; features 5 to 9 have no influence."""
+    x, y = make_friedman1(240, noise=1.0, random_state=0)
+    x_test, y_test = make_friedman1(500, noise=0.0, random_state=1)
+    model = KANRegressor(3, max_iter=25, random_state=0).fit(x, y)
+    errors = [np.sqrt(np.mean((model.predict(a) - b) ** 2)) for a, b in ((x, y), (x_test, y_test))]
+    assert errors[0] > 0.75  # a fit of the noise has a smaller error on the training rows
+    assert errors[1] < 1.0
+    assert model.feature_importances_.sum() == pytest.approx(1)
+    assert model.feature_importances_[5:].max() < 0.5 * model.feature_importances_[:5].min()
+    overfitted = KANRegressor(3, max_iter=25, weight_decay=0.0, random_state=0).fit(x, y)
+    assert np.sqrt(np.mean((overfitted.predict(x_test) - y_test) ** 2)) > 1.3 * errors[1]
+
+
+def test_importances_of_a_linear_function_are_shares_of_the_variance() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 3)) * [1, 10, 5]
+    model = KANRegressor((), max_iter=20, random_state=0).fit(x, x @ [3, 0.4, 0])
+    np.testing.assert_allclose(model.feature_importances_, [9 / 25, 16 / 25, 0], atol=0.06)
+
+
+def test_early_stopping_keeps_the_best_parameters_on_held_out_rows() -> None:
+    x, y = make_friedman1(100, noise=2.0, random_state=0)
+    options: dict[str, Any] = {"weight_decay": 0.0, "max_iter": 60, "random_state": 0, "opt": "LM"}
+    model = KANRegressor(3, early_stopping=True, validation_fraction=0.3, n_iter_no_change=4, **options).fit(x, y)
+    losses = model.validation_loss_curve_
+    assert model.n_iter_ == len(losses) == int(np.argmin(losses)) + 1 + 4
+    assert model.model_.sample.shape == (70, 10)
+
+
+def test_the_fit_ends_when_the_loss_changes_little() -> None:
+    model = KANRegressor(2, max_iter=200, tol=0.05, n_iter_no_change=2, random_state=0).fit(X, Y)
+    losses = np.array(model.loss_curve_)
+    assert model.n_iter_ == len(losses) < 200
+    changes = np.abs(np.diff(losses)) <= 0.05 * losses[:-1]
+    assert changes[-2:].all()
+    assert not (changes[:-2] & changes[1:-1]).any()
+
+
+def test_adam_counts_passes() -> None:
+    model = KANRegressor(2, opt="Adam", batch=20, max_iter=7, tol=0.0, random_state=0).fit(X, Y)
+    assert model.n_iter_ == len(model.loss_curve_) == 7
+    assert len(model.model_.history[0]["train_loss"]) == 21
+
+
+# -- the network and its formula ------------------------------------------------------------------------
+
+
+def frame() -> Any:
+    pandas = pytest.importorskip("pandas")
+    return pandas.DataFrame(X, columns=["age", "body mass", "height"])
+
+
+def test_the_formula_is_in_the_units_and_names_of_the_features() -> None:
+    features = frame()
+    model = KANRegressor((), max_iter=30, random_state=0).fit(features, 100 * Y + 7)
+    for i, name in enumerate(["sin", "x^2", "0"]):
+        model.model_.fix_symbolic(0, i, 0, name, verbose=False)
+    formula = model.formula()
+    variables = [sympy.Symbol(name) for name in ("age", "body mass", "height")]
+    assert formula.free_symbols <= set(variables)
+    found = sympy.lambdify(variables, formula)(*features.to_numpy().T)
+    np.testing.assert_allclose(found, model.predict(features), rtol=1e-9)
+
+
+def test_a_formula_has_splines_and_one_expression_for_each_output() -> None:
+    additive = {**TINY, "hidden_layer_sizes": ()}
+    model = KANRegressor(**additive).fit(X, np.stack([Y, -2 * Y], 1))
+    formulas = model.formula(numeric="piecewise")
+    found = [[float(each.subs({f"x_{i + 1}": v for i, v in enumerate(row)})) for each in formulas] for row in X[:3]]
+    np.testing.assert_allclose(found, model.predict(X[:3]), rtol=1e-9)
+    two, three = KANClassifier(**additive).fit(X, NAMES), KANClassifier(**additive).fit(X, THIRDS)
+    formula = two.formula(numeric="piecewise")
+    value = float(formula.subs({f"x_{i + 1}": v for i, v in enumerate(X[0])}))
+    assert value == pytest.approx(two.decision_function(X[:1])[0], rel=1e-9)
+    assert len(three.formula(numeric="piecewise")) == 3
+
+
+def test_the_workflow_changes_the_predictions() -> None:
+    model = KANRegressor(**TINY).fit(X, Y)
+    before = model.predict(X)
+    model.model_.remove_edge(0, 0, 0)
+    model.model_ = model.model_.prune()
+    assert np.abs(model.predict(X) - before).max() > 1e-3
+
+
+# -- scikit-learn's tools -------------------------------------------------------------------------------
+
+
+def test_a_clone_predicts_the_same_bits_and_leaves_the_global_generators() -> None:
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = KANClassifier(**TINY, opt="Adam").fit(X, THIRDS)
+    assert np.array_equal(clone(first).fit(X, THIRDS).predict_proba(X), first.predict_proba(X))
+    other = clone(first).set_params(random_state=1).fit(X, THIRDS)
+    assert not np.array_equal(other.predict_proba(X), first.predict_proba(X))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+def test_a_pickle_has_no_training_data() -> None:
+    """The pickle of a fit to 1000 rows is no longer than that of a fit to 60 rows, and contains none of the values."""
+    sizes = []
+    for rows in (60, 1000):
+        x = np.random.default_rng(1).normal(size=(rows, 3))
+        model = KANRegressor(**TINY).fit(x, x[:, 0])
+        text = pickle.dumps(model)
+        assert x[7].tobytes() not in text
+        assert x[7, 0].tobytes() not in text
+        again = pickle.loads(text)
+        assert np.array_equal(again.predict(x), model.predict(x))
+        assert np.array_equal(again.feature_importances_, model.feature_importances_)
+        sizes.append(len(text))
+    assert abs(sizes[0] - sizes[1]) < 200
+
+
+def test_a_grid_search_over_a_pipeline_in_two_processes() -> None:
+    pipeline = make_pipeline(MinMaxScaler(), KANClassifier(**TINY))
+    search = GridSearchCV(pipeline, {"kanclassifier__grid": [1, 2]}, n_jobs=2, cv=2, error_score="raise")
+    search.fit(X, NAMES)
+    assert search.best_params_["kanclassifier__grid"] in (1, 2)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_partial_fit_continues_with_the_same_units_and_grids() -> None:
+    options = {**TINY, "batch": 20}
+    model = KANRegressor(**options).partial_fit(X, Y)
+    mean, knots = model.mean_, [layer.knots.clone() for layer in model.model_.layers]
+    before = model.predict(X)
+    model.partial_fit(X[:1] + 100, Y[:1])
+    assert not np.array_equal(model.predict(X), before)
+    assert model.mean_ is mean
+    assert all(map(torch.equal, knots, [layer.knots for layer in model.model_.layers]))
+    for _ in range(30):
+        model.partial_fit(X, Y)
+    assert np.mean((model.predict(X) - Y) ** 2) < np.mean((before - Y) ** 2)
+
+
+def test_partial_fit_of_classes_that_come_later() -> None:
+    first = THIRDS != "c"
+    model = KANClassifier(**TINY).partial_fit(X[first], THIRDS[first], classes=["a", "b", "c"])
+    model.partial_fit(X, THIRDS)
+    assert model.predict_proba(X).shape == (60, 3)
+    with pytest.raises(ValueError, match=r"y must have the classes \['a' 'b' 'c'\] of the first fit, got also \['d'\]"):
+        model.partial_fit(X[:2], ["a", "d"])
+
+
+def test_warm_start_continues() -> None:
+    model = KANRegressor(2, opt="LBFGS", max_iter=2, warm_start=True, random_state=0).fit(X, Y)
+    first = model.loss_curve_[-1]
+    network = model.model_
+    model.fit(X, Y)
+    assert model.model_ is network
+    assert model.loss_curve_[-1] < first
+    with pytest.raises(ValueError, match="y must have 1 targets as in the first fit, got 2"):
+        model.fit(X, np.stack([Y, Y], 1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opt": "SGD"}, "opt must be one of"),
+        ({"max_iter": 0}, "max_iter must be at least 1"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+        ({"early_stopping": True, "validation_fraction": 1.0}, "validation_fraction must be above 0 and below 1"),
+        ({"hidden_layer_sizes": (0,)}, "width"),
+        ({"tol": np.nan}, "tol must be finite"),
+        ({"n_iter_no_change": 0}, "n_iter_no_change must be at least 1"),
+        ({"opt": "LM", "lamb": 0.1}, "opt='LM' needs lamb=0"),
+    ],
+)
+def test_bad_parameters_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KANRegressor(**options).fit(X, Y)
+    assert not hasattr(KANRegressor(**options), "model_")
+
+
+def test_weights_that_leave_too_little() -> None:
+    with pytest.raises(ValueError, match="at least 2 rows must have a positive sample_weight, got 1"):
+        KANRegressor(**TINY).fit(X, Y, sample_weight=np.arange(60) == 3)
