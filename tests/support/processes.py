@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 SECONDS = 30  # the limit of a collective
@@ -24,6 +25,7 @@ class Processes:
     def __init__(self, count: int) -> None:
         self.count = count
         self._pools: list[ProcessPoolExecutor] = []
+        self._meeting = tempfile.mktemp(prefix="gloo-")
 
     def run(self, check: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Call ``check(*arguments)`` in every process, and return the results by rank.
@@ -51,12 +53,12 @@ class Processes:
                 process.kill()
             pool.shutdown(cancel_futures=True)
         self._pools = []
+        Path(self._meeting).unlink(missing_ok=True)
 
     def _start(self) -> None:
-        meeting = tempfile.mktemp(prefix="gloo-")
         context = multiprocessing.get_context("spawn")
         self._pools = [
-            ProcessPoolExecutor(1, context, _join, (rank, self.count, meeting)) for rank in range(self.count)
+            ProcessPoolExecutor(1, context, _join, (rank, self.count, self._meeting)) for rank in range(self.count)
         ]
 
 
