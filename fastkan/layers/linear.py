@@ -169,17 +169,18 @@ class KANLinear(nn.Module):
         outside the grid are counted, the counts start again at 0.
 
         After the call, no value of the layer depends on the memory that the layer had before. A layer that was
-        constructed on the device ``"meta"`` and then given memory is therefore ready after this call.
+        constructed on the device ``"meta"`` and then given memory is therefore ready after this call. If
+        ``fully_shard`` has distributed the parameters, the values of the first process are used.
 
         Raises:
-            RuntimeError: if the parameters are distributed over processes by ``fully_shard`` or ``parallelize_module``.
+            RuntimeError: if the layer is distributed over processes by ``parallelize_module``.
         """
         self._reset(None)
 
     def _reset(self, generator: torch.Generator | None) -> None:
         """Do what :meth:`reset_parameters` documents, with random numbers from a generator of the CPU, or from the
         global generator if ``generator`` is None."""
-        self._check_not_sharded("reset_parameters")
+        check_not_sharded("reset_parameters", [("knots", self.knots)], BEFORE_SHARDING)
         self.set_mask(None)
         if self._outside_count is not None:
             self.count_outside()

@@ -113,6 +113,27 @@ def test_fsdp_trains_the_model_of_one_process(name: str, two: Processes) -> None
     check(two.run(trained_by_fsdp1, MODELS[name]()), name)
 
 
+def fresh() -> dict[str, Any]:
+    """The parameters after FSDP2's deferred initialisation, with another seed of the generator on each rank."""
+    torch.manual_seed(distributed.get_rank())
+    layers = nn.Sequential(KANLinear(7, 5, bias=True, device="meta"), KANLinear(5, 3, spline_scale=True, device="meta"))
+    for layer in layers:
+        fully_shard(layer)
+    layers.to_empty(device="cpu")
+    for layer in layers:
+        layer.reset_parameters()
+    return full(layers)
+
+
+def test_deferred_initialisation_gives_the_parameters_of_the_first_rank(two: Processes) -> None:
+    torch.manual_seed(0)
+    expected = nn.Sequential(KANLinear(7, 5, bias=True), KANLinear(5, 3, spline_scale=True)).state_dict()
+    for found in two.run(fresh):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
+
+
 @pytest.mark.usefixtures("alone")
 def test_networks_that_are_distributed_refuse_what_needs_all_values() -> None:
     model = fully_shard(kan_of_one(), mesh=init_device_mesh("cpu", (1,)))

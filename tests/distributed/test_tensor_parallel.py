@@ -297,10 +297,10 @@ def states(model: nn.Module) -> dict[str, Any]:
         calls |= {
             f"{kind} update_grid": lambda layer=layer, x=x: layer.update_grid(x, group=distributed.group.WORLD),
             f"{kind} refine": lambda layer=layer: layer.refine(8),
-            f"{kind} reset_parameters": layer.reset_parameters,
         }
         if kind != "fsdp":
             calls |= {
+                f"{kind} reset_parameters": layer.reset_parameters,
                 f"{kind} set_mask": lambda layer=layer: layer.set_mask(None),
                 f"{kind} set_knots": lambda layer=layer: layer.set_knots(layer.knots),
                 f"{kind} count_outside": layer.count_outside,
