@@ -45,14 +45,16 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
 
     Layers are converted to a :class:`fastkan.KANLinear`: efficient-kan's ``KANLinear``, inkan's ``KANLayer``, pykan's
     ``KANLayer`` of versions 0.2 and 0.0, and copies of them under any class name, which are recognised by their
-    tensors. pykan's layer returns four tensors, but the new layer returns only the outputs; therefore it is converted
-    inside of another module only if it is a copy that returns one tensor.
+    tensors. A layer whose tensors have other names or shapes is converted if they can be read as the coefficients,
+    knots, weights, scales and bias of a layer with the same outputs. pykan's layer returns four tensors, but the new
+    layer returns only the outputs; therefore it is converted inside of another module only if it is a copy that returns
+    one tensor.
 
     Networks are converted to a :class:`fastkan.KAN`: pykan's ``MultKAN`` and the ``KAN`` of pykan 0.0 everywhere, with
     grids, masks, scales, multiplication nodes, affine maps, formulas and ``input_id``; efficient-kan's ``KAN`` and
     inkan's ``KANNetwork`` if they are ``module`` itself. Inside of another module, these two keep their class, and only
-    their layers are replaced. What the other module does with them, such as
-    ``kan(x, update_grid=True)``, ``kan.regularization_loss()`` or a choice of parameters by class, continues to work.
+    their layers are replaced. What the other module does with them, such as ``kan(x, update_grid=True)``,
+    ``kan.regularization_loss()`` or a choice of parameters by class, continues to work.
 
     All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are kept, and a
     module that is used in several places remains one module. The packages need not be installed. Unless a class is of
