@@ -178,7 +178,7 @@ class _KANEstimator(BaseEstimator):
         elif test is not None:
             options["early_stopping"] = patience * updates
         with warnings.catch_warnings():
-            # The Gauss-Newton matrix is regular with weight decay, also with fewer rows than parameters.
+            # The features are standardized already, which is what the warning about their scale recommends.
             warnings.filterwarnings("ignore", "the inputs' columns", UserWarning)
             found = self.model_.fit(
                 data, opt=opt, steps=max_iter * updates, lamb=lamb, loss_fn=self._loss(), sample_weight=weight,
