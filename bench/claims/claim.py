@@ -215,8 +215,7 @@ def lines(
             axes.fill_between(
                 at, [points[x][0] for x in at], [points[x][-1] for x in at], color=shades[name], alpha=0.15
             )
-        own = groups(group, "contender")
-        first = sorted(next(iter(own.values())), key=lambda result: result[across])
+        first = sorted(next(iter(groups(group, "contender").values())), key=lambda result: result[across])
         if slope and first:
             start = median([each for each in first if each[across] == first[0][across]], field)
             ends = [first[0][across], first[-1][across]]

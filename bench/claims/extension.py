@@ -127,7 +127,7 @@ def verdict(results: Sequence[Result]) -> Verdict:
 
 def table(results: Sequence[Result]) -> pd.DataFrame:
     """Return a row for each contender with the median error on each grid."""
-    rows = {}
+    rows: dict[str, dict[str, str | None]] = {}
     for (name,), group in groups(results, "contender").items():
         on = groups(group, "grid")
         last = max(on)

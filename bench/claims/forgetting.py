@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -48,9 +49,7 @@ def run(effort: Effort) -> Iterator[Result]:
     }
     for activation in training.ACTIVATIONS:
         for optimizer in ("Adam", "L-BFGS"):
-            contenders[f"MLP {activation}, {optimizer}"] = lambda seed, a=activation, o=optimizer: mlp(
-                a, o, seed, effort.seconds(2.0)
-            )
+            contenders[f"MLP {activation}, {optimizer}"] = partial(mlp, activation, optimizer, effort.seconds(2.0))
     if effort.peers:
         contenders["pykan [1,1], tutorial's flags"] = lambda seed: pykan(seed, steps)
     for name, train in contenders.items():
@@ -73,7 +72,7 @@ def kan(width: Sequence[int], seed: int, steps: int, **options: Any) -> KAN:
     return model
 
 
-def mlp(activation: str, optimizer: str, seed: int, seconds: float) -> Callable[[Tensor], Tensor]:
+def mlp(activation: str, optimizer: str, seconds: float, seed: int) -> Callable[[Tensor], Tensor]:
     """Train an MLP [1, 64, 64, 1] on the phases, for some seconds each."""
     network = training.mlp([1, 64, 64, 1], activation, seed)
     for x, y in phases():
