@@ -157,7 +157,8 @@ CLAIM = Claim(
     "4 x 100 (1e-5) with 100 times fewer parameters (arXiv 2404.19756, section 3.4).",
     "Poisson's equation for two solutions, the first from the paper, on 31 x 31 Gauss-Legendre points (71 x 71 for "
     "order 3 by Levenberg-Marquardt, LM), and Burgers' equation with viscosity 0.1/pi on 4,000 random points; "
-    f"{SECONDS:.0f} s for every network. The claim counts as true if the best KAN is 100 times better than the best MLP.",
+    f"{SECONDS:.0f} s for every network. The claim counts as true if the best KAN is 100 times better than the best "
+    "MLP.",
     run, verdict, lambda results: error_table(results, "MSE"),
     lambda results: bars(results, "mean squared error of the solution"),
 )  # fmt: skip
