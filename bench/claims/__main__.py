@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
-from ..records import RESULTS, Record, describe, write
+from ..records import RESULTS, Record, Result, describe, write
 from ..report import console as make_console
 from ..report import show
 from . import extension, forgetting, pde
@@ -44,31 +45,36 @@ def main(argv: list[str] | None = None) -> int:
     console = make_console()
     options.out.mkdir(parents=True, exist_ok=True)
     effort = QUICK if options.quick else Effort(range(options.seeds), 1.0, HAS_PYKAN and not options.no_peers)
-    default, threads = torch.get_default_dtype(), torch.get_num_threads()
     for claim in [] if options.page else [claim for claim in CLAIMS if claim.name in options.only]:
-        about, results, start = describe(), [], time.perf_counter()
-        torch.set_default_dtype(torch.float64)
-        torch.set_num_threads(1)
-        try:
-            with Progress(console=console, transient=True) as progress:
-                bar = progress.add_task(claim.title, total=None)
-                for result in claim.run(effort):
-                    results.append(result)
-                    words = f"{claim.title}: {result['case']}, {result['contender']}, seed {result['seed']}"
-                    progress.update(bar, description=words)
-        finally:
-            torch.set_default_dtype(default)
-            torch.set_num_threads(threads)
-        settings = {"share": effort.share, "seeds": list(effort.seeds), "minutes": (time.perf_counter() - start) / 60}
-        write(
-            options.out / f"{claim.name}.json",
-            Record(results, {**about, "machine": {**about["machine"], "threads": 1}}, settings),
-        )
+        results = _run(claim, effort, options.out / f"{claim.name}.json", console)
         answer, reason = claim.verdict(results)
         show(console, claim.table(results), claim.title)
         console.print(f"{claim.statement}\n[bold]{answer}[/bold]: {reason}\n", highlight=False)
     console.print(f"written: {write_page(options.out, CLAIMS)}", highlight=False)
     return 0
+
+
+def _run(claim: Claim, effort: Effort, file: Path, console: Console) -> list[Result]:
+    """Run a claim in float64 on one thread, and write the file after each result, since a run may be interrupted."""
+    results: list[Result] = []
+    default, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    about, start = describe(), time.perf_counter()
+    try:
+        with Progress(console=console, transient=True) as progress:
+            bar = progress.add_task(claim.title, total=None)
+            for result in claim.run(effort):
+                results.append(result)
+                words = f"{claim.title}: {result['case']}, {result['contender']}, seed {result['seed']}"
+                progress.update(bar, description=words)
+                minutes = (time.perf_counter() - start) / 60
+                settings = {"share": effort.share, "seeds": list(effort.seeds), "minutes": minutes}
+                write(file, Record(results, about, settings))
+    finally:
+        torch.set_default_dtype(default)
+        torch.set_num_threads(threads)
+    return results
 
 
 if __name__ == "__main__":
