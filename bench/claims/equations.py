@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation
 from torch import Tensor
 
 from fastkan import create_dataset
@@ -23,7 +24,7 @@ from .claim import COLORS, FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, groups
 SEEDS = 3
 SECONDS, SECONDS_MLP, SECONDS_PYKAN = 6.0, 0.6, 10.0
 PYKAN_EVERY = 3  # pykan runs on every third problem
-RECIPE, DEFAULT, MLP, PYKAN = "KAN, one recipe", "KAN, defaults", "MLP [n,16,16,1], best of 6", "pykan"
+RECIPE, DEFAULT, MLP, PYKAN = "KAN, one recipe", "KAN, defaults", "MLP 16 x 16, best of 6", "pykan"
 GRIDS = (3, 5, 10, 20, 50)
 TURN, HALF = (0.0, 2 * math.pi), (0.0, math.pi)
 UNIT, SIGNED, POSITIVE = (0.0, 1.0), (-1.0, 1.0), (0.5, 2.0)
@@ -145,10 +146,10 @@ def verdict(results: Sequence[Result]) -> Verdict:
     def better(problems: Sequence[Problem]) -> int:
         return sum(ours[each.name] < theirs[each.name] for each in problems)
 
-    enough = 2 * better(physics) >= len(physics)
-    answer = HOLDS if enough and better(special) == len(special) else FAILS
-    if answer == FAILS and 2 * better(special) >= len(special):
-        answer = IN_PART
+    answer = FAILS
+    if special and 2 * better(special) >= len(special):
+        holds = better(special) == len(special) and 2 * better(physics) >= len(physics)
+        answer = HOLDS if holds else IN_PART
     reached = [each.name for each in (*physics, *special) if ours[each.name] <= each.kan]
     missed = [each.name for each in (*physics, *special) if ours[each.name] > each.kan]
     behind = f", but not for {', '.join(missed)}" if missed else ""
@@ -206,6 +207,7 @@ def draw(results: Sequence[Result]) -> Figure:
     axes.set_xscale("log")
     axes.set_xlabel("test RMSE, median", fontsize=9)
     tidy(axes, "x")
+    axes.xaxis.set_major_formatter(LogFormatterSciNotation())
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
@@ -215,11 +217,11 @@ CLAIM = Claim(
     "Equations of physics and special functions",
     "KANs are consistently more accurate than MLPs on special functions, and comparable on equations of physics "
     "(arXiv 2404.19756, sections 3.2 and 3.3, tables 1 and 2).",
-    f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows; ranges are ours, since the paper gives none, "
-    f"so published errors are a guide only. {SEEDS} seeds, which change the rows as well. The recipe for all problems: "
-    f"finer and finer grids up to G = {GRIDS[-1]} and linear extrapolation, with the shape of the paper and with "
-    f"[n,5,1], {SECONDS / 2:.0f} s each; the grid and the shape with the smaller held-out error are taken. The MLP is "
-    f"the best of tanh and SiLU by L-BFGS, Adam and Levenberg-Marquardt, {SECONDS_MLP:g} s each; pykan has "
+    f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows; the paper gives no ranges, and those here "
+    f"are ours, so published errors are a guide only. {SEEDS} seeds, which change the rows as well. The recipe for all "
+    f"problems: finer and finer grids up to G = {GRIDS[-1]} and linear extrapolation, with the shape of the paper and "
+    f"with [n,5,1], {SECONDS / 2:.0f} s each; the grid and the shape with the smaller held-out error are taken. The "
+    f"MLP is the best of tanh and SiLU by L-BFGS, Adam and Levenberg-Marquardt, {SECONDS_MLP:g} s each; pykan has "
     f"{SECONDS_PYKAN:.0f} s, every third problem and one seed. The claim counts as true if the KAN is better on every "
     "special function and on half of the equations.",
     run, verdict, table, draw,

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 import torch
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 from torch import Tensor
 
 from fastkan import KAN, create_dataset
 
+from ..plots import tidy
 from ..records import Result
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, groups, lines, median, number, of
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, color, groups, median, number, of, values
 
 GRIDS = training.GRIDS
 ROWS = 2000
@@ -199,9 +203,54 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("case")
 
 
+MARKS = {  # line, marker and strength of each contender
+    KAN_NAME: ("-", "o", 1.0),
+    SINGLE: (":", "^", 0.7),
+    DEFAULT: ("--", "x", 0.7),
+    PYKAN: ("-", "D", 1.0),
+    MLP_NAME.format(2): ("-", "s", 1.0),
+    MLP_NAME.format(3): ("-", "v", 1.0),
+}
+
+
 def draw(results: Sequence[Result]) -> Figure:
-    """Draw errors over numbers of parameters with the line of slope -4."""
-    return lines(results, "parameters", "trained parameters N", "test RMSE, median and range", slope=-4)
+    """Draw a panel for each function with errors over numbers of parameters and the line of slope -4."""
+    cases = groups(results, "case")
+    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+    *panels, corner = figure.subplots(2, 3).flat
+    for axes in panels[len(cases) :]:
+        axes.set_visible(False)
+    handles: dict[str, Artist] = {}
+    for axes, ((case,), group) in zip(panels, cases.items()):
+        for name, (line, mark, strength) in MARKS.items():
+            sizes = groups(of(group, None, name), "parameters")
+            points = sorted((size, sorted(values(some))) for (size,), some in sizes.items())
+            points = [point for point in points if math.isfinite(point[1][-1])]
+            if not points:
+                continue
+            middle = [statistics.median(errors) for _, errors in points]
+            around = [[m - e[0] for m, (_, e) in zip(middle, points)], [e[-1] - m for m, (_, e) in zip(middle, points)]]
+            handles[name] = axes.errorbar(
+                [size for size, _ in points], middle, around, linestyle=line, marker=mark, markersize=5, linewidth=1.4,
+                elinewidth=1, alpha=strength, color=color(name, 0),
+            )  # fmt: skip
+        first = curve(group, KAN_NAME)
+        start, ends = first[min(first)], (min(first), max(first))
+        (handles["N^-4"],) = axes.plot(
+            ends, [start * (size / ends[0]) ** -4 for size in ends], linestyle=(0, (1, 3)), linewidth=2.5,
+            color="#8C8C8C", zorder=0,
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(case, fontsize=10, loc="left")
+        axes.set_xlabel("trained parameters N", fontsize=9)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        tidy(axes, "y")
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+    panels[0].set_ylabel("test RMSE, median and range", fontsize=9)
+    corner.axis("off")
+    corner.legend(list(handles.values()), list(handles), loc="center left", frameon=False, fontsize=10)
+    return figure
 
 
 CLAIM = Claim(
