@@ -139,14 +139,22 @@ def pykan(function: Function, data: training.Split, seed: int, seconds: float) -
     with training.quiet():
         model = package.KAN(width=list(function.width), grid=GRIDS[0], k=3, seed=seed, auto_save=False)
     for grid in GRIDS:
-        if grid != GRIDS[0]:
-            with training.quiet():
-                model(data.x)
-                model = model.refine(grid)
-        left = start + seconds - time.process_time()
-        ended = training.pykan_fit(model, training.pykan_dataset(data), left, opt="LBFGS", steps=200)
         # Of the parameters of pykan, those of the symbolic layer, which is switched off, are not counted.
         parameters = size(function.width, grid) + 2 * size(function.width, -2)
+        try:
+            if grid != GRIDS[0]:
+                with training.quiet():
+                    model(data.x)
+                    model = model.refine(grid)
+            left = start + seconds - time.process_time()
+            ended = training.pykan_fit(model, training.pykan_dataset(data), left, opt="LBFGS", steps=200)
+        except Exception as problem:  # of any kind: an error in a package must not end the run
+            note = f"{type(problem).__name__}: {problem}"[:160]
+            yield {
+                "case": function.name, "contender": PYKAN, "seed": seed, "grid": grid, "error": None, "note": note,
+                "parameters": parameters, "cpu": time.process_time() - start,
+            }  # fmt: skip
+            return
         trained = training.Trained(model, math.nan, parameters)
         yield result(function, PYKAN, seed, data, trained, time.process_time() - start, grid)
         if not ended:
@@ -154,14 +162,16 @@ def pykan(function: Function, data: training.Split, seed: int, seconds: float) -
 
 
 def curve(results: Sequence[Result], prefix: str) -> dict[int, float]:
-    """Return the median error over the number of parameters; the smaller of two networks of the same size counts."""
+    """Return the median error for each number of parameters, smaller networks first; infinity for failures."""
     own = [each for each in results if each["contender"].startswith(prefix)]
     return {size: median(group) for (size,), group in sorted(groups(own, "parameters").items())}
 
 
 def exponent(results: Sequence[Result], prefix: str) -> float:
     """Return the mean exponent from the smallest network to the best one, or 0 if the smallest is the best."""
-    found = curve(results, prefix)
+    found = {size: error for size, error in curve(results, prefix).items() if math.isfinite(error)}
+    if not found:
+        return 0.0
     first, best = min(found), min(found, key=lambda size: found[size])
     return math.log(found[best] / found[first]) / math.log(best / first) if best > first else 0.0
 

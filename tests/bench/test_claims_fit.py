@@ -134,6 +134,15 @@ def test_scaling_fails_if_mlps_end_lower() -> None:
     assert scaling.verdict(results).answer == FAILS
 
 
+def test_a_failure_on_a_grid_stays_in_the_table() -> None:
+    results = _curve("f", scaling.KAN_NAME, -4.0) + _curve("f", scaling.MLP_NAME.format(2), -1.0)
+    results += [{**each, "contender": scaling.PYKAN, "error": None} for each in results[:1]]
+    table = scaling.table(results).set_index("network")
+    assert table.loc[scaling.PYKAN, "its test RMSE, median"] == "failed"
+    assert scaling.verdict(results).answer == HOLDS
+    assert scaling.draw(results).axes
+
+
 def _errors(better: Callable[[equations.Problem], bool]) -> list[Result]:
     return [
         {"case": each.name, "contender": name, "seed": 0, "cpu": 1.0, "parameters": 1,
