@@ -27,11 +27,17 @@ def error(target: Target, formula: Any, variables: list[Any]) -> float:
     return apart if math.isfinite(apart) else math.inf
 
 
-def is_found(target: Target, formula: Any, apart: float) -> bool:
-    """Whether a formula of this error is the target itself, with constants right to two digits."""
+def is_found(target: Target, formula: Any, apart: float, noise: float = 0.0) -> bool:
+    """Whether a formula of this error is the target itself, with constants right to two digits.
+
+    Args:
+        noise: the noise of the labels relative to their standard deviation. Half of it may remain in the formula, whose
+            constants cannot be exact then.
+    """
     import sympy
 
-    return apart < SAME or (apart < ALIKE and _functions(formula) == _functions(sympy.sympify(target.formula)))
+    close = apart < max(ALIKE, noise / 2)
+    return apart < SAME or (close and _functions(formula) == _functions(sympy.sympify(target.formula)))
 
 
 def _functions(expression: Any) -> set[str]:

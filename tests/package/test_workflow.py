@@ -58,7 +58,7 @@ def test_a_session_finds_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_session_that_breaks_off_says_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(package, target, seed, found, plots):
+    def broken(package, target, seed, found, *options):
         found["width"] = [[2, 0], [1, 0]]
         raise RuntimeError("no luck\nat all")
 

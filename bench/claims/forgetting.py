@@ -1,0 +1,135 @@
+"""Claim: KANs do not forget. Five peaks are learned one after another, each from its own part of the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fastkan import KAN
+
+from ..records import Result
+from . import training
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, error_table, median, number, of
+
+PEAKS, ROWS = 5, 100
+GRID = 200
+SMALL = 1e-4  # mean squared error below which nothing counts as forgotten; the peaks have the variance 0.1
+SPLINES = "KAN [1,1], only splines are trained"
+DEEP = "KAN [1,5,1], only splines are trained"
+PLAIN = "KAN [1,1], defaults"
+CASE = "five peaks, one after another"
+
+
+def target(x: Tensor) -> Tensor:
+    """Return five Gaussian peaks at -0.8, -0.4, 0, 0.4 and 0.8, as wide as those of the paper."""
+    centers = torch.linspace(-0.8, 0.8, PEAKS, dtype=x.dtype)
+    return torch.exp(-300 * (x - centers) ** 2).sum(1, keepdim=True)
+
+
+def phases() -> list[tuple[Tensor, Tensor]]:
+    """Return the rows of each fifth of [-1, 1], in order."""
+    x = torch.linspace(-1, 1, PEAKS * ROWS).unsqueeze(1)
+    return list(zip(x.split(ROWS), target(x).split(ROWS)))
+
+
+def run(effort: Effort) -> Iterator[Result]:
+    """Train each contender on one phase after another, and measure the error over all phases."""
+    steps = effort.count(100, 3)
+    contenders: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {
+        SPLINES: lambda seed: kan([1, 1], seed, steps, train=("spline",)),
+        PLAIN: lambda seed: kan([1, 1], seed, steps),
+        DEEP: lambda seed: kan([1, 5, 1], seed, steps, train=("spline",)),
+    }
+    for activation in training.ACTIVATIONS:
+        for optimizer in ("Adam", "L-BFGS"):
+            contenders[f"MLP {activation}, {optimizer}"] = partial(mlp, activation, optimizer, effort.seconds(2.0))
+    if effort.peers:
+        contenders["pykan [1,1], tutorial's flags"] = lambda seed: pykan(seed, steps)
+    for name, train in contenders.items():
+        for seed in effort.seeds:
+            start = time.process_time()
+            network = train(seed)
+            cpu = time.process_time() - start
+            x = torch.cat([each for each, _ in phases()])
+            yield {
+                "case": CASE, "contender": name, "seed": seed, "cpu": cpu,
+                "error": training.rmse(network, x, target(x)) ** 2,
+            }  # fmt: skip
+
+
+def kan(width: Sequence[int], seed: int, steps: int, **options: Any) -> KAN:
+    """Train a KAN on the phases by ``fit``."""
+    model = KAN(width=list(width), grid=GRID, k=3, seed=seed)
+    for phase in phases():
+        model.fit(phase, opt="LBFGS", steps=steps, progress=False, **options)
+    return model
+
+
+def mlp(activation: str, optimizer: str, seconds: float, seed: int) -> Callable[[Tensor], Tensor]:
+    """Train an MLP [1, 64, 64, 1] on the phases, for some seconds each."""
+    network = training.mlp([1, 64, 64, 1], activation, seed)
+    for x, y in phases():
+        data = training.Split(x, y, x, y, x, y)
+        step = training.mlp_step(network, data, optimizer)
+        begin = time.process_time()
+        while (used := (time.process_time() - begin) / seconds) < 1 and step(used):
+            pass
+    return network
+
+
+def pykan(seed: int, steps: int) -> Callable[[Tensor], Tensor]:
+    """Train pykan's KAN as its tutorial on continual learning does."""
+    import kan as package
+
+    with training.quiet():
+        flags = {"base_fun": "zero", "sp_trainable": False, "sb_trainable": False, "noise_scale": 0.0}
+        model = package.KAN(width=[1, 1], grid=GRID, k=3, seed=seed, auto_save=False, **flags)
+        for x, y in phases():
+            dataset = {"train_input": x, "train_label": y, "test_input": x, "test_label": y}
+            model.fit(dataset, opt="LBFGS", steps=steps, update_grid=False)
+    return model
+
+
+def verdict(results: Sequence[Result]) -> Verdict:
+    """It holds if defaults forget nothing at any depth, and in part if one option makes one layer forget nothing."""
+    splines, plain, deep = (median(of(results, None, name)) for name in (SPLINES, PLAIN, DEEP))
+    name, mlp_error = min(
+        ((each["contender"], median(of(results, None, each["contender"]))) for each in results
+         if each["contender"].startswith("MLP")), key=lambda pair: pair[1],
+    )  # fmt: skip
+    answer = FAILS if splines > SMALL else HOLDS if max(plain, deep) < SMALL else IN_PART
+    lost = " Depth forgets." if deep > SMALL else ""
+    return Verdict(
+        answer,
+        f"Mean squared error over all five peaks at the end: {number(splines)} for one layer if only splines are "
+        f'trained (`fit(train=("spline",))`), {number(plain)} with defaults, and {number(deep)} with a hidden layer, '
+        f"whose second layer all inputs share.{lost} The best MLP ({name}) has {number(mlp_error)}.",
+    )
+
+
+def table(results: Sequence[Result]) -> pd.DataFrame:
+    """Return errors and times."""
+    return error_table(results, "MSE over all peaks").drop(columns="parameters")
+
+
+def draw(results: Sequence[Result]) -> Figure:
+    """Draw the errors."""
+    return bars(results, "mean squared error over all five peaks, after the last phase")
+
+
+CLAIM = Claim(
+    "forgetting",
+    "No forgetting",
+    "KANs have local plasticity: learning five peaks one after another, each from its own data, leaves what was "
+    "learned before as it is, where MLPs forget catastrophically (arXiv 2404.19756, section 3.5).",
+    f"Five peaks on [-1, 1], {ROWS} rows each, in order; 100 steps of L-BFGS for KANs on {GRID} intervals, 2 s for "
+    "each phase of an MLP [1, 64, 64, 1]. The claim counts as true if the error over all peaks stays below 1e-4.",
+    run, verdict, table, draw,
+)  # fmt: skip

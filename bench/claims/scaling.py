@@ -1,0 +1,278 @@
+"""Claim: the error of KANs falls with the fourth power of the number of parameters, and that of MLPs more slowly."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
+from torch import Tensor
+
+from fastkan import KAN, create_dataset
+
+from ..plots import tidy
+from ..records import Result
+from . import training
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, color, groups, median, number, of, values
+
+GRIDS = training.GRIDS
+ROWS = 2000
+SEEDS = 3
+SECONDS = 8.0  # of a KAN on all grids
+SECONDS_WIDE = 30.0  # the same with 100 variables, where every step costs more
+SECONDS_DEFAULT = 2.0  # of a KAN by defaults on one grid, at most
+SECONDS_MLP = 0.8  # of an MLP with one activation and one optimizer
+SECONDS_PYKAN = 15.0
+MLPS = ((8, 8), (16, 16), (32, 32), (16, 16, 16))  # widths of hidden layers
+KAN_NAME, SINGLE, DEFAULT = "KAN, finer and finer grids", "KAN, the same in float32", "KAN, new on each grid, defaults"
+MLP_NAME, PYKAN = "MLP, {} hidden layers, best of 6", "pykan, finer and finer grids"
+STEEP = -3.0  # "nearly the exponent -4"
+
+
+class Function(NamedTuple):
+    """A function of ``x [N, variables]`` with values ``[N, 1]``, and the width of the KAN that the paper gives."""
+
+    name: str
+    formula: Callable[[Tensor], Tensor]
+    width: Sequence[int]
+
+
+FUNCTIONS = (
+    Function("J0(20 x), [1,1]", lambda x: torch.special.bessel_j0(20 * x), [1, 1]),
+    Function("exp(sin(pi x) + y^2), [2,1,1]", lambda x: torch.exp(torch.sin(math.pi * x[:, [0]]) + x[:, [1]] ** 2),
+             [2, 1, 1]),
+    Function("x y, [2,2,1]", lambda x: x[:, [0]] * x[:, [1]], [2, 2, 1]),
+    Function("four variables, [4,4,2,1]", lambda x: four(x), [4, 4, 2, 1]),
+    Function("100 variables, [100,1,1]",
+             lambda x: torch.exp(torch.sin(math.pi / 2 * x).square().mean(1, keepdim=True)), [100, 1, 1]),
+)  # fmt: skip
+
+
+def four(x: Tensor) -> Tensor:
+    """Return exp((sin(pi (x_1^2 + x_2^2)) + sin(pi (x_3^2 + x_4^2))) / 2)."""
+    squares = x.square()
+    inner = torch.stack([squares[:, 0] + squares[:, 1], squares[:, 2] + squares[:, 3]], 1)
+    return torch.exp(torch.sin(math.pi * inner).sum(1, keepdim=True) / 2)
+
+
+def run(effort: Effort) -> Iterator[Result]:
+    """Train KANs over grids and MLPs over sizes on each function."""
+    for seed in effort.seeds[:SEEDS]:
+        for function in effort.some(FUNCTIONS):
+            data, narrow = split(function, seed, torch.float64), split(function, seed, torch.float32)
+            grids = [grid for grid in effort.some(GRIDS) if size(function.width, grid) < len(data.x)]
+            seconds = effort.seconds(SECONDS_WIDE if function.width[0] == 100 else SECONDS)
+            yield from extended(function, data, seed, seconds, grids, KAN_NAME)
+            if GRIDS[-1] in grids or effort.share < 1:
+                yield from extended(function, narrow, seed, seconds, grids, SINGLE)
+            for grid in grids:
+                yield default(function, data, seed, grid, effort.seconds(SECONDS_DEFAULT))
+            for hidden in effort.some(MLPS):
+                sizes = [function.width[0], *hidden, 1]
+                start = time.process_time()
+                best = training.tuned_mlp(data, sizes, seed, effort.seconds(SECONDS_MLP))
+                yield result(function, MLP_NAME.format(len(hidden)), seed, data, best, time.process_time() - start)
+            if effort.peers and seed == effort.seeds[0]:
+                yield from pykan(function, data, seed, effort.seconds(SECONDS_PYKAN))
+
+
+def split(function: Function, seed: int, dtype: torch.dtype) -> training.Split:
+    """Return the rows of a function. They change with the seed."""
+    dataset = create_dataset(
+        function.formula, n_var=function.width[0], train_num=ROWS, test_num=ROWS, seed=seed, dtype=torch.float64
+    )
+    return training.split({name: value.to(dtype) for name, value in dataset.items()})
+
+
+def result(
+    function: Function, contender: str, seed: int, data: training.Split, trained: training.Trained, cpu: float,
+    grid: int | None = None,
+) -> Result:  # fmt: skip
+    """Return a flat result."""
+    return {
+        "case": function.name, "contender": contender, "seed": seed, "grid": grid, "cpu": cpu,
+        "error": training.rmse(trained.network, data.test_x, data.test_y), "parameters": trained.parameters,
+    }  # fmt: skip
+
+
+def extended(
+    function: Function, data: training.Split, seed: int, seconds: float, grids: Sequence[int], contender: str
+) -> Iterator[Result]:
+    """Train a KAN on finer and finer grids."""
+    start = time.process_time()
+    found = training.extension(data, function.width, seed, seconds, grids, dtype=data.x.dtype)
+    for grid, model, held in found:
+        trained = training.Trained(model, held, training.count(model))
+        yield result(function, contender, seed, data, trained, time.process_time() - start, grid)
+
+
+def size(width: Sequence[int], grid: int) -> int:
+    """Return the number of spline coefficients of a KAN."""
+    return (grid + 3) * sum(a * b for a, b in itertools.pairwise(width))
+
+
+def default(function: Function, data: training.Split, seed: int, grid: int, seconds: float) -> Result:
+    """Train a new KAN on one grid by ``fit`` with its defaults."""
+    start = time.process_time()
+    model = KAN(width=list(function.width), grid=grid, k=3, seed=seed)
+    model.fit(
+        (torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])), progress=False,
+        callbacks=[lambda *_: time.process_time() - start > seconds],
+    )  # fmt: skip
+    trained = training.Trained(model, math.nan, training.count(model))
+    return result(function, DEFAULT, seed, data, trained, time.process_time() - start, grid)
+
+
+def pykan(function: Function, data: training.Split, seed: int, seconds: float) -> Iterator[Result]:
+    """Train pykan's KAN on each grid with 200 steps of L-BFGS, as the paper does, until the time is up."""
+    import kan as package
+
+    start = time.process_time()
+    with training.quiet():
+        model = package.KAN(width=list(function.width), grid=GRIDS[0], k=3, seed=seed, auto_save=False)
+    for grid in GRIDS:
+        # Of the parameters of pykan, those of the symbolic layer, which is switched off, are not counted.
+        parameters = size(function.width, grid) + 2 * size(function.width, -2)
+        try:
+            if grid != GRIDS[0]:
+                with training.quiet():
+                    model(data.x)
+                    model = model.refine(grid)
+            left = start + seconds - time.process_time()
+            ended = training.pykan_fit(model, training.pykan_dataset(data), left, opt="LBFGS", steps=200)
+        except Exception as problem:  # of any kind: an error in a package must not end the run
+            note = f"{type(problem).__name__}: {problem}"[:160]
+            yield {
+                "case": function.name, "contender": PYKAN, "seed": seed, "grid": grid, "error": None, "note": note,
+                "parameters": parameters, "cpu": time.process_time() - start,
+            }  # fmt: skip
+            return
+        trained = training.Trained(model, math.nan, parameters)
+        yield result(function, PYKAN, seed, data, trained, time.process_time() - start, grid)
+        if not ended:
+            return
+
+
+def curve(results: Sequence[Result], prefix: str) -> dict[int, float]:
+    """Return the median error for each number of parameters, smaller networks first; infinity for failures."""
+    own = [each for each in results if each["contender"].startswith(prefix)]
+    return {size: median(group) for (size,), group in sorted(groups(own, "parameters").items())}
+
+
+def exponent(results: Sequence[Result], prefix: str) -> float:
+    """Return the mean exponent from the smallest network to the best one, or 0 if the smallest is the best."""
+    found = {size: error for size, error in curve(results, prefix).items() if math.isfinite(error)}
+    if not found:
+        return 0.0
+    first, best = min(found), min(found, key=lambda size: found[size])
+    return math.log(found[best] / found[first]) / math.log(best / first) if best > first else 0.0
+
+
+def verdict(results: Sequence[Result]) -> Verdict:
+    """It holds if the exponent of KANs is below -3 and their best error below that of MLPs for each function.
+
+    It holds in part if that is so for at least half of the functions.
+    """
+    good, total, parts = 0, 0, []
+    for case in dict.fromkeys(each["case"] for each in results):
+        own = of(results, case)
+        ours, theirs = min(curve(own, KAN_NAME).values()), min(curve(own, "MLP").values())
+        steep, other = exponent(own, KAN_NAME), exponent(own, "MLP")
+        good += steep < STEEP and ours < theirs
+        total += 1
+        parts.append(f"{case}: {number(ours)} with N^{steep:.1f} against {number(theirs)} with N^{other:.1f}")
+    answer = HOLDS if good == total else IN_PART if 2 * good >= total else FAILS
+    floors = [median(group) for (_, grid), group in groups(of(results, None, SINGLE), "case", "grid").items()
+              if grid == GRIDS[-1]]  # fmt: skip
+    floor = f" float32 ends at {number(min(floors))} to {number(max(floors))} at G = {GRIDS[-1]}." if floors else ""
+    return Verdict(
+        answer, f"True for {good} of {total} functions. Smallest test RMSE and mean exponent of KANs against those of "
+        f"MLPs: {'; '.join(parts)}.{floor}",
+    )  # fmt: skip
+
+
+def table(results: Sequence[Result]) -> pd.DataFrame:
+    """Return a row for each function and kind of network: its best network, the exponent and the time."""
+    rows = []
+    for (case, contender), group in groups(results, "case", "contender").items():
+        found = curve(group, contender)
+        best = min(found, key=lambda size: found[size])
+        rows.append({
+            "case": case, "network": contender, "sizes": f"{min(found)} to {max(found)}", "best size": str(best),
+            "its test RMSE, median": number(found[best]), "exponent": f"{exponent(group, contender):.1f}",
+            "CPU s": f"{median([each for each in group if each['parameters'] == best], 'cpu'):.1f}",
+        })  # fmt: skip
+    return pd.DataFrame(rows).set_index("case")
+
+
+MARKS = {  # line, marker and strength of each contender
+    KAN_NAME: ("-", "o", 1.0),
+    SINGLE: (":", "^", 0.7),
+    DEFAULT: ("--", "x", 0.7),
+    PYKAN: ("-", "D", 1.0),
+    MLP_NAME.format(2): ("-", "s", 1.0),
+    MLP_NAME.format(3): ("-", "v", 1.0),
+}
+
+
+def draw(results: Sequence[Result]) -> Figure:
+    """Draw a panel for each function with errors over numbers of parameters and the line of slope -4."""
+    cases = groups(results, "case")
+    figure = Figure(figsize=(9.0, 5.4), layout="constrained")
+    *panels, corner = figure.subplots(2, 3).flat
+    for axes in panels[len(cases) :]:
+        axes.set_visible(False)
+    handles: dict[str, Artist] = {}
+    for axes, ((case,), group) in zip(panels, cases.items()):
+        for name, (line, mark, strength) in MARKS.items():
+            sizes = groups(of(group, None, name), "parameters")
+            points = sorted((size, sorted(values(some))) for (size,), some in sizes.items())
+            points = [point for point in points if math.isfinite(point[1][-1])]
+            if not points:
+                continue
+            middle = [statistics.median(errors) for _, errors in points]
+            around = [[m - e[0] for m, (_, e) in zip(middle, points)], [e[-1] - m for m, (_, e) in zip(middle, points)]]
+            handles[name] = axes.errorbar(
+                [size for size, _ in points], middle, around, linestyle=line, marker=mark, markersize=5, linewidth=1.4,
+                elinewidth=1, alpha=strength, color=color(name, 0),
+            )  # fmt: skip
+        first = curve(group, KAN_NAME)
+        start, ends = first[min(first)], (min(first), max(first))
+        (handles["N^-4"],) = axes.plot(
+            ends, [start * (size / ends[0]) ** -4 for size in ends], linestyle=(0, (1, 3)), linewidth=2.5,
+            color="#8C8C8C", zorder=0,
+        )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(case, fontsize=10, loc="left")
+        axes.set_xlabel("trained parameters N", fontsize=9)
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        tidy(axes, "y")
+        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+    panels[0].set_ylabel("test RMSE, median and range", fontsize=9)
+    corner.axis("off")
+    corner.legend(list(handles.values()), list(handles), loc="center left", frameon=False, fontsize=10)
+    return figure
+
+
+CLAIM = Claim(
+    "scaling",
+    "Scaling with the number of parameters",
+    "On five functions of 1 to 100 variables, the test error of a KAN falls nearly as N^-4 with the number N of "
+    "parameters, while MLPs scale slowly and soon reach a plateau (arXiv 2404.19756, section 3.1).",
+    f"The five functions and shapes of the paper on [-1, 1], {ROWS:,} training rows, G = "
+    f"{', '.join(map(str, GRIDS))} as long as there are more rows than coefficients; {SEEDS} seeds, which change the "
+    f"rows as well. A KAN has {SECONDS:.0f} s for all its grids ({SECONDS_WIDE:.0f} s for 100 variables; the paper: "
+    f"1,800 steps), an MLP {SECONDS_MLP:g} s for each size, each of tanh and SiLU and each of L-BFGS, Adam and "
+    f"Levenberg-Marquardt; pykan has {SECONDS_PYKAN:.0f} s and one seed. The claim counts as true if, for each "
+    f"function, the exponent is below {STEEP:.0f} and the smallest error of KANs is below that of MLPs.",
+    run, verdict, table, draw,
+)  # fmt: skip

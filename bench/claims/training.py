@@ -1,0 +1,328 @@
+"""The contenders of most claims: KANs by defaults and by the best recipe, MLPs by several optimizers, and pykan.
+
+Whatever has to be chosen (a grid, an optimizer, an activation, the moment to stop) is chosen by the error on a tenth of
+the training rows that is kept apart. Test rows are only used for the error that is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastkan import KAN
+from fastkan.optim import LevenbergMarquardt
+
+from ..records import Result
+
+HELD_OUT = 10  # every tenth row is held out
+GRIDS = (3, 5, 10, 20, 50, 100)
+MAX_MATRIX = 2000  # the largest number of parameters of an MLP that is trained by Levenberg-Marquardt
+HAS_PYKAN = importlib.util.find_spec("kan") is not None
+
+
+class Split(NamedTuple):
+    """Rows for training, held-out rows for choices and rows for testing, as ``x [N, in]`` and ``y [N, out]``."""
+
+    x: Tensor
+    y: Tensor
+    held_x: Tensor
+    held_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def split(dataset: dict[str, Tensor]) -> Split:
+    """Split a data set of ``create_dataset``."""
+    x, y = dataset["train_input"], dataset["train_label"]
+    held = torch.arange(len(x)) % HELD_OUT == 0
+    return Split(x[~held], y[~held], x[held], y[held], dataset["test_input"], dataset["test_label"])
+
+
+@torch.no_grad()
+def rmse(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
+    """Return the root mean squared error."""
+    return float((network(x) - y).square().mean().sqrt())
+
+
+class Trained(NamedTuple):
+    """A trained network, its held-out error and its size."""
+
+    network: Callable[[Tensor], Tensor]
+    held: float
+    parameters: int
+
+
+def result(case: str, contender: str, seed: int, data: Split, train: Callable[[], Trained | None]) -> Result:
+    """Train, and return the error on test rows with the processor time; ``error`` is None if training failed."""
+    start = time.process_time()
+    found: Result = {"case": case, "contender": contender, "seed": seed, "error": None, "parameters": None}
+    try:
+        trained = train()
+    except Exception as problem:  # of any kind: an error in a package must not end the run
+        return {**found, "note": f"{type(problem).__name__}: {problem}"[:160], "cpu": time.process_time() - start}
+    cpu = time.process_time() - start
+    if trained is None:
+        return {**found, "note": "no time", "cpu": cpu}
+    return {
+        **found, "error": rmse(trained.network, data.test_x, data.test_y), "held": trained.held,
+        "parameters": trained.parameters, "cpu": cpu,
+    }  # fmt: skip
+
+
+# -- KANs -----------------------------------------------------------------------------------------
+
+
+def kan_by_default(data: Split, width: Sequence, seed: int, grid: int = 5, **options: Any) -> Trained:
+    """Train a KAN by ``fit`` with its defaults, on all training rows."""
+    model = KAN(width=list(width), grid=grid, k=3, seed=seed, **options)
+    model.fit((torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])), progress=False)
+    return Trained(model, rmse(model, data.held_x, data.held_y), count(model))
+
+
+def kan_extended(
+    data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS, order: int = 3,
+    starts: int = 1, **options: Any,
+) -> Trained:  # fmt: skip
+    """Train a KAN on finer and finer grids while the held-out error falls, and return the best.
+
+    The time is shared: from several starts, the first grid takes up to a third, and the best start goes on.
+    """
+    best: Trained | None = None
+    begin = time.process_time()
+    for grid, model, held in extension(data, width, seed, seconds, grids, order, starts, **options):
+        del grid
+        if best is None or held < best.held:
+            best = Trained(model, held, count(model))
+        elif held > 2 * best.held or time.process_time() - begin > seconds:
+            break
+    assert best is not None
+    return best
+
+
+def extension(
+    data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS, order: int = 3,
+    starts: int = 1, **options: Any,
+) -> Iterator[tuple[int, KAN, float]]:  # fmt: skip
+    """Yield the grid, the network and its held-out error after training on each grid."""
+    options = {"outside": "linear", "grid_eps": 1.0, **options}
+    begin = time.process_time()
+    models = []
+    for start in range(starts):
+        model = KAN(width=list(width), grid=grids[0], k=order, seed=1000 * start + seed, **options)
+        _fit(model, data, 60, begin + seconds / 3 * (start + 1) / starts)
+        models.append((rmse(model, data.held_x, data.held_y), start, model))
+    held, _, model = min(models, key=lambda each: each[:2])
+    yield grids[0], model, held
+    for stage, grid in enumerate(grids[1:], 1):
+        now = time.process_time()
+        if now - begin > seconds:
+            return
+        model = model.refine(grid, x=data.x)
+        _fit(model, data, 30, now + (begin + seconds - now) / (len(grids) - stage), grids=1)
+        yield grid, model, rmse(model, data.held_x, data.held_y)
+
+
+def _fit(model: KAN, data: Split, steps: int, deadline: float, grids: int = 10) -> None:
+    """Train by ``fit`` until the deadline in processor time. Grids move at most ``grids`` times, in the first third."""
+    model.fit(
+        (data.x, data.y), steps=steps, progress=False, grid_update_num=grids, stop_grid_update_step=max(1, steps // 3),
+        callbacks=[lambda *_: time.process_time() > deadline],
+    )  # fmt: skip
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+# -- MLPs -----------------------------------------------------------------------------------------
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "SiLU": nn.SiLU}
+MLP_OPTIMIZERS = ("L-BFGS", "Adam", "LM")
+
+
+def mlp(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
+    """Return a multilayer perceptron with PyTorch's initial parameters."""
+    layers: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for inputs, outputs in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+def equal_sizes(inputs: int, outputs: int, parameters: int, hidden: int = 2) -> list[int]:
+    """Return the sizes of an MLP with ``hidden`` equal layers whose number of parameters is at least that given."""
+    width = 1
+    while True:
+        sizes = [inputs, *[width] * hidden, outputs]
+        if sum((a + 1) * b for a, b in itertools.pairwise(sizes)) >= parameters:
+            return sizes
+        width += 1
+
+
+def tuned_mlp(
+    data: Split, sizes: Sequence[int], seed: int, seconds: float, optimizers: Sequence[str] = MLP_OPTIMIZERS
+) -> Trained:
+    """Train MLPs with each activation by each optimizer, ``seconds`` each, and return the best by held-out error."""
+    found = [
+        train_mlp(data, sizes, activation, optimizer, seed, seconds)
+        for activation in ACTIVATIONS
+        for optimizer in optimizers
+    ]
+    return min((each for each in found if each is not None), key=lambda each: each.held)
+
+
+def train_mlp(
+    data: Split, sizes: Sequence[int], activation: str, optimizer: str, seed: int, seconds: float
+) -> Trained | None:
+    """Train an MLP for some seconds of processor time; None if the network is too large for the optimizer.
+
+    L-BFGS has a history of 100 and a line search; Adam uses all rows and a learning rate that falls along a cosine from
+    0.01 with the time that is left. The parameters with the smallest held-out error are kept.
+    """
+    network = mlp(sizes, activation, seed).to(data.x.dtype)
+    if optimizer == "LM" and count(network) > MAX_MATRIX:
+        return None
+    step = mlp_step(network, data, optimizer)
+    begin = time.process_time()
+    best, state = math.inf, {}
+    while (used := (time.process_time() - begin) / seconds) < 1:
+        going = step(used)
+        held = rmse(network, data.held_x, data.held_y)
+        if held < best:
+            best, state = held, {name: value.clone() for name, value in network.state_dict().items()}
+        if not going:
+            break
+    if state:
+        network.load_state_dict(state)
+    return Trained(network, best, count(network))
+
+
+def mlp_step(network: nn.Module, data: Split, optimizer: str) -> Callable[[float], bool]:
+    """Return a function of the used share of the time that trains for a while, and is False once nothing changes."""
+
+    def loss() -> Tensor:
+        return (network(data.x) - data.y).square().mean()
+
+    if optimizer == "LM":
+        second = LevenbergMarquardt(network)
+
+        def second_step(_: float) -> bool:
+            second.step(lambda: (network(data.x) - data.y).flatten() / math.sqrt(data.y.numel()))
+            return second.report is not None and second.report.accepted
+
+        return second_step
+    if optimizer == "Adam":
+        first = torch.optim.Adam(network.parameters(), lr=0.01)
+
+        def first_step(used: float) -> bool:
+            for group in first.param_groups:
+                group["lr"] = 0.005 * (1 + math.cos(math.pi * min(used, 1.0)))
+            for _ in range(20):
+                first.zero_grad()
+                loss().backward()
+                first.step()
+            return True
+
+        return first_step
+    quasi = torch.optim.LBFGS(
+        network.parameters(), max_iter=20, history_size=100, line_search_fn="strong_wolfe", tolerance_grad=0.0,
+        tolerance_change=1e-16,
+    )  # fmt: skip
+
+    def quasi_step(_: float) -> bool:
+        before = [parameter.detach().clone() for parameter in network.parameters()]
+
+        def closure() -> Tensor:
+            quasi.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        quasi.step(closure)
+        return any(not torch.equal(old, new) for old, new in zip(before, network.parameters()))
+
+    return quasi_step
+
+
+# -- pykan ----------------------------------------------------------------------------------------
+
+
+class TimeUp(Exception):
+    """The end of the time of a fit by pykan."""
+
+
+def pykan_fit(model: Any, dataset: dict[str, Tensor], seconds: float, **options: Any) -> bool:
+    """Call pykan's ``fit`` for at most about ``seconds`` of processor time.
+
+    Returns:
+        Whether the fit has come to its end; if not, the model has the parameters of its last step.
+    """
+    end = time.process_time() + seconds
+
+    def clock() -> Tensor:
+        if time.process_time() > end:
+            raise TimeUp
+        return torch.zeros(())
+
+    try:
+        with quiet():
+            model.fit(dataset, metrics=(clock,), **options)
+    except TimeUp:
+        return False
+    return True
+
+
+def pykan_dataset(data: Split) -> dict[str, Tensor]:
+    """Return all training rows and the test rows as pykan's ``fit`` takes them."""
+    x, y = torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])
+    return {"train_input": x, "train_label": y, "test_input": data.test_x, "test_label": data.test_y}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Run in a temporary folder and without output, since pykan prints and leaves files behind."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(folder)
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                yield
+        finally:
+            os.chdir(before)
+
+
+def pykan_extended(data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS) -> Trained:
+    """Train pykan's KAN on finer and finer grids until the time is up, and return the best by held-out error."""
+    import kan
+
+    begin = time.process_time()
+    best: Trained | None = None
+    with quiet():
+        model = kan.KAN(width=list(width), grid=grids[0], k=3, seed=seed, auto_save=False)
+    for grid in grids:
+        left = seconds - (time.process_time() - begin)
+        if left <= 0:
+            break
+        if grid != grids[0]:
+            with quiet():
+                model(data.x)
+                model = model.refine(grid)
+        pykan_fit(model, pykan_dataset(data), left, opt="LBFGS", steps=200)
+        held = rmse(model, data.held_x, data.held_y)
+        if best is None or held < best.held:
+            best = Trained(model, held, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    assert best is not None
+    return best
