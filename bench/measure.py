@@ -76,11 +76,11 @@ def timing(samples: Mapping[str, Samples], name: str, anchors: Sequence[str]) ->
     return {"seconds": list(times(samples[name])), "ratios": ratios}
 
 
-def seconds(task: Task) -> float:
-    """Time of one call."""
-    start = time.perf_counter()
+def seconds(task: Task, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Time of one call by a clock."""
+    start = clock()
     task.call()
-    taken = time.perf_counter() - start
+    taken = clock() - start
     task.between()
     return taken
 
@@ -120,11 +120,12 @@ def interleaved(
     budget: float,
     anchors: Sequence[str] = (),
     tick: Callable[[float], None] = lambda share: None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Run:
     """Time all tasks in turns.
 
     Rounds in which other processes took much of the processor are discarded and repeated, for at most ``SPARE``
-    times the budget.
+    times the budget, unless the clock is that of the processor, which stands still while others compute.
 
     Args:
         tasks: warm: compiled, and called at least once.
@@ -132,9 +133,10 @@ def interleaved(
             takes part in some of them, at even distances, and in ``MIN_ROUNDS`` at least.
         anchors: tasks that take part in every round.
         tick: receives the share of the rounds that is done.
+        clock: ``time.perf_counter``, or ``time.process_time`` for tasks that compute in one thread on a busy machine.
     """
     names = list(tasks)
-    estimate = {name: _estimate(task) for name, task in tasks.items()}
+    estimate = {name: _estimate(task, clock) for name, task in tasks.items()}
     calls = {n: max(1, min(MAX_CALLS, int(SAMPLE_SECONDS / estimate[n]))) for n in names}
     share = budget / max(1, len(names))
     turns = {n: max(MIN_ROUNDS, min(MAX_ROUNDS, int(share / (calls[n] * estimate[n])))) for n in names}
@@ -147,13 +149,13 @@ def interleaved(
             if (number + 1) * turns[name] // rounds > number * turns[name] // rounds:
                 if estimate[name] < WARM_BELOW:  # in training, the call before it is of the same network
                     seconds(tasks[name])
-                found[name] = statistics.median([seconds(tasks[name]) for _ in range(calls[name])])
+                found[name] = statistics.median([seconds(tasks[name], clock) for _ in range(calls[name])])
         gc.collect()
         return found
 
     done: list[dict[str, float | None]] = []
     lap: list[dict[str, float | None]] = []
-    spare, disturbed = SPARE * budget, 0.0
+    spare, disturbed = SPARE * budget if clock is time.perf_counter else 0.0, 0.0
     latest = time.perf_counter() + MAX_OVER * budget
 
     def enough() -> bool:
@@ -177,9 +179,9 @@ def interleaved(
     return Run({name: [found[name] for found in done] for name in names}, disturbed / len(done))
 
 
-def _estimate(task: Task) -> float:
-    first = seconds(task)
-    return first if first > LAP else min(first, seconds(task), seconds(task))
+def _estimate(task: Task, clock: Callable[[], float]) -> float:
+    first = seconds(task, clock)
+    return first if first > LAP else min(first, seconds(task, clock), seconds(task, clock))
 
 
 @contextmanager

@@ -15,12 +15,15 @@ from rich.progress import Progress
 from ..records import RESULTS, Record, Result, describe, write
 from ..report import console as make_console
 from ..report import show
-from . import equations, extension, forgetting, formulas, pde, scaling
+from . import equations, extension, forgetting, formulas, pde, scaling, speed, tables, transformers
 from .claim import Claim, Effort
 from .page import write_page
 from .training import HAS_PYKAN
 
-CLAIMS: Sequence[Claim] = (pde.CLAIM, forgetting.CLAIM, extension.CLAIM, scaling.CLAIM, equations.CLAIM, formulas.CLAIM)
+CLAIMS: Sequence[Claim] = (
+    pde.CLAIM, forgetting.CLAIM, extension.CLAIM, scaling.CLAIM, equations.CLAIM, formulas.CLAIM, speed.CLAIM,
+    transformers.CLAIM, tables.CLAIM,
+)  # fmt: skip
 QUICK = Effort((0,), 0.01, peers=False)
 
 

@@ -80,6 +80,17 @@ def result(case: str, contender: str, seed: int, data: Split, train: Callable[[]
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def single_precision() -> Iterator[None]:
+    """Make float32 the default dtype, where the claims have float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 # -- KANs -----------------------------------------------------------------------------------------
 
 

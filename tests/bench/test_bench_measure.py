@@ -52,6 +52,18 @@ def test_the_load_of_other_processes_is_seen() -> None:
     assert all(0 <= share <= 1 for share in busy)
 
 
+def test_processor_time_stands_still_while_a_task_waits() -> None:
+    def waits() -> None:
+        time.sleep(5e-3)
+
+    wall, processor = (
+        times(interleaved({"a": Task(waits)}, 0.03, clock=clock).samples["a"]).median
+        for clock in (time.perf_counter, time.process_time)
+    )
+    assert wall >= 5e-3
+    assert processor < 2e-3
+
+
 def test_a_ratio_is_taken_within_each_round() -> None:
     """Twice as slow in each round, though rounds differ: the ratio of the medians is not 2."""
     anchor: measure.Samples = [1.0, 1.0, 5.0, None]

@@ -1,0 +1,261 @@
+"""The claims about KANs: the form of a claim, the page, and the claims of the paper."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from bench.claims import __main__ as command
+from bench.claims import claim, extension, forgetting, pde, training
+from bench.claims.claim import FAILS, HOLDS, IN_PART, Effort
+from bench.claims.page import write_page
+from bench.records import Record, Result, describe, read, write
+from fastkan import create_dataset
+
+QUICK = Effort((0,), 0.005, peers=False)
+
+
+@pytest.fixture(autouse=True)
+def _double() -> Iterator[None]:
+    """Use float64, as the command does."""
+    default, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(default)
+    torch.set_num_threads(threads)
+
+
+def made(case: str, contender: str, *errors: float | None, **fields: object) -> list[Result]:
+    """Return a result for each error, whose seeds are counted from 0."""
+    return [
+        {"case": case, "contender": contender, "seed": seed, "error": error, "cpu": 1.0, **fields}
+        for seed, error in enumerate(errors)
+    ]
+
+
+# -- the form of a claim ----------------------------------------------------------------------------
+
+
+def test_an_effort_shrinks_seconds_steps_and_problems() -> None:
+    full, quick = Effort(), Effort((0,), 0.1, peers=False)
+    assert (full.seconds(15.0), full.count(100), full.some("abc")) == (15.0, 100, list("abc"))
+    assert quick.seconds(15.0) == pytest.approx(1.5)
+    assert (quick.count(100), quick.count(5), quick.count(5, 3)) == (10, 1, 3)
+    assert (quick.some("abc"), quick.some(range(20))) == (["a"], [0, 1])
+
+
+def test_a_failure_counts_as_an_infinite_error() -> None:
+    results = made("a", "KAN", 1e-3, None, 3e-3, 2e-3, math.nan)
+    assert claim.values(results) == [1e-3, math.inf, 3e-3, 2e-3, math.inf]
+    assert claim.median(results) == 3e-3
+    assert math.isnan(claim.median([]))
+    assert claim.spread_words(results) == "3.0e-03 (1.0e-03 to failed)"
+    assert claim.spread_words(results[:1]) == "1.0e-03"
+    assert claim.spread_words([]) is None
+    assert [claim.number(value) for value in (0.123, 12.3, 1e-5, 12345.0, math.inf)] == [
+        "0.12", "12", "1.0e-05", "1.2e+04", "failed",
+    ]  # fmt: skip
+
+
+def test_results_are_chosen_by_case_and_contender_and_the_best_by_its_median() -> None:
+    results = [*made("a", "KAN x", 1.0, 9.0, 2.0), *made("a", "KAN y", 3.0, 3.0, 3.0), *made("b", "MLP", 5.0)]
+    assert claim.of(results, "a", "KAN y") == results[3:6]
+    assert claim.of(results, None, "MLP") == claim.of(results, "b") == results[6:]
+    assert claim.best(results, "KAN") == ("KAN x", 2.0)
+    assert claim.best(results, "pykan") == ("none", math.inf)
+    assert list(claim.groups(results, "case", "contender")) == [("a", "KAN x"), ("a", "KAN y"), ("b", "MLP")]
+
+
+def test_a_table_has_a_row_for_each_case_and_contender() -> None:
+    table = claim.error_table([*made("a", "KAN", 0.1, 0.3, 0.2, parameters=7), *made("b", "MLP", None)])
+    assert table.reset_index().fillna("").to_numpy().tolist() == [
+        ["a", "KAN", "7", "0.2 (0.1 to 0.3)", "1.0"],
+        ["b", "MLP", "", "failed", "1.0"],
+    ]
+
+
+# -- the command and the page -----------------------------------------------------------------------
+
+
+def test_the_command_writes_results_a_picture_and_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--quick", "--only", "forgetting", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "forgetting.json", "forgetting.png"]
+    record = read(tmp_path / "forgetting.json", ("case", "contender", "seed", "error", "cpu"))
+    assert all(math.isfinite(result["error"]) for result in record.results)
+    assert {result["seed"] for result in record.results} == {0}
+    assert (record.settings["share"], record.about["machine"]["threads"]) == (0.01, 1)
+    page = (tmp_path / "README.md").read_text()
+    answer, reason = forgetting.verdict(record.results)
+    assert f"- **No forgetting: {answer}.** {reason}" in page
+    assert "![No forgetting](forgetting.png)" in page
+    assert "This was a quick run, whose figures mean nothing." in page
+    assert pde.CLAIM.title not in page
+    assert answer in capsys.readouterr().out
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_the_page_is_drawn_again_without_running(tmp_path: Path) -> None:
+    settings = {"share": 1.0, "seeds": [0], "minutes": 2.0}
+    results = [
+        *made(forgetting.CASE, forgetting.SPLINES, 1e-9),
+        *made(forgetting.CASE, forgetting.PLAIN, 1e-9),
+        *made(forgetting.CASE, forgetting.DEEP, 1e-9),
+        *made(forgetting.CASE, "MLP tanh, Adam", 3.0),
+    ]
+    write(tmp_path / "forgetting.json", Record(results, describe(), settings))
+    before = (tmp_path / "forgetting.json").read_bytes()
+    assert command.main(["--page", "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "***Holds.***" in page
+    assert "quick run" not in page
+    assert (tmp_path / "forgetting.json").read_bytes() == before
+
+
+def test_a_page_needs_no_results_and_an_unknown_claim_is_refused(tmp_path: Path) -> None:
+    assert write_page(tmp_path, command.CLAIMS).read_text().startswith("# Claims about KANs")
+    with pytest.raises(SystemExit):
+        command.parser().parse_args(["--only", "nothing"])
+
+
+def test_names_are_files_and_titles_are_different() -> None:
+    assert len({each.name for each in command.CLAIMS}) == len({each.title for each in command.CLAIMS})
+    assert all(each.name.isidentifier() for each in command.CLAIMS)
+
+
+# -- verdicts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kan", "small", "large", "answer"),
+    [(1e-9, 2e-7, 1e-5, HOLDS), (1e-9, 1e-9, 1e-6, IN_PART), (1e-9, 1e-9, 1e-8, FAILS), (None, 1e-9, 1e-8, FAILS)],
+)
+def test_the_verdict_on_differential_equations(
+    kan: float | None, small: float, large: float, answer: str
+) -> None:  # fmt: skip
+    case = pde.POISSON[0]
+    results = [
+        *made(case, "KAN [2,10,1] k=5, LM", kan, kan), *made(case, "MLP tanh 2 x 16, LM", small, small),
+        *made(case, pde.AS_PUBLISHED, large, large),
+    ]  # fmt: skip
+    assert pde.verdict(results).answer == answer
+
+
+def test_every_equation_must_be_solved_better() -> None:
+    results = [
+        *made(pde.POISSON[0], "KAN", 1e-9), *made(pde.POISSON[0], "MLP", 1e-4),
+        *made(pde.BURGERS, "KAN", 1e-4), *made(pde.BURGERS, "MLP", 1e-4),
+    ]  # fmt: skip
+    assert pde.verdict(results).answer == FAILS
+
+
+@pytest.mark.parametrize(
+    ("splines", "plain", "deep", "answer"),
+    [(1e-9, 1e-9, 1e-9, HOLDS), (1e-9, 1e-9, 0.1, IN_PART), (1e-9, 0.1, 1e-9, IN_PART), (0.1, 1e-9, 1e-9, FAILS)],
+)
+def test_the_verdict_on_forgetting(splines: float, plain: float, deep: float, answer: str) -> None:
+    names = {forgetting.SPLINES: splines, forgetting.PLAIN: plain, forgetting.DEEP: deep, "MLP SiLU, Adam": 2.0}
+    results = [result for name, error in names.items() for result in made(forgetting.CASE, name, error)]
+    verdict = forgetting.verdict(results)
+    assert verdict.answer == answer
+    assert "The best MLP (MLP SiLU, Adam) has 2." in verdict.reason
+    assert ("Depth forgets." in verdict.reason) == (deep > forgetting.SMALL)
+
+
+@pytest.mark.parametrize(
+    ("ends", "answer"), [((1e-7, 2e-7), HOLDS), ((1e-7, 1e-4, 1e-3), IN_PART), ((1e-3, 1e-3), FAILS)]
+)
+def test_the_verdict_on_grid_extension(ends: tuple[float, ...], answer: str) -> None:
+    starts = [0.02] * len(ends)
+    results = [
+        *made(extension.CASE, extension.BEST, *starts, grid=3), *made(extension.CASE, extension.BEST, *ends, grid=100),
+    ]  # fmt: skip
+    assert extension.verdict(results).answer == answer
+
+
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    results = [
+        result for grid in extension.GRIDS for result in made(extension.CASE, extension.BEST, grid**-4.0, grid=grid)
+    ]
+    assert extension.slope(results, extension.BEST) == pytest.approx(-4)
+
+
+@pytest.mark.parametrize("each", [pde.CLAIM, extension.CLAIM], ids=lambda each: each.name)
+def test_a_short_run_has_finite_errors_a_table_and_a_picture(each: claim.Claim) -> None:
+    """Of the differential equations, only the first contender runs, since the others take the same path."""
+    results = list(itertools.islice(each.run(QUICK), 1 if each is pde.CLAIM else None))
+    assert all(math.isfinite(result["error"]) for result in results)
+    assert all(result["cpu"] > 0 for result in results)
+    assert len(each.table(results)) >= 1
+    assert isinstance(each.draw(results), Figure)
+
+
+# -- training ---------------------------------------------------------------------------------------
+
+
+def line() -> training.Split:
+    """Return rows of a function that a small network learns at once."""
+    return training.split(create_dataset(lambda x: x[:, [0]] - 0.5 * x[:, [1]], n_var=2, train_num=200, test_num=50))
+
+
+def test_a_tenth_of_the_training_rows_is_held_out() -> None:
+    dataset = create_dataset(lambda x: x[:, [0]], n_var=1, train_num=100, test_num=30)
+    data = training.split(dataset)
+    assert [len(part) for part in data] == [90, 90, 10, 10, 30, 30]
+    both = torch.cat([data.x, data.held_x]).flatten().sort().values
+    torch.testing.assert_close(both, dataset["train_input"].flatten().sort().values)
+    torch.testing.assert_close(data.test_x, dataset["test_input"])
+
+
+@pytest.mark.parametrize("parameters", [20, 337, 5000])
+def test_an_mlp_has_at_least_as_many_parameters_and_no_wider_layers_than_needed(parameters: int) -> None:
+    sizes = training.equal_sizes(2, 1, parameters)
+    narrower = [2, sizes[1] - 1, sizes[1] - 1, 1]
+    assert training.count(training.mlp(sizes, "tanh", 0)) >= parameters
+    assert sizes[1] == 1 or training.count(training.mlp(narrower, "tanh", 0)) < parameters
+
+
+def test_an_mlp_depends_on_its_seed_alone() -> None:
+    first, again, other = (training.mlp([2, 4, 1], "SiLU", seed)[0].weight for seed in (0, 0, 1))
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("optimizer", training.MLP_OPTIMIZERS)
+def test_each_optimizer_trains_an_mlp(optimizer: str) -> None:
+    data = line()
+    before = training.rmse(training.mlp([2, 5, 1], "tanh", 0), data.held_x, data.held_y)
+    trained = training.train_mlp(data, [2, 5, 1], "tanh", optimizer, 0, 0.15)
+    assert trained is not None
+    assert trained.held < 0.2 * before
+    assert training.rmse(trained.network, data.held_x, data.held_y) == pytest.approx(trained.held)
+
+
+def test_large_mlps_are_not_trained_by_a_matrix_method() -> None:
+    assert training.train_mlp(line(), [2, 100, 100, 1], "tanh", "LM", 0, 0.1) is None
+
+
+def test_an_extended_kan_is_the_best_by_held_out_rows() -> None:
+    data = line()
+    found = [held for _, _, held in training.extension(data, [2, 1], 0, 0.6, (3, 5))]
+    best = training.kan_extended(data, [2, 1], 0, 0.6, (3, 5))
+    assert len(found) == 2
+    assert best.held < 1e-3
+    assert training.rmse(best.network, data.held_x, data.held_y) == pytest.approx(best.held)
+
+
+def test_a_training_that_fails_is_a_result_with_a_note() -> None:
+    def fail() -> training.Trained:
+        raise RuntimeError("diverged")
+
+    failed = training.result("a", "KAN", 0, line(), fail)
+    assert (failed["error"], failed["note"]) == (None, "RuntimeError: diverged")
+    assert training.result("a", "KAN", 0, line(), lambda: None)["note"] == "no time"
+    network = training.mlp([2, 3, 1], "tanh", 0)
+    done = training.result("a", "MLP", 0, line(), lambda: training.Trained(network, 0.5, 13))
+    assert (done["held"], done["parameters"], done["error"] > 0) == (0.5, 13, True)
