@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from ..functional import forward
+from ..layers.conv import KANConv
 from ..layers.distributed import local
 from ..layers.linear import KANLinear
 
@@ -51,7 +52,7 @@ class _ParallelKAN(ParallelStyle):
     default_output: Placement
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        if not isinstance(module, KANLinear):
+        if not isinstance(module, KANLinear) or isinstance(module, KANConv):
             raise NotImplementedError(
                 f"{type(self).__name__} distributes a KANLinear, got {type(module).__name__}; for a linear layer use "
                 "torch.distributed.tensor.parallel"

@@ -36,6 +36,7 @@ Other packages around transformers:
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -198,8 +199,8 @@ def _init_weights(original: Callable[[nn.Module], None], module: nn.Module) -> N
         return
     if is_loaded:
         return  # this only saves time, because ``initialization.copy_`` does not write to loaded tensors either
-    like: dict[str, Any] = {"device": module.knots.device, "dtype": module.spline_weight.dtype}
-    fresh = KANLinear(module.in_features, module.out_features, **describe_layer(module), **like)
+    fresh = copy.deepcopy(module)
+    fresh.reset_parameters()
     for name, tensor in tensors:
         initialization.copy_(tensor, torch.ones_like(tensor) if name == "mask" else getattr(fresh, name))
     bias = module.bias

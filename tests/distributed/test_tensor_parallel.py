@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from fastkan import KAN, KANLinear
+from fastkan import KAN, KANConv1d, KANLinear
 from fastkan.interop.tensor_parallel import ColwiseParallelKAN, RowwiseParallelKAN
 
 D = torch.float64
@@ -340,6 +340,8 @@ def test_states_load_and_what_needs_all_values_is_refused(two: Processes) -> Non
 def test_what_a_style_cannot_distribute_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"ColwiseParallelKAN distributes a KANLinear, got Linear"):
         parallelize_module(nn.Linear(2, 2), init_device_mesh("cpu", (1,)), ColwiseParallelKAN())
+    with pytest.raises(NotImplementedError, match=r"RowwiseParallelKAN distributes a KANLinear, got KANConv1d"):
+        parallelize_module(KANConv1d(2, 2, 3), init_device_mesh("cpu", (1,)), RowwiseParallelKAN())
     with pytest.raises(ValueError, match=r"device_mesh must have one dimension"):
         parallelize_module(pair(), init_device_mesh("cpu", (1, 1)), {"0": RowwiseParallelKAN()})
     with pytest.raises(TypeError, match=r"input_layouts must be Replicate\(\) or Shard\(dim\) .*, got 'replicate'"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastkan import KANFeedForward, KANLinear, replace_linear
+from fastkan import KANConv2d, KANFeedForward, KANLinear, replace_linear
 
 transformers = pytest.importorskip("transformers")
 
@@ -224,6 +224,25 @@ class OwnLlama(transformers.LlamaForCausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         replace_linear(self, "*.mlp.*", **OPTIONS)
+
+
+class ConvolutionalViT(transformers.ViTForImageClassification):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.stem = KANConv2d(3, 3, 3, padding=1, bias=True)
+
+    def forward(self, pixel_values: Tensor, **options: Any) -> Any:
+        return super().forward(self.stem(pixel_values), **options)
+
+
+@pytest.mark.usefixtures("memory_is_nan")
+def test_a_plain_checkpoint_gives_a_new_convolution_initial_values(tmp_path: Path) -> None:
+    build("vit").save_pretrained(tmp_path)
+    model = ConvolutionalViT.from_pretrained(tmp_path, quantization_config=KANLayersConfig())
+    assert torch.equal(model.stem.knots, KANConv2d(3, 3, 3).knots)
+    assert 0 < model.stem.base_weight.abs().max() <= 27**-0.5  # the bound of nn.Conv2d for 3 x 9 inputs
+    assert not model.stem.bias.any()
+    assert model(inputs("vit")["pixel_values"]).logits.isfinite().all()
 
 
 @pytest.mark.usefixtures("memory_is_nan")
