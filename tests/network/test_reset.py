@@ -1,4 +1,4 @@
-"""Fresh parameters: a reset module is the one that its constructor makes, whatever it or its memory held before."""
+"""Fresh parameters: a reset module equals a new one, whatever the module or its memory contained before."""
 
 from __future__ import annotations
 
