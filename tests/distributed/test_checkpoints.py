@@ -157,8 +157,8 @@ def from_rank_zero() -> list[Any]:
     found = []
     for how in ("plain", "ddp", "fsdp"):
         model = wrapped(network(1), how)
-        model(X)  # which reads the knots
-        set_model_state_dict(model, dict(state), options=options)  # which changes the dictionary
+        model(X)  # the call caches what it computes from the knots
+        set_model_state_dict(model, dict(state), options=options)  # the function changes the dictionary
         found.append((full(get_model_state_dict(model)), model(X).detach()))
     return found
 

@@ -63,9 +63,9 @@ def changed_layers(rows: tuple[int, ...]) -> list[Tensors]:
     for options in LAYERS.values():
         layer = layer_of(options)
         weight, knots = layer.spline_weight, layer.knots
-        layer(x.to(weight.dtype))  # which reads the knots
+        layer(x.to(weight.dtype))  # the call caches what it computes from the knots
         found += change(layer, x, group=group.WORLD)
-        assert layer.knots is not knots  # because of another number of knots
+        assert layer.knots is not knots  # the number of knots has changed
         layer = layer_of(options)
         layer.update_grid(x, group=group.WORLD)
         assert layer.spline_weight is not weight

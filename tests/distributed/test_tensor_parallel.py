@@ -284,7 +284,7 @@ def states(model: nn.Module) -> dict[str, Any]:
     plan = {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()}
     uniform = repr(parallelize_module(pair(outside="linear"), mesh(), plan))
     parallel = pair(outside="linear")
-    for layer in parallel:  # torch loads into the buffers that a model has
+    for layer in parallel:  # torch loads only into buffers that the model already has
         layer.set_mask(torch.ones(layer.in_features, layer.out_features))
     parallelize_module(parallel, mesh(), plan)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)

@@ -203,7 +203,7 @@ class Padded(EfficientKAN):
 
 
 class Activated(EfficientKAN):
-    """A network that computes more than its layers."""
+    """A network that does more than call its layers."""
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         return super().forward(x).tanh()
@@ -262,7 +262,7 @@ def old_network() -> OldKAN:
 
 def test_pykan_0_0_and_twenty_steps_of_training() -> None:
     source, x = old_network(), points(2)
-    source(x)  # which stores values with graphs
+    source(x)  # the call stores values with graphs
     source.biases[0].weight.requires_grad_(False)
     ours = convert(source)
     assert type(ours) is KAN

@@ -210,7 +210,7 @@ def test_other_classes_load_the_same_body(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors contain NaN, in place of what was in memory before."""
+    """Fill uninitialised memory with NaN, so that layers which nothing initialises are noticed."""
     empty_like = torch.empty_like
 
     def filled(*of: Any, **how: Any) -> Tensor:

@@ -238,7 +238,7 @@ def test_a_step_on_weighted_cross_entropies_is_newtons(kind: str) -> None:
         (lambda z: binary_cross_entropy(z[:, 0], z[:, 0]), r"logits must be a floating-point tensor \[M, C\]"),
         (lambda z: cross_entropy(z, CLASSES, torch.ones(3)), "weight must be a positive number or a tensor of 40"),
         (lambda z: cross_entropy(z, CLASSES, WEIGHT.double()), "weight must be a positive number or a tensor of 40"),
-        (lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=torch.ones(3)), r"be a number or a tensor \[80\]"),
+        (lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=torch.ones(3)), r"a number or a tensor \[80\]"),
         (
             lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=-torch.ones(80)),
             "weight_decay must be a number",
