@@ -270,9 +270,9 @@ def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Modu
 
 
 def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
-    """Convert a layer. A copy must have the outputs of its conversion. If a copy does not have the attribute
-    of the package's class for its base function, or its tensors have other shapes, all base functions and layouts are
-    tried until the outputs agree."""
+    """Convert a layer. A copy must have the outputs of its conversion. If a copy lacks the attribute in which the
+    package's class keeps the base function, or its tensors have other shapes, base functions and layouts are tried
+    until the outputs agree."""
     layout, name = LAYERS[kind]
     function: Any = getattr(source, name, None)
     if not is_copy(source):

@@ -71,7 +71,7 @@ class SourceKind(Enum):
 
 
 # The classes of the packages themselves, whose outputs need not be compared. efficient-kan is a file that people copy
-# and change, often with the name of its module, so its classes are not in the list.
+# and change, often without renaming its module, so its classes are not in the list.
 TRUSTED = {
     ("kan.MultKAN", "MultKAN"), ("kan.KAN", "KAN"), ("kan.KANLayer", "KANLayer"),
     ("inkan.layer", "KANLayer"), ("inkan.network", "KANNetwork"),
