@@ -52,8 +52,8 @@ def check_one_process(what: str, remedy: str) -> None:
     count = process_count()
     if count > 1:
         raise RuntimeError(
-            f"{what} uses the samples of this process alone, but {count} processes are initialised: the networks of "
-            f"different ranks would become different ones. {remedy}"
+            f"{what} uses the samples of this process alone, but {count} processes are initialised, so the networks "
+            f"of the ranks would diverge. {remedy}"
         )
 
 
@@ -93,7 +93,7 @@ def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
 
 
 def on_every_rank(work: Callable[[], T], group: Any) -> T:
-    """Call a function that has no collectives, and raise an error on every rank of the group if one call fails.
+    """Call a function without collective operations, and raise an error on every rank of the group if one call fails.
 
     Without the exchange of errors, the ranks on which the call succeeds would wait in the next collective for a rank
     that never takes part in it.
@@ -123,10 +123,10 @@ def on_every_rank(work: Callable[[], T], group: Any) -> T:
 
 
 def broadcast(tensors: list[Tensor], group: Any) -> None:
-    """Overwrite tensors by the tensors of the first rank of the group, unless the group is None.
+    """Overwrite tensors with the tensors of the first rank of the group, unless the group is None.
 
-    Ranks that compute the same from the same values may still round differently, for example with another number of
-    threads.
+    The ranks of a group may round differently even if they compute with the same values, for example if they use
+    different numbers of threads.
     """
     if group is not None:
         for tensor in tensors:
@@ -151,7 +151,7 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 
 def local(tensor: Any) -> Any:
-    """Return the part of a ``DTensor`` that this process has, without a graph, and any other tensor unchanged."""
+    """Return this process's part of a ``DTensor``, detached from the autograd graph, and any other tensor unchanged."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():

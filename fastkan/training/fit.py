@@ -263,7 +263,7 @@ def fit(
         if not has_row_losses(objective.loss):
             raise ValueError(
                 "sample_weight needs the mean squared error, torch.nn.CrossEntropyLoss() or "
-                "torch.nn.BCEWithLogitsLoss(); weigh the rows in another loss_fn yourself"
+                "torch.nn.BCEWithLogitsLoss() as the loss; another loss_fn has to weight the rows itself"
             )
         data = with_sample_weight(data, sample_weight)
     stops_early = early_stopping is not None
@@ -283,7 +283,7 @@ def fit(
         opt = "LM" if is_auto_lm and not model._has_hooks_or_override() else "LBFGS"
     if weight_decay == "auto":
         if opt != "LM":
-            raise ValueError(f"weight_decay='auto' needs opt='LM', got {opt!r}; give a number")
+            raise ValueError(f"weight_decay='auto' needs opt='LM', got {opt!r}; pass a number instead")
         objective.estimates_decay = True
         objective.rows = data.total_weight * (data.train_label.shape[1] if objective.squares else 1)
     else:

@@ -210,7 +210,7 @@ def test_other_classes_load_the_same_body(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors contain NaN, in place of what was in memory before."""
+    """Fill uninitialised memory with NaN, so that layers which nothing initialises are noticed."""
     empty_like = torch.empty_like
 
     def filled(*of: Any, **how: Any) -> Tensor:
@@ -299,7 +299,7 @@ def test_what_cannot_be_recorded_or_constructed_is_refused(tmp_path: Path) -> No
         KANLayersConfig(grid_size=8)
     replace_linear(model, "*.mlp.*")
     model.config.quantization_config = {"quant_method": "awq"}
-    with pytest.raises(ValueError, match=r"model is quantized by awq, and config\.json has no place for KAN layers"):
+    with pytest.raises(ValueError, match=r"model is quantized by awq, but config\.json cannot name KAN layers"):
         record_layers(model)
     del model.config.quantization_config
     record_layers(model)
@@ -332,7 +332,7 @@ def test_fused_experts_are_named() -> None:
     sizes = {**SIZES, **TEXT, "num_hidden_layers": 1, "num_key_value_heads": 2, "num_local_experts": 4}
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
     kept = "MixtralExperts keeps the weights of 4 layers in one parameter"
-    message = rf"matches no linear layer, but model.layers.0.mlp.experts.gate_up_proj and 1 more: {kept}\. Put a module"
+    message = rf"only model.layers.0.mlp.experts.gate_up_proj and 1 more, which .* because {kept}: replace"
     with pytest.raises(ValueError, match=message):
         replace_linear(model, "*.mlp.*")
     report = replace_linear(model, ["*.mlp.*", "*.o_proj"])
@@ -380,7 +380,7 @@ def test_layers_inside_of_adapters_stay() -> None:
     report = replace_linear(adapted, "*.mlp.*", **OPTIONS)
     kept = [entry for entry in report if entry.kept_because is not None]
     assert {entry.name.rpartition("mlp.")[2] for entry in report.replaced} == {"gate_proj", "down_proj"}
-    assert {entry.kept_because for entry in kept} == {"it is inside of an adapter of PEFT, which reads its weight"}
+    assert {entry.kept_because for entry in kept} == {"it is inside an adapter of PEFT, which reads its weight"}
     adapted(input_ids=TOKENS, labels=TOKENS).loss.backward()
 
 

@@ -37,7 +37,7 @@ def make(kind: str) -> Any:
 
 
 def change(model: Any) -> None:
-    """Other knots, masks, columns, affine maps and weights, by methods that need no samples."""
+    """Change knots, masks, columns, affine maps and weights by methods that need no samples."""
     for module in model.modules():
         if isinstance(module, KANLinear):
             module.set_knots(bent(module.knots))
@@ -57,7 +57,7 @@ def gathered(value: Tensor) -> list[Tensor]:
 
 
 def broadcasts(rank: int, kind: str) -> None:
-    """By torch.distributed itself, and by the buffers of DistributedDataParallel before each forward pass."""
+    """Broadcast changes by torch.distributed itself, and as buffers of DistributedDataParallel in a forward pass."""
     model = make(kind)
     before = model(X)
     if rank == 0:

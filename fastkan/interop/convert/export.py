@@ -43,7 +43,7 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
         ValueError: if a layer has a bias, a base function other than silu, ``outside="linear"`` or coincident knots;
             or if a network has formulas, multiplication nodes, affine maps, or ignores columns of its input.
 
-    A module of the original class is made as it was made before, and loads the result::
+    To load the result, construct the original model as before::
 
         theirs = TheirModel(...)
         theirs.load_state_dict(to_efficient_kan_state_dict(ours))
