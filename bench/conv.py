@@ -92,7 +92,7 @@ class _Unfolded(nn.Module):
     def __init__(self, layer: KANConv2d) -> None:
         super().__init__()
         self.kernel_size, self.stride = layer.kernel_size, layer.stride
-        self.pads = [each for pair in reversed(layer._border) for each in pair]
+        self.pads = [each for pair in reversed(layer._padding_pairs) for each in pair]
         taps = layer.kernel_size[0] * layer.kernel_size[1]
         self.edges = KANLinear(layer.in_channels * taps, layer.out_channels)
         with torch.no_grad():

@@ -30,7 +30,7 @@ MAX_LBFGS_ROWS = 2000
 BATCH = 200
 # Learning rates with lr="auto". Only the learning rate of Adam determines the length of every update.
 LEARNING_RATES = {"LM": 1.0, "LBFGS": 1.0, "Adam": 1e-2}
-SEEDS = 2**31 - 1  # Seeds are drawn below this number.
+MAX_SEED = 2**31 - 1  # Seeds are drawn below this number.
 
 _PARAMETERS = """
     Args:
@@ -144,7 +144,7 @@ class _KANEstimator(BaseEstimator):
             one_pass: whether to make a single pass of Adam.
         """
         random = check_random_state(self.random_state)
-        seed, held_out_seed = (int(random.randint(SEEDS)) for _ in range(2))
+        seed, held_out_seed = (int(random.randint(MAX_SEED)) for _ in range(2))
         if weight is not None:
             keep = weight > 0
             X, y, weight = X[keep], y[keep], weight[keep]
@@ -175,7 +175,7 @@ class _KANEstimator(BaseEstimator):
         batch = options.get("batch", -1)
         updates = 1 if batch == -1 else max(1, len(x) // batch)  # number of steps of KAN.fit in one iteration
         if test is None and not one_pass:
-            options["callbacks"] = [_Convergence(updates, patience, Real(least=0).read("tol", self.tol))]
+            options["callbacks"] = [_StopWhenConverged(updates, patience, Real(least=0).read("tol", self.tol))]
         elif test is not None:
             options["early_stopping"] = patience * updates
         with warnings.catch_warnings():
@@ -458,7 +458,7 @@ def _importances(model: KAN) -> np.ndarray:
     return found / max(float(found.sum()), np.finfo(float).tiny)
 
 
-class _Convergence:
+class _StopWhenConverged:
     """A callback that ends a fit when the training loss has changed little in each of the last iterations."""
 
     def __init__(self, updates: int, patience: int, tol: float) -> None:

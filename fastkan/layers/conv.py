@@ -111,7 +111,7 @@ class KANConv(KANLinear):
         self.kernel_size, self.stride, self.dilation, self.groups = kernel, steps, spacing, groups
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in border)
         self.padding_mode = padding_mode
-        self._border = border
+        self._padding_pairs = border
         self._scale_base_weight()
 
     def reset_parameters(self) -> None:
@@ -142,8 +142,8 @@ class KANConv(KANLinear):
         images = x if x.ndim == self._dimensions + 2 else x.unsqueeze(0)
         window, crop = self._window(images.shape[2:])
         mode = PADDING_MODES[self.padding_mode]
-        if mode is not None and any(map(max, self._border)):
-            images = functional.pad(images, [each for pair in reversed(self._border) for each in pair], mode)
+        if mode is not None and any(map(max, self._padding_pairs)):
+            images = functional.pad(images, [each for pair in reversed(self._padding_pairs) for each in pair], mode)
         knots = self.knots  # The attribute is read only once, because another thread may replace the knots.
         basis, _ = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
@@ -163,7 +163,7 @@ class KANConv(KANLinear):
         A window pads both sides of a dimension equally. If padding="same" needs one pixel more at the end, the window
         has one more at both ends, and the first output is cut off.
         """
-        border = self._border
+        border = self._padding_pairs
         is_padded = PADDING_MODES[self.padding_mode] is not None
         padding = (0,) * len(border) if is_padded else tuple(after for _, after in border)
         crop = [0 if is_padded else after - before for before, after in border]

@@ -57,7 +57,7 @@ def check_one_process(what: str, remedy: str) -> None:
         )
 
 
-def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
+def gather_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
     """Return the samples of all ranks of a process group, or the samples of this process if the group is None.
 
     If the ranks have more than ``MAX_SAMPLES`` rows together, each rank contributes a part of its rows, chosen by
@@ -77,7 +77,7 @@ def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
                                 "group=torch.distributed.group.WORLD")  # fmt: skip
         return read()
     rows = on_every_rank(read, group)
-    counts = gathered(len(rows), group)
+    counts = all_gather_values(len(rows), group)
     total = sum(counts)
     if total == 0:
         raise ValueError("x must have at least one sample on one of the ranks, got none")
@@ -113,7 +113,7 @@ def on_every_rank(work: Callable[[], T], group: Any) -> T:
         result = work()
     except Exception as error:
         failure = error
-    messages = gathered(None if failure is None else str(failure), group)
+    messages = all_gather_values(None if failure is None else str(failure), group)
     if failure is not None:
         raise failure
     for rank, message in enumerate(messages):
@@ -135,7 +135,7 @@ def broadcast(tensors: list[Tensor], group: Any) -> None:
             tensor.copy_(values)  # In contrast to a broadcast, a copy is recorded by the version counter.
 
 
-def gathered(value: Any, group: Any) -> list[Any]:
+def all_gather_values(value: Any, group: Any) -> list[Any]:
     """Return the values of all ranks of a group."""
     values: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(values, value, group=group)

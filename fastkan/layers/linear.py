@@ -30,10 +30,10 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
-from .coefficient_loss import regularization_loss
-from .distributed import GROUP, broadcast, check_not_sharded, joined_samples, local, on_every_rank
+from .distributed import GROUP, broadcast, check_not_sharded, gather_samples, local, on_every_rank
 from .from_splines import from_splines
 from .init import Initialization, assign
+from .regularization_loss import regularization_loss
 from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
 
@@ -310,7 +310,7 @@ class KANLinear(nn.Module):
         self._check_own_splines("update_grid")
         if sample_weight is not None and group is not None:
             raise ValueError("sample_weight and group cannot be combined: one of them must be None")
-        samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
+        samples = gather_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
         adapted = on_every_rank(lambda: self._adapted(samples, grid_eps, margin, sample_weight), group)
         self._write_splines(*adapted)
         broadcast([self.spline_weight, self.knots], group)
@@ -369,7 +369,7 @@ class KANLinear(nn.Module):
         old = self.spline_weight, self.knots, self.spline_order
         if x is None:
             return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))
-        samples = joined_samples("refine", lambda: self._samples(x, may_be_empty=group is not None), group)
+        samples = gather_samples("refine", lambda: self._samples(x, may_be_empty=group is not None), group)
         refined = on_every_rank(lambda: grid.refine(*old, grid_size, samples, self.outside), group)
         self._write_splines(*refined)
         broadcast([self.spline_weight, self.knots], group)

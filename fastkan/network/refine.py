@@ -12,7 +12,7 @@ from torch import Tensor
 from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
-from ..layers.distributed import GROUP, broadcast, gathered, joined_samples, on_every_rank
+from ..layers.distributed import GROUP, all_gather_values, broadcast, gather_samples, on_every_rank
 from .samples import as_tensor
 from .trace import LayerTrace, rows_for, trace
 
@@ -129,7 +129,7 @@ def update_grid_from_samples(
 def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) -> Tensor:
     """Return the rows of this process or, if a group is given, of all ranks of the group."""
     has_rows = x is not None or dataset is not None or model.sample is not None
-    if not any([has_rows] if group is None else gathered(has_rows, group)):
+    if not any([has_rows] if group is None else all_gather_values(has_rows, group)):
         return rows_for(model, min_rows=1)  # Points spread over the grids are the same on all ranks.
 
     def read() -> Tensor:
@@ -137,7 +137,7 @@ def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) ->
             return torch.empty(0, model.in_features, dtype=model.dtype, device=model.device)
         return rows_for(model, x, dataset, min_rows=1 if group is None else 0)
 
-    return joined_samples(what, read, group)
+    return gather_samples(what, read, group)
 
 
 def _splines(model: Network) -> list[Tensor]:

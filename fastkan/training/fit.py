@@ -84,7 +84,7 @@ class _Names(kinds.Kind):
         return entries
 
 
-class _Decay(kinds.Real):
+class _DecayOrAuto(kinds.Real):
     """Argument kind: a number of at least 0, or "auto"."""
 
     def read(self, name: str, value: Any) -> Any:
@@ -105,7 +105,7 @@ STRENGTH = kinds.Real(least=0)
     singularity_avoiding=kinds.FLAG, y_th=kinds.REAL, reg_metric=kinds.Choice(REG_METRICS),
     train=kinds.Optional(_Names(TRAINABLE)), try_without=kinds.FLAG, callbacks=kinds.Each(kinds.Callback()),
     early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG,
-    weight_decay=_Decay(least=0),
+    weight_decay=_DecayOrAuto(least=0),
 )  # fmt: skip
 def fit(
     model: Network,

@@ -36,12 +36,14 @@ GEOMETRIES = {
 def definition(layer: KANConv, x: Tensor) -> Tensor:
     """The sum over channels and taps of each edge function at each pixel that lies inside the border, in float64."""
     x, knots = x.detach().double(), layer.knots.double().numpy()
-    groups, padding = layer.groups, [before for before, _ in layer._border]
+    groups, padding = layer.groups, [before for before, _ in layer._padding_pairs]
     weight = layer.spline_weight.detach().double().unflatten(2, (-1, *layer.kernel_size))
     base = layer.base_weight.detach().double().unflatten(1, (-1, *layer.kernel_size))
     size = [
         (n + sum(border) - d * (k - 1) - 1) // s + 1
-        for n, border, d, k, s in zip(x.shape[2:], layer._border, layer.dilation, layer.kernel_size, layer.stride)
+        for n, border, d, k, s in zip(
+            x.shape[2:], layer._padding_pairs, layer.dilation, layer.kernel_size, layer.stride
+        )
     ]
     y = torch.zeros(len(x), layer.out_channels, *size, dtype=torch.float64)
     pixels = x.movedim(1, -1).reshape(-1, x.shape[1]).numpy()

@@ -50,7 +50,7 @@ def change(model: Any) -> None:
             parameter.mul_(1.5)
 
 
-def gathered(value: Tensor) -> list[Tensor]:
+def all_gather_values(value: Tensor) -> list[Tensor]:
     both = [torch.empty_like(value) for _ in range(2)]
     distributed.all_gather(both, value.detach().contiguous())
     return both
@@ -64,7 +64,7 @@ def broadcasts(rank: int, kind: str) -> None:
         change(model)
     for value in (*model.parameters(), *model.buffers()):
         distributed.broadcast(value.data, 0)
-    one, other = gathered(model(X))
+    one, other = all_gather_values(model(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
 
@@ -75,7 +75,7 @@ def broadcasts(rank: int, kind: str) -> None:
         change(model)
     for parameter in model.parameters():
         distributed.broadcast(parameter.data, 0)
-    one, other = gathered(wrapped(X))
+    one, other = all_gather_values(wrapped(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
 

@@ -26,7 +26,7 @@ from ...network.core import AFFINE
 from .guesses import may_be_knots
 from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
-CLAIM = "it has the tensors of a class that fastkan can represent"
+SAME_TENSORS = "it has the tensors of a class that fastkan can represent"
 MAX_DIFFERENCE = 1e-4  # Maximum relative difference at which two float32 outputs count as equal.
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
@@ -308,7 +308,7 @@ def _compare(source: nn.Module, new: nn.Module) -> None:
                 )
             if wanted.shape != got.shape or not all(map(_are_close, wanted.split(sizes), got.split(sizes))):
                 raise ValueError(
-                    f"{CLAIM}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
+                    f"{SAME_TENSORS}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
                 )
 
 
