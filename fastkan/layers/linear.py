@@ -320,7 +320,7 @@ class KANLinear(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the coefficients and the knots that :meth:`update_grid` sets for samples ``[N, in_features]``."""
         if sample_weight is not None:
-            sample_weight = grid.read_sample_weight(sample_weight.flatten(), len(samples)).to(samples.device)
+            sample_weight = grid.read_sample_weight(sample_weight, len(samples)).to(samples.device)
             samples, sample_weight = samples[sample_weight > 0], sample_weight[sample_weight > 0]
         knots = grid.adapted_knots(
             samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin, sample_weight
