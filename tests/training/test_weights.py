@@ -158,9 +158,9 @@ def test_update_grid_at_weighted_samples(grid_eps: float, outside: str) -> None:
     one.update_grid(x.view(2, 100, 3), grid_eps=grid_eps, sample_weight=weight.view(2, 100))
     other.update_grid(x.repeat_interleave(weight, 0), grid_eps=grid_eps)
     torch.testing.assert_close(one.knots, other.knots, rtol=1e-12, atol=1e-12)
-    # Most splines of the last input have no samples, and rounding errors are divided by the small weight of the anchors.
+    # Most splines of the last input have no samples; rounding errors there are divided by the small weight of anchors.
     torch.testing.assert_close(one.spline_weight[:, :2], other.spline_weight[:, :2], rtol=1e-8, atol=1e-9)
-    torch.testing.assert_close(one(x), other(x), rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(one(x), other(x), rtol=1e-8, atol=1e-9)
     plain.update_grid(x, grid_eps=grid_eps)
     assert not torch.allclose(plain.spline_weight, one.spline_weight, rtol=1e-6)
 
