@@ -11,13 +11,16 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-slow lint docs bench clean
 
 demo: $(VENV)/.bench
 	$(BIN)/python -m bench.demo
 
 test: $(VENV)/.test $(VENV)/.bench $(VENV)/.peers
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow"
+
+test-slow: $(VENV)/.test $(VENV)/.bench $(VENV)/.peers
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m slow
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from .records import Record, Result, describe, write
 from .report import console, show, spread_text
 
 CONV = "nn.Conv2d, as many parameters"
-BOUND = 1e-4  # largest error of a contender that gets a time
+BOUND = 1e-4  # contenders with a larger error are not timed
 
 
 class Case(NamedTuple):
@@ -49,7 +49,7 @@ CASES = (
 
 
 class _Features(torch.autograd.Function):
-    """The features ``[N * pixels, K + 1, C]``, evaluated as fastkan does, which a convolution then stores."""
+    """The features ``[N * pixels, K + 1, C]``, evaluated as in fastkan. The convolution that follows stores them."""
 
     @staticmethod
     def forward(ctx, x, layer):
@@ -87,12 +87,12 @@ class _AsChannels(nn.Module):
 
 
 class _Unfolded(nn.Module):
-    """A KANLinear of all pixels of a window."""
+    """A KANLinear whose inputs are all pixels of a window."""
 
     def __init__(self, layer: KANConv2d) -> None:
         super().__init__()
         self.kernel_size, self.stride = layer.kernel_size, layer.stride
-        self.pads = [each for pair in reversed(layer._border) for each in pair]
+        self.pads = [each for pair in reversed(layer._padding_pairs) for each in pair]
         taps = layer.kernel_size[0] * layer.kernel_size[1]
         self.edges = KANLinear(layer.in_channels * taps, layer.out_channels)
         with torch.no_grad():
@@ -109,7 +109,8 @@ class _Unfolded(nn.Module):
 
 
 def contenders(layer: KANConv2d) -> dict[str, nn.Module]:
-    """Ways to compute a layer, and a convolution of as many parameters, whose inputs are that many more channels."""
+    """Return ways to compute a layer, and an ``nn.Conv2d`` of as many parameters, whose input has a channel for each
+    feature."""
     conv = nn.Conv2d(
         layer.in_channels * (layer.spline_weight.shape[0] + 1), layer.out_channels, layer.kernel_size,  # type: ignore[arg-type]
         layer.stride, layer.padding, bias=False,  # type: ignore[arg-type]
@@ -162,7 +163,7 @@ def measure(case: Case, threads: int, seconds: float) -> Iterator[Result]:
 
 
 def _outcome(module: nn.Module, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the gradient with respect to x."""
+    """Return the output, and the gradient with respect to x."""
     x = x.detach().requires_grad_()
     y = module(x)
     return y.detach().double(), torch.autograd.grad(y, x, g)[0].double()

@@ -43,23 +43,24 @@ versions are accepted with a warning that says what to write.
 
 # Other packages
 
-`convert` takes models of pykan, efficient-kan and inkan, and copies of their files that were renamed or changed, which
-it recognises by their tensors and compares by their outputs; `convert_state_dict` takes their checkpoints.
+`convert` converts models of pykan, efficient-kan and inkan, and renamed or changed copies of their files, which it
+recognises by their tensors and verifies by comparing outputs; `convert_state_dict` converts their checkpoints.
 `model.load_state_dict(convert_state_dict(state))` loads a checkpoint of efficient-kan's `KAN` into a `fastkan.KAN`, or
 into `KANLinear` layers in a list `layers`. Converted networks accept `model(x, update_grid=True)` and
-`model.regularization_loss()` as efficient-kan's do. `to_pykan` and `to_efficient_kan_state_dict` go back;
-`replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes the place of a transformer's
-feed-forward block. With `import fastkan.interop.transformers`, models of Hugging Face transformers that have KAN layers
-are loaded by `from_pretrained`.
+`model.regularization_loss()` as efficient-kan's do. `to_pykan` and `to_efficient_kan_state_dict` convert in the
+opposite direction. `replace_linear` replaces linear layers by KAN layers, and `KANFeedForward` takes the place of a
+transformer's feed-forward block. After `import fastkan.interop.transformers`, `from_pretrained` of Hugging Face
+transformers loads models that have KAN layers.
 
 # Several processes
 
 `KANLinear` and `KAN` train under DistributedDataParallel, FSDP, Lightning and accelerate as other modules do, and their
-states can be saved by `torch.distributed.checkpoint`. Grids are adapted and refined at the samples of all ranks by
-`update_grid(x, group=torch.distributed.group.WORLD)`, after which all ranks have the same network; without a group,
-several processes are refused, since their networks would become different ones. `fit` trains in one process.
-`fastkan.interop.tensor_parallel` has the styles with which `parallelize_module` distributes the edges of a layer. To
-load a state into a network that is distributed already, give it the same formulas and masks before.
+states can be saved by `torch.distributed.checkpoint`. With `group=torch.distributed.group.WORLD`, `update_grid` and
+`refine` use the samples of all ranks, and all ranks get the same network. Without a group, they raise an error in
+several processes, because the networks of the ranks would diverge. `fit` trains in one process only.
+`fastkan.interop.tensor_parallel` has the styles with which `parallelize_module` distributes the edges of a layer.
+Before a state is loaded into a network that is already distributed, give the network the formulas and masks of the
+state.
 
 # scikit-learn and arrays
 
@@ -100,7 +101,7 @@ from .training.data import create_dataset, create_dataset_from_data
 from .version import __version__
 
 check_folder(__file__)
-if not TYPE_CHECKING:  # for type checkers, a module with this function would have every name
+if not TYPE_CHECKING:  # a type checker would believe that a module with __getattr__ has every name
     __getattr__ = missing_name
 
 MultKAN = KAN  # as pykan calls it too

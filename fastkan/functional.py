@@ -83,7 +83,7 @@ def kan_linear(
             for the GPU. Code that calls the function often should pass a bool.
 
     Returns:
-        A tensor ``[..., out]`` in the dtype of x, or in the dtype of autocast, as from ``nn.Linear``.
+        A tensor ``[..., out]`` in the dtype of x or, under autocast, in the dtype of autocast, as from ``nn.Linear``.
 
     Raises:
         TypeError, ValueError: if the type, dtype, device or shape of an argument is wrong.
@@ -133,7 +133,7 @@ def forward(
 ) -> Tensor:
     """Apply a KAN layer. All arguments except x must have been validated.
 
-    The function :func:`kan_linear` and the modules call the function. If a window is given, x is a validated batch of
+    Both :func:`kan_linear` and the layer modules call this function. If a window is given, x is a validated batch of
     images ``[N, C, *size]``, and the result is their convolution ``[N, O, *size]``.
     """
     _, inputs, outputs = weight.shape
@@ -163,7 +163,7 @@ def forward(
     if bias is not None:
         y = y + _per_channel(bias, y).to(y.dtype)
     product = autocast_dtype(x)
-    if product is not None and x.dtype != torch.float64:  # as nn.Linear does, whose float64 autocast leaves alone
+    if product is not None and x.dtype != torch.float64:  # as nn.Linear does; autocast does not change float64
         y = y.to(product)
     if window is not None:
         return y

@@ -28,9 +28,9 @@ MAX_LM_PARAMETERS, MAX_LM_PRODUCTS = 2000, 1 << 34
 MAX_LBFGS_ROWS = 2000
 # Number of rows of a batch of Adam with batch="auto".
 BATCH = 200
-# Learning rates with lr="auto". Only Adam's determines the length of every update.
+# Learning rates with lr="auto". Only the learning rate of Adam determines the length of every update.
 LEARNING_RATES = {"LM": 1.0, "LBFGS": 1.0, "Adam": 1e-2}
-SEEDS = 2**31 - 1
+MAX_SEED = 2**31 - 1  # Seeds are drawn below this number.
 
 _PARAMETERS = """
     Args:
@@ -49,10 +49,10 @@ _PARAMETERS = """
             ``"Adam"``.
         lr: the learning rate; ``"auto"`` is 0.01 for ``"Adam"`` and 1 otherwise.
         batch: number of rows in each step of ``"Adam"``; ``"auto"`` is 200.
-        tol, n_iter_no_change: the fit ends when the training loss has changed by less than the share ``tol`` in each
-            of ``n_iter_no_change`` steps, or with ``early_stopping``, when the loss on the held-out rows has not
-            improved for so many steps.
-        early_stopping: whether to hold out a share of the rows, ``validation_fraction``, and to keep the parameters
+        tol, n_iter_no_change: the fit ends when the training loss has changed by at most the fraction ``tol`` in each
+            of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the loss on the held-out rows has
+            not improved for that many steps.
+        early_stopping: whether to hold out the fraction ``validation_fraction`` of the rows, and to keep the parameters
             with the smallest loss on these rows.
         warm_start: whether :meth:`fit` continues with the network of the last fit.
         random_state: seed of the initial parameters, the batches and the held-out rows, or a ``RandomState``.
@@ -63,11 +63,12 @@ _PARAMETERS = """
 _ATTRIBUTES = """
     Attributes:
         model_: the fitted :class:`KAN`, for standardized features. ``estimator.model_.plot()``, ``auto_symbolic()`` and
-            all other methods of the workflow apply; ``estimator.model_ = estimator.model_.prune()`` replaces it. The
-            network keeps at most 10,000 training rows for these methods, which are left out of pickles.
+            all other methods of a :class:`KAN` can be called; ``estimator.model_ = estimator.model_.prune()`` replaces
+            the network. For these methods, the network keeps at most 10,000 training rows, which pickles do not
+            contain.
         feature_importances_: importance of each feature, with the sum 1: the mean square of the derivative of the
-            outputs with respect to the standardized feature. For a linear function, it is the share of the variance
-            that independent features cause.
+            outputs with respect to the standardized feature. For a linear function of independent features, it is the
+            share of each feature in the variance of the output.
         n_iter_, loss_curve_: number of steps (with ``"Adam"``, of passes), and the training loss after each of them.
         validation_loss_curve_: loss on the held-out rows after each step, with ``early_stopping``.
         n_features_in_, feature_names_in_: number and names of the features.
@@ -143,7 +144,7 @@ class _KANEstimator(BaseEstimator):
             one_pass: whether to make a single pass of Adam.
         """
         random = check_random_state(self.random_state)
-        seed, held_out_seed = (int(random.randint(SEEDS)) for _ in range(2))
+        seed, held_out_seed = (int(random.randint(MAX_SEED)) for _ in range(2))
         if weight is not None:
             keep = weight > 0
             X, y, weight = X[keep], y[keep], weight[keep]
@@ -174,11 +175,11 @@ class _KANEstimator(BaseEstimator):
         batch = options.get("batch", -1)
         updates = 1 if batch == -1 else max(1, len(x) // batch)  # number of steps of KAN.fit in one iteration
         if test is None and not one_pass:
-            options["callbacks"] = [_Convergence(updates, patience, Real(least=0).read("tol", self.tol))]
+            options["callbacks"] = [_StopWhenConverged(updates, patience, Real(least=0).read("tol", self.tol))]
         elif test is not None:
             options["early_stopping"] = patience * updates
         with warnings.catch_warnings():
-            # The features are standardized already, which is what the warning about their scale recommends.
+            # The warning advises to normalise the inputs, but the features are already standardized.
             warnings.filterwarnings("ignore", "the inputs' columns", UserWarning)
             found = self.model_.fit(
                 data, opt=opt, steps=max_iter * updates, lamb=lamb, loss_fn=self._loss(), sample_weight=weight,
@@ -260,7 +261,7 @@ class KANRegressor(RegressorMixin, _KANEstimator):
         return self._fit(X, y, sample_weight, self.warm_start and hasattr(self, "model_"), one_pass=False)
 
     def partial_fit(self, X, y, sample_weight=None):
-        """Make one pass of Adam over the rows. The first call sets the units and the grids from its rows."""
+        """Make one pass of Adam over the rows. The first call adapts the scaling and the grids to its rows."""
         return self._fit(X, y, sample_weight, hasattr(self, "model_"), one_pass=True)
 
     def _fit(self, X, y, sample_weight, continues, one_pass):
@@ -367,10 +368,10 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
         return self._fit(X, y, sample_weight, None, self.warm_start and hasattr(self, "model_"), one_pass=False)
 
     def partial_fit(self, X, y, classes=None, sample_weight=None):
-        """Make one pass of Adam over the rows. The first call sets the units and the grids from its rows.
+        """Make one pass of Adam over the rows. The first call adapts the scaling and the grids to its rows.
 
         Args:
-            classes: all classes, which the first call needs unless its rows have all of them.
+            classes: all classes. The first call needs this argument unless its rows contain all classes.
         """
         return self._fit(X, y, sample_weight, classes, hasattr(self, "model_"), one_pass=True)
 
@@ -384,7 +385,7 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
             self._outputs = 1 if len(self.classes_) <= 2 else len(self.classes_)
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
-            raise ValueError(f"y must have the classes {self.classes_} of the first fit, got also {unknown}")
+            raise ValueError(f"y must have only the classes {self.classes_} of the first fit, got also {unknown}")
         if self.class_weight is not None:
             balance = compute_sample_weight(self.class_weight, y)
             weight = balance if weight is None else weight * balance
@@ -457,7 +458,7 @@ def _importances(model: KAN) -> np.ndarray:
     return found / max(float(found.sum()), np.finfo(float).tiny)
 
 
-class _Convergence:
+class _StopWhenConverged:
     """A callback that ends a fit when the training loss has changed little in each of the last iterations."""
 
     def __init__(self, updates: int, patience: int, tol: float) -> None:

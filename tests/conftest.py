@@ -52,6 +52,39 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     interpreter.InterpretedFunction.__call__ = call
 
 
+# Beginnings of the names of slow tests: interpreted and compiled second derivatives, whole commands, and machine code.
+# Other tests have the marker at their definition.
+SLOW = (
+    "test_autograd.py::test_gradients_of_gradients[fused",
+    "test_autograd.py::test_mixed_second_derivatives_agree_with_the_reference[fused",
+    "test_autograd.py::test_third_order[fused",
+    "test_bench_command.py::test_it_writes_json_and_tables",
+    "test_codegen.py::test_kernels_that_are_wrong_on_purpose_fail",
+    "test_codegen.py::test_the_kernels_pass_every_check",
+    "test_export.py::test_compiled_ahead_of_time",
+    "test_fit.py::test_an_interrupt_at_any_evaluation_leaves_what_the_record_says",
+    "test_gpu_bench.py::test_every_stage_runs_in_the_interpreter",
+    "test_gpu_bench.py::test_kernels_that_are_compiled_ahead_are_those_that_are_launched",
+    "test_gpu_marker.py::test_marked_tests_pass_on_the_simulated_gpu",
+    "test_operators.py::test_registered_operators_are_sound",
+    "test_pinn.py::test_compiled_to_machine_code",
+    "test_pinn.py::test_two_layers_compiled",
+    "test_random_layers.py::test_a_layer_as_it_comes",
+    "test_regularization.py::test_compiled_and_traced_it_is_the_same",
+    "test_repeated.py::test_a_repeated_contraction_launches_what_the_first_did",
+    "test_routes.py::test_compiled_forward_and_backward[adapted-decomposed-inductor",
+    "test_routes.py::test_compiled_forward_and_backward[shared-whole-inductor",
+    "test_second_order.py::test_the_command_writes_all_parts",
+    "test_sklearn.py::test_a_grid_search_over_a_pipeline_in_two_processes",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.rpartition("/")[2].startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from ._command import run
 
 
 def main(steps: int = 300, folder: Path = Path()) -> float:
-    """Train a network on data of which each process has a part, with grids that are adapted to the data of all
+    """Train a network on data that are divided between the processes, with grids that are adapted to the data of all
     processes, and plot the errors."""
     started = "RANK" in os.environ  # torchrun sets the variable
     if started:
@@ -27,7 +27,7 @@ def main(steps: int = 300, folder: Path = Path()) -> float:
 
     x = 4 * torch.rand(4096, 2, generator=torch.Generator().manual_seed(0)) - 2
     x = x[x[:, 0].argsort()]
-    x = x[rank * len(x) // ranks : (rank + 1) * len(x) // ranks].to(device)  # each process has other values of x_1
+    x = x[rank * len(x) // ranks : (rank + 1) * len(x) // ranks].to(device)  # the ranks have different ranges of x_1
     y = torch.exp(torch.sin(torch.pi * x[:, :1]) + x[:, 1:] ** 2 / 4)
 
     network = KAN(width=[2, 5, 1], grid=8, seed=0, device=device)

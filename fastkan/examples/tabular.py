@@ -8,8 +8,8 @@ from ._command import run
 
 
 def main(steps: int = 100, folder: Path = Path()) -> float:
-    """Compare a KAN with scikit-learn's regressors by cross-validation on data of which half of the features have no
-    influence, and plot the KAN and the features that it uses."""
+    """Compare a KAN with scikit-learn's regressors by cross-validation on data in which half of the features have no
+    influence, print the importance of each feature, and plot the KAN."""
     from sklearn.datasets import make_friedman1
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.linear_model import RidgeCV

@@ -15,8 +15,9 @@ from torch import nn
 
 from .references import own_methods
 
-# Methods that run when weights are initialised or tied, which is before or instead of a call of the model.
+# Parts of the names of methods that initialise, reset or tie weights, which a call of the model does not run.
 _SETUP = ("init", "reset", "tie")
+# Bytecode instructions that have no effect on a chain of attributes.
 _SKIPPED = ("CACHE", "EXTENDED_ARG", "NOP")
 
 

@@ -1,4 +1,4 @@
-"""Messages for programs that mean the project fast-kan, which installs a package of the same name, ``fastkan``.
+"""Error messages for programs that need the project fast-kan, which installs a package of the same name, ``fastkan``.
 
 If the other package, or a user's own file ``fastkan.py``, comes first on Python's path, no code of this package runs,
 so no message is possible. Two cases can be recognised: names of the other package are imported from this one, and both
@@ -12,7 +12,7 @@ from typing import Any
 
 from fastkan_kernels import warn
 
-# The public names of fast-kan, and a file that only fast-kan has in its folder.
+# The public names of fast-kan, and a file that fast-kan's folder contains and this package's folder does not.
 NAMES = ("FastKAN", "FastKANLayer", "AttentionWithFastKANTransform", "SplineLinear", "RadialBasisFunction")
 FILE = "fastkan.py"
 

@@ -93,7 +93,7 @@ def replace_linear(
     for each of them.
 
     - layers whose weights are read by other modules, which are the projections of ``nn.MultiheadAttention``, layers
-      with tied weights, layers inside of PEFT's adapters, and layers whose attribute ``weight`` a method of the model
+      with tied weights, layers inside PEFT's adapters, and layers whose attribute ``weight`` a method of the model
       reads, as T5's feed-forward block does (``self.wo.weight.dtype``);
     - layers that something outside the tree of submodules would still call, such as a lambda or a plain list in an
       attribute;
@@ -101,16 +101,16 @@ def replace_linear(
       weights, and layers inside ``torch.compile``;
     - parameters with the weights of several layers, such as the fused experts of Mixtral, if a pattern matches them.
 
-    Code that reads ``weight`` through a variable, or calls the layer with the keyword ``input=``, is only noticed by a
-    call of the model. If a ``sample`` is given, the model is called, and left unchanged if the call fails. Otherwise,
-    use ``select`` to exclude the layers that the code uses. The fused inference of ``nn.TransformerEncoder`` reads the
-    weights of its ``nn.Linear`` layers. If a layer of an ``nn.TransformerEncoder`` is replaced, fused inference is
-    switched off.
+    Code that reads ``weight`` through a variable, or passes the input as the keyword ``input=``, cannot be found
+    without a call of the model. If a ``sample`` is given, the model is called with it, and is left unchanged if the
+    call fails. Without a sample, use ``select`` to exclude layers that such code uses. The fused inference of
+    ``nn.TransformerEncoder`` reads the weights of its ``nn.Linear`` layers. If a layer of an ``nn.TransformerEncoder``
+    is replaced, fused inference is switched off.
 
     The parameters are new and trainable, so create the optimizer, and wrap the model for distributed training, after
-    the replacement. Optimizers that group parameters by class or name have to be told of the new ones: a KANLinear has
-    ``spline_weight`` and ``base_weight``, which may be decayed, and perhaps ``spline_scale`` and ``bias``. For
-    ``save_pretrained`` of transformers see :mod:`fastkan.interop.transformers`.
+    the replacement. If an optimizer groups parameters by class or name, add the new parameters to its groups: a
+    KANLinear has ``spline_weight`` and ``base_weight``, to which weight decay may be applied, and optionally
+    ``spline_scale`` and ``bias``. For ``save_pretrained`` of transformers see :mod:`fastkan.interop.transformers`.
 
     Args:
         model: a module that contains linear layers.
@@ -157,7 +157,10 @@ def replace_linear(
         way = ""
         if fused:
             others = f" and {len(fused) - 1} more" if len(fused) > 1 else ""
-            way = f", but {fused[0].name}{others}: {fused[0].kept_because}. Put a module of KANFeedForward in its place"
+            way = (
+                f", only {fused[0].name}{others}, which cannot be replaced because {fused[0].kept_because}: replace "
+                "the module by one with KANFeedForward blocks"
+            )
         raise ValueError(f"select={select!r} matches no linear layer{way}; the model has the linear layers: {known}")
     matched = [name for names, _ in places for name in names] + [entry.name for entry in fused]
     for pattern in patterns:
@@ -225,10 +228,12 @@ def linear_layers(model: nn.Module) -> list[tuple[list[str], Any]]:
 
 
 def _fused_layers(model: nn.Module, patterns: Sequence[str]) -> list[Replacement]:
-    """Return an entry for each parameter ``[several, ..., ...]`` that a pattern matches, by its name or its module's.
+    """Return an entry for each parameter with the weights of several layers, if a pattern matches the name of the
+    parameter or of its module.
 
-    Models with many experts keep their linear layers in such parameters. Convolutions and KAN layers also have
-    parameters with three dimensions, and learned embeddings may have the shape ``[1, ..., ...]``.
+    Models with several experts keep the weights of all experts in parameters ``[experts, ..., ...]``. Modules of
+    PyTorch and fastkan are skipped, because convolutions and KAN layers have parameters with three dimensions too.
+    Parameters ``[1, ..., ...]`` are skipped, because learned embeddings can have this shape.
     """
     found = []
     for place, module in model.named_modules() if patterns else ():
@@ -277,7 +282,7 @@ class _Readers:
             if isinstance(each, nn.MultiheadAttention):
                 self.reasons.update({id(child): f"{name or 'the model'} reads its weight" for child in each.children()})
             if any(cls.__name__ == "BaseTunerLayer" for cls in type(each).__mro__):
-                inside = "is inside of an adapter of PEFT, which reads its weight"
+                inside = "is inside an adapter of PEFT, which reads its weight"
                 self.reasons.update({id(child): f"it {inside}" for child in each.modules() if child is not each})
             if is_compiled(each):
                 self.reasons[id(each._modules["_orig_mod"])] = f"{name or 'the model'} is compiled from it"

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from ..functional import forward
+from ..layers.conv import KANConv
 from ..layers.distributed import local
 from ..layers.linear import KANLinear
 
@@ -27,10 +28,10 @@ INPUT_DIMS = {"spline_weight": 1, "base_weight": 0, "spline_scale": 0, "knots": 
 
 
 class _ParallelKAN(ParallelStyle):
-    """The parts that both styles share.
+    """The base class of both styles.
 
-    A layer is computed from the parts of its tensors that a process has. A plain input or output is the part of a
-    process, with the placement that the style names.
+    Each process computes a layer from its own parts of the tensors. An input or output that is a plain tensor is this
+    process's part of a distributed tensor, which has the placement that the style specifies.
     """
 
     dims: dict[str, int]  # The dimension of each tensor that is distributed; the other tensors are replicated.
@@ -51,13 +52,15 @@ class _ParallelKAN(ParallelStyle):
     default_output: Placement
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        if not isinstance(module, KANLinear):
+        if not isinstance(module, KANLinear) or isinstance(module, KANConv):
             raise NotImplementedError(
                 f"{type(self).__name__} distributes a KANLinear, got {type(module).__name__}; for a linear layer use "
                 "torch.distributed.tensor.parallel"
             )
         if device_mesh.ndim != 1:
-            raise ValueError(f"device_mesh must have one dimension, such as mesh['tp'], got {device_mesh.ndim}")
+            raise ValueError(
+                f"device_mesh must have 1 dimension, such as mesh['tp'], got {device_mesh.ndim} dimensions"
+            )
         module._check_own_splines("parallelize_module")
 
         def distributed(name: str, tensor: Tensor) -> DTensor:
@@ -92,8 +95,8 @@ class ColwiseParallelKAN(_ParallelKAN):
         input_layouts: the placement of the inputs, by default ``Replicate()``. Inputs with another placement are
             redistributed.
         output_layouts: the placement of the outputs, by default ``Shard(-1)``.
-        use_local_output: whether the outputs are plain tensors, which are the parts of the processes, instead of
-            ``DTensor`` objects.
+        use_local_output: whether each process returns its part of the outputs as a plain tensor. Otherwise, it returns
+            a ``DTensor``.
 
     Raises:
         TypeError: if a layout is neither ``Replicate()`` nor a ``Shard``.
@@ -122,9 +125,9 @@ class RowwiseParallelKAN(_ParallelKAN):
         input_layouts: the placement of the inputs, by default ``Shard(-1)``. Inputs with another placement are
             redistributed.
         output_layouts: the placement of the outputs, by default ``Replicate()``, for which the sums are all-reduced.
-            With ``Shard(d)``, the sums are scattered, for example over the positions of a sequence.
-        use_local_output: whether the outputs are plain tensors, which are the parts of the processes, instead of
-            ``DTensor`` objects.
+            With ``Shard(d)``, the sums are reduced and scattered, for example over the positions of a sequence.
+        use_local_output: whether each process returns its part of the outputs as a plain tensor. Otherwise, it returns
+            a ``DTensor``.
 
     Raises:
         TypeError: if a layout is neither ``Replicate()`` nor a ``Shard``.
@@ -197,7 +200,7 @@ def _of_parts(x: Tensor, mesh: DeviceMesh, layout: Placement, features: int) -> 
 
 
 def _local_bias(bias: Any, placement: Placement, last: int) -> Tensor:
-    """Return what to add to the part of the outputs ``[..., out]`` that a process has."""
+    """Return the part of the bias that is added to this process's part of the outputs ``[..., out]``."""
     if placement == Shard(last):
         return bias.redistribute(placements=[Shard(0)]).to_local()
     if placement == Replicate():

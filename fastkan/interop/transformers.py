@@ -10,14 +10,14 @@ imported, it then constructs the KAN layers that the model's ``config.json`` nam
     model.save_pretrained("gpt2-kan")                  # as Trainer does, too
     model = AutoModelForCausalLM.from_pretrained("gpt2-kan")
 
-A checkpoint of the model without KAN layers can be loaded into the model with them. The new layers are initialised as
-those of :class:`fastkan.KANLinear`:
+A checkpoint that was saved without KAN layers can be loaded into a model that has KAN layers. The new layers are
+initialised as every new :class:`fastkan.KANLinear` is:
 
     layers = KANLayersConfig("*.mlp.*", grid_size=8)
     model = AutoModelForCausalLM.from_pretrained("gpt2", quantization_config=layers)
 
-The same holds for a class of your own that constructs KAN layers in ``__init__``, with an empty ``KANLayersConfig()``.
-Without it, transformers leaves new KAN layers uninitialised, because it only initialises modules that it knows.
+If a class of your own constructs KAN layers in ``__init__``, pass an empty ``KANLayersConfig()``. Without a config,
+transformers leaves new KAN layers uninitialised, because it only initialises modules that it knows.
 
 Nothing is quantized: transformers reads the entry ``quantization_config`` of ``config.json``, because that is its
 interface for packages that exchange layers before weights are loaded. So a model cannot have KAN layers and be
@@ -26,16 +26,17 @@ layers have random weights, and transformers warns of an unknown quantization ty
 
 Other packages around transformers:
 
-- PEFT's adapters work beside KAN layers. A KANLinear is trained as a whole, by ``modules_to_save=["c_fc"]``; LoRA on it
-  is refused by PEFT, which names the class.
-- ``torch.optim.Muon`` is for parameters with two dimensions, and refuses ``spline_weight``, which has three. torchao
-  leaves KAN layers as they are, and refuses them if a filter of one's own selects them.
-- An optimizer that groups parameters by the class of the module, as minGPT's does, has to be told of KANLinear and of
-  its parameters ``spline_weight``, ``base_weight`` and, if present, ``spline_scale`` and ``bias``.
+- Models with KAN layers can have PEFT's adapters on their other layers. To train a KANLinear as a whole, pass
+  ``modules_to_save=["c_fc"]`` to PEFT. For LoRA on a KANLinear, PEFT raises an error that names the class.
+- ``torch.optim.Muon`` accepts only parameters with two dimensions, so it raises an error for ``spline_weight``, which
+  has three. torchao does not quantize KAN layers, and raises an error if a user's filter selects them.
+- If an optimizer groups parameters by the class of the module, as minGPT's does, add KANLinear with its parameters
+  ``spline_weight``, ``base_weight`` and, if present, ``spline_scale`` and ``bias`` to the groups.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -134,7 +135,7 @@ def record_layers(model: PreTrainedModel) -> KANLayersConfig:
     other = getattr(model.config, "quantization_config", None)
     method = other.get("quant_method") if isinstance(other, dict) else getattr(other, "quant_method", METHOD)
     if method != METHOD:
-        raise ValueError(f"model is quantized by {method}, and config.json has no place for KAN layers beside that")
+        raise ValueError(f"model is quantized by {method}, but config.json cannot name KAN layers of a quantized model")
     entries: dict[str, dict[str, Any]] = {}
     for cls in _CLASSES.values():
         for name, module in model.named_modules():
@@ -170,7 +171,7 @@ class KANLayersBuilder(HfQuantizer):
         for part in model.modules():
             if isinstance(part, PreTrainedModel):
                 del part.__dict__["_init_weights"]
-        del model.hf_quantizer  # so that the model is not taken for a quantized one
+        del model.hf_quantizer  # transformers treats a model with this attribute as quantized
         del model.config.quantization_config
         if any(type(part) in _CLASSES.values() for part in model.modules()):
             record_layers(model)
@@ -192,14 +193,14 @@ def _init_weights(original: Callable[[nn.Module], None], module: nn.Module) -> N
     if not isinstance(module, KANLinear):
         try:
             original(module)
-        except AttributeError as error:  # GPT-2 has a rule for the weights of the layers inside of a block
+        except AttributeError as error:  # GPT-2's rule for a block reads weights that its KAN layers lack
             if not (is_loaded and isinstance(error.obj, KANLinear)):
                 raise
         return
     if is_loaded:
         return  # this only saves time, because ``initialization.copy_`` does not write to loaded tensors either
-    like: dict[str, Any] = {"device": module.knots.device, "dtype": module.spline_weight.dtype}
-    fresh = KANLinear(module.in_features, module.out_features, **describe_layer(module), **like)
+    fresh = copy.deepcopy(module)
+    fresh.reset_parameters()
     for name, tensor in tensors:
         initialization.copy_(tensor, torch.ones_like(tensor) if name == "mask" else getattr(fresh, name))
     bias = module.bias
@@ -215,7 +216,7 @@ def _construct(model: PreTrainedModel, name: str, entry: dict[str, Any]) -> None
     if not found:
         if name.startswith(prefix) or type(model).__name__ in (model.config.architectures or ()):
             raise ValueError(f"config.json names a KAN layer {name}, but {type(model).__name__} has no such module")
-        return  # the layer belongs to the head of another class
+        return  # the layer belongs to the head of another model class
     old = modules[found[0]]
     arguments = {key: value for key, value in entry.items() if key not in ("class", "names", "masked")}
     cls = _CLASSES.get(entry["class"])
@@ -236,7 +237,7 @@ def _construct(model: PreTrainedModel, name: str, entry: dict[str, Any]) -> None
                 parent._modules[own] = layer
 
 
-# The classes of layers that a config can name. A feed-forward block comes before the layers inside of it.
+# The classes of layers that a config can name. A feed-forward block comes before the layers inside it.
 _CLASSES: dict[str, type[nn.Module]] = {each.__name__: each for each in (KANFeedForward, KANLinear)}
 
 

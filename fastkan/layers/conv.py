@@ -1,4 +1,4 @@
-"""The classes ``KANConv1d``, ``KANConv2d`` and ``KANConv3d``, which are convolutions with edge functions."""
+"""The classes ``KANConv1d``, ``KANConv2d`` and ``KANConv3d``, which are convolutions with learned edge functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from fastkan_kernels import (
 from ..functional import OUTSIDE, forward
 from .linear import KANLinear
 
-# The choices for pixels beyond the border. The values are the modes of torch.nn.functional.pad, or None for no pixels.
+# Maps each choice for the pixels beyond the border to the mode of torch.nn.functional.pad, or to None if these pixels
+# contribute nothing.
 PADDING_MODES = {
     "zeros": None,
     "reflect": "reflect",
@@ -54,7 +55,7 @@ class _PerDimension(Kind):
 
 
 class KANConv(KANLinear):
-    """The base class of the convolutions of all dimensions; see :class:`KANConv2d`."""
+    """The base class of the convolutions of one, two and three dimensions; see :class:`KANConv2d`."""
 
     _dimensions: int
     # A call of reset_parameters() by the constructor of the parent class reads the sizes before they are set.
@@ -110,7 +111,7 @@ class KANConv(KANLinear):
         self.kernel_size, self.stride, self.dilation, self.groups = kernel, steps, spacing, groups
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in border)
         self.padding_mode = padding_mode
-        self._border = border
+        self._padding_pairs = border
         self._scale_base_weight()
 
     def reset_parameters(self) -> None:
@@ -124,7 +125,8 @@ class KANConv(KANLinear):
 
     @torch.no_grad()
     def _scale_base_weight(self) -> None:
-        """Divide the base weight by the square root of the number of inputs that an output sums for each channel."""
+        """Adapt the base weight, drawn for ``in_channels`` inputs, to the ``in_channels * taps / groups`` inputs of an
+        output."""
         if self.base_weight is not None:
             self.base_weight.mul_(math.sqrt(self.groups / math.prod(self.kernel_size)))
 
@@ -140,8 +142,8 @@ class KANConv(KANLinear):
         images = x if x.ndim == self._dimensions + 2 else x.unsqueeze(0)
         window, crop = self._window(images.shape[2:])
         mode = PADDING_MODES[self.padding_mode]
-        if mode is not None and any(map(max, self._border)):
-            images = functional.pad(images, [each for pair in reversed(self._border) for each in pair], mode)
+        if mode is not None and any(map(max, self._padding_pairs)):
+            images = functional.pad(images, [each for pair in reversed(self._padding_pairs) for each in pair], mode)
         knots = self.knots  # The attribute is read only once, because another thread may replace the knots.
         basis, _ = self._known.basis_and_pieces(knots)
         weight, base_weight = self._known.checked(knots, basis, self.spline_weight, self.base_weight)
@@ -161,7 +163,7 @@ class KANConv(KANLinear):
         A window pads both sides of a dimension equally. If padding="same" needs one pixel more at the end, the window
         has one more at both ends, and the first output is cut off.
         """
-        border = self._border
+        border = self._padding_pairs
         is_padded = PADDING_MODES[self.padding_mode] is not None
         padding = (0,) * len(border) if is_padded else tuple(after for _, after in border)
         crop = [0 if is_padded else after - before for before, after in border]
@@ -224,16 +226,16 @@ class KANConv1d(KANConv):
 
 
 class KANConv2d(KANConv):
-    """A convolution that has a learned function for each tap where ``torch.nn.Conv2d`` has a weight.
+    """A two-dimensional convolution that has a learned function wherever ``torch.nn.Conv2d`` has a weight.
 
         y[n,o,p] = sum_{c,t} phi_cot(x[n,c, p * stride + t * dilation - padding]) (+ bias[o])
 
     The sum is over the input channels c of the group of output channel o and over the taps t of the kernel, and each
     edge function phi_cot is a spline plus a base function as in :class:`KANLinear`. All taps of a channel share its
-    knots. The features of a pixel are evaluated once for all taps, in blocks of bounded memory, and are the channels of
-    one ordinary convolution.
+    knots. The features of a pixel are evaluated once for all taps, in blocks of bounded memory, and are then the input
+    channels of one ordinary convolution.
 
-    The layer is a :class:`KANLinear` from ``in_channels`` inputs to ``out_channels / groups * taps`` outputs, with an
+    The layer is a :class:`KANLinear` from ``in_channels`` inputs to ``out_channels / groups * taps`` outputs, with its
     own ``forward``. Its other methods are the same. The samples of :meth:`update_grid` and :meth:`refine` are images,
     whose pixels are the samples of each channel. Masks and weights have the outputs and taps in their last dimension;
     ``layer.spline_weight.unflatten(2, (-1, *layer.kernel_size))`` has a dimension for each,
@@ -247,7 +249,7 @@ class KANConv2d(KANConv):
         padding: the number of pixels beyond each border that windows may reach, likewise, or ``"valid"``, which is 0,
             or ``"same"``, which gives outputs of the size of the inputs.
         dilation: the distance between taps, likewise.
-        groups: the number of groups of channels. Outputs of a group depend on the inputs of the same group alone.
+        groups: the number of groups of channels. Outputs of a group depend only on the inputs of the same group.
         bias: whether to add a learned bias ``[out_channels]``.
         padding_mode: the pixels beyond the border. With ``"zeros"``, they contribute nothing, as in
             ``torch.nn.Conv2d``. With ``"zero_inputs"``, they have the value 0, and each contributes phi(0). The modes

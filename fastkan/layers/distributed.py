@@ -52,12 +52,12 @@ def check_one_process(what: str, remedy: str) -> None:
     count = process_count()
     if count > 1:
         raise RuntimeError(
-            f"{what} uses the samples of this process alone, but {count} processes are initialised: the networks of "
-            f"different ranks would become different ones. {remedy}"
+            f"{what} uses the samples of this process alone, but {count} processes are initialised, so the networks "
+            f"of the ranks would diverge. {remedy}"
         )
 
 
-def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
+def gather_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
     """Return the samples of all ranks of a process group, or the samples of this process if the group is None.
 
     If the ranks have more than ``MAX_SAMPLES`` rows together, each rank contributes a part of its rows, chosen by
@@ -77,7 +77,7 @@ def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
                                 "group=torch.distributed.group.WORLD")  # fmt: skip
         return read()
     rows = on_every_rank(read, group)
-    counts = gathered(len(rows), group)
+    counts = all_gather_values(len(rows), group)
     total = sum(counts)
     if total == 0:
         raise ValueError("x must have at least one sample on one of the ranks, got none")
@@ -93,7 +93,7 @@ def joined_samples(what: str, read: Callable[[], Tensor], group: Any) -> Tensor:
 
 
 def on_every_rank(work: Callable[[], T], group: Any) -> T:
-    """Call a function that has no collectives, and raise an error on every rank of the group if one call fails.
+    """Call a function without collective operations, and raise an error on every rank of the group if one call fails.
 
     Without the exchange of errors, the ranks on which the call succeeds would wait in the next collective for a rank
     that never takes part in it.
@@ -113,7 +113,7 @@ def on_every_rank(work: Callable[[], T], group: Any) -> T:
         result = work()
     except Exception as error:
         failure = error
-    messages = gathered(None if failure is None else str(failure), group)
+    messages = all_gather_values(None if failure is None else str(failure), group)
     if failure is not None:
         raise failure
     for rank, message in enumerate(messages):
@@ -123,10 +123,10 @@ def on_every_rank(work: Callable[[], T], group: Any) -> T:
 
 
 def broadcast(tensors: list[Tensor], group: Any) -> None:
-    """Overwrite tensors by the tensors of the first rank of the group, unless the group is None.
+    """Overwrite tensors with the tensors of the first rank of the group, unless the group is None.
 
-    Ranks that compute the same from the same values may still round differently, for example with another number of
-    threads.
+    The ranks of a group may round differently even if they compute with the same values, for example if they use
+    different numbers of threads.
     """
     if group is not None:
         for tensor in tensors:
@@ -135,7 +135,7 @@ def broadcast(tensors: list[Tensor], group: Any) -> None:
             tensor.copy_(values)  # In contrast to a broadcast, a copy is recorded by the version counter.
 
 
-def gathered(value: Any, group: Any) -> list[Any]:
+def all_gather_values(value: Any, group: Any) -> list[Any]:
     """Return the values of all ranks of a group."""
     values: list[Any] = [None] * torch.distributed.get_world_size(group)
     torch.distributed.all_gather_object(values, value, group=group)
@@ -151,7 +151,7 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 
 def local(tensor: Any) -> Any:
-    """Return the part of a ``DTensor`` that this process has, without a graph, and any other tensor unchanged."""
+    """Return this process's part of a ``DTensor``, detached from the autograd graph, and any other tensor unchanged."""
     if not is_sharded(tensor):
         return tensor
     with torch.no_grad():

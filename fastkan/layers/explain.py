@@ -65,7 +65,7 @@ def explain(layer: KANLinear, x: Tensor) -> str:
         f"backend: {taken.backend} ({taken.backend_because})",
     ]
     if product is not None:
-        rounded = f"autocast: features and weights are rounded to {product} at their product, and then the outputs"
+        rounded = f"autocast: features and weights are rounded to {product} before their product, and outputs after it"
         lines.append(rounded.replace("torch.", ""))
     if layer.outside == "linear":
         lines.append("outside='linear': F_1 at the grid's nearest point is added to F_0")

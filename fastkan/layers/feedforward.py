@@ -24,16 +24,16 @@ class KANFeedForward(nn.Module):
 
         hidden = round(4 d_model / (G + k + 1)),   or   round(4 d_model / (G + k))   if base="none"
 
-    Transformers normalize the inputs of the block. If yours does not, put a ``LayerNorm`` in front of it. The default
-    grid from -1 to 1 does not contain a third of such inputs, but the splines extend k intervals beyond it, for G = 5
-    and k = 3 from -2.2 to 2.2, where 97% of normally distributed inputs lie. A finer grid in the middle is better than
-    a grid that contains all inputs. The mean validation losses of a GPT with two blocks and d_model = 32, after 300
-    steps on 460,000 characters with each of three seeds, were
+    Transformers normalize the inputs of the block. If yours does not, put a ``LayerNorm`` in front of the block. A
+    third of normalized inputs lies outside of the default grid from -1 to 1, but the splines extend k intervals beyond
+    the grid: for G = 5 and k = 3 from -2.2 to 2.2, where 97% of normally distributed inputs lie. A grid that is fine in
+    the middle is better than a grid that contains all inputs. The mean validation losses of a GPT with two blocks and
+    d_model = 32, after 300 steps on 460,000 characters with each of three seeds, were
 
     - 2.223 with the default, with 35% of the inputs of ``inner`` and 13% of those of ``outer`` outside of the grid;
     - 2.243 with a grid from -2 to 2, and 5% and 1% outside;
     - 2.262 with a grid from -3 to 3, and less than 1% outside;
-    - 2.248 with MLP blocks, whose training took 0.6 of the time on a CPU.
+    - 2.248 with MLP blocks, which took 0.6 times as long to train on a CPU.
 
     A ``LayerNorm`` between the two layers did not lower the loss, so there is none.
 
@@ -60,10 +60,11 @@ class KANFeedForward(nn.Module):
         >>> sum(p.numel() for p in block.parameters()) / (8 * 64**2)
         0.984375
 
-    In place of a block of transformers' GPT-2 (``ViT`` has ``vit.layers``), and of PyTorch's encoder layer, whose fused
-    inference would go past it:
+    The block takes the place of the MLP in GPT-2 of Hugging Face transformers (in ViT, the layers are ``vit.layers``):
 
         model.transformer.h[0].mlp = KANFeedForward(768)
+
+    In PyTorch's encoder layer, the last line switches off the fused inference, which would bypass the block:
 
         layer = nn.TransformerEncoderLayer(64, 4, batch_first=True)
         layer.linear1, layer.activation, layer.linear2 = KANFeedForward(64), nn.Identity(), nn.Identity()

@@ -13,7 +13,7 @@ from ..functional import OUTSIDE
 
 
 class Numbers(Kind):
-    """An argument kind that accepts a tensor, an array or lists of real numbers, and reads a dense tensor."""
+    """An argument kind that accepts a tensor, an array or lists of real numbers, and returns a dense tensor."""
 
     def read(self, name: str, value: Any) -> Tensor:
         try:
@@ -51,16 +51,17 @@ def from_splines(
 
     The sizes follow from the shapes: ``K`` coefficients on ``M`` knots are splines of order ``k = M - K - 1`` on a grid
     of ``G = K - k`` intervals. All arguments may be tensors, arrays or lists. The parameters have the dtype and the
-    device of the coefficients, and are trained.
+    device of the coefficients, and require gradients.
 
     Args:
         knots: the knots ``[in, G + 2k + 1]``, in the units of the inputs, non-decreasing in each row, or one row
-            ``[G + 2k + 1]`` for all inputs. Besides the ``G + 1`` knots of the grid, ``k`` knots on each side.
+            ``[G + 2k + 1]`` for all inputs. A row consists of the ``G + 1`` knots of the grid and ``k`` knots on each
+            side of the grid.
         coefficients: the spline coefficients ``[G + k, in, out]``.
         base_weight: the weights ``[in, out]`` of the base function. If None, the layer has no base function.
         scale: the factors ``[in, out]`` of the splines, or None.
         bias: the bias ``[out]``, or None.
-        base: the base function, if there are base weights.
+        base: the base function, which is only used if there are base weights.
         outside: how splines continue outside the grid; see :class:`KANLinear`.
 
     Raises:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastkan_kernels import check_finite, check_knots, check_shape, spline_values, splines, warn
+from fastkan_kernels import check_finite, check_knots, check_shape, check_tensor, spline_values, splines, warn
 
 ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
 
@@ -37,11 +37,16 @@ def add_outer_knots(grid: Tensor, order: int) -> Tensor:
 
 
 def read_sample_weight(weight: Tensor, rows: int) -> Tensor:
-    """Check the weights of samples, and return them in float64.
+    """Check the weights of samples, and return them as ``[rows]`` in float64.
 
     Raises:
-        ValueError: if the weights do not have the shape ``[rows]``, are negative or not finite, or are all 0.
+        TypeError: if the weights are not a dense tensor of real numbers.
+        ValueError: if the weights are not as many as the rows, are negative or not finite, or are all 0.
     """
+    check_tensor("sample_weight", weight, any_dtype=True)
+    if weight.is_complex() or weight.is_meta:
+        raise TypeError(f"sample_weight must be real numbers, got {'meta' if weight.is_meta else weight.dtype}")
+    weight = weight.flatten()
     check_shape("sample_weight", weight, (rows,))
     check_finite("sample_weight", weight)
     weight = weight.detach().double()

@@ -30,10 +30,10 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
-from .coefficient_loss import regularization_loss
-from .distributed import GROUP, broadcast, check_not_sharded, joined_samples, local, on_every_rank
+from .distributed import GROUP, broadcast, check_not_sharded, gather_samples, local, on_every_rank
 from .from_splines import from_splines
 from .init import Initialization, assign
+from .regularization_loss import regularization_loss
 from .tracing import call_as_leaf, leaf
 from .value_cache import KnotMetadata
 
@@ -153,19 +153,19 @@ class KANLinear(nn.Module):
 
     @property
     def grid(self) -> Tensor:
-        """The knots ``[in, G + 2k + 1]``, by the name that they have in other packages."""
+        """The knots ``[in, G + 2k + 1]``, under the name that other packages use."""
         return self.knots
 
     from_splines: Any = classmethod(from_splines)
     regularization_loss = regularization_loss
 
     def reset_parameters(self) -> None:
-        """Make the layer a new one: draw new parameters from the random number generator of PyTorch, move the knots to
-        their initial positions and remove the mask.
+        """Reset the layer to the state of a new layer: draw new parameters from the random number generator of PyTorch,
+        move the knots to their initial positions, and remove the mask.
 
         The number of grid intervals stays as it is. The base weight has the distribution of the initial weight of
         ``nn.Linear``. Each spline interpolates small random values at the G + 1 knots of the grid. All scales are 1,
-        and the bias is 0; only the layers of a :class:`KAN` have the distribution that is documented there. If inputs
+        and the bias is 0. In a :class:`KAN`, layers have the distribution that is documented there instead. If inputs
         outside the grid are counted, the counts start again at 0.
 
         After the call, no value of the layer depends on the memory that the layer had before. A layer that was
@@ -205,8 +205,9 @@ class KANLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[..., out_features]`` for the inputs ``x [..., in_features]``.
 
-        The outputs have the dtype of x. Under autocast they have its dtype, as those of ``nn.Linear`` do, which halves
-        the memory of activations. The features are computed from x in its own dtype, and rounded before the product.
+        The outputs have the dtype of x. Under autocast they have the dtype of autocast, as the outputs of ``nn.Linear``
+        do, which halves the memory of activations. The features are computed from x without rounding x, and are rounded
+        before the matrix product.
 
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
@@ -308,8 +309,8 @@ class KANLinear(nn.Module):
         """
         self._check_own_splines("update_grid")
         if sample_weight is not None and group is not None:
-            raise ValueError("sample_weight must be None if samples are gathered from a process group")
-        samples = joined_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
+            raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+        samples = gather_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
         adapted = on_every_rank(lambda: self._adapted(samples, grid_eps, margin, sample_weight), group)
         self._write_splines(*adapted)
         broadcast([self.spline_weight, self.knots], group)
@@ -319,7 +320,7 @@ class KANLinear(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the coefficients and the knots that :meth:`update_grid` sets for samples ``[N, in_features]``."""
         if sample_weight is not None:
-            sample_weight = grid.read_sample_weight(sample_weight.flatten(), len(samples)).to(samples.device)
+            sample_weight = grid.read_sample_weight(sample_weight, len(samples)).to(samples.device)
             samples, sample_weight = samples[sample_weight > 0], sample_weight[sample_weight > 0]
         knots = grid.adapted_knots(
             samples, self.knots, self.spline_order, self.grid_size, grid_eps, margin, sample_weight
@@ -368,7 +369,7 @@ class KANLinear(nn.Module):
         old = self.spline_weight, self.knots, self.spline_order
         if x is None:
             return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))
-        samples = joined_samples("refine at samples", lambda: self._samples(x, may_be_empty=group is not None), group)
+        samples = gather_samples("refine", lambda: self._samples(x, may_be_empty=group is not None), group)
         refined = on_every_rank(lambda: grid.refine(*old, grid_size, samples, self.outside), group)
         self._write_splines(*refined)
         broadcast([self.spline_weight, self.knots], group)

@@ -62,7 +62,7 @@ class SymbolicEdges(nn.Module):
         ends: a tensor ``[2, E]`` with the inputs and the outputs that the edges connect.
         formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 buffer that contains the JSON text
             ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None. If other code replaces the buffer, as
-            tools that load large checkpoints do, ``edges`` follows.
+            tools that load large checkpoints do, ``edges`` is read from the new buffer.
 
     Raises:
         TypeError, ValueError: if a size is negative, or layers do not support the dtype.
@@ -312,7 +312,7 @@ class SymbolicEdges(nn.Module):
 
     @torch.inference_mode(False)
     def _group(self, edges: tuple[Edge, ...]) -> None:
-        """Set the edges and what is computed from them: the groups of the functions, the indices and the text."""
+        """Set the edges, and compute the groups of equal functions, the index tensors and the JSON text."""
         self._edges, device = edges, self.affine.device
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         self._sorted = sorted(range(len(edges)), key=lambda n: self._names.index(edges[n].name))
@@ -327,7 +327,7 @@ class SymbolicEdges(nn.Module):
     def _indices_on(self, device: torch.device) -> _Indices:
         """Return the index tensors on a device.
 
-        The tensors are no buffers, because tools that give memory to buffers or move parameters one by one would leave
+        The tensors are not buffers, because tools that give memory to buffers or move parameters one by one would leave
         them with other contents or on another device.
         """
         if self._indices.ends.device != device:

@@ -306,13 +306,13 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Make the network a new one with the same numbers of nodes and grid intervals, in place.
+        """Reset the network in place to the state of a new network with the same numbers of nodes and grid intervals.
 
         The parameters are drawn as the constructor draws them: from the seed that was passed to the constructor, so
         that each call gives the same parameters, or from torch's global generator if the seed was None, if the network
-        was loaded from a file, or if it was converted. All knots are at their initial positions. All edges are splines
-        and on, except for those that ``sparse_init`` switches off: formulas and masks are removed. The affine maps are
-        the identity. The results of earlier fits, ``history``, ``sample`` and ``prune_mask``, are removed.
+        was loaded from a file, or if it was converted. All knots move to their initial positions. Formulas and masks
+        are removed, so all edges are splines and on, except for those that ``sparse_init`` switches off. The affine
+        maps become the identity. The results of earlier fits, ``history``, ``sample`` and ``prune_mask``, are removed.
 
         ``input_id`` selects the columns of x in their order. If the network reads only some of the columns, because
         inputs were pruned, the network reads the same columns as before.
@@ -321,8 +321,8 @@ class Network(nn.Module):
         constructed on the device ``"meta"`` and then given memory is therefore ready after this call.
 
         Raises:
-            ValueError: if ``input_id`` does not have the selection of columns of a network whose inputs were pruned,
-                because ``input_id`` was on the device ``"meta"``.
+            ValueError: if inputs were pruned and ``input_id`` has lost the selection of columns, because it was on the
+                device ``"meta"``.
 
         Example:
             >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -357,9 +357,9 @@ class Network(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state as ``nn.Module`` does. All formulas of the network are replaced by the formulas in the state.
 
-        The state of layers alone is complete, such as that of a list ``layers`` of :class:`KANLinear` or of an
-        efficient-kan checkpoint that ``convert_state_dict`` has converted: the network then has affine maps that change
-        nothing, no formulas, scales of 1 if there are none in the state, and reads all columns.
+        A state that contains only layers is accepted too, such as the state of a list ``layers`` of :class:`KANLinear`
+        modules, or an efficient-kan checkpoint that ``convert_state_dict`` has converted. The network then reads all
+        columns of x, has no formulas, and its affine maps are the identity. If the state has no scales, they are 1.
         """
         found = super().load_state_dict(state_dict, strict, assign)
         for layer in self.layers:
@@ -379,9 +379,9 @@ class Network(nn.Module):
             symbolic._materialize_empty(self.input_id.device)
 
     def _neutral_state(self, state_dict: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:
-        """Return what a state of layers alone lacks, such as that of a list ``layers`` of KANLinear or a converted
-        checkpoint of efficient-kan: affine maps that change nothing, the columns in order, and scales of 1. If the
-        state has no layers, return an empty dictionary."""
+        """Return the entries that are missing in a state that contains only layers: affine maps that are the identity,
+        the columns of x in order, and scales of 1. If the state does not contain all layers, return an empty
+        dictionary."""
         places = [f"{prefix}layers.{place}." for place in range(self.depth)]
         weights = [state_dict.get(f"{place}spline_weight") for place in places]
         found: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
-from ..layers.distributed import GROUP, broadcast, gathered, joined_samples, on_every_rank
+from ..layers.distributed import GROUP, all_gather_values, broadcast, gather_samples, on_every_rank
 from .samples import as_tensor
 from .trace import LayerTrace, rows_for, trace
 
@@ -73,7 +73,7 @@ def refine(
     if len(sizes) != model.depth:
         raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
     _check_not_sharded(model, "refine")
-    rows = _joined_rows(model, "refine at samples", x, dataset, group)
+    rows = _joined_rows(model, "refine", x, dataset, group)
     new = copy.deepcopy(model)
     on_every_rank(lambda: _refine_layers(new, sizes, trace(model, rows)), group)
     broadcast(_splines(new), group)
@@ -119,7 +119,7 @@ def update_grid_from_samples(
     _check_not_sharded(model, "update_grid_from_samples")
     weight = None if sample_weight is None else as_tensor("sample_weight", sample_weight)
     if weight is not None and group is not None:
-        raise ValueError("sample_weight must be None if samples are gathered from a process group")
+        raise ValueError("sample_weight and group cannot be combined: one of them must be None")
     rows = _joined_rows(model, "update_grid_from_samples", x, dataset, group)
     with model._restored_grids_after_errors():
         on_every_rank(lambda: model._adapt_grids(rows, weight), group)
@@ -129,19 +129,19 @@ def update_grid_from_samples(
 def _joined_rows(model: Network, what: str, x: Any, dataset: Any, group: Any) -> Tensor:
     """Return the rows of this process or, if a group is given, of all ranks of the group."""
     has_rows = x is not None or dataset is not None or model.sample is not None
-    if not any([has_rows] if group is None else gathered(has_rows, group)):
-        return rows_for(model, min_rows=1)  # The points spread over the grids, which are the same on all ranks.
+    if not any([has_rows] if group is None else all_gather_values(has_rows, group)):
+        return rows_for(model, min_rows=1)  # Points spread over the grids are the same on all ranks.
 
     def read() -> Tensor:
         if not has_rows:
             return torch.empty(0, model.in_features, dtype=model.dtype, device=model.device)
         return rows_for(model, x, dataset, min_rows=1 if group is None else 0)
 
-    return joined_samples(what, read, group)
+    return gather_samples(what, read, group)
 
 
 def _splines(model: Network) -> list[Tensor]:
-    """Return the tensors that a change of the grids changes."""
+    """Return the coefficients and the knots of all layers."""
     return [tensor for layer in model.layers for tensor in (layer.spline_weight, layer.knots)]
 
 

@@ -74,7 +74,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
         if array.dtype.kind not in "fiub":
             is_text = array.dtype.kind in "UST"
             is_label = is_text and (name.startswith("y") or "label" in name)
-            hint = ": fastkan.sklearn.KANClassifier takes names of classes as labels" if is_label else ""
+            hint = ": fastkan.sklearn.KANClassifier accepts strings as labels" if is_label else ""
             raise TypeError(f"{name} must be of real numbers, got {'text' if is_text else array.dtype}{hint}")
         value = torch.tensor(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
     if value.layout != torch.strided or value.is_meta:

@@ -158,7 +158,7 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: float | Tensor 
         raise ValueError(f"labels must be a tensor {list(logits.shape)}, got {_shown(labels)}")
     check_residuals(logits)
     if not bool(((labels >= 0) & (labels <= 1)).all()):
-        raise ValueError("labels must be from 0 to 1")
+        raise ValueError(f"labels must be from 0 to 1, got {float(labels.min()):g} to {float(labels.max()):g}")
     factor = _row_weights(weight, logits).unsqueeze(1)
     wide, y = logits.detach().double(), labels.detach().double()
     losses = nn.functional.binary_cross_entropy_with_logits(wide, y, reduction="none")
@@ -174,11 +174,12 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: float | Tensor 
 
 
 def _row_weights(weight: float | Tensor, outputs: Tensor) -> Tensor:
-    """Check the weight of each row, and return a tensor ``[M]``, in float64."""
+    """Check the weights of the rows, and return them as a float64 tensor ``[M]``."""
     if not isinstance(weight, Tensor) or weight.ndim == 0:
         return outputs.new_full((len(outputs),), Real(above=0).read("weight", weight), dtype=torch.float64)
     if weight.shape != outputs.shape[:1] or not bool(((weight > 0) & weight.isfinite()).all()):
-        raise ValueError(f"weight must be a positive number or {len(outputs)} positive numbers, got {_shown(weight)}")
+        wanted = f"a positive number or a tensor of {len(outputs)} positive numbers"
+        raise ValueError(f"weight must be {wanted}, got {_shown(weight)}")
     return weight.detach().double()
 
 
@@ -215,8 +216,8 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             residuals. The correction is not computed if the residuals come from an iterator.
         max_dense: the maximum number of parameters for which a matrix ``[P, P]`` is factorized. With more parameters,
             or if the matrix is too costly for the number of rows, the step is computed by conjugate gradients.
-        weight_decay: the factor of half the sum of the squares of all parameters, which is added to the cost, or a
-            tensor with one factor for each element of the parameters.
+        weight_decay: a factor: half the sum of the squares of all parameters, times this factor, is added to the cost.
+            A tensor ``[P]`` has one factor for each element of the parameters.
         verify: whether the first step checks that every row of the residuals depends on only one row of the inputs,
             and that the function of the residuals returns the same values when called again.
 
@@ -241,7 +242,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
     report: Report | None = None
     names: list[str] | None = None  # the names of the parameters in error messages
     _rows: int | None = None  # the number of rows of the residuals in the last evaluation
-    _gram: Tensor | None = None  # the matrix of the last step
+    _gram: Tensor | None = None  # J^T J plus the weight decay, at the start of the last step
 
     @checked(
         damping=Real(above=0), acceleration=FLAG, max_dense=Int(least=0), weight_decay=_Decay(), verify=FLAG,
@@ -275,7 +276,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         # The options are stored in the group, which copies and pickles of a torch.optim.Optimizer contain.
         count = sum(each.numel() for each in parameters)
         if isinstance(weight_decay, Tensor) and weight_decay.shape != (count,):
-            raise ValueError(f"weight_decay must be a number or {count} numbers, got {_shown(weight_decay)}")
+            raise ValueError(f"weight_decay must be a number or a tensor [{count}], got {_shown(weight_decay)}")
         options = {"acceleration": acceleration, "max_dense": max_dense, "weight_decay": weight_decay, "verify": verify}
         super().__init__(parameters, {"damping": damping, "growth": 2.0, **options})
         found = {id(each): name for name, each in named}

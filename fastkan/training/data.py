@@ -372,15 +372,15 @@ def read_data(
 def with_sample_weight(data: Data, sample_weight: Any) -> Data:
     """Return the data with weights of the training rows, and without the rows whose weight is 0.
 
-    If the mean of the weights is below 1, the weights are divided by it. Grids and the noise of the labels are
-    estimated as if a row of weight 2 occurred twice, for which weights have to be counts.
+    If the mean of the weights is below 1, the weights are divided by their mean. Grid updates and the estimate of the
+    noise treat a row of weight 2 as two rows, so weights much smaller than 1 would count as fewer rows than there are.
 
     Raises:
         TypeError, ValueError: if the data come from a loader, or if the weights have the wrong shape, are negative or
             not finite, or are all 0.
     """
     if data.loader is not None:
-        raise ValueError("sample_weight needs a dataset whose rows are known, got a loader of batches")
+        raise ValueError("sample_weight needs a dataset whose rows are known, got a loader; pass (x, y) instead")
     weight = read_sample_weight(as_tensor("sample_weight", sample_weight), len(data.train_input))
     rows = (weight > 0).nonzero().flatten()
     weight = weight[rows] / weight[rows].mean().clamp(max=1.0)

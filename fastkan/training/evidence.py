@@ -11,7 +11,8 @@ from .objective import Objective
 # The factor by which an estimate may change in one step. The estimates and the parameters depend on each other, and
 # large jumps can set a whole layer to 0 before the parameters have adapted to the data.
 MAX_CHANGE = 10.0
-# The estimates as multiples of the noise, relative to one row.
+# The initial, smallest and largest weight decay, in units of the variance of the noise divided by the number of rows.
+# For the initial weight decay, the variance is assumed to be 1.
 INITIAL, SMALLEST, LARGEST = 1.0, 1e-6, 1e6
 
 
@@ -31,7 +32,7 @@ class Evidence:
 
     Args:
         parameters: the trained parameters.
-        objective: the objective, which knows the network, the number of rows and the loss.
+        objective: the objective, which contains the network, the number of rows and the loss.
     """
 
     def __init__(self, parameters: list[nn.Parameter], objective: Objective) -> None:

@@ -84,7 +84,7 @@ class _Names(kinds.Kind):
         return entries
 
 
-class _Decay(kinds.Real):
+class _DecayOrAuto(kinds.Real):
     """Argument kind: a number of at least 0, or "auto"."""
 
     def read(self, name: str, value: Any) -> Any:
@@ -105,7 +105,7 @@ STRENGTH = kinds.Real(least=0)
     singularity_avoiding=kinds.FLAG, y_th=kinds.REAL, reg_metric=kinds.Choice(REG_METRICS),
     train=kinds.Optional(_Names(TRAINABLE)), try_without=kinds.FLAG, callbacks=kinds.Each(kinds.Callback()),
     early_stopping=kinds.Optional(kinds.Int(least=1)), seed=kinds.SEED, progress=kinds.FLAG,
-    weight_decay=_Decay(least=0),
+    weight_decay=_DecayOrAuto(least=0),
 )  # fmt: skip
 def fit(
     model: Network,
@@ -263,7 +263,7 @@ def fit(
         if not has_row_losses(objective.loss):
             raise ValueError(
                 "sample_weight needs the mean squared error, torch.nn.CrossEntropyLoss() or "
-                "torch.nn.BCEWithLogitsLoss(); weigh the rows in another loss_fn yourself"
+                "torch.nn.BCEWithLogitsLoss() as the loss; another loss_fn has to weight the rows itself"
             )
         data = with_sample_weight(data, sample_weight)
     stops_early = early_stopping is not None
@@ -283,7 +283,7 @@ def fit(
         opt = "LM" if is_auto_lm and not model._has_hooks_or_override() else "LBFGS"
     if weight_decay == "auto":
         if opt != "LM":
-            raise ValueError(f"weight_decay='auto' needs opt='LM', got {opt!r}; give a number")
+            raise ValueError(f"weight_decay='auto' needs opt='LM', got {opt!r}; pass a number instead")
         objective.estimates_decay = True
         objective.rows = data.total_weight * (data.train_label.shape[1] if objective.squares else 1)
     else:

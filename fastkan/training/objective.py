@@ -39,7 +39,7 @@ class Objective:
         smooth: the maximum error of the smooth approximation of edge sizes; see ``regularization.rounded``.
         is_partial: whether the model has parameters that require a gradient but are not trained.
         sample_weight: the weights ``[N]`` of the rows of the current batch in the loss, or None. The mean of the
-            weights over all rows is 1. The penalty measures edges on all rows alike.
+            weights over all rows is 1. The penalty does not use the weights.
         weight_decay: the factor of half the sum of squares of the weights in the objective. The recorded loss does not
             contain this term.
         estimates_decay: whether the optimizer estimates the weight decay of each group of weights itself.

@@ -1,4 +1,4 @@
-"""States that torch.distributed saves and loads, in other numbers of processes too."""
+"""States that torch.distributed saves in two processes, and loads in one, two or three."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wrapped(model: KAN, how: str) -> nn.Module:
     if how == "fsdp":
         for layer in model.layers:
             fully_shard(layer)
-        return fully_shard(model, reshard_after_forward=True)  # torch loads into parameters that are distributed
+        return fully_shard(model, reshard_after_forward=True)  # PyTorch loads only into distributed parameters
     return model
 
 
@@ -61,7 +61,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def full(state: Any) -> Any:
-    """A state whose tensors are whole."""
+    """Return a state in which no tensor is distributed."""
     if isinstance(state, dict):
         return {name: full(value) for name, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -115,13 +115,14 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def assert_continues(found: list[Any], expected: list[Any]) -> None:
-    """What was loaded is equal to the bit, and the next step is equal up to rounding."""
+    """Check that the loaded state is equal to the bit, and that the next step is equal up to rounding."""
     assert_equal(found[:-1], expected[:-1])
     for name, value in expected[-1].items():
         torch.testing.assert_close(found[-1][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-WAYS = {"fsdp": "ddp", "ddp": "fsdp"}  # how a network is loaded in two processes that was saved otherwise
+# Maps the wrapper that saves a network to the wrapper that loads it in two processes.
+WAYS = {"fsdp": "ddp", "ddp": "fsdp"}
 
 
 @pytest.mark.usefixtures("alone")
@@ -150,14 +151,14 @@ def test_two_processes_save_and_three_load(two: Processes, three: Processes, tmp
 
 
 def from_rank_zero() -> list[Any]:
-    """Networks of all kinds that get the state that only the first rank has."""
+    """Load a state that only the first rank has into networks of all kinds."""
     state = network(0).state_dict() if distributed.get_rank() == 0 else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     found = []
     for how in ("plain", "ddp", "fsdp"):
         model = wrapped(network(1), how)
-        model(X)  # which reads the knots
-        set_model_state_dict(model, dict(state), options=options)  # which changes the dictionary
+        model(X)  # the call caches what it computes from the knots
+        set_model_state_dict(model, dict(state), options=options)  # the function changes the dictionary
         found.append((full(get_model_state_dict(model)), model(X).detach()))
     return found
 

@@ -21,7 +21,7 @@ Y = torch.sin(X[:, :2] * X[:, 1:])
 
 
 def rows_of_rank(steps: int) -> list[tuple[Tensor, Tensor]]:
-    """The batches of a rank, or of one process: rank 0 has the first half of each batch of 64, and rank 1 the other."""
+    """Return batches: rank 0 gets the first half of each batch of 64, rank 1 the other, and a single process both."""
     rank = distributed.get_rank() if distributed.is_initialized() else None
     own = slice(None) if rank is None else slice(32 * rank, 32 * rank + 32)
     return [(x[own], y[own]) for _, (x, y) in zip(range(steps), zip(X.split(64), Y.split(64)))]
@@ -118,7 +118,7 @@ def test_two_processes_train_the_model_of_one(name: str, options: str, two: Proc
 
 
 def refined(plain: KAN) -> dict[str, Any]:
-    """Finer grids have new parameters, so the model is wrapped again."""
+    """Refine and train a network twice. Finer grids have new parameters, so each network is wrapped again."""
     x, y = rows_of_rank(1)[0]
     for _ in range(2):
         plain = plain.refine(2 * plain.grid[0], x, group=group.WORLD)
@@ -136,7 +136,7 @@ def test_refined_networks_stay_equal(two: Processes) -> None:
 
 
 def rank_zero_alone() -> Tensor:
-    """The first rank changes its knots, which DistributedDataParallel broadcasts as buffers."""
+    """Change the knots on the first rank only. DistributedDataParallel broadcasts them, because they are buffers."""
     model = KAN([3, 4, 2], seed=0, dtype=D)
     wrapped = DistributedDataParallel(model)
     wrapped(X)
@@ -147,7 +147,7 @@ def rank_zero_alone() -> Tensor:
         model.load_state_dict(other.state_dict())
     for parameter in model.parameters():
         distributed.broadcast(parameter.data, 0)
-    return wrapped(X).detach()  # which broadcasts the buffers
+    return wrapped(X).detach()  # the call broadcasts the buffers
 
 
 def test_knots_that_are_broadcast_take_effect(two: Processes) -> None:

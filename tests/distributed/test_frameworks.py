@@ -34,7 +34,7 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def by_one(name: str) -> dict[str, Tensor]:
-    """One process that has the rows of both ranks. They take rows by turns in Lightning, and batches in accelerate."""
+    """Train one process on the rows of both ranks, which get alternate rows in Lightning and batches in accelerate."""
     model = network()
     optimizer = optimizer_of(model)
     for step in range(STEPS):

@@ -1,4 +1,4 @@
-"""Grids that are adapted and refined at the samples of several processes, and what is refused in several processes."""
+"""Grids that are adapted and refined at the samples of several processes, and errors of calls without a group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensors = dict[str, Tensor]
 
 
 def samples(rank: int, rows: int, columns: int = 3) -> Tensor:
-    """The rows of a rank, which lie elsewhere and are spread otherwise for each rank."""
+    """Return the rows of a rank. Each rank has another mean and another standard deviation."""
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rank)) * (1 + rank) + rank
 
 
@@ -63,9 +63,9 @@ def changed_layers(rows: tuple[int, ...]) -> list[Tensors]:
     for options in LAYERS.values():
         layer = layer_of(options)
         weight, knots = layer.spline_weight, layer.knots
-        layer(x.to(weight.dtype))  # which reads the knots
+        layer(x.to(weight.dtype))  # the call caches what it computes from the knots
         found += change(layer, x, group=group.WORLD)
-        assert layer.knots is not knots  # because of another number of knots
+        assert layer.knots is not knots  # the number of knots has changed
         layer = layer_of(options)
         layer.update_grid(x, group=group.WORLD)
         assert layer.spline_weight is not weight
@@ -178,11 +178,11 @@ def test_network_gets_the_grids_of_one_process_with_all_rows(rows: tuple[int, ..
             assert_same(one, other)
 
 
-# -- what is refused ------------------------------------------------------------------------------
+# -- errors ------------------------------------------------------------------------------
 
 
 def refused() -> dict[str, str]:
-    """What is said of samples that are not those of all, and of samples that are wrong on one rank."""
+    """Return the errors of calls that use the samples of one rank only, and of calls with bad samples on one rank."""
     rank = distributed.get_rank()
     x = samples(rank, 20)
     wrong = x.clone()
@@ -217,7 +217,7 @@ def refused() -> dict[str, str]:
             said[name] = f"{type(error).__name__}: {error}"
     for each, state in zip((layer, model, seen), before):
         assert_same(tensors(each), state)
-    layer.refine(10)  # which needs no samples
+    layer.refine(10)  # a refinement of the whole grid needs no samples
     assert layer.grid_size == 10
     assert network().refine(6, grid=None).grid == [6, 6, 6]
     return said

@@ -114,7 +114,7 @@ def test_fsdp_trains_the_model_of_one_process(name: str, two: Processes) -> None
 
 
 def fresh() -> dict[str, Any]:
-    """The parameters after FSDP2's deferred initialisation, with another seed of the generator on each rank."""
+    """The parameters after FSDP2's deferred initialisation, with a different seed on each rank."""
     torch.manual_seed(distributed.get_rank())
     layers = nn.Sequential(KANLinear(7, 5, bias=True, device="meta"), KANLinear(5, 3, spline_scale=True, device="meta"))
     for layer in layers:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, SequenceParallel, parallelize_module
 
-from fastkan import KAN, KANLinear
+from fastkan import KAN, KANConv1d, KANLinear
 from fastkan.interop.tensor_parallel import ColwiseParallelKAN, RowwiseParallelKAN
 
 D = torch.float64
@@ -258,7 +258,7 @@ def test_layers_of_a_network_are_distributed(two: Processes) -> None:
 
 
 def trained_twice_distributed(model: nn.Module, sizes: tuple[int, int]) -> dict[str, Tensor]:
-    """A mesh whose first dimension has other rows, and whose second has other edges."""
+    """Train on a mesh whose first dimension divides the rows, and whose second dimension divides the edges."""
     both = init_device_mesh("cpu", sizes, mesh_dim_names=("rows", "edges"))
     parallelize_module(model, both["edges"], {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()})
     for layer in model:
@@ -279,12 +279,12 @@ def test_fsdp_may_distribute_what_a_style_has_distributed(sizes: tuple[int, int]
 
 
 def states(model: nn.Module) -> dict[str, Any]:
-    """What a distributed layer says and refuses, and its state after another state was loaded."""
+    """Return the errors of a distributed layer, and its state after another state was loaded."""
     other = {name: value.clone() for name, value in model.state_dict().items()}
     plan = {"0": ColwiseParallelKAN(), "1": RowwiseParallelKAN()}
     uniform = repr(parallelize_module(pair(outside="linear"), mesh(), plan))
     parallel = pair(outside="linear")
-    for layer in parallel:  # torch loads into the buffers that a model has
+    for layer in parallel:  # torch loads only into buffers that the model already has
         layer.set_mask(torch.ones(layer.in_features, layer.out_features))
     parallelize_module(parallel, mesh(), plan)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -340,7 +340,9 @@ def test_states_load_and_what_needs_all_values_is_refused(two: Processes) -> Non
 def test_what_a_style_cannot_distribute_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"ColwiseParallelKAN distributes a KANLinear, got Linear"):
         parallelize_module(nn.Linear(2, 2), init_device_mesh("cpu", (1,)), ColwiseParallelKAN())
-    with pytest.raises(ValueError, match=r"device_mesh must have one dimension"):
+    with pytest.raises(NotImplementedError, match=r"RowwiseParallelKAN distributes a KANLinear, got KANConv1d"):
+        parallelize_module(KANConv1d(2, 2, 3), init_device_mesh("cpu", (1,)), RowwiseParallelKAN())
+    with pytest.raises(ValueError, match=r"device_mesh must have 1 dimension, .*, got 2 dimensions"):
         parallelize_module(pair(), init_device_mesh("cpu", (1, 1)), {"0": RowwiseParallelKAN()})
     with pytest.raises(TypeError, match=r"input_layouts must be Replicate\(\) or Shard\(dim\) .*, got 'replicate'"):
         ColwiseParallelKAN(input_layouts="replicate")  # type: ignore[arg-type]

@@ -82,7 +82,7 @@ class Hidden(Copy):
 
 
 class Outside(Copy):
-    """A layer that differs far outside of its knots only."""
+    """A layer that differs only far outside of its knots."""
 
     def forward(self, x: Tensor) -> Tensor:
         return parts(self, x.clamp(-4, 4))
@@ -97,7 +97,7 @@ def test_a_difference_that_the_tensors_or_the_grid_hide_is_found(cls: type) -> N
 @pytest.mark.parametrize("training", [False, True])
 def test_a_dropout_is_refused_with_the_way_on(training: bool) -> None:
     source = named("DropKANLinear", copies.Dropped, rate=0.2)().train(training)
-    with pytest.raises(ValueError, match=r"random numbers.*dropout of 0, and put an nn\.Dropout beside it"):
+    with pytest.raises(ValueError, match=r"random numbers.*dropout of 0, and put an nn\.Dropout in front of or behind"):
         convert(source)
 
 
@@ -118,7 +118,7 @@ def test_refusals_name_the_tensors_and_the_way_on() -> None:
     with pytest.raises(ValueError, match=r"lacks tensors .*; it has coeff, grid\. KANLinear\.from_splines"):
         convert(named("KANLinear", LKAN)())
     with pytest.raises(
-        ValueError, match=r"base_activation=Softplus is none of .*F\.linear\(base\(x\), weight\) beside"
+        ValueError, match=r"base_activation=Softplus is none of .*add F\.linear\(base\(x\), weight\) to its output"
     ):
         convert(peers.KANLinear(3, 4, base_activation=nn.Softplus))
     source = Copy()
@@ -131,7 +131,7 @@ def test_refusals_name_the_tensors_and_the_way_on() -> None:
 
 
 class EfficientKAN(peers.KAN):
-    """efficient-kan's network with all that its training loops call."""
+    """efficient-kan's network with the methods that its training loops call."""
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         for layer in self.layers:
@@ -203,7 +203,7 @@ class Padded(EfficientKAN):
 
 
 class Activated(EfficientKAN):
-    """A network that computes more than its layers."""
+    """A network that does more than call its layers."""
 
     def forward(self, x: Tensor, update_grid: bool = False) -> Tensor:
         return super().forward(x).tanh()
@@ -262,7 +262,7 @@ def old_network() -> OldKAN:
 
 def test_pykan_0_0_and_twenty_steps_of_training() -> None:
     source, x = old_network(), points(2)
-    source(x)  # which stores values with graphs
+    source(x)  # the call stores values with graphs
     source.biases[0].weight.requires_grad_(False)
     ours = convert(source)
     assert type(ours) is KAN

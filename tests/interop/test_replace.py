@@ -308,5 +308,5 @@ def test_parameters_of_several_layers_are_told_if_a_pattern_matches() -> None:
     report = replace_linear(copy.deepcopy(model), ["out", "*"])
     assert list(report) == [("experts.up", 2, 6, 48, 0, kept), ("out", 2, 2, 6, report[1].after, None)]
     for select in ("experts", "experts.*", "*.up"):
-        with pytest.raises(ValueError, match=rf"matches no linear layer, but experts.up: {kept}\. .*layers: out"):
+        with pytest.raises(ValueError, match=rf"linear layer, only experts.up, which .* because {kept}: .*layers: out"):
             replace_linear(model, select)

@@ -237,7 +237,7 @@ def test_partial_fit_of_classes_that_come_later() -> None:
     model = KANClassifier(**TINY).partial_fit(X[first], THIRDS[first], classes=["a", "b", "c"])
     model.partial_fit(X, THIRDS)
     assert model.predict_proba(X).shape == (60, 3)
-    with pytest.raises(ValueError, match=r"y must have the classes \['a' 'b' 'c'\] of the first fit, got also \['d'\]"):
+    with pytest.raises(ValueError, match=r"y must have only the classes \['a' 'b' 'c'\] of .* fit, got also \['d'\]"):
         model.partial_fit(X[:2], ["a", "d"])
 
 

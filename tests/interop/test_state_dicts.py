@@ -12,7 +12,16 @@ import torch
 from peers import SOURCES, D, close, columns, formula, inkan, points, pykan, value, with_formulas
 from torch import Tensor, nn
 
-from fastkan import KAN, KANLinear, convert, convert_state_dict, to_efficient_kan_state_dict, to_pykan
+from fastkan import (
+    KAN,
+    KANConv1d,
+    KANConv2d,
+    KANLinear,
+    convert,
+    convert_state_dict,
+    to_efficient_kan_state_dict,
+    to_pykan,
+)
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if "formulas" not in name and "some inputs" not in name])
@@ -166,8 +175,9 @@ def test_hooks_are_no_reason_to_refuse() -> None:
         (lambda: KAN([2, 2, 1]).prune_input(active_inputs=[1]), "module must have only spline layers"),
         (lambda: KAN([4, 2, 1]).prune_input(active_inputs=[1, 3]), "module must have only spline layers"),
         (lambda: adapted(KANLinear(2, 3)), "module has coincident knots"),
+        (lambda: nn.Sequential(KANConv1d(2, 3, 3)), "0 has the windows of a convolution"),
     ],
-    ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "column", "columns", "knots"],
+    ids=["number", "bias", "identity", "linear", "formula", "affine", "products", "column", "columns", "knots", "conv"],
 )
 def test_what_efficient_kan_has_not_is_refused(module: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
@@ -223,9 +233,10 @@ def test_to_pykan_in_half_precision() -> None:
         (lambda: KANLinear(2, 2, bias=True), "layer 0 has a bias"),
         (lambda: KANLinear(2, 2, outside="linear"), "layer 0 has outside='linear'"),
         (lambda: adapted(KANLinear(2, 2)), "layer 0 has coincident knots"),
+        (lambda: KANConv2d(2, 2, 1), "layer 0 has the windows of a convolution"),
         (lambda: network(formula="cosh"), r"edge \(0, 0, 0\) has the formula 'cosh', which pykan does not have"),
     ],
-    ids=["linear", "bias", "outside", "knots", "formula"],
+    ids=["linear", "bias", "outside", "knots", "conv", "formula"],
 )
 def test_what_pykan_has_not_is_refused(model: Any, message: str) -> None:
     pytest.importorskip("kan")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastkan import KANFeedForward, KANLinear, replace_linear
+from fastkan import KANConv2d, KANFeedForward, KANLinear, replace_linear
 
 transformers = pytest.importorskip("transformers")
 
@@ -210,7 +210,7 @@ def test_other_classes_load_the_same_body(tmp_path: Path) -> None:
 
 @pytest.fixture
 def memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New tensors contain NaN, in place of what was in memory before."""
+    """Fill uninitialised memory with NaN, so that layers which nothing initialises are noticed."""
     empty_like = torch.empty_like
 
     def filled(*of: Any, **how: Any) -> Tensor:
@@ -224,6 +224,25 @@ class OwnLlama(transformers.LlamaForCausalLM):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         replace_linear(self, "*.mlp.*", **OPTIONS)
+
+
+class ConvolutionalViT(transformers.ViTForImageClassification):
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.stem = KANConv2d(3, 3, 3, padding=1, bias=True)
+
+    def forward(self, pixel_values: Tensor, **options: Any) -> Any:
+        return super().forward(self.stem(pixel_values), **options)
+
+
+@pytest.mark.usefixtures("memory_is_nan")
+def test_a_plain_checkpoint_gives_a_new_convolution_initial_values(tmp_path: Path) -> None:
+    build("vit").save_pretrained(tmp_path)
+    model = ConvolutionalViT.from_pretrained(tmp_path, quantization_config=KANLayersConfig())
+    assert torch.equal(model.stem.knots, KANConv2d(3, 3, 3).knots)
+    assert 0 < model.stem.base_weight.abs().max() <= 27**-0.5  # the bound of nn.Conv2d for 3 x 9 inputs
+    assert not model.stem.bias.any()
+    assert model(inputs("vit")["pixel_values"]).logits.isfinite().all()
 
 
 @pytest.mark.usefixtures("memory_is_nan")
@@ -280,7 +299,7 @@ def test_what_cannot_be_recorded_or_constructed_is_refused(tmp_path: Path) -> No
         KANLayersConfig(grid_size=8)
     replace_linear(model, "*.mlp.*")
     model.config.quantization_config = {"quant_method": "awq"}
-    with pytest.raises(ValueError, match=r"model is quantized by awq, and config\.json has no place for KAN layers"):
+    with pytest.raises(ValueError, match=r"model is quantized by awq, but config\.json cannot name KAN layers"):
         record_layers(model)
     del model.config.quantization_config
     record_layers(model)
@@ -313,7 +332,7 @@ def test_fused_experts_are_named() -> None:
     sizes = {**SIZES, **TEXT, "num_hidden_layers": 1, "num_key_value_heads": 2, "num_local_experts": 4}
     model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes))
     kept = "MixtralExperts keeps the weights of 4 layers in one parameter"
-    message = rf"matches no linear layer, but model.layers.0.mlp.experts.gate_up_proj and 1 more: {kept}\. Put a module"
+    message = rf"only model.layers.0.mlp.experts.gate_up_proj and 1 more, which .* because {kept}: replace"
     with pytest.raises(ValueError, match=message):
         replace_linear(model, "*.mlp.*")
     report = replace_linear(model, ["*.mlp.*", "*.o_proj"])
@@ -361,7 +380,7 @@ def test_layers_inside_of_adapters_stay() -> None:
     report = replace_linear(adapted, "*.mlp.*", **OPTIONS)
     kept = [entry for entry in report if entry.kept_because is not None]
     assert {entry.name.rpartition("mlp.")[2] for entry in report.replaced} == {"gate_proj", "down_proj"}
-    assert {entry.kept_because for entry in kept} == {"it is inside of an adapter of PEFT, which reads its weight"}
+    assert {entry.kept_because for entry in kept} == {"it is inside an adapter of PEFT, which reads its weight"}
     adapted(input_ids=TOKENS, labels=TOKENS).loss.backward()
 
 

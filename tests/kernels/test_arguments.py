@@ -157,7 +157,7 @@ LEFT_OUT = {
     "width", "mult_arity", "ranges", "inputs", "labels", "dataset", "state_dict", "select", "sample", "fun", "affine",
     "var", "normalizer", "output_normalizer", "in_vars", "out_vars", "mode", "ax", "log_history", "model_or_results",
     "fits", "x", "name", "lib", "singularity_avoiding", "y_th", "params",
-    "parameters", "names",
+    "parameters", "names", "sample_weight",
 }  # fmt: skip
 ONLY_TENSORS = r"(Tensor|KAN|Network|NetworkT|type\[NetworkT\]|KANLinear|KAN \| KANLinear|nn\.Module|Basis)( \| None)?"
 TAKE_FUNCTIONS = {"f", "select", "fun_singularity", "sympy_fun", "loss_fn", "metrics", "callbacks"}

@@ -90,7 +90,7 @@ def test_autocast_rounds_features_and_weights_and_not_x(grid: int, dtype: torch.
 @pytest.mark.parametrize("knots", ["shared", "adapted"])
 @pytest.mark.parametrize("outside", ["zero", "linear"])
 def test_autocast_forward_and_gradients(outside: str, knots: str, wrap) -> None:
-    """Two roundings of half an ulp each in each product, forward and backward, and a third one of the output."""
+    """Each product has two roundings of half an ulp, forward and backward, and the output has a third one."""
     layer = KANLinear(4, 6, 9, outside=outside)
     layer.set_knots(make_knots(knots, 4, 9, 3, torch.float32))
     with torch.no_grad():

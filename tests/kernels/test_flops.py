@@ -44,7 +44,7 @@ def test_forward_and_backward(inputs: int, outputs: int, rows: int, grid: int, b
 
 
 def test_second_derivatives() -> None:
-    """By the function, since torch's counter refuses torch.autograd.grad with respect to the inputs of a module."""
+    """The function is called, since torch's counter fails for torch.autograd.grad with respect to a module's inputs."""
     layer, x = KANLinear(3, 4), torch.rand(10, 3, requires_grad=True)
 
     def twice() -> None:

@@ -34,14 +34,16 @@ GEOMETRIES = {
 
 
 def definition(layer: KANConv, x: Tensor) -> Tensor:
-    """The sum over channels and taps of each edge function at each pixel that lies inside of the border, in float64."""
+    """The sum over channels and taps of each edge function at each pixel that lies inside the border, in float64."""
     x, knots = x.detach().double(), layer.knots.double().numpy()
-    groups, padding = layer.groups, [before for before, _ in layer._border]
+    groups, padding = layer.groups, [before for before, _ in layer._padding_pairs]
     weight = layer.spline_weight.detach().double().unflatten(2, (-1, *layer.kernel_size))
     base = layer.base_weight.detach().double().unflatten(1, (-1, *layer.kernel_size))
     size = [
         (n + sum(border) - d * (k - 1) - 1) // s + 1
-        for n, border, d, k, s in zip(x.shape[2:], layer._border, layer.dilation, layer.kernel_size, layer.stride)
+        for n, border, d, k, s in zip(
+            x.shape[2:], layer._padding_pairs, layer.dilation, layer.kernel_size, layer.stride
+        )
     ]
     y = torch.zeros(len(x), layer.out_channels, *size, dtype=torch.float64)
     pixels = x.movedim(1, -1).reshape(-1, x.shape[1]).numpy()
@@ -69,7 +71,7 @@ def images(dimensions: int, channels: int = 4, dtype: torch.dtype = torch.float6
 
 @pytest.fixture(params=["one block", "some channels", "one channel"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of everything, of two channels of two dimensions, or of one channel."""
+    """Divide the images into blocks: one block, blocks of some channels, or blocks of one channel."""
     if request.param != "one block":
         limit = 1 if request.param == "one channel" else 9 * 2 * 30 * 9
         monkeypatch.setattr(convolution, "BLOCK_ELEMENTS", limit)
@@ -201,7 +203,7 @@ def test_torch_func_and_batched_gradients_agree(layer: KANConv2d) -> None:
 
 @pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
 def test_compiled_gradients_agree(layer: KANConv2d, twice: bool) -> None:
-    """Also inside of compiled code, where a second derivative has its second-order term."""
+    """Second derivatives are compared too, which need the second-order term of the registered operators."""
     torch._dynamo.reset()
     x = images(2, 3)
 

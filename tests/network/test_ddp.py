@@ -37,7 +37,7 @@ def make(kind: str) -> Any:
 
 
 def change(model: Any) -> None:
-    """Other knots, masks, columns, affine maps and weights, by methods that need no samples."""
+    """Change knots, masks, columns, affine maps and weights by methods that need no samples."""
     for module in model.modules():
         if isinstance(module, KANLinear):
             module.set_knots(bent(module.knots))
@@ -50,21 +50,21 @@ def change(model: Any) -> None:
             parameter.mul_(1.5)
 
 
-def gathered(value: Tensor) -> list[Tensor]:
+def all_gather_values(value: Tensor) -> list[Tensor]:
     both = [torch.empty_like(value) for _ in range(2)]
     distributed.all_gather(both, value.detach().contiguous())
     return both
 
 
 def broadcasts(rank: int, kind: str) -> None:
-    """By torch.distributed itself, and by the buffers of DistributedDataParallel before each forward pass."""
+    """Broadcast changes by torch.distributed itself, and as buffers of DistributedDataParallel in a forward pass."""
     model = make(kind)
     before = model(X)
     if rank == 0:
         change(model)
     for value in (*model.parameters(), *model.buffers()):
         distributed.broadcast(value.data, 0)
-    one, other = gathered(model(X))
+    one, other = all_gather_values(model(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
 
@@ -75,7 +75,7 @@ def broadcasts(rank: int, kind: str) -> None:
         change(model)
     for parameter in model.parameters():
         distributed.broadcast(parameter.data, 0)
-    one, other = gathered(wrapped(X))
+    one, other = all_gather_values(wrapped(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
 

@@ -67,7 +67,7 @@ def test_exported_programs_take_any_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["layer", "linear network"])
 def test_onnx_programs_take_any_batch(name: str, tmp_path: Path) -> None:
-    """About ten seconds each, nearly all of them the exporter's."""
+    """Each case takes about ten seconds, nearly all of them in the exporter."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model = MODELS[name]().eval()

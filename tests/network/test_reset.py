@@ -1,4 +1,4 @@
-"""Fresh parameters: a reset module is the one that its constructor makes, whatever it or its memory held before."""
+"""Fresh parameters: a reset module equals a new one, whatever the module or its memory contained before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastkan import KAN, KANLinear
 
 
 def fill(module: nn.Module) -> None:
-    """What memory may hold: NaN, and numbers that are no indices, no mask and no text."""
+    """Fill memory with NaN, and with numbers that are invalid as indices, masks and text."""
     for value in (*module.parameters(), *module.buffers()):
         value.data.fill_(torch.nan if value.is_floating_point() else 77)
 
@@ -23,7 +23,7 @@ def by_to_empty(module: nn.Module) -> None:
 
 
 def by_setattr(module: nn.Module) -> None:
-    """As transformers gives memory to missing parameters: without Module._apply, one attribute after another."""
+    """Allocate memory as transformers does for missing parameters: each attribute alone, without Module._apply."""
     for each in module.modules():
         for name, value in (*each.named_parameters(recurse=False), *each.named_buffers(recurse=False)):
             empty = torch.empty_like(value, device="cpu")
@@ -31,8 +31,8 @@ def by_setattr(module: nn.Module) -> None:
 
 
 def by_each_module(module: nn.Module) -> None:
-    """As FSDP does it: each module that has parameters or buffers of its own is filled and reset alone, the outer ones
-    first."""
+    """Allocate memory as FSDP does: each module that has its own parameters or buffers is filled and reset alone, the
+    outer ones first."""
     for each in module.modules():
         if any(True for _ in (*each.parameters(recurse=False), *each.buffers(recurse=False))):
             each.to_empty(device="cpu", recurse=False)

@@ -153,7 +153,7 @@ class Tokens(Copy):
         return parts(self, x.reshape(-1, columns)).view(batch, tokens, -1)
 
 
-# What a project has: the class's name and change, for layers that compute what a KANLinear computes.
+# Copies that compute what a KANLinear computes, by the name that describes the change.
 COPIES: dict[str, Callable[[], nn.Module]] = {
     "renamed to KANLayer": lambda: named("KANLayer", Copy)(),
     "EfficientKANLinear": lambda: named("EfficientKANLinear", Copy)(),

@@ -53,6 +53,10 @@ SERVES = {"x": X, "knots": KNOTS, "weight": W, "base_weight": BASE_W, "basis": B
 FUNCTIONS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "KAN": (KAN, {"width": [2, 1]}),
     "KANLinear": (KANLinear, {"in_features": 2, "out_features": 3}),
+    **{
+        name: (getattr(fastkan, name), {"in_channels": 2, "out_channels": 4, "kernel_size": 3})
+        for name in ("KANConv1d", "KANConv2d", "KANConv3d")
+    },
     "KANFeedForward": (fastkan.KANFeedForward, {"d_model": 4}),
     "SymbolicEdges": (SymbolicEdges, {"in_features": 2, "out_features": 3}),
     "create_dataset": (fastkan.create_dataset, {"f": lambda x: x[:, :1], "train_num": 4, "test_num": 4}),

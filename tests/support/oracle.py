@@ -304,7 +304,7 @@ def _base_magnitude(x: Array, name: str, derivative: int) -> Array:
     derivatives of the logistic s are s', s' (1 - 2s), s' (1 - 6s'), s' (1 - 2s)(1 - 12s'), and s' <= min(s, 1/4)."""
     if name == "identity":
         return np.abs(base_function(x, name, derivative))
-    if name == "gelu":  # the density's own error grows with the square of x, and 1 + erf has one of the size of 1
+    if name == "gelu":  # the density's error grows with the square of x, and that of 1 + erf is relative to 1
         r = np.minimum(np.abs(x), 300)
         density = (1 + r**2) * np.exp(-(r**2) / 2)
         return (np.abs(x), 1 + r * density, (2 + r**2) * density, r * (4 + r**2) * density,

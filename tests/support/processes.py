@@ -68,7 +68,7 @@ def _called(call: bytes) -> bytes:
 
 
 def _cause(failed: list[Future]) -> BaseException:
-    """The error of a check itself, if there is one, and else that of a rank that waited for it in vain."""
+    """Return the error of a check itself if there is one, and otherwise the error of a rank that waited in vain."""
     errors = [future.exception() for future in failed]
     return next((e for e in errors if "gloo" not in str(e) and "timed out" not in str(e).lower()), errors[0])
 

@@ -135,7 +135,7 @@ def test_where_weights_are_refused() -> None:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, VALUES), 10)
     with pytest.raises(ValueError, match="sample_weight needs a dataset whose rows are known"):
         network().fit(loader, sample_weight=WEIGHT, progress=False)
-    with pytest.raises(ValueError, match="weigh the rows in another loss_fn yourself"):
+    with pytest.raises(ValueError, match="another loss_fn has to weight the rows itself"):
         network().fit(X, VALUES, loss_fn=nn.L1Loss(), sample_weight=WEIGHT, progress=False)
     with pytest.raises(ValueError, match="weight_decay='auto' needs opt='LM', got 'LBFGS'"):
         network().fit(X, VALUES, opt="LBFGS", weight_decay="auto", progress=False)
@@ -146,9 +146,10 @@ def test_where_weights_are_refused() -> None:
 @pytest.mark.parametrize("grid_eps", [0.0, 0.02, 1.0])
 @pytest.mark.parametrize("outside", ["zero", "linear"])
 def test_update_grid_at_weighted_samples(grid_eps: float, outside: str) -> None:
-    x = torch.randn(200, 3, generator=GENERATOR, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(200, 3, generator=generator, dtype=torch.float64)
     x[:, 2] = x[:, 2].round()  # repeated values
-    weight = torch.randint(0, 5, (200,), generator=GENERATOR)
+    weight = torch.randint(0, 5, (200,), generator=generator)
     torch.manual_seed(0)
     one = KANLinear(3, 2, outside=outside, dtype=torch.float64)
     other, plain = (KANLinear(3, 2, outside=outside, dtype=torch.float64) for _ in "ab")
@@ -157,7 +158,9 @@ def test_update_grid_at_weighted_samples(grid_eps: float, outside: str) -> None:
     one.update_grid(x.view(2, 100, 3), grid_eps=grid_eps, sample_weight=weight.view(2, 100))
     other.update_grid(x.repeat_interleave(weight, 0), grid_eps=grid_eps)
     torch.testing.assert_close(one.knots, other.knots, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(one.spline_weight, other.spline_weight, rtol=1e-8, atol=1e-9)
+    # Most splines of the last input have no samples; rounding errors there are divided by the small weight of anchors.
+    torch.testing.assert_close(one.spline_weight[:, :2], other.spline_weight[:, :2], rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(one(x), other(x), rtol=1e-8, atol=1e-9)
     plain.update_grid(x, grid_eps=grid_eps)
     assert not torch.allclose(plain.spline_weight, one.spline_weight, rtol=1e-6)
 
@@ -234,11 +237,11 @@ def test_a_step_on_weighted_cross_entropies_is_newtons(kind: str) -> None:
     ("call", "message"),
     [
         (lambda z: binary_cross_entropy(z, CLASSES), r"labels must be a tensor \[40, 2\]"),
-        (lambda z: binary_cross_entropy(z, 2 + 0 * z), "labels must be from 0 to 1"),
+        (lambda z: binary_cross_entropy(z, 2 + 0 * z), "labels must be from 0 to 1, got 2 to 2"),
         (lambda z: binary_cross_entropy(z[:, 0], z[:, 0]), r"logits must be a floating-point tensor \[M, C\]"),
-        (lambda z: cross_entropy(z, CLASSES, torch.ones(3)), "weight must be a positive number or 40 positive numbers"),
-        (lambda z: cross_entropy(z, CLASSES, WEIGHT.double()), "weight must be a positive number or 40 positive"),
-        (lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=torch.ones(3)), "must be a number or 80 numbers"),
+        (lambda z: cross_entropy(z, CLASSES, torch.ones(3)), "weight must be a positive number or a tensor of 40"),
+        (lambda z: cross_entropy(z, CLASSES, WEIGHT.double()), "weight must be a positive number or a tensor of 40"),
+        (lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=torch.ones(3)), r"a number or a tensor \[80\]"),
         (
             lambda z: LevenbergMarquardt([nn.Parameter(z)], weight_decay=-torch.ones(80)),
             "weight_decay must be a number",

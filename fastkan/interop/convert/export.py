@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastkan_kernels import FLAG, Instance, checked
 
 from ...kan import KAN
+from ...layers.conv import KANConv
 from ...layers.edge_functions import mask_of
 from ...layers.linear import KANLinear
 from ...network.core import AFFINE
@@ -42,7 +43,7 @@ def to_efficient_kan_state_dict(module: nn.Module, *, standalone_scale: bool = T
         ValueError: if a layer has a bias, a base function other than silu, ``outside="linear"`` or coincident knots;
             or if a network has formulas, multiplication nodes, affine maps, or ignores columns of its input.
 
-    A module of the original class is made as it was made before, and loads the result::
+    To load the result, construct the original model as before::
 
         theirs = TheirModel(...)
         theirs.load_state_dict(to_efficient_kan_state_dict(ours))
@@ -83,6 +84,7 @@ def _is_plain(model: KAN) -> bool:
 
 def _check_supported(layer: KANLinear, package: str, place: str) -> None:
     unsupported = {
+        "the windows of a convolution": isinstance(layer, KANConv),
         "a bias": layer.bias is not None,
         f"the base function {layer.base}": package == "efficient-kan" and layer.base not in ("silu", "none"),
         "outside='linear'": layer.outside != "zero",

@@ -1,4 +1,7 @@
-"""Layouts of layers that no package has: from the shapes of a layer's tensors, which its outputs then confirm."""
+"""Candidate layouts for layers of unknown classes, which are derived from the shapes of their tensors.
+
+A candidate is only used if the converted layer has the outputs of the original layer.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from .layouts import LayerTensors, Layout, Tensors, evenly_extended
 
 
 class _Roles(NamedTuple):
-    """The names of the tensors of a layer, and how each is turned into fastkan's layout."""
+    """The names of the tensors of a layer, with the numbers and flags that convert them to fastkan's layout."""
 
     weight: str
     axes: tuple[int, ...]  # the dimensions of the weight that are coefficients, inputs and outputs
     knots: str
     order: int
-    extends: bool  # whether the knots are those of the grid alone
+    extends: bool  # whether the tensor has only the knots of the grid, so that outer knots are added
     base_weight: tuple[str, bool] | None  # a name, and whether the tensor is [out, in]
     scale: tuple[str, bool] | None
     bias: str | None
@@ -40,10 +43,11 @@ class _Roles(NamedTuple):
 
 
 def guesses(module: nn.Module, held: dict[str, Tensor]) -> Iterator[Layout]:
-    """Yield the layouts in which all parameters of a module could be those of a layer of B-splines.
+    """Yield the layouts that interpret all parameters of a module as parameters of a B-spline layer.
 
-    The module has one parameter of three dimensions, the coefficients, and a tensor of knots that is not trained and
-    does not decrease; the other parameters are at most two of the shape ``[in, out]`` or ``[out, in]`` and a bias.
+    The module must have exactly one parameter with three dimensions, which is interpreted as the coefficients, and an
+    increasing tensor that is not trained, which is interpreted as the knots. It may also have up to two parameters of
+    the shape ``[in, out]`` or ``[out, in]``, and one bias.
     """
     if not any(value.ndim == 3 for value in module._parameters.values() if value is not None):
         return
@@ -78,7 +82,7 @@ def may_be_knots(value: Tensor) -> bool:
 
 
 def _of_edges(held: dict[str, Tensor], names: list[str], inputs: int, outputs: int) -> Iterator[tuple[Any, Any]]:
-    """Yield the ways in which tensors ``[in, out]`` or ``[out, in]`` can be the weights of the base function and the
+    """Yield the assignments of tensors ``[in, out]`` or ``[out, in]`` to the weights of the base function and the
     scales of the splines."""
     ways = [
         [(name, turned) for turned, shape in ((False, (inputs, outputs)), (True, (outputs, inputs)))

@@ -48,7 +48,7 @@ class Layout(NamedTuple):
             corresponding tensors of the package.
         dims: the numbers of dimensions that each tensor may have, which are checked before ``translate`` is called.
         translate: function that converts a dictionary of the layer's tensors to :class:`LayerTensors`.
-        otherwise: what to do if a tensor has another number of dimensions, for the error message.
+        otherwise: the remedy in the error message for a tensor with another number of dimensions.
     """
 
     package: str
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
     parameters: dict[str, str]  # name of the source tensor for each parameter of KANLinear
     dims: dict[str, tuple[int, ...]]  # numbers of dimensions that each tensor may have, which `translate` relies on
     translate: Callable[[Tensors], LayerTensors]
-    otherwise: str = ""  # what to do if a tensor has another number of dimensions
+    otherwise: str = ""  # remedy for a tensor with another number of dimensions
 
 
 def _efficient_kan(tensors: Tensors) -> LayerTensors:
@@ -133,7 +133,7 @@ def _old_pykan(tensors: Tensors) -> LayerTensors:
     inputs = int(tensors["inputs"])
     edges, count = tensors["coef"].shape
     if not inputs or edges % inputs:
-        raise ValueError(f"{edges} edges do not belong to {inputs} inputs")
+        raise ValueError(f"coef must have a multiple of {inputs} rows, the number of inputs, got {edges} rows")
 
     def by_input(values: Tensor) -> Tensor:
         if len(values) != edges:

@@ -47,7 +47,7 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
     ``KANLayer`` of versions 0.2 and 0.0, and copies of them under any class name, which are recognised by their
     tensors. A layer whose tensors have other names or shapes is converted if they can be read as the coefficients,
     knots, weights, scales and bias of a layer with the same outputs. pykan's layer returns four tensors, but the new
-    layer returns only the outputs; therefore it is converted inside of another module only if it is a copy that returns
+    layer returns only the outputs; therefore it is converted inside another module only if it is a copy that returns
     one tensor.
 
     Networks are converted to a :class:`fastkan.KAN`: pykan's ``MultKAN`` and the ``KAN`` of pykan 0.0 everywhere, with
@@ -57,8 +57,8 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
     ``kan.regularization_loss()`` or a choice of parameters by class, continues to work.
 
     All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are kept, and a
-    module that is used in several places remains one module. The packages need not be installed. Unless a class is of
-    pykan or inkan itself, the outputs of the converted module are compared with the outputs of the original module.
+    module that is used in several places remains one module. The packages need not be installed. Except for the classes
+    of pykan and inkan themselves, the outputs of the converted module are compared with those of the original module.
 
     Only submodules are converted. A layer that ``module`` holds only in a plain list is not converted. A layer that is
     a submodule, and is also held by a plain attribute, list or dictionary, is replaced in both places. References to
@@ -71,8 +71,8 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
         module: a module of a class that can be converted, or a module with submodules of these classes.
         inplace: whether to change ``module`` itself instead of a copy of it.
         networks: whether efficient-kan's ``KAN`` and inkan's ``KANNetwork`` become a :class:`fastkan.KAN`, or keep
-            their class with new layers. By default, the first if they are ``module`` itself, and the second if they are
-            inside of it.
+            their class with new layers. By default, they become a :class:`fastkan.KAN` if they are ``module`` itself,
+            and keep their class if they are inside ``module``.
 
     Returns:
         The converted module. If ``inplace`` is True and ``module`` is not itself replaced by a new layer or network,
@@ -82,13 +82,13 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
         TypeError: if ``module`` is not a ``torch.nn.Module``.
         ValueError: if fastkan cannot represent a layer or network; the message names the layer, the reason and what to
             do instead. The reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks
-            between 0 and 1, trained grids and masks, coincident knots, edges of pykan 0.0 that share a function or not
-            a grid, outputs that differ, shared parameters, a layer that returns four tensors inside another module,
-            tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a layer is
-            inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to convert, or
-            if a function, such as a lambda in an attribute, holds a layer and would still call the original layer. If
-            ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If ``inplace`` is True,
-            a ValueError is also raised if a layer is compiled.
+            between 0 and 1, trained grids and masks, coincident knots, shared functions and different grids of one
+            input in pykan 0.0, outputs that differ, shared parameters, a layer that returns four tensors inside another
+            module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a
+            layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to
+            convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the original
+            layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If
+            ``inplace`` is True, a ValueError is also raised if a layer is compiled.
 
     Warns:
         UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; or if
@@ -218,8 +218,8 @@ def _copy_with(module: nn.Module, converted: Converted, sources: dict[str, nn.Mo
 def _sources(module: nn.Module, path: str, networks: bool, converted: Converted) -> Iterator[tuple[str, nn.Module]]:
     """Yield a tuple of the qualified name and the module for each submodule to convert. A submodule that has several
     names is yielded for each name. The search does not continue inside a submodule to convert. If ``networks`` is
-    False, networks that only call their layers are not converted, but their layers are. Layers that only their outputs
-    identify are converted at once."""
+    False, networks that only call their layers are not converted, but their layers are. Layers that can only be
+    identified by their outputs are converted during the search."""
     if module not in converted and not isinstance(module, (KAN, KANLinear)) and layout_of(tensors_of(module)) is None:
         layer = _guessed(module)
         if layer is not None:
@@ -270,8 +270,9 @@ def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Modu
 
 
 def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
-    """Convert a layer. A copy must have the outputs of its conversion. If a copy does not keep its base function in the
-    attribute of the package's class, or its tensors have other shapes, what fits is found by comparing outputs."""
+    """Convert a layer. A copy must have the outputs of its conversion. If a copy lacks the attribute in which the
+    package's class keeps the base function, or its tensors have other shapes, base functions and layouts are tried
+    until the outputs agree."""
     layout, name = LAYERS[kind]
     function: Any = getattr(source, name, None)
     if not is_copy(source):
@@ -288,8 +289,8 @@ def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
 
 
 def _guessed(source: nn.Module) -> KANLinear | None:
-    """Convert a layer whose tensors have the names or shapes of no package, if they can be understood so that the
-    outputs are the same."""
+    """Convert a layer whose tensors have other names or shapes than those of all packages, if one interpretation of the
+    tensors gives the same outputs. Otherwise, return None."""
     ways = (
         (layout, base)
         for layout in guesses(source, tensors_of(source))
@@ -305,7 +306,7 @@ def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinea
     """Return the first conversion by a layout and a base function that has the outputs of the layer.
 
     Raises:
-        ValueError: if there is none; the error is that of the first.
+        ValueError: if no conversion has these outputs. The error is that of the first conversion.
     """
     refused = ValueError("its tensors cannot be those of a layer of B-splines")
     for number, way in enumerate(ways):
@@ -342,8 +343,8 @@ def convert_layer(source: nn.Module, layout: Layout, base: str) -> KANLinear:
 
 
 def _with_sizes(source: Any, layout: Layout, held: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a layer, with what its class stores in other attributes, in the form that the layout
-    expects."""
+    """Return the tensors of a layer as the layout expects them, together with sizes that the class stores in other
+    attributes."""
     if layout is EFFICIENT_KAN and not getattr(source, "enable_standalone_scale_spline", True):
         return {name: value for name, value in held.items() if name != "spline_scaler"}
     if layout is INKAN and hasattr(source, "inv_h"):
@@ -354,7 +355,7 @@ def _with_sizes(source: Any, layout: Layout, held: dict[str, Tensor]) -> dict[st
     if layout is OLD_PYKAN:
         sharing = getattr(source, "weight_sharing", None)
         if sharing is not None and sharing.tolist() != list(range(len(held["coef"]))):
-            raise ValueError("edges share a function by lock(), but edges cannot share their functions here")
+            raise ValueError("edges share a function by lock(), but edges of a KANLinear cannot share functions")
         return {**held, "inputs": torch.tensor(inputs_of(source, held["coef"]))}
     return held
 

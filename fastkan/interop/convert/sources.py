@@ -26,7 +26,7 @@ from ...network.core import AFFINE
 from .guesses import may_be_knots
 from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
-CLAIM = "it has the tensors of a class that fastkan can represent"
+SAME_TENSORS = "it has the tensors of a class that fastkan can represent"
 MAX_DIFFERENCE = 1e-4  # Maximum relative difference at which two float32 outputs count as equal.
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
@@ -71,7 +71,7 @@ class SourceKind(Enum):
 
 
 # The classes of the packages themselves, whose outputs need not be compared. efficient-kan is a file that people copy
-# and change, often with the name of its module, so its classes are not in the list.
+# and change, often without renaming its module, so its classes are not in the list.
 TRUSTED = {
     ("kan.MultKAN", "MultKAN"), ("kan.KAN", "KAN"), ("kan.KANLayer", "KANLayer"),
     ("inkan.layer", "KANLayer"), ("inkan.network", "KANNetwork"),
@@ -113,7 +113,7 @@ def source_kind(module: nn.Module) -> SourceKind | None:
         return found
     full_name = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__name__ in OTHER_BASES:
-        raise ValueError(f"{full_name} is made of {OTHER_BASES[cls.__name__]}: no B-splines compute the same")
+        raise ValueError(f"{full_name} is made of {OTHER_BASES[cls.__name__]}: no B-splines compute the same functions")
     if cls.__name__ == "KANLinear" and not any(_kind(each) for each in module.modules()):
         raise ValueError(
             f"{full_name} lacks tensors of efficient-kan's KANLinear, which has grid and spline_weight; it has "
@@ -149,8 +149,8 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def is_copy(module: nn.Module) -> bool:
-    """Whether a module may compute something else than the class that it is recognised as, so that its outputs must be
-    compared with those of the converted module."""
+    """Whether a module may compute something other than the class that it is recognised as, so that its outputs must
+    be compared with those of the converted module."""
     return (type(module).__module__, type(module).__name__) not in TRUSTED
 
 
@@ -179,14 +179,14 @@ def base_of(function: Callable[[Tensor], Tensor], name: str) -> str:
     except Exception as error:
         raise ValueError(f"{name}={shown} cannot be called with float64: {error}") from error
     if not torch.equal(given, z):
-        raise ValueError(f"{name}={shown} changes its input in place; a base function must leave it")
+        raise ValueError(f"{name}={shown} changes its input in place; a base function must leave it unchanged")
     for base in BASE_FUNCTIONS:
         expected = 0 * z if base == "none" else base_function(z, base)
         if isinstance(values, Tensor) and values.shape == z.shape and torch.allclose(values, expected, 1e-12, 1e-12):
             return base
     raise ValueError(
-        f"{name}={shown} is none of the base functions silu, gelu, identity and zero. F.linear(base(x), weight) beside "
-        "a KANLinear(base='none'), made by KANLinear.from_splines without base_weight, computes the same"
+        f"{name}={shown} is none of the base functions silu, gelu, identity and zero. Make a KANLinear without a base "
+        "function by KANLinear.from_splines without base_weight, and add F.linear(base(x), weight) to its output"
     )
 
 
@@ -255,8 +255,8 @@ def warn_of_hooks(source: nn.Module) -> None:
 @torch.no_grad()
 def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module]) -> None:
     """Check that the original module and the converted module have the same outputs, in training mode and in evaluation
-    mode, inside and outside of the grid. As parameters that are 0 or 1 can hide a difference, a copy of the original
-    with random parameters is compared with its conversion by ``build`` too.
+    mode, inside and outside of the grid. Because parameters that are 0 or 1 can hide a difference, a copy of the
+    original with random parameters is compared with its conversion by ``build`` too.
 
     Raises:
         ValueError: if the outputs differ, if the module cannot be called, or if it draws random numbers.
@@ -304,11 +304,11 @@ def _compare(source: nn.Module, new: nn.Module) -> None:
             if not all(map(torch.equal, before, random_states())):
                 raise ValueError(
                     "it draws random numbers, as dropout does, but a converted layer does not: convert it with a "
-                    "dropout of 0, and put an nn.Dropout beside it"
+                    "dropout of 0, and put an nn.Dropout in front of or behind the new layer"
                 )
             if wanted.shape != got.shape or not all(map(_are_close, wanted.split(sizes), got.split(sizes))):
                 raise ValueError(
-                    f"{CLAIM}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
+                    f"{SAME_TENSORS}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
                 )
 
 
@@ -319,8 +319,8 @@ def _are_close(wanted: Tensor, got: Tensor) -> bool:
 
 
 def returns_one(source: nn.Module) -> bool:
-    """Whether a layer with the tensors of pykan's returns one tensor, and not four, as pykan's own does. A layer that
-    cannot be called counts as one, because the comparison of outputs says why."""
+    """Whether a layer with the tensors of pykan's layer returns one tensor instead of four. The result is also True for
+    a layer that cannot be called, because the comparison of outputs then raises an error with the reason."""
     coef = tensors_of(source)["coef"].detach()
     try:
         return isinstance(_call(source, coef.new_zeros(2, inputs_of(source, coef)), False)[1], Tensor)
@@ -329,8 +329,8 @@ def returns_one(source: nn.Module) -> bool:
 
 
 def inputs_of(source: Any, coef: Tensor) -> int:
-    """Return the number of inputs of a layer of pykan with the coefficients ``coef``. Those of pykan 0.0 have an entry
-    for each edge, and do not tell it."""
+    """Return the number of inputs of a layer of pykan with the coefficients ``coef``. In pykan 0.0, the shape of the
+    coefficients contains only the number of edges, so the number of inputs is read from an attribute."""
     if coef.ndim == 3:
         return len(coef)
     inputs = getattr(source, "in_dim", None)
@@ -370,7 +370,7 @@ def _call(source: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Any]:
 
 def _copy_of(source: nn.Module) -> nn.Module:
     """Return a deep copy of a module, without the graphs of the outputs that it has stored in attributes. Layers and
-    networks of pykan store theirs, and PyTorch refuses to copy such tensors."""
+    networks of pykan store such outputs, and PyTorch cannot copy tensors with graphs."""
     memo: dict[int, Any] = {}
 
     def visit(value: Any) -> None:

@@ -105,7 +105,7 @@ def _old_inputs(parts: Mapping[str, Mapping[str, Any]], prefix: str, coef: Tenso
     if not isinstance(bias, Tensor) or bias.ndim != 2 or not bias.shape[1]:
         raise ValueError(
             "a layer of pykan 0.0 has an entry for each edge, and its sizes are not in a state_dict without biases of "
-            "the network: convert the module itself"
+            "the network: convert the module itself by fastkan.convert"
         )
     return torch.tensor(len(coef) // bias.shape[1])
 

@@ -2,7 +2,7 @@
 
 A contraction counts as the dense matrix product of the features with the weights, ``2 N I O (G + k + 1)`` operations
 for N rows, I inputs and O outputs, whatever algorithm computes it; without a base function, as ``2 N I O (G + k)``. The
-evaluation of the features does not count, as the counter counts no element-wise operations.
+evaluation of the features does not count, because the counter ignores element-wise operations.
 
 The counter sees only registered operators. While a counter is active, the contractions therefore run as operators. A
 backward pass is counted in full if its forward pass ran under the counter, too.
@@ -22,7 +22,7 @@ MODULE = "torch.utils.flop_counter"  # The module is not imported here, because 
 
 
 def is_counting() -> bool:
-    """Whether a ``FlopCounterMode`` is active. The formulas are added to the registry of the counter."""
+    """Whether a ``FlopCounterMode`` is active. If it is, the formulas are added to its registry."""
     module = sys.modules.get(MODULE)
     if module is None or count_dispatch_modes() == 0:
         return False

@@ -1,4 +1,4 @@
-"""The contractions F, G and H of convolutions, by PyTorch's convolutions of features.
+"""The contractions F, G and H of convolutions, computed by PyTorch's convolutions of features.
 
 In a convolutional layer, every tap t of the kernel has its own edge functions. The form of a layer gets one more sum,
 over taps, where q(p, t) = p * stride + t * dilation - padding is the pixel that tap t sees from the output pixel p:
@@ -77,14 +77,14 @@ class Window(NamedTuple):
         return cls(kernel_size, stride, padding, dilation, numbers[-1])
 
     def convolve(self, image: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution of an image by the weight ``[O, C / groups, *kernel_size]`` of ``torch.nn.Conv2d``."""
+        """Return the convolution of images with the weight ``[O, C / groups, *kernel_size]`` of ``torch.nn.Conv2d``."""
         zero = (0,) * len(self.stride)
         return torch.convolution(
             image, weight, None, self.stride, self.padding, self.dilation, False, zero, self.groups
         )
 
     def convolve_base(self, base: Tensor, weight: Tensor) -> Tensor:
-        """Return the convolution of images ``[N, C, *size]`` by the weight ``[C, O / groups * taps]`` of a layer."""
+        """Return the convolution of images ``[N, C, *size]`` with the weight ``[C, O / groups * taps]`` of a layer."""
         return self.convolve(base, _kernel(weight.unsqueeze(0), self))
 
     def vjp(self, g: Tensor, image: Tensor, weight: Tensor, by_weight: bool) -> Tensor:
@@ -98,7 +98,7 @@ class Window(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Images, channels and the outputs of the channels' groups. The window has the groups of the block alone."""
+    """Slices of images, channels and the outputs of the channels' groups, and a window with only the block's groups."""
 
     images: slice
     channels: slice
@@ -139,7 +139,7 @@ class _Call:
         groups, pixels = self.window.groups, self.count * math.prod(self.x.shape[2:])
         of_group = channels // groups
         limit = BLOCK_ELEMENTS if self.x.is_cpu else GPU_ELEMENTS
-        if self.dtype == torch.float64 and self.x.is_cpu:  # PyTorch then unfolds the features, one copy for each tap.
+        if self.dtype == torch.float64 and self.x.is_cpu:  # PyTorch stores a copy of float64 features for each tap.
             limit //= self.window.taps
         if self.splines is None or images * channels * pixels <= limit:
             return [_Block(slice(0, images), slice(0, channels), slice(0, self.outputs), self.window)]
@@ -263,7 +263,7 @@ def contract_weight(
                 dw = part.new_zeros(call.count, x.shape[1], last)
             dw[:, block.channels] += part
     number = basis.splines_of(knots)
-    # Features may be NaN in the active splines alone, but every spline of an x that is NaN counts as NaN.
+    # A backend may return NaN for the active splines only, but all splines of an x that is NaN must be NaN.
     spline_dw = dw[:number].masked_fill(dw[:number].isnan().any(0), torch.nan)
     return spline_dw.to(x.dtype), None if basis.base == "none" else dw[number].to(x.dtype)
 
@@ -322,7 +322,7 @@ def _kernel(weight: Tensor, window: Window) -> Tensor:
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format of x, which the result gets as from ``torch.nn.Conv2d``."""
+    """Return the memory format of x, which the result also gets, as in ``torch.nn.Conv2d``."""
     for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if x.ndim == dimensions and not x.is_contiguous() and x.is_contiguous(memory_format=layout):
             return layout

@@ -14,7 +14,7 @@ functorch_is_active = torch._C._are_functorch_transforms_active
 count_dispatch_modes = torch._C._len_torch_dispatch_stack
 is_batched_tensor = torch._C._functorch.is_legacy_batchedtensor
 engine_executes = torch._C._will_engine_execute_node
-# The function bool() returns False, which is right for builds of PyTorch without torch.distributed.
+# In builds of PyTorch without torch.distributed, no process group can exist, and bool() returns False.
 process_group_exists = torch.distributed.is_initialized if torch.distributed.is_available() else bool
 
 

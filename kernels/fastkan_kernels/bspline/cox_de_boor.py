@@ -96,9 +96,9 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
     """Compute the d-th derivative of a base function elementwise.
 
     With the logistic function s, ``silu(x) = x s(x)``. Therefore ``silu^(d) = d s^(d-1) + x s^(d)``, and each
-    derivative s^(d) is a polynomial in s. With the distribution function P of the normal distribution, ``gelu(x) = x
-    P(x)``, whose derivatives above the first are polynomials in x times the density. If x is infinite, the result is
-    the limit of the derivative. Autograd can differentiate the result, at any x and to any order.
+    derivative s^(d) is a polynomial in s. With the distribution function P of the standard normal distribution,
+    ``gelu(x) = x P(x)``, and each derivative above the first is a polynomial in x times the density. If x is infinite,
+    the result is the limit of the derivative. Autograd can differentiate the result, at any x and to any order.
 
     Raises:
         ValueError: if the name is unknown, or ``derivative`` is above 4 and the base function is silu or gelu.
@@ -122,7 +122,7 @@ def base_function(x: Tensor, name: str, derivative: int = 0) -> Tensor:
 
 
 def _normal(x: Tensor) -> Tensor:
-    """Return the distribution function of the normal distribution."""
+    """Return the distribution function of the standard normal distribution."""
     return 0.5 * torch.erfc(-math.sqrt(0.5) * x)
 
 

@@ -92,9 +92,9 @@ def base_blocks(x: Tensor, basis: Basis, derivative: int, v: Tensor | None = Non
     The derivative is multiplied by v if v is given.
     """
     step = max(1, (BASE_ELEMENTS if x.is_cpu else GPU_ELEMENTS) // x.shape[1])
-    rows = [slice(n, n + step) for n in range(0, len(x), step)]
-    base = (base_values(x[each], basis, derivative) for each in rows)
-    return zip(rows, base if v is None else (values * v[each] for values, each in zip(base, rows)))
+    rows = list(map(slice, range(0, len(x), step), range(step, len(x) + step, step)))
+    base = map(partial(base_values, basis=basis, derivative=derivative), map(x.__getitem__, rows))
+    return zip(rows, base if v is None else map(torch.mul, base, map(v.__getitem__, rows)))
 
 
 def base_values(x: Tensor, basis: Basis, derivative: int) -> Tensor:

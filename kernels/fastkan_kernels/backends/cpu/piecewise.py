@@ -638,7 +638,7 @@ def quiet() -> Any:
 
 def columns(x: Tensor) -> Array:
     """Return a contiguous array ``[I, N]`` with a copy of the values of a tensor ``[N, I]``."""
-    return array(x).T.copy()
+    return x.numpy(force=True).T.copy()
 
 
 def array(tensor: Tensor) -> Array:

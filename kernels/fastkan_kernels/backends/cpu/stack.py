@@ -14,7 +14,8 @@ from torch import Tensor
 from ...basis import Basis
 from ...bspline.piecewise import Pieces, pieces_of
 from ...trilinear import Operands
-from .piecewise import MAX_SPLINES, Array, Block, Moments, Piecewise, array, columns, has_sizes, splines_pay
+from ..modes import process_group_exists
+from .piecewise import MAX_SPLINES, Array, Block, Moments, Piecewise, columns, has_sizes, splines_pay
 from .selection import piecewise_pays
 
 
@@ -125,7 +126,9 @@ class FusedStack:
         self.passes: list[_LayerPass] = []
         h = columns(x)
         for place, (*tensors, knots, basis, pieces) in enumerate(layers):
-            operands: list[Any] = [None if each is None else array(each) for each in tensors]
+            if process_group_exists():  # FSDP could not free memory that NumPy has seen; see piecewise.array.
+                tensors = [each if each is None else each.clone() for each in tensors]
+            operands: list[Any] = [None if each is None else each.numpy(force=True) for each in tensors]
             tables = pieces_of(knots, basis) if pieces is None else pieces()
             outputs = operands[0].shape[2]
             if cache is not None and place == 0:

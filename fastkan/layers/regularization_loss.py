@@ -14,11 +14,12 @@ from fastkan_kernels import REAL, checked
 def regularization_loss(
     layer: nn.Module, regularize_activation: float = 1.0, regularize_entropy: float = 1.0
 ) -> Tensor:
-    """Return efficient-kan's penalty on the spline coefficients, which training loops written for it add to the loss.
+    """Return efficient-kan's penalty on the spline coefficients, for training loops that were written for that package.
 
-    The size of an edge is the mean magnitude of its coefficients, before ``spline_scale``. The penalty is
+    The size of an edge is the mean magnitude of its coefficients, without the factor ``spline_scale``. The penalty is
     ``regularize_activation`` times the sum of the sizes, plus ``regularize_entropy`` times the entropy, in nats, of the
-    sizes divided by their sum. It depends on no data; :meth:`KAN.get_reg` is the penalty on the values of the edges.
+    sizes divided by their sum. The penalty does not depend on data, in contrast to :meth:`KAN.get_reg`, which measures
+    the values of the edges.
 
     Args:
         regularize_activation, regularize_entropy: the weights of the two terms.
