@@ -94,6 +94,15 @@ def test_a_difference_that_the_tensors_or_the_grid_hide_is_found(cls: type) -> N
         convert(named("KANLinear", cls)())
 
 
+def test_a_part_of_torch_jit_stays() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2), nn.Tanh()).to(D))
+    model = nn.Sequential(Copy(), scripted)
+    wanted = model(points(3)).detach()
+    close(convert(model)(points(3)).detach(), wanted)
+    close(convert(model, inplace=True)(points(3)).detach(), wanted)
+    assert type(model[0]) is KANLinear and model[1] is scripted
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_dropout_is_refused_with_the_way_on(training: bool) -> None:
     source = named("DropKANLinear", copies.Dropped, rate=0.2)().train(training)

@@ -152,9 +152,9 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
     if not inplace:
         return _copy_with(module, converted, sources)
     for parent in parents:
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = converted.get(child, child)
+        for name, child in list(parent._modules.items()):
+            if child in converted:
+                parent._modules[name] = converted[child]
     for each in held:
         if each.held in converted and each.place is not None:
             space, key = each.place

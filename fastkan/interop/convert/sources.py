@@ -125,7 +125,7 @@ def source_kind(module: nn.Module) -> SourceKind | None:
 def _kind(module: nn.Module) -> SourceKind | None:
     if isinstance(module, (KAN, KANLinear)):
         return None
-    cls, parts = type(module), module._modules
+    cls, parts = type(module), dict(module._modules.items())  # torch.jit has another type, with fewer methods
     if {"act_fun", "symbolic_fun"} <= parts.keys():
         if all(hasattr(module, name) for name in AFFINE):
             return SourceKind.PYKAN_NETWORK
