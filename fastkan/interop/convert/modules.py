@@ -16,6 +16,7 @@ from ...layers.function_library import SYMBOLIC_LIB
 from ...layers.linear import KANLinear
 from ...layers.symbolic import SymbolicEdges
 from ...network.core import AFFINE
+from ..attribute_reads import attribute_reads
 from ..references import Reference, check_unwrapped, is_compiled, references
 from .guesses import guesses
 from .layouts import EFFICIENT_KAN, INKAN, OLD_PYKAN, PYKAN, Layout, layer_tensors, layout_of
@@ -58,7 +59,10 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
 
     All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are kept, and a
     module that is used in several places remains one module. The packages need not be installed. Except for the classes
-    of pykan and inkan themselves, the outputs of the converted module are compared with those of the original module.
+    of pykan and inkan themselves, the outputs and gradients of the converted module are compared with those of the
+    original module, in float64 if the module can be called with float64. Where
+    a formula is undefined or larger than ``y_th``, a call with ``singularity_avoiding=True`` gives other values than
+    pykan, because :class:`fastkan.KAN` then evaluates the nearest point of the domain.
 
     Only submodules are converted. A layer that ``module`` holds only in a plain list is not converted. A layer that is
     a submodule, and is also held by a plain attribute, list or dictionary, is replaced in both places. References to
@@ -83,7 +87,7 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
         ValueError: if fastkan cannot represent a layer or network; the message names the layer, the reason and what to
             do instead. The reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks
             between 0 and 1, trained grids and masks, coincident knots, shared functions and different grids of one
-            input in pykan 0.0, outputs that differ, shared parameters, a layer that returns four tensors inside another
+            input in pykan 0.0, outputs or gradients that differ, shared parameters, a layer that returns four tensors inside another
             module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a
             layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to
             convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the original
@@ -91,8 +95,11 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
             ``inplace`` is True, a ValueError is also raised if a layer is compiled.
 
     Warns:
-        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; or if
-            ``module`` is a network that a :class:`fastkan.KAN` cannot represent, so that it keeps its class.
+        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; if
+            ``module`` is a network that a :class:`fastkan.KAN` cannot represent, so that it keeps its class; if a copy
+            returns the rows of inputs with three dimensions in one dimension; or if a method of another module reads a
+            tensor of a converted layer, as in ``F.linear(x, self.layer.base_weight)``, that has another layout or name
+            in the new layer. Reads through a variable or a list are not found.
 
     Example:
         >>> import kan  # doctest: +SKIP
@@ -149,6 +156,7 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
                 raise ValueError(f"{path or 'module'}, a {type(source).__name__}: {error}") from error
     if module in converted:
         return converted[module]
+    _warn_of_reads(parents, converted)
     if not inplace:
         return _copy_with(module, converted, sources)
     for parent in parents:
@@ -160,6 +168,27 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
             space, key = each.place
             space[key] = converted[each.held]
     return module
+
+
+def _warn_of_reads(parents: Iterable[nn.Module], converted: Converted) -> None:
+    """Warn of methods of other modules that read a tensor of a layer that has another layout or name in the new layer,
+    such as ``F.linear(x, self.layer.base_weight)``. Some reads remain correct, for example ``weight.abs().mean()``."""
+    layers = {source: new for source, new in converted.items() if isinstance(new, KANLinear)}
+    tensors = {source: tensors_of(source) for source in layers}
+    tree = {str(place): parent for place, parent in enumerate(parents)}
+    found = {}
+    for read in attribute_reads(tree, {name for held in tensors.values() for name in held}):
+        theirs = tensors.get(read.module, {}).get(read.attribute)
+        if theirs is None:
+            continue
+        ours = getattr(layers[read.module], read.attribute, None)
+        if ours is None:
+            found[f"{read.method} reads {read.attribute}, which the new layer lacks"] = None
+        elif not isinstance(ours, Tensor) or ours.shape != theirs.shape or not bool((ours == theirs).all()):
+            shapes = f"{list(getattr(ours, 'shape', ()))} instead of {list(theirs.shape)}"
+            found[f"{read.method} reads {read.attribute}, which has another layout in the new layer, {shapes}"] = None
+    if found:
+        warn(f"{'; '.join(found)}: change these methods if they depend on the layout, see fastkan.KANLinear")
 
 
 def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
