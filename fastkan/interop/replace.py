@@ -321,8 +321,8 @@ def _reason_to_keep(readers: _Readers, linear: Any) -> str | None:
 
 def _own_computation(linear: Any) -> str | None:
     """Return what suggests that a layer computes something else than a linear layer, or None."""
-    cls = type(linear)
-    plain = [nn.Linear, *(each for each in cls.__mro__ if (each.__module__, each.__name__) == _CONV1D)]
+    cls: Any = type(linear)
+    plain: list[Any] = [nn.Linear, *(each for each in cls.__mro__ if (each.__module__, each.__name__) == _CONV1D)]
     way = f"select the class {cls.__name__} to replace it"
     if "forward" in vars(linear) or cls.forward not in [each.forward for each in plain]:
         return f"it has its own forward: {way}"

@@ -364,7 +364,7 @@ def test_methods_of_kanlinear(layer: KANConv2d) -> None:
 
 def test_from_splines_and_convert(layer: KANConv2d) -> None:
     """The shapes of splines do not say what the kernel is; a converted model keeps its convolutions."""
-    with pytest.raises(TypeError, match="KANConv1d cannot be constructed by from_splines.*kernel_size"):
+    with pytest.raises(TypeError, match=r"KANConv1d cannot be constructed by from_splines.*kernel_size"):
         KANConv1d.from_splines(torch.linspace(-2, 2, 11), torch.randn(7, 2, 5))
     layer.update_grid(torch.randn(3, layer.in_channels, 6, 6, dtype=layer.knots.dtype))
     x = torch.rand(2, layer.in_channels, 6, 6, dtype=layer.knots.dtype)

@@ -87,12 +87,12 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
         ValueError: if fastkan cannot represent a layer or network; the message names the layer, the reason and what to
             do instead. The reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks
             between 0 and 1, trained grids and masks, coincident knots, shared functions and different grids of one
-            input in pykan 0.0, outputs or gradients that differ, shared parameters, a layer that returns four tensors inside another
-            module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a
-            layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to
-            convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the original
-            layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If
-            ``inplace`` is True, a ValueError is also raised if a layer is compiled.
+            input in pykan 0.0, outputs or gradients that differ, shared parameters, a layer that returns four tensors
+            inside another module, tensors on the meta device, and layers that draw random numbers. A ValueError is also
+            raised if a layer is inside a wrapper of distributed training, if the module cannot be copied, if there is
+            nothing to convert, or if a function, such as a lambda in an attribute, holds a layer and would still call
+            the original layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule.
+            If ``inplace`` is True, a ValueError is also raised if a layer is compiled.
 
     Warns:
         UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; if
@@ -176,7 +176,7 @@ def _warn_of_reads(parents: Iterable[nn.Module], converted: Converted) -> None:
     layers = {source: new for source, new in converted.items() if isinstance(new, KANLinear)}
     tensors = {source: tensors_of(source) for source in layers}
     tree = {str(place): parent for place, parent in enumerate(parents)}
-    found = {}
+    found: dict[str, None] = {}
     for read in attribute_reads(tree, {name for held in tensors.values() for name in held}):
         theirs = tensors.get(read.module, {}).get(read.attribute)
         if theirs is None:

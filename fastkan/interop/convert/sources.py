@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -399,13 +399,12 @@ def _compare_gradients(source: nn.Module, new: nn.Module, x: Tensor, is_narrow: 
         y = _call_one(nn.Module.train(module, True), given) if is_source else module(given)
         y = y.reshape(len(x), -1)
         loss = (y * factors * torch.arange(1, y.shape[1] + 1, device=y.device).to(y)).sum()
+        slopes: Sequence[Tensor | None] = (None,) * (1 + len(own))
         if loss.requires_grad:
             try:
                 slopes = torch.autograd.grad(loss, [given, *own], allow_unused=True)
             except RuntimeError:  # the module writes to its parameters after it has used them
                 return
-        else:
-            slopes = (None,) * (1 + len(own))
         pairs = [(p.detach() * slope).flatten() for p, slope in zip(own, slopes[1:]) if slope is not None]
         products = torch.cat([x.new_zeros(1), *pairs])
         found.append((x.new_zeros(x.shape) if slopes[0] is None else slopes[0], products))
