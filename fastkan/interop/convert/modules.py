@@ -36,7 +36,18 @@ from .sources import (
     warn_of_hooks,
 )
 
-Converted = dict[nn.Module, Any]  # maps each source, a module of another package, to its new module
+
+class Converted(dict[nn.Module, Any]):
+    """A dictionary from each source, a module of another package, to its new module.
+
+    Args:
+        again: whether a copy of a network is converted again, only in order to be compared. The layers have been
+            compared before, so their outputs are compared only to find how their tensors are to be read.
+    """
+
+    def __init__(self, again: bool = False) -> None:
+        super().__init__()
+        self.again = again
 
 
 @checked(module=Instance(nn.Module), inplace=FLAG, networks=Optional(FLAG))
@@ -129,7 +140,7 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Module:
-    converted: Converted = {}
+    converted = Converted()
     sources = dict(_sources(module, "", bool(networks), converted))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
@@ -287,18 +298,18 @@ def _convert_source(source: nn.Module, converted: Converted, is_inside: bool) ->
 def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Module:
     """Convert a module, and compare the outputs if the module may be a changed copy."""
     if not kind.is_network:
-        return _build_layer(source, kind)
+        return _build_layer(source, kind, converted.again)
     build = NETWORKS[kind]
     new = build(source, converted)
     if is_copy(source):
-        check_same_outputs(source, new, lambda changed: build(changed, {}))
+        check_same_outputs(source, new, lambda changed: build(changed, Converted(again=True)))
     return new
 
 
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
+def _build_layer(source: nn.Module, kind: SourceKind, again: bool) -> KANLinear:
     """Convert a layer. A copy must have the outputs of its conversion. If a copy lacks the attribute in which the
     package's class keeps the base function, or its tensors have other shapes, base functions and layouts are tried
     until the outputs agree."""
@@ -309,15 +320,15 @@ def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
     is_function = callable(function) and not isinstance(function, type)
     try:
         bases = [base_of(function, name)] if is_function else list(BASE_FUNCTIONS)
-        return _compared(source, [(layout, base) for base in bases])
+        return _compared(source, [(layout, base) for base in bases], again)
     except ValueError:
-        layer = _guessed(source)
+        layer = _guessed(source, again)
         if layer is None:
             raise
         return layer
 
 
-def _guessed(source: nn.Module) -> KANLinear | None:
+def _guessed(source: nn.Module, again: bool = False) -> KANLinear | None:
     """Convert a layer whose tensors have other names or shapes than those of all packages, if one interpretation of the
     tensors gives the same outputs. Otherwise, return None."""
     ways = (
@@ -326,12 +337,12 @@ def _guessed(source: nn.Module) -> KANLinear | None:
         for base in (BASE_FUNCTIONS if "base_weight" in layout.parameters else ("none",))
     )
     try:
-        return _compared(source, ways)
+        return _compared(source, ways, again)
     except ValueError:
         return None
 
 
-def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinear:
+def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]], again: bool) -> KANLinear:
     """Return the first conversion by a layout and a base function that has the outputs of the layer.
 
     Raises:
@@ -345,7 +356,7 @@ def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinea
 
         try:
             new = build(source)
-            check_same_outputs(source, new, build)
+            check_same_outputs(source, new, build, briefly=again)
         except ValueError as error:
             refused = error if number == 0 else refused
         else:
@@ -398,7 +409,7 @@ def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, c
     for place, each in enumerate(parts):
         if each not in converted:
             try:
-                converted[each] = _build_layer(each, kind)
+                converted[each] = _build_layer(each, kind, converted.again)
             except ValueError as error:
                 raise ValueError(f"{name}.{place}: {error}") from None
     layers = [converted[each] for each in parts]

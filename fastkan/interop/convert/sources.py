@@ -256,13 +256,16 @@ def warn_of_hooks(source: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module]) -> None:
+def check_same_outputs(
+    source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module], briefly: bool = False
+) -> None:
     """Check that the original module and its conversion ``new`` by ``build`` compute the same.
 
     Outputs are compared in training mode and in evaluation mode, inside and outside of the grid, for a single row, and
     for inputs with three dimensions. Gradients with respect to the inputs and the parameters are compared as well.
     Because parameters that are 0 or 1 can hide a difference, a copy of the original with random parameters is compared
-    with its conversion too. Copies in float64 are compared if the module can be called with float64.
+    with its conversion too. Copies in float64 are compared if the module can be called with float64. If ``briefly`` is
+    True, only the outputs of the original and of ``new`` are compared.
 
     Raises:
         ValueError: if the outputs or gradients differ, if the module cannot be called, or if it draws random numbers.
@@ -270,13 +273,14 @@ def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Mo
     Warns:
         UserWarning: if the module returns the rows of inputs with three dimensions in one dimension.
     """
-    wide = _copy_of(source).double()
+    is_double = _dtype(new).itemsize == 8
+    wide = source if is_double else _copy_of(source).double()
     is_narrow = _dtype(new).itemsize >= 4 and not _computes_in_double(wide, _columns(new))
-    if is_narrow:
-        _compare(source, new, is_narrow)
-    else:
-        source = wide
-        _compare(source, build(source), is_narrow)
+    if not (is_narrow or is_double):
+        source, new = wide, build(wide)
+    _compare(source, new, is_narrow)
+    if briefly:
+        return
     changed = _copy_of(source)
     generator = torch.Generator().manual_seed(1)
     for each in changed.modules():
@@ -349,7 +353,7 @@ def _compare(source: nn.Module, new: nn.Module, is_narrow: bool) -> Tensor:
 def _are_close(wanted: Tensor, got: Tensor, is_narrow: bool) -> bool:
     """Whether tensors with a row for each of the compared rows are equal up to rounding. The rows of each range have a
     tolerance of their own, because outputs far outside of the grid are larger."""
-    if wanted.shape != got.shape:
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return False
     sizes = [rows for rows, _ in COMPARED_ROWS]
     parts = zip(wanted.split(sizes), got.split(sizes)) if len(wanted) == sum(sizes) else [(wanted, got)]
