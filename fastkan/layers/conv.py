@@ -195,6 +195,20 @@ class KANConv(KANLinear):
     def _count_outside(self, x: Tensor) -> None:
         super()._count_outside(self.pixels(x))
 
+    @classmethod
+    def from_splines(cls, *_: Any, **__: Any) -> Any:
+        """Refuse: the shapes of coefficients do not determine the size and the geometry of a kernel.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{cls.__name__} cannot be constructed by from_splines, because shapes do not determine kernel_size: "
+            f"construct the layer by {cls.__name__}(in_channels, out_channels, kernel_size, ...), and copy the "
+            "coefficients [G + k, in_channels, out_channels / groups * taps] to spline_weight by load_state_dict, and "
+            "the knots by set_knots"
+        )
+
     def _each(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
         """Return one number for each dimension."""
         each = tuple(value) if isinstance(value, Sequence) else (value,) * self._dimensions

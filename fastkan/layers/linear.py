@@ -555,7 +555,7 @@ class KANLinear(nn.Module):
         parts += [f"{name}=True" for name in ("bias", "spline_scale") if getattr(self, name) is not None]
         if self.outside != "zero":
             parts.append(f"outside={self.outside!r}")
-        if not self.basis.uniform:
+        if not (self._known.awaits_values or self.basis.uniform):
             parts.append("knots=adapted")
         if self.mask is not None:
             parts.append("masked=True")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import Basis, Pieces, basis_of, has_values, pieces_of, recorder
+from fastkan_kernels import Basis, Pieces, basis_of, check_knots, has_values, pieces_of, recorder
 
 PLAIN = (Tensor, nn.Parameter)
 # The maximum number of elements of tensors that are compared as lists of numbers, which is faster for small tensors.
@@ -69,6 +69,9 @@ class KnotMetadata:
     call reads the new values.
     """
 
+    # Whether the layer was constructed on the meta device, and has not had valid knots in its memory since then.
+    awaits_values = False
+
     def __init__(self, knots: Tensor, order: int, base: str) -> None:
         self.order, self.base = order, base
         # The attribute is always replaced as a whole, so that other threads never see an inconsistent state.
@@ -79,8 +82,18 @@ class KnotMetadata:
     def look(self, knots: Tensor) -> ReadKnots:
         """Compute the basis from the values of the knots, store the basis in the cache and return the cache entry."""
         known = ReadKnots(knots, basis_of(knots, self.order, self.base))
-        self._known, self._notice = known, None
+        is_unwritten = self.awaits_values and not knots.is_meta and self._fault_of(knots) is not None
+        self.awaits_values = knots.is_meta or is_unwritten
+        self._known, self._notice = None if is_unwritten else known, None  # without an entry, the next call looks again
         return known
+
+    def _fault_of(self, knots: Tensor) -> str | None:
+        """Return the reason why knots are invalid, or None."""
+        try:
+            check_knots(knots, self.order)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def read(self, knots: Tensor) -> ReadKnots | None:
         """Return the cache entry for ``knots``, which is recomputed if it does not belong to the current values.
@@ -88,6 +101,9 @@ class KnotMetadata:
         The argument ``knots`` may be a different tensor in each call, for example with ``torch.func.functional_call``.
         The result is None if the values of the knots cannot or must not be read, because the knots require a gradient
         or a tracer or a transform is active.
+
+        Raises:
+            RuntimeError: if the layer was constructed on the meta device, and its memory has not contained valid knots.
         """
         if knots.requires_grad or not has_values(knots):  # The reference backend does not use the values of the knots.
             return None
@@ -102,7 +118,15 @@ class KnotMetadata:
                 and not (self._notice and self._notice.says_yes())
             ):
                 return known
-        return self.look(knots)
+        known = self.look(knots)
+        if self.awaits_values and not knots.is_meta:
+            raise RuntimeError(
+                "the KAN layer was constructed on the device meta, and its memory has not been initialised "
+                f"({self._fault_of(knots)}): call reset_parameters() of the layer or load_state_dict(). If "
+                "from_pretrained of transformers has constructed the layer, pass it "
+                "quantization_config=fastkan.interop.transformers.KANLayersConfig()"
+            )
+        return known
 
     def basis(self, knots: Tensor) -> Basis:
         """Return the basis of ``knots``. If the values of the knots cannot be read, the basis has unknown spacing."""

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import peers
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fastkan
-from fastkan import KANConv1d, KANConv2d, KANConv3d, KANLinear
+from fastkan import KANConv1d, KANConv2d, KANConv3d, KANLinear, convert
 from fastkan.layers.conv import KANConv
 from fastkan_kernels.backends import convolution
 
@@ -359,6 +360,20 @@ def test_methods_of_kanlinear(layer: KANConv2d) -> None:
     loaded = KANConv2d(3, 4, 3, padding=1, bias=True, grid_size=10)  # float32
     loaded.load_state_dict(layer.state_dict())
     torch.testing.assert_close(loaded(x.float()).double(), layer(x), rtol=1e-4, atol=1e-4)
+
+
+def test_from_splines_and_convert(layer: KANConv2d) -> None:
+    """The shapes of splines do not say what the kernel is; a converted model keeps its convolutions."""
+    with pytest.raises(TypeError, match=r"KANConv1d cannot be constructed by from_splines.*kernel_size"):
+        KANConv1d.from_splines(torch.linspace(-2, 2, 11), torch.randn(7, 2, 5))
+    layer.update_grid(torch.randn(3, layer.in_channels, 6, 6, dtype=layer.knots.dtype))
+    x = torch.rand(2, layer.in_channels, 6, 6, dtype=layer.knots.dtype)
+    model = nn.Sequential(layer, nn.Flatten(), peers.KANLinear(layer(x).flatten(1).shape[1], 2))
+    ours = convert(model)
+    assert [type(each) for each in ours] == [KANConv2d, nn.Flatten, KANLinear]
+    torch.testing.assert_close(ours(x), model(x))
+    assert convert(model, inplace=True)[0] is layer
+    assert torch.equal(convert(nn.Sequential(layer))[0](x), layer(x))
 
 
 def test_fresh_parameters_have_the_scale_of_torch() -> None:

@@ -199,3 +199,32 @@ def test_a_layer_of_the_meta_device_takes_values_by_assignment(sizes: tuple[int,
         setattr(layer, name, torch.nn.Parameter(tensor) if name in layer._parameters else tensor)
     x = torch.rand(10, sizes[0])
     assert torch.equal(layer(x), source(x))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 5), (9, 3, 20)])  # knots that are compared as a list and as a tensor
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), None])
+def test_memory_that_nobody_wrote_is_refused_at_the_first_call(
+    value: float | None, sizes: tuple[int, int, int]
+) -> None:
+    layer = KANLinear(*sizes, device="meta")
+    assert "adapted" not in repr(layer)
+    for name in ("knots", "spline_weight", "base_weight"):
+        like = getattr(layer, name)
+        falling = torch.arange(0, -like.numel(), -1.0).view(like.shape)
+        memory = falling if value is None else torch.full(like.shape, value)
+        setattr(layer, name, torch.nn.Parameter(memory) if name != "knots" else memory)
+    x = torch.rand(4, sizes[0])
+    for each in (layer, copy.deepcopy(layer)):
+        assert "adapted" not in repr(each)
+        for _ in range(2):
+            with pytest.raises(
+                RuntimeError, match=r"device meta.*\((knots|the grid) must .*\): call reset_parameters\(\)"
+            ):
+                each(x)
+        missing, _ = each.load_state_dict({"base_weight": torch.zeros(sizes[:2])}, strict=False)
+        assert "knots" in missing
+        with pytest.raises(RuntimeError, match="has not been initialised"):
+            each(x)
+        each.reset_parameters()
+        assert each(x).isfinite().all()
+        assert not each._known.awaits_values
