@@ -138,7 +138,8 @@ class KANLinear(nn.Module):
         self.register_buffer("knots", knots)
         self.register_buffer("mask", None)
         self._known = KnotMetadata(knots, spline_order, base)
-        self.register_buffer("_outside_count", None, persistent=False)
+        # The counts are no buffer, because DistributedDataParallel overwrites the buffers of all ranks but the first.
+        self._outside_count = None
         self.reset_parameters()
 
     @property
@@ -452,6 +453,8 @@ class KANLinear(nn.Module):
         assert self._outside_count is not None
         if needs_composite(self.knots) is not None:
             return
+        if self._outside_count.device != self.knots.device:  # fully_shard moves buffers without a call of _apply().
+            self._outside_count = self._outside_count.to(self.knots.device)
         limits = grid.interior(self.knots, self.spline_order)
         rows = rows_of(x, self.in_features).detach()
         inside = (rows >= limits[:, 0]) & (rows <= limits[:, -1])
@@ -517,6 +520,8 @@ class KANLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         before = self.knots
         super()._apply(fn, recurse)
+        if self._outside_count is not None:
+            self._outside_count = fn(self._outside_count)
         if self.knots.dtype != _knots_dtype(self.knots.dtype):  # Half precision is too coarse for knots.
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
         if before.is_meta and not self.knots.is_meta:  # The method to_empty() leaves memory uninitialised.
