@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels import FLAG, INDEX, check_finite, checked, warn
+from fastkan_kernels import FLAG, INDEX, check_finite, checked, repr_with_shapes, warn
 
 from ..functional import rows_of
 from ..layers import grid as grids
@@ -177,6 +177,8 @@ class LayerTrace(NamedTuple):
     subnodes: Tensor
     out: Tensor
 
+    __repr__ = repr_with_shapes
+
 
 @checked(edges=FLAG)
 @torch.no_grad()
@@ -196,9 +198,10 @@ def trace(model: Network, x: Any = None, edges: bool = False) -> list[LayerTrace
         TypeError, ValueError: if ``x`` has the wrong shape, dtype or type.
 
     Example:
-        >>> steps = KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True)
-        >>> [step.edges.shape for step in steps]
-        [torch.Size([10, 2, 5]), torch.Size([10, 5, 1])]
+        >>> for step in KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True):
+        ...     print(step)
+        LayerTrace(nodes=Tensor[10, 2], edges=Tensor[10, 2, 5], subnodes=Tensor[10, 5], out=Tensor[10, 5])
+        LayerTrace(nodes=Tensor[10, 5], edges=Tensor[10, 5, 1], subnodes=Tensor[10, 1], out=Tensor[10, 1])
     """
     rows = rows_of(x, model.in_features) if isinstance(x, Tensor) else rows_for(model, x, strict=False)
     nodes = model._select_inputs(rows)

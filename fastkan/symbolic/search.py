@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels import INDEX, REAL, SHARE, Callback, Instance, check_finite, check_shape, check_tensor, checked
+from fastkan_kernels import (
+    INDEX,
+    REAL,
+    SHARE,
+    Callback,
+    Instance,
+    check_finite,
+    check_shape,
+    check_tensor,
+    checked,
+    repr_with_shapes,
+)
 
 from ..layers.function_library import (
     BOUNDS,
@@ -41,6 +52,8 @@ class SymbolicFits(NamedTuple):
     names: list[str]
     affine: Tensor
     r2: Tensor
+
+    __repr__ = repr_with_shapes
 
 
 class Candidate(NamedTuple):
