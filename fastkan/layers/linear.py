@@ -30,7 +30,15 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
-from .distributed import GROUP, broadcast, check_not_sharded, gather_samples, local, on_every_rank
+from .distributed import (
+    GROUP,
+    broadcast,
+    check_every_rank,
+    check_not_sharded,
+    gather_samples,
+    local,
+    on_every_rank,
+)
 from .from_splines import from_splines
 from .init import Initialization, assign
 from .regularization_loss import regularization_loss
@@ -297,8 +305,8 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: if the samples or their weights have the wrong shape, are empty or are not finite, if
-                weights are negative or all 0, or if weights are passed together with a group. The layer is unchanged in
-                these cases, on all ranks of the group.
+                weights are negative or all 0, if weights are passed together with a group, or if the layers of the ranks
+                have different sizes or dtypes. The layer is unchanged in these cases, on all ranks of the group.
             RuntimeError: if ``torch.distributed`` runs several processes and ``group`` is None, or if the parameters
                 are distributed over processes by ``fully_shard`` or ``parallelize_module``.
 
@@ -308,9 +316,14 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
-        self._check_own_splines("update_grid")
-        if sample_weight is not None and group is not None:
-            raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+
+        def read() -> dict[str, Any]:
+            self._check_own_splines("update_grid")
+            if sample_weight is not None and group is not None:
+                raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+            return {"spline_weight": self.spline_weight, "knots": self.knots}
+
+        check_every_rank("update_grid", read, group)
         samples = gather_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
         adapted = on_every_rank(lambda: self._adapted(samples, grid_eps, margin, sample_weight), group)
         self._write_splines(*adapted)
@@ -356,7 +369,8 @@ class KANLinear(nn.Module):
                 needed.
 
         Raises:
-            TypeError, ValueError: if ``grid_size`` is below 1, or the samples are invalid as in :meth:`update_grid`.
+            TypeError, ValueError: if ``grid_size`` is below 1, the samples are invalid as in :meth:`update_grid`, or
+                the layers of the ranks or their ``grid_size`` differ.
             RuntimeError: if samples are given without a group while ``torch.distributed`` runs several processes, or
                 if the parameters are distributed over processes.
 
@@ -366,7 +380,13 @@ class KANLinear(nn.Module):
             >>> layer.spline_weight.shape
             torch.Size([23, 2, 5])
         """
-        self._check_own_splines("refine")
+
+        def read() -> dict[str, Any]:
+            self._check_own_splines("refine")
+            given = "None" if x is None else "samples"
+            return {"spline_weight": self.spline_weight, "knots": self.knots, "grid_size": grid_size, "kind of x": given}
+
+        check_every_rank("refine", read, group)
         old = self.spline_weight, self.knots, self.spline_order
         if x is None:
             return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))

@@ -189,6 +189,7 @@ def refused() -> dict[str, str]:
     wrong[rank - 1] = torch.nan if rank == 1 else 0.0
     layer, model, seen = layer_of({}), network(), network()
     seen.sample = x
+    weights = torch.ones(20) if rank else None
     before = [tensors(each) for each in (layer, model, seen)]
     calls = {
         "layer": lambda: layer.update_grid(x),
@@ -207,6 +208,12 @@ def refused() -> dict[str, str]:
         "none, layer": lambda: layer.update_grid(x[:0], group=group.WORLD),
         "none, network": lambda: model.update_grid(x[:0], group=group.WORLD),
         "group": lambda: layer.update_grid(x, group="world"),
+        "weights, layer": lambda: layer.update_grid(x, sample_weight=weights, group=group.WORLD),
+        "weights, network": lambda: model.update_grid(x, sample_weight=weights, group=group.WORLD),
+        "one of x, layer refined": lambda: layer.refine(7, x if rank else None, group=group.WORLD),
+        "sizes, layer refined": lambda: layer.refine(7 + rank, x, group=group.WORLD),
+        "sizes, network refined": lambda: model.refine(7 + rank, x, group=group.WORLD),
+        "no size, network refined": lambda: model.refine(7 if rank else None, x, group=group.WORLD),
     }
     said = {}
     for name, call in calls.items():
@@ -244,10 +251,59 @@ def test_what_would_make_ranks_diverge_is_refused_on_all(two: Processes) -> None
     assert "rank 1 of the group failed: x must have the shape" in first["columns"]
     assert first["type"].startswith("TypeError: x must be a torch.Tensor")
     assert second["type"].startswith("ValueError: rank 0 of the group failed: x must be a torch.Tensor")
+    for name in ("weights, layer", "weights, network"):
+        assert second[name] == "ValueError: sample_weight and group cannot be combined: one of them must be None"
+        assert first[name].startswith("ValueError: rank 1 of the group failed: sample_weight and group cannot")
+    assert first["no size, network refined"].startswith("TypeError: refine() takes new_grid")
+    assert second["no size, network refined"].startswith("ValueError: rank 0 of the group failed: refine() takes")
     for said in (first, second):
+        for name, said_of in {
+            "one of x, layer refined": "refine needs the same kind of x on every rank of the group, got 'None' on rank "
+            "0 and 'samples' on rank 1",
+            "sizes, layer refined": "refine needs the same grid_size on every rank of the group, got 7 on rank 0 and 8 "
+            "on rank 1",
+            "sizes, network refined": "refine needs the same new_grid on every rank of the group, got [7, 7, 7] on "
+            "rank 0 and [8, 8, 8] on rank 1",
+        }.items():
+            assert said[name] == f"ValueError: {said_of}"
         for name in ("none, layer", "none, network"):
             assert said[name] == "ValueError: x must have at least one sample on one of the ranks, got none"
         assert said["group"].startswith("TypeError: group must be a torch.distributed.ProcessGroup")
+
+
+def different_models() -> dict[str, str]:
+    """Return the errors of calls with models that differ between the ranks. Their bytes would be taken for others."""
+    rank = distributed.get_rank()
+    x = samples(rank, 20)
+    dtype = (torch.float32, torch.float64)[rank]
+    pairs: dict[str, tuple[Any, Any]] = {
+        "dtype": (layer_of({"dtype": dtype}), KAN([3, 2, 1], seed=0, dtype=dtype)),
+        "intervals": (layer_of({"grid_size": 5 + rank}), KAN([3, 2, 1], grid=5 + rank, seed=0)),
+        "sizes": (KANLinear(3, 4 + rank), KAN([3, 2 + rank, 1], seed=0)),
+    }
+    said = {}
+    for name, models in pairs.items():
+        for model in models:
+            before = tensors(model)
+            for method, options in (("update_grid", {}), ("refine", {}), ("update_grid", {"x": x[:0]})):
+                arguments = {"x": x.to(model.knots.dtype if isinstance(model, KANLinear) else model.dtype), **options}
+                size = (8,) if method == "refine" else ()
+                with pytest.raises(ValueError, match=r"needs the same .* on every rank of the group") as error:
+                    getattr(model, method)(*size, **arguments, group=group.WORLD)
+                said[f"{name}, {type(model).__name__}, {method}"] = str(error.value)
+            assert_same(tensors(model), before)
+    return said
+
+
+def test_models_that_differ_between_ranks_are_refused_on_all(two: Processes) -> None:
+    first, second = two.run(different_models)
+    assert first == second
+    assert first["dtype, KANLinear, update_grid"] == (
+        "update_grid needs the same spline_weight on every rank of the group, got torch.float32 [8, 3, 4] on rank 0 "
+        "and torch.float64 [8, 3, 4] on rank 1"
+    )
+    assert "same layers[0].spline_weight on every rank" in first["intervals, KAN, update_grid"]
+    assert "same width on every rank" in first["sizes, KAN, refine"]
 
 
 @pytest.mark.usefixtures("alone")
