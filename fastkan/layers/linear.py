@@ -182,19 +182,26 @@ class KANLinear(nn.Module):
         ``fully_shard`` has distributed the parameters, the values of the first process are used.
 
         Raises:
-            RuntimeError: if the layer is distributed over processes by ``parallelize_module``.
+            RuntimeError: if the layer is distributed over processes by ``parallelize_module``, or if a weight is no
+                parameter of the layer, because a parametrization or pruning computes the weight. The layer is unchanged
+                in these cases.
         """
         self._reset(None)
 
     def _reset(self, generator: torch.Generator | None) -> None:
         """Do what :meth:`reset_parameters` documents, with random numbers from a generator of the CPU, or from the
         global generator if ``generator`` is None."""
-        check_not_sharded("reset_parameters", [("knots", self.knots)], BEFORE_SHARDING)
+        self._check_resettable()
         self.set_mask(None)
         if self._outside_count is not None:
             self.count_outside()
         self._write_knots(self._initial_knots())
         self._draw_parameters(generator)
+
+    def _check_resettable(self) -> None:
+        """Raise an error if :meth:`reset_parameters` cannot write all tensors of the layer."""
+        check_not_sharded("reset_parameters", [("knots", self.knots)], BEFORE_SHARDING)
+        self._check_own_parameters("reset_parameters", ("spline_weight", "base_weight", "spline_scale", "bias"))
 
     @torch.no_grad()
     def _draw_parameters(self, generator: torch.Generator | None) -> None:
@@ -506,11 +513,16 @@ class KANLinear(nn.Module):
 
     def _check_own_splines(self, what: str) -> None:
         self._check_not_sharded(what)
-        if self._parameters.get("spline_weight") is None:
-            raise RuntimeError(
-                "spline_weight is no parameter of the layer itself: something (a parametrization, pruning) "
-                "computes it. Remove that, change the grid, and put it back"
-            )
+        self._check_own_parameters(what, ("spline_weight",))
+
+    def _check_own_parameters(self, what: str, names: tuple[str, ...]) -> None:
+        """Raise a RuntimeError if one of the weights is computed, because values written into it would be lost."""
+        for name in names:
+            if self._parameters.get(name) is None and getattr(self, name) is not None:
+                raise RuntimeError(
+                    f"{name} is no parameter of the layer itself: something (a parametrization, pruning) computes it. "
+                    f"Remove that, call {what}, and put it back"
+                )
 
     def _write_splines(self, weight: Tensor, knots: Tensor) -> None:
         """Set the coefficients ``weight [G + k, in, out]`` and the knots, in place if their shapes do not change."""
