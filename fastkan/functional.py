@@ -260,7 +260,8 @@ class Derivatives(namedtuple("Derivatives", ("value", "gradient", "hessian"))):
     gradient: Tensor
     hessian: Tensor
 
-    __repr__ = repr_with_shapes
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 @checked(u=Callback(), columns=Optional(Each(Int(least=0))))

@@ -312,8 +312,9 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: if the samples or their weights have the wrong shape, are empty or are not finite, if
-                weights are negative or all 0, if weights are passed together with a group, or if the layers of the ranks
-                have different sizes or dtypes. The layer is unchanged in these cases, on all ranks of the group.
+                weights are negative or all 0, if weights are passed together with a group, or if the layers of the
+                ranks have different sizes or dtypes. The layer is unchanged in these cases, on all ranks of the
+                group.
             RuntimeError: if ``torch.distributed`` runs several processes and ``group`` is None, or if the parameters
                 are distributed over processes by ``fully_shard`` or ``parallelize_module``.
 
@@ -390,8 +391,8 @@ class KANLinear(nn.Module):
 
         def read() -> dict[str, Any]:
             self._check_own_splines("refine")
-            given = "None" if x is None else "samples"
-            return {"spline_weight": self.spline_weight, "knots": self.knots, "grid_size": grid_size, "kind of x": given}
+            same = {"grid_size": grid_size, "kind of x": "None" if x is None else "samples"}
+            return {"spline_weight": self.spline_weight, "knots": self.knots, **same}
 
         check_every_rank("refine", read, group)
         old = self.spline_weight, self.knots, self.spline_order

@@ -14,7 +14,7 @@ from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 from ..layers import grid as grids
 from ..layers.distributed import GROUP, all_gather_values, broadcast, check_every_rank, gather_samples, on_every_rank
 from .samples import as_tensor
-from .trace import LayerTrace, rows_for, trace
+from .trace import LayerTrace, check_not_sharded, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network, NetworkT
@@ -156,16 +156,10 @@ def _splines(model: Network) -> list[Tensor]:
 
 def _equal_on_ranks(model: Network, what: str) -> dict[str, Any]:
     """Check that the network is not distributed, and return what must be equal on all ranks of a group, by name."""
-    _check_not_sharded(model, what)
+    check_not_sharded(model, what)
     layers = {
         f"layers[{number}].{name}": getattr(layer, name)
         for number, layer in enumerate(model.layers)
         for name in ("spline_weight", "knots")
     }
     return {"width": model.width, "input_id": model.input_id, **layers}
-
-
-def _check_not_sharded(model: Network, what: str) -> None:
-    """Raise a RuntimeError if tensors of the layers are distributed over processes."""
-    for layer in model.layers:
-        layer._check_not_sharded(what)

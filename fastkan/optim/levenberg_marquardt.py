@@ -73,7 +73,8 @@ class Block(NamedTuple):
     residuals: Tensor
     upstream: Sequence[Tensor] | None = None
 
-    __repr__ = repr_with_shapes
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 class Report(NamedTuple):

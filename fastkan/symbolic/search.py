@@ -53,7 +53,8 @@ class SymbolicFits(NamedTuple):
     affine: Tensor
     r2: Tensor
 
-    __repr__ = repr_with_shapes
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 class Candidate(NamedTuple):

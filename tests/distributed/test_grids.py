@@ -271,6 +271,50 @@ def test_what_would_make_ranks_diverge_is_refused_on_all(two: Processes) -> None
         assert said["group"].startswith("TypeError: group must be a torch.distributed.ProcessGroup")
 
 
+def changed_by_rows() -> dict[str, str]:
+    """Return the errors of methods that change a network by the rows of one rank."""
+    x = samples(distributed.get_rank(), 40)
+    model, seen = KAN([3, 3, 1], seed=0), KAN([3, 3, 1], seed=0)
+    seen.get_act(x)
+    before = tensors(model)
+    calls = {
+        "fix_symbolic": lambda m, **o: m.fix_symbolic(0, 0, 0, "sin", verbose=False, **o),
+        "auto_symbolic": lambda m, **o: m.auto_symbolic(verbose=0, **o),
+        "prune": lambda m, **o: m.prune(**o),
+        "prune_node": lambda m, **o: m.prune_node(**o),
+        "prune_edge": lambda m, **o: m.prune_edge(**o),
+        "prune_input": lambda m, **o: m.prune_input(**o),
+        "auto_swap": lambda m, **o: m.auto_swap(**o),
+        "auto_swap_l": lambda m, **o: m.auto_swap_l(1, **o),
+        "initialize_from_another_model": lambda m, **o: m.initialize_from_another_model(seen, **o),
+    }
+    said = {}
+    for name, call in calls.items():
+        for network, options in ((model, {"x": x}), (seen, {})):
+            with pytest.raises(RuntimeError) as error:
+                call(network, **options)
+            said[name] = str(error.value)
+            assert_same(tensors(network), before)
+    # What only reads the network, and what is the same for all rows, works on every rank.
+    seen.suggest_symbolic(0, 0, 0, lib=["x", "sin"], verbose=False)
+    assert seen.attribute(x=x).nodes[0].shape == (3,)
+    seen.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    assert seen.prune_input(active_inputs=[0, 2]).prune_node(active_neurons_id=[[0, 1]]).width_in == [2, 2, 1]
+    model.fix_symbolic(0, 0, 0, "sin", verbose=False)  # fitted at points spread over the grids
+    said["formula"] = str(model.symbolic[0].affine.tolist())
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:there has been no fit")
+def test_changes_by_the_rows_of_one_rank_are_refused(two: Processes) -> None:
+    first, second = two.run(changed_by_rows)
+    assert first == second
+    first.pop("formula")
+    for name, said in first.items():
+        what = {"auto_swap_l": "auto_swap", "initialize_from_another_model": "refine"}.get(name, name)
+        assert said.startswith(f"{what} uses the samples of this process alone, but 2 processes are initialised")
+
+
 def different_models() -> dict[str, str]:
     """Return the errors of calls with models that differ between the ranks. Their bytes would be taken for others."""
     rank = distributed.get_rank()
