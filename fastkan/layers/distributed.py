@@ -192,6 +192,12 @@ def local(tensor: Any) -> Any:
         return tensor.to_local()
 
 
+def whole(tensor: Any) -> Any:
+    """Return all values of a ``DTensor`` as a plain tensor, recorded by autograd, and any other value unchanged. For a
+    ``DTensor``, all processes of the mesh must call the function."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
 def check_not_sharded(what: str, tensors: Any, remedy: str) -> None:
     """Raise an error if one of the tensors is a ``DTensor``.
 
