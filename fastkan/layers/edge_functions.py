@@ -48,7 +48,7 @@ def is_stackable(layer: KANLinear) -> bool:
         and layer.outside == "zero"
         and not has_hooks(layer)
         and layer.bias is None
-        and layer._buffers["_outside_count"] is None
+        and layer._outside_count is None
     )
 
 

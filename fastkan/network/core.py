@@ -323,6 +323,8 @@ class Network(nn.Module):
         Raises:
             ValueError: if inputs were pruned and ``input_id`` has lost the selection of columns, because it was on the
                 device ``"meta"``.
+            RuntimeError: if a layer refuses the call, see :meth:`KANLinear.reset_parameters`. The network is unchanged
+                in this case.
 
         Example:
             >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -331,6 +333,8 @@ class Network(nn.Module):
             >>> torch.equal(empty.layers[0].spline_weight, model.layers[0].spline_weight)
             True
         """
+        for layer in self.layers:
+            layer._check_resettable()
         self._reset_input_id()
         generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
         for layer, symbolic in zip(self.layers, self.symbolic):
