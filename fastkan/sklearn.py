@@ -62,7 +62,8 @@ _PARAMETERS = """
 
 _ATTRIBUTES = """
     Attributes:
-        model_: the fitted :class:`KAN`, for standardized features. ``estimator.model_.plot()``, ``auto_symbolic()`` and
+        model_: the fitted :class:`KAN`, for standardized features. It has an input for each feature that is not
+            constant in the training data; ``model_.input_id`` has their columns. ``estimator.model_.plot()``, ``auto_symbolic()`` and
             all other methods of a :class:`KAN` can be called; ``estimator.model_ = estimator.model_.prune()`` replaces
             the network. For these methods, the network keeps at most 10,000 training rows, which pickles do not
             contain.
@@ -78,8 +79,8 @@ _ATTRIBUTES = """
 class _KANEstimator(BaseEstimator):
     """The part that both estimators have in common: reading data, standardization and training.
 
-    The network gets features with mean 0 and standard deviation 1. Outside of the range of the training data, its
-    splines continue along their tangents. The network is float32 if X is float32, and float64 otherwise.
+    The network gets features with mean 0 and standard deviation 1. It does not read features that are constant in the
+    training data. Outside of the range of the training data, its splines continue along their tangents. The network is float32 if X is float32, and float64 otherwise.
     """
 
     model_: KAN
@@ -193,15 +194,26 @@ class _KANEstimator(BaseEstimator):
         self.feature_importances_ = _importances(self.model_)
 
     def _set_scales(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
-        self.mean_, self.scale_ = _mean_and_std(X, weight)
+        self.mean_, self.scale_, self._is_constant = _mean_and_scale(X, weight)
 
     def _new_network(self, dtype: Any, seed: int) -> KAN:
         hidden = self.hidden_layer_sizes
         hidden = [hidden] if isinstance(hidden, (int, np.integer)) else list(hidden)
-        return KAN(
-            [len(self.mean_), *hidden, self._outputs], self.grid, self.k, seed=seed, sp_trainable=False,
+        # A network without inputs is impossible. If all features are constant, the network has one input whose edges
+        # are off, and its output is the bias.
+        columns = np.flatnonzero(~self._is_constant)
+        reads = len(columns) > 0
+        model = KAN(
+            [max(1, len(columns)), *hidden, self._outputs], self.grid, self.k, seed=seed, sp_trainable=False,
             dtype=torch.float32 if dtype == np.float32 else torch.float64, device=self.device, outside="linear",
+            affine_trainable=not reads,
         )  # fmt: skip
+        model.in_features = len(self.mean_)
+        model.input_id = torch.from_numpy(columns if reads else np.zeros(1, np.int64)).to(model.device)
+        if not reads:
+            model.layers[0].set_mask(torch.zeros(model.layers[0].in_features, model.layers[0].out_features))
+            model.layers[0]._freeze_if_idle()
+        return model
 
     def _optimizer(self, rows: int, one_pass: bool) -> tuple[str, dict[str, Any]]:
         """Return the name of the optimizer and its options."""
@@ -297,7 +309,7 @@ class KANRegressor(RegressorMixin, _KANEstimator):
 
     def _set_scales(self, X, y, weight):
         super()._set_scales(X, y, weight)
-        self.target_mean_, self.target_scale_ = _mean_and_std(y, weight)
+        self.target_mean_, self.target_scale_, _ = _mean_and_scale(y, weight)
 
     def _scaled_target(self, y):
         return (y - self.target_mean_) / self.target_scale_
@@ -477,11 +489,11 @@ def _means(losses: list[float], count: int) -> list[float]:
     return [float(np.mean(losses[start : start + count])) for start in range(0, len(losses), count)]
 
 
-def _mean_and_std(values: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weighted mean and standard deviation of each column in float64. The standard deviation of a constant
-    column is replaced by 1."""
+def _mean_and_scale(values: np.ndarray, weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the weighted mean of each column in float64, the standard deviation or 1 if the column is constant, and
+    whether the column is constant."""
     values = values.astype(np.float64)
     mean = np.average(values, axis=0, weights=weight)
     std = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight))
-    is_constant = std <= 10 * np.finfo(np.float64).eps * np.abs(values).max(0)
-    return mean, np.where(is_constant, 1.0, std)
+    is_constant = (std <= 10 * np.finfo(np.float64).eps * np.abs(values).max(0)) | (np.ptp(values, axis=0) == 0)
+    return mean, np.where(is_constant, 1.0, std), is_constant

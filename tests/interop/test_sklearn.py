@@ -140,6 +140,56 @@ def test_adam_counts_passes() -> None:
     assert len(model.model_.history[0]["train_loss"]) == 21
 
 
+# -- constant features ----------------------------------------------------------------------------------
+
+
+def with_constant(dtype: Any = np.float64) -> np.ndarray:
+    return np.c_[X[:, :1], np.full(60, 0.1), X[:, 1:]].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_feature_has_no_influence(dtype: Any) -> None:
+    """The fit has the same bits as a fit without the feature, which appears neither in predictions nor in formulas."""
+    x = with_constant(dtype)
+    other = x.copy()
+    other[:, 1] = 100
+    for made, y in ((KANRegressor(2, max_iter=5, random_state=0), Y), (KANClassifier(**TINY), NAMES)):
+        model, without = clone(made).fit(x, y), clone(made).fit(X.astype(dtype), y)
+        read = model.decision_function if isinstance(made, KANClassifier) else model.predict
+        assert np.array_equal(read(other), read(x))
+        assert np.array_equal(model.predict(x), without.predict(X.astype(dtype)))
+        assert np.array_equal(model.feature_importances_, np.insert(without.feature_importances_, 1, 0))
+
+
+def test_a_constant_feature_is_not_in_the_formula() -> None:
+    model = KANRegressor(**{**TINY, "hidden_layer_sizes": ()}).fit(with_constant(), Y)
+    formula = model.formula(numeric="piecewise")
+    assert {str(symbol) for symbol in formula.free_symbols} == {"x_1", "x_3", "x_4"}
+    value = formula.subs({f"x_{i + 1}": v for i, v in enumerate(with_constant()[0])})
+    assert float(value) == pytest.approx(model.predict(with_constant()[:1])[0], rel=1e-9)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict(with_constant()), model.predict(with_constant()))
+
+
+def test_a_feature_that_is_constant_where_weights_are_positive_has_no_influence() -> None:
+    x = with_constant()
+    x[::4, 1] = 7
+    model = KANRegressor(**TINY).fit(x, Y, sample_weight=np.arange(60) % 4)
+    assert model.feature_importances_[1] == 0
+    assert np.array_equal(model.predict(x), model.predict(with_constant()))
+
+
+@pytest.mark.parametrize("hidden", [(), (2,)])
+def test_if_all_features_are_constant_the_mean_is_predicted(hidden: tuple[int, ...]) -> None:
+    x = np.full((60, 2), 3.0)
+    model = KANRegressor(hidden, random_state=0).fit(x, Y)
+    np.testing.assert_allclose(model.predict(X[:, :2]), np.full(60, Y.mean()), rtol=1e-6)
+    assert np.array_equal(model.feature_importances_, [0, 0])
+    third = np.where(np.arange(60) % 3, "a", "b")
+    classifier = KANClassifier(hidden, random_state=0).fit(x, third)
+    np.testing.assert_allclose(classifier.predict_proba(X[:, :2]), np.full((60, 2), [2 / 3, 1 / 3]), rtol=1e-3)
+
+
 # -- the network and its formula ------------------------------------------------------------------------
 
 
