@@ -282,6 +282,63 @@ def test_partial_fit_continues_with_the_same_units_and_grids() -> None:
     assert np.mean((model.predict(X) - Y) ** 2) < np.mean((before - Y) ** 2)
 
 
+@pytest.mark.parametrize("opt", ["auto", "LBFGS"])
+def test_partial_fit_on_the_same_rows_keeps_a_fit(opt: str) -> None:
+    x, y = make_friedman1(120, noise=1.0, random_state=0)
+    x_test, y_test = make_friedman1(300, noise=0.0, random_state=1)
+    model = KANRegressor(2, opt=opt, max_iter=25, lr=1.0, random_state=0).fit(x, y)
+    before = model.score(x, y), model.score(x_test, y_test)
+    for _ in range(2):
+        model.partial_fit(x[::-1], y[::-1])
+    assert model.score(x, y) > before[0] - 0.01
+    assert model.score(x_test, y_test) > before[1] - 0.02
+    assert len(model._memory[0]) == 120
+
+
+def test_partial_fit_learns_from_a_stream() -> None:
+    x, y = make_friedman1(400, noise=1.0, random_state=0)
+    x_test, y_test = make_friedman1(300, noise=0.0, random_state=1)
+    model, scores = KANRegressor(3, random_state=0), []
+    for start in range(0, 400, 50):
+        model.partial_fit(x[start : start + 50], y[start : start + 50])
+        scores.append(model.score(x_test, y_test))
+    assert scores[-1] > 0.97
+    assert min(scores[2:]) > 0.85
+
+
+@pytest.mark.parametrize("labels", [None, NAMES, THIRDS])
+def test_partial_fit_after_a_pickle_remembers_by_predictions(labels: Any) -> None:
+    """The new rows are from a small part of the domain."""
+    made = KANRegressor(2, max_iter=15, random_state=0) if labels is None else KANClassifier(2, random_state=0)
+    y = Y if labels is None else labels
+    model = made.fit(X, y)
+    before, part = model.score(X, y), X[:, 0] > 2
+    again = pickle.loads(pickle.dumps(model))
+    assert again._memory is None
+    again.partial_fit(X[part], y[part])
+    assert again._seen == pytest.approx(60 + part.sum())
+    assert again.score(X, y) > before - 0.03
+
+
+def test_partial_fit_keeps_a_random_selection_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastkan.sklearn.MAX_MEMORY", 40)
+    model = KANRegressor(**TINY).partial_fit(X, Y).partial_fit(X[:10] + 1, Y[:10])
+    rows, targets, weight = model._memory
+    assert len(rows) == len(targets) == 40
+    assert weight.sum() == pytest.approx(70)
+
+
+def test_equal_rows_of_a_table_of_few_values_all_count() -> None:
+    x, y = np.repeat([[0.0], [1.0]], 15, 0), np.repeat(["a", "b"], 15)
+    model = KANClassifier((), random_state=0).partial_fit(x, y).partial_fit(x[:20], y[:20])
+    assert len(model._memory[0]) == 50
+
+
+def test_partial_fit_by_adam_makes_one_pass_over_the_new_rows() -> None:
+    model = KANRegressor(2, opt="Adam", batch=20, random_state=0).partial_fit(X, Y).partial_fit(X[:40], Y[:40])
+    assert [len(run["train_loss"]) for run in model.model_.history] == [3, 2]
+
+
 def test_partial_fit_of_classes_that_come_later() -> None:
     first = THIRDS != "c"
     model = KANClassifier(**TINY).partial_fit(X[first], THIRDS[first], classes=["a", "b", "c"])
