@@ -27,6 +27,11 @@ from .layers.grid import interior
 MAX_LM_PARAMETERS, MAX_LM_PRODUCTS = 2000, 1 << 34
 # Maximum number of rows for which opt="auto" chooses L-BFGS, whose steps use all rows.
 MAX_LBFGS_ROWS = 2000
+# A loss below this value has converged if it changes by less than tol times this value. A mean squared error is in
+# units of the variance of the targets.
+MIN_LOSS = 1e-3
+# Number of iterations during which the grids move. Later moves disturb the estimates of the weight decay.
+GRID_STEPS = 20
 # Number of rows of a batch of Adam with batch="auto".
 BATCH = 200
 # Learning rates with lr="auto". Only the learning rate of Adam determines the length of every update.
@@ -55,8 +60,8 @@ _PARAMETERS = """
             ``"Adam"``.
         lr: the learning rate; ``"auto"`` is 0.01 for ``"Adam"`` and 1 otherwise. ``"LM"`` does not use it.
         batch: number of rows in each step of ``"Adam"``; ``"auto"`` is 200.
-        tol, n_iter_no_change: the fit ends when the training loss has changed by at most the fraction ``tol`` in each
-            of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the loss on the held-out rows has
+        tol, n_iter_no_change: the fit ends when the training loss, or 0.001 if it is smaller, has changed by at most
+            the fraction ``tol`` in each of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the loss on the held-out rows has
             not improved for that many steps.
         early_stopping: whether to hold out the fraction ``validation_fraction`` of the rows, and to keep the parameters
             with the smallest loss on these rows.
@@ -211,7 +216,7 @@ class _KANEstimator(BaseEstimator):
             found = self.model_.fit(
                 data, opt=opt, steps=max_iter * updates, lamb=lamb, loss_fn=self._loss(), sample_weight=weight,
                 weight_decay=self._decay(opt, weight, len(x)), log=updates, seed=seed, progress=bool(self.verbose),
-                update_grid=not (continues and partial), stop_grid_update_step=50 * updates, **options,
+                update_grid=not (continues and partial), stop_grid_update_step=GRID_STEPS * updates, **options,
             )  # fmt: skip
         self.loss_curve_ = _means(found["train_loss"], updates)
         if test is not None:
@@ -569,7 +574,7 @@ class _StopWhenConverged:
         if (step + 1) % self.updates:
             return False
         losses = _means(results["train_loss"][-self.updates * (self.patience + 1) :], self.updates)
-        changes = (abs(a - b) <= self.tol * abs(a) for a, b in itertools.pairwise(losses))
+        changes = (abs(a - b) <= self.tol * max(abs(a), MIN_LOSS) for a, b in itertools.pairwise(losses))
         return len(losses) > self.patience and all(changes)
 
 

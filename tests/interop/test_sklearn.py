@@ -18,7 +18,7 @@ from sklearn.datasets import make_friedman1
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from fastkan.sklearn import KANClassifier, KANRegressor
 
@@ -36,6 +36,13 @@ def test_estimator(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(estimator)
+
+
+def test_weights_are_repetitions_with_default_parameters() -> None:
+    """15 rows of 30 features without information: the fit must end before its steps amplify rounding."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_sample_weight_equivalence_on_dense_data("KANRegressor", KANRegressor())
 
 
 # -- weights --------------------------------------------------------------------------------------------
