@@ -273,8 +273,9 @@ def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
     rows = rows_for(model, **given, strict=False)
     if not len(rows):
         raise ValueError("x must have at least one row, got none")
+    steps = trace(model, rows, edges=True)
     model.sample = rows
-    return trace(model, rows, edges=True)
+    return steps
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)

@@ -181,6 +181,7 @@ def test_networks_that_are_distributed_refuse_what_needs_all_values() -> None:
         with pytest.raises(RuntimeError, match=rf"^{name} needs all values of spline_weight, which is a DTensor"):
             call()
     assert all(torch.equal(value, before[key]) for key, value in full(model).items())
+    assert model.sample is None
     assert repr(model) == repr(kan_of_one())
 
 
