@@ -62,8 +62,8 @@ _PARAMETERS = """
         lr: the learning rate; ``"auto"`` is 0.01 for ``"Adam"`` and 1 otherwise. ``"LM"`` does not use it.
         batch: number of rows in each step of ``"Adam"``; ``"auto"`` is 200.
         tol, n_iter_no_change: the fit ends when the training loss, or 0.001 if it is smaller, has changed by at most
-            the fraction ``tol`` in each of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the loss on the held-out rows has
-            not improved for that many steps.
+            the fraction ``tol`` in each of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the
+            loss on the held-out rows has not improved for that many steps.
         early_stopping: whether to hold out the fraction ``validation_fraction`` of the rows, and to keep the parameters
             with the smallest loss on these rows.
         warm_start: whether :meth:`fit` continues with the network of the last fit.
@@ -75,10 +75,10 @@ _PARAMETERS = """
 _ATTRIBUTES = """
     Attributes:
         model_: the fitted :class:`KAN`, for standardized features. It has an input for each feature that is not
-            constant in the training data; ``model_.input_id`` has their columns. ``estimator.model_.plot()``, ``auto_symbolic()`` and
-            all other methods of a :class:`KAN` can be called; ``estimator.model_ = estimator.model_.prune()`` replaces
-            the network. For these methods, the network keeps at most 10,000 training rows, which pickles do not
-            contain.
+            constant in the training data; ``model_.input_id`` has their columns. ``estimator.model_.plot()``,
+            ``auto_symbolic()`` and all other methods of a :class:`KAN` can be called; ``estimator.model_ =
+            estimator.model_.prune()`` replaces the network. For these methods, the network keeps at most 10,000
+            training rows, which pickles do not contain.
         feature_importances_: importance of each feature, with the sum 1: the mean square of the derivative of the
             outputs with respect to the standardized feature. For a linear function of independent features, it is the
             share of each feature in the variance of the output.
@@ -95,7 +95,8 @@ class _KANEstimator(BaseEstimator):
     """The part that both estimators have in common: reading data, standardization and training.
 
     The network gets features with mean 0 and standard deviation 1. It does not read features that are constant in the
-    training data. Outside of the range of the training data, its splines continue along their tangents. The network is float32 if X is float32, and float64 otherwise.
+    training data. Outside of the range of the training data, its splines continue along their tangents. The network is
+    float32 if X is float32, and float64 otherwise.
     """
 
     model_: KAN
@@ -228,7 +229,7 @@ class _KANEstimator(BaseEstimator):
         self.n_iter_ = len(self.loss_curve_)
         if test is None and not partial and not stop.has_converged:
             warnings.warn(
-                f"the fit has not converged in max_iter={max_iter} steps; increase max_iter, or increase tol={self.tol}",
+                f"the fit has not converged in max_iter={max_iter} steps; increase max_iter or tol={self.tol}",
                 ConvergenceWarning,
                 stacklevel=6,
             )

@@ -12,8 +12,8 @@ def main(steps: int = 100, folder: Path = Path()) -> float:
     """Compare a KAN with scikit-learn's regressors by cross-validation on data in which half of the features have no
     influence, print the importance of each feature, and plot the KAN."""
     from sklearn.datasets import make_friedman1
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import cross_val_score
 

@@ -399,7 +399,7 @@ def test_the_formula_needs_a_fit(made: Any) -> None:
 def test_classes_cannot_change() -> None:
     model = KANClassifier(**TINY).partial_fit(X, NAMES, classes=["low", "high"])
     model.partial_fit(X, NAMES, classes=["high", "low"])
-    with pytest.raises(ValueError, match="classes must be .* as in the first fit, got"):
+    with pytest.raises(ValueError, match=r"classes must be .* as in the first fit, got"):
         model.partial_fit(X, NAMES, classes=["high", "low", "other"])
 
 
