@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
@@ -53,16 +54,16 @@ _PARAMETERS = """
             ``"LBFGS"`` for at most 2000 rows, otherwise ``"Adam"``.
         max_iter: maximum number of steps or, with ``"Adam"``, of passes over the data.
         weight_decay: factor of half the sum of squares of the spline coefficients and base weights in the objective.
-            With ``"auto"`` and ``"LM"``, the factors are estimated from the data for each input, so that noise is not
-            fitted and features without information lose their influence (see
+            With ``"auto"`` and ``"LM"``, the factors are estimated from the data for each input, so that noise is
+            fitted little and features without information lose most of their influence (see
             :class:`fastkan.training.evidence.Evidence`). With ``"auto"`` and other optimizers, the factor is 1 / rows.
         lamb: factor of the penalty that makes the network sparse, as in :meth:`KAN.fit`; it needs ``"LBFGS"`` or
             ``"Adam"``.
         lr: the learning rate; ``"auto"`` is 0.01 for ``"Adam"`` and 1 otherwise. ``"LM"`` does not use it.
         batch: number of rows in each step of ``"Adam"``; ``"auto"`` is 200.
         tol, n_iter_no_change: the fit ends when the training loss, or 0.001 if it is smaller, has changed by at most
-            the fraction ``tol`` in each of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the loss on the held-out rows has
-            not improved for that many steps.
+            the fraction ``tol`` in each of the last ``n_iter_no_change`` steps or, with ``early_stopping``, when the
+            loss on the held-out rows has not improved for that many steps.
         early_stopping: whether to hold out the fraction ``validation_fraction`` of the rows, and to keep the parameters
             with the smallest loss on these rows.
         warm_start: whether :meth:`fit` continues with the network of the last fit.
@@ -74,10 +75,10 @@ _PARAMETERS = """
 _ATTRIBUTES = """
     Attributes:
         model_: the fitted :class:`KAN`, for standardized features. It has an input for each feature that is not
-            constant in the training data; ``model_.input_id`` has their columns. ``estimator.model_.plot()``, ``auto_symbolic()`` and
-            all other methods of a :class:`KAN` can be called; ``estimator.model_ = estimator.model_.prune()`` replaces
-            the network. For these methods, the network keeps at most 10,000 training rows, which pickles do not
-            contain.
+            constant in the training data; ``model_.input_id`` has their columns. ``estimator.model_.plot()``,
+            ``auto_symbolic()`` and all other methods of a :class:`KAN` can be called; ``estimator.model_ =
+            estimator.model_.prune()`` replaces the network. For these methods, the network keeps at most 10,000
+            training rows, which pickles do not contain.
         feature_importances_: importance of each feature, with the sum 1: the mean square of the derivative of the
             outputs with respect to the standardized feature. For a linear function of independent features, it is the
             share of each feature in the variance of the output.
@@ -94,7 +95,8 @@ class _KANEstimator(BaseEstimator):
     """The part that both estimators have in common: reading data, standardization and training.
 
     The network gets features with mean 0 and standard deviation 1. It does not read features that are constant in the
-    training data. Outside of the range of the training data, its splines continue along their tangents. The network is float32 if X is float32, and float64 otherwise.
+    training data. Outside of the range of the training data, its splines continue along their tangents. The network is
+    float32 if X is float32, and float64 otherwise.
     """
 
     model_: KAN
@@ -153,6 +155,8 @@ class _KANEstimator(BaseEstimator):
             return None
         return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
 
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
     def _train(
         self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, continues: bool, partial: bool = False
     ) -> None:
@@ -206,8 +210,9 @@ class _KANEstimator(BaseEstimator):
             max_iter = 1 if opt == "Adam" else min(max_iter, PARTIAL_STEPS)
         batch = options.get("batch", -1)
         updates = 1 if batch == -1 else max(1, len(x) // batch)  # number of steps of KAN.fit in one iteration
+        stop = _StopWhenConverged(updates, patience, Real(least=0).read("tol", self.tol))
         if test is None and not partial:
-            options["callbacks"] = [_StopWhenConverged(updates, patience, Real(least=0).read("tol", self.tol))]
+            options["callbacks"] = [stop]
         elif test is not None:
             options["early_stopping"] = patience * updates
         with warnings.catch_warnings():
@@ -222,6 +227,12 @@ class _KANEstimator(BaseEstimator):
         if test is not None:
             self.validation_loss_curve_ = found["test_loss"][updates - 1 :: updates]
         self.n_iter_ = len(self.loss_curve_)
+        if test is None and not partial and not stop.has_converged:
+            warnings.warn(
+                f"the fit has not converged in max_iter={max_iter} steps; increase max_iter or tol={self.tol}",
+                ConvergenceWarning,
+                stacklevel=6,
+            )
         self.feature_importances_ = _importances(self.model_)
 
     def _set_scales(self, X: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> None:
@@ -297,7 +308,6 @@ class _KANEstimator(BaseEstimator):
         return self.model_.predict(self._scaled(self._read_x(X, reset=False)))
 
     def _formulas(self, output_normalizer: Any, options: dict[str, Any]) -> list[Any]:
-        check_is_fitted(self)
         names = getattr(self, "feature_names_in_", None)
         var = None if names is None else [str(name) for name in names]
         return self.model_.symbolic_formula(var, [self.mean_, self.scale_], output_normalizer, **options)[0]
@@ -364,6 +374,7 @@ class KANRegressor(RegressorMixin, _KANEstimator):
         Returns:
             An expression, or a list with one for each target if ``y`` had two dimensions.
         """
+        check_is_fitted(self)
         formulas = self._formulas([self.target_mean_, self.target_scale_], options)
         return formulas[0] if self._is_flat else formulas
 
@@ -466,6 +477,8 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
             self.classes_ = np.unique(y if classes is None else classes)
             self._all_classes_known = classes is not None
             self._outputs = 1 if len(self.classes_) <= 2 else len(self.classes_)
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes must be {self.classes_} as in the first fit, got {np.unique(classes)}")
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"y must have only the classes {self.classes_} of the first fit, got also {unknown}")
@@ -511,6 +524,7 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
         Returns:
             An expression for the log odds of the second of two classes, or a list with one for each class.
         """
+        check_is_fitted(self)
         formulas = self._formulas(None, options)
         return formulas[0] if len(self.classes_) == 2 else formulas
 
@@ -567,6 +581,8 @@ def _united(earlier: Rows, new: Rows) -> Rows:
 class _StopWhenConverged:
     """A callback that ends a fit when the training loss has changed little in each of the last iterations."""
 
+    has_converged = False
+
     def __init__(self, updates: int, patience: int, tol: float) -> None:
         self.updates, self.patience, self.tol = updates, patience, tol
 
@@ -575,7 +591,8 @@ class _StopWhenConverged:
             return False
         losses = _means(results["train_loss"][-self.updates * (self.patience + 1) :], self.updates)
         changes = (abs(a - b) <= self.tol * max(abs(a), MIN_LOSS) for a, b in itertools.pairwise(losses))
-        return len(losses) > self.patience and all(changes)
+        self.has_converged = len(losses) > self.patience and all(changes)
+        return self.has_converged
 
 
 def _means(losses: list[float], count: int) -> list[float]:

@@ -211,7 +211,7 @@ def fit(
             not use the weights.
         weight_decay: factor of half the sum of squares of the spline coefficients and base weights in the objective.
             With ``"auto"``, which ``opt="LM"`` supports, every step estimates factors for each layer from the data, so
-            that noise in the labels is not fitted (see :class:`fastkan.training.evidence.Evidence`).
+            that noise in the labels is fitted little (see :class:`fastkan.training.evidence.Evidence`).
 
     Returns:
         A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
