@@ -145,7 +145,7 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
             _outside_references(module, set(), inplace)
-            return module if inplace else _copy_with(module, {}, sources)
+            return module if inplace else _copy_with(module, Converted(), sources)
         raise ValueError(
             f"module must be or contain one of {', '.join(kind.value for kind in SourceKind)}; "
             f"{type(module).__name__} contains none{near_misses(module)}"
@@ -172,7 +172,7 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
         return _copy_with(module, converted, sources)
     for parent in parents:
         for name, child in list(parent._modules.items()):
-            if child in converted:
+            if child is not None and child in converted:
                 parent._modules[name] = converted[child]
     for each in held:
         if each.held in converted and each.place is not None:
