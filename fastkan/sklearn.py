@@ -31,8 +31,8 @@ MAX_LBFGS_ROWS = 2000
 # A loss below this value has converged if it changes by less than tol times this value. A mean squared error is in
 # units of the variance of the targets.
 MIN_LOSS = 1e-3
-# Number of iterations during which the grids move. Later moves disturb the estimates of the weight decay.
-GRID_STEPS = 20
+# Number of iterations during which the grids move. Later moves would disturb the estimates of the weight decay by "LM".
+GRID_STEPS = {"LM": 20, "LBFGS": 50, "Adam": 50}
 # Number of rows of a batch of Adam with batch="auto".
 BATCH = 200
 # Learning rates with lr="auto". Only the learning rate of Adam determines the length of every update.
@@ -221,7 +221,7 @@ class _KANEstimator(BaseEstimator):
             found = self.model_.fit(
                 data, opt=opt, steps=max_iter * updates, lamb=lamb, loss_fn=self._loss(), sample_weight=weight,
                 weight_decay=self._decay(opt, weight, len(x)), log=updates, seed=seed, progress=bool(self.verbose),
-                update_grid=not (continues and partial), stop_grid_update_step=GRID_STEPS * updates, **options,
+                update_grid=not (continues and partial), stop_grid_update_step=GRID_STEPS[opt] * updates, **options,
             )  # fmt: skip
         self.loss_curve_ = _means(found["train_loss"], updates)
         if test is not None:
