@@ -134,7 +134,7 @@ def all_edge_std(
         singularity_avoiding, y_th: arguments with the same meaning as in :meth:`SymbolicEdges.forward`.
     """
     std = numeric_edge_std(layer, x)
-    if not symbolic.edges:
+    if not symbolic.has_edges:
         return std
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
     i, j = symbolic.ends

@@ -219,7 +219,7 @@ class Network(nn.Module):
     ) -> Tensor:
         """Return the subnodes ``[N, subnodes]`` of a layer, which are sums of edge values, for ``nodes [N, nodes]``."""
         numeric, symbolic = self.layers[layer], self.symbolic[layer]
-        if not symbolic.edges:
+        if not symbolic.has_edges:
             return numeric(nodes)
         formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
         return numeric(nodes) + formulas if self._has_numeric_edges(layer) else formulas
@@ -253,7 +253,7 @@ class Network(nn.Module):
     def _stacked_layers(self) -> list[StackLayer] | None:
         """Return the layers for the fused stack, or None if there are formulas, products, affine maps or hooks."""
         parts: dict[str, Any] = self._modules  # Reading a dictionary is faster than nn.Module.__getattr__.
-        if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
+        if any(self.architecture.arities) or any(layer.has_edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
         if not all(map(is_stackable, layers)) or _has_any_global_hook():
