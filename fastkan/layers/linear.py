@@ -225,6 +225,11 @@ class KANLinear(nn.Module):
         do, which halves the memory of activations. The features are computed from x without rounding x, and are rounded
         before the matrix product.
 
+        If ``torch.fx`` traces a module that contains the layer, the graph calls the layer and follows all changes. If
+        the layer itself is traced, the graph has its tensors, and follows only values that are written into them, as
+        optimizers, ``set_knots`` and ``update_grid`` do, but no tensors that are replaced, as by ``set_mask`` and
+        ``refine``.
+
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
         """

@@ -51,7 +51,9 @@ def fix_symbolic(
     """Replace the spline of an edge by a formula ``c f(a x + b) + d``, in place. :meth:`unfix_symbolic` restores the
     spline.
 
-    The parameters of the formula are new tensors, so create the optimizer after this call.
+    The parameters of the formula are new tensors, so create the optimizer after this call. While all edges of a layer
+    are formulas, the parameters of its splines have ``requires_grad=False``. Those that were trained before are trained
+    again once the layer has a spline, so freeze them after that.
 
     Args:
         l, i, j: layer, input node and output subnode of the edge.

@@ -493,3 +493,15 @@ def test_it_exports_to_onnx_with_any_batch(tmp_path: Path) -> None:
         x = torch.randn(batch, 2, 4, 5)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.tensor(found), layer(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [KANConv1d(2, 3, 2), KANConv2d(2, 3, 2), KANConv3d(2, 3, 2)], ids=["1", "2", "3"])
+def test_a_traced_module_calls_its_convolutions(layer: KANConv) -> None:
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
+    x = torch.rand(4, 2, *[5] * layer._dimensions)
+    assert torch.equal(traced(x), layer(x))
+    layer.update_grid(x)
+    layer.set_mask(torch.zeros_like(layer.spline_weight[0]))
+    assert torch.equal(traced(x), torch.zeros_like(layer(x)))
+    with pytest.raises(TypeError, match=r"torch.fx cannot trace a convolution itself"):
+        torch.fx.symbolic_trace(layer)
