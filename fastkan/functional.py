@@ -35,6 +35,7 @@ from fastkan_kernels import (
     fold_scale_and_mask,
     needs_composite,
     recorder,
+    repr_with_shapes,
     round_weights,
     uniform_basis,
     working_dtype,
@@ -258,6 +259,9 @@ class Derivatives(namedtuple("Derivatives", ("value", "gradient", "hessian"))):
     value: Tensor
     gradient: Tensor
     hessian: Tensor
+
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 @checked(u=Callback(), columns=Optional(Each(Int(least=0))))

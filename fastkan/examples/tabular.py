@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from ._command import run
@@ -12,6 +13,7 @@ def main(steps: int = 100, folder: Path = Path()) -> float:
     influence, print the importance of each feature, and plot the KAN."""
     from sklearn.datasets import make_friedman1
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import RidgeCV
     from sklearn.model_selection import cross_val_score
 
@@ -24,6 +26,8 @@ def main(steps: int = 100, folder: Path = Path()) -> float:
         "gradient boosting": HistGradientBoostingRegressor(random_state=0),
         "ridge regression": RidgeCV(),
     }
+    # The last digits of the score do not matter here, so a fit may end before it has converged.
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)
     scores = {name: cross_val_score(each, x, y, cv=3).mean() for name, each in regressors.items()}
     for name, score in scores.items():
         print(f"R2 {score:.3f}  {name}")

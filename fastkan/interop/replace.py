@@ -99,6 +99,8 @@ def replace_linear(
       attribute;
     - layers that no KAN layer can replace, which are lazy layers whose sizes are not known yet, layers with integer
       weights, and layers inside ``torch.compile``;
+    - layers of a subclass that may compute something else than a linear layer, because it has its own ``forward``, or
+      other parameters or buffers than ``weight`` and ``bias``, unless ``select`` is or contains this subclass itself;
     - parameters with the weights of several layers, such as the fused experts of Mixtral, if a pattern matches them.
 
     Code that reads ``weight`` through a variable, or passes the input as the keyword ``input=``, cannot be found
@@ -151,6 +153,7 @@ def replace_linear(
     chosen = {id(linear): linear for names, linear in places if any(_matches(select, name, linear) for name in names)}
     selected = [select] if isinstance(select, str) else select if isinstance(select, Sequence) else []
     patterns = [each for each in selected if isinstance(each, str)]
+    classes = {each for each in (select, *selected) if isinstance(each, type)}
     fused = _fused_layers(model, patterns)
     known = ", ".join(name for names, _ in places for name in names) or "none"
     if not chosen:
@@ -172,6 +175,8 @@ def replace_linear(
         if id(linear) not in chosen:
             continue
         reason = _reason_to_keep(readers, linear)
+        if reason is None and type(linear) not in classes:
+            reason = _own_computation(linear)
         after = 0
         if reason is None:
             if sample is not None and linear.weight.is_meta:
@@ -311,6 +316,19 @@ def _reason_to_keep(readers: _Readers, linear: Any) -> str | None:
         check_dtype(linear.weight.dtype)
     except TypeError:
         return f"its weight has the dtype {linear.weight.dtype}"
+    return None
+
+
+def _own_computation(linear: Any) -> str | None:
+    """Return what suggests that a layer computes something else than a linear layer, or None."""
+    cls: Any = type(linear)
+    plain: list[Any] = [nn.Linear, *(each for each in cls.__mro__ if (each.__module__, each.__name__) == _CONV1D)]
+    way = f"select the class {cls.__name__} to replace it"
+    if "forward" in vars(linear) or cls.forward not in [each.forward for each in plain]:
+        return f"it has its own forward: {way}"
+    for kind, tensors in (("parameter", linear._parameters), ("buffer", linear._buffers)):
+        for name in tensors.keys() - {"weight", "bias"}:
+            return f"it has the {kind} {name}: {way}"
     return None
 
 

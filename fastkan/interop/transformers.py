@@ -17,7 +17,8 @@ initialised as every new :class:`fastkan.KANLinear` is:
     model = AutoModelForCausalLM.from_pretrained("gpt2", quantization_config=layers)
 
 If a class of your own constructs KAN layers in ``__init__``, pass an empty ``KANLayersConfig()``. Without a config,
-transformers leaves new KAN layers uninitialised, because it only initialises modules that it knows.
+transformers leaves new KAN layers uninitialised, because it only initialises modules that it knows, and the first call
+of a layer whose memory does not contain knots raises a RuntimeError.
 
 Nothing is quantized: transformers reads the entry ``quantization_config`` of ``config.json``, because that is its
 interface for packages that exchange layers before weights are loaded. So a model cannot have KAN layers and be

@@ -21,7 +21,7 @@ from ..network.checkpoint import load, save
 from ..network.edit import swap
 from ..network.prune import remove_edge
 from ..network.refine import refine
-from ..network.trace import default_rows, edge_kinds, edges_on, rows_for
+from ..network.trace import check_not_sharded, default_rows, edge_kinds, edges_on, rows_for
 from ..training.regularization import REG_METRICS, Penalty
 from . import versions as keeping
 from . import views
@@ -88,6 +88,7 @@ def get_reg(
         >>> bool(model.get_reg(x=torch.rand(100, 2)) > 0)
         True
     """
+    check_not_sharded(model, "get_reg")
     rows = rows_for(model, x, strict=False)
     return Penalty(model, lamb_l1, lamb_entropy, lamb_coef, lamb_coefdiff, reg_metric)(rows)[1]
 
@@ -200,7 +201,8 @@ def auto_swap_l(model: Network, l: int, x: Tensor | None = None) -> None:
 
 def _order(model: Network, layers: Sequence[int] | None, x: Tensor | None) -> None:
     groups = [model.architecture.factors(l) for l in range(model.depth + 1)]
-    swaps.order_nodes(attribute(model, x=x).edges, partial(swap, model), groups, layers)  # type: ignore[union-attr]
+    rows = rows_for(model, x, changing="auto_swap")
+    swaps.order_nodes(attribute(model, x=rows).edges, partial(swap, model), groups, layers)  # type: ignore[union-attr]
 
 
 @checked(mag=Real(), mode=Choice(("non-intrusive", "all", "minimal")))
@@ -229,6 +231,7 @@ def perturb(model: Network, mag: float = 1.0, mode: str = "non-intrusive") -> No
         >>> model.n_edge
         3
     """
+    check_not_sharded(model, "perturb")
     for l, layer in enumerate(model.layers):
         numeric, formulas = edge_kinds(model, l)
         is_last = l == model.depth - 1

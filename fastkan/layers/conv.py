@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional
 
 from fastkan_kernels import (
@@ -28,6 +29,7 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward
 from .linear import KANLinear
+from .tracing import call_as_leaf
 
 # Maps each choice for the pixels beyond the border to the mode of torch.nn.functional.pad, or to None if these pixels
 # contribute nothing.
@@ -138,6 +140,11 @@ class KANConv(KANLinear):
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device, or is smaller than the kernel.
         """
+        if isinstance(x, Proxy):
+            called: Any = call_as_leaf(self, x)
+            if called is None:
+                raise TypeError("torch.fx cannot trace a convolution itself: trace torch.nn.Sequential(layer) instead")
+            return called
         self._check_images(x)
         images = x if x.ndim == self._dimensions + 2 else x.unsqueeze(0)
         window, crop = self._window(images.shape[2:])
@@ -194,6 +201,20 @@ class KANConv(KANLinear):
 
     def _count_outside(self, x: Tensor) -> None:
         super()._count_outside(self.pixels(x))
+
+    @classmethod
+    def from_splines(cls, *_: Any, **__: Any) -> Any:
+        """Refuse: the shapes of coefficients do not determine the size and the geometry of a kernel.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"{cls.__name__} cannot be constructed by from_splines, because shapes do not determine kernel_size: "
+            f"construct the layer by {cls.__name__}(in_channels, out_channels, kernel_size, ...), and copy the "
+            "coefficients [G + k, in_channels, out_channels / groups * taps] to spline_weight by load_state_dict, and "
+            "the knots by set_knots"
+        )
 
     def _each(self, name: str, value: int | Sequence[int]) -> tuple[int, ...]:
         """Return one number for each dimension."""

@@ -122,6 +122,40 @@ def on_every_rank(work: Callable[[], T], group: Any) -> T:
     return result  # type: ignore[return-value]
 
 
+def check_every_rank(what: str, read: Callable[[], dict[str, Any]], group: Any) -> None:
+    """Raise an error on every rank of a group if ``read`` fails on one of them, or finds different values on two ranks.
+
+    Collectives take tensors of different shapes or dtypes on different ranks as different parts of the same bytes, so
+    that numbers would be wrong without an error, or would wait for each other.
+
+    Args:
+        what: the name of the calling function, for the error message.
+        read: a function without collective operations, which checks the arguments of this process, and returns the
+            values that must be the same on every rank, by name. A tensor stands for its dtype and shape.
+        group: a process group, or None, in which case ``read`` is just called.
+
+    Raises:
+        Exception: on a rank on which ``read`` failed, the exception of ``read``.
+        ValueError: on every rank, if values differ; and on the other ranks, if ``read`` failed on one rank.
+    """
+    own = on_every_rank(read, group)
+    if group is None:
+        return
+    shown = {name: _kind_of_tensor(each) if isinstance(each, Tensor) else repr(each) for name, each in own.items()}
+    first, *others = all_gather_values(shown, group)
+    for rank, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                raise ValueError(
+                    f"{what} needs the same {name} on every rank of the group, got {first.get(name)} on rank 0 and "
+                    f"{other.get(name)} on rank {rank}"
+                )
+
+
+def _kind_of_tensor(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
 def broadcast(tensors: list[Tensor], group: Any) -> None:
     """Overwrite tensors with the tensors of the first rank of the group, unless the group is None.
 
@@ -156,6 +190,12 @@ def local(tensor: Any) -> Any:
         return tensor
     with torch.no_grad():
         return tensor.to_local()
+
+
+def whole(tensor: Any) -> Any:
+    """Return all values of a ``DTensor`` as a plain tensor, recorded by autograd, and any other value unchanged. For a
+    ``DTensor``, all processes of the mesh must call the function."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def check_not_sharded(what: str, tensors: Any, remedy: str) -> None:

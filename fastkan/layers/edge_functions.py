@@ -48,7 +48,7 @@ def is_stackable(layer: KANLinear) -> bool:
         and layer.outside == "zero"
         and not has_hooks(layer)
         and layer.bias is None
-        and layer._buffers["_outside_count"] is None
+        and layer._outside_count is None
     )
 
 
@@ -134,7 +134,7 @@ def all_edge_std(
         singularity_avoiding, y_th: arguments with the same meaning as in :meth:`SymbolicEdges.forward`.
     """
     std = numeric_edge_std(layer, x)
-    if not symbolic.edges:
+    if not symbolic.has_edges:
         return std
     values = symbolic.values(x, singularity_avoiding=singularity_avoiding, y_th=y_th)
     i, j = symbolic.ends

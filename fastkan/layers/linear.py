@@ -30,7 +30,15 @@ from fastkan_kernels import (
 
 from ..functional import OUTSIDE, forward, kan_linear, rows_of
 from . import grid
-from .distributed import GROUP, broadcast, check_not_sharded, gather_samples, local, on_every_rank
+from .distributed import (
+    GROUP,
+    broadcast,
+    check_every_rank,
+    check_not_sharded,
+    gather_samples,
+    local,
+    on_every_rank,
+)
 from .from_splines import from_splines
 from .init import Initialization, assign
 from .regularization_loss import regularization_loss
@@ -138,7 +146,8 @@ class KANLinear(nn.Module):
         self.register_buffer("knots", knots)
         self.register_buffer("mask", None)
         self._known = KnotMetadata(knots, spline_order, base)
-        self.register_buffer("_outside_count", None, persistent=False)
+        # The counts are no buffer, because DistributedDataParallel overwrites the buffers of all ranks but the first.
+        self._outside_count = None
         self.reset_parameters()
 
     @property
@@ -173,19 +182,26 @@ class KANLinear(nn.Module):
         ``fully_shard`` has distributed the parameters, the values of the first process are used.
 
         Raises:
-            RuntimeError: if the layer is distributed over processes by ``parallelize_module``.
+            RuntimeError: if the layer is distributed over processes by ``parallelize_module``, or if a weight is no
+                parameter of the layer, because a parametrization or pruning computes the weight. The layer is unchanged
+                in these cases.
         """
         self._reset(None)
 
     def _reset(self, generator: torch.Generator | None) -> None:
         """Do what :meth:`reset_parameters` documents, with random numbers from a generator of the CPU, or from the
         global generator if ``generator`` is None."""
-        check_not_sharded("reset_parameters", [("knots", self.knots)], BEFORE_SHARDING)
+        self._check_resettable()
         self.set_mask(None)
         if self._outside_count is not None:
             self.count_outside()
         self._write_knots(self._initial_knots())
         self._draw_parameters(generator)
+
+    def _check_resettable(self) -> None:
+        """Raise an error if :meth:`reset_parameters` cannot write all tensors of the layer."""
+        check_not_sharded("reset_parameters", [("knots", self.knots)], BEFORE_SHARDING)
+        self._check_own_parameters("reset_parameters", ("spline_weight", "base_weight", "spline_scale", "bias"))
 
     @torch.no_grad()
     def _draw_parameters(self, generator: torch.Generator | None) -> None:
@@ -208,6 +224,11 @@ class KANLinear(nn.Module):
         The outputs have the dtype of x. Under autocast they have the dtype of autocast, as the outputs of ``nn.Linear``
         do, which halves the memory of activations. The features are computed from x without rounding x, and are rounded
         before the matrix product.
+
+        If ``torch.fx`` traces a module that contains the layer, the graph calls the layer and follows all changes. If
+        the layer itself is traced, the graph has its tensors, and follows only values that are written into them, as
+        optimizers, ``set_knots`` and ``update_grid`` do, but no tensors that are replaced, as by ``set_mask`` and
+        ``refine``.
 
         Raises:
             TypeError, ValueError: if x has the wrong shape, dtype or device.
@@ -296,8 +317,9 @@ class KANLinear(nn.Module):
 
         Raises:
             TypeError, ValueError: if the samples or their weights have the wrong shape, are empty or are not finite, if
-                weights are negative or all 0, or if weights are passed together with a group. The layer is unchanged in
-                these cases, on all ranks of the group.
+                weights are negative or all 0, if weights are passed together with a group, or if the layers of the
+                ranks have different sizes or dtypes. The layer is unchanged in these cases, on all ranks of the
+                group.
             RuntimeError: if ``torch.distributed`` runs several processes and ``group`` is None, or if the parameters
                 are distributed over processes by ``fully_shard`` or ``parallelize_module``.
 
@@ -307,9 +329,14 @@ class KANLinear(nn.Module):
             >>> layer
             KANLinear(2, 5, grid_size=5, spline_order=3, knots=adapted)
         """
-        self._check_own_splines("update_grid")
-        if sample_weight is not None and group is not None:
-            raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+
+        def read() -> dict[str, Any]:
+            self._check_own_splines("update_grid")
+            if sample_weight is not None and group is not None:
+                raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+            return {"spline_weight": self.spline_weight, "knots": self.knots}
+
+        check_every_rank("update_grid", read, group)
         samples = gather_samples("update_grid", lambda: self._samples(x, may_be_empty=group is not None), group)
         adapted = on_every_rank(lambda: self._adapted(samples, grid_eps, margin, sample_weight), group)
         self._write_splines(*adapted)
@@ -355,7 +382,8 @@ class KANLinear(nn.Module):
                 needed.
 
         Raises:
-            TypeError, ValueError: if ``grid_size`` is below 1, or the samples are invalid as in :meth:`update_grid`.
+            TypeError, ValueError: if ``grid_size`` is below 1, the samples are invalid as in :meth:`update_grid`, or
+                the layers of the ranks or their ``grid_size`` differ.
             RuntimeError: if samples are given without a group while ``torch.distributed`` runs several processes, or
                 if the parameters are distributed over processes.
 
@@ -365,7 +393,13 @@ class KANLinear(nn.Module):
             >>> layer.spline_weight.shape
             torch.Size([23, 2, 5])
         """
-        self._check_own_splines("refine")
+
+        def read() -> dict[str, Any]:
+            self._check_own_splines("refine")
+            same = {"grid_size": grid_size, "kind of x": "None" if x is None else "samples"}
+            return {"spline_weight": self.spline_weight, "knots": self.knots, **same}
+
+        check_every_rank("refine", read, group)
         old = self.spline_weight, self.knots, self.spline_order
         if x is None:
             return self._write_splines(*grid.refine(*old, grid_size, None, self.outside))
@@ -452,6 +486,8 @@ class KANLinear(nn.Module):
         assert self._outside_count is not None
         if needs_composite(self.knots) is not None:
             return
+        if self._outside_count.device != self.knots.device:  # fully_shard moves buffers without a call of _apply().
+            self._outside_count = self._outside_count.to(self.knots.device)
         limits = grid.interior(self.knots, self.spline_order)
         rows = rows_of(x, self.in_features).detach()
         inside = (rows >= limits[:, 0]) & (rows <= limits[:, -1])
@@ -483,11 +519,16 @@ class KANLinear(nn.Module):
 
     def _check_own_splines(self, what: str) -> None:
         self._check_not_sharded(what)
-        if self._parameters.get("spline_weight") is None:
-            raise RuntimeError(
-                "spline_weight is no parameter of the layer itself: something (a parametrization, pruning) "
-                "computes it. Remove that, change the grid, and put it back"
-            )
+        self._check_own_parameters(what, ("spline_weight",))
+
+    def _check_own_parameters(self, what: str, names: tuple[str, ...]) -> None:
+        """Raise a RuntimeError if one of the weights is computed, because values written into it would be lost."""
+        for name in names:
+            if self._parameters.get(name) is None and getattr(self, name) is not None:
+                raise RuntimeError(
+                    f"{name} is no parameter of the layer itself: something (a parametrization, pruning) computes it. "
+                    f"Remove that, call {what}, and put it back"
+                )
 
     def _write_splines(self, weight: Tensor, knots: Tensor) -> None:
         """Set the coefficients ``weight [G + k, in, out]`` and the knots, in place if their shapes do not change."""
@@ -517,6 +558,8 @@ class KANLinear(nn.Module):
     def _apply(self, fn, recurse=True):
         before = self.knots
         super()._apply(fn, recurse)
+        if self._outside_count is not None:
+            self._outside_count = fn(self._outside_count)
         if self.knots.dtype != _knots_dtype(self.knots.dtype):  # Half precision is too coarse for knots.
             self.knots = before.to(self.knots.device, _knots_dtype(self.knots.dtype))
         if before.is_meta and not self.knots.is_meta:  # The method to_empty() leaves memory uninitialised.
@@ -555,7 +598,7 @@ class KANLinear(nn.Module):
         parts += [f"{name}=True" for name in ("bias", "spline_scale") if getattr(self, name) is not None]
         if self.outside != "zero":
             parts.append(f"outside={self.outside!r}")
-        if not self.basis.uniform:
+        if not (self._known.awaits_values or self.basis.uniform):
             parts.append("knots=adapted")
         if self.mask is not None:
             parts.append("masked=True")

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from fastkan_kernels import REAL, checked
 
+from .distributed import whole
+
 
 @checked(regularize_activation=REAL, regularize_entropy=REAL)
 def regularization_loss(
@@ -31,8 +33,8 @@ def regularization_loss(
         >>> bool(KANLinear(2, 5).regularization_loss(1.0, 0.0) > 0)
         True
     """
-    coefficients: Any = layer.spline_weight
-    weight = coefficients if layer.mask is None else coefficients * layer.mask
+    coefficients: Any = whole(layer.spline_weight)
+    weight = coefficients if layer.mask is None else coefficients * whole(layer.mask)
     sizes = weight.abs().mean(0)
     total = sizes.sum()
     smallest = torch.finfo(sizes.dtype).tiny  # edges of size 0 have a share of 0, which has no logarithm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from fastkan_kernels import validation as kinds
 
 from .function_library import IDENTITY, SYMBOLIC_LIB, lookup
 from .tracing import call_as_leaf
-from .value_cache import CachedPredicate
+from .value_cache import PLAIN, CachedPredicate, TextMetadata
 
 Y_TH = 10.0  # the default bound of |f| near a singularity, as in pykan
 
@@ -61,8 +62,9 @@ class SymbolicEdges(nn.Module):
             parameter or, if there are no edges, an empty buffer.
         ends: a tensor ``[2, E]`` with the inputs and the outputs that the edges connect.
         formulas: the form in which a ``state_dict`` stores ``edges``, a uint8 buffer that contains the JSON text
-            ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None. If other code replaces the buffer, as
-            tools that load large checkpoints do, ``edges`` is read from the new buffer.
+            ``[[i, j, name], ...]``. If there are no edges, ``formulas`` is None. If other code replaces the buffer or
+            writes into it, as tools that load large checkpoints or broadcast buffers do, ``edges`` is read again.
+            Compiled code cannot read it and returns NaN instead, until ``edges`` has been read outside of it.
 
     Raises:
         TypeError, ValueError: if a size is negative, or layers do not support the dtype.
@@ -92,6 +94,7 @@ class SymbolicEdges(nn.Module):
         self.out_features = out_features
         self.register_buffer("affine", torch.empty((0, 4), device=device, dtype=dtype), persistent=False)
         self.register_buffer("formulas", None)
+        self._text = TextMetadata()
         self._set_edges((), self.affine)
         self._any_on = CachedPredicate(_any_on, default=True)
 
@@ -114,7 +117,13 @@ class SymbolicEdges(nn.Module):
             if traced is not None:
                 return traced
         self._check(x)
-        edges, outputs = self.edges, self._indices_on(x.device).outputs
+        changed = self._read_or_compare()
+        y = self._sums(x, singularity_avoiding, y_th)
+        return y if changed is None else y * _nan_if(changed, y)
+
+    def _sums(self, x: Tensor, singularity_avoiding: bool, y_th: float) -> Tensor:
+        """Return the outputs ``[N, out_features]`` for the edges that were read last."""
+        edges, outputs = self._edges, self._indices_on(x.device).outputs
         if not edges:
             return x.new_zeros(x.shape[0], self.out_features)  # a tracer would record ``len(x)`` as a constant
         values = self._values(x, singularity_avoiding, y_th)
@@ -133,14 +142,16 @@ class SymbolicEdges(nn.Module):
         The arguments and the errors are documented in :meth:`forward`.
         """
         self._check(x)
-        if not self.edges:
+        changed = self._read_or_compare()
+        if not self._edges:
             return x.new_zeros(x.shape[0], 0)
         values, order = self._values(x, singularity_avoiding, y_th), self._indices_on(x.device).order
-        return values if order is None else values[:, order.argsort()]
+        values = values if order is None else values[:, order.argsort()]
+        return values if changed is None else values * _nan_if(changed, values)
 
     def has_splines(self, mask: Tensor | None) -> bool:
         """Check whether the mask ``[in, out]`` of the layer's splines is 1 on at least one edge that is a formula."""
-        return self._any_on(mask, self.ends)
+        return self._any_on(mask, self._indices_on(self.affine.device).ends)
 
     def _check(self, x: Tensor) -> None:
         kinds.check_tensor("x", x)
@@ -177,13 +188,19 @@ class SymbolicEdges(nn.Module):
     @property
     def edges(self) -> tuple[Edge, ...]:
         """The edges that are formulas, sorted by (i, j)."""
-        if self._buffers["formulas"] is not self._written and not torch.compiler.is_compiling():
-            self._read_formulas()
+        if not torch.compiler.is_compiling():
+            self._read(may_wait=True)
         return self._edges
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether there may be edges, without reading the buffer ``formulas``."""
+        return self._buffers["formulas"] is not None or bool(self._edges)
 
     @property
     def ends(self) -> Tensor:
         """The inputs and the outputs that the edges connect, a tensor ``[2, E]``."""
+        self._read_or_compare()
         return self._indices_on(self.affine.device).ends
 
     def reset_parameters(self) -> None:
@@ -309,20 +326,27 @@ class SymbolicEdges(nn.Module):
             self._parameters.pop("affine", None)
             self.register_buffer("affine", affine.detach(), persistent=False)
         self._group(edges)
+        self._write()
 
-    @torch.inference_mode(False)
     def _group(self, edges: tuple[Edge, ...]) -> None:
-        """Set the edges, and compute the groups of equal functions, the index tensors and the JSON text."""
+        """Set the edges, and compute the groups of equal functions and the index tensors."""
         self._edges, device = edges, self.affine.device
         self._names = list(dict.fromkeys(edge.name for edge in edges))
         self._sorted = sorted(range(len(edges)), key=lambda n: self._names.index(edges[n].name))
         names = [edge.name for edge in edges]
         self._counts = [names.count(name) for name in self._names]
         self._indices = self._indices_for(device)
+
+    @torch.inference_mode(False)
+    def _write(self) -> None:
+        """Replace the buffer ``formulas`` by a new one with the JSON text of the edges."""
         # The text is stored as a tensor, because tools that average or save states accept only tensors.
-        text = list(json.dumps(edges).encode())
-        self.formulas = torch.tensor(text, dtype=torch.uint8, device=device) if edges else None
-        self._written = self.formulas
+        self.formulas = text = self._json_text(self.affine.device)
+        self._text.look(text, self._json_text(torch.device("cpu")) if text is not None and text.is_meta else None)
+
+    def _json_text(self, device: torch.device) -> Tensor | None:
+        text = list(json.dumps(self._edges).encode())
+        return torch.tensor(text, dtype=torch.uint8, device=device) if self._edges else None
 
     def _indices_on(self, device: torch.device) -> _Indices:
         """Return the index tensors on a device.
@@ -349,17 +373,65 @@ class SymbolicEdges(nn.Module):
             index([edges[n].j for n in order], self.out_features),
         )
 
-    def _read_formulas(self) -> None:
-        """Set the edges to those of the buffer ``formulas``, which other code has replaced."""
-        formulas = self.formulas
+    def _read_or_compare(self) -> Tensor | None:
+        """Read the edges again if the buffer ``formulas`` has changed, without making the host wait for a GPU.
+
+        Returns:
+            A bool tensor that tells whether the edges are not those of the buffer, so that the results are to be
+            replaced by NaN, or None if the host has compared them.
+        """
+        formulas = self._buffers["formulas"]
+        if formulas is None and not self._edges:
+            return None
+        if torch.compiler.is_compiling():
+            if formulas is None:
+                return torch.ones((), dtype=torch.bool, device=self.affine.device)
+            return self._text.changed(formulas)
+        if has_values(formulas):
+            if not self._text.is_read(formulas, may_wait=False):
+                self._read(may_wait=False)
+            is_compared = formulas is not None and formulas.is_cuda
+        else:  # fake tensors cannot be compared with tensors that have values
+            is_compared = type(formulas) in PLAIN
+        # A recorder of Jacobians has to recognize the parameters.
+        if formulas is None or not is_compared or formulas.is_meta or recorder() is not None:
+            return None
+        return self._text.changed(formulas)
+
+    def _read(self, may_wait: bool) -> None:
+        """Set the edges to those of the buffer ``formulas``, if other code has replaced the buffer or its values.
+
+        The buffer stays the same tensor, because DistributedDataParallel keeps a reference to it.
+        """
+        formulas = self._buffers["formulas"]
+        if formulas is None and not self._edges:
+            return
         if formulas is not None and (formulas.is_meta or not has_values(formulas)):
             return
-        edges = tuple(self._edges_of([] if formulas is None else formulas))
+        if self._text.is_read(formulas, may_wait):
+            return
+        try:
+            edges = tuple(self._edges_of([] if formulas is None else formulas))
+        except ValueError:
+            if not self._is_truncated(formulas):
+                raise
+            return self._write()
         if len(edges) != len(self.affine):
             raise ValueError(f"formulas describes {len(edges)} edges, but affine has {len(self.affine)} rows")
         if edges != self._edges:
             self._group(edges)
-        self._written = self.formulas
+        self._text.look(formulas)
+
+    def _is_truncated(self, formulas: Tensor | None) -> bool:
+        """Whether each byte of the buffer is that of the edges or one less.
+
+        An exponential moving average of equal bytes, as ``torch.optim.swa_utils.get_ema_multi_avg_fn`` computes it, has
+        such rounding errors.
+        """
+        text = None if formulas is None else self._json_text(formulas.device)
+        if text is None or formulas is None or formulas.shape != text.shape or formulas.dtype != torch.uint8:
+            return False
+        return bool(torch.isin(text - formulas, torch.tensor([0, 1], device=text.device)).all())
 
     # -- plumbing ---------------------------------------------------------------------------------
 
@@ -367,8 +439,30 @@ class SymbolicEdges(nn.Module):
         edges = self.edges
         self._materialize_empty(torch.device("cpu"))  # Module.to() raises for tensors on meta
         super()._apply(fn, recurse)
-        self._group(edges)  # tensors on the meta device have no values to copy
+        self._group(edges)
+        text = self._buffers["formulas"]
+        if text is None or text.is_meta or text.dtype != torch.uint8 or not self._has_text(text):
+            self._write()  # the buffer got memory without values, as by to_empty()
         return self
+
+    def _has_text(self, formulas: Tensor) -> bool:
+        """Whether the buffer has the JSON text of the edges, which is then stored in the cache."""
+        text = self._json_text(formulas.device)
+        if text is None or not has_values(formulas) or not torch.equal(formulas, text):
+            return False
+        self._text.look(formulas, text)
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        with suppress(ValueError):  # a copy of a module with an invalid text has the same text
+            self._read(may_wait=True)
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._text = TextMetadata()
+        if self.formulas is not None and not self.formulas.is_meta:
+            self._has_text(self.formulas)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -401,7 +495,8 @@ class SymbolicEdges(nn.Module):
                 state_dict.update(zip(names, (self.formulas, affine)))
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         if self.formulas is not None and self.formulas.device != self.affine.device:
-            self._group(self.edges)  # the state was assigned to a module on another device, for example on meta
+            self._group(self._edges)  # the state was assigned to a module on another device, for example on meta
+            self._write()
 
     def _materialize_empty(self, device: torch.device) -> None:
         """Move ``affine`` from meta to a device if there are no edges, because no state contains the empty tensor."""
@@ -429,6 +524,8 @@ class SymbolicEdges(nn.Module):
         return edges
 
     def extra_repr(self) -> str:
+        with suppress(ValueError):  # an invalid text is no reason for an error here
+            self._read(may_wait=True)
         edges = self._edges
         shown = ", ".join(f"{edge.i}-{edge.j} {edge.name}" for edge in edges[:8])
         more = "" if len(edges) <= 8 else f", and {len(edges) - 8} more"
@@ -442,6 +539,11 @@ class _Indices(NamedTuple):
     order: Tensor | None  # [E], the edges grouped by function
     inputs: Tensor | None  # [E], the inputs of the edges in this order
     outputs: Tensor | None  # [E], the outputs of the edges in this order
+
+
+def _nan_if(changed: Tensor, y: Tensor) -> Tensor:
+    """Return a factor that makes values and their derivatives NaN if the bool tensor is True, and 1 otherwise."""
+    return y.new_ones(()).masked_fill(changed, torch.nan)
 
 
 def _any_on(mask: Tensor | None, ends: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastkan_kernels import INDEX, Int, Optional, check_shape, check_tensor, checked, column_std
 
 from ..layers.edge_functions import all_edge_std
-from .trace import rows_for, trace
+from .trace import check_not_sharded, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network
@@ -119,6 +119,7 @@ def attribute(
         >>> model.attribute(x=torch.rand(100, 2)).edges[0].shape
         torch.Size([2, 5])
     """
+    check_not_sharded(model, "attribute")
     last = model.depth if l is None else l
     if last > model.depth:
         raise ValueError(f"l must be at most {model.depth}, the last layer of nodes; got {l}")

@@ -28,6 +28,7 @@ from ..layers.linear import KANLinear
 from ..version import __version__
 from .architecture import architecture
 from .core import Network, NetworkT
+from .trace import check_not_sharded
 
 FORMAT = 2  # Incremented whenever older versions of fastkan cannot read new files.
 KEY = "fastkan.KAN"  # The only entry of the metadata, because safetensors writes several entries in no fixed order.
@@ -54,6 +55,7 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: if the file cannot be written.
         TypeError, ValueError: if the model could not be loaded again, for instance because it has additional modules.
+        RuntimeError: if the parameters are distributed over processes.
 
     Example:
         >>> import os, tempfile
@@ -66,6 +68,7 @@ def save(model: Network, path: str | os.PathLike[str]) -> None:
     import safetensors
     import safetensors.torch
 
+    check_not_sharded(model, "save")
     target = os.path.realpath(os.fsdecode(path))
     tensors = _tensors(model)
     text = json.dumps({"sha256": BLANK, **_header(model)}, allow_nan=False)

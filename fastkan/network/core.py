@@ -96,6 +96,7 @@ class Network(nn.Module):
         self.subnode_scale, self.subnode_bias = affine(1.0, self.width_out[1:]), affine(0.0, self.width_out[1:])
         self.register_buffer("input_id", torch.arange(self.width_in[0], device=weight.device))
         self._reset_caches()
+        self.register_load_state_dict_post_hook(_freeze_idle_layers)
 
     # -- sizes ------------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Network(nn.Module):
             TypeError, ValueError: if x is not a tensor or has the wrong dtype or shape.
         """
         if isinstance(x, Proxy):
-            return self._traced(x, singularity_avoiding, y_th)
+            return self._traced(without_grid_update(x, update_grid), singularity_avoiding, y_th)
         check_input(x)
         if update_grid is not False and FLAG.read("update_grid", update_grid):
             check_one_process("update_grid=True", "Call update_grid(x, group=torch.distributed.group.WORLD) instead")
@@ -197,12 +198,11 @@ class Network(nn.Module):
 
     def _traced(self, x: Proxy, singularity_avoiding: bool, y_th: float) -> Any:
         """Record a call in the graph of ``torch.fx``. The graph calls the layers and is correct for all values that
-        masks and affine maps may have later."""
+        masks and affine maps may have later, and for formulas that are added or removed later."""
         nodes: Any = selected_rows(x, self.input_id, self.in_features)  # type: ignore[arg-type]
         for layer, (numeric, symbolic) in enumerate(zip(self.layers, self.symbolic)):
-            subnodes = numeric(nodes)
-            if symbolic.edges:
-                subnodes = subnodes + symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
+            subnodes = numeric(nodes) + formulas
             subnodes = torch.addcmul(self.subnode_bias[layer], self.subnode_scale[layer], subnodes)
             products = self._multiplied(layer + 1, subnodes)
             nodes = torch.addcmul(self.node_bias[layer], self.node_scale[layer], products)
@@ -219,7 +219,7 @@ class Network(nn.Module):
     ) -> Tensor:
         """Return the subnodes ``[N, subnodes]`` of a layer, which are sums of edge values, for ``nodes [N, nodes]``."""
         numeric, symbolic = self.layers[layer], self.symbolic[layer]
-        if not symbolic.edges:
+        if not symbolic.has_edges:
             return numeric(nodes)
         formulas = symbolic(nodes, singularity_avoiding=singularity_avoiding, y_th=y_th)
         return numeric(nodes) + formulas if self._has_numeric_edges(layer) else formulas
@@ -253,7 +253,7 @@ class Network(nn.Module):
     def _stacked_layers(self) -> list[StackLayer] | None:
         """Return the layers for the fused stack, or None if there are formulas, products, affine maps or hooks."""
         parts: dict[str, Any] = self._modules  # Reading a dictionary is faster than nn.Module.__getattr__.
-        if any(self.architecture.arities) or any(layer.edges for layer in parts["symbolic"]._modules.values()):
+        if any(self.architecture.arities) or any(layer.has_edges for layer in parts["symbolic"]._modules.values()):
             return None
         layers: list[KANLinear] = list(parts["layers"]._modules.values())
         if not all(map(is_stackable, layers)) or _has_any_global_hook():
@@ -310,7 +310,9 @@ class Network(nn.Module):
 
         The parameters are drawn as the constructor draws them: from the seed that was passed to the constructor, so
         that each call gives the same parameters, or from torch's global generator if the seed was None, if the network
-        was loaded from a file, or if it was converted. All knots move to their initial positions. Formulas and masks
+        was loaded from a file, or if it was converted. Files do not contain ``noise_scale``, ``scale_base_mu``,
+        ``scale_base_sigma`` and ``sparse_init``, so a network that was loaded from a file has their defaults.
+        All knots move to their initial positions. Formulas and masks
         are removed, so all edges are splines and on, except for those that ``sparse_init`` switches off. The affine
         maps become the identity. The results of earlier fits, ``history``, ``sample`` and ``prune_mask``, are removed.
 
@@ -323,6 +325,8 @@ class Network(nn.Module):
         Raises:
             ValueError: if inputs were pruned and ``input_id`` has lost the selection of columns, because it was on the
                 device ``"meta"``.
+            RuntimeError: if a layer refuses the call, see :meth:`KANLinear.reset_parameters`. The network is unchanged
+                in this case.
 
         Example:
             >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -331,6 +335,8 @@ class Network(nn.Module):
             >>> torch.equal(empty.layers[0].spline_weight, model.layers[0].spline_weight)
             True
         """
+        for layer in self.layers:
+            layer._check_resettable()
         self._reset_input_id()
         generator = None if self._seed is None else torch.Generator().manual_seed(self._seed)
         for layer, symbolic in zip(self.layers, self.symbolic):
@@ -361,10 +367,7 @@ class Network(nn.Module):
         modules, or an efficient-kan checkpoint that ``convert_state_dict`` has converted. The network then reads all
         columns of x, has no formulas, and its affine maps are the identity. If the state has no scales, they are 1.
         """
-        found = super().load_state_dict(state_dict, strict, assign)
-        for layer in self.layers:
-            layer._freeze_if_idle()
-        return found
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         own = tuple(f"{prefix}{name}" for name in ("input_id", *AFFINE))
@@ -422,10 +425,28 @@ class Network(nn.Module):
         self._plain_nodes = [CachedPredicate(is_plain, default=False) for _ in range(self.depth)]
 
 
+def _freeze_idle_layers(model: Network, _: Any) -> None:
+    """Freeze the layers that a loaded state has made idle. PyTorch calls this hook also if the state of a module that
+    contains the network is loaded, which does not call ``load_state_dict`` of the network."""
+    for layer in model.layers:
+        layer._freeze_if_idle()
+
+
 @leaf
 def selected_rows(x: Tensor, input_id: Tensor, in_features: int) -> Tensor:
     """Return the columns ``input_id`` of ``x [..., in_features]`` as rows ``[N, in]``."""
     return rows_of(x, in_features)[:, input_id]
+
+
+def without_grid_update(x: Any, update_grid: Any) -> Any:
+    """Return x, and raise a ValueError if ``update_grid`` is true, when the graph is recorded or when it runs."""
+    if update_grid is False:
+        return x
+    if isinstance(update_grid, Proxy):
+        return x.tracer.create_proxy("call_function", without_grid_update, (x, update_grid), {})
+    if FLAG.read("update_grid", update_grid):
+        raise ValueError("update_grid=True cannot be recorded by torch.fx: call update_grid(x) of the network instead")
+    return x
 
 
 @leaf

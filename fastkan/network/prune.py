@@ -45,6 +45,8 @@ def prune(
     Raises:
         TypeError, ValueError: if all nodes or edges of a layer would be removed, or if there are fewer than two
             different rows.
+        RuntimeError: if ``torch.distributed`` runs several processes, whose rows and therefore networks would differ,
+            or if the parameters are distributed over processes.
 
     Example:
         >>> model = KAN(width=[2, 5, 1], seed=0)
@@ -53,7 +55,7 @@ def prune(
         >>> model.prune().width_in[1] < 5
         True
     """
-    return _pruned(model, node_th, edge_th, x, dataset)
+    return _pruned(model, "prune", node_th, edge_th, x, dataset)
 
 
 @checked(threshold=REAL, mode=Choice(("auto", "manual")), active_neurons_id=Optional(Each(Each(INDEX))))
@@ -77,12 +79,13 @@ def prune_node(
         x, dataset: rows on which the network is evaluated, see :meth:`prune`.
 
     Raises:
-        TypeError, ValueError: in the same cases as :meth:`prune`, and if a node does not exist.
+        TypeError, ValueError, RuntimeError: in the same cases as :meth:`prune`, and if a node does not exist. With
+            ``active_neurons_id``, which is the same for all rows, several processes are no error.
     """
     if active_neurons_id is None:
         if mode == "manual":
             raise ValueError("mode='manual' needs active_neurons_id")
-        return _pruned(model, threshold, None, x, dataset)
+        return _pruned(model, "prune_node", threshold, None, x, dataset)
     if len(active_neurons_id) != model.depth - 1:
         raise ValueError(f"active_neurons_id must have a list for each of the {model.depth - 1} hidden layers, "
                          f"got {len(active_neurons_id)}")  # fmt: skip
@@ -106,8 +109,9 @@ def prune_edge(model: NetworkT, threshold: float = 3e-2, *, x: Any = None, datas
     Raises:
         TypeError, ValueError: if all edges of a layer would be switched off, or if there are fewer than two different
             rows.
+        RuntimeError: in the same cases as :meth:`prune`.
     """
-    return _pruned(model, None, threshold, x, dataset)
+    return _pruned(model, "prune_edge", None, threshold, x, dataset)
 
 
 @checked(threshold=REAL, active_inputs=Optional(Each(INDEX)))
@@ -131,10 +135,11 @@ def prune_input(
     Raises:
         TypeError, ValueError: if no input would be left, if ``active_inputs`` contains a column that the network does
             not read, or if there are fewer than two different rows.
+        RuntimeError: in the same cases as :meth:`prune`, unless ``active_inputs`` is given.
     """
     columns = model.input_id.tolist()
     if active_inputs is None:
-        worth = _scores(model, rows_for(model, x, dataset)).nodes[0].amax(0)
+        worth = _scores(model, rows_for(model, x, dataset, changing="prune_input")).nodes[0].amax(0)
         kept = [node for node, score in enumerate(worth.tolist()) if score > threshold]
         if not kept:
             most = f"{worth.max():.2g}"
@@ -201,10 +206,10 @@ def remove_node(model: Network, l: int, i: int, mode: str = "all") -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def _pruned(model: NetworkT, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> NetworkT:
-    """Prune nodes, edges, or both. If ``node_th`` is None, all nodes are kept. If ``edge_th`` is None, all edges
-    between the remaining nodes are kept."""
-    rows = rows_for(model, x, dataset)
+def _pruned(model: NetworkT, what: str, node_th: float | None, edge_th: float | None, x: Any, dataset: Any) -> NetworkT:
+    """Prune nodes, edges, or both, for the calling method ``what``. If ``node_th`` is None, all nodes are kept. If
+    ``edge_th`` is None, all edges between the remaining nodes are kept."""
+    rows = rows_for(model, x, dataset, changing=what)
     work = copy.deepcopy(model)
     hidden = range(1, model.depth)
     alive = [torch.ones(count, dtype=torch.bool, device="cpu") for count in model.width_in]

@@ -12,9 +12,9 @@ from torch import Tensor
 from fastkan_kernels import Int, OneOrEach, Optional, check_finite, checked
 
 from ..layers import grid as grids
-from ..layers.distributed import GROUP, all_gather_values, broadcast, gather_samples, on_every_rank
+from ..layers.distributed import GROUP, all_gather_values, broadcast, check_every_rank, gather_samples, on_every_rank
 from .samples import as_tensor
-from .trace import LayerTrace, rows_for, trace
+from .trace import LayerTrace, check_not_sharded, rows_for, trace
 
 if TYPE_CHECKING:
     from .core import Network, NetworkT
@@ -54,8 +54,8 @@ def refine(
         A network that shares no tensors with the model.
 
     Raises:
-        TypeError, ValueError: if a grid size is below 1, or if the samples have the wrong shape, are empty or are not
-            finite.
+        TypeError, ValueError: if a grid size is below 1, if the samples have the wrong shape, are empty or are not
+            finite, or if the networks of the ranks or their grid sizes differ.
         RuntimeError: if samples are used without a group while ``torch.distributed`` is initialised with several
             processes, because each process would use different samples, or if the parameters are distributed over
             processes by ``fully_shard`` or ``parallelize_module``.
@@ -66,13 +66,17 @@ def refine(
         >>> finer.grid
         [10, 10]
     """
-    if (new_grid is None) == (grid is None):
-        raise TypeError(f"refine() takes new_grid, or grid in its place; got new_grid={new_grid}, grid={grid}")
     wanted = grid if new_grid is None else new_grid
     sizes = [wanted] * model.depth if isinstance(wanted, int) else list(wanted or ())
-    if len(sizes) != model.depth:
-        raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
-    _check_not_sharded(model, "refine")
+
+    def read() -> dict[str, Any]:
+        if (new_grid is None) == (grid is None):
+            raise TypeError(f"refine() takes new_grid, or grid in its place; got new_grid={new_grid}, grid={grid}")
+        if len(sizes) != model.depth:
+            raise ValueError(f"new_grid must be a number or a list for each of the {model.depth} layers, got {sizes}")
+        return {**_equal_on_ranks(model, "refine"), "new_grid": sizes}
+
+    check_every_rank("refine", read, group)
     rows = _joined_rows(model, "refine", x, dataset, group)
     new = copy.deepcopy(model)
     on_every_rank(lambda: _refine_layers(new, sizes, trace(model, rows)), group)
@@ -110,16 +114,21 @@ def update_grid_from_samples(
 
     Raises:
         TypeError, ValueError: if the samples have the wrong shape, are empty or are not finite, if the weights are
-            invalid or are passed together with a group, or if the values that enter a layer are not finite. In these
-            cases the network is left unchanged, on all ranks of the group.
+            invalid or are passed together with a group, if the values that enter a layer are not finite, or if the
+            networks of the ranks have different sizes or dtypes. In these cases the network is left unchanged, on all
+            ranks of the group.
         RuntimeError: if ``torch.distributed`` is initialised with several processes and ``group`` is None, because each
             process would use different samples, or if the parameters are distributed over processes by ``fully_shard``
             or ``parallelize_module``.
     """
-    _check_not_sharded(model, "update_grid_from_samples")
+
+    def read() -> dict[str, Any]:
+        if sample_weight is not None and group is not None:
+            raise ValueError("sample_weight and group cannot be combined: one of them must be None")
+        return _equal_on_ranks(model, "update_grid_from_samples")
+
+    check_every_rank("update_grid_from_samples", read, group)
     weight = None if sample_weight is None else as_tensor("sample_weight", sample_weight)
-    if weight is not None and group is not None:
-        raise ValueError("sample_weight and group cannot be combined: one of them must be None")
     rows = _joined_rows(model, "update_grid_from_samples", x, dataset, group)
     with model._restored_grids_after_errors():
         on_every_rank(lambda: model._adapt_grids(rows, weight), group)
@@ -145,7 +154,12 @@ def _splines(model: Network) -> list[Tensor]:
     return [tensor for layer in model.layers for tensor in (layer.spline_weight, layer.knots)]
 
 
-def _check_not_sharded(model: Network, what: str) -> None:
-    """Raise a RuntimeError if tensors of the layers are distributed over processes."""
-    for layer in model.layers:
-        layer._check_not_sharded(what)
+def _equal_on_ranks(model: Network, what: str) -> dict[str, Any]:
+    """Check that the network is not distributed, and return what must be equal on all ranks of a group, by name."""
+    check_not_sharded(model, what)
+    layers = {
+        f"layers[{number}].{name}": getattr(layer, name)
+        for number, layer in enumerate(model.layers)
+        for name in ("spline_weight", "knots")
+    }
+    return {"width": model.width, "input_id": model.input_id, **layers}

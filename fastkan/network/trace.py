@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels import FLAG, INDEX, check_finite, checked, warn
+from fastkan_kernels import FLAG, INDEX, check_finite, checked, repr_with_shapes, warn
 
 from ..functional import rows_of
 from ..layers import grid as grids
+from ..layers.distributed import check_one_process
 from ..layers.edge_functions import edge_functions, mask_of
 from .samples import as_tensor, dataset_inputs
 
@@ -24,7 +25,15 @@ PREDICTED_VALUES = 1 << 20
 # -- choice of rows -------------------------------------------------------------------------------
 
 
-def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: int = 2, strict: bool = True) -> Tensor:
+def rows_for(
+    model: Network,
+    x: Any = None,
+    dataset: Any = None,
+    *,
+    min_rows: int = 2,
+    strict: bool = True,
+    changing: str | None = None,
+) -> Tensor:
     """Choose the rows on which a method of a network evaluates the network.
 
     The rows are given as ``x`` or ``dataset``. If neither is given, the rows of the last :meth:`KAN.fit` or
@@ -38,6 +47,8 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
         strict: whether the caller uses the rows to change the network or to make a choice, and not only to display
             values. If True, an error is raised for too few rows, NaN or infinities, and a warning is given if points
             spread over the grids are used.
+        changing: name of the calling method if it changes the network, or makes a new one, by what it computes from the
+            rows. Several processes, which have different rows, would then get different networks.
 
     Returns:
         The rows ``[N, in_features]``, in the dtype and on the device of the network.
@@ -45,8 +56,12 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
     Raises:
         TypeError, ValueError: if the rows have the wrong shape or type. If ``strict`` is True, an error is also raised
             if the rows contain NaN or infinities, or if there are fewer than ``min_rows`` different rows.
+        RuntimeError: if ``changing`` is given, and ``torch.distributed`` runs several processes or the parameters are
+            distributed over processes.
     """
     check_has_values(model)
+    if changing is not None:
+        check_not_sharded(model, changing)
     if x is not None and dataset is not None:
         raise ValueError("x and dataset both say which rows to use: give one of them")
     name = "x"
@@ -67,7 +82,13 @@ def rows_for(model: Network, x: Any = None, dataset: Any = None, *, min_rows: in
                 "there has been no fit, so points spread evenly over the first grids stand for data: give rows as x=, "
                 "or call get_act(x) before"
             )
-        return grid_points(model)
+        return grid_points(model)  # These points are the same in all processes.
+    if changing is not None:
+        check_one_process(
+            changing,
+            "Call it in one process, before torch.distributed is initialised, and load the result on every rank (save "
+            "and load), or choose the edges, nodes, inputs or parameters yourself by other arguments",
+        )
     rows = rows.detach().to(model.device, model.dtype)
     if strict:
         read = model._select_inputs(rows)
@@ -177,6 +198,9 @@ class LayerTrace(NamedTuple):
     subnodes: Tensor
     out: Tensor
 
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
+
 
 @checked(edges=FLAG)
 @torch.no_grad()
@@ -194,13 +218,17 @@ def trace(model: Network, x: Any = None, edges: bool = False) -> list[LayerTrace
 
     Raises:
         TypeError, ValueError: if ``x`` has the wrong shape, dtype or type.
+        RuntimeError: if ``edges`` is True and the parameters are distributed over processes.
 
     Example:
-        >>> steps = KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True)
-        >>> [step.edges.shape for step in steps]
-        [torch.Size([10, 2, 5]), torch.Size([10, 5, 1])]
+        >>> for step in KAN(width=[2, 5, 1], seed=0).trace(torch.rand(10, 2), edges=True):
+        ...     print(step)
+        LayerTrace(nodes=Tensor[10, 2], edges=Tensor[10, 2, 5], subnodes=Tensor[10, 5], out=Tensor[10, 5])
+        LayerTrace(nodes=Tensor[10, 5], edges=Tensor[10, 5, 1], subnodes=Tensor[10, 1], out=Tensor[10, 1])
     """
     rows = rows_of(x, model.in_features) if isinstance(x, Tensor) else rows_for(model, x, strict=False)
+    if edges:
+        check_not_sharded(model, "a trace with edges=True")
     nodes = model._select_inputs(rows)
     found = []
     for layer in range(model.depth):
@@ -245,8 +273,9 @@ def get_act(model: Network, x: Any = None) -> list[LayerTrace]:
     rows = rows_for(model, **given, strict=False)
     if not len(rows):
         raise ValueError("x must have at least one row, got none")
+    steps = trace(model, rows, edges=True)
     model.sample = rows
-    return trace(model, rows, edges=True)
+    return steps
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)
@@ -299,6 +328,12 @@ def check_has_values(model: Network) -> None:
             "the network is on the device meta, where parameters have no values: call to_empty(device=...) and then "
             "reset_parameters() or load_state_dict(...) first"
         )
+
+
+def check_not_sharded(model: Network, what: str) -> None:
+    """Raise a RuntimeError, which names the calling method, if tensors of the layers are distributed over processes."""
+    for layer in model.layers:
+        layer._check_not_sharded(what)
 
 
 @checked(l=INDEX, i=INDEX, j=INDEX)

@@ -21,7 +21,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastkan_kernels import FLAG, Int, Real, RowJacobian, check_residuals, checked, kind_of, record_rows, warn
+from fastkan_kernels import (
+    FLAG,
+    Int,
+    Real,
+    RowJacobian,
+    check_residuals,
+    checked,
+    kind_of,
+    record_rows,
+    repr_with_shapes,
+    warn,
+)
 
 MIN_DAMPING, MAX_DAMPING = 1e-15, 1e15
 # The maximum number of trials in a step. The damping grows by the factors 2, 4, 8, ... from one trial to the next.
@@ -61,6 +72,9 @@ class Block(NamedTuple):
     cost: float
     residuals: Tensor
     upstream: Sequence[Tensor] | None = None
+
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 class Report(NamedTuple):

@@ -50,6 +50,7 @@ def rows_for(model: Network, x: Tensor | None, layer: int | None = None) -> tupl
         layer: index of the last layer whose inputs must be finite. If None, the inputs of all layers and the outputs of
             the network must be finite.
     """
+    activations.check_not_sharded(model, "a plot")
     rows = activations.rows_for(model, x, strict=False)
     if x is None and len(rows) < 2:  # Scores are standard deviations, for which at least two rows are needed
         rows = activations.grid_points(model)

@@ -127,6 +127,8 @@ def auto_symbolic(
     Raises:
         TypeError, ValueError: for unknown functions, invalid ranges, fewer than 8 different rows, or rows at which the
             network is NaN or infinite. If an error is raised or the call is interrupted, the network is left unchanged.
+        RuntimeError: if ``torch.distributed`` runs several processes, whose rows and therefore formulas would differ,
+            or if the parameters are distributed over processes.
 
     Example:
         >>> model = KAN(width=[2, 1, 1], grid=3, seed=0)
@@ -140,7 +142,7 @@ def auto_symbolic(
     """
     names = names_of(lib)
     report = SymbolicReport(threshold=r2_threshold)
-    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=MIN_ROWS))
+    nodes = model._select_inputs(rows_for(model, x, dataset, min_rows=MIN_ROWS, changing="auto_symbolic"))
     with all_or_nothing(model):
         for layer in range(model.depth):
             on = mask_of(model.layers[layer]).cpu()

@@ -14,7 +14,7 @@ from fastkan_kernels import FLAG, INDEX, SHARE, Callback, Choice, checked, warn
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import BOUNDS, IDENTITY, SYMBOLIC_LIB, FunctionName, Library, SymbolicFunction
 from ..layers.tables import table
-from ..network.trace import check_edge, edges_on, rows_for, trace
+from ..network.trace import check_edge, check_not_sharded, edges_on, rows_for, trace
 from .search import Range, c_loss, fit_params, r2_loss, rank, search
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def fix_symbolic(
     """Replace the spline of an edge by a formula ``c f(a x + b) + d``, in place. :meth:`unfix_symbolic` restores the
     spline.
 
-    The parameters of the formula are new tensors, so create the optimizer after this call.
+    The parameters of the formula are new tensors, so create the optimizer after this call. While all edges of a layer
+    are formulas, the parameters of its splines have ``requires_grad=False``. Those that were trained before are trained
+    again once the layer has a spline, so freeze them after that.
 
     Args:
         l, i, j: layer, input node and output subnode of the edge.
@@ -73,6 +75,8 @@ def fix_symbolic(
     Raises:
         TypeError, ValueError: for an unknown edge or function, an invalid range, a fit to an edge that is off, or
             fewer than 8 different rows for a fit. If an error is raised, the network is left unchanged.
+        RuntimeError: if the parameters are fitted while ``torch.distributed`` runs several processes, whose rows and
+            therefore formulas would differ, or if the weights are distributed over processes.
 
     Example:
         >>> model = KAN(width=[2, 1], seed=0)
@@ -91,7 +95,7 @@ def fix_symbolic(
         if fun_name != "0" and not edges_on(model, l)[i, j]:
             raise ValueError(f"edge {l, i, j} is off, so {fun_name!r} cannot be fitted to it: turn it on by set_mode, "
                              "or pass fit_params_bool=False")  # fmt: skip
-        params, r2 = fit_params(*_samples(model, l, i, j, x, dataset), fun_name, a_range, b_range)
+        params, r2 = fit_params(*_samples(model, l, i, j, x, dataset, "fix_symbolic"), fun_name, a_range, b_range)
         affine = params.tolist()
     elif random:
         affine = (torch.rand(4) * 2 - 1).tolist()
@@ -232,6 +236,7 @@ def suggest_symbolic(
         ('exp', 2)
     """
     check_edge(model, l, i, j)
+    check_not_sharded(model, "suggest_symbolic")
     inputs, outputs = (value.unsqueeze(1) for value in _samples(model, l, i, j, x, dataset))
     fits = search(inputs, outputs, lib, a_range=a_range, b_range=b_range)
     ranked = rank(fits, weight_simple=weight_simple, r2_loss_fun=r2_loss_fun, c_loss_fun=c_loss_fun)
@@ -269,7 +274,9 @@ def set_numeric(model: Network, layer: int, edges: Sequence[tuple[int, int]], on
     model.layers[layer]._freeze_if_idle()
 
 
-def _samples(model: Network, l: int, i: int, j: int, x: Any, dataset: Any) -> tuple[Tensor, Tensor]:
+def _samples(
+    model: Network, l: int, i: int, j: int, x: Any, dataset: Any, changing: str | None = None
+) -> tuple[Tensor, Tensor]:
     """Return a tuple of the inputs ``[N]`` and the outputs ``[N]`` of an edge."""
-    nodes = trace(model, rows_for(model, x, dataset, min_rows=MIN_ROWS))[l].nodes
+    nodes = trace(model, rows_for(model, x, dataset, min_rows=MIN_ROWS, changing=changing))[l].nodes
     return nodes[:, i], edge_functions(model.layers[l], model.symbolic[l], nodes)[:, i, j]

@@ -14,7 +14,7 @@ from fastkan_kernels import FLAG, Choice, checked, is_sequence, warn
 
 from ..layers.edge_functions import edge_functions, mask_of
 from ..layers.function_library import lookup
-from ..network.trace import default_rows, trace
+from ..network.trace import check_not_sharded, default_rows, trace
 from .expressions import named_edge, numeric_edge, scaled, symbolic_edge, taylor_pieces
 from .rounding import TOLERANCE, Digits, number, product_of, rounded, rounded_within, transform
 
@@ -86,6 +86,7 @@ def symbolic_formula(
         ...     model.symbolic_formula()[0]
         [x_2**2 + phi_0_0_0(x_1)]
     """
+    check_not_sharded(model, "symbolic_formula")
     _check_numeric(model, numeric)
     columns, variables = _columns(model), _variables(var, model.in_features)
     inputs = _normalizer("normalizer", normalizer, model.in_features)

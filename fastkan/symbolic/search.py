@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastkan_kernels import INDEX, REAL, SHARE, Callback, Instance, check_finite, check_shape, check_tensor, checked
+from fastkan_kernels import (
+    INDEX,
+    REAL,
+    SHARE,
+    Callback,
+    Instance,
+    check_finite,
+    check_shape,
+    check_tensor,
+    checked,
+    repr_with_shapes,
+)
 
 from ..layers.function_library import (
     BOUNDS,
@@ -41,6 +52,9 @@ class SymbolicFits(NamedTuple):
     names: list[str]
     affine: Tensor
     r2: Tensor
+
+    def __repr__(self) -> str:
+        return repr_with_shapes(self)
 
 
 class Candidate(NamedTuple):

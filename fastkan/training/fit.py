@@ -19,8 +19,8 @@ from fastkan_kernels import validation as kinds
 from ..layers import grid
 from ..layers.distributed import check_one_process
 from ..network.refine import update_grid_from_samples
-from ..network.samples import Sample, is_array, is_value_list
-from ..network.trace import check_has_values
+from ..network.samples import Sample, is_array, is_value_list, samples_as_pair
+from ..network.trace import check_has_values, check_not_sharded
 from .data import Data, Pair, read_data, with_sample_weight
 from .node_search import NodeTrials, copy_state, penalty_ramp
 from .objective import Evaluated, Loss, Objective, has_row_losses
@@ -211,7 +211,7 @@ def fit(
             not use the weights.
         weight_decay: factor of half the sum of squares of the spline coefficients and base weights in the objective.
             With ``"auto"``, which ``opt="LM"`` supports, every step estimates factors for each layer from the data, so
-            that noise in the labels is not fitted (see :class:`fastkan.training.evidence.Evidence`).
+            that noise in the labels is fitted little (see :class:`fastkan.training.evidence.Evidence`).
 
     Returns:
         A dictionary of lists with one entry for each step: ``train_loss``, ``test_loss`` (empty without a test set),
@@ -247,8 +247,7 @@ def fit(
         "update_grid(x, group=torch.distributed.group.WORLD) for grid updates; or fit it in one process and load the "
         "result on every rank (save and load, or load_state_dict)",
     )
-    for layer in model.layers:
-        layer._check_not_sharded("fit")
+    check_not_sharded(model, "fit")
     check_has_values(model)
     if batch != -1 and batch < 1:
         raise ValueError(f"batch must be at least 1, or -1 for all rows, got {batch}")
@@ -485,18 +484,34 @@ def _draw(
 
 
 @torch.no_grad()
-def evaluate(model: Network, dataset: dict[str, Tensor]) -> dict[str, float]:
-    """Return the root mean squared error over ``test_input`` and ``test_label`` of a dataset, as a dictionary
-    ``{"test_loss": ...}``.
+def evaluate(model: Network, dataset: Any) -> dict[str, float]:
+    """Return the root mean squared error of the network over the rows of a dataset, as ``{"test_loss": ...}``.
+
+    Args:
+        dataset: dictionary with ``test_input`` and ``test_label``, a pair ``(x, y)``, or a ``Dataset`` of single
+            samples.
 
     Raises:
-        TypeError, ValueError: if the data are not finite or do not fit the network.
+        TypeError, ValueError: if ``dataset`` has none of these forms, or if the data are not finite or do not fit the
+            network.
+
+    Example:
+        >>> model, x = KAN(width=[2, 5, 1], seed=0), torch.rand(10, 2)
+        >>> round(model.evaluate((x, model.predict(x) + 1.0))["test_loss"], 4)
+        1.0
     """
-    if not isinstance(dataset, Mapping) or not {"test_input", "test_label"} <= set(dataset):
-        got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
-        raise ValueError(f"dataset must be a dictionary with test_input and test_label, got {got}")
+    if isinstance(dataset, Mapping) and {"test_input", "test_label"} <= set(dataset):
+        pair = dataset["test_input"], dataset["test_label"]
+    else:
+        pair = samples_as_pair(dataset)
+        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not (is_pair and all(is_array(part) or is_value_list(part) for part in pair)):
+            got = list(dataset) if isinstance(dataset, Mapping) else kind_of(dataset)
+            raise ValueError(
+                f"dataset must be a dictionary with test_input and test_label, or a pair (x, y), got {got}"
+            )
     data = read_data(
-        (dataset["test_input"], dataset["test_label"]), in_features=model.in_features,
+        pair, in_features=model.in_features,
         out_features=model.width_in[-1], device=model.device, dtype=model.dtype,
     )  # fmt: skip
     return {"test_loss": (model(data.train_input) - data.train_label).square().mean().sqrt().item()}

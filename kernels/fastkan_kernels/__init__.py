@@ -68,6 +68,7 @@ from .validation import (
     is_sequence,
     kind_of,
     plain,
+    repr_with_shapes,
     warn,
 )  # fmt: skip
 

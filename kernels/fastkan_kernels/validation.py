@@ -61,6 +61,18 @@ def kind_of(value: object) -> str:
     return f"{name} of shape {list(shape)}" if isinstance(shape, tuple) and shape else name
 
 
+def repr_with_shapes(value: tuple[Any, ...]) -> str:
+    """Return a named tuple as text, with the shapes of tensors in place of their values, which can be many."""
+
+    def shown(entry: Any) -> str:
+        if isinstance(entry, (list, tuple)):
+            return f"[{', '.join(map(shown, entry))}]"
+        return f"Tensor{list(entry.shape)}" if isinstance(entry, Tensor) else repr(entry)
+
+    fields = value._fields  # type: ignore[attr-defined]
+    return f"{type(value).__name__}({', '.join(f'{name}={shown(entry)}' for name, entry in zip(fields, value))})"
+
+
 class Int(Kind):
     """An argument kind that accepts an int from ``least`` to ``most``."""
 

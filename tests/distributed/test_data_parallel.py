@@ -13,7 +13,7 @@ from torch.distributed import group
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 
-from fastkan import KAN, KANLinear
+from fastkan import KAN, KANConv1d, KANLinear
 
 D = torch.float64
 X = torch.randn(256, 3, dtype=D, generator=torch.Generator().manual_seed(5))
@@ -157,3 +157,23 @@ def test_knots_that_are_broadcast_take_effect(two: Processes) -> None:
     for layer in other.layers:
         layer.set_knots(layer.knots + 0.1 * layer.knots**2)
     assert torch.equal(first, other(X))
+
+
+def counted() -> list[Tensor]:
+    """Count the inputs outside the grids: rank 0 has no such input, and all inputs of rank 1 are outside."""
+    x = torch.full((4, 2), (0.1, 9.0)[distributed.get_rank()])
+    shares = []
+    for layer, rows in ((KANLinear(2, 3), x), (KANConv1d(2, 3, 1), x[None].mT)):
+        layer.count_outside()
+        model = DistributedDataParallel(layer)
+        for _ in range(2):
+            model(rows)
+        assert layer._outside_count.tolist()[-1] == 8
+        shares.append(layer.outside_share())
+    return shares
+
+
+def test_each_rank_counts_its_own_inputs(two: Processes) -> None:
+    for rank, shares in enumerate(two.run(counted)):
+        for share in shares:
+            assert torch.equal(share, torch.full((2,), float(rank)))

@@ -189,6 +189,7 @@ def refused() -> dict[str, str]:
     wrong[rank - 1] = torch.nan if rank == 1 else 0.0
     layer, model, seen = layer_of({}), network(), network()
     seen.sample = x
+    weights = torch.ones(20) if rank else None
     before = [tensors(each) for each in (layer, model, seen)]
     calls = {
         "layer": lambda: layer.update_grid(x),
@@ -207,6 +208,12 @@ def refused() -> dict[str, str]:
         "none, layer": lambda: layer.update_grid(x[:0], group=group.WORLD),
         "none, network": lambda: model.update_grid(x[:0], group=group.WORLD),
         "group": lambda: layer.update_grid(x, group="world"),
+        "weights, layer": lambda: layer.update_grid(x, sample_weight=weights, group=group.WORLD),
+        "weights, network": lambda: model.update_grid(x, sample_weight=weights, group=group.WORLD),
+        "one of x, layer refined": lambda: layer.refine(7, x if rank else None, group=group.WORLD),
+        "sizes, layer refined": lambda: layer.refine(7 + rank, x, group=group.WORLD),
+        "sizes, network refined": lambda: model.refine(7 + rank, x, group=group.WORLD),
+        "no size, network refined": lambda: model.refine(7 if rank else None, x, group=group.WORLD),
     }
     said = {}
     for name, call in calls.items():
@@ -244,10 +251,103 @@ def test_what_would_make_ranks_diverge_is_refused_on_all(two: Processes) -> None
     assert "rank 1 of the group failed: x must have the shape" in first["columns"]
     assert first["type"].startswith("TypeError: x must be a torch.Tensor")
     assert second["type"].startswith("ValueError: rank 0 of the group failed: x must be a torch.Tensor")
+    for name in ("weights, layer", "weights, network"):
+        assert second[name] == "ValueError: sample_weight and group cannot be combined: one of them must be None"
+        assert first[name].startswith("ValueError: rank 1 of the group failed: sample_weight and group cannot")
+    assert first["no size, network refined"].startswith("TypeError: refine() takes new_grid")
+    assert second["no size, network refined"].startswith("ValueError: rank 0 of the group failed: refine() takes")
     for said in (first, second):
+        for name, said_of in {
+            "one of x, layer refined": "refine needs the same kind of x on every rank of the group, got 'None' on rank "
+            "0 and 'samples' on rank 1",
+            "sizes, layer refined": "refine needs the same grid_size on every rank of the group, got 7 on rank 0 and 8 "
+            "on rank 1",
+            "sizes, network refined": "refine needs the same new_grid on every rank of the group, got [7, 7, 7] on "
+            "rank 0 and [8, 8, 8] on rank 1",
+        }.items():
+            assert said[name] == f"ValueError: {said_of}"
         for name in ("none, layer", "none, network"):
             assert said[name] == "ValueError: x must have at least one sample on one of the ranks, got none"
         assert said["group"].startswith("TypeError: group must be a torch.distributed.ProcessGroup")
+
+
+def changed_by_rows() -> dict[str, str]:
+    """Return the errors of methods that change a network by the rows of one rank."""
+    x = samples(distributed.get_rank(), 40)
+    model, seen = KAN([3, 3, 1], seed=0), KAN([3, 3, 1], seed=0)
+    seen.get_act(x)
+    before = tensors(model)
+    calls = {
+        "fix_symbolic": lambda m, **o: m.fix_symbolic(0, 0, 0, "sin", verbose=False, **o),
+        "auto_symbolic": lambda m, **o: m.auto_symbolic(verbose=0, **o),
+        "prune": lambda m, **o: m.prune(**o),
+        "prune_node": lambda m, **o: m.prune_node(**o),
+        "prune_edge": lambda m, **o: m.prune_edge(**o),
+        "prune_input": lambda m, **o: m.prune_input(**o),
+        "auto_swap": lambda m, **o: m.auto_swap(**o),
+        "auto_swap_l": lambda m, **o: m.auto_swap_l(1, **o),
+        "initialize_from_another_model": lambda m, **o: m.initialize_from_another_model(seen, **o),
+    }
+    said = {}
+    for name, call in calls.items():
+        for network, options in ((model, {"x": x}), (seen, {})):
+            with pytest.raises(RuntimeError) as error:
+                call(network, **options)
+            said[name] = str(error.value)
+            assert_same(tensors(network), before)
+    # What only reads the network, and what is the same for all rows, works on every rank.
+    seen.suggest_symbolic(0, 0, 0, lib=["x", "sin"], verbose=False)
+    assert seen.attribute(x=x).nodes[0].shape == (3,)
+    seen.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    assert seen.prune_input(active_inputs=[0, 2]).prune_node(active_neurons_id=[[0, 1]]).width_in == [2, 2, 1]
+    model.fix_symbolic(0, 0, 0, "sin", verbose=False)  # fitted at points spread over the grids
+    said["formula"] = str(model.symbolic[0].affine.tolist())
+    return said
+
+
+@pytest.mark.filterwarnings("ignore:there has been no fit")
+def test_changes_by_the_rows_of_one_rank_are_refused(two: Processes) -> None:
+    first, second = two.run(changed_by_rows)
+    assert first == second
+    first.pop("formula")
+    for name, said in first.items():
+        what = {"auto_swap_l": "auto_swap", "initialize_from_another_model": "refine"}.get(name, name)
+        assert said.startswith(f"{what} uses the samples of this process alone, but 2 processes are initialised")
+
+
+def different_models() -> dict[str, str]:
+    """Return the errors of calls with models that differ between the ranks. Their bytes would be taken for others."""
+    rank = distributed.get_rank()
+    x = samples(rank, 20)
+    dtype = (torch.float32, torch.float64)[rank]
+    pairs: dict[str, tuple[Any, Any]] = {
+        "dtype": (layer_of({"dtype": dtype}), KAN([3, 2, 1], seed=0, dtype=dtype)),
+        "intervals": (layer_of({"grid_size": 5 + rank}), KAN([3, 2, 1], grid=5 + rank, seed=0)),
+        "sizes": (KANLinear(3, 4 + rank), KAN([3, 2 + rank, 1], seed=0)),
+    }
+    said = {}
+    for name, models in pairs.items():
+        for model in models:
+            before = tensors(model)
+            for method, options in (("update_grid", {}), ("refine", {}), ("update_grid", {"x": x[:0]})):
+                arguments = {"x": x.to(model.knots.dtype if isinstance(model, KANLinear) else model.dtype), **options}
+                size = (8,) if method == "refine" else ()
+                with pytest.raises(ValueError, match=r"needs the same .* on every rank of the group") as error:
+                    getattr(model, method)(*size, **arguments, group=group.WORLD)
+                said[f"{name}, {type(model).__name__}, {method}"] = str(error.value)
+            assert_same(tensors(model), before)
+    return said
+
+
+def test_models_that_differ_between_ranks_are_refused_on_all(two: Processes) -> None:
+    first, second = two.run(different_models)
+    assert first == second
+    assert first["dtype, KANLinear, update_grid"] == (
+        "update_grid needs the same spline_weight on every rank of the group, got torch.float32 [8, 3, 4] on rank 0 "
+        "and torch.float64 [8, 3, 4] on rank 1"
+    )
+    assert "same layers[0].spline_weight on every rank" in first["intervals, KAN, update_grid"]
+    assert "same width on every rank" in first["sizes, KAN, refine"]
 
 
 @pytest.mark.usefixtures("alone")

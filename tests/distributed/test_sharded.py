@@ -134,6 +134,29 @@ def test_deferred_initialisation_gives_the_parameters_of_the_first_rank(two: Pro
             assert torch.equal(found[name], value), name
 
 
+def penalised(part: str) -> dict[str, Any]:
+    """The gradients of a loss and efficient-kan's penalty, of a masked network that is distributed or a copy."""
+    model = plain_kan()
+    model.remove_edge(0, 1, 2)
+    x, y = own_half(X, Y) if distributed.is_initialized() else (X, Y)
+    if part == "fsdp":
+        for layer in model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    for _ in range(2):  # the second pass adds to the gradients
+        ((model(x) - y).square().mean() + 0.1 * model.regularization_loss()).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in gradients.items()}
+
+
+def test_the_penalty_on_distributed_coefficients_has_the_gradient_of_one_process(two: Processes) -> None:
+    expected = penalised("plain")
+    for found in two.run(penalised, "fsdp"):
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-13, atol=1e-15, msg=name)
+
+
 @pytest.mark.usefixtures("alone")
 def test_networks_that_are_distributed_refuse_what_needs_all_values() -> None:
     model = fully_shard(kan_of_one(), mesh=init_device_mesh("cpu", (1,)))
@@ -142,10 +165,23 @@ def test_networks_that_are_distributed_refuse_what_needs_all_values() -> None:
         "update_grid_from_samples": lambda: model.update_grid(X),
         "refine": lambda: model.refine(6, X),
         "fit": lambda: model.fit((X, Y), steps=1, progress=False),
+        "get_reg": lambda: model.get_reg(x=X),
+        "save": lambda: model.save("unused"),
+        "symbolic_formula": model.symbolic_formula,
+        "attribute": lambda: model.attribute(x=X),
+        "a trace with edges=True": lambda: model.get_act(X),
+        "a plot": lambda: model.plot(),
+        "prune": lambda: model.prune(x=X),
+        "prune_input": lambda: model.prune_input(x=X),
+        "auto_symbolic": lambda: model.auto_symbolic(x=X),
+        "fix_symbolic": lambda: model.fix_symbolic(0, 0, 0, "sin", x=X),
+        "suggest_symbolic": lambda: model.suggest_symbolic(0, 0, 0, x=X),
+        "perturb": lambda: model.perturb(mode="all"),
     }.items():
         with pytest.raises(RuntimeError, match=rf"^{name} needs all values of spline_weight, which is a DTensor"):
             call()
     assert all(torch.equal(value, before[key]) for key, value in full(model).items())
+    assert model.sample is None
     assert repr(model) == repr(kan_of_one())
 
 

@@ -3,6 +3,9 @@ pykan 0.0."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import copies
 import peers
 import pytest
@@ -10,6 +13,7 @@ import torch
 from copies import COPIES, Copy, OldKAN, OldLayer, named, one_output, parts
 from peers import D, close, points, value_and_slope
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fastkan import KAN, KANLinear, convert, convert_state_dict, to_efficient_kan_state_dict
 
@@ -92,6 +96,77 @@ class Outside(Copy):
 def test_a_difference_that_the_tensors_or_the_grid_hide_is_found(cls: type) -> None:
     with pytest.raises(ValueError, match=r"computes something else.*KANLinear\.from_splines"):
         convert(named("KANLinear", cls)())
+
+
+def tanh_gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+def without_mean(x: Tensor) -> Tensor:
+    return x - x.mean(1, keepdim=True) if x.dim() == 3 else x
+
+
+def rows_of(layer: nn.Module, x: Tensor) -> Tensor:
+    """The outputs for inputs of any shape, as efficient-kan computes them."""
+    return parts(layer, x.reshape(-1, x.shape[-1])).unflatten(0, x.shape[:-1])
+
+
+def detached_splines(layer: Any, x: Tensor) -> Tensor:
+    splines = functional.linear(layer.splines(x).flatten(1), (layer.spline_weight.detach() * layer.scale()).flatten(1))
+    return splines + functional.linear(functional.silu(x), layer.base_weight)
+
+
+def small(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        parameter.data.mul_(1e-3)
+
+
+DIFFERENT: dict[str, tuple[Callable[[Any, Tensor], Tensor], str]] = {
+    "a gradient stops at the inputs": (lambda self, x: parts(self, x.detach()), "other gradients .* its inputs"),
+    "a gradient stops at the base": (
+        lambda self, x: parts(self, x, lambda x: functional.silu(x.detach())), "other gradients .* its inputs"),
+    "a gradient stops at the weights": (detached_splines, "other gradients .* its parameters"),
+    "no gradients": (lambda self, x: parts(self, x).detach(), "other gradients .* its inputs"),
+    "tokens are centred": (lambda self, x: rows_of(self, without_mean(x)), r"for x of the shape \[2, 5, 3\]"),
+    "one row is special": (lambda self, x: parts(self, x) + (len(x) == 1), r"for x of the shape \[1, 3\]"),
+    "another gelu": (lambda self, x: parts(self, x, tanh_gelu), "computes something else"),
+    "a small constant": (lambda self, x: parts(self, x) + 1e-7, "computes something else"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, D])
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_differences_in_gradients_other_shapes_and_small_differences_are_found(case: str, dtype: torch.dtype) -> None:
+    forward, message = DIFFERENT[case]
+    source = named("KANLinear", Copy, change=small, forward=forward)().to(dtype)
+    with pytest.raises(ValueError, match=message):
+        convert(source)
+
+
+def test_a_copy_that_takes_any_shape_or_one_dtype_is_converted() -> None:
+    x = points(3)
+    source = named("KANLinear", Copy, forward=rows_of)()
+    close(convert(source)(x.view(2, 8, 4, 3)).detach(), source(x).detach().view(2, 8, 4, 4))
+    flattens = named("KANLinear", Copy, forward=lambda self, x: parts(self, x.reshape(-1, 3)))()
+    with pytest.warns(UserWarning, match=r"KANLinear returns \[10, 4\] for x of the shape \[2, 5, 3\], but the conv"):
+        convert(flattens)
+    narrow = named("KANLinear", Copy, forward=lambda self, x: parts(self.float(), x.float()))().float()
+    assert convert(narrow).spline_weight.dtype == torch.float32
+    narrow = named("KANLinear", Copy, forward=lambda self, x: parts(self.float(), x.detach().float()))().float()
+    with pytest.raises(ValueError, match=r"other gradients .* its inputs"):
+        convert(narrow)
+    frozen = Copy().requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in convert(nn.Sequential(frozen)).parameters())
+
+
+def test_a_part_of_torch_jit_stays() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 2), nn.Tanh()).to(D))
+    model = nn.Sequential(Copy(), scripted)
+    wanted = model(points(3)).detach()
+    close(convert(model)(points(3)).detach(), wanted)
+    close(convert(model, inplace=True)(points(3)).detach(), wanted)
+    assert type(model[0]) is KANLinear
+    assert model[1] is scripted
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -367,3 +367,31 @@ def test_what_was_converted_can_be_wrapped(one_process: None) -> None:
 def test_data_parallel_is_no_such_wrapper() -> None:
     source = nn.DataParallel(peers.KANLinear(3, 3))
     check_trains(convert(source), source(points(3)).detach())
+
+
+class Reads(nn.Module):
+    """A module that computes with the tensors of its layers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = peers.KANLinear(3, 3)
+        self.block = nn.ModuleDict({"layer": peers.KANLinear(3, 2)})
+        self.linear = nn.Linear(3, 3, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.layer.base_weight) + self.layer(x) + self.linear.weight.sum()
+
+    def penalty(self) -> Tensor:
+        return self.layer.spline_scaler.abs().mean() + self.layer.grid.mean() + self.layer.scale_base
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.layer.spline_weight)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_method_that_reads_a_tensor_of_another_layout_is_told(inplace: bool) -> None:
+    with pytest.warns(UserWarning, match=r"Reads\.forward reads base_weight, which has another layout") as told:
+        convert(Reads(), inplace=inplace)
+    (message,) = [str(each.message) for each in told]
+    assert "Reads.penalty reads spline_scaler, which the new layer lacks: change these methods" in message
+    assert not any(word in message for word in (" grid", "scale_base", "reset", "Reads.forward reads weight"))

@@ -55,6 +55,55 @@ def test_what_is_selected_is_replaced_and_told(select: Any, expected: set[str]) 
     assert repr(report).startswith(f"{len(expected)} of {len(expected)} linear layers replaced by KAN layers")
 
 
+class Residual(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Masked(nn.Linear):
+    """A linear layer of MADE, whose forward multiplies the weight by a mask."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("edges", torch.ones(outputs, inputs).tril())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight * self.edges, self.bias)
+
+
+class Gained(nn.Linear):
+    """A linear layer with a parameter that code outside of it applies."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.gain = nn.Parameter(torch.ones(()))
+
+
+def test_subclasses_that_may_compute_something_else_stay_unless_their_class_is_selected() -> None:
+    def model() -> nn.Sequential:
+        changed = nn.Linear(4, 4)
+        changed.forward = lambda x: -x  # type: ignore[method-assign]
+        return nn.Sequential(nn.Linear(4, 4), Residual(4, 4), Masked(4, 4), Gained(4, 4), changed, Head(4, 4))
+
+    report = replace_linear(model())
+    reasons = {entry.name: entry.kept_because for entry in report}
+    assert reasons == {
+        "0": None,
+        "1": "it has its own forward: select the class Residual to replace it",
+        "2": "it has its own forward: select the class Masked to replace it",
+        "3": "it has the parameter gain: select the class Gained to replace it",
+        "4": "it has its own forward: select the class Linear to replace it",
+        "5": None,
+    }
+    assert "stays: it has its own forward" in str(report)
+    by_class = model()
+    assert [entry.name for entry in replace_linear(by_class, [Masked, "1", "3"]).replaced] == ["2"]
+    assert [entry.name for entry in replace_linear(model(), (Residual, Gained)).replaced] == ["1", "3"]
+    normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), nn.LazyLinear(2), nn.Linear(2, 2))
+    kept = [entry.kept_because for entry in replace_linear(normed)]
+    assert kept == ["a parametrization computes its weight", "its sizes are not known yet: call the model once", None]
+
+
 def test_sizes_bias_dtype_mode_and_options() -> None:
     model = mlp().double().eval()
     replace_linear(model, grid_size=7, spline_order=2, grid_range=(-2, 2), base="identity", spline_scale=True,

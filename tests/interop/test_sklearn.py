@@ -15,12 +15,16 @@ pytest.importorskip("sklearn", minversion="1.6")
 import sympy
 from sklearn.base import clone
 from sklearn.datasets import make_friedman1
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
-from sklearn.utils.estimator_checks import parametrize_with_checks
+from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from fastkan.sklearn import KANClassifier, KANRegressor
+
+# Most tests make only a few steps.
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 TINY: dict[str, Any] = {"hidden_layer_sizes": 1, "grid": 1, "max_iter": 4, "random_state": 0}
 RANDOM = np.random.default_rng(0)
@@ -36,6 +40,13 @@ def test_estimator(estimator: Any, check: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(estimator)
+
+
+def test_weights_are_repetitions_with_default_parameters() -> None:
+    """15 rows of 30 features without information: the fit must end before its steps amplify rounding."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check_sample_weight_equivalence_on_dense_data("KANRegressor", KANRegressor())
 
 
 # -- weights --------------------------------------------------------------------------------------------
@@ -140,6 +151,56 @@ def test_adam_counts_passes() -> None:
     assert len(model.model_.history[0]["train_loss"]) == 21
 
 
+# -- constant features ----------------------------------------------------------------------------------
+
+
+def with_constant(dtype: Any = np.float64) -> np.ndarray:
+    return np.c_[X[:, :1], np.full(60, 0.1), X[:, 1:]].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_constant_feature_has_no_influence(dtype: Any) -> None:
+    """The fit has the same bits as a fit without the feature, which appears neither in predictions nor in formulas."""
+    x = with_constant(dtype)
+    other = x.copy()
+    other[:, 1] = 100
+    for made, y in ((KANRegressor(2, max_iter=5, random_state=0), Y), (KANClassifier(**TINY), NAMES)):
+        model, without = clone(made).fit(x, y), clone(made).fit(X.astype(dtype), y)
+        read = model.decision_function if isinstance(made, KANClassifier) else model.predict
+        assert np.array_equal(read(other), read(x))
+        assert np.array_equal(model.predict(x), without.predict(X.astype(dtype)))
+        assert np.array_equal(model.feature_importances_, np.insert(without.feature_importances_, 1, 0))
+
+
+def test_a_constant_feature_is_not_in_the_formula() -> None:
+    model = KANRegressor(**{**TINY, "hidden_layer_sizes": ()}).fit(with_constant(), Y)
+    formula = model.formula(numeric="piecewise")
+    assert {str(symbol) for symbol in formula.free_symbols} == {"x_1", "x_3", "x_4"}
+    value = formula.subs({f"x_{i + 1}": v for i, v in enumerate(with_constant()[0])})
+    assert float(value) == pytest.approx(model.predict(with_constant()[:1])[0], rel=1e-9)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict(with_constant()), model.predict(with_constant()))
+
+
+def test_a_feature_that_is_constant_where_weights_are_positive_has_no_influence() -> None:
+    x = with_constant()
+    x[::4, 1] = 7
+    model = KANRegressor(**TINY).fit(x, Y, sample_weight=np.arange(60) % 4)
+    assert model.feature_importances_[1] == 0
+    assert np.array_equal(model.predict(x), model.predict(with_constant()))
+
+
+@pytest.mark.parametrize("hidden", [(), (2,)])
+def test_if_all_features_are_constant_the_mean_is_predicted(hidden: tuple[int, ...]) -> None:
+    x = np.full((60, 2), 3.0)
+    model = KANRegressor(hidden, random_state=0).fit(x, Y)
+    np.testing.assert_allclose(model.predict(X[:, :2]), np.full(60, Y.mean()), rtol=1e-6)
+    assert np.array_equal(model.feature_importances_, [0, 0])
+    third = np.where(np.arange(60) % 3, "a", "b")
+    classifier = KANClassifier(hidden, random_state=0).fit(x, third)
+    np.testing.assert_allclose(classifier.predict_proba(X[:, :2]), np.full((60, 2), [2 / 3, 1 / 3]), rtol=1e-3)
+
+
 # -- the network and its formula ------------------------------------------------------------------------
 
 
@@ -232,6 +293,63 @@ def test_partial_fit_continues_with_the_same_units_and_grids() -> None:
     assert np.mean((model.predict(X) - Y) ** 2) < np.mean((before - Y) ** 2)
 
 
+@pytest.mark.parametrize("opt", ["auto", "LBFGS"])
+def test_partial_fit_on_the_same_rows_keeps_a_fit(opt: str) -> None:
+    x, y = make_friedman1(120, noise=1.0, random_state=0)
+    x_test, y_test = make_friedman1(300, noise=0.0, random_state=1)
+    model = KANRegressor(2, opt=opt, max_iter=25, lr=1.0, random_state=0).fit(x, y)
+    before = model.score(x, y), model.score(x_test, y_test)
+    for _ in range(2):
+        model.partial_fit(x[::-1], y[::-1])
+    assert model.score(x, y) > before[0] - 0.01
+    assert model.score(x_test, y_test) > before[1] - 0.02
+    assert len(model._memory[0]) == 120
+
+
+def test_partial_fit_learns_from_a_stream() -> None:
+    x, y = make_friedman1(400, noise=1.0, random_state=0)
+    x_test, y_test = make_friedman1(300, noise=0.0, random_state=1)
+    model, scores = KANRegressor(3, random_state=0), []
+    for start in range(0, 400, 50):
+        model.partial_fit(x[start : start + 50], y[start : start + 50])
+        scores.append(model.score(x_test, y_test))
+    assert scores[-1] > 0.97
+    assert min(scores[2:]) > 0.85
+
+
+@pytest.mark.parametrize("labels", [None, NAMES, THIRDS])
+def test_partial_fit_after_a_pickle_remembers_by_predictions(labels: Any) -> None:
+    """The new rows are from a small part of the domain."""
+    made = KANRegressor(2, max_iter=15, random_state=0) if labels is None else KANClassifier(2, random_state=0)
+    y = Y if labels is None else labels
+    model = made.fit(X, y)
+    before, part = model.score(X, y), X[:, 0] > 2
+    again = pickle.loads(pickle.dumps(model))
+    assert again._memory is None
+    again.partial_fit(X[part], y[part])
+    assert again._seen == pytest.approx(60 + part.sum())
+    assert again.score(X, y) > before - 0.03
+
+
+def test_partial_fit_keeps_a_random_selection_of_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastkan.sklearn.MAX_MEMORY", 40)
+    model = KANRegressor(**TINY).partial_fit(X, Y).partial_fit(X[:10] + 1, Y[:10])
+    rows, targets, weight = model._memory
+    assert len(rows) == len(targets) == 40
+    assert weight.sum() == pytest.approx(70)
+
+
+def test_equal_rows_of_a_table_of_few_values_all_count() -> None:
+    x, y = np.repeat([[0.0], [1.0]], 15, 0), np.repeat(["a", "b"], 15)
+    model = KANClassifier((), random_state=0).partial_fit(x, y).partial_fit(x[:20], y[:20])
+    assert len(model._memory[0]) == 50
+
+
+def test_partial_fit_by_adam_makes_one_pass_over_the_new_rows() -> None:
+    model = KANRegressor(2, opt="Adam", batch=20, random_state=0).partial_fit(X, Y).partial_fit(X[:40], Y[:40])
+    assert [len(run["train_loss"]) for run in model.model_.history] == [3, 2]
+
+
 def test_partial_fit_of_classes_that_come_later() -> None:
     first = THIRDS != "c"
     model = KANClassifier(**TINY).partial_fit(X[first], THIRDS[first], classes=["a", "b", "c"])
@@ -250,6 +368,48 @@ def test_warm_start_continues() -> None:
     assert model.loss_curve_[-1] < first
     with pytest.raises(ValueError, match="y must have 1 targets as in the first fit, got 2"):
         model.fit(X, np.stack([Y, Y], 1))
+
+
+def test_a_fit_that_has_not_converged_warns() -> None:
+    with pytest.warns(ConvergenceWarning, match="not converged in max_iter=4 steps") as caught:
+        KANRegressor(**TINY).fit(X, Y)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KANRegressor(**{**TINY, "max_iter": 20, "tol": 10.0}).fit(X, Y)
+        KANRegressor(**TINY).partial_fit(X, Y)
+
+
+def test_logarithms_of_small_probabilities_are_finite() -> None:
+    for labels in (NAMES, THIRDS):
+        model = KANClassifier((), max_iter=3, random_state=0).fit(X, labels)
+        for layer in model.model_.layers:
+            layer.base_weight.data.mul_(1e6)
+        assert (model.predict_proba(X) == 0).any()
+        assert np.isfinite(model.predict_log_proba(X)).all()
+
+
+@pytest.mark.parametrize("made", [KANRegressor(), KANClassifier()])
+def test_the_formula_needs_a_fit(made: Any) -> None:
+    with pytest.raises(NotFittedError):
+        made.formula()
+
+
+def test_classes_cannot_change() -> None:
+    model = KANClassifier(**TINY).partial_fit(X, NAMES, classes=["low", "high"])
+    model.partial_fit(X, NAMES, classes=["high", "low"])
+    with pytest.raises(ValueError, match=r"classes must be .* as in the first fit, got"):
+        model.partial_fit(X, NAMES, classes=["high", "low", "other"])
+
+
+@pytest.mark.parametrize("opt", ["LM", "LBFGS", "Adam"])
+def test_a_fit_in_inference_mode_is_the_same(opt: str) -> None:
+    with torch.inference_mode():
+        model = KANRegressor(**TINY, opt=opt).fit(X, Y)
+        found = model.predict(X)
+    np.testing.assert_array_equal(found, KANRegressor(**TINY, opt=opt).fit(X, Y).predict(X))
+    assert not model.model_.layers[0].spline_weight.is_inference()
+    model.partial_fit(X, Y)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,17 @@ def test_a_plain_checkpoint_gives_a_new_convolution_initial_values(tmp_path: Pat
 
 
 @pytest.mark.usefixtures("memory_is_nan")
+def test_new_layers_that_transformers_leaves_uninitialised_say_how_they_get_values(tmp_path: Path) -> None:
+    build("vit").save_pretrained(tmp_path)
+    model = ConvolutionalViT.from_pretrained(tmp_path)
+    message = r"constructed on the device meta.*reset_parameters\(\).*quantization_config=.*KANLayersConfig"
+    with pytest.raises(RuntimeError, match=message):
+        model(**inputs("vit"))
+    model.stem.reset_parameters()
+    assert model(inputs("vit")["pixel_values"]).logits.isfinite().all()
+
+
+@pytest.mark.usefixtures("memory_is_nan")
 @pytest.mark.parametrize("name", [*MODELS, "own class"])
 def test_a_plain_checkpoint_gives_new_layers_initial_values(name: str, tmp_path: Path) -> None:
     source = build("llama" if name == "own class" else name)

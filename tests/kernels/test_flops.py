@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastkan import KAN, KANLinear
+from fastkan import KAN, KANConv2d, KANLinear
 from fastkan.functional import kan_linear
 
 
@@ -41,6 +41,21 @@ def test_forward_and_backward(inputs: int, outputs: int, rows: int, grid: int, b
         torch.testing.assert_close(p.grad, value, rtol=1e-4, atol=1e-5)
     x.requires_grad_()
     assert counted(lambda: layer(x).sum().backward()) == 3 * one  # and H for the inputs
+
+
+def test_a_convolution_counts_as_that_of_its_features() -> None:
+    layer = KANConv2d(4, 6, (3, 2), stride=2, padding=1, groups=2, grid_size=5)
+    x = torch.rand(2, 4, 7, 8)
+    one = 2 * 2 * (4 * 5) * (4 // 2) * 6 * (3 * 2) * (5 + 3 + 1)  # 2 images of 4 x 5 output pixels
+    as_torch = nn.Conv2d(4 * 9, 6, (3, 2), stride=2, padding=1, groups=2, bias=False)
+    assert counted(lambda: as_torch(torch.rand(2, 36, 7, 8))) == one
+    with torch.no_grad():
+        assert counted(lambda: layer(x)) == one
+    assert counted(lambda: layer(x).sum().backward()) == 2 * one
+    assert counted(lambda: layer(x.requires_grad_()).sum().backward()) == 3 * one
+    padded = KANConv2d(1, 1, 3, padding="same", padding_mode="reflect", base="none", grid_size=2, spline_order=1)
+    assert counted(lambda: padded(torch.rand(1, 1, 5, 4))) == 2 * 20 * 9 * 3
+    assert counted(lambda: padded.to("meta")(torch.rand(1, 1, 5, 4, device="meta"))) == 2 * 20 * 9 * 3
 
 
 def test_second_derivatives() -> None:

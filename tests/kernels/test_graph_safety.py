@@ -382,6 +382,28 @@ def test_knots_written_behind_its_back_give_nan_once_and_then_the_right_numbers(
         torch.testing.assert_close(got, own(x.held), rtol=1e-4, atol=1e-5)
 
 
+def test_formulas_written_behind_its_back_give_nan_once_and_then_the_right_numbers() -> None:
+    with fake_gpu(computes=True) as gpu:
+        model, x, _ = a_network(gpu, one_formula)
+        with off():
+            text = torch.tensor(list(b'[[0, 0, "cos"]]'), dtype=torch.uint8)
+            model.symbolic[0].formulas.held.data.copy_(text)
+        waits = len(gpu.waits)
+        lost = model(x).held
+        assert len(gpu.waits) == waits
+        got = model(x).held
+    assert lost.isnan().all()
+    own = one_formula()
+    own.fix_symbolic(0, 0, 0, "cos", fit_params_bool=False)
+    torch.testing.assert_close(got, own(x.held), rtol=1e-4, atol=1e-5)
+
+
+def one_formula() -> KAN:
+    model = KAN([2, 1], seed=0)
+    model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    return model
+
+
 @pytest.mark.parametrize("metric", REG_METRICS)
 @pytest.mark.parametrize("network", ["plain", "multiplication", "formulas"])
 def test_a_step_with_a_penalty(network: str, metric: str, gpu: FakeGPU) -> None:

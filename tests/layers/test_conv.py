@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import peers
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fastkan
-from fastkan import KANConv1d, KANConv2d, KANConv3d, KANLinear
+from fastkan import KANConv1d, KANConv2d, KANConv3d, KANLinear, convert
 from fastkan.layers.conv import KANConv
 from fastkan_kernels.backends import convolution
 
@@ -361,6 +362,20 @@ def test_methods_of_kanlinear(layer: KANConv2d) -> None:
     torch.testing.assert_close(loaded(x.float()).double(), layer(x), rtol=1e-4, atol=1e-4)
 
 
+def test_from_splines_and_convert(layer: KANConv2d) -> None:
+    """The shapes of splines do not say what the kernel is; a converted model keeps its convolutions."""
+    with pytest.raises(TypeError, match=r"KANConv1d cannot be constructed by from_splines.*kernel_size"):
+        KANConv1d.from_splines(torch.linspace(-2, 2, 11), torch.randn(7, 2, 5))
+    layer.update_grid(torch.randn(3, layer.in_channels, 6, 6, dtype=layer.knots.dtype))
+    x = torch.rand(2, layer.in_channels, 6, 6, dtype=layer.knots.dtype)
+    model = nn.Sequential(layer, nn.Flatten(), peers.KANLinear(layer(x).flatten(1).shape[1], 2))
+    ours = convert(model)
+    assert [type(each) for each in ours] == [KANConv2d, nn.Flatten, KANLinear]
+    torch.testing.assert_close(ours(x), model(x))
+    assert convert(model, inplace=True)[0] is layer
+    assert torch.equal(convert(nn.Sequential(layer))[0](x), layer(x))
+
+
 def test_fresh_parameters_have_the_scale_of_torch() -> None:
     for make in (lambda: KANConv2d(8, 64, 3, groups=2), lambda: KANConv2d(8, 64, 3, groups=2, device="meta")):
         layer = make()
@@ -478,3 +493,15 @@ def test_it_exports_to_onnx_with_any_batch(tmp_path: Path) -> None:
         x = torch.randn(batch, 2, 4, 5)
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.tensor(found), layer(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [KANConv1d(2, 3, 2), KANConv2d(2, 3, 2), KANConv3d(2, 3, 2)], ids=["1", "2", "3"])
+def test_a_traced_module_calls_its_convolutions(layer: KANConv) -> None:
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
+    x = torch.rand(4, 2, *[5] * layer._dimensions)
+    assert torch.equal(traced(x), layer(x))
+    layer.update_grid(x)
+    layer.set_mask(torch.zeros_like(layer.spline_weight[0]))
+    assert torch.equal(traced(x), torch.zeros_like(layer(x)))
+    with pytest.raises(TypeError, match=r"torch.fx cannot trace a convolution itself"):
+        torch.fx.symbolic_trace(layer)

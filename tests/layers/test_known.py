@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 
@@ -15,7 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import fastkan_kernels
 from fastkan import KAN, KANLinear
-from fastkan.layers.value_cache import KnotMetadata
+from fastkan.layers.value_cache import KnotMetadata, TextMetadata
 from fastkan_kernels import basis_of, uniform_knots
 
 D = torch.float64
@@ -199,3 +201,156 @@ def test_a_layer_of_the_meta_device_takes_values_by_assignment(sizes: tuple[int,
         setattr(layer, name, torch.nn.Parameter(tensor) if name in layer._parameters else tensor)
     x = torch.rand(10, sizes[0])
     assert torch.equal(layer(x), source(x))
+
+
+@pytest.mark.parametrize("sizes", [(2, 3, 5), (9, 3, 20)])  # knots that are compared as a list and as a tensor
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), None])
+def test_memory_that_nobody_wrote_is_refused_at_the_first_call(
+    value: float | None, sizes: tuple[int, int, int]
+) -> None:
+    layer = KANLinear(*sizes, device="meta")
+    assert "adapted" not in repr(layer)
+    for name in ("knots", "spline_weight", "base_weight"):
+        like = getattr(layer, name)
+        falling = torch.arange(0, -like.numel(), -1.0).view(like.shape)
+        memory = falling if value is None else torch.full(like.shape, value)
+        setattr(layer, name, torch.nn.Parameter(memory) if name != "knots" else memory)
+    x = torch.rand(4, sizes[0])
+    for each in (layer, copy.deepcopy(layer)):
+        assert "adapted" not in repr(each)
+        for _ in range(2):
+            with pytest.raises(
+                RuntimeError, match=r"device meta.*\((knots|the grid) must .*\): call reset_parameters\(\)"
+            ):
+                each(x)
+        missing, _ = each.load_state_dict({"base_weight": torch.zeros(sizes[:2])}, strict=False)
+        assert "knots" in missing
+        with pytest.raises(RuntimeError, match="has not been initialised"):
+            each(x)
+        each.reset_parameters()
+        assert each(x).isfinite().all()
+        assert not each._known.awaits_values
+
+
+def with_formula(name: str, inputs: int = 2) -> KAN:
+    """A network whose edge (0, 0) has a formula, and which differs from others of its kind only in the formula."""
+    model = KAN([inputs, 1], seed=0, dtype=D)
+    model.fix_symbolic(0, 0, 0, name, fit_params_bool=False)
+    return model
+
+
+X = torch.linspace(-1, 1, 10, dtype=D).view(5, 2)
+
+
+@pytest.mark.parametrize("write", [*WRITES, torch.utils.swap_tensors])
+def test_formulas_are_those_that_the_buffer_holds_now(write: Callable[[Tensor, Tensor], None]) -> None:
+    model, other = with_formula("sin"), with_formula("cos")
+    expected, text = other(X), other.symbolic[0].formulas.clone()
+    model(X)
+    buffer = model.symbolic[0].formulas
+    write(buffer, text)
+    assert repr(model.symbolic[0]) == "SymbolicEdges(2, 1: 0-0 cos)"
+    assert torch.equal(model(X), expected)
+    assert model.symbolic[0].formulas is buffer  # DistributedDataParallel keeps a reference to the buffer
+
+
+READS: dict[str, Callable[[KAN], object]] = {
+    "forward": lambda m: m(X).tolist(),
+    "values": lambda m: m.symbolic[0].values(X).tolist(),
+    "edges": lambda m: m.symbolic[0].edges,
+    "ends": lambda m: m.symbolic[0].ends.tolist(),
+    "to": lambda m: (m.float().symbolic[0].edges, m.double().symbolic[0].formulas.tolist()),
+    "copy": lambda m: copy.deepcopy(m)(X).tolist(),
+    "pickle": lambda m: pickle.loads(pickle.dumps(m))(X).tolist(),
+    "state": lambda m: m.state_dict()["symbolic.0.formulas"].tolist(),
+    "formula": lambda m: str(m.symbolic_formula()[0][0]),
+    "file": lambda m: saved(m)(X).tolist(),
+    "compiled copy": lambda m: compiled(copy.deepcopy(m))(X).tolist(),
+}
+
+
+def saved(model: KAN) -> KAN:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(f"{folder}/model")
+        return KAN.load(f"{folder}/model")
+
+
+def compiled(function: Callable) -> Callable:
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.filterwarnings("ignore:the formula contains spline edges", "ignore:there has been no fit")
+@pytest.mark.parametrize("read", list(READS))
+def test_whatever_reads_formulas_first_reads_those_of_the_buffer(read: str) -> None:
+    model, other = with_formula("sin"), with_formula("cos")
+    model(X)
+    by_data(model.symbolic[0].formulas, other.symbolic[0].formulas)
+    assert READS[read](model) == READS[read](other)
+
+
+def test_an_average_with_rounding_errors_has_the_same_formulas() -> None:
+    model = with_formula("sin")
+    averaged = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+    mean = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=averaged, use_buffers=True)
+    for _ in range(3):
+        mean.update_parameters(model)
+    assert not torch.equal(mean.module.symbolic[0].formulas, model.symbolic[0].formulas)
+    torch.testing.assert_close(mean(X), model(X), rtol=1e-12, atol=1e-14)
+    assert torch.equal(mean.module.symbolic[0].formulas, model.symbolic[0].formulas)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_compiled_code_never_computes_with_other_formulas_silently(replaced: bool) -> None:
+    model, other = with_formula("sin"), with_formula("cos")
+    fast = compiled(model)
+    torch.testing.assert_close(fast(X), model(X), rtol=1e-12, atol=1e-14)
+    if replaced:
+        model.symbolic[0].formulas = other.symbolic[0].formulas.clone()
+    else:
+        by_data(model.symbolic[0].formulas, other.symbolic[0].formulas)
+    y = fast(X)
+    assert y.isnan().all()
+    assert torch.autograd.grad(y.sum(), model.symbolic[0].affine)[0].isnan().all()
+    assert model.symbolic[0].name(0, 0) == "cos"  # which reads the buffer
+    torch.testing.assert_close(fast(X), other(X), rtol=1e-12, atol=1e-14)
+
+
+def test_compiled_code_for_no_formulas_or_for_fewer_gives_nan() -> None:
+    plain, other = KAN([2, 1], seed=0, dtype=D), with_formula("sin")
+    fast = compiled(plain)
+    torch.testing.assert_close(fast(X), plain(X), rtol=1e-12, atol=1e-14)
+    plain.symbolic[0].formulas = other.symbolic[0].formulas.clone()
+    assert fast(X).isnan().all()
+    fast = compiled(other)
+    assert fast(X).isfinite().all()
+    other.symbolic[0].formulas = other.symbolic[0].formulas[:-1]
+    assert fast(X).isnan().all()
+    other.symbolic[0].formulas = None
+    assert fast(X).isnan().all()
+
+
+def test_transforms_give_nan_for_formulas_of_another_state() -> None:
+    """In a transform, values cannot be read, so the comparison is an operation of the transform."""
+    model, other = with_formula("sin"), with_formula("cos")
+    call = torch.func.functional_call
+    fast = compiled(lambda state: call(model, state, (X,)))
+    torch.testing.assert_close(fast(dict(model.state_dict())), model(X), rtol=1e-12, atol=1e-14)
+    assert fast(dict(other.state_dict())).isnan().all()
+    for base in (model, copy.deepcopy(model).to("meta")):
+        y = torch.func.vmap(lambda p, b, base=base: call(base, (p, b), (X,)))(
+            *torch.func.stack_module_state([model, other])
+        )
+        torch.testing.assert_close(y[0], model(X), rtol=1e-12, atol=1e-14)
+        assert y[1].isnan().all()
+    (x,) = X[:1]
+    slope = torch.func.jacrev(model)(x.unsqueeze(0))
+    assert slope.isfinite().all()
+    there = torch.func.jacrev(lambda x: call(model, dict(other.state_dict()), (x,)))(x.unsqueeze(0))
+    assert there[..., 0].isnan().all()
+
+
+def test_networks_without_formulas_compare_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = KAN([2, 3, 1], seed=0)
+    monkeypatch.setattr(TextMetadata, "is_read", None)
+    monkeypatch.setattr(TextMetadata, "changed", None)
+    assert model(X.float()).shape == (5, 1)

@@ -197,6 +197,16 @@ def test_inputs_outside_are_counted_when_asked() -> None:
         layer.outside_share()
 
 
+@pytest.mark.parametrize("change", [lambda layer: layer.double(), copy.deepcopy, lambda layer: layer.to("cpu")])
+def test_counts_survive_changes_of_the_layer(change) -> None:
+    layer = KANLinear(2, 3, grid_range=(0, 2))
+    layer.count_outside()
+    layer(torch.tensor([[0.0, -0.1], [2.0, 1.0]]))
+    assert torch.equal(change(layer).outside_share(), torch.tensor([0.0, 0.5]))
+    assert list(dict(layer.named_buffers())) == ["knots"]
+    assert layer.to("meta")._outside_count.is_meta
+
+
 def test_it_says_what_it_is() -> None:
     for layer, words in (
         (KANLinear(2, 3), "2, 3, grid_size=5, spline_order=3"),

@@ -6,7 +6,11 @@ import pytest
 import torch
 from networks import D, mixed, network, points, same, walk
 
+from fastkan import KAN
+from fastkan.functional import derivatives
 from fastkan.network.trace import LayerTrace, default_rows
+from fastkan.optim.levenberg_marquardt import cross_entropy
+from fastkan.symbolic import search
 
 
 def test_a_trace_has_every_layer_and_no_gradient() -> None:
@@ -22,6 +26,22 @@ def test_a_trace_has_every_layer_and_no_gradient() -> None:
         assert torch.equal(steps[l].out, step.out)
         assert not any(t.requires_grad for t in step)
     assert model.sample is None
+
+
+def test_results_are_shown_by_their_shapes() -> None:
+    """A notebook shows the last line of a cell. Thousands of numbers there would hide everything else."""
+    model = KAN([2, 3, 1], seed=0)
+    x = torch.rand(100, 2)
+    first = "LayerTrace(nodes=Tensor[100, 2], edges={}, subnodes=Tensor[100, 3], out=Tensor[100, 3])"
+    assert repr(model.trace(x)[0]) == first.format(None)
+    assert repr(model.get_act(x)).startswith(f"[{first.format('Tensor[100, 2, 3]')}, LayerTrace(")
+    found = derivatives(model, x)
+    assert str(found) == "Derivatives(value=Tensor[100], gradient=Tensor[100, 2], hessian=Tensor[100, 2, 2])"
+    fits = search(x, x.sin(), ["x", "sin"])
+    assert repr(fits) == "SymbolicFits(names=['x', 'sin'], affine=Tensor[2, 2, 4], r2=Tensor[2, 2])"
+    block = cross_entropy(x, torch.zeros(100, dtype=torch.long))
+    assert repr(block).startswith(f"Block(outputs=Tensor[100, 2], cost={block.cost}, residuals=Tensor[200], upstream=")
+    assert "tensor(" not in repr(block)
 
 
 def test_before_any_fit_samples_are_spread_over_the_first_grids() -> None:

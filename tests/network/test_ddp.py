@@ -36,6 +36,10 @@ def make(kind: str) -> Any:
     return model
 
 
+def text_of(name: str) -> Tensor:
+    return torch.tensor(list(f'[[0, 0, "{name}"]]'.encode()), dtype=torch.uint8)
+
+
 def change(model: Any) -> None:
     """Change knots, masks, columns, affine maps and weights by methods that need no samples."""
     for module in model.modules():
@@ -45,6 +49,8 @@ def change(model: Any) -> None:
         with torch.no_grad():
             model.node_bias[0].fill_(0.3)
             model.input_id.copy_(torch.tensor([1, 0]))
+        if model.symbolic[0].edges:  # the text of the formula is broadcast as a buffer
+            model.symbolic[0].formulas.copy_(text_of("cos"))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
@@ -67,6 +73,8 @@ def broadcasts(rank: int, kind: str) -> None:
     one, other = all_gather_values(model(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
+    if kind == "formulas":
+        assert model.symbolic[0].name(0, 0) == "cos"
 
     model = make(kind)
     wrapped = DistributedDataParallel(model)
@@ -78,6 +86,13 @@ def broadcasts(rank: int, kind: str) -> None:
     one, other = all_gather_values(wrapped(X))
     same(other, one, digits=1e-14)
     assert (one - before).abs().max() > 1e-3
+    if kind == "formulas":
+        assert model.symbolic[0].name(0, 0) == "cos"
+        model.symbolic[0].formulas.copy_(text_of("sin" if rank == 0 else "cos"))
+        started = DistributedDataParallel(model)  # the constructor copies the buffers of the first process
+        one, other = all_gather_values(started(X))
+        assert torch.equal(one, other)
+        assert model.symbolic[0].name(0, 0) == "sin"
 
 
 def training(rank: int, kind: str) -> None:

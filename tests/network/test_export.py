@@ -147,3 +147,34 @@ def test_traced_by_fx(name: str, nested: bool) -> None:
 def test_a_layer_in_a_sequence_is_one_node_of_the_graph() -> None:
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), KANLinear(2, 3)))
     assert [(node.op, node.target) for node in traced.graph.nodes][1:3] == [("call_module", "0"), ("call_module", "1")]
+
+
+def test_formulas_that_are_fixed_after_the_trace_are_followed() -> None:
+    model = KAN([2, 2, 1], seed=0)
+    traced, nested = torch.fx.symbolic_trace(model), torch.fx.symbolic_trace(Nested(model))
+    x = rows(7)
+    for change in (
+        lambda: model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False),
+        lambda: model.fix_symbolic(1, 1, 0, "exp", fit_params_bool=False),
+        lambda: model.unfix_symbolic(0, 0, 0),
+    ):
+        before = model(x)
+        change()
+        assert (model(x) - before).abs().max() > 1e-2
+        check(traced, model, 7)
+        torch.testing.assert_close(nested(x), Nested(model)(x), rtol=1e-5, atol=1e-6)
+
+
+class Adapting(Nested):
+    def forward(self, x):
+        return self.inner(x, update_grid=True)
+
+
+def test_grid_updates_are_not_recorded() -> None:
+    model = KAN([2, 1], seed=0)
+    with pytest.raises(ValueError, match="update_grid=True cannot be recorded"):
+        torch.fx.symbolic_trace(Adapting(model))
+    traced = torch.fx.symbolic_trace(model)
+    with pytest.raises(ValueError, match="update_grid=True cannot be recorded"):
+        traced(rows(7), update_grid=True)
+    check(traced, model, 7)

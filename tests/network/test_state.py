@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
 
-from fastkan import KANLinear
+from fastkan import KAN, KANLinear
 
 
 def full_layer() -> KANLinear:
@@ -178,6 +179,29 @@ def test_splines_that_are_computed_by_something_else_are_not_refitted() -> None:
         with pytest.raises(RuntimeError, match="spline_weight is no parameter of the layer itself"):
             change()
     assert torch.equal(layer.knots, knots)
+
+
+@pytest.mark.parametrize("name", ["spline_weight", "base_weight", "spline_scale", "bias"])
+@pytest.mark.parametrize("kind", ["parametrization", "old weight_norm", "pruning"])
+def test_computed_weights_are_not_reset_in_part(kind: str, name: str) -> None:
+    """PyTorch's own layers keep the old value silently: what is written into a computed weight is lost."""
+    layer = full_layer()
+    if kind == "parametrization":
+        torch.nn.utils.parametrize.register_parametrization(layer, name, torch.nn.Tanh())
+    elif kind == "pruning":
+        torch.nn.utils.prune.l1_unstructured(layer, name, amount=0.5)
+    else:
+        with warnings.catch_warnings(action="ignore"):
+            torch.nn.utils.weight_norm(layer, name, dim=None)
+    model = KAN([2, 3, 4, 1], seed=0)
+    model.fix_symbolic(0, 0, 0, "sin", fit_params_bool=False)
+    model.layers[1] = layer
+    before = copy.deepcopy(layer.state_dict())
+    for reset in (layer.reset_parameters, model.reset_parameters):
+        with pytest.raises(RuntimeError, match=rf"{name} is no parameter .* Remove that, call reset_parameters"):
+            reset()
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert model.symbolic[0].edges
 
 
 @pytest.mark.parametrize("layer", [KANLinear(3, 4), KANLinear(64, 64)], ids=["small", "large"])

@@ -306,7 +306,7 @@ def fake_gpu(computes: bool = False) -> Iterator[FakeGPU]:
         patch.setattr(fastkan.layers.value_cache, "Notice", Notice)
         stack.callback(_forget)
         _forget()
-        for module in (fastkan.layers.value_cache, fastkan.training.regularization, dispatch):
+        for module in (fastkan.layers.symbolic, fastkan.layers.value_cache, fastkan.training.regularization, dispatch):
             patch.setattr(module, "has_values", _has_values)
         stack.enter_context(gpu)
         stack.enter_context(_Devices(gpu))

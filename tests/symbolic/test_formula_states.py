@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,11 @@ def test_splines_rest_while_their_layer_is_formulas_alone() -> None:
     assert not any(p.requires_grad for p in fresh.layers[1].parameters())
     fresh.set_mode(1, 0, 0, "n")
     assert fresh.layers[1].spline_weight.requires_grad
+    for copied in (lambda m: m, KAN.copy, lambda m: pickle.loads(pickle.dumps(m))):
+        outer = nn.Sequential(copied(network([2, 2, 1], "own", sb_trainable=False)))
+        outer.load_state_dict(nn.Sequential(model).state_dict())
+        assert not any(p.requires_grad for p in outer[0].layers[1].parameters())
+        assert outer[0].layers[0].spline_weight.requires_grad
     for mask in (None, torch.eye(2)[:, :1]):
         again = model.copy()
         again.layers[1].set_mask(mask)

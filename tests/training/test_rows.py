@@ -108,6 +108,24 @@ def test_a_loop_of_ones_own_gives_the_rows_itself() -> None:
     assert other.auto_symbolic(verbose=0, r2_threshold=0.9) == report
 
 
+def test_a_pair_is_evaluated_as_the_test_rows_of_a_dictionary() -> None:
+    model, x = KAN([2, 1], seed=0), torch.rand(20, 2)
+    y = model.predict(x)
+    y[:5] += 2.0
+    found = model.evaluate({"test_input": x, "test_label": y})
+    assert found["test_loss"] == pytest.approx(1.0, rel=1e-6)
+    singles = torch.utils.data.TensorDataset(x, y)
+    for dataset in ((x, y), [x.numpy(), y.numpy()], (x.tolist(), y.tolist()), singles):
+        assert model.evaluate(dataset) == pytest.approx(found, rel=1e-6)
+    for got in (x, ["a", "list", "of 3"], {"train_input": x}):
+        with pytest.raises(ValueError, match=r"dataset must be a dictionary with test_input and test_label, or a pair"):
+            model.evaluate(got)
+    with pytest.raises(ValueError, match=r"dataset must be .*, got list"):
+        model.evaluate([(x, y), (x, y)])
+    with pytest.raises(ValueError, match=r"y must have as many rows as x, got the shapes \[19, 1\] and \[20, 2\]"):
+        model.evaluate((x, y[1:]))
+
+
 # -- what is remembered -----------------------------------------------------------------------------
 
 

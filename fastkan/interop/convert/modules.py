@@ -16,6 +16,7 @@ from ...layers.function_library import SYMBOLIC_LIB
 from ...layers.linear import KANLinear
 from ...layers.symbolic import SymbolicEdges
 from ...network.core import AFFINE
+from ..attribute_reads import attribute_reads
 from ..references import Reference, check_unwrapped, is_compiled, references
 from .guesses import guesses
 from .layouts import EFFICIENT_KAN, INKAN, OLD_PYKAN, PYKAN, Layout, layer_tensors, layout_of
@@ -35,7 +36,18 @@ from .sources import (
     warn_of_hooks,
 )
 
-Converted = dict[nn.Module, Any]  # maps each source, a module of another package, to its new module
+
+class Converted(dict[nn.Module, Any]):
+    """A dictionary from each source, a module of another package, to its new module.
+
+    Args:
+        again: whether a copy of a network is converted again, only in order to be compared. The layers have been
+            compared before, so their outputs are compared only to find how their tensors are to be read.
+    """
+
+    def __init__(self, again: bool = False) -> None:
+        super().__init__()
+        self.again = again
 
 
 @checked(module=Instance(nn.Module), inplace=FLAG, networks=Optional(FLAG))
@@ -58,7 +70,10 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
 
     All other modules are copied. The ``requires_grad`` of parameters and the training modes of modules are kept, and a
     module that is used in several places remains one module. The packages need not be installed. Except for the classes
-    of pykan and inkan themselves, the outputs of the converted module are compared with those of the original module.
+    of pykan and inkan themselves, the outputs and gradients of the converted module are compared with those of the
+    original module, in float64 if the module can be called with float64. Where
+    a formula is undefined or larger than ``y_th``, a call with ``singularity_avoiding=True`` gives other values than
+    pykan, because :class:`fastkan.KAN` then evaluates the nearest point of the domain.
 
     Only submodules are converted. A layer that ``module`` holds only in a plain list is not converted. A layer that is
     a submodule, and is also held by a plain attribute, list or dictionary, is replaced in both places. References to
@@ -83,16 +98,19 @@ def convert(module: nn.Module, *, inplace: bool = False, networks: bool | None =
         ValueError: if fastkan cannot represent a layer or network; the message names the layer, the reason and what to
             do instead. The reasons are functions that are not B-splines, other base functions, inkan's surfaces, masks
             between 0 and 1, trained grids and masks, coincident knots, shared functions and different grids of one
-            input in pykan 0.0, outputs that differ, shared parameters, a layer that returns four tensors inside another
-            module, tensors on the meta device, and layers that draw random numbers. A ValueError is also raised if a
-            layer is inside a wrapper of distributed training, if the module cannot be copied, if there is nothing to
-            convert, or if a function, such as a lambda in an attribute, holds a layer and would still call the original
-            layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule. If
-            ``inplace`` is True, a ValueError is also raised if a layer is compiled.
+            input in pykan 0.0, outputs or gradients that differ, shared parameters, a layer that returns four tensors
+            inside another module, tensors on the meta device, and layers that draw random numbers. A ValueError is also
+            raised if a layer is inside a wrapper of distributed training, if the module cannot be copied, if there is
+            nothing to convert, or if a function, such as a lambda in an attribute, holds a layer and would still call
+            the original layer. If ``inplace`` is False, a ValueError is also raised if a function holds any submodule.
+            If ``inplace`` is True, a ValueError is also raised if a layer is compiled.
 
     Warns:
-        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; or if
-            ``module`` is a network that a :class:`fastkan.KAN` cannot represent, so that it keeps its class.
+        UserWarning: if a converted module, or one of its parameters, has hooks, because hooks are not converted; if
+            ``module`` is a network that a :class:`fastkan.KAN` cannot represent, so that it keeps its class; if a copy
+            returns the rows of inputs with three dimensions in one dimension; or if a method of another module reads a
+            tensor of a converted layer, as in ``F.linear(x, self.layer.base_weight)``, that has another layout or name
+            in the new layer. Reads through a variable or a list are not found.
 
     Example:
         >>> import kan  # doctest: +SKIP
@@ -122,12 +140,12 @@ def _is_chain(module: nn.Module) -> bool:
 
 
 def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Module:
-    converted: Converted = {}
+    converted = Converted()
     sources = dict(_sources(module, "", bool(networks), converted))
     if not sources:
         if any(isinstance(each, (KAN, KANLinear)) for each in module.modules()):
             _outside_references(module, set(), inplace)
-            return module if inplace else _copy_with(module, {}, sources)
+            return module if inplace else _copy_with(module, Converted(), sources)
         raise ValueError(
             f"module must be or contain one of {', '.join(kind.value for kind in SourceKind)}; "
             f"{type(module).__name__} contains none{near_misses(module)}"
@@ -149,17 +167,39 @@ def _convert(module: nn.Module, inplace: bool, networks: bool | None) -> nn.Modu
                 raise ValueError(f"{path or 'module'}, a {type(source).__name__}: {error}") from error
     if module in converted:
         return converted[module]
+    _warn_of_reads(parents, converted)
     if not inplace:
         return _copy_with(module, converted, sources)
     for parent in parents:
-        for name, child in parent._modules.items():
-            if child is not None:
-                parent._modules[name] = converted.get(child, child)
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in converted:
+                parent._modules[name] = converted[child]
     for each in held:
         if each.held in converted and each.place is not None:
             space, key = each.place
             space[key] = converted[each.held]
     return module
+
+
+def _warn_of_reads(parents: Iterable[nn.Module], converted: Converted) -> None:
+    """Warn of methods of other modules that read a tensor of a layer that has another layout or name in the new layer,
+    such as ``F.linear(x, self.layer.base_weight)``. Some reads remain correct, for example ``weight.abs().mean()``."""
+    layers = {source: new for source, new in converted.items() if isinstance(new, KANLinear)}
+    tensors = {source: tensors_of(source) for source in layers}
+    tree = {str(place): parent for place, parent in enumerate(parents)}
+    found: dict[str, None] = {}
+    for read in attribute_reads(tree, {name for held in tensors.values() for name in held}):
+        theirs = tensors.get(read.module, {}).get(read.attribute)
+        if theirs is None:
+            continue
+        ours = getattr(layers[read.module], read.attribute, None)
+        if ours is None:
+            found[f"{read.method} reads {read.attribute}, which the new layer lacks"] = None
+        elif not isinstance(ours, Tensor) or ours.shape != theirs.shape or not bool((ours == theirs).all()):
+            shapes = f"{list(getattr(ours, 'shape', ()))} instead of {list(theirs.shape)}"
+            found[f"{read.method} reads {read.attribute}, which has another layout in the new layer, {shapes}"] = None
+    if found:
+        warn(f"{'; '.join(found)}: change these methods if they depend on the layout, see fastkan.KANLinear")
 
 
 def _outside_references(module: nn.Module, inside: set[nn.Module], inplace: bool) -> list[Reference]:
@@ -258,18 +298,18 @@ def _convert_source(source: nn.Module, converted: Converted, is_inside: bool) ->
 def _build(source: nn.Module, kind: SourceKind, converted: Converted) -> nn.Module:
     """Convert a module, and compare the outputs if the module may be a changed copy."""
     if not kind.is_network:
-        return _build_layer(source, kind)
+        return _build_layer(source, kind, converted.again)
     build = NETWORKS[kind]
     new = build(source, converted)
     if is_copy(source):
-        check_same_outputs(source, new, lambda changed: build(changed, {}))
+        check_same_outputs(source, new, lambda changed: build(changed, Converted(again=True)))
     return new
 
 
 # -- layers -----------------------------------------------------------------------------------------
 
 
-def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
+def _build_layer(source: nn.Module, kind: SourceKind, again: bool) -> KANLinear:
     """Convert a layer. A copy must have the outputs of its conversion. If a copy lacks the attribute in which the
     package's class keeps the base function, or its tensors have other shapes, base functions and layouts are tried
     until the outputs agree."""
@@ -280,15 +320,15 @@ def _build_layer(source: nn.Module, kind: SourceKind) -> KANLinear:
     is_function = callable(function) and not isinstance(function, type)
     try:
         bases = [base_of(function, name)] if is_function else list(BASE_FUNCTIONS)
-        return _compared(source, [(layout, base) for base in bases])
+        return _compared(source, [(layout, base) for base in bases], again)
     except ValueError:
-        layer = _guessed(source)
+        layer = _guessed(source, again)
         if layer is None:
             raise
         return layer
 
 
-def _guessed(source: nn.Module) -> KANLinear | None:
+def _guessed(source: nn.Module, again: bool = False) -> KANLinear | None:
     """Convert a layer whose tensors have other names or shapes than those of all packages, if one interpretation of the
     tensors gives the same outputs. Otherwise, return None."""
     ways = (
@@ -297,12 +337,12 @@ def _guessed(source: nn.Module) -> KANLinear | None:
         for base in (BASE_FUNCTIONS if "base_weight" in layout.parameters else ("none",))
     )
     try:
-        return _compared(source, ways)
+        return _compared(source, ways, again)
     except ValueError:
         return None
 
 
-def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinear:
+def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]], again: bool) -> KANLinear:
     """Return the first conversion by a layout and a base function that has the outputs of the layer.
 
     Raises:
@@ -316,7 +356,7 @@ def _compared(source: nn.Module, ways: Iterable[tuple[Layout, str]]) -> KANLinea
 
         try:
             new = build(source)
-            check_same_outputs(source, new, build)
+            check_same_outputs(source, new, build, briefly=again)
         except ValueError as error:
             refused = error if number == 0 else refused
         else:
@@ -369,7 +409,7 @@ def convert_layers(source: nn.Module, parts: Any, name: str, kind: SourceKind, c
     for place, each in enumerate(parts):
         if each not in converted:
             try:
-                converted[each] = _build_layer(each, kind)
+                converted[each] = _build_layer(each, kind, converted.again)
             except ValueError as error:
                 raise ValueError(f"{name}.{place}: {error}") from None
     layers = [converted[each] for each in parts]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -27,7 +28,9 @@ from .guesses import may_be_knots
 from .layouts import EFFICIENT_KAN, FROM_SPLINES, INKAN, OLD_PYKAN, PYKAN, Layout, layout_of
 
 SAME_TENSORS = "it has the tensors of a class that fastkan can represent"
-MAX_DIFFERENCE = 1e-4  # Maximum relative difference at which two float32 outputs count as equal.
+MAX_DIFFERENCE = 1e-9  # Maximum relative difference at which outputs and gradients in float64 count as equal.
+# The same for layers that cannot be called in float64, in which it is also the maximum difference of values near 0.
+MAX_NARROW_DIFFERENCE = 1e-4
 NEAR_POINTS = torch.linspace(-6, 6, 97, dtype=torch.float64)
 FAR_POINTS = torch.tensor([-1e3, -100, -30, -10, 10, 30, 100, 1e3], dtype=torch.float64)
 # The rows on which outputs are compared: the number of rows, and the factor by which their range is wider than the
@@ -125,7 +128,7 @@ def source_kind(module: nn.Module) -> SourceKind | None:
 def _kind(module: nn.Module) -> SourceKind | None:
     if isinstance(module, (KAN, KANLinear)):
         return None
-    cls, parts = type(module), module._modules
+    cls, parts = type(module), dict(module._modules.items())  # torch.jit has another type, with fewer methods
     if {"act_fun", "symbolic_fun"} <= parts.keys():
         if all(hasattr(module, name) for name in AFFINE):
             return SourceKind.PYKAN_NETWORK
@@ -253,17 +256,31 @@ def warn_of_hooks(source: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module]) -> None:
-    """Check that the original module and the converted module have the same outputs, in training mode and in evaluation
-    mode, inside and outside of the grid. Because parameters that are 0 or 1 can hide a difference, a copy of the
-    original with random parameters is compared with its conversion by ``build`` too.
+def check_same_outputs(
+    source: nn.Module, new: nn.Module, build: Callable[[nn.Module], nn.Module], briefly: bool = False
+) -> None:
+    """Check that the original module and its conversion ``new`` by ``build`` compute the same.
+
+    Outputs are compared in training mode and in evaluation mode, inside and outside of the grid, for a single row, and
+    for inputs with three dimensions. Gradients with respect to the inputs and the parameters are compared as well.
+    Because parameters that are 0 or 1 can hide a difference, a copy of the original with random parameters is compared
+    with its conversion too. Copies in float64 are compared if the module can be called with float64. If ``briefly`` is
+    True, only the outputs of the original and of ``new`` are compared.
 
     Raises:
-        ValueError: if the outputs differ, if the module cannot be called, or if it draws random numbers.
+        ValueError: if the outputs or gradients differ, if the module cannot be called, or if it draws random numbers.
+
+    Warns:
+        UserWarning: if the module returns the rows of inputs with three dimensions in one dimension.
     """
-    if _dtype(new).itemsize < 4:  # rounding errors of half precision are too large
-        source, new = _copy_of(source).double(), copy.deepcopy(new).double()
-    _compare(source, new)
+    is_double = _dtype(new).itemsize == 8
+    wide = source if is_double else _copy_of(source).double()
+    is_narrow = _dtype(new).itemsize >= 4 and not _computes_in_double(wide, _columns(new))
+    if not (is_narrow or is_double):
+        source, new = wide, build(wide)
+    _compare(source, new, is_narrow)
+    if briefly:
+        return
     changed = _copy_of(source)
     generator = torch.Generator().manual_seed(1)
     for each in changed.modules():
@@ -273,23 +290,45 @@ def check_same_outputs(source: nn.Module, new: nn.Module, build: Callable[[nn.Mo
             if parameter.requires_grad or not may_be_knots(parameter):
                 random = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
                 parameter.data = (RANDOM_SCALE * random).to(parameter)
-    _compare(changed, build(changed))
+    as_ours = build(changed)
+    x = _compare(changed, as_ours, is_narrow)
+    with torch.autocast(x.device.type, enabled=False):
+        _compare_shapes(changed, as_ours, x, is_narrow)
+        _compare_gradients(changed, as_ours, x, is_narrow)
 
 
 def _dtype(new: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in new.parameters())
 
 
-def _compare(source: nn.Module, new: nn.Module) -> None:
+def _columns(new: Any) -> int:
+    """Return the number of columns of the inputs of a layer or network."""
+    return int(new.in_features)
+
+
+def _computes_in_double(wide: nn.Module, columns: int) -> bool:
+    """Whether a module with float64 parameters can be called with float64 and returns float64."""
+    device = next(wide.parameters()).device
+    try:
+        return _outputs_of(wide, torch.zeros(2, columns, dtype=torch.float64, device=device), False).dtype.itemsize == 8
+    except ValueError:
+        return False
+
+
+def _differs(how: str) -> ValueError:
+    return ValueError(f"{SAME_TENSORS}, but {how}. {FROM_SPLINES}")
+
+
+def _compare(source: nn.Module, new: nn.Module, is_narrow: bool) -> Tensor:
+    """Compare the outputs for random rows, in training mode and in evaluation mode. Return the rows."""
     first = new.layers[0] if isinstance(new, KAN) else new
     assert isinstance(first, KANLinear)
-    columns = first.in_features if first is new else int(new.in_features)  # type: ignore[arg-type]
+    columns = _columns(new)
     low, high = (first.knots.min().item(), first.knots.max().item()) if first.in_features else (-1.0, 1.0)
     generator, blocks = torch.Generator().manual_seed(0), []
     for rows, factor in COMPARED_ROWS:
         unit = torch.rand(rows, columns, generator=generator, device="cpu", dtype=torch.float64) - 0.5
         blocks.append((low + high) / 2 + factor * (high - low) * unit)
-    sizes = [rows for rows, _ in COMPARED_ROWS]
     x = torch.cat(blocks).to(first.knots.device, _dtype(new))
     accelerators = [x.device] if x.is_cuda else []
 
@@ -306,16 +345,80 @@ def _compare(source: nn.Module, new: nn.Module) -> None:
                     "it draws random numbers, as dropout does, but a converted layer does not: convert it with a "
                     "dropout of 0, and put an nn.Dropout in front of or behind the new layer"
                 )
-            if wanted.shape != got.shape or not all(map(_are_close, wanted.split(sizes), got.split(sizes))):
-                raise ValueError(
-                    f"{SAME_TENSORS}, but computes something else{' in training mode' * training}. {FROM_SPLINES}"
-                )
+            if not _are_close(wanted, got, is_narrow):
+                raise _differs("computes something else" + " in training mode" * training)
+    return x
 
 
-def _are_close(wanted: Tensor, got: Tensor) -> bool:
-    finite = wanted[wanted.isfinite()].abs()
-    tolerance = MAX_DIFFERENCE * (1 + (finite.max().item() if len(finite) else 0.0))
-    return torch.allclose(got, wanted, rtol=0, atol=tolerance, equal_nan=True)
+def _are_close(wanted: Tensor, got: Tensor, is_narrow: bool) -> bool:
+    """Whether tensors with a row for each of the compared rows are equal up to rounding. The rows of each range have a
+    tolerance of their own, because outputs far outside of the grid are larger."""
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return False
+    sizes = [rows for rows, _ in COMPARED_ROWS]
+    parts = zip(wanted.split(sizes), got.split(sizes)) if len(wanted) == sum(sizes) else [(wanted, got)]
+    for theirs, ours in parts:
+        finite = theirs[theirs.isfinite()].abs()
+        largest = finite.max().item() if len(finite) else 0.0
+        tolerance = MAX_NARROW_DIFFERENCE * (1 + largest) if is_narrow else MAX_DIFFERENCE * (1e-3 + largest)
+        if not torch.allclose(ours, theirs, rtol=0, atol=tolerance, equal_nan=True):
+            return False
+    return True
+
+
+def _compare_shapes(source: nn.Module, new: nn.Module, x: Tensor, is_narrow: bool) -> None:
+    """Compare the outputs for one row, and for inputs with three dimensions, if both modules can be called with them.
+    A module may treat such inputs in its own way."""
+    for given in (x[:1], x[:10].unflatten(0, (2, 5))):
+        try:
+            got = new(given)
+            with warnings.catch_warnings():  # pykan warns of the standard deviation of one row
+                warnings.simplefilter("ignore")
+                wanted = _tensor_of(source, nn.Module.train(_copy_of(source), False)(given.clone()))
+        except Exception:  # the module is not made for these inputs
+            continue
+        if not isinstance(wanted, Tensor):
+            continue
+        if wanted.shape == got.shape and not _are_close(wanted.flatten(0, -2), got.flatten(0, -2), is_narrow):
+            raise _differs(f"computes something else for x of the shape {list(given.shape)}")
+        if wanted.shape != got.shape and wanted.shape == got.flatten(0, -2).shape:
+            warn(
+                f"a {type(source).__name__} returns {list(wanted.shape)} for x of the shape {list(given.shape)}, but "
+                f"the converted layer returns {list(got.shape)}"
+            )
+
+
+@torch.enable_grad()
+def _compare_gradients(source: nn.Module, new: nn.Module, x: Tensor, is_narrow: bool) -> None:
+    """Compare the gradients of a random sum of the outputs, in training mode.
+
+    The parameters of the two modules have the same values in another order. Therefore the derivatives in the direction
+    of the parameters themselves, sum(p * grad), are compared, for which the order does not matter.
+    """
+    factors = torch.randn(len(x), 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(x)
+    found = []
+    for module, is_source in ((_copy_of(source), True), (new, False)):
+        own = [each for each in module.parameters() if each.requires_grad]
+        given = x.clone().requires_grad_()
+        y = _call_one(nn.Module.train(module, True), given) if is_source else module(given)
+        y = y.reshape(len(x), -1)
+        loss = (y * factors * torch.arange(1, y.shape[1] + 1, device=y.device).to(y)).sum()
+        slopes: Sequence[Tensor | None] = (None,) * (1 + len(own))
+        if loss.requires_grad:
+            try:
+                slopes = torch.autograd.grad(loss, [given, *own], allow_unused=True)
+            except RuntimeError:  # the module writes to its parameters after it has used them
+                return
+        pairs = [(p.detach() * slope).flatten() for p, slope in zip(own, slopes[1:]) if slope is not None]
+        products = torch.cat([x.new_zeros(1), *pairs])
+        found.append((x.new_zeros(x.shape) if slopes[0] is None else slopes[0], products))
+    (theirs, their_products), (ours, our_products) = found
+    if not _are_close(theirs, ours, is_narrow):
+        raise _differs("has other gradients with respect to its inputs")
+    tolerance = (MAX_NARROW_DIFFERENCE if is_narrow else MAX_DIFFERENCE) * our_products.abs().nansum()
+    difference = (their_products.sum() - our_products.sum()).abs()
+    if difference > tolerance:  # a comparison with NaN is False
+        raise _differs("has other gradients with respect to its parameters")
 
 
 def returns_one(source: nn.Module) -> bool:
@@ -347,12 +450,24 @@ def _outputs_of(source: nn.Module, x: Tensor, training: bool) -> Tensor:
         ValueError: if the module cannot be called, or returns something else.
     """
     given, y = _call(source, x, training)
-    kind = _kind(source)
-    if isinstance(y, tuple) and y and kind is not None and kind.returns_four:
-        y = y[0]
+    y = _tensor_of(source, y)
     if not isinstance(y, Tensor) or y.shape[:-1] != given.shape[:-1]:
         raise ValueError("it does not return a tensor with an output for each row of its inputs")
     return y.reshape(len(x), -1)
+
+
+def _tensor_of(source: nn.Module, y: Any) -> Any:
+    """Return the outputs in what a module has returned, which is a tuple for layers of pykan."""
+    kind = _kind(source)
+    return y[0] if isinstance(y, tuple) and y and kind is not None and kind.returns_four else y
+
+
+def _call_one(source: nn.Module, x: Tensor) -> Tensor:
+    """Call a module itself, like :func:`_call`, and return its outputs."""
+    try:
+        return _tensor_of(source, source(x))
+    except Exception:
+        return _tensor_of(source, source(x.unsqueeze(0)))
 
 
 def _call(source: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, Any]:
