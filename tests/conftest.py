@@ -52,15 +52,17 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
     interpreter.InterpretedFunction.__call__ = call
 
 
-# Beginnings of the names of slow tests: interpreted and compiled second derivatives, whole commands, and machine code.
-# Other tests have the marker at their definition.
+# Beginnings of the names of slow tests: interpreted and compiled second derivatives, whole commands, machine code, and
+# the many builds of kernels in the PTX interpreter. Other tests have the marker at their definition.
 SLOW = (
     "test_autograd.py::test_gradients_of_gradients[fused",
     "test_autograd.py::test_mixed_second_derivatives_agree_with_the_reference[fused",
     "test_autograd.py::test_third_order[fused",
     "test_bench_command.py::test_it_writes_json_and_tables",
+    "test_bench_command.py::test_the_demo_learns_and_draws",
     "test_codegen.py::test_kernels_that_are_wrong_on_purpose_fail",
     "test_codegen.py::test_the_kernels_pass_every_check",
+    "test_convert.py::test_a_compiled_parent_goes_on_with_ours",
     "test_export.py::test_compiled_ahead_of_time",
     "test_fit.py::test_an_interrupt_at_any_evaluation_leaves_what_the_record_says",
     "test_gpu_bench.py::test_every_stage_runs_in_the_interpreter",
@@ -69,6 +71,9 @@ SLOW = (
     "test_operators.py::test_registered_operators_are_sound",
     "test_pinn.py::test_compiled_to_machine_code",
     "test_pinn.py::test_two_layers_compiled",
+    "test_ptx.py::test_each_build_agrees_with_float64",
+    "test_ptx.py::test_each_mutant_of_the_order_of_events_is_detected",
+    "test_ptx.py::test_nan_and_infinities_go_where_they_go_in_float64",
     "test_random_layers.py::test_a_layer_as_it_comes",
     "test_regularization.py::test_compiled_and_traced_it_is_the_same",
     "test_repeated.py::test_a_repeated_contraction_launches_what_the_first_did",
