@@ -16,7 +16,7 @@ from fastkan import KAN
 
 from ..records import Result
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, error_table, median, number, of
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, best, error_table, median, number, of
 
 PEAKS, ROWS = 5, 100
 GRID = 200
@@ -100,10 +100,7 @@ def pykan(seed: int, steps: int) -> Callable[[Tensor], Tensor]:
 def verdict(results: Sequence[Result]) -> Verdict:
     """It holds if defaults forget nothing at any depth, and in part if one option makes one layer forget nothing."""
     splines, plain, deep = (median(of(results, None, name)) for name in (SPLINES, PLAIN, DEEP))
-    name, mlp_error = min(
-        ((each["contender"], median(of(results, None, each["contender"]))) for each in results
-         if each["contender"].startswith("MLP")), key=lambda pair: pair[1],
-    )  # fmt: skip
+    name, mlp_error = best(results, "MLP")
     answer = FAILS if splines > SMALL else HOLDS if max(plain, deep) < SMALL else IN_PART
     lost = " Depth forgets." if deep > SMALL else ""
     return Verdict(

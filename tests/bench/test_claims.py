@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,7 @@ from fastkan import create_dataset
 QUICK = Effort((0,), 0.005, peers=False)
 
 
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    """Use float64, as the command does."""
-    default, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def made(case: str, contender: str, *errors: float | None, **fields: object) -> list[Result]:

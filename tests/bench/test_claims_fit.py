@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,14 +17,6 @@ from bench.workflow.judge import error, is_found
 from bench.workflow.targets import ARTICLE
 
 QUICK = Effort((0,), 0.005, peers=False)
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
 
 
 # -- targets ------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -22,15 +21,7 @@ from bench.suite.modes import Subject
 QUICK = Effort((0,), 0.01, peers=False)
 
 
-@pytest.fixture(autouse=True)
-def _double() -> Iterator[None]:
-    """Use float64, as the command does."""
-    default, threads = torch.get_default_dtype(), torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
-    yield
-    assert torch.get_default_dtype() == torch.float64
-    torch.set_default_dtype(default)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 # -- speed ------------------------------------------------------------------------------------------

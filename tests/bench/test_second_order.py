@@ -12,13 +12,7 @@ from bench.second_order import __main__ as command
 from bench.second_order import poisson, runs
 from fastkan.functional import laplacian
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(default)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @pytest.mark.parametrize("name", list(poisson.PROBLEMS))
