@@ -37,9 +37,14 @@ class _ParallelKAN(ParallelStyle):
     dims: dict[str, int]  # The dimension of each tensor that is distributed; the other tensors are replicated.
     needed: Placement  # The placement of the inputs that the parts of a layer need.
     made: Placement  # The placement of the sums that the parts of a layer compute.
+    default_output: Placement  # The default placement of the outputs.
 
     def __init__(
-        self, input_layouts: Placement | None, output_layouts: Placement | None, use_local_output: bool
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
     ) -> None:
         super().__init__()
         for name, layout in (("input_layouts", input_layouts), ("output_layouts", output_layouts)):
@@ -48,8 +53,6 @@ class _ParallelKAN(ParallelStyle):
         self.input_layouts = self.needed if input_layouts is None else input_layouts
         self.output_layouts = self.default_output if output_layouts is None else output_layouts
         self.use_local_output = use_local_output
-
-    default_output: Placement
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         if not isinstance(module, KANLinear) or isinstance(module, KANConv):
@@ -108,15 +111,6 @@ class ColwiseParallelKAN(_ParallelKAN):
 
     dims, needed, made, default_output = OUTPUT_DIMS, Replicate(), Shard(-1), Shard(-1)
 
-    def __init__(
-        self,
-        *,
-        input_layouts: Placement | None = None,
-        output_layouts: Placement | None = None,
-        use_local_output: bool = True,
-    ) -> None:
-        super().__init__(input_layouts, output_layouts, use_local_output)
-
 
 class RowwiseParallelKAN(_ParallelKAN):
     """A style that gives each process a part of the inputs of a :class:`KANLinear`, whose outputs are then summed.
@@ -138,15 +132,6 @@ class RowwiseParallelKAN(_ParallelKAN):
     """
 
     dims, needed, made, default_output = INPUT_DIMS, Shard(-1), Partial(), Replicate()
-
-    def __init__(
-        self,
-        *,
-        input_layouts: Placement | None = None,
-        output_layouts: Placement | None = None,
-        use_local_output: bool = True,
-    ) -> None:
-        super().__init__(input_layouts, output_layouts, use_local_output)
 
 
 def _forward(layer: KANLinear, style: _ParallelKAN, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fastkan_kernels import MAX_SPLINE_ORDER
 
-from .layouts import LayerTensors, Layout, Tensors, evenly_extended
+from ...layers.grid import add_outer_knots
+from .layouts import LayerTensors, Layout, Tensors
 
 
 class _Roles(NamedTuple):
@@ -33,7 +34,7 @@ class _Roles(NamedTuple):
         knots = tensors[self.knots]
         knots = knots.expand(weight.shape[1], -1) if knots.ndim == 1 else knots
         if self.extends:
-            knots = evenly_extended(knots, self.order)
+            knots = add_outer_knots(knots, self.order)
         base_weight, scale = (
             None if each is None else tensors[each[0]].t() if each[1] else tensors[each[0]]
             for each in (self.base_weight, self.scale)

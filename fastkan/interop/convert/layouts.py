@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...layers.grid import add_outer_knots
+
 Tensors = Mapping[str, Tensor]
 FROM_SPLINES = "KANLinear.from_splines(knots, coefficients, ...) makes a layer from tensors in fastkan's layout"
 UNUSED_KNOT_FACTOR = 1e6  # Knots that no edge uses are moved to this multiple of the largest absolute knot.
@@ -145,17 +147,9 @@ def _old_pykan(tensors: Tensors) -> LayerTensors:
         raise ValueError("the edges of an input have different grids, but fastkan has one grid for each input")
     inner = grids[:, 0]
     order = count - inner.shape[1] + 1
-    knots = evenly_extended(inner, max(order, 0))
+    knots = add_outer_knots(inner, max(order, 0))
     names = ("coef", "mask", "scale_base", "scale_sp")
     return _pykan({"grid": knots, **{name: by_input(tensors[name]) for name in names}})
-
-
-def evenly_extended(grid: Tensor, order: int) -> Tensor:
-    """Return the knots ``[in, G + 2 * order + 1]`` of a ``grid [in, G + 1]``, with knots on both sides whose distance
-    is the mean width of the cells."""
-    step = (grid[:, -1:] - grid[:, :1]) / max(grid.shape[1] - 1, 1)
-    beyond = step * torch.arange(1, order + 1, device=step.device)
-    return torch.cat([grid[:, :1] - beyond.flip(1), grid, grid[:, -1:] + beyond], 1)
 
 
 def has_coincident_knots(knots: Tensor) -> Tensor:

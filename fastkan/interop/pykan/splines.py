@@ -8,6 +8,8 @@ from torch import Tensor
 from fastkan_kernels import splines
 from fastkan_kernels import validation as kinds
 
+from ...layers.grid import add_outer_knots
+
 ORDER = kinds.Int(least=0, most=5)
 
 
@@ -69,9 +71,7 @@ def extend_grid(grid: Tensor, k_extend: int = 0) -> Tensor:
     kinds.check_shape("grid", grid, ("in", "knots"))
     if grid.shape[1] < 2:
         raise ValueError(f"grid must have at least two knots in a row, got {grid.shape[1]}")
-    width = (grid[:, -1:] - grid[:, :1]) / (grid.shape[1] - 1)
-    steps = torch.arange(1, k_extend + 1, device=grid.device, dtype=grid.dtype) * width
-    return torch.cat([grid[:, :1] - steps.flip(1), grid, grid[:, -1:] + steps], 1)
+    return add_outer_knots(grid, k_extend)
 
 
 @kinds.checked(k=ORDER, device=kinds.DEVICE)
