@@ -28,6 +28,7 @@ from fastkan_kernels import (
 )
 
 from ..functional import OUTSIDE, forward
+from .init import Initialization
 from .linear import KANLinear
 from .tracing import call_as_leaf
 
@@ -60,9 +61,6 @@ class KANConv(KANLinear):
     """The base class of the convolutions of one, two and three dimensions; see :class:`KANConv2d`."""
 
     _dimensions: int
-    # A call of reset_parameters() by the constructor of the parent class reads the sizes before they are set.
-    kernel_size: tuple[int, ...] = ()
-    groups = 1
 
     @checked(
         in_channels=Int(least=1), out_channels=Int(least=1), kernel_size=_PerDimension(1), stride=_PerDimension(1),
@@ -103,6 +101,9 @@ class KANConv(KANLinear):
             border = [(each // 2, each - each // 2) for each in total]
         else:
             border = [(each, each) for each in self._each("padding", 0 if isinstance(padding, str) else padding)]
+        # The base weight has the distribution of the initial weight of PyTorch's convolution, whose outputs are sums of
+        # in_channels / groups * taps inputs. The constructor of the parent class draws it.
+        self._initialization = Initialization(base_half_width=math.sqrt(groups / math.prod(kernel)))
         super().__init__(
             in_channels, out_channels // groups * math.prod(kernel), grid_size, spline_order, grid_range=grid_range,
             base=base, spline_scale=spline_scale, outside=outside, device=device, dtype=dtype,
@@ -114,23 +115,6 @@ class KANConv(KANLinear):
         self.padding = padding if isinstance(padding, str) else tuple(before for before, _ in border)
         self.padding_mode = padding_mode
         self._padding_pairs = border
-        self._scale_base_weight()
-
-    def reset_parameters(self) -> None:
-        """Draw new parameters from the random number generator of PyTorch.
-
-        The base weight has the distribution of the initial weight of the convolution in ``torch.nn``. Each spline
-        interpolates small random values at the G + 1 knots of the grid. All scales are 1, and the bias is 0.
-        """
-        super().reset_parameters()
-        self._scale_base_weight()
-
-    @torch.no_grad()
-    def _scale_base_weight(self) -> None:
-        """Adapt the base weight, drawn for ``in_channels`` inputs, to the ``in_channels * taps / groups`` inputs of an
-        output."""
-        if self.base_weight is not None:
-            self.base_weight.mul_(math.sqrt(self.groups / math.prod(self.kernel_size)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``[N, out_channels, *size]`` for the inputs ``x [N, in_channels, *size]``.

@@ -100,7 +100,7 @@ class KANLinear(nn.Module):
     mask: Tensor | None
     _outside_count: Tensor | None
     _frozen: frozenset[str] = frozenset()  # The names of the parameters that _freeze_if_idle has frozen.
-    _initialization = Initialization()  # The distribution of the initial parameters; a network sets its own.
+    _initialization = Initialization()  # The distribution of the initial parameters; networks set their own.
 
     @checked(
         in_features=INDEX, out_features=INDEX, grid_size=Int(least=1), spline_order=ORDER,
@@ -174,8 +174,9 @@ class KANLinear(nn.Module):
 
         The number of grid intervals stays as it is. The base weight has the distribution of the initial weight of
         ``nn.Linear``. Each spline interpolates small random values at the G + 1 knots of the grid. All scales are 1,
-        and the bias is 0. In a :class:`KAN`, layers have the distribution that is documented there instead. If inputs
-        outside the grid are counted, the counts start again at 0.
+        and the bias is 0. In a :class:`KAN`, layers have the distribution that is documented there instead, and the
+        base weight of a convolution has that of PyTorch's convolution. If inputs outside the grid are counted, the
+        counts start again at 0.
 
         After the call, no value of the layer depends on the memory that the layer had before. A layer that was
         constructed on the device ``"meta"`` and then given memory is therefore ready after this call. If

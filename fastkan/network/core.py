@@ -311,10 +311,10 @@ class Network(nn.Module):
         The parameters are drawn as the constructor draws them: from the seed that was passed to the constructor, so
         that each call gives the same parameters, or from torch's global generator if the seed was None, if the network
         was loaded from a file, or if it was converted. Files do not contain ``noise_scale``, ``scale_base_mu``,
-        ``scale_base_sigma`` and ``sparse_init``, so a network that was loaded from a file has their defaults.
-        All knots move to their initial positions. Formulas and masks
-        are removed, so all edges are splines and on, except for those that ``sparse_init`` switches off. The affine
-        maps become the identity. The results of earlier fits, ``history``, ``sample`` and ``prune_mask``, are removed.
+        ``scale_base_sigma`` and ``sparse_init``, so a network that was loaded from a file has their defaults. All knots
+        move to their initial positions. Formulas and masks are removed, so all edges are splines and on, except for
+        those that ``sparse_init`` switches off. The affine maps become the identity. The results of earlier fits,
+        ``history``, ``sample`` and ``prune_mask``, are removed.
 
         ``input_id`` selects the columns of x in their order. If the network reads only some of the columns, because
         inputs were pruned, the network reads the same columns as before.
