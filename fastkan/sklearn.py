@@ -420,6 +420,7 @@ class KANClassifier(ClassifierMixin, _KANEstimator):
 
     _is_classifier = True
 
+    # scikit-learn reads the names of the parameters from the signature, so the signature cannot be shared.
     def __init__(
         self,
         hidden_layer_sizes=(5,),

@@ -173,18 +173,18 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor, weight: float | Tensor 
     check_residuals(logits)
     if not bool(((labels >= 0) & (labels <= 1)).all()):
         raise ValueError(f"labels must be from 0 to 1, got {float(labels.min()):g} to {float(labels.max()):g}")
-    factor = _row_weights(weight, logits).unsqueeze(1)
+    weight = _row_weights(weight, logits).unsqueeze(1)
     wide, y = logits.detach().double(), labels.detach().double()
     losses = nn.functional.binary_cross_entropy_with_logits(wide, y, reduction="none")
     root = (wide.sigmoid() * (-wide).sigmoid()).clamp_min(MIN_PROBABILITY).sqrt()
-    factor = factor.sqrt()
+    factor = weight.sqrt()
     upstream = []
     for c in range(logits.shape[1]):
         column = torch.zeros_like(root)
         column[:, c] = root[:, c]
         upstream.append((factor * column).to(logits.dtype))
     residuals = factor * (wide.sigmoid() - y) / root
-    return Block(logits, float((factor.square() * losses).sum()), residuals.flatten(), upstream)
+    return Block(logits, float((weight * losses).sum()), residuals.flatten(), upstream)
 
 
 def _row_weights(weight: float | Tensor, outputs: Tensor) -> Tensor:

@@ -64,30 +64,20 @@ def all_gather_values(value: Tensor) -> list[Tensor]:
 
 def broadcasts(rank: int, kind: str) -> None:
     """Broadcast changes by torch.distributed itself, and as buffers of DistributedDataParallel in a forward pass."""
-    model = make(kind)
-    before = model(X)
-    if rank == 0:
-        change(model)
-    for value in (*model.parameters(), *model.buffers()):
-        distributed.broadcast(value.data, 0)
-    one, other = all_gather_values(model(X))
-    same(other, one, digits=1e-14)
-    assert (one - before).abs().max() > 1e-3
+    for by_buffers in (False, True):
+        model: Any = make(kind)
+        called = DistributedDataParallel(model) if by_buffers else model
+        before = called(X)
+        if rank == 0:
+            change(model)
+        for value in (*model.parameters(), *(() if by_buffers else model.buffers())):
+            distributed.broadcast(value.data, 0)
+        one, other = all_gather_values(called(X))
+        same(other, one, digits=1e-14)
+        assert (one - before).abs().max() > 1e-3
+        if kind == "formulas":
+            assert model.symbolic[0].name(0, 0) == "cos"
     if kind == "formulas":
-        assert model.symbolic[0].name(0, 0) == "cos"
-
-    model = make(kind)
-    wrapped = DistributedDataParallel(model)
-    before = wrapped(X)
-    if rank == 0:
-        change(model)
-    for parameter in model.parameters():
-        distributed.broadcast(parameter.data, 0)
-    one, other = all_gather_values(wrapped(X))
-    same(other, one, digits=1e-14)
-    assert (one - before).abs().max() > 1e-3
-    if kind == "formulas":
-        assert model.symbolic[0].name(0, 0) == "cos"
         model.symbolic[0].formulas.copy_(text_of("sin" if rank == 0 else "cos"))
         started = DistributedDataParallel(model)  # the constructor copies the buffers of the first process
         one, other = all_gather_values(started(X))
