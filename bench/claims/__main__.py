@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     effort = QUICK if options.quick else Effort(range(options.seeds), 1.0, HAS_PYKAN and not options.no_peers)
     for claim in [] if options.page else [claim for claim in CLAIMS if claim.name in options.only]:
         results = _run(claim, effort, options.out / f"{claim.name}.json", console)
-        answer, reason = claim.verdict(results)
+        verdict = claim.verdict(results)
         show(console, claim.table(results), claim.title)
-        console.print(f"{claim.statement}\n[bold]{answer}[/bold]: {reason}\n", highlight=False)
+        console.print(f"{claim.statement}\n[bold]{verdict.answer}[/bold]: {verdict.reason}\n", highlight=False)
     console.print(f"written: {write_page(options.out, CLAIMS)}", highlight=False)
     return 0
 

@@ -47,10 +47,16 @@ class Effort(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The answer, one of ``HOLDS``, ``IN_PART`` and ``FAILS``, and a sentence with the figures that decide it."""
+    """The answer, one of ``HOLDS``, ``IN_PART`` and ``FAILS``, a sentence with the main figures, and all others."""
 
     answer: str
-    reason: str
+    sentence: str
+    more: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The sentences together."""
+        return f"{self.sentence} {self.more}".strip()
 
 
 class Claim(NamedTuple):

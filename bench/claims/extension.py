@@ -116,12 +116,13 @@ def verdict(results: Sequence[Result]) -> Verdict:
     beside = ""
     if peer:
         stuck = sum(each["error"] > 0.1 for each in peer if each["grid"] == GRIDS[0])
-        beside = f" pykan is stuck above 0.1 for {stuck} of {len(groups(peer, 'seed'))} seeds."
+        beside = f"pykan is stuck above 0.1 for {stuck} of {len(groups(peer, 'seed'))} seeds."
     return Verdict(
         answer,
         f"From G = {GRIDS[0]} to {last}, the test RMSE of the same network falls from {number(median(starts))} to "
         f"{number(median(ends))} (worst seed {number(worst)}), with the mean exponent {slope(results, BEST):.1f}, in "
-        f"{median(ends, 'cpu'):.1f} s; float32 ends at about {number(floor)}.{beside}",
+        f"{median(ends, 'cpu'):.1f} s; float32 ends at about {number(floor)}.",
+        beside,
     )
 
 

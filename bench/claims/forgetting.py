@@ -102,12 +102,13 @@ def verdict(results: Sequence[Result]) -> Verdict:
     splines, plain, deep = (median(of(results, None, name)) for name in (SPLINES, PLAIN, DEEP))
     name, mlp_error = best(results, "MLP")
     answer = FAILS if splines > SMALL else HOLDS if max(plain, deep) < SMALL else IN_PART
-    lost = " Depth forgets." if deep > SMALL else ""
+    lost = "Depth forgets, since all inputs share the second layer. " if deep > SMALL else ""
     return Verdict(
         answer,
-        f"Mean squared error over all five peaks at the end: {number(splines)} for one layer if only splines are "
-        f'trained (`fit(train=("spline",))`), {number(plain)} with defaults, and {number(deep)} with a hidden layer, '
-        f"whose second layer all inputs share.{lost} The best MLP ({name}) has {number(mlp_error)}.",
+        f"The mean squared error over all five peaks is {number(splines)} at the end for one layer if only splines are "
+        f'trained (`fit(train=("spline",))`), {number(plain)} with defaults, {number(deep)} with a hidden layer, and '
+        f"{number(mlp_error)} for the best MLP.",
+        f"{lost}The best MLP is {name}.",
     )
 
 

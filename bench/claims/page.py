@@ -29,14 +29,18 @@ def write_page(folder: Path, claims: Sequence[Claim]) -> Path:
     Returns:
         The path of the page.
     """
-    found = {claim.name: read(folder / f"{claim.name}.json") for claim in claims if _file(folder, claim).is_file()}
-    parts = [HEAD, "\n".join(summary(folder, claims))]
     for claim in claims:
-        if claim.name in found:
-            parts.append(_section(folder, claim, found[claim.name]))
+        if _file(folder, claim).is_file():
+            saved(claim.draw(read(_file(folder, claim)).results), folder / f"{claim.name}.png")
     page = folder / "README.md"
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    page.write_text(text(folder, claims), encoding="utf-8")
     return page
+
+
+def text(folder: Path, claims: Sequence[Claim]) -> str:
+    """Return the page as Markdown, which names the pictures but does not need them."""
+    sections = [_section(claim, read(_file(folder, claim))) for claim in claims if _file(folder, claim).is_file()]
+    return "\n\n".join([HEAD, "\n".join(summary(folder, claims)), *sections]) + "\n"
 
 
 def summary(folder: Path, claims: Sequence[Claim]) -> list[str]:
@@ -44,8 +48,8 @@ def summary(folder: Path, claims: Sequence[Claim]) -> list[str]:
     lines = []
     for claim in claims:
         if _file(folder, claim).is_file():
-            answer, reason = claim.verdict(read(_file(folder, claim)).results)
-            lines.append(f"- **{claim.title}: {answer}.** {reason}")
+            verdict = claim.verdict(read(_file(folder, claim)).results)
+            lines.append(f"- **{claim.title}: {verdict.answer}.** {verdict.sentence}")
     return lines
 
 
@@ -53,17 +57,16 @@ def _file(folder: Path, claim: Claim) -> Path:
     return folder / f"{claim.name}.json"
 
 
-def _section(folder: Path, claim: Claim, record: Record) -> str:
-    answer, reason = claim.verdict(record.results)
-    picture = saved(claim.draw(record.results), folder / f"{claim.name}.png")
+def _section(claim: Claim, record: Record) -> str:
+    verdict = claim.verdict(record.results)
     quick = " This was a quick run, whose figures mean nothing." if record.settings["share"] < 1 else ""
     return "\n\n".join(
         (
             f"## {claim.title}",
             f"*Claim.* {claim.statement}",
             f"*Here.* {claim.setting}",
-            f"***{answer[0].upper()}{answer[1:]}.*** {reason}{quick}",
-            f"![{claim.title}]({picture.name})",
+            f"***{verdict.answer[0].upper()}{verdict.answer[1:]}.*** {verdict.reason}{quick}",
+            f"![{claim.title}]({claim.name}.png)",
             markdown(claim.table(record.results)),
             f"`python -m bench.claims --only {claim.name}`, {record.settings['minutes']:.0f} minutes on "
             f"{place(record.about)}.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from . import training
 from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, best, error_table, number, of
 
 SECONDS = 15.0
+LONGER = 4.0  # times as long for the MLP of the paper, which is still far from its end after 15 s
 POISSON = ("sin(pi x) sin(pi y^2)", "sin(pi x) sin(pi y)")
 BURGERS = "Burgers' equation"
 AS_PUBLISHED = "MLP tanh 4 x 100, L-BFGS"
@@ -36,13 +38,15 @@ class Contender:
         make: a function of the seed.
         optimizer: the name of the optimizer.
         points, border, grids: see :class:`Poisson` and :func:`solve`.
+        times: how many times as long as the others it is trained.
     """
 
     def __init__(
         self, make: Callable[[int], Any], optimizer: str, points: int = 31, border: float = 10.0,
-        grids: Sequence[int] = (),
+        grids: Sequence[int] = (), times: float = 1.0,
     ) -> None:  # fmt: skip
-        self.make, self.optimizer, self.points, self.border, self.grids = make, optimizer, points, border, grids
+        self.make, self.optimizer, self.points, self.border = make, optimizer, points, border
+        self.grids, self.times = grids, times
 
 
 def contenders(peers: bool) -> dict[str, Contender]:
@@ -54,7 +58,7 @@ def contenders(peers: bool) -> dict[str, Contender]:
         "MLP tanh 2 x 16, LM": Contender(lambda seed: training.mlp(SMALL_MLP, "tanh", seed), LM),
         "MLP tanh 2 x 16, L-BFGS": Contender(lambda seed: training.mlp(SMALL_MLP, "tanh", seed), LBFGS),
         "MLP SiLU 2 x 16, LM": Contender(lambda seed: training.mlp(SMALL_MLP, "SiLU", seed), LM),
-        AS_PUBLISHED: Contender(lambda seed: training.mlp(LARGE_MLP, "tanh", seed), LBFGS),
+        AS_PUBLISHED: Contender(lambda seed: training.mlp(LARGE_MLP, "tanh", seed), LBFGS, times=LONGER),
     }
     if peers:
         found["pykan [2,10,1] k=3, L-BFGS"] = Contender(pykan, LBFGS)
@@ -80,7 +84,8 @@ def run(effort: Effort) -> Iterator[Result]:
                 start = time.process_time()
                 network = how.make(seed)
                 parameters = training.count(network)
-                network, _, _ = solve(problem, network, how.optimizer, effort.seconds(SECONDS), how.grids)
+                budget = effort.seconds(how.times * SECONDS)
+                network, _, _ = solve(problem, network, how.optimizer, budget, how.grids)
                 yield {
                     "case": case, "contender": name, "seed": seed, "error": problem.error(network),
                     "parameters": parameters, "cpu": time.process_time() - start,
@@ -132,22 +137,27 @@ def burgers(network: Any, seed: int, seconds: float) -> float:
 
 def verdict(results: Sequence[Result]) -> Verdict:
     """It holds if a KAN is 100 times better than every MLP on each equation, in part if only than the published MLP."""
-    parts, gains, published = [], [], []
-    for case in dict.fromkeys(each["case"] for each in results):
-        own = of(results, case)
-        (kan_name, kan_error), (mlp_name, mlp_error) = best(own, "KAN"), best(own, "MLP")
-        gains.append(mlp_error / kan_error)
-        (_, large) = best(own, AS_PUBLISHED)
-        if large < float("inf"):
-            published.append(large / kan_error)
-        parts.append(f"{case}: {number(kan_error)} ({kan_name}) against {number(mlp_error)} ({mlp_name})")
-    answer = HOLDS if min(gains) >= 100 else IN_PART if published and min(published) >= 100 else FAILS
-    against = ""
-    if published:
-        against = f" Against the MLP of the paper, the KAN is at least {min(published):,.0f} times better."
-        if min(gains) < 100 <= min(published):
-            against += " So the gap lies in the size and the optimizer of that MLP, not in the kind of network."
-    return Verdict(answer, f"Mean squared errors of the best KAN and the best MLP: {'; '.join(parts)}.{against}")
+    cases = list(dict.fromkeys(each["case"] for each in results))
+    found = {case: (best(of(results, case), "KAN"), best(of(results, case), "MLP")) for case in cases}
+    gain = min(mlp / kan for (_, kan), (_, mlp) in found.values())
+    published = {case: large for case in cases if (large := best(of(results, case), AS_PUBLISHED)[1]) < math.inf}
+    over = min((large / found[case][0][1] for case, large in published.items()), default=0.0)
+    answer = HOLDS if gain >= 100 else IN_PART if over >= 100 else FAILS
+    (_, kan), (_, mlp) = found[cases[0]]
+    large = f", {number(published[cases[0]])} for the MLP of the paper" if cases[0] in published else ""
+    parts = [
+        f"{case}: {number(kan)} ({kan_name}) against {number(mlp)} ({mlp_name})"
+        for case, ((kan_name, kan), (mlp_name, mlp)) in found.items()
+    ]
+    against = f" Against the MLP of the paper, the KAN is at least {over:,.0f} times better." if published else ""
+    if gain < 100 <= over:
+        against += " So the gap lies in the size and the optimizer of that MLP, not in the kind of network."
+    return Verdict(
+        answer,
+        f"The mean squared error on the paper's problem is {number(kan)} for the best KAN{large} and {number(mlp)} for "
+        "the best MLP.",
+        f"The best KAN and the best MLP on each equation: {'; '.join(parts)}.{against}",
+    )
 
 
 CLAIM = Claim(
@@ -157,8 +167,8 @@ CLAIM = Claim(
     "4 x 100 (1e-5) with 100 times fewer parameters (arXiv 2404.19756, section 3.4).",
     "Poisson's equation for two solutions, the first from the paper, on 31 x 31 Gauss-Legendre points (71 x 71 for "
     "order 3 by Levenberg-Marquardt, LM), and Burgers' equation with viscosity 0.1/pi on 4,000 random points; "
-    f"{SECONDS:.0f} s for every network. The claim counts as true if the best KAN is 100 times better than the best "
-    "MLP.",
+    f"{SECONDS:.0f} s for every network, but {LONGER * SECONDS:.0f} s for the MLP of the paper. The claim counts as "
+    "true if the best KAN is 100 times better than the best MLP.",
     run, verdict, lambda results: error_table(results, "MSE"),
     lambda results: bars(results, "mean squared error of the solution"),
 )  # fmt: skip

@@ -131,13 +131,14 @@ def verdict(results: Sequence[Result]) -> Verdict:
             spread = f"{found[0]:.1f} to {found[-1]:.1f}" if len(found) > 1 else f"{found[0]:.1f}"
             over = sum(ratio >= SLOWER for ratio in found)
             others.append(f"{SHOWN[name]} {spread} times, {over} of {len(found)} at least {SLOWER:.0f}")
-    beside = f" Other implementations of the same networks: {'; '.join(others)}." if others else ""
+    beside = f"Other implementations of the same networks: {'; '.join(others)}. " if others else ""
     gpus = ", ".join(published(RESULTS))
-    gpu = f" GPUs: see the files of {gpus}." if gpus else " Nothing was timed on a GPU yet."
+    gpu = f"GPUs: see the files of {gpus}." if gpus else "Nothing was timed on a GPU yet."
     return Verdict(
         answer,
         f"A step of this package takes {own[least]:.2f} ({least}) to {own[most]:.2f} ({most}) times as long as the "
-        f"MLP's, and more than twice as long in {twice} of {len(own)} cases.{beside}{gpu}",
+        f"MLP's, and more than twice as long in {twice} of {len(own)} cases.",
+        beside + gpu,
     )
 
 

@@ -232,8 +232,9 @@ def verdict(results: Sequence[Result]) -> Verdict:
     times = ", ".join(f"{method} {median(of(results, None, method), 'cpu'):.1f} s" for method in METHODS)
     return Verdict(
         answer,
-        f"Best mean on how many of {len(found)} sets: {best}. The KAN is within one standard error of the best on "
-        f"{len(near)} of {len(found)}. Median processor time of tuning and fitting, a fold: {times}.",
+        f"Best mean on how many of {len(found)} sets: {best}; the KAN is within one standard error of the best on "
+        f"{len(near)}.",
+        f"Median processor time of tuning and fitting, a fold: {times}.",
     )
 
 

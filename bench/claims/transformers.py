@@ -290,18 +290,24 @@ def verdict(results: Sequence[Result]) -> Verdict:
     It is as good if its median loss is not larger than that of the MLP's worst seed.
     """
     cases = list(dict.fromkeys(each["case"] for each in of(results, None, MLP)))  # the MLP is the last of a case
+    losses: dict[tuple[str, str], str] = {}
     good: dict[str, list[bool]] = {"steps": [], "seconds": []}
-    parts = []
+    slower = {}
     for case in cases:
-        words = []
         for name, select in (("steps", at_steps), ("seconds", at_seconds)):
             own, other = (median(select(results, case, kind)) for kind in (KAN, MLP))
             good[name].append(own <= max(values(select(results, case, MLP))))
-            words.append(f"{own:.3g} against {other:.3g} in equal {name}")
-        slower = median(at_steps(results, case, KAN), "seconds") / median(at_steps(results, case, MLP), "seconds")
-        parts.append(f"{case}: {words[0]} and {words[1]}, a step takes {slower:.1f} times as long")
+            losses[case, name] = f"{own:.3g} against {other:.3g}"
+        slower[case] = median(at_steps(results, case, KAN), "seconds") / median(at_steps(results, case, MLP), "seconds")
     answer = HOLDS if all(good["seconds"]) else IN_PART if all(good["steps"]) else FAILS
-    return Verdict(answer, f"Median test loss of the KAN and of the MLP: {'; '.join(parts)}.")
+    parts = [f"{losses[case, 'steps']} in equal steps and {losses[case, 'seconds']} in equal seconds" for case in cases]
+    steps = [f"{slower[case]:.1f} times as long for the {case.split(',')[0]}" for case in cases]
+    return Verdict(
+        answer,
+        "The median test loss of the KAN and of the MLP is "
+        f"{'; '.join(f'{part} ({case})' for case, part in zip(cases, parts))}.",
+        f"A step of the KAN takes {' and '.join(steps)}.",
+    )
 
 
 def spread(results: Sequence[Result]) -> str:

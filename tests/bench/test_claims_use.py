@@ -230,7 +230,7 @@ def test_the_verdict_on_transformers(kan: float, mlp_at_steps: float, mlp_at_sec
     results += losses("a", "MLP", (5, 0.5, 3.0), (10, 1.0, mlp_at_steps), (20, 2.0, mlp_at_seconds))
     verdict = transformers.verdict(results)
     assert verdict.answer == answer
-    assert "a step takes 2.0 times as long" in verdict.reason
+    assert "A step of the KAN takes 2.0 times as long for the a." in verdict.reason
     worse = losses("b", "KAN", (10, 2.0, 9.0)) + losses("b", "MLP", (10, 1.0, 1.0), (20, 2.0, 1.0))
     assert transformers.verdict(results + worse).answer == FAILS  # every task counts
 
