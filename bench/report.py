@@ -206,6 +206,8 @@ def _load(results: Sequence[Result]) -> float:
 
 
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
+    from .claims.__main__ import CLAIMS
+    from .claims.page import summary as claims
     from .gpu import report as gpu
     from .second_order.__main__ import table
     from .workflow.__main__ import summaries
@@ -223,6 +225,7 @@ def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
             "second-order.json", lambda found, about: f"{markdown(table(found))}\n\nMeasured on {place(about)}."
         ),
         "convolutions": of("conv.json", conv_block),
+        "claims": lambda: "\n".join(claims(results / "claims", CLAIMS)),
         "gpu": lambda: gpu.block(gpu.published(results)),
         "gpu state": lambda: gpu.state(gpu.published(results)),
     }

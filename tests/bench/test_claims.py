@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from bench.claims import __main__ as command
 from bench.claims import claim, extension, forgetting, pde, training
 from bench.claims.claim import FAILS, HOLDS, IN_PART, Effort
-from bench.claims.page import write_page
-from bench.records import Record, Result, describe, read, write
+from bench.claims.page import text, write_page
+from bench.records import RESULTS, Record, Result, describe, read, write
 from fastkan import create_dataset
 
 QUICK = Effort((0,), 0.005, peers=False)
@@ -83,12 +83,13 @@ def test_the_command_writes_results_a_picture_and_the_page(tmp_path: Path, capsy
     assert {result["seed"] for result in record.results} == {0}
     assert (record.settings["share"], record.about["machine"]["threads"]) == (0.01, 1)
     page = (tmp_path / "README.md").read_text()
-    answer, reason = forgetting.verdict(record.results)
-    assert f"- **No forgetting: {answer}.** {reason}" in page
+    verdict = forgetting.verdict(record.results)
+    assert f"- **No forgetting: {verdict.answer}.** {verdict.sentence}" in page
+    assert f"{verdict.answer[1:]}.*** {verdict.sentence} {verdict.more}" in page
     assert "![No forgetting](forgetting.png)" in page
     assert "This was a quick run, whose figures mean nothing." in page
     assert pde.CLAIM.title not in page
-    assert answer in capsys.readouterr().out
+    assert verdict.answer in capsys.readouterr().out
     assert torch.get_default_dtype() == torch.float64
 
 
@@ -113,6 +114,16 @@ def test_a_page_needs_no_results_and_an_unknown_claim_is_refused(tmp_path: Path)
     assert write_page(tmp_path, command.CLAIMS).read_text().startswith("# Claims about KANs")
     with pytest.raises(SystemExit):
         command.parser().parse_args(["--only", "nothing"])
+
+
+def test_the_published_page_shows_the_published_results() -> None:
+    folder = RESULTS / "claims"
+    assert (folder / "README.md").read_text(encoding="utf-8") == text(folder, command.CLAIMS)
+    for each in command.CLAIMS:
+        assert read(folder / f"{each.name}.json").settings == {
+            "share": 1.0, "seeds": [0, 1, 2, 3, 4], "minutes": pytest.approx(20, abs=20),
+        }  # fmt: skip
+        assert 5e3 < (folder / f"{each.name}.png").stat().st_size < 250e3
 
 
 def test_names_are_files_and_titles_are_different() -> None:
@@ -155,8 +166,9 @@ def test_the_verdict_on_forgetting(splines: float, plain: float, deep: float, an
     results = [result for name, error in names.items() for result in made(forgetting.CASE, name, error)]
     verdict = forgetting.verdict(results)
     assert verdict.answer == answer
-    assert "The best MLP (MLP SiLU, Adam) has 2." in verdict.reason
-    assert ("Depth forgets." in verdict.reason) == (deep > forgetting.SMALL)
+    assert "2 for the best MLP. " in verdict.reason
+    assert verdict.reason.endswith("The best MLP is MLP SiLU, Adam.")
+    assert ("Depth forgets, " in verdict.reason) == (deep > forgetting.SMALL)
 
 
 @pytest.mark.parametrize(
