@@ -177,19 +177,27 @@ def bars(results: Sequence[Result], label: str, field: str = "error") -> Figure:
     for axes in panels.flat[len(cases) :]:
         axes.set_visible(False)
     for axes, ((case,), group) in zip(panels.flat, cases.items()):
-        for at, name in enumerate(names):
-            found = [value for value in values(of(group, None, name), field) if math.isfinite(value)]
-            if found:
-                shade = color(name, at)
-                axes.plot(found, [at] * len(found), "o", color=shade, alpha=0.45, markersize=5)
-                axes.plot([statistics.median(found)] * 2, [at - 0.35, at + 0.35], color=shade, linewidth=2.5)
-        axes.set_yticks(range(len(names)), names)
-        axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_xscale("log")
+        dots(axes, group, label, field, names)
         axes.set_title(case, fontsize=10, loc="left")
-        axes.set_xlabel(label, fontsize=9)
-        _powers(axes, "x")
     return figure
+
+
+def dots(
+    axes: Axes, results: Sequence[Result], label: str, field: str = "error", names: Sequence[str] | None = None
+) -> None:
+    """Draw a dot for each seed and a line at the median of each contender, in the order of ``names``."""
+    names = list(dict.fromkeys(result["contender"] for result in results)) if names is None else names
+    for at, name in enumerate(names):
+        found = [value for value in values(of(results, None, name), field) if math.isfinite(value)]
+        if found:
+            shade = color(name, at)
+            axes.plot(found, [at] * len(found), "o", color=shade, alpha=0.45, markersize=5)
+            axes.plot([statistics.median(found)] * 2, [at - 0.35, at + 0.35], color=shade, linewidth=2.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlabel(label, fontsize=9)
+    _powers(axes, "x")
 
 
 def lines(

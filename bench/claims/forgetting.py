@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,16 +14,20 @@ from torch import Tensor
 
 from fastkan import KAN
 
+from ..plots import tidy
 from ..records import Result
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, best, error_table, median, number, of
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, best, color, dots, error_table, median, number, of
 
 PEAKS, ROWS = 5, 100
 GRID = 200
 SMALL = 1e-4  # mean squared error below which nothing counts as forgotten; the peaks have the variance 0.1
 SPLINES = "KAN [1,1], only splines are trained"
+FLAGS = "KAN [1,1], pykan's flags"
 DEEP = "KAN [1,5,1], only splines are trained"
 PLAIN = "KAN [1,1], defaults"
+PYKAN_FLAGS = {"base_fun": "zero", "sp_trainable": False, "sb_trainable": False, "noise_scale": 0.0}
+SHOWN = torch.linspace(-1, 1, 201, dtype=torch.float64).unsqueeze(1)  # where the learned functions are drawn
 CASE = "five peaks, one after another"
 
 
@@ -44,6 +48,7 @@ def run(effort: Effort) -> Iterator[Result]:
     steps = effort.count(100, 3)
     contenders: dict[str, Callable[[int], Callable[[Tensor], Tensor]]] = {
         SPLINES: lambda seed: kan([1, 1], seed, steps, train=("spline",)),
+        FLAGS: lambda seed: kan([1, 1], seed, steps, PYKAN_FLAGS, update_grid=False),
         PLAIN: lambda seed: kan([1, 1], seed, steps),
         DEEP: lambda seed: kan([1, 5, 1], seed, steps, train=("spline",)),
     }
@@ -58,15 +63,19 @@ def run(effort: Effort) -> Iterator[Result]:
             network = train(seed)
             cpu = time.process_time() - start
             x = torch.cat([each for each, _ in phases()])
-            yield {
+            found = {
                 "case": CASE, "contender": name, "seed": seed, "cpu": cpu,
                 "error": training.rmse(network, x, target(x)) ** 2,
             }  # fmt: skip
+            if seed == effort.seeds[0]:
+                with torch.no_grad():
+                    found["learned"] = [float(f"{value:.4g}") for value in network(SHOWN).flatten().tolist()]
+            yield found
 
 
-def kan(width: Sequence[int], seed: int, steps: int, **options: Any) -> KAN:
-    """Train a KAN on the phases by ``fit``."""
-    model = KAN(width=list(width), grid=GRID, k=3, seed=seed)
+def kan(width: Sequence[int], seed: int, steps: int, made: Mapping[str, Any] | None = None, **options: Any) -> KAN:
+    """Train a KAN on the phases by ``fit``, with options of its constructor and of ``fit``."""
+    model = KAN(width=list(width), grid=GRID, k=3, seed=seed, **(made or {}))
     for phase in phases():
         model.fit(phase, opt="LBFGS", steps=steps, progress=False, **options)
     return model
@@ -89,8 +98,7 @@ def pykan(seed: int, steps: int) -> Callable[[Tensor], Tensor]:
     import kan as package
 
     with training.quiet():
-        flags = {"base_fun": "zero", "sp_trainable": False, "sb_trainable": False, "noise_scale": 0.0}
-        model = package.KAN(width=[1, 1], grid=GRID, k=3, seed=seed, auto_save=False, **flags)
+        model = package.KAN(width=[1, 1], grid=GRID, k=3, seed=seed, auto_save=False, **PYKAN_FLAGS)
         for x, y in phases():
             dataset = {"train_input": x, "train_label": y, "test_input": x, "test_label": y}
             model.fit(dataset, opt="LBFGS", steps=steps, update_grid=False)
@@ -118,8 +126,20 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """Draw the errors."""
-    return bars(results, "mean squared error over all five peaks, after the last phase")
+    """Draw the functions that some contenders have learned at the end, for the first seed, above all errors."""
+    learned = {each["contender"]: each["learned"] for each in results if each.get("learned")}
+    shown = [name for name in (SPLINES, PLAIN, DEEP, best(results, "MLP")[0]) if name in learned]
+    figure = Figure(figsize=(11, 6.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5])
+    for axes, name in zip(above.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0], shown):
+        axes.plot(SHOWN, target(SHOWN), color="#8C8C8C", linewidth=3, alpha=0.5)
+        axes.plot(SHOWN, learned[name], color=color(name, 0), linewidth=1.4)
+        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_ylim(-0.6, 1.4)
+        tidy(axes, "y")
+    above.supxlabel("x; in grey the five peaks, learned from left to right", fontsize=9)
+    dots(below.subplots(), results, "mean squared error over all five peaks, after the last phase")
+    return figure
 
 
 CLAIM = Claim(
