@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -84,6 +85,17 @@ class Claim(NamedTuple):
 
 
 # -- results --------------------------------------------------------------------------------------
+
+
+def attempt(case: str, contender: str, seed: int, work: Callable[[], Result]) -> Result:
+    """Return the result of ``work`` with the processor time; ``error`` is None and ``note`` says why if it raises."""
+    start = time.process_time()
+    found: Result = {"case": case, "contender": contender, "seed": seed, "error": None, "parameters": None}
+    try:
+        found |= work()
+    except Exception as problem:  # of any kind: an error in a package must not end the run
+        found["note"] = f"{type(problem).__name__}: {problem}"[:160]
+    return {**found, "cpu": time.process_time() - start}
 
 
 def groups(results: Iterable[Result], *fields: str) -> dict[tuple, list[Result]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from fastkan.optim import LevenbergMarquardt
 from ..records import Result
 from ..second_order.poisson import Poisson, kan, solve
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, bars, best, error_table, number, of
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, attempt, bars, best, error_table, number, of
 
 SECONDS = 15.0
 LONGER = 4.0  # times as long for the MLP of the paper, which is still far from its end after 15 s
@@ -80,16 +81,9 @@ def run(effort: Effort) -> Iterator[Result]:
         for name, how in contenders(effort.peers).items():
             key = case, how.points, how.border
             problems[key] = problem = problems.get(key) or Poisson(*key)
+            budget = effort.seconds(how.times * SECONDS)
             for seed in effort.seeds:
-                start = time.process_time()
-                network = how.make(seed)
-                parameters = training.count(network)
-                budget = effort.seconds(how.times * SECONDS)
-                network, _, _ = solve(problem, network, how.optimizer, budget, how.grids)
-                yield {
-                    "case": case, "contender": name, "seed": seed, "error": problem.error(network),
-                    "parameters": parameters, "cpu": time.process_time() - start,
-                }  # fmt: skip
+                yield attempt(case, name, seed, partial(poisson, problem, how, seed, budget))
     networks = {
         "KAN [2,10,1] k=5, LM": lambda seed: kan(seed, 5, 5),
         "MLP tanh 2 x 16, LM": lambda seed: training.mlp(SMALL_MLP, "tanh", seed),
@@ -97,18 +91,21 @@ def run(effort: Effort) -> Iterator[Result]:
     }
     for name, make in networks.items():
         for seed in effort.seeds:
-            start = time.process_time()
-            network = make(seed)
-            parameters = training.count(network)
-            error = burgers(network, seed, effort.seconds(SECONDS))
-            yield {
-                "case": BURGERS, "contender": name, "seed": seed, "error": error, "parameters": parameters,
-                "cpu": time.process_time() - start,
-            }  # fmt: skip
+            yield attempt(BURGERS, name, seed, partial(burgers, make(seed), seed, effort.seconds(SECONDS)))
 
 
-def burgers(network: Any, seed: int, seconds: float) -> float:
-    """Solve u_t + u u_x = VISCOSITY u_xx from -sin(pi x) by Levenberg-Marquardt, and return the mean squared error."""
+def poisson(problem: Poisson, how: Contender, seed: int, seconds: float) -> Result:
+    """Solve Poisson's equation, and return the mean squared error and the number of parameters at the end."""
+    network, _, _ = solve(problem, how.make(seed), how.optimizer, seconds, how.grids)
+    return {"error": problem.error(network), "parameters": training.count(network)}
+
+
+def burgers(network: Any, seed: int, seconds: float) -> Result:
+    """Solve u_t + u u_x = VISCOSITY u_xx from -sin(pi x) by Levenberg-Marquardt.
+
+    Returns:
+        The mean squared error on a mesh of 51 times and 256 places, and the number of parameters at the end.
+    """
 
     def u(x: Tensor) -> Tensor:  # The columns are 2 t - 1 and x. Initial and border values are exact.
         return (x[:, 0] + 1) * (1 - x[:, 1] ** 2) * network(x)[:, 0] - torch.sin(torch.pi * x[:, 1])
@@ -132,17 +129,18 @@ def burgers(network: Any, seed: int, seconds: float) -> float:
     times, places = np.linspace(0, 1, 51), np.arange(-1, 1, 1 / 128)
     with torch.no_grad():
         found = u(torch.cartesian_prod(torch.tensor(2 * times - 1), torch.tensor(places))).view(51, 256)
-    return float((found - reference(times, places)).square().mean())
+    error = float((found - reference(times, places)).square().mean())
+    return {"error": error, "parameters": training.count(network)}
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
     """It holds if a KAN is 100 times better than every MLP on each equation, in part if only than the published MLP."""
     cases = list(dict.fromkeys(each["case"] for each in results))
     found = {case: (best(of(results, case), "KAN"), best(of(results, case), "MLP")) for case in cases}
-    gain = min(mlp / kan for (_, kan), (_, mlp) in found.values())
+    gains = {case: mlp / kan if mlp < math.inf else 0.0 for case, ((_, kan), (_, mlp)) in found.items()}
     published = {case: large for case in cases if (large := best(of(results, case), AS_PUBLISHED)[1]) < math.inf}
     over = min((large / found[case][0][1] for case, large in published.items()), default=0.0)
-    answer = HOLDS if gain >= 100 else IN_PART if over >= 100 else FAILS
+    answer = HOLDS if min(gains.values()) >= 100 else IN_PART if over >= 100 else FAILS
     (_, kan), (_, mlp) = found[cases[0]]
     large = f", {number(published[cases[0]])} for the MLP of the paper" if cases[0] in published else ""
     parts = [
@@ -150,8 +148,8 @@ def verdict(results: Sequence[Result]) -> Verdict:
         for case, ((kan_name, kan), (mlp_name, mlp)) in found.items()
     ]
     against = f" Against the MLP of the paper, the KAN is at least {over:,.0f} times better." if published else ""
-    if gain < 100 <= over:
-        against += " So the gap lies in the size and the optimizer of that MLP, not in the kind of network."
+    if published and max(gains[case] for case in published) < 100 <= over:
+        against += " A small MLP with a better optimizer is not 100 times worse than the KAN on any of its problems."
     return Verdict(
         answer,
         f"The mean squared error on the paper's problem is {number(kan)} for the best KAN{large} and {number(mlp)} for "
@@ -168,7 +166,8 @@ CLAIM = Claim(
     "Poisson's equation for two solutions, the first from the paper, on 31 x 31 Gauss-Legendre points (71 x 71 for "
     "order 3 by Levenberg-Marquardt, LM), and Burgers' equation with viscosity 0.1/pi on 4,000 random points; "
     f"{SECONDS:.0f} s for every network, but {LONGER * SECONDS:.0f} s for the MLP of the paper. The claim counts as "
-    "true if the best KAN is 100 times better than the best MLP.",
+    "true if the best KAN is 100 times better than the best MLP on each equation, and in part if it is so against "
+    "the MLP of the paper.",
     run, verdict, lambda results: error_table(results, "MSE"),
     lambda results: bars(results, "mean squared error of the solution"),
 )  # fmt: skip

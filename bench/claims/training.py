@@ -24,6 +24,7 @@ from fastkan import KAN
 from fastkan.optim import LevenbergMarquardt
 
 from ..records import Result
+from .claim import attempt
 
 HELD_OUT = 10  # every tenth row is held out
 GRIDS = (3, 5, 10, 20, 50, 100)
@@ -63,21 +64,15 @@ class Trained(NamedTuple):
     parameters: int
 
 
-def result(case: str, contender: str, seed: int, data: Split, train: Callable[[], Trained | None]) -> Result:
+def result(case: str, contender: str, seed: int, data: Split, train: Callable[[], Trained]) -> Result:
     """Train, and return the error on test rows with the processor time; ``error`` is None if training failed."""
-    start = time.process_time()
-    found: Result = {"case": case, "contender": contender, "seed": seed, "error": None, "parameters": None}
-    try:
+
+    def work() -> Result:
         trained = train()
-    except Exception as problem:  # of any kind: an error in a package must not end the run
-        return {**found, "note": f"{type(problem).__name__}: {problem}"[:160], "cpu": time.process_time() - start}
-    cpu = time.process_time() - start
-    if trained is None:
-        return {**found, "note": "no time", "cpu": cpu}
-    return {
-        **found, "error": rmse(trained.network, data.test_x, data.test_y), "held": trained.held,
-        "parameters": trained.parameters, "cpu": cpu,
-    }  # fmt: skip
+        error = rmse(trained.network, data.test_x, data.test_y)
+        return {"error": error, "held": trained.held, "parameters": trained.parameters}
+
+    return attempt(case, contender, seed, work)
 
 
 @contextlib.contextmanager
