@@ -43,22 +43,31 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the claims, write their results, and write the page."""
+    """Run the claims, write their results, and write the page. Return 1 if a claim did not come to its end."""
     options = parser().parse_args(argv)
     console = make_console()
     options.out.mkdir(parents=True, exist_ok=True)
     effort = QUICK if options.quick else Effort(range(options.seeds), 1.0, HAS_PYKAN and not options.no_peers)
+    failed = 0
     for claim in [] if options.page else [claim for claim in CLAIMS if claim.name in options.only]:
-        results = _run(claim, effort, options.out / f"{claim.name}.json", console)
+        try:
+            results = _run(claim, effort, options.out / f"{claim.name}.json", console)
+        except Exception:  # of any kind: the other claims still run
+            console.print_exception()
+            failed = 1
+            continue
         verdict = claim.verdict(results)
         show(console, claim.table(results), claim.title)
         console.print(f"{claim.statement}\n[bold]{verdict.answer}[/bold]: {verdict.reason}\n", highlight=False)
     console.print(f"written: {write_page(options.out, CLAIMS)}", highlight=False)
-    return 0
+    return failed
 
 
 def _run(claim: Claim, effort: Effort, file: Path, console: Console) -> list[Result]:
-    """Run a claim in float64 on one thread, and write the file after each result, since a run may be interrupted."""
+    """Run a claim in float64 on one thread.
+
+    The file is written after each result, since a run may be interrupted; the page shows complete ones.
+    """
     results: list[Result] = []
     default, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
@@ -73,7 +82,8 @@ def _run(claim: Claim, effort: Effort, file: Path, console: Console) -> list[Res
                 progress.update(bar, description=words)
                 minutes = (time.perf_counter() - start) / 60
                 settings = {"share": effort.share, "seeds": list(effort.seeds), "minutes": minutes}
-                write(file, Record(results, about, settings))
+                write(file, Record(results, about, {**settings, "complete": False}))
+        write(file, Record(results, about, {**settings, "complete": True}))
     finally:
         torch.set_default_dtype(default)
         torch.set_num_threads(threads)

@@ -95,6 +95,8 @@ def attempt(case: str, contender: str, seed: int, work: Callable[[], Result]) ->
         found |= work()
     except Exception as problem:  # of any kind: an error in a package must not end the run
         found["note"] = f"{type(problem).__name__}: {problem}"[:160]
+    if found["error"] is not None and not math.isfinite(found["error"]):
+        found |= {"error": None, "note": "not finite"}
     return {**found, "cpu": time.process_time() - start}
 
 

@@ -123,13 +123,6 @@ def recipe(data: training.Split, inputs: int, seed: int, seconds: float) -> trai
     return min(found, key=lambda each: each.held)
 
 
-def mlp(data: training.Split, inputs: int, seed: int, seconds: float) -> training.Trained:
-    """Train MLPs of each size with each activation by each optimizer, and return the best by held-out error."""
-    each = seconds / (len(MLPS) * len(training.ACTIVATIONS) * len(training.MLP_OPTIMIZERS))
-    found = [training.tuned_mlp(data, [inputs, *hidden, 1], seed, each) for hidden in MLPS]
-    return min(found, key=lambda each: each.held)
-
-
 def run(effort: Effort) -> Iterator[Result]:
     """Train each contender on each problem, one seed after the other."""
     problems = effort.some(PROBLEMS)
@@ -141,7 +134,7 @@ def run(effort: Effort) -> Iterator[Result]:
                 RECIPE: partial(recipe, data, width[0], seed, seconds),
                 SHAPE: partial(training.kan_extended, data, width, seed, shape),
                 DEFAULT: partial(training.kan_by_default, data, width, seed),
-                MLP: partial(mlp, data, width[0], seed, seconds),
+                MLP: partial(training.tuned_mlp, data, [[width[0], *hidden, 1] for hidden in MLPS], seed, seconds),
             }
             if effort.peers and seed == effort.seeds[0] and at % PYKAN_EVERY == 0:
                 contenders[PYKAN] = partial(training.pykan_extended, data, width, seed, peer)

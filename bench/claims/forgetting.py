@@ -106,10 +106,10 @@ def pykan(seed: int, steps: int) -> Callable[[Tensor], Tensor]:
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
-    """It holds if defaults forget nothing at any depth, and in part if one option makes one layer forget nothing."""
+    """It holds if KANs forget nothing and MLPs do, and in part if one option makes one layer forget nothing."""
     splines, plain, deep = (median(of(results, None, name)) for name in (SPLINES, PLAIN, DEEP))
     name, mlp_error = best(results, "MLP")
-    answer = FAILS if splines > SMALL else HOLDS if max(plain, deep) < SMALL else IN_PART
+    answer = FAILS if splines > SMALL else HOLDS if max(plain, deep) < SMALL < mlp_error else IN_PART
     lost = "Depth forgets, since all inputs share the second layer. " if deep > SMALL else ""
     return Verdict(
         answer,
@@ -148,6 +148,8 @@ CLAIM = Claim(
     "KANs have local plasticity: learning five peaks one after another, each from its own data, leaves what was "
     "learned before as it is, where MLPs forget catastrophically (arXiv 2404.19756, section 3.5).",
     f"Five peaks on [-1, 1], {ROWS} rows each, in order; 100 steps of L-BFGS for KANs on {GRID} intervals, 2 s for "
-    "each phase of an MLP [1, 64, 64, 1]. The claim counts as true if the error over all peaks stays below 1e-4.",
+    "each phase of an MLP [1, 64, 64, 1]. The claim counts as true if the error over all peaks stays below "
+    f"{SMALL:g} with the defaults of `KAN` and with a hidden layer, but not for the best MLP, and in part if it does "
+    "so for one layer whose splines alone are trained.",
     run, verdict, table, draw,
 )  # fmt: skip

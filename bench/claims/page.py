@@ -13,9 +13,10 @@ from .claim import Claim
 HEAD = """# Claims about KANs, run on this package
 
 Each section states a claim, what was run here, and whether it holds, by a rule that was fixed in the code before the
-results were known. Seeds were fixed beforehand as well. Everything that has to be chosen is chosen on held-out training
-rows, and errors are measured on test rows that nothing else uses. Seconds are processor time of one thread. Failures
-stay in the tables.
+results were known. Seeds were fixed beforehand as well. Grids, shapes, optimizers and the moment to stop are chosen on
+held-out training rows, and errors are measured on other rows, if a section says nothing else. Where a verdict names the
+best of several rows of its table, it is the best by the reported median, for KANs and for MLPs alike. Seconds are
+processor time of one thread. Failures stay in the tables.
 
 `python -m bench.claims` runs everything, `--only NAME` one claim, `--quick` a check in a minute."""
 
@@ -24,14 +25,13 @@ def write_page(folder: Path, claims: Sequence[Claim]) -> Path:
     """Write the pictures and ``README.md`` from the JSON files of a folder.
 
     Args:
-        folder: folder with a file ``NAME.json`` for each claim that was run.
+        folder: folder with a file ``NAME.json`` for each claim that was run. Runs that were interrupted are left out.
 
     Returns:
         The path of the page.
     """
-    for claim in claims:
-        if _file(folder, claim).is_file():
-            saved(claim.draw(read(_file(folder, claim)).results), folder / f"{claim.name}.png")
+    for claim, record in complete(folder, claims):
+        saved(claim.draw(record.results), folder / f"{claim.name}.png")
     page = folder / "README.md"
     page.write_text(text(folder, claims), encoding="utf-8")
     return page
@@ -39,22 +39,24 @@ def write_page(folder: Path, claims: Sequence[Claim]) -> Path:
 
 def text(folder: Path, claims: Sequence[Claim]) -> str:
     """Return the page as Markdown, which names the pictures but does not need them."""
-    sections = [_section(claim, read(_file(folder, claim))) for claim in claims if _file(folder, claim).is_file()]
+    sections = [_section(claim, record) for claim, record in complete(folder, claims)]
     return "\n\n".join([HEAD, "\n".join(summary(folder, claims)), *sections]) + "\n"
 
 
 def summary(folder: Path, claims: Sequence[Claim]) -> list[str]:
     """Return a line of Markdown with the verdict of each claim that was run."""
     lines = []
-    for claim in claims:
-        if _file(folder, claim).is_file():
-            verdict = claim.verdict(read(_file(folder, claim)).results)
-            lines.append(f"- **{claim.title}: {verdict.answer}.** {verdict.sentence}")
+    for claim, record in complete(folder, claims):
+        verdict = claim.verdict(record.results)
+        lines.append(f"- **{claim.title}: {verdict.answer}.** {verdict.sentence}")
     return lines
 
 
-def _file(folder: Path, claim: Claim) -> Path:
-    return folder / f"{claim.name}.json"
+def complete(folder: Path, claims: Sequence[Claim]) -> list[tuple[Claim, Record]]:
+    """Return the claims whose run came to its end, with their results."""
+    files = {claim.name: folder / f"{claim.name}.json" for claim in claims}
+    found = [(claim, read(files[claim.name])) for claim in claims if files[claim.name].is_file()]
+    return [(claim, record) for claim, record in found if record.settings["complete"]]
 
 
 def _section(claim: Claim, record: Record) -> str:
@@ -68,7 +70,7 @@ def _section(claim: Claim, record: Record) -> str:
             f"***{verdict.answer[0].upper()}{verdict.answer[1:]}.*** {verdict.reason}{quick}",
             f"![{claim.title}]({claim.name}.png)",
             markdown(claim.table(record.results)),
-            f"`python -m bench.claims --only {claim.name}`, {record.settings['minutes']:.0f} minutes on "
-            f"{place(record.about)}.",
+            f"`python -m bench.claims --only {claim.name}`, {len(record.settings['seeds'])} seeds, "
+            f"{record.settings['minutes']:.0f} minutes on {place(record.about)}.",
         )
     )

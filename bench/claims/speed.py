@@ -209,6 +209,7 @@ CLAIM = Claim(
     "a figure is the median of the ratios within the rounds, ± half the distance of the quartiles. A "
     "name such as 2048x64-64-64-G5 lists rows, widths and intervals. The claim counts as true if a step of this "
     "package (forward and backward) takes 10 times the MLP's or more in at least half of the cases, and in part if in "
-    "any. A dash: too large or too slow for that package.",
+    "any. A dash: no time, since a package is too slow or too large for the "
+    "case, or fails; the JSON file says which.",
     run, verdict, table, draw,
 )  # fmt: skip

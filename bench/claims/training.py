@@ -52,8 +52,9 @@ def split(dataset: dict[str, Tensor]) -> Split:
 
 @torch.no_grad()
 def rmse(network: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
-    """Return the root mean squared error."""
-    return float((network(x) - y).square().mean().sqrt())
+    """Return the root mean squared error, or infinity if it is not a number."""
+    found = float((network(x) - y).square().mean().sqrt())
+    return math.inf if math.isnan(found) else found
 
 
 class Trained(NamedTuple):
@@ -179,41 +180,68 @@ def equal_sizes(inputs: int, outputs: int, parameters: int, hidden: int = 2) -> 
 
 
 def tuned_mlp(
-    data: Split, sizes: Sequence[int], seed: int, seconds: float, optimizers: Sequence[str] = MLP_OPTIMIZERS
+    data: Split, shapes: Sequence[Sequence[int]], seed: int, seconds: float, optimizers: Sequence[str] = MLP_OPTIMIZERS
 ) -> Trained:
-    """Train MLPs with each activation by each optimizer, ``seconds`` each, and return the best by held-out error."""
-    found = [
-        train_mlp(data, sizes, activation, optimizer, seed, seconds)
+    """Train MLPs of each shape with each activation by each optimizer, and return the best by held-out error.
+
+    All candidates share a third of the time, and the best two by held-out error then share the rest.
+    """
+    runs = [
+        MLPRun(data, sizes, activation, optimizer, seed)
+        for sizes in shapes
         for activation in ACTIVATIONS
         for optimizer in optimizers
+        if optimizer != "LM" or count(mlp(sizes, activation, seed)) <= MAX_MATRIX
     ]
-    return min((each for each in found if each is not None), key=lambda each: each.held)
+    for run in runs:
+        run.train(seconds / 3 / len(runs))
+    finalists = sorted(runs, key=lambda run: run.held)[:2]
+    for run in finalists:
+        run.train(2 * seconds / 3 / len(finalists))
+    return min(finalists, key=lambda run: run.held).best()
 
 
-def train_mlp(
-    data: Split, sizes: Sequence[int], activation: str, optimizer: str, seed: int, seconds: float
-) -> Trained | None:
-    """Train an MLP for some seconds of processor time; None if the network is too large for the optimizer.
+class MLPRun:
+    """The training of an MLP, which can go on.
 
     L-BFGS has a history of 100 and a line search; Adam uses all rows and a learning rate that falls along a cosine from
-    0.01 with the time that is left. The parameters with the smallest held-out error are kept.
+    0.01 within each call of ``train``; where nothing changes any more, training starts again from other initial
+    parameters. The parameters with the smallest held-out error count.
+
+    Attributes:
+        held: the smallest held-out error.
     """
-    network = mlp(sizes, activation, seed).to(data.x.dtype)
-    if optimizer == "LM" and count(network) > MAX_MATRIX:
-        return None
-    step = mlp_step(network, data, optimizer)
-    begin = time.process_time()
-    best, state = math.inf, {}
-    while (used := (time.process_time() - begin) / seconds) < 1:
-        going = step(used)
-        held = rmse(network, data.held_x, data.held_y)
-        if held < best:
-            best, state = held, {name: value.clone() for name, value in network.state_dict().items()}
-        if not going:
-            break
-    if state:
-        network.load_state_dict(state)
-    return Trained(network, best, count(network))
+
+    def __init__(self, data: Split, sizes: Sequence[int], activation: str, optimizer: str, seed: int) -> None:
+        self._data, self._optimizer = data, optimizer
+        self._sizes, self._activation, self._seed = sizes, activation, seed
+        self.held, self._state = math.inf, mlp(sizes, activation, seed).state_dict()
+        self._start()
+
+    def _start(self) -> None:
+        """Begin from new parameters."""
+        self._network = mlp(self._sizes, self._activation, self._seed).to(self._data.x.dtype)
+        self._step = mlp_step(self._network, self._data, self._optimizer)
+        self._seed += 1000
+
+    def train(self, seconds: float) -> None:
+        """Train for some seconds of processor time, or for a step where that is shorter."""
+        begin, used = time.process_time(), 0.0
+        while used < 1:
+            going = self._step(used)
+            held = rmse(self._network, self._data.held_x, self._data.held_y)
+            if held < self.held:
+                self.held = held
+                self._state = {name: value.clone() for name, value in self._network.state_dict().items()}
+            if not going:
+                self._start()
+            used = (time.process_time() - begin) / seconds
+
+    def best(self) -> Trained:
+        """Return the network with the smallest held-out error so far."""
+        network = mlp(self._sizes, self._activation, self._seed).to(self._data.x.dtype)
+        network.load_state_dict(self._state)
+        return Trained(network, self.held, count(network))
 
 
 def mlp_step(network: nn.Module, data: Split, optimizer: str) -> Callable[[float], bool]:
@@ -291,10 +319,9 @@ def pykan_fit(model: Any, dataset: dict[str, Tensor], seconds: float, **options:
     return True
 
 
-def pykan_dataset(data: Split) -> dict[str, Tensor]:
-    """Return all training rows and the test rows as pykan's ``fit`` takes them."""
-    x, y = torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])
-    return {"train_input": x, "train_label": y, "test_input": data.test_x, "test_label": data.test_y}
+def pykan_dataset(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Return rows as pykan's ``fit`` takes them, with few for testing, since it measures on these at every step."""
+    return {"train_input": x, "train_label": y, "test_input": x[:10], "test_label": y[:10]}
 
 
 @contextlib.contextmanager
@@ -326,7 +353,7 @@ def pykan_extended(data: Split, width: Sequence, seed: int, seconds: float, grid
             with quiet():
                 model(data.x)
                 model = model.refine(grid)
-        pykan_fit(model, pykan_dataset(data), left, opt="LBFGS", steps=200)
+        pykan_fit(model, pykan_dataset(data.x, data.y), left, opt="LBFGS", steps=200)
         held = rmse(model, data.held_x, data.held_y)
         if best is None or held < best.held:
             best = Trained(model, held, sum(p.numel() for p in model.parameters() if p.requires_grad))
