@@ -242,6 +242,7 @@ def step_seconds(task: Task, budget: float) -> dict[str, float]:
 def tuned_rate(task: Task, kind: str, steps: int, rates: Sequence[float]) -> float:
     """Return the learning rate with the smallest held-out loss on the way to some steps."""
     marks = [*range(every(steps), steps, every(steps)), steps]
+    task = task._replace(test=task.held)  # so that no test row can have a part
     ends = {rate: min(each.held for each in fit(task, kind, TUNING_SEED, rate, marks)) for rate in rates}
     return min(ends, key=lambda rate: ends[rate] if math.isfinite(ends[rate]) else math.inf)
 

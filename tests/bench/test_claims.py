@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,27 @@ def test_the_command_writes_results_a_picture_and_the_page(tmp_path: Path, capsy
     assert torch.get_default_dtype() == torch.float64
 
 
+def test_a_claim_that_raises_does_not_stop_the_others_and_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    def run(_: Effort) -> Iterator[Result]:
+        yield from made(forgetting.CASE, forgetting.PLAIN, 1.0)
+        raise ZeroDivisionError("in the middle")
+
+    def good(_: Effort) -> Iterator[Result]:
+        names = (extension.BEST, extension.SINGLE)
+        yield from (each for name in names for each in made(extension.CASE, name, 1.0, grid=3))
+
+    claims = (forgetting.CLAIM._replace(run=run), extension.CLAIM._replace(run=good))
+    monkeypatch.setattr(command, "CLAIMS", claims)
+    assert command.main(["--quick", "--only", "forgetting", "extension", "--out", str(tmp_path)]) == 1
+    assert "in the middle" in capsys.readouterr().out
+    page = (tmp_path / "README.md").read_text()
+    assert extension.CLAIM.title in page
+    assert forgetting.CLAIM.title not in page
+    assert len(read(tmp_path / "forgetting.json").results) == 1
+
+
 def test_the_page_is_drawn_again_without_running(tmp_path: Path) -> None:
     settings = {"share": 1.0, "seeds": [0], "minutes": 2.0, "complete": True}
     results = [
@@ -135,10 +157,16 @@ def test_names_are_files_and_titles_are_different() -> None:
 
 @pytest.mark.parametrize(
     ("kan", "small", "large", "answer"),
-    [(1e-9, 2e-7, 1e-5, HOLDS), (1e-9, 1e-9, 1e-6, IN_PART), (1e-9, 1e-9, 1e-8, FAILS), (None, 1e-9, 1e-8, FAILS)],
+    [
+        (1e-9, 2e-7, 1e-5, HOLDS),
+        (1e-9, 1e-9, 1e-6, IN_PART),
+        (1e-9, 1e-9, 1e-8, FAILS),
+        (None, 1e-9, 1e-8, FAILS),
+        (1e-9, None, None, FAILS),
+    ],
 )
 def test_the_verdict_on_differential_equations(
-    kan: float | None, small: float, large: float, answer: str
+    kan: float | None, small: float | None, large: float | None, answer: str
 ) -> None:  # fmt: skip
     case = pde.POISSON[0]
     results = [
@@ -158,22 +186,40 @@ def test_every_equation_must_be_solved_better() -> None:
 
 @pytest.mark.parametrize(
     ("splines", "plain", "deep", "answer"),
-    [(1e-9, 1e-9, 1e-9, HOLDS), (1e-9, 1e-9, 0.1, IN_PART), (1e-9, 0.1, 1e-9, IN_PART), (0.1, 1e-9, 1e-9, FAILS)],
+    [
+        (1e-9, 1e-9, 1e-9, HOLDS),
+        (1e-9, 1e-9, 0.1, IN_PART),
+        (1e-9, 0.1, 1e-9, IN_PART),
+        (0.1, 1e-9, 1e-9, FAILS),
+        (1e-9, 1e-9, None, IN_PART),
+        (None, 1e-9, 1e-9, FAILS),
+    ],
 )
-def test_the_verdict_on_forgetting(splines: float, plain: float, deep: float, answer: str) -> None:
+def test_the_verdict_on_forgetting(
+    splines: float | None, plain: float, deep: float | None, answer: str
+) -> None:  # fmt: skip
     names = {forgetting.SPLINES: splines, forgetting.PLAIN: plain, forgetting.DEEP: deep, "MLP SiLU, Adam": 2.0}
     results = [result for name, error in names.items() for result in made(forgetting.CASE, name, error)]
     verdict = forgetting.verdict(results)
     assert verdict.answer == answer
     assert "2 for the best MLP. " in verdict.reason
     assert verdict.reason.endswith("The best MLP is MLP SiLU, Adam.")
-    assert ("Depth forgets, " in verdict.reason) == (deep > forgetting.SMALL)
+    assert ("Depth forgets, " in verdict.reason) == (deep is None or deep > forgetting.SMALL)
+
+
+def test_nothing_is_shown_about_forgetting_if_mlps_forget_nothing() -> None:
+    names = (forgetting.SPLINES, forgetting.PLAIN, forgetting.DEEP, "MLP tanh, Adam")
+    results = [result for name in names for result in made(forgetting.CASE, name, 1e-9)]
+    assert forgetting.verdict(results).answer == IN_PART
 
 
 @pytest.mark.parametrize(
-    ("ends", "answer"), [((1e-7, 2e-7), HOLDS), ((1e-7, 1e-4, 1e-3), IN_PART), ((1e-3, 1e-3), FAILS)]
-)
-def test_the_verdict_on_grid_extension(ends: tuple[float, ...], answer: str) -> None:
+    ("ends", "answer"),
+    [
+        ((1e-7, 2e-7), HOLDS), ((1e-7, 1e-4, 1e-3), IN_PART), ((1e-3, 1e-3), FAILS), ((1e-7, None, 1e-7), IN_PART),
+    ],
+)  # fmt: skip
+def test_the_verdict_on_grid_extension(ends: tuple[float | None, ...], answer: str) -> None:
     starts = [0.02] * len(ends)
     results = [
         *made(extension.CASE, extension.BEST, *starts, grid=3), *made(extension.CASE, extension.BEST, *ends, grid=100),
@@ -264,6 +310,8 @@ def test_a_training_that_fails_is_a_result_with_a_note() -> None:
 
     failed = training.result("a", "KAN", 0, line(), fail)
     assert (failed["error"], failed["note"]) == (None, "RuntimeError: diverged")
+    diverged = training.result("a", "MLP", 0, line(), lambda: training.Trained(lambda x: x * math.nan, 0.5, 13))
+    assert (diverged["error"], diverged["note"]) == (None, "not finite")
     network = training.mlp([2, 3, 1], "tanh", 0)
     done = training.result("a", "MLP", 0, line(), lambda: training.Trained(network, 0.5, 13))
     assert (done["held"], done["parameters"], done["error"] > 0) == (0.5, 13, True)

@@ -251,6 +251,6 @@ def test_a_quick_run_gives_finite_errors_and_a_picture(claim: Claim) -> None:
 def test_results_of_formulas_become_a_table_and_a_picture() -> None:
     results = _found({0.0: 10, 0.05: 3})
     table = formulas.table(results)
-    assert table.loc["9", "5% noise"].tolist() == ["no, 1e-03"] * 2
+    assert table.loc["9", "5% noise: found, median error"].tolist() == ["0 of 1, 1e-03"] * 2
     assert len(formulas.draw(results).axes) == 2
     assert np.isclose(formulas.share(results, formulas.CAREFUL, 0.05), 0.3)

@@ -184,11 +184,12 @@ def test_a_causal_transformer_does_not_see_later_characters(kind: str) -> None:
 def test_a_longer_training_begins_like_a_shorter_one() -> None:
     with training.single_precision():
         task = transformers.text_task()
-        short = list(transformers.fit(task, "MLP", 0, 1e-3, task.test, [2, 4]))
-        long = list(transformers.fit(task, "MLP", 0, 1e-3, task.test, [4, 2, 6, 4]))
+        short = list(transformers.fit(task, "MLP", 0, 1e-3, [2, 4]))
+        long = list(transformers.fit(task, "MLP", 0, 1e-3, [4, 2, 6, 4]))
     assert [each.step for each in long] == [2, 4, 6]
     assert long[:2] == short
     assert long[2].loss != long[1].loss
+    assert long[2].held != long[2].loss
 
 
 @pytest.mark.usefixtures("short_text")
@@ -214,7 +215,7 @@ def losses(case: str, kind: str, *points: tuple[int, float, float]) -> list[Resu
     return [
         {
             **common, "seed": seed, "step": step, "seconds": seconds, "cpu": seconds, "train": loss,
-            "loss": loss * (1 + seed / 50), "error": loss * (1 + seed / 50),
+            "held": loss, "loss": loss * (1 + seed / 50), "error": loss * (1 + seed / 50),
         }
         for seed in (0, 1)
         for step, seconds, loss in points
@@ -223,7 +224,15 @@ def losses(case: str, kind: str, *points: tuple[int, float, float]) -> list[Resu
 
 @pytest.mark.parametrize(
     ("kan", "mlp_at_steps", "mlp_at_seconds", "answer"),
-    [(1.0, 1.0, 0.995, HOLDS), (1.0, 1.0, 0.98, IN_PART), (1.0, 0.98, 0.98, FAILS), (0.5, 0.9, 0.8, HOLDS)],
+    [
+        (1.0, 1.0, 0.995, HOLDS),
+        (1.0, 1.0, 0.98, IN_PART),
+        (1.0, 0.98, 0.98, FAILS),
+        (0.5, 0.9, 0.8, HOLDS),
+        (1.0, 1.0, 2.0, HOLDS),
+        (math.inf, 1.0, 1.0, FAILS),
+        (1.0, math.inf, math.inf, HOLDS),  # stopped before it diverged
+    ],
 )
 def test_the_verdict_on_transformers(kan: float, mlp_at_steps: float, mlp_at_seconds: float, answer: str) -> None:
     results = losses("a", "KAN", (5, 1.0, 3.0), (10, 2.0, kan))
@@ -233,6 +242,13 @@ def test_the_verdict_on_transformers(kan: float, mlp_at_steps: float, mlp_at_sec
     assert "A step of the KAN takes 2.0 times as long for the a." in verdict.reason
     worse = losses("b", "KAN", (10, 2.0, 9.0)) + losses("b", "MLP", (10, 1.0, 1.0), (20, 2.0, 1.0))
     assert transformers.verdict(results + worse).answer == FAILS  # every task counts
+
+
+def test_a_transformer_counts_where_its_held_out_loss_is_smallest() -> None:
+    results = losses("a", "MLP", (5, 0.5, 0.9), (10, 1.0, 1.0), (20, 2.0, 0.8))
+    results[1]["loss"] = 0.1  # a test loss that is small by chance
+    assert [each["step"] for each in transformers.at_steps(results, "a", "MLP")] == [5, 5]
+    assert [each["step"] for each in transformers.at_seconds(results, "a", "MLP")] == [20, 20]
 
 
 @pytest.mark.usefixtures("short_text")
