@@ -72,7 +72,7 @@ def _run(claim: Claim, effort: Effort, file: Path, console: Console) -> list[Res
     default, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    about, start = describe(), time.perf_counter()
+    about, start = describe(), time.process_time()
     try:
         with Progress(console=console, transient=True) as progress:
             bar = progress.add_task(claim.title, total=None)
@@ -80,7 +80,7 @@ def _run(claim: Claim, effort: Effort, file: Path, console: Console) -> list[Res
                 results.append(result)
                 words = f"{claim.title}: {result['case']}, {result['contender']}, seed {result['seed']}"
                 progress.update(bar, description=words)
-                minutes = (time.perf_counter() - start) / 60
+                minutes = (time.process_time() - start) / 60
                 settings = {"share": effort.share, "seeds": list(effort.seeds), "minutes": minutes}
                 write(file, Record(results, about, {**settings, "complete": False}))
         write(file, Record(results, about, {**settings, "complete": True}))

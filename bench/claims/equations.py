@@ -225,7 +225,8 @@ CLAIM = Claim(
     "KANs are consistently more accurate than MLPs on special functions, and comparable on equations of physics "
     "(arXiv 2404.19756, sections 3.2 and 3.3, tables 1 and 2).",
     f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows, which change with the seed; the paper gives "
-    "no ranges, and those here are ours, so published errors are a guide only. The recipe for all problems, which was "
+    "no ranges, and those here are ours, so published errors are a guide only (copies of the paper give two values for "
+    "I.26.2, of which the smaller is shown). The recipe for all problems, which was "
     f"chosen on other samples of the same problems: networks [n,5,1] and [n,5,5,1] of order {ORDER} on finer and finer "
     f"grids up to G = {GRIDS[-1]} with linear extrapolation, {SECONDS:.0f} s in all, and the best by held-out error. "
     "The MLP has the same time: two hidden layers of 16 or 24, tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, "

@@ -71,6 +71,6 @@ def _section(claim: Claim, record: Record) -> str:
             f"![{claim.title}]({claim.name}.png)",
             markdown(claim.table(record.results)),
             f"`python -m bench.claims --only {claim.name}`, {len(record.settings['seeds'])} seeds, "
-            f"{record.settings['minutes']:.0f} minutes on {place(record.about)}.",
+            f"{record.settings['minutes']:.0f} minutes of processor time on {place(record.about)}.",
         )
     )
