@@ -13,6 +13,7 @@ from fastkan_kernels import validation as kinds
 
 from .. import plotting
 from ..functional import OUTSIDE
+from ..layers.grid import MARGIN
 from ..layers.init import Initialization
 from ..layers.linear import KANLinear
 from ..network import attribution, checkpoint, edit
@@ -63,6 +64,10 @@ class KAN(PykanMethods, Network):
         device, dtype: the device and the dtype of the parameters.
         outside: the continuation of each spline outside of its grid, ``"zero"`` or ``"linear"``. With ``"linear"``,
             splines are continued along their tangents, as in :class:`KANLinear`.
+        grid_margin: the distance by which the even part of an updated grid extends beyond the samples at each end, as a
+            fraction of their range. Hidden values of new rows often lie beyond those of the samples. For smooth
+            functions without noise, ``grid_margin=0.05`` with ``grid_eps=1`` and ``outside="linear"`` lets the
+            outermost polynomials of the splines reach them.
         auto_save: whether a version of the network is kept in memory after each method of the workflow, for
             :meth:`rewind` and :meth:`checkout`.
 
@@ -92,9 +97,8 @@ class KAN(PykanMethods, Network):
     @kinds.checked(
         grid=kinds.OneOrEach(kinds.Int(least=1)), k=kinds.OneOrEach(ORDER), noise_scale=REAL, scale_base_mu=REAL,
         scale_base_sigma=REAL, base_fun=BaseFunction(BASES), outside=OUTSIDE, affine_trainable=FLAG,
-        grid_eps=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG, seed=kinds.SEED,
-        sparse_init=FLAG, device=kinds.DEVICE, dtype=kinds.DTYPE,
-        auto_save=FLAG,
+        grid_eps=kinds.SHARE, grid_margin=kinds.SHARE, grid_range=kinds.Bounds(), sp_trainable=FLAG, sb_trainable=FLAG,
+        seed=kinds.SEED, sparse_init=FLAG, device=kinds.DEVICE, dtype=kinds.DTYPE, auto_save=FLAG,
     )  # fmt: skip
     def __init__(
         self,
@@ -117,6 +121,7 @@ class KAN(PykanMethods, Network):
         dtype: torch.dtype | None = None,
         *,
         outside: str = "zero",
+        grid_margin: float = MARGIN,
         auto_save: bool = False,
         **unused: Any,
     ) -> None:
@@ -137,7 +142,7 @@ class KAN(PykanMethods, Network):
                 layer.base_weight.requires_grad_(sb_trainable)
             layers.append(layer)
         initialization = Initialization(noise_scale, scale_base_mu, scale_base_sigma, unit_scale=False)
-        super().__init__(structure, layers, affine_trainable, grid_eps, initialization, seed, sparse_init)
+        super().__init__(structure, layers, affine_trainable, grid_eps, initialization, seed, sparse_init, grid_margin)
         self.reset_parameters()
         self.keep_versions(auto_save)
 

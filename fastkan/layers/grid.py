@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastkan_kernels import check_finite, check_knots, check_shape, check_tensor, spline_values, splines, warn
 
+MARGIN = 0.01  # the part of the range of the samples by which a grid extends beyond them at each end
 ROWS = 4096  # the number of samples in a block of a least-squares fit; blocks bound the memory of the fit
 
 # Number of anchors in each grid interval. Anchors are evenly spaced points that are added to the samples of a

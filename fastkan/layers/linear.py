@@ -40,6 +40,7 @@ from .distributed import (
     on_every_rank,
 )
 from .from_splines import from_splines
+from .grid import MARGIN
 from .init import Initialization, assign
 from .regularization_loss import regularization_loss
 from .tracing import call_as_leaf, leaf
@@ -295,7 +296,7 @@ class KANLinear(nn.Module):
         x: Tensor,
         *,
         grid_eps: float = 0.02,
-        margin: float = 0.01,
+        margin: float = MARGIN,
         sample_weight: Tensor | None = None,
         group: Any = None,
     ) -> None:
@@ -344,7 +345,7 @@ class KANLinear(nn.Module):
         broadcast([self.spline_weight, self.knots], group)
 
     def _adapted(
-        self, samples: Tensor, grid_eps: float, margin: float = 0.01, sample_weight: Tensor | None = None
+        self, samples: Tensor, grid_eps: float, margin: float = MARGIN, sample_weight: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the coefficients and the knots that :meth:`update_grid` sets for samples ``[N, in_features]``."""
         if sample_weight is not None:

@@ -142,6 +142,7 @@ def _header(model: Network) -> dict[str, Any]:
         "arities": model.architecture.arities,
         "in_features": model.in_features,
         "grid_eps": model.grid_eps,
+        "grid_margin": model.grid_margin,
         "layers": [describe_layer(layer) for layer in model.layers],
         "symbolic": [[list(edge) for edge in symbolic.edges] for symbolic in model.symbolic],
         "trained": [name for name, value in parameters if value.requires_grad or name in frozen],
@@ -244,7 +245,8 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
         with torch.random.fork_rng(devices=[]):  # the constructor draws initial parameters
             layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=weight.dtype))
     model = cls.__new__(cls)
-    Network.__init__(model, sizes, layers, grid_eps=SHARE.read("grid_eps", header["grid_eps"]))
+    shares = {name: SHARE.read(name, header[name]) for name in ("grid_eps", "grid_margin") if name in header}
+    Network.__init__(model, sizes, layers, **shares)
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
     edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)

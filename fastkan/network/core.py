@@ -18,6 +18,7 @@ from fastkan_kernels import FLAG, LayerStd, StackLayer, column_std, fused_stack,
 from ..functional import rows_of
 from ..layers.distributed import check_one_process
 from ..layers.edge_functions import has_hooks, is_stackable, numeric_edge_std, stacked
+from ..layers.grid import MARGIN
 from ..layers.init import Initialization, nearest_node_mask
 from ..layers.linear import KANLinear
 from ..layers.symbolic import Y_TH, SymbolicEdges, read_guard_options
@@ -43,7 +44,8 @@ class Network(nn.Module):
         architecture: the numbers of nodes of each layer, and the number of factors of each multiplication node.
         layers: the numeric edges (splines) of each layer.
         affine_trainable: whether the affine maps are trained.
-        grid_eps: the weight of evenly spaced points in grid updates; see :meth:`KANLinear.update_grid`.
+        grid_eps, grid_margin: the weight of evenly spaced points in grid updates, and the distance by which they extend
+            beyond the samples; see :meth:`KANLinear.update_grid`.
         initialization, seed, sparse_init: the distribution of the initial parameters, their seed or None, and whether
             each node is initially connected only to the nearest node on the other side; see :meth:`reset_parameters`.
             The constructor leaves the parameters of the layers as they are.
@@ -71,11 +73,12 @@ class Network(nn.Module):
         initialization: Initialization = DEFAULT_INITIALIZATION,
         seed: int | None = None,
         sparse_init: bool = False,
+        grid_margin: float = MARGIN,
     ) -> None:
         super().__init__()
         self._seed, self._sparse_init = seed, sparse_init
         self.architecture = architecture
-        self.grid_eps, self.in_features = grid_eps, self.width_in[0]
+        self.grid_eps, self.grid_margin, self.in_features = grid_eps, grid_margin, self.width_in[0]
         self.sample = None
         self.history: list[dict[str, Any]] = []
         self.prune_mask: list[Tensor] | None = None
@@ -287,7 +290,8 @@ class Network(nn.Module):
         for number, layer in enumerate(self.layers):
             if self._has_numeric_edges(number):
                 layer._check_own_splines("update_grid")
-                layer._write_splines(*layer._adapted(layer._samples(nodes), self.grid_eps, sample_weight=sample_weight))
+                samples = layer._samples(nodes)
+                layer._write_splines(*layer._adapted(samples, self.grid_eps, self.grid_margin, sample_weight))
             nodes = self._node_values(number, self._subnode_values(number, nodes))
 
     @contextmanager
