@@ -24,6 +24,7 @@ from torch import Tensor
 from fastkan_kernels import DEVICE, SHARE, Path, check_int, check_shape, checked
 
 from ..layers.function_library import SYMBOLIC_LIB
+from ..layers.grid import MARGIN
 from ..layers.linear import KANLinear
 from ..version import __version__
 from .architecture import architecture
@@ -245,8 +246,9 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
         with torch.random.fork_rng(devices=[]):  # the constructor draws initial parameters
             layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=weight.dtype))
     model = cls.__new__(cls)
-    shares = {name: SHARE.read(name, header[name]) for name in ("grid_eps", "grid_margin") if name in header}
-    Network.__init__(model, sizes, layers, **shares)
+    shares = {"grid_margin": MARGIN, **header}  # older files have no margin
+    options = {name: SHARE.read(name, shares[name]) for name in ("grid_eps", "grid_margin")}
+    Network.__init__(model, sizes, layers, **options)
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
     edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)

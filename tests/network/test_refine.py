@@ -318,3 +318,15 @@ def test_refitted_splines_are_the_least_squares_solution() -> None:
     basis = splines(x, finer.layers[0].knots, 3)[:, :, 0]
     exact = torch.linalg.lstsq(basis, old, driver="gelsd").solution
     same(basis @ finer.layers[0].spline_weight[:, 0], basis @ exact, digits=1e-5)  # anchors have a weight of 1e-6
+
+
+def test_grid_updates_extend_all_grids_by_the_margin_of_the_network() -> None:
+    model = KAN(width=[2, 3, 1], grid=4, seed=0, grid_eps=1.0, grid_margin=0.25, dtype=torch.float64)
+    x = points(model, 100)
+    copies = [model.refine(4, x), copy.deepcopy(model), model]
+    for each in copies:
+        each.update_grid_from_samples(x)
+        for layer, step in zip(each.layers, each.trace(x)):
+            low, high = step.nodes.min(0).values, step.nodes.max(0).values
+            ends = layer.knots[:, [3, -4]]
+            torch.testing.assert_close(ends, torch.stack([1.25 * low - 0.25 * high, 1.25 * high - 0.25 * low], 1))

@@ -41,7 +41,8 @@ def full(dtype: torch.dtype = torch.float32) -> KAN:
     """A network with everything that a network can have."""
     model: Any = KAN(
         width=[3, [4, 2], [1, 1], 2], mult_arity=[[], [2, 4], [3], []], grid=[5, 3, 4], k=[3, 2, 1], seed=1,
-        grid_eps=0.3, grid_range=(-2, 2), sb_trainable=False, affine_trainable=True, base_fun="identity", dtype=dtype,
+        grid_eps=0.3, grid_margin=0.2, grid_range=(-2, 2), sb_trainable=False, affine_trainable=True,
+        base_fun="identity", dtype=dtype,
     )  # fmt: skip
     model.in_features, model.input_id = 5, torch.tensor([4, 0, 3])
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -74,7 +75,8 @@ def check_same(model: Any, other: Any) -> None:
         assert value.contiguous().view(-1).view(torch.uint8).equal(found[name].view(-1).view(torch.uint8)), name
     trained = {name: value.requires_grad for name, value in model.named_parameters(remove_duplicate=False)}
     assert trained == {name: value.requires_grad for name, value in other.named_parameters(remove_duplicate=False)}
-    for name in ("width", "mult_arity", "grid", "k", "in_features", "grid_eps", "training", "history", "dtype"):
+    for name in ("width", "mult_arity", "grid", "k", "in_features", "grid_eps", "grid_margin", "training",
+                 "history", "dtype"):  # fmt: skip
         assert getattr(model, name) == getattr(other, name), name
     assert repr(model) == repr(other)
     assert (model.prune_mask is None) == (other.prune_mask is None)
@@ -456,6 +458,7 @@ MISFITS: dict[str, Callable[[dict, dict], None]] = {
     "no column": put("tensors", "input_id", to=torch.tensor([-1, 0, 3])),
     "columns not integer": put("tensors", "input_id", to=torch.tensor([0.5, 1.0, 3.0])),
     "grid_eps": put("header", "grid_eps", to=2),
+    "grid_margin": put("header", "grid_margin", to=-1),
     "missing tensor": put("tensors", "layers.1.base_weight"),
     "missing splines": put("tensors", "layers.1.spline_weight"),
     "missing knots": put("tensors", "layers.1.knots"),
