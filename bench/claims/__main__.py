@@ -1,4 +1,4 @@
-"""``python -m bench.claims``: what is claimed of KANs, as results, pictures and one page."""
+"""``python -m bench.claims``: tests of published claims about KANs, as results, pictures and one page."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--quick", action="store_true", help="a check of the code in a minute, whose figures mean nothing"
     )
-    made.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0")
+    made.add_argument("--seeds", type=int, default=5, help="number of seeds, which are counted from 0")
     made.add_argument("--no-peers", action="store_true", help="run without pykan")
-    made.add_argument("--out", type=Path, default=RESULTS / "claims", metavar="FOLDER", help="of the results")
+    made.add_argument("--out", type=Path, default=RESULTS / "claims", metavar="FOLDER", help="folder of the results")
     made.add_argument("--page", action="store_true", help="run nothing; draw and write the page from the results")
     return made
 

@@ -22,7 +22,7 @@ OTHER_COLORS = ("#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C8C8C")
 
 
 class Effort(NamedTuple):
-    """How much a run may cost.
+    """The cost of a run.
 
     Args:
         seeds: the seeds, which are fixed before anything is run.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -144,9 +145,10 @@ def run(effort: Effort) -> Iterator[Result]:
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
-    """It holds if KANs beat MLPs on every special function and on half of the equations.
+    """Return the verdict.
 
-    It holds in part if KANs beat MLPs on half of the special functions.
+    The claim holds if KANs are better than MLPs on every special function and on half of the equations, and in part if
+    they are better on half of the special functions.
     """
     ours, theirs = (_medians(results, name) for name in (RECIPE, MLP))
     special = [each for each in PROBLEMS if each.is_special and each.name in ours]
@@ -163,11 +165,24 @@ def verdict(results: Sequence[Result]) -> Verdict:
     missed = [each.name for each in (*physics, *special) if ours[each.name] > each.kan]
     behind = f", but not for {', '.join(missed)}" if missed else ""
     return Verdict(
-        answer, f"With one recipe, the median KAN is better than the tuned MLP on {better(physics)} of {len(physics)} "
-        f"equations and on {better(special)} of {len(special)} special functions.",
-        "It reaches the error of the best KAN of the paper, which is the best of several shapes and seeds, for "
-        f"{len(reached)} of {len(reached) + len(missed)}{behind}.",
+        answer, f"With one recipe, the median error of the KAN is below that of the tuned MLP on {better(physics)} "
+        f"of {len(physics)} equations and on {better(special)} of {len(special)} special functions.",
+        "It is at most the error of the best KAN of the paper, which is the best of several shapes and seeds, for "
+        f"{len(reached)} of {len(reached) + len(missed)}{behind}. {_beyond(results)}",
     )  # fmt: skip
+
+
+def _beyond(results: Sequence[Result]) -> str:
+    """Return a sentence on the errors of test rows beside those of held-out rows, which are chosen to be small."""
+    factors = []
+    for name in (RECIPE, MLP):
+        own = groups(of(results, None, name), "case").values()
+        factors.append(statistics.median(median(group) / median(group, "held") for group in own))
+    return (
+        f"The test error is {number(factors[0])} times the held-out error for the KAN and {number(factors[1])} times "
+        "for the MLP (medians over the problems): for a few test rows, hidden values lie outside the grid, where "
+        "splines continue as straight lines."
+    )
 
 
 def _medians(results: Sequence[Result], contender: str) -> dict[str, float]:
@@ -183,7 +198,7 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
         if own:
             row = {name: spread_words(of(own, None, name)) for name in NAMES}
             rows.append({
-                "problem": problem.name, "shape": str(list(problem.width)).replace(" ", ""), **row,
+                "problem": problem.name, "paper's shape": str(list(problem.width)).replace(" ", ""), **row,
                 "paper: KAN": number(problem.kan), "paper: MLP": number(problem.mlp),
             })  # fmt: skip
     return pd.DataFrame(rows).set_index("problem")
@@ -222,19 +237,19 @@ def draw(results: Sequence[Result]) -> Figure:
 
 CLAIM = Claim(
     "equations",
-    "Equations of physics and special functions",
+    "KANs are more accurate on special functions",
     "KANs are consistently more accurate than MLPs on special functions, and comparable on equations of physics "
     "(arXiv 2404.19756, sections 3.2 and 3.3, tables 1 and 2).",
-    f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows, which change with the seed; the paper gives "
-    "no ranges, and those here are ours, so published errors are a guide only (copies of the paper give two values for "
-    "I.26.2, of which the smaller is shown). The recipe for all problems, which was "
-    f"chosen on other samples of the same problems: networks [n,5,1] and [n,5,5,1] of order {ORDER} on finer and finer "
-    f"grids up to G = {GRIDS[-1]}, which extend {MARGIN:.0%} beyond the samples (`grid_margin`), with linear "
-    f"extrapolation from there, {SECONDS:.0f} s in all, and the best by held-out error. "
-    "The MLP has the same time: two hidden layers of 16 or 24, tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, "
-    "and the best by held-out error. Beside them, "
-    f"the shape of the paper with order 3 on finer and finer grids in {SECONDS_SHAPE:.0f} s, the same on one grid by "
-    f"`fit` with its defaults, and pykan on every third problem with one seed in {SECONDS_PYKAN:.0f} s. The claim "
-    "counts as true if the KAN is better on every special function and on half of the equations.",
+    f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows, which change with the seed; the paper "
+    "gives no ranges, and those here are ours, so published errors are a guide only (copies of the paper give two "
+    "values for I.26.2, of which the smaller is shown). The recipe for all problems, which was chosen on other "
+    f"samples of the same problems: networks [n,5,1] and [n,5,5,1] of order {ORDER} on finer and finer grids up to G "
+    f"= {GRIDS[-1]}, which extend {MARGIN:.0%} beyond the samples (`grid_margin`), with linear extrapolation from "
+    f"there, {SECONDS:.0f} s in all, and the best by held-out error. The MLP has the same time: two hidden layers of "
+    "16 or 24, tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, and the best by held-out error. The margin was "
+    "added after a first run with seed 0. Beside them, the shape of the paper with order 3 on finer and finer grids "
+    f"in {SECONDS_SHAPE:.0f} s, the same on one grid by `fit` with its defaults, and pykan on every third problem "
+    f"with one seed in {SECONDS_PYKAN:.0f} s. The claim holds if the KAN is better on every special function and on "
+    "at least half of the equations, and in part if it is better on at least half of the special functions.",
     run, verdict, table, draw,
 )  # fmt: skip

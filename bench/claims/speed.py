@@ -119,7 +119,11 @@ def ratios(results: Sequence[Result], contender: str, mode: str = "step") -> dic
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
-    """It holds if a step of this package takes 10 times the MLP's or more in half of the cases, and in part in any."""
+    """Return the verdict.
+
+    The claim holds if a step of this package takes 10 times that of the MLP or more in half of the cases, and in part
+    if in any.
+    """
     own = ratios(results, OURS)
     slow = [case for case, ratio in own.items() if ratio >= SLOWER]
     answer = FAILS if not slow else HOLDS if 2 * len(slow) >= len(own) else IN_PART
@@ -170,7 +174,7 @@ def draw(results: Sequence[Result]) -> Figure:
             label, value = VARIED[name]
             names = [case.name for case in cases if case.name in present]
             axes.axhline(1, color=COLORS["MLP"], linewidth=1.5, label="MLP, as many parameters")
-            axes.axhline(SLOWER, color="#8C8C8C", linestyle=":", label="claimed")
+            axes.axhline(SLOWER, color="#8C8C8C", linestyle=":", label="claimed factor")
             for contender, shade in STYLES.items():
                 rows = [
                     (value(at[each["case"]]), *each["ratios"][MLP][:3])
@@ -200,16 +204,14 @@ def draw(results: Sequence[Result]) -> Figure:
 
 CLAIM = Claim(
     "speed",
-    "Ten times slower than MLPs",
-    "KANs are usually 10 times slower than MLPs with as many parameters (arXiv 2404.19756, section 6, and the article "
-    "repeats it).",
-    f"Networks of two layers, float32, one thread, {BATCHES} batches that take turns, so that no step "
-    "reuses another's features; the MLP has one hidden layer of "
-    "SiLU and as many parameters. All networks are checked against float64 first, and then timed in turns in one run; "
-    "a figure is the median of the ratios within the rounds, ± half the distance of the quartiles. A "
-    "name such as 2048x64-64-64-G5 lists rows, widths and intervals. The claim counts as true if a step of this "
-    "package (forward and backward) takes 10 times the MLP's or more in at least half of the cases, and in part if in "
-    "any. A dash: no time, since a package is too slow or too large for the "
-    "case, or fails; the JSON file says which.",
+    "KANs are ten times slower than MLPs",
+    "KANs are usually 10 times slower than MLPs with as many parameters (arXiv 2404.19756, section 6).",
+    f"Networks of two layers, float32, one thread, one seed, {BATCHES} batches that take turns, so that no step "
+    "reuses another's features; the MLP has one hidden layer of SiLU and as many parameters. All networks are checked "
+    "against float64 first, and then timed in turns in one run; a figure is the median of the ratios within the "
+    "rounds, ± half the interquartile range. A name such as 2048x64-64-64-G5 lists rows, widths and intervals. The "
+    "claim holds if a step of this package (forward and backward) takes 10 times the MLP's or more in at least half "
+    "of the cases, and in part if in any. A dash: no time, since a package is too slow or too large for the case, or "
+    "fails; the JSON file says which.",
     run, verdict, table, draw,
 )  # fmt: skip

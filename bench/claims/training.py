@@ -141,7 +141,7 @@ def extension(
 
 
 def _fit(model: KAN, data: Split, steps: int, deadline: float, grids: int = 10) -> None:
-    """Train by ``fit`` until the deadline in processor time. Grids move at most ``grids`` times, in the first third."""
+    """Train by ``fit`` until the deadline in processor time. The grids are updated at most ``grids`` times, in the first third."""
     model.fit(
         (data.x, data.y), steps=steps, progress=False, grid_update_num=grids, stop_grid_update_step=max(1, steps // 3),
         callbacks=[lambda *_: time.process_time() > deadline],
@@ -202,11 +202,11 @@ def tuned_mlp(
 
 
 class MLPRun:
-    """The training of an MLP, which can go on.
+    """The training of an MLP, which can be continued.
 
     L-BFGS has a history of 100 and a line search; Adam uses all rows and a learning rate that falls along a cosine from
     0.01 within each call of ``train``; where nothing changes any more, training starts again from other initial
-    parameters. The parameters with the smallest held-out error count.
+    parameters. The parameters with the smallest held-out error are kept.
 
     Attributes:
         held: the smallest held-out error.

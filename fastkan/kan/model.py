@@ -64,10 +64,10 @@ class KAN(PykanMethods, Network):
         device, dtype: the device and the dtype of the parameters.
         outside: the continuation of each spline outside of its grid, ``"zero"`` or ``"linear"``. With ``"linear"``,
             splines are continued along their tangents, as in :class:`KANLinear`.
-        grid_margin: the distance by which the even part of an updated grid extends beyond the samples at each end, as a
-            fraction of their range. Hidden values of new rows often lie beyond those of the samples. For smooth
-            functions without noise, ``grid_margin=0.05`` with ``grid_eps=1`` and ``outside="linear"`` lets the
-            outermost polynomials of the splines reach them.
+        grid_margin: the distance by which the evenly spaced part of an updated grid extends beyond the samples at each
+            end, as a fraction of their range. Values of hidden nodes for new rows often lie beyond those of the
+            samples. With ``grid_margin=0.05`` and ``grid_eps=1``, the outermost polynomials of the splines extend to
+            most of these values, which is more accurate for smooth functions without noise.
         auto_save: whether a version of the network is kept in memory after each method of the workflow, for
             :meth:`rewind` and :meth:`checkout`.
 

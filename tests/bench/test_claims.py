@@ -85,9 +85,9 @@ def test_the_command_writes_results_a_picture_and_the_page(tmp_path: Path, capsy
     assert (record.settings["share"], record.about["machine"]["threads"]) == (0.01, 1)
     page = (tmp_path / "README.md").read_text()
     verdict = forgetting.verdict(record.results)
-    assert f"- **No forgetting: {verdict.answer}.** {verdict.sentence}" in page
+    assert f"- **KANs do not forget: {verdict.answer}.** {verdict.sentence}" in page
     assert f"{verdict.answer[1:]}.*** {verdict.sentence} {verdict.more}" in page
-    assert "![No forgetting](forgetting.png)" in page
+    assert "![KANs do not forget](forgetting.png)" in page
     assert "This was a quick run, whose figures mean nothing." in page
     assert pde.CLAIM.title not in page
     assert verdict.answer in capsys.readouterr().out
@@ -147,7 +147,7 @@ def test_the_published_page_shows_the_published_results() -> None:
         assert 5e3 < (folder / f"{each.name}.png").stat().st_size < 250e3
 
 
-def test_names_are_files_and_titles_are_different() -> None:
+def test_names_are_identifiers_and_titles_are_different() -> None:
     assert len({each.name for each in command.CLAIMS}) == len({each.title for each in command.CLAIMS})
     assert all(each.name.isidentifier() for each in command.CLAIMS)
 
@@ -176,7 +176,7 @@ def test_the_verdict_on_differential_equations(
     assert pde.verdict(results).answer == answer
 
 
-def test_every_equation_must_be_solved_better() -> None:
+def test_the_kan_must_be_better_on_every_equation() -> None:
     results = [
         *made(pde.POISSON[0], "KAN", 1e-9), *made(pde.POISSON[0], "MLP", 1e-4),
         *made(pde.BURGERS, "KAN", 1e-4), *made(pde.BURGERS, "MLP", 1e-4),
@@ -204,10 +204,10 @@ def test_the_verdict_on_forgetting(
     assert verdict.answer == answer
     assert "2 for the best MLP. " in verdict.reason
     assert verdict.reason.endswith("The best MLP is MLP SiLU, Adam.")
-    assert ("Depth forgets, " in verdict.reason) == (deep is None or deep > forgetting.SMALL)
+    assert ("A hidden layer makes it forget, " in verdict.reason) == (deep is None or deep > forgetting.SMALL)
 
 
-def test_nothing_is_shown_about_forgetting_if_mlps_forget_nothing() -> None:
+def test_forgetting_holds_in_part_if_mlps_forget_nothing() -> None:
     names = (forgetting.SPLINES, forgetting.PLAIN, forgetting.DEEP, "MLP tanh, Adam")
     results = [result for name in names for result in made(forgetting.CASE, name, 1e-9)]
     assert forgetting.verdict(results).answer == IN_PART
@@ -289,7 +289,7 @@ def test_each_optimizer_trains_an_mlp(optimizer: str) -> None:
     assert training.rmse(trained.network, data.held_x, data.held_y) == pytest.approx(trained.held)
 
 
-def test_large_mlps_are_not_trained_by_a_matrix_method() -> None:
+def test_large_mlps_are_not_trained_by_levenberg_marquardt() -> None:
     with pytest.raises(ValueError, match="min"):  # no optimizer is left
         training.tuned_mlp(line(), [[2, 100, 100, 1]], 0, 0.1, optimizers=("LM",))
     assert training.tuned_mlp(line(), [[2, 100, 100, 1], [2, 3, 1]], 0, 0.3, ("LM",)).parameters == 13

@@ -101,7 +101,7 @@ def timings(*ratios: float, name: str = OURS) -> list[Result]:
     ("ratios", "answer"), [((9.9, 3, 0.5), FAILS), ((10, 9, 1), IN_PART), ((10, 20, 1), HOLDS), ((30, 10), HOLDS)]
 )
 def test_the_verdict_on_speed(ratios: tuple[float, ...], answer: str) -> None:
-    """Steps decide: a forward alone takes 99 times as long here. So does this package, not the others."""
+    """Only steps of this package decide, not forward passes (99 times as long here) and not other packages."""
     ones = [1.0] * len(ratios)
     results = timings(*ones, name=MLP) + timings(*ratios) + timings(*[50.0] * len(ratios), name=speed.PYKAN)
     verdict = speed.verdict(results)
@@ -201,7 +201,7 @@ def test_a_learning_rate_is_chosen_by_held_out_loss_alone() -> None:
 
 
 def losses(case: str, kind: str, *points: tuple[int, float, float]) -> list[Result]:
-    """Return two seeds with these steps and seconds, and with losses of which the second seed's are 2% larger."""
+    """Return results of two seeds; the test loss of the second seed is 2% larger."""
     common = {
         "case": case,
         "contender": kind,
@@ -239,7 +239,7 @@ def test_the_verdict_on_transformers(kan: float, mlp_at_steps: float, mlp_at_sec
     results += losses("a", "MLP", (5, 0.5, 3.0), (10, 1.0, mlp_at_steps), (20, 2.0, mlp_at_seconds))
     verdict = transformers.verdict(results)
     assert verdict.answer == answer
-    assert "A step of the KAN takes 2.0 times as long for the a." in verdict.reason
+    assert "A step of the KAN takes 2.0 times (a) as long as one of the MLP." in verdict.reason
     worse = losses("b", "KAN", (10, 2.0, 9.0)) + losses("b", "MLP", (10, 1.0, 1.0), (20, 2.0, 1.0))
     assert transformers.verdict(results + worse).answer == FAILS  # every task counts
 
@@ -307,7 +307,7 @@ def test_the_verdict_on_tables(sets: list[list[float]], answer: str) -> None:
     results = results_of(**{f"set{number}": scores for number, scores in enumerate(sets)})
     verdict = tables.verdict(results)
     assert verdict.answer == answer
-    assert f"Best mean on how many of {len(sets)} sets: KAN {sets.count(BETTER)}, MLP 0" in verdict.reason
+    assert f"Number of the {len(sets)} data sets with the best mean: KAN {sets.count(BETTER)}, MLP 0" in verdict.reason
     assert len(tables.table(results)) == len(sets)
     assert isinstance(tables.draw(results), Figure)
 
