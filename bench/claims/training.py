@@ -141,7 +141,7 @@ def extension(
 
 
 def _fit(model: KAN, data: Split, steps: int, deadline: float, grids: int = 10) -> None:
-    """Train by ``fit`` until the deadline in processor time. The grids are updated at most ``grids`` times, in the first third."""
+    """Train by ``fit`` until the deadline in processor time. In the first third, grids are updated ``grids`` times."""
     model.fit(
         (data.x, data.y), steps=steps, progress=False, grid_update_num=grids, stop_grid_update_step=max(1, steps // 3),
         callbacks=[lambda *_: time.process_time() > deadline],

@@ -44,8 +44,8 @@ class Network(nn.Module):
         architecture: the numbers of nodes of each layer, and the number of factors of each multiplication node.
         layers: the numeric edges (splines) of each layer.
         affine_trainable: whether the affine maps are trained.
-        grid_eps, grid_margin: the weight of evenly spaced points in grid updates, and the fraction of the samples' range
-            by which these extend beyond the samples; see :meth:`KANLinear.update_grid`.
+        grid_eps, grid_margin: the weight of evenly spaced points in grid updates, and the fraction of the samples'
+            range by which these extend beyond the samples; see :meth:`KANLinear.update_grid`.
         initialization, seed, sparse_init: the distribution of the initial parameters, their seed or None, and whether
             each node is initially connected only to the nearest node on the other side; see :meth:`reset_parameters`.
             The constructor leaves the parameters of the layers as they are.
