@@ -186,6 +186,16 @@ def tuned_mlp(
 
     All candidates share a third of the time, and the best two by held-out error then share the rest.
     """
+    finalists = ranked(data, shapes, seed, seconds / 3, optimizers)[:2]
+    for run in finalists:
+        run.train(2 * seconds / 3 / len(finalists))
+    return min(finalists, key=lambda run: run.held).best()
+
+
+def ranked(
+    data: Split, shapes: Sequence[Sequence[int]], seed: int, seconds: float, optimizers: Sequence[str] = MLP_OPTIMIZERS
+) -> list[MLPRun]:
+    """Train MLPs of each shape with each activation by each optimizer, and return those with small errors first."""
     runs = [
         MLPRun(data, sizes, activation, optimizer, seed)
         for sizes in shapes
@@ -194,11 +204,8 @@ def tuned_mlp(
         if optimizer != "LM" or count(mlp(sizes, activation, seed)) <= MAX_MATRIX
     ]
     for run in runs:
-        run.train(seconds / 3 / len(runs))
-    finalists = sorted(runs, key=lambda run: run.held)[:2]
-    for run in finalists:
-        run.train(2 * seconds / 3 / len(finalists))
-    return min(finalists, key=lambda run: run.held).best()
+        run.train(seconds / len(runs))
+    return sorted(runs, key=lambda run: run.held)
 
 
 class MLPRun:
@@ -209,19 +216,20 @@ class MLPRun:
     parameters. The parameters with the smallest held-out error are kept.
 
     Attributes:
+        activation, optimizer: their names.
         held: the smallest held-out error.
     """
 
     def __init__(self, data: Split, sizes: Sequence[int], activation: str, optimizer: str, seed: int) -> None:
-        self._data, self._optimizer = data, optimizer
-        self._sizes, self._activation, self._seed = sizes, activation, seed
+        self.activation, self.optimizer = activation, optimizer
+        self._data, self._sizes, self._seed = data, sizes, seed
         self.held, self._state = math.inf, mlp(sizes, activation, seed).state_dict()
         self._start()
 
     def _start(self) -> None:
         """Begin from new parameters."""
-        self._network = mlp(self._sizes, self._activation, self._seed).to(self._data.x.dtype)
-        self._step = mlp_step(self._network, self._data, self._optimizer)
+        self._network = mlp(self._sizes, self.activation, self._seed).to(self._data.x.dtype)
+        self._step = mlp_step(self._network, self._data, self.optimizer)
         self._seed += 1000
 
     def train(self, seconds: float) -> None:
@@ -239,7 +247,7 @@ class MLPRun:
 
     def best(self) -> Trained:
         """Return the network with the smallest held-out error so far."""
-        network = mlp(self._sizes, self._activation, self._seed).to(self._data.x.dtype)
+        network = mlp(self._sizes, self.activation, self._seed).to(self._data.x.dtype)
         network.load_state_dict(self._state)
         return Trained(network, self.held, count(network))
 
