@@ -186,21 +186,19 @@ def bars(results: Sequence[Result], label: str, field: str = "error") -> Figure:
     columns = min(2, len(cases))
     lines = -(-len(cases) // columns)
     names = list(dict.fromkeys(result["contender"] for result in results))
-    figure = Figure(figsize=(1 + 5.5 * columns, 0.8 + lines * (0.7 + 0.27 * len(names))), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    figure = Figure(figsize=(6.5 * columns, 0.8 + lines * (0.7 + 0.27 * len(names))), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False)
     for axes in panels.flat[len(cases) :]:
         axes.set_visible(False)
     for axes, ((case,), group) in zip(panels.flat, cases.items()):
-        dots(axes, group, label, field, names)
+        dots(axes, group, label, field)
         axes.set_title(case, fontsize=10, loc="left")
     return figure
 
 
-def dots(
-    axes: Axes, results: Sequence[Result], label: str, field: str = "error", names: Sequence[str] | None = None
-) -> None:
-    """Draw a dot for each seed and a line at the median of each contender, in the order of ``names``."""
-    names = list(dict.fromkeys(result["contender"] for result in results)) if names is None else names
+def dots(axes: Axes, results: Sequence[Result], label: str, field: str = "error") -> None:
+    """Draw a dot for each seed and a line at the median of each contender."""
+    names = list(dict.fromkeys(result["contender"] for result in results))
     for at, name in enumerate(names):
         found = [value for value in values(of(results, None, name), field) if math.isfinite(value)]
         if found:
