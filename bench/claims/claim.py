@@ -229,6 +229,7 @@ def lines(
         axes.set_visible(False)
     names = list(dict.fromkeys(result["contender"] for result in results))
     shades = {name: color(name, at) for at, name in enumerate(names)}
+    alike = {name: [other for other in names if shades[other] == shades[name]].index(name) for name in names}
     for axes, ((case,), group) in zip(panels.flat, cases.items()):
         for (name,), own in groups(group, "contender").items():
             points = {at: sorted(values(some, field)) for (at,), some in groups(own, across).items()}
@@ -236,8 +237,8 @@ def lines(
             if not at:
                 continue
             middle = [statistics.median(points[x]) for x in at]
-            style = "-" if name.startswith(("KAN", "pykan")) else "--"
-            axes.plot(at, middle, style, marker="o", markersize=4, color=shades[name], label=name)
+            style, marker = ("-", ":", "--", "-.")[alike[name] % 4], "o^xs"[alike[name] % 4]
+            axes.plot(at, middle, style, marker=marker, markersize=5, color=shades[name], label=name)
             axes.fill_between(
                 at, [points[x][0] for x in at], [points[x][-1] for x in at], color=shades[name], alpha=0.15
             )
