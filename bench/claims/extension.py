@@ -37,7 +37,7 @@ CASE = "exp(sin(pi x) + y^2), [2,1,1]"
 BEST, SINGLE, PYKAN = "KAN, float64, fit's defaults", "KAN, float32, fit's defaults", "pykan, float64, L-BFGS"
 LBFGS = "KAN, float64, L-BFGS"
 STUCK = 0.1  # the error of a network that has not learned the function
-SECONDS_MLP, SECONDS_PYKAN = 4.0, 60.0
+SECONDS_MLP, SECONDS_PYKAN = 4.0, 30.0
 
 
 def target(x: Tensor) -> Tensor:

@@ -338,6 +338,7 @@ def quiet() -> Iterator[None]:
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         os.chdir(folder)
+        os.mkdir("model")  # where pykan keeps a list of its calls
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 yield
