@@ -137,7 +137,7 @@ def draw(results: Sequence[Result]) -> Figure:
     learned = {each["contender"]: each["learned"] for each in results if each.get("learned")}
     shown = [name for name in (SPLINES, PLAIN, DEEP, best(results, "MLP")[0]) if name in learned]
     figure = Figure(figsize=(11, 6.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5])
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5], squeeze=False)[:, 0]
     for axes, name in zip(above.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0], shown):
         axes.plot(SHOWN, target(SHOWN), color="#8C8C8C", linewidth=3, alpha=0.5)
         axes.plot(SHOWN, learned[name], color=color(name, 0), linewidth=1.4)

@@ -146,7 +146,7 @@ def verdict(results: Sequence[Result]) -> Verdict:
     over = min((large / found[case][0][1] for case, large in published.items()), default=0.0)
     answer = HOLDS if min(gains.values()) >= 100 else IN_PART if over >= 100 else FAILS
     (_, kan), (_, mlp) = found[cases[0]]
-    large = f", {number(published[cases[0]])} for the MLP of the paper" if cases[0] in published else ""
+    paper = f", {number(published[cases[0]])} for the MLP of the paper" if cases[0] in published else ""
     parts = [
         f"{case}: {number(kan)} ({kan_name}) against {number(mlp)} ({mlp_name})"
         for case, ((kan_name, kan), (mlp_name, mlp)) in found.items()
@@ -162,7 +162,7 @@ def verdict(results: Sequence[Result]) -> Verdict:
         against += " On no problem of Poisson's equation is the KAN 100 times better than the best MLP."
     return Verdict(
         answer,
-        f"The mean squared error on the paper's problem is {number(kan)} for the best KAN{large} and {number(mlp)} for "
+        f"The mean squared error on the paper's problem is {number(kan)} for the best KAN{paper} and {number(mlp)} for "
         "the best MLP.",
         f"The best KAN and the best MLP on each equation: {'; '.join(parts)}.{against}",
     )

@@ -247,8 +247,8 @@ def _assembled(header: dict[str, Any], tensors: dict[str, Tensor], cls: type[Net
             layers.append(KANLinear(*size, **{name: said[name] for name in LAYER}, dtype=weight.dtype))
     model = cls.__new__(cls)
     shares = {"grid_margin": MARGIN, **header}  # older files have no margin
-    options = {name: SHARE.read(name, shares[name]) for name in ("grid_eps", "grid_margin")}
-    Network.__init__(model, sizes, layers, **options)
+    grid_eps, grid_margin = (SHARE.read(name, shares[name]) for name in ("grid_eps", "grid_margin"))
+    Network.__init__(model, sizes, layers, grid_eps=grid_eps, grid_margin=grid_margin)
     parameters = {name: value for name, value in tensors.items() if not name.startswith(MASK)}
     edges = {f"symbolic.{index}.formulas": edges for index, edges in enumerate(header["symbolic"])}
     model.load_state_dict({**parameters, **edges}, assign=True)
