@@ -16,7 +16,7 @@ from ..records import RESULTS, Record, Result, describe, write
 from ..report import console as make_console
 from ..report import show
 from . import equations, extension, forgetting, formulas, pde, scaling, speed, tables, transformers
-from .claim import Claim, Effort
+from .claim import SEEDS, Claim, Effort
 from .page import write_page
 from .training import HAS_PYKAN
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--quick", action="store_true", help="a check of the code in a minute, whose figures mean nothing"
     )
-    made.add_argument("--seeds", type=int, default=5, help="number of seeds, which are counted from 0")
+    made.add_argument("--seeds", type=int, default=SEEDS, help="number of seeds, which are counted from 0")
     made.add_argument("--no-peers", action="store_true", help="run without pykan")
     made.add_argument("--out", type=Path, default=RESULTS / "claims", metavar="FOLDER", help="folder of the results")
     made.add_argument("--page", action="store_true", help="run nothing; draw and write the page from the results")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from ..plots import tidy
 from ..records import Result
 
+SEEDS = 5
 HOLDS, IN_PART, FAILS = "holds", "holds in part", "does not hold"
 # The colors of Okabe and Ito, which color-blind people can tell apart: KANs are blue, pykan is red, others are neutral.
 COLORS = {"KAN": "#0072B2", "pykan": "#D55E00", "MLP": "#000000"}
@@ -30,7 +31,7 @@ class Effort(NamedTuple):
         peers: whether pykan takes part.
     """
 
-    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    seeds: Sequence[int] = range(SEEDS)
     share: float = 1.0
     peers: bool = True
 

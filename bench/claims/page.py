@@ -8,7 +8,7 @@ from pathlib import Path
 from ..plots import saved
 from ..records import Record, place, read
 from ..report import markdown
-from .claim import Claim
+from .claim import SEEDS, Claim
 
 HEAD = """# Claims about KANs, run on this package
 
@@ -61,6 +61,8 @@ def complete(folder: Path, claims: Sequence[Claim]) -> list[tuple[Claim, Record]
 
 def _section(claim: Claim, record: Record) -> str:
     verdict = claim.verdict(record.results)
+    seeds = len(record.settings["seeds"])
+    option = "" if seeds == SEEDS else f" --seeds {seeds}"
     quick = " This was a quick run, whose figures mean nothing." if record.settings["share"] < 1 else ""
     return "\n\n".join(
         (
@@ -70,7 +72,7 @@ def _section(claim: Claim, record: Record) -> str:
             f"***{verdict.answer[0].upper()}{verdict.answer[1:]}.*** {verdict.reason}{quick}",
             f"![{claim.title}]({claim.name}.png)",
             markdown(claim.table(record.results)),
-            f"`python -m bench.claims --only {claim.name}`, "
+            f"`python -m bench.claims --only {claim.name}{option}`, "
             f"{record.settings['minutes']:.0f} minutes of processor time on {place(record.about)}.",
         )
     )

@@ -143,7 +143,9 @@ def test_the_published_page_shows_the_published_results() -> None:
     assert (folder / "README.md").read_text(encoding="utf-8") == text(folder, command.CLAIMS)
     for each in command.CLAIMS:
         settings = read(folder / f"{each.name}.json").settings
-        assert (settings["share"], settings["seeds"], settings["complete"]) == (1.0, [0, 1, 2, 3, 4], True)
+        assert settings["share"] == 1.0
+        assert settings["complete"]
+        assert settings["seeds"] in ([0, 1, 2], [0, 1, 2, 3, 4])
         assert 5e3 < (folder / f"{each.name}.png").stat().st_size < 250e3
 
 
