@@ -352,7 +352,7 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 def draw(results: Sequence[Result]) -> Figure:
     """Draw the test loss of each seed over steps and over seconds."""
     cases = groups(results, "case")
-    figure = Figure(figsize=(10, 0.6 + 3.2 * len(cases)), layout="constrained")
+    figure = Figure(figsize=(8.5, 0.6 + 2.5 * len(cases)), layout="constrained")
     panels = figure.subplots(len(cases), 2, squeeze=False, sharey="row")
     for line, ((case,), group) in zip(panels, cases.items()):
         for axes, (field, label) in zip(line, {"step": "steps", "seconds": "processor time, s"}.items()):
