@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.utils.prune
 
 from fastkan import KAN, KANLinear
 
