@@ -201,13 +201,19 @@ def conv_block(results: Sequence[Result], about: dict) -> str:
     return "\n\n".join([*shown, f"Measured on {place(about)}; other processes took up to {_load(results):.0%}."])
 
 
+def claims_block(folder: Path) -> str:
+    """The verdicts on the claims about KANs."""
+    from .claims.__main__ import CLAIMS
+    from .claims.page import complete, summary
+
+    return summary(complete(folder, CLAIMS))
+
+
 def _load(results: Sequence[Result]) -> float:
     return max(result["load"] for result in results)
 
 
 def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
-    from .claims.__main__ import CLAIMS
-    from .claims.page import summary as claims
     from .gpu import report as gpu
     from .second_order.__main__ import table
     from .workflow.__main__ import summaries
@@ -225,7 +231,7 @@ def _blocks(results: Path) -> Mapping[str, Callable[[], str]]:
             "second-order.json", lambda found, about: f"{markdown(table(found))}\n\nMeasured on {place(about)}."
         ),
         "convolutions": of("conv.json", conv_block),
-        "claims": lambda: "\n".join(claims(results / "claims", CLAIMS)),
+        "claims": lambda: claims_block(results / "claims"),
         "gpu": lambda: gpu.block(gpu.published(results)),
         "gpu state": lambda: gpu.state(gpu.published(results)),
     }

@@ -17,7 +17,22 @@ from fastkan import KAN
 from ..plots import tidy
 from ..records import Result
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, best, color, dots, error_table, median, number, of
+from .claim import (
+    FAILS,
+    HOLDS,
+    IN_PART,
+    Claim,
+    Effort,
+    Verdict,
+    attempt,
+    best,
+    color,
+    dots,
+    error_table,
+    median,
+    number,
+    of,
+)
 
 PEAKS, ROWS = 5, 100
 GRID = 200
@@ -59,18 +74,18 @@ def run(effort: Effort) -> Iterator[Result]:
         contenders["pykan [1,1], tutorial's flags"] = lambda seed: pykan(seed, steps)
     for name, train in contenders.items():
         for seed in effort.seeds:
-            start = time.process_time()
-            network = train(seed)
-            cpu = time.process_time() - start
-            x = torch.cat([each for each, _ in phases()])
-            found = {
-                "case": CASE, "contender": name, "seed": seed, "cpu": cpu,
-                "error": training.rmse(network, x, target(x)) ** 2,
-            }  # fmt: skip
-            if seed == effort.seeds[0]:
-                with torch.no_grad():
-                    found["learned"] = [float(f"{value:.4g}") for value in network(SHOWN).flatten().tolist()]
-            yield found
+            yield attempt(CASE, name, seed, partial(learned, train, seed, seed == effort.seeds[0]))
+
+
+def learned(train: Callable[[int], Callable[[Tensor], Tensor]], seed: int, is_shown: bool) -> Result:
+    """Train a network, and return the error over all phases, and for a picture also the values at ``SHOWN``."""
+    network = train(seed)
+    x = torch.cat([each for each, _ in phases()])
+    found: Result = {"error": training.rmse(network, x, target(x)) ** 2}
+    if is_shown:
+        with torch.no_grad():
+            found["learned"] = [float(f"{value:.4g}") for value in network(SHOWN).flatten().tolist()]
+    return found
 
 
 def kan(width: Sequence[int], seed: int, steps: int, made: Mapping[str, Any] | None = None, **options: Any) -> KAN:
@@ -134,13 +149,13 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
 
 def draw(results: Sequence[Result]) -> Figure:
     """Draw the functions that some contenders have learned at the end, for the first seed, above all errors."""
-    learned = {each["contender"]: each["learned"] for each in results if each.get("learned")}
-    shown = [name for name in (SPLINES, PLAIN, DEEP, best(results, "MLP")[0]) if name in learned]
+    curves = {each["contender"]: each["learned"] for each in results if each.get("learned")}
+    shown = [name for name in (SPLINES, PLAIN, DEEP, best(results, "MLP")[0]) if name in curves]
     figure = Figure(figsize=(11, 6.2), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1.5], squeeze=False)[:, 0]
     for axes, name in zip(above.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0], shown):
         axes.plot(SHOWN, target(SHOWN), color="#8C8C8C", linewidth=3, alpha=0.5)
-        axes.plot(SHOWN, learned[name], color=color(name, 0), linewidth=1.4)
+        axes.plot(SHOWN, curves[name], color=color(name, 0), linewidth=1.4)
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_ylim(-0.6, 1.4)
         tidy(axes, "y")

@@ -30,26 +30,12 @@ def write_page(folder: Path, claims: Sequence[Claim]) -> Path:
     Returns:
         The path of the page.
     """
-    for claim, record in complete(folder, claims):
+    found = complete(folder, claims)
+    for claim, record in found:
         saved(claim.draw(record.results), folder / f"{claim.name}.png")
     page = folder / "README.md"
-    page.write_text(text(folder, claims), encoding="utf-8")
+    page.write_text(text(found), encoding="utf-8")
     return page
-
-
-def text(folder: Path, claims: Sequence[Claim]) -> str:
-    """Return the page as Markdown, which names the pictures but does not need them."""
-    sections = [_section(claim, record) for claim, record in complete(folder, claims)]
-    return "\n\n".join([HEAD, "\n".join(summary(folder, claims)), *sections]) + "\n"
-
-
-def summary(folder: Path, claims: Sequence[Claim]) -> list[str]:
-    """Return a line of Markdown with the verdict of each claim that was run."""
-    lines = []
-    for claim, record in complete(folder, claims):
-        verdict = claim.verdict(record.results)
-        lines.append(f"- **{claim.title}: {verdict.answer}.** {verdict.sentence}")
-    return lines
 
 
 def complete(folder: Path, claims: Sequence[Claim]) -> list[tuple[Claim, Record]]:
@@ -57,6 +43,18 @@ def complete(folder: Path, claims: Sequence[Claim]) -> list[tuple[Claim, Record]
     files = {claim.name: folder / f"{claim.name}.json" for claim in claims}
     found = [(claim, read(files[claim.name])) for claim in claims if files[claim.name].is_file()]
     return [(claim, record) for claim, record in found if record.settings["complete"]]
+
+
+def text(found: Sequence[tuple[Claim, Record]]) -> str:
+    """Return the page as Markdown, which names the pictures but does not need them."""
+    sections = [_section(claim, record) for claim, record in found]
+    return "\n\n".join([HEAD, summary(found), *sections]) + "\n"
+
+
+def summary(found: Sequence[tuple[Claim, Record]]) -> str:
+    """Return a line of Markdown with the verdict of each claim."""
+    verdicts = [(claim.title, claim.verdict(record.results)) for claim, record in found]
+    return "\n".join(f"- **{title}: {verdict.answer}.** {verdict.sentence}" for title, verdict in verdicts)
 
 
 def _section(claim: Claim, record: Record) -> str:

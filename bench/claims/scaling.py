@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatterSciNotation, NullFormatter
 from torch import Tensor
 
-from fastkan import KAN, create_dataset
+from fastkan import create_dataset
 
 from ..plots import tidy
 from ..records import Result
@@ -119,12 +119,7 @@ def size(width: Sequence[int], grid: int) -> int:
 def default(function: Function, data: training.Split, seed: int, grid: int, seconds: float) -> Result:
     """Train a new KAN on one grid by ``fit`` with its defaults."""
     start = time.process_time()
-    model = KAN(width=list(function.width), grid=grid, k=3, seed=seed)
-    model.fit(
-        (torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])), progress=False,
-        callbacks=[lambda *_: time.process_time() - start > seconds],
-    )  # fmt: skip
-    trained = training.Trained(model, math.nan, training.count(model))
+    trained = training.kan_by_default(data, function.width, seed, grid, seconds)
     return result(function, DEFAULT, seed, data, trained, time.process_time() - start, grid)
 
 
@@ -134,8 +129,7 @@ def mlp(
 ) -> Result:  # fmt: skip
     """Train an MLP with the first activation and optimizer of ``kinds`` that its size allows."""
     start = time.process_time()
-    is_small = training.count(training.mlp(sizes, "tanh", seed)) <= training.MAX_MATRIX
-    kind = next(kind for kind in kinds if is_small or kind.optimizer != "LM")
+    kind = next(kind for kind in kinds if training.is_possible(kind.optimizer, sizes))
     run = training.MLPRun(data, sizes, kind.activation, kind.optimizer, seed)
     run.train(seconds)
     name = MLP_NAME.format(len(sizes) - 2)
@@ -148,7 +142,7 @@ def pykan(function: Function, data: training.Split, seed: int, seconds: float) -
     import kan as package
 
     start = time.process_time()
-    rows = training.pykan_dataset(torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y]))
+    rows = training.pykan_dataset(*data.all_rows())
     with training.quiet():
         model = package.KAN(width=list(function.width), grid=GRIDS[0], k=3, seed=seed, auto_save=False)
     for grid in GRIDS:

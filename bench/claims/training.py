@@ -42,6 +42,10 @@ class Split(NamedTuple):
     test_x: Tensor
     test_y: Tensor
 
+    def all_rows(self) -> tuple[Tensor, Tensor]:
+        """Return the rows for training with the held-out ones."""
+        return torch.cat([self.x, self.held_x]), torch.cat([self.y, self.held_y])
+
 
 def split(dataset: dict[str, Tensor]) -> Split:
     """Split a data set of ``create_dataset``."""
@@ -90,25 +94,24 @@ def single_precision() -> Iterator[None]:
 # -- KANs -----------------------------------------------------------------------------------------
 
 
-def kan_by_default(data: Split, width: Sequence, seed: int, grid: int = 5, **options: Any) -> Trained:
-    """Train a KAN by ``fit`` with its defaults, on all training rows."""
-    model = KAN(width=list(width), grid=grid, k=3, seed=seed, **options)
-    model.fit((torch.cat([data.x, data.held_x]), torch.cat([data.y, data.held_y])), progress=False)
+def kan_by_default(
+    data: Split, width: Sequence, seed: int, grid: int = 5, seconds: float = math.inf
+) -> Trained:  # fmt: skip
+    """Train a KAN by ``fit`` with its defaults, on all training rows, for at most ``seconds`` of processor time."""
+    end = time.process_time() + seconds
+    model = KAN(width=list(width), grid=grid, k=3, seed=seed)
+    model.fit(data.all_rows(), progress=False, callbacks=[lambda *_: time.process_time() > end])
     return Trained(model, rmse(model, data.held_x, data.held_y), count(model))
 
 
 def kan_extended(
     data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS, order: int = 3,
-    starts: int = 1, **options: Any,
+    **options: Any,
 ) -> Trained:  # fmt: skip
-    """Train a KAN on finer and finer grids while the held-out error falls, and return the best.
-
-    The time is shared: from several starts, the first grid takes up to a third, and the best start goes on.
-    """
+    """Train a KAN on finer and finer grids while the held-out error falls, and return the best."""
     best: Trained | None = None
     begin = time.process_time()
-    for grid, model, held in extension(data, width, seed, seconds, grids, order, starts, **options):
-        del grid
+    for _, model, held in extension(data, width, seed, seconds, grids, order, **options):
         if best is None or held < best.held:
             best = Trained(model, held, count(model))
         elif held > 2 * best.held or time.process_time() - begin > seconds:
@@ -119,18 +122,17 @@ def kan_extended(
 
 def extension(
     data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS, order: int = 3,
-    starts: int = 1, **options: Any,
+    **options: Any,
 ) -> Iterator[tuple[int, KAN, float]]:  # fmt: skip
-    """Yield the grid, the network and its held-out error after training on each grid."""
+    """Yield the grid, the network and its held-out error after training on each grid.
+
+    The first grid takes up to a third of the time, and the others share the rest.
+    """
     options = {"outside": "linear", "grid_eps": 1.0, **options}
     begin = time.process_time()
-    models = []
-    for start in range(starts):
-        model = KAN(width=list(width), grid=grids[0], k=order, seed=1000 * start + seed, **options)
-        _fit(model, data, 60, begin + seconds / 3 * (start + 1) / starts)
-        models.append((rmse(model, data.held_x, data.held_y), start, model))
-    held, _, model = min(models, key=lambda each: each[:2])
-    yield grids[0], model, held
+    model = KAN(width=list(width), grid=grids[0], k=order, seed=seed, **options)
+    _fit(model, data, 60, begin + seconds / 3)
+    yield grids[0], model, rmse(model, data.held_x, data.held_y)
     for stage, grid in enumerate(grids[1:], 1):
         now = time.process_time()
         if now - begin > seconds:
@@ -169,12 +171,17 @@ def mlp(sizes: Sequence[int], activation: str, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def size(sizes: Sequence[int]) -> int:
+    """Return the number of parameters of an MLP."""
+    return sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+
+
 def equal_sizes(inputs: int, outputs: int, parameters: int, hidden: int = 2) -> list[int]:
     """Return the sizes of an MLP with ``hidden`` equal layers whose number of parameters is at least that given."""
     width = 1
     while True:
         sizes = [inputs, *[width] * hidden, outputs]
-        if sum((a + 1) * b for a, b in itertools.pairwise(sizes)) >= parameters:
+        if size(sizes) >= parameters:
             return sizes
         width += 1
 
@@ -201,11 +208,16 @@ def ranked(
         for sizes in shapes
         for activation in ACTIVATIONS
         for optimizer in optimizers
-        if optimizer != "LM" or count(mlp(sizes, activation, seed)) <= MAX_MATRIX
+        if is_possible(optimizer, sizes)
     ]
     for run in runs:
         run.train(seconds / len(runs))
     return sorted(runs, key=lambda run: run.held)
+
+
+def is_possible(optimizer: str, sizes: Sequence[int]) -> bool:
+    """Return whether an MLP is small enough for an optimizer."""
+    return optimizer != "LM" or size(sizes) <= MAX_MATRIX
 
 
 class MLPRun:

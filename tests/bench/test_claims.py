@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bench.claims import __main__ as command
 from bench.claims import claim, extension, forgetting, pde, training
 from bench.claims.claim import FAILS, HOLDS, IN_PART, Effort
-from bench.claims.page import text, write_page
+from bench.claims.page import complete, text, write_page
 from bench.records import RESULTS, Record, Result, describe, read, write
 from fastkan import create_dataset
 
@@ -140,7 +140,7 @@ def test_a_page_needs_no_results_and_an_unknown_claim_is_refused(tmp_path: Path)
 
 def test_the_published_page_shows_the_published_results() -> None:
     folder = RESULTS / "claims"
-    assert (folder / "README.md").read_text(encoding="utf-8") == text(folder, command.CLAIMS)
+    assert (folder / "README.md").read_text(encoding="utf-8") == text(complete(folder, command.CLAIMS))
     for each in command.CLAIMS:
         settings = read(folder / f"{each.name}.json").settings
         assert settings["share"] == 1.0
