@@ -95,10 +95,42 @@ def attempt(case: str, contender: str, seed: int, work: Callable[[], Result]) ->
     try:
         found |= work()
     except Exception as problem:  # of any kind: an error in a package must not end the run
-        found["note"] = f"{type(problem).__name__}: {problem}"[:160]
+        found["note"] = _why(problem)
     if found["error"] is not None and not math.isfinite(found["error"]):
         found |= {"error": None, "note": "not finite"}
     return {**found, "cpu": time.process_time() - start}
+
+
+def attempts(
+    case: str, contender: str, seed: int, grids: Sequence[int], work: Iterator[float], parameters: Callable[[int], int]
+) -> Iterator[Result]:
+    """Yield a result for each error of ``work``, one a grid, with the processor time of all grids so far.
+
+    If ``work`` raises, each grid that is left has a result whose ``error`` is None and whose ``note`` says why.
+
+    Args:
+        parameters: the number of parameters on a grid.
+    """
+    start, left = time.process_time(), list(grids)
+
+    def result(error: float | None, **about: str) -> Result:
+        grid = left.pop(0)
+        return {
+            "case": case, "contender": contender, "seed": seed, "grid": grid, "error": error,
+            "parameters": parameters(grid), **about, "cpu": time.process_time() - start,
+        }  # fmt: skip
+
+    try:
+        for error in work:
+            yield result(error) if math.isfinite(error) else result(None, note="not finite")
+    except Exception as problem:  # of any kind: an error in a package must not end the run
+        note = _why(problem)
+        while left:
+            yield result(None, note=note)
+
+
+def _why(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {problem}"[:160]
 
 
 def groups(results: Iterable[Result], *fields: str) -> dict[tuple, list[Result]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
@@ -23,6 +23,7 @@ from .claim import (
     Claim,
     Effort,
     Verdict,
+    attempts,
     groups,
     lines,
     median,
@@ -31,6 +32,7 @@ from .claim import (
     spread_words,
     values,
 )
+from .scaling import parameters
 
 GRIDS = training.GRIDS
 CASE = "exp(sin(pi x) + y^2), [2,1,1]"
@@ -56,31 +58,23 @@ def run(effort: Effort) -> Iterator[Result]:
     data = training.split(create_dataset(target, n_var=2))
     for seed in effort.seeds:
         for grid in grids:
-            size = 3 * (grid + 3) + 6  # splines and base functions of three edges, as for the KAN on this grid
-            sizes = training.equal_sizes(2, 1, size)
-            start = time.process_time()
-            best = training.tuned_mlp(data, [sizes], seed, effort.seconds(SECONDS_MLP))
-            error = training.rmse(best.network, data.test_x, data.test_y)
-            yield result(
-                "MLP, as many parameters, best of 6", seed, grid, error, time.process_time() - start, best.parameters
-            )
+            sizes = training.equal_sizes(2, 1, parameters([2, 1, 1], grid))
+            train = partial(training.tuned_mlp, data, [sizes], seed, effort.seconds(SECONDS_MLP))
+            found = training.result(CASE, "MLP, as many parameters, best of 6", seed, data, train)
+            yield {**found, "grid": grid}
     if effort.peers:
         for seed in effort.seeds:
             yield from pykan(seed, grids, effort.seconds(SECONDS_PYKAN))
 
 
-def result(contender: str, seed: int, grid: int, error: float, cpu: float, parameters: int | None = None) -> Result:
-    """Return a result as a dict of plain values."""
-    return {
-        "case": CASE, "contender": contender, "seed": seed, "grid": grid, "error": error, "cpu": cpu,
-        "parameters": parameters,
-    }  # fmt: skip
-
-
 def kan(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str, name: str) -> Iterator[Result]:
-    """Train a KAN with ``fit`` on each grid. Knots are spaced evenly over the samples."""
+    """Train a KAN with ``fit`` on each grid."""
+    return attempts(CASE, name, seed, grids, kan_errors(seed, grids, dtype, opt), partial(parameters, [2, 1, 1]))
+
+
+def kan_errors(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str) -> Iterator[float]:
+    """Train a KAN with ``fit``, and yield its error on each grid. Knots are spaced evenly over the samples."""
     dataset = create_dataset(target, n_var=2, dtype=dtype)
-    start = time.process_time()
     model = KAN(width=[2, 1, 1], grid=grids[0], k=3, seed=seed, grid_eps=1.0, dtype=dtype)
     for grid in grids:
         if grid == grids[0]:
@@ -89,27 +83,15 @@ def kan(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str, name: str
             model = model.refine(grid)
             found = model.fit(dataset, opt=opt, steps=15 if opt == "auto" else 100, progress=False,
                               stop_grid_update_step=1, grid_update_num=1)  # fmt: skip
-        yield result(name, seed, grid, found["test_loss"][-1], time.process_time() - start, training.count(model))
+        yield found["test_loss"][-1]
 
 
 def pykan(seed: int, grids: Sequence[int], seconds: float) -> Iterator[Result]:
     """Train pykan's KAN on each grid with 50 steps of L-BFGS, as its tutorial does, until the time is up."""
-    import kan as package
-
     dataset = create_dataset(target, n_var=2)
-    start = time.process_time()
-    with training.quiet():
-        model = package.KAN(width=[2, 1, 1], grid=grids[0], k=3, seed=seed, auto_save=False)
-    for grid in grids:
-        if grid != grids[0]:
-            with training.quiet():
-                model(dataset["train_input"])
-                model = model.refine(grid)
-        ended = training.pykan_fit(model, dataset, start + seconds - time.process_time(), opt="LBFGS", steps=50)
-        error = training.rmse(model, dataset["test_input"], dataset["test_label"])
-        yield result(PYKAN, seed, grid, error, time.process_time() - start)
-        if not ended:
-            return
+    found = training.pykan_extension([2, 1, 1], seed, seconds, grids, dataset, steps=50)
+    errors = (training.rmse(model, dataset["test_input"], dataset["test_label"]) for model in found)
+    return attempts(CASE, PYKAN, seed, grids, errors, partial(parameters, [2, 1, 1]))
 
 
 def slope(results: Sequence[Result], contender: str) -> float:

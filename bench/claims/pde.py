@@ -29,7 +29,7 @@ BURGERS = "Burgers' equation"
 KAN_AS_PUBLISHED, AS_PUBLISHED = "KAN [2,10,1] k=3, L-BFGS", "MLP tanh 4 x 100, L-BFGS"
 SMALL_MLP = [2, 16, 16, 1]
 LARGE_MLP = [2, 100, 100, 100, 100, 1]
-LM, LBFGS = "Levenberg-Marquardt", "L-BFGS"
+LM, LBFGS, ADAM = "Levenberg-Marquardt", "L-BFGS", "Adam"
 
 
 class Contender:
@@ -58,6 +58,7 @@ def contenders(peers: bool) -> dict[str, Contender]:
         KAN_AS_PUBLISHED: Contender(lambda seed: kan(seed, 5, 3), LBFGS, grids=(10,)),
         "MLP tanh 2 x 16, LM": Contender(lambda seed: training.mlp(SMALL_MLP, "tanh", seed), LM),
         "MLP tanh 2 x 16, L-BFGS": Contender(lambda seed: training.mlp(SMALL_MLP, "tanh", seed), LBFGS),
+        "MLP tanh 2 x 16, Adam": Contender(lambda seed: training.mlp(SMALL_MLP, "tanh", seed), ADAM),
         "MLP SiLU 2 x 16, LM": Contender(lambda seed: training.mlp(SMALL_MLP, "SiLU", seed), LM),
         AS_PUBLISHED: Contender(lambda seed: training.mlp(LARGE_MLP, "tanh", seed), LBFGS, times=LONGER),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import pandas as pd
@@ -21,7 +21,7 @@ from fastkan import create_dataset
 from ..plots import tidy
 from ..records import Result
 from . import training
-from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, color, groups, median, number, of, values
+from .claim import FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, attempts, color, groups, median, number, of, values
 
 GRIDS = training.GRIDS
 ROWS = 2000
@@ -66,7 +66,7 @@ def run(effort: Effort) -> Iterator[Result]:
     for seed in effort.seeds:
         for function in effort.some(FUNCTIONS):
             data, narrow = split(function, seed, torch.float64), split(function, seed, torch.float32)
-            grids = [grid for grid in effort.some(GRIDS) if size(function.width, grid) < len(data.x)]
+            grids = [grid for grid in effort.some(GRIDS) if coefficients(function.width, grid) < len(data.x)]
             seconds = effort.seconds(SECONDS_WIDE if function.width[0] == 100 else SECONDS)
             yield from extended(function, data, seed, seconds, grids, KAN_NAME)
             if GRIDS[-1] in grids or effort.share < 1:
@@ -89,38 +89,33 @@ def split(function: Function, seed: int, dtype: torch.dtype) -> training.Split:
     return training.split({name: value.to(dtype) for name, value in dataset.items()})
 
 
-def result(
-    function: Function, contender: str, seed: int, data: training.Split, trained: training.Trained, cpu: float,
-    grid: int | None = None,
-) -> Result:  # fmt: skip
-    """Return a result as a dict of plain values."""
-    return {
-        "case": function.name, "contender": contender, "seed": seed, "grid": grid, "cpu": cpu,
-        "error": training.rmse(trained.network, data.test_x, data.test_y), "parameters": trained.parameters,
-    }  # fmt: skip
-
-
 def extended(
     function: Function, data: training.Split, seed: int, seconds: float, grids: Sequence[int], contender: str
 ) -> Iterator[Result]:
     """Train a KAN on finer and finer grids."""
-    start = time.process_time()
     found = training.extension(data, function.width, seed, seconds, grids, dtype=data.x.dtype)
-    for grid, model, held in found:
-        trained = training.Trained(model, held, training.count(model))
-        yield result(function, contender, seed, data, trained, time.process_time() - start, grid)
+    errors = (training.rmse(model, data.test_x, data.test_y) for _, model, _ in found)
+    return attempts(function.name, contender, seed, grids, errors, partial(parameters, function.width))
 
 
-def size(width: Sequence[int], grid: int) -> int:
+def coefficients(width: Sequence[int], grid: int) -> int:
     """Return the number of spline coefficients of a KAN."""
     return (grid + 3) * sum(a * b for a, b in itertools.pairwise(width))
 
 
+def parameters(width: Sequence[int], grid: int) -> int:
+    """Return the number of trained parameters of a KAN. Each edge has two scales beside its coefficients.
+
+    For pykan too, those of the symbolic layer, which is switched off, are not counted.
+    """
+    return coefficients(width, grid) + 2 * coefficients(width, -2)
+
+
 def default(function: Function, data: training.Split, seed: int, grid: int, seconds: float) -> Result:
     """Train a new KAN on one grid by ``fit`` with its defaults."""
-    start = time.process_time()
-    trained = training.kan_by_default(data, function.width, seed, grid, seconds)
-    return result(function, DEFAULT, seed, data, trained, time.process_time() - start, grid)
+    train = partial(training.kan_by_default, data, function.width, seed, grid, seconds)
+    found = training.result(function.name, DEFAULT, seed, data, train)
+    return {**found, "grid": grid, "parameters": parameters(function.width, grid)}
 
 
 def mlp(
@@ -128,44 +123,25 @@ def mlp(
     seconds: float,
 ) -> Result:  # fmt: skip
     """Train an MLP with the first activation and optimizer of ``kinds`` that its size allows."""
-    start = time.process_time()
     kind = next(kind for kind in kinds if training.is_possible(kind.optimizer, sizes))
-    run = training.MLPRun(data, sizes, kind.activation, kind.optimizer, seed)
-    run.train(seconds)
-    name = MLP_NAME.format(len(sizes) - 2)
-    found = result(function, name, seed, data, run.best(), time.process_time() - start)
-    return {**found, "note": f"{kind.activation}, {kind.optimizer}"}
+
+    def train() -> training.Trained:
+        run = training.MLPRun(data, sizes, kind.activation, kind.optimizer, seed)
+        run.train(seconds)
+        return run.best()
+
+    found = training.result(function.name, MLP_NAME.format(len(sizes) - 2), seed, data, train)
+    chosen = f"{kind.activation}, {kind.optimizer}"
+    return {**found, "grid": None, "parameters": training.size(sizes), "chosen": chosen}
 
 
 def pykan(function: Function, data: training.Split, seed: int, seconds: float) -> Iterator[Result]:
     """Train pykan's KAN on each grid with 200 steps of L-BFGS, as the paper does, until the time is up."""
-    import kan as package
-
-    start = time.process_time()
-    rows = training.pykan_dataset(*data.all_rows())
-    with training.quiet():
-        model = package.KAN(width=list(function.width), grid=GRIDS[0], k=3, seed=seed, auto_save=False)
-    for grid in GRIDS:
-        # Of the parameters of pykan, those of the symbolic layer, which is switched off, are not counted.
-        parameters = size(function.width, grid) + 2 * size(function.width, -2)
-        try:
-            if grid != GRIDS[0]:
-                with training.quiet():
-                    model(data.x)
-                    model = model.refine(grid)
-            left = start + seconds - time.process_time()
-            ended = training.pykan_fit(model, rows, left, opt="LBFGS", steps=200)
-        except Exception as problem:  # of any kind: an error in a package must not end the run
-            note = f"{type(problem).__name__}: {problem}"[:160]
-            yield {
-                "case": function.name, "contender": PYKAN, "seed": seed, "grid": grid, "error": None, "note": note,
-                "parameters": parameters, "cpu": time.process_time() - start,
-            }  # fmt: skip
-            return
-        trained = training.Trained(model, math.nan, parameters)
-        yield result(function, PYKAN, seed, data, trained, time.process_time() - start, grid)
-        if not ended:
-            return
+    found = training.pykan_extension(
+        function.width, seed, seconds, GRIDS, training.pykan_dataset(*data.all_rows()), steps=200
+    )
+    errors = (training.rmse(model, data.test_x, data.test_y) for model in found)
+    return attempts(function.name, PYKAN, seed, GRIDS, errors, partial(parameters, function.width))
 
 
 def curve(results: Sequence[Result], prefix: str) -> dict[int, float]:

@@ -360,23 +360,30 @@ def quiet() -> Iterator[None]:
 
 def pykan_extended(data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS) -> Trained:
     """Train pykan's KAN on finer and finer grids until the time is up, and return the best by held-out error."""
+    best: Trained | None = None
+    for model in pykan_extension(width, seed, seconds, grids, pykan_dataset(data.x, data.y), steps=200):
+        held = rmse(model, data.held_x, data.held_y)
+        if best is None or held < best.held:
+            best = Trained(model, held, count(model))
+    assert best is not None
+    return best
+
+
+def pykan_extension(
+    width: Sequence, seed: int, seconds: float, grids: Sequence[int], dataset: dict[str, Tensor], steps: int
+) -> Iterator[Any]:
+    """Yield pykan's KAN after some steps of L-BFGS on each grid, as its tutorial makes them, until the time is up."""
     import kan
 
-    begin = time.process_time()
-    best: Trained | None = None
+    end = time.process_time() + seconds
     with quiet():
         model = kan.KAN(width=list(width), grid=grids[0], k=3, seed=seed, auto_save=False)
     for grid in grids:
-        left = seconds - (time.process_time() - begin)
-        if left <= 0:
-            break
         if grid != grids[0]:
             with quiet():
-                model(data.x)
+                model(dataset["train_input"])
                 model = model.refine(grid)
-        pykan_fit(model, pykan_dataset(data.x, data.y), left, opt="LBFGS", steps=200)
-        held = rmse(model, data.held_x, data.held_y)
-        if best is None or held < best.held:
-            best = Trained(model, held, sum(p.numel() for p in model.parameters() if p.requires_grad))
-    assert best is not None
-    return best
+        ended = pykan_fit(model, dataset, end - time.process_time(), opt="LBFGS", steps=steps)
+        yield model
+        if not ended:
+            return

@@ -95,7 +95,8 @@ def solve(
     """Minimize the residuals for some seconds of processor time.
 
     Args:
-        optimizer: ``"Levenberg-Marquardt"``, ``"self-scaled Broyden"`` or ``"L-BFGS"`` with a history of 100.
+        optimizer: ``"Levenberg-Marquardt"``, ``"self-scaled Broyden"``, ``"L-BFGS"`` with a history of 100, or
+            ``"Adam"`` with a learning rate that falls from 0.01 along a cosine.
         grids: further grids of a KAN. The time is divided equally among the grids.
 
     Returns:
@@ -105,22 +106,25 @@ def solve(
     for stage in range(1 + len(grids)):
         if stage:
             network = network.refine(grids[stage - 1], x=problem.inside)  # type: ignore[operator]
-        make_step = _step(problem, network, optimizer)
-        end = time.process_time() + seconds / (1 + len(grids))
-        while time.process_time() < end:
-            cost, count = make_step()
+        make_step, start, used = _step(problem, network, optimizer), time.process_time(), 0.0
+        while used < 1:
+            cost, count = make_step(used)
+            used = (time.process_time() - start) * (1 + len(grids)) / seconds
             steps += count
             if not count:
                 break
     return network, cost, steps
 
 
-def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[], tuple[float, int]]:
-    """Return a function that makes steps, and returns the cost and the number of steps; 0 steps if converged."""
+def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[float], tuple[float, int]]:
+    """Return a function of the used share of the time that makes steps.
+
+    It returns the cost and the number of steps; 0 steps if converged.
+    """
     if name == "Levenberg-Marquardt":
         second = LevenbergMarquardt(network)
 
-        def step() -> tuple[float, int]:
+        def step(_: float) -> tuple[float, int]:
             cost = second.step(lambda: problem.residuals(network))
             return cost, int(second.report is not None and second.report.accepted)
 
@@ -131,6 +135,8 @@ def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[], tuple
             parameters, max_iter=CHUNK, history_size=100, line_search_fn="strong_wolfe", tolerance_grad=0.0,
             tolerance_change=1e-32,
         )  # fmt: skip
+    elif name == "Adam":
+        first = torch.optim.Adam(parameters)
     else:
         first = SelfScaledBroyden(parameters, max_iter=CHUNK)
 
@@ -140,7 +146,11 @@ def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[], tuple
         cost.backward()
         return cost
 
-    def iterate() -> tuple[float, int]:
+    def iterate(used: float) -> tuple[float, int]:
+        if name == "Adam":
+            first.param_groups[0]["lr"] = 0.005 * (1 + math.cos(PI * used))
+            for _ in range(CHUNK - 1):
+                first.step(closure)
         first.step(closure)
         return float(closure().detach()), CHUNK
 

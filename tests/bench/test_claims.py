@@ -73,6 +73,25 @@ def test_a_table_has_a_row_for_each_case_and_contender() -> None:
     ]
 
 
+def test_an_error_on_a_grid_makes_failures_of_this_and_the_finer_ones() -> None:
+    def work() -> Iterator[float]:
+        yield 0.5
+        yield math.nan
+        raise ZeroDivisionError("on the third grid")
+
+    found = list(claim.attempts("a", "KAN", 7, (3, 5, 10, 20), work(), lambda grid: 2 * grid))
+    assert [(each["grid"], each["error"], each["parameters"]) for each in found] == [
+        (3, 0.5, 6), (5, None, 10), (10, None, 20), (20, None, 40),
+    ]  # fmt: skip
+    assert [each.get("note") for each in found] == [None, "not finite", *["ZeroDivisionError: on the third grid"] * 2]
+    assert all((each["case"], each["contender"], each["seed"]) == ("a", "KAN", 7) for each in found)
+    assert [each["cpu"] for each in found] == sorted(each["cpu"] for each in found)
+
+
+def test_grids_for_which_there_was_no_time_have_no_result() -> None:
+    assert [each["grid"] for each in claim.attempts("a", "KAN", 0, (3, 5, 10), iter([1.0, 2.0]), int)] == [3, 5]
+
+
 # -- the command and the page -----------------------------------------------------------------------
 
 

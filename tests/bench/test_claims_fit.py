@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench.claims import equations, formulas, scaling
+from bench.claims import equations, formulas, scaling, training
 from bench.claims.claim import FAILS, HOLDS, IN_PART, Claim, Effort
 from bench.records import Result
 from bench.workflow import sessions
 from bench.workflow.judge import error, is_found
 from bench.workflow.targets import ARTICLE
+from fastkan import KAN
 
 QUICK = Effort((0,), 0.005, peers=False)
 
@@ -124,6 +125,12 @@ def test_scaling_is_judged_by_exponents(powers: tuple[float, ...], answer: str) 
 def test_scaling_fails_if_mlps_end_lower() -> None:
     results = _curve("f", scaling.KAN_NAME, -4.0) + _curve("f", scaling.MLP_NAME.format(2), -1.0, 1e-9)
     assert scaling.verdict(results).answer == FAILS
+
+
+@pytest.mark.parametrize("width", [[1, 1], [4, 4, 2, 1]])
+def test_the_number_of_parameters_is_that_of_the_network(width: list[int]) -> None:
+    for grid in (3, 20):
+        assert scaling.parameters(width, grid) == training.count(KAN(width=width, grid=grid, k=3))
 
 
 def test_a_failure_on_a_grid_stays_in_the_table() -> None:

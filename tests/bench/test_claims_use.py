@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bench.claims import speed, tables, training, transformers
-from bench.claims.claim import FAILS, HOLDS, IN_PART, Effort
+from bench.claims.claim import FAILS, HOLDS, IN_PART, Effort, of
 from bench.records import Result
 from bench.suite.cases import Case
 from bench.suite.contenders import CONTENDERS, MLP, OURS, Contender
@@ -312,6 +312,15 @@ def test_the_verdict_on_tables(sets: list[list[float]], answer: str) -> None:
     assert isinstance(tables.draw(results), Figure)
 
 
+def test_a_kan_with_its_defaults_does_not_count() -> None:
+    results = results_of(a=WORSE)
+    for each in of(results, "a", tables.UNTUNED):
+        each["score"] = 0.99
+    assert tables.places(results)["a"] == (tables.TREES, False)
+    assert tables.table(results).loc["a", tables.UNTUNED].startswith("0.990")
+    assert not hasattr(tables.search(tables.METHODS[tables.UNTUNED], tables.REGRESSION, 3, 6, 3), "n_iter")
+
+
 def test_a_failed_fold_makes_the_mean_minus_infinity() -> None:
     results = results_of(a=BETTER)
     next(each for each in results if each["contender"] == tables.KAN)["score"] = None
@@ -322,7 +331,7 @@ def test_a_failed_fold_makes_the_mean_minus_infinity() -> None:
 
 
 def test_all_methods_have_as_many_candidates_on_the_same_folds() -> None:
-    made = {name: tables.search(method, measure, 3, 6, 3) for name, method in tables.METHODS.items()
+    made = {(name, measure): tables.search(tables.METHODS[name], measure, 3, 6, 3) for name in tables.TUNED
             for measure in (tables.REGRESSION, tables.CLASSIFICATION)}  # fmt: skip
     assert {(each.n_iter, each.random_state) for each in made.values()} == {(6, 3)}
     folds = [each.cv for each in made.values()]
@@ -330,7 +339,7 @@ def test_all_methods_have_as_many_candidates_on_the_same_folds() -> None:
 
 
 @pytest.mark.parametrize("name", ["diabetes", "women at work"])
-@pytest.mark.parametrize("method", list(tables.METHODS))
+@pytest.mark.parametrize("method", tables.TUNED)
 def test_each_method_fits_a_set(name: str, method: str) -> None:
     table = tables.SETS[name]()
     train, test = tables.splits(table)[0]
@@ -338,3 +347,10 @@ def test_each_method_fits_a_set(name: str, method: str) -> None:
     assert found.get("note") is None
     assert 0.1 < found["score"] <= 1
     assert found["error"] == 1 - found["score"]
+
+
+def test_a_kan_with_its_defaults_fits_a_set() -> None:
+    table = tables.SETS["women at work"]()
+    found = tables.tested(table, tables.splits(table)[0], tables.UNTUNED, 0, 2, 2)
+    assert found["chosen"] == {}
+    assert 0.6 < found["score"] <= 1
