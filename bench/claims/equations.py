@@ -20,9 +20,23 @@ from fastkan import create_dataset
 from ..plots import tidy
 from ..records import Result
 from . import training
-from .claim import COLORS, FAILS, HOLDS, IN_PART, Claim, Effort, Verdict, groups, median, number, of, spread_words
+from .claim import (
+    COLORS,
+    FAILS,
+    HOLDS,
+    IN_PART,
+    Claim,
+    Effort,
+    Verdict,
+    groups,
+    median,
+    number,
+    of,
+    spread_words,
+    values,
+)
 
-SECONDS, SECONDS_SHAPE, SECONDS_PYKAN = 8.0, 3.0, 10.0  # of the recipe and of all MLPs, of the paper's shape, of pykan
+SECONDS, SECONDS_SHAPE, SECONDS_PYKAN = 16.0, 3.0, 10.0  # of the recipe and of all MLPs, of the paper's shape, of pykan
 PYKAN_EVERY = 3  # pykan runs on every third problem
 RECIPE, SHAPE, DEFAULT, MLP, PYKAN = (
     "KAN, one recipe",
@@ -32,8 +46,9 @@ RECIPE, SHAPE, DEFAULT, MLP, PYKAN = (
     "pykan",
 )
 NAMES = (RECIPE, SHAPE, DEFAULT, MLP, PYKAN)
-HIDDEN, ORDER, GRIDS, MARGIN = ((5,), (5, 5)), 5, (3, 5, 10, 20), 0.05  # of the recipe
+HIDDEN, ORDER, GRIDS, MARGIN = ((5,), (5, 1), (5, 2), (4, 3)), 5, (3, 5, 10, 20), 0.05  # of the recipe
 MLPS = ((16, 16), (24, 24))  # widths of hidden layers
+SHAPES = ", ".join(f"[n,{','.join(map(str, hidden))},1]" for hidden in HIDDEN)
 TURN, HALF = (0.0, 2 * math.pi), (0.0, math.pi)
 UNIT, SIGNED, POSITIVE = (0.0, 1.0), (-1.0, 1.0), (0.5, 2.0)
 
@@ -116,7 +131,7 @@ def split(problem: Problem, seed: int) -> training.Split:
 
 
 def recipe(data: training.Split, inputs: int, seed: int, seconds: float) -> training.Trained:
-    """Train KANs of order 5 with one and with two hidden layers on finer and finer grids, and return the best."""
+    """Train KANs of order 5 of several shapes on finer and finer grids, and return the best by held-out error."""
     each = seconds / len(HIDDEN)
     found = [
         training.kan_extended(data, [inputs, *hidden, 1], seed, each, GRIDS, ORDER, grid_margin=MARGIN)
@@ -157,6 +172,8 @@ def verdict(results: Sequence[Result]) -> Verdict:
     def better(problems: Sequence[Problem]) -> int:
         return sum(ours[each.name] < theirs[each.name] for each in problems)
 
+    smallest = {case: min(values(group)) for (case,), group in groups(of(results, None, RECIPE), "case").items()}
+    also = sum(smallest[each.name] <= each.kan for each in (*physics, *special))
     answer = FAILS
     if special and 2 * better(special) >= len(special):
         holds = better(special) == len(special) and 2 * better(physics) >= len(physics)
@@ -168,7 +185,8 @@ def verdict(results: Sequence[Result]) -> Verdict:
         answer, f"With one recipe, the median error of the KAN is below that of the tuned MLP on {better(physics)} "
         f"of {len(physics)} equations and on {better(special)} of {len(special)} special functions.",
         "It is at most the error of the best KAN of the paper, which is the best of several shapes and seeds, for "
-        f"{len(reached)} of {len(reached) + len(missed)}{behind}. {_beyond(results)}",
+        f"{len(reached)} of {len(reached) + len(missed)}{behind}; that of the best seed is so for {also}. "
+        f"{_beyond(results)}",
     )  # fmt: skip
 
 
@@ -243,13 +261,14 @@ CLAIM = Claim(
     f"{len(PROBLEMS)} problems of the two tables with 1,000 training rows, which change with the seed; the paper "
     "gives no ranges, and those here are ours, so published errors are a guide only (copies of the paper give two "
     "values for I.26.2, of which the smaller is shown). The recipe for all problems, which was chosen on other "
-    f"samples of the same problems: networks [n,5,1] and [n,5,5,1] of order {ORDER} on finer and finer grids up to G "
-    f"= {GRIDS[-1]}, which extend {MARGIN:.0%} beyond the samples (`grid_margin`), with linear extrapolation from "
-    f"there, {SECONDS:.0f} s in all, and the best by held-out error. The MLP has the same time: two hidden layers of "
-    "16 or 24, tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, and the best by held-out error. The margin was "
-    "added after a first run with seed 0. Beside them, the shape of the paper with order 3 on finer and finer grids "
-    f"in {SECONDS_SHAPE:.0f} s, the same on one grid by `fit` with its defaults, and pykan on every third problem "
-    f"with one seed in {SECONDS_PYKAN:.0f} s. The claim holds if the KAN is better on every special function and on "
-    "at least half of the equations, and in part if it is better on at least half of the special functions.",
+    f"samples of the same problems: networks {SHAPES} of order {ORDER} on finer and finer grids up to G = {GRIDS[-1]}, "
+    f"which extend {MARGIN:.0%} beyond the samples (`grid_margin`), with linear extrapolation from there, "
+    f"{SECONDS:.0f} s in all, and the best by held-out error. The MLP has the same time: two hidden layers of 16 or 24, "
+    "tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, and the best by held-out error. The margin was added after "
+    "a first run with seed 0; after a second run with three seeds, the time of both was doubled, and three narrower "
+    "shapes took the place of [n,5,5,1]. Beside them, the shape of the paper with order 3 on finer and finer grids in "
+    f"{SECONDS_SHAPE:.0f} s, the same on one grid by `fit` with its defaults, and pykan on every third problem with "
+    f"one seed in {SECONDS_PYKAN:.0f} s. The claim holds if the KAN is better on every special function and on at "
+    "least half of the equations, and in part if it is better on at least half of the special functions.",
     run, verdict, table, draw,
 )  # fmt: skip
