@@ -263,12 +263,12 @@ CLAIM = Claim(
     "values for I.26.2, of which the smaller is shown). The recipe for all problems, which was chosen on other "
     f"samples of the same problems: networks {SHAPES} of order {ORDER} on finer and finer grids up to G = {GRIDS[-1]}, "
     f"which extend {MARGIN:.0%} beyond the samples (`grid_margin`), with linear extrapolation from there, "
-    f"{SECONDS:.0f} s in all, and the best by held-out error. The MLP has the same time: two hidden layers of 16 or 24, "
-    "tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, and the best by held-out error. The margin was added after "
-    "a first run with seed 0; after a second run with three seeds, the time of both was doubled, and three narrower "
-    "shapes took the place of [n,5,5,1]. Beside them, the shape of the paper with order 3 on finer and finer grids in "
-    f"{SECONDS_SHAPE:.0f} s, the same on one grid by `fit` with its defaults, and pykan on every third problem with "
-    f"one seed in {SECONDS_PYKAN:.0f} s. The claim holds if the KAN is better on every special function and on at "
-    "least half of the equations, and in part if it is better on at least half of the special functions.",
+    f"{SECONDS:.0f} s in all, and the best by held-out error. The MLP has the same time: two hidden layers of 16 or "
+    "24, tanh or SiLU, by L-BFGS, Adam or Levenberg-Marquardt, and the best by held-out error. The margin was added "
+    "after a first run with seed 0; after a second run with three seeds, the time of both was doubled, and three "
+    "narrower shapes took the place of [n,5,5,1]. Beside them, the shape of the paper with order 3 on finer and finer "
+    f"grids in {SECONDS_SHAPE:.0f} s, the same on one grid by `fit` with its defaults, and pykan on every third "
+    f"problem with one seed in {SECONDS_PYKAN:.0f} s. The claim holds if the KAN is better on every special function "
+    "and on at least half of the equations, and in part if it is better on at least half of the special functions.",
     run, verdict, table, draw,
 )  # fmt: skip
