@@ -31,6 +31,8 @@ MIN_PROGRESS = 0.97
 MIN_SCORE = 1e-2
 # Maximum number of trials that set all addition nodes to zero in the layers that also have multiplication nodes.
 MAX_MULTIPLICATION_TRIALS = 5
+# The seeds of the starts of networks with different seeds are this far apart.
+STARTS_PER_SEED = 1_000_003
 # The layer of a node, and the index of the node in the layer.
 Node = tuple[int, int]
 
@@ -42,11 +44,11 @@ def penalty_ramp(step: int, steps: int) -> float:
 
 
 class Trial(NamedTuple):
-    """The settings of one trial: the hidden nodes to set to zero, and the seed with which the parameters of the other
-    edges are drawn. If the seed is None, the other edges keep their parameters."""
+    """The settings of one trial: the hidden nodes to set to zero, and the number of the start for which the parameters
+    of the other edges are drawn. If the number is None, the other edges keep their parameters."""
 
     zeroed: list[Node]
-    seed: int | None
+    number: int | None
     # Whether ``zeroed`` holds all addition nodes of the layers that also have multiplication nodes.
     multiplications_only: bool = False
 
@@ -92,8 +94,8 @@ class NodeTrials:
         after, target = copy_state(self.model), self._value(x, y)
         self.model.load_state_dict(before)
         full = self.objective.strength
-        if trial.seed is not None:
-            reinit(self.model, trial.zeroed, trial.seed, reset_grid=trial.multiplications_only and self.update_grid)
+        if trial.number is not None:
+            reinit(self.model, trial.zeroed, trial.number, reset_grid=trial.multiplications_only and self.update_grid)
         else:
             for node in trial.zeroed:
                 zero_node(self.model, *node)
@@ -104,7 +106,9 @@ class NodeTrials:
                 update_grid_from_samples(self.model, x, sample_weight=self.weight)
                 trial_optimizer = self.make_optimizer()
             previous = value
-            self.objective.strength = full * min(1.0, count / MIN_TRIAL_STEPS) ** 2 if trial.seed is not None else full
+            self.objective.strength = (
+                full * min(1.0, count / MIN_TRIAL_STEPS) ** 2 if trial.number is not None else full
+            )
             trial_optimizer(x, y)
             self.objective.strength = full
             value = self._value(x, y)
@@ -165,10 +169,18 @@ def zero_node(model: Network, layer: int, node: int) -> None:
 
 
 @torch.no_grad()
-def reinit(model: Network, zeroed: list[Node], seed: int, reset_grid: bool) -> None:
+def reinit(model: Network, zeroed: list[Node], number: int, reset_grid: bool) -> None:
     """Draw new random parameters for all numeric edges, then set the hidden nodes in ``zeroed`` to zero. If
-    ``reset_grid`` is true, also move the knots of every layer but the first to their initial positions."""
-    generator = torch.Generator().manual_seed(seed)
+    ``reset_grid`` is true, also move the knots of every layer but the first to their initial positions.
+
+    Args:
+        number: the number of this start, below :data:`STARTS_PER_SEED`. Parameters are drawn from a seed for the
+            network's own seed and this number, so that networks with other seeds have other starts. If the network's
+            seed is None, they are drawn from torch's global generator. For networks with the seed 0, the start with
+            the number 0 repeats the initial parameters.
+    """
+    own = model._seed
+    generator = None if own is None else torch.Generator().manual_seed((own * STARTS_PER_SEED + number) % 2**63)
     for index, layer in enumerate(model.layers):
         if reset_grid and index > 0:
             layer._write_knots(layer._initial_knots())

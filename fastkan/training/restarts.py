@@ -57,10 +57,10 @@ class Restarts:
         share, wide = share.double() / share.double().sum(), y.double()
         limit = MAX_UNEXPLAINED * float((share * (wide - (share * wide).sum(0)).square()).sum(0).mean())
         first, best = loss, copy_state(self.model)
-        for seed in range(MAX_STARTS):
+        for number in range(1, MAX_STARTS + 1):
             if loss <= limit:
                 break
-            reinit(self.model, [], seed, reset_grid=bool(self.updates))
+            reinit(self.model, [], number, reset_grid=bool(self.updates))
             value = self._run(x, y)
             if value < loss:
                 loss, best = value, copy_state(self.model)

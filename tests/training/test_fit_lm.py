@@ -259,6 +259,40 @@ def test_the_best_of_all_starts_is_kept(update_grid: bool, monkeypatch: pytest.M
     assert kept[-1] <= kept[-2]
 
 
+def starts(seed: int | None, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the initial parameters of a network and of all its further starts."""
+    found: list[bytes] = []
+    draw, model = restarts.reinit, KAN([2, 3, 1], grid=4, seed=seed, dtype=D)
+
+    def noted(model: KAN, *arguments: Any, **options: Any) -> None:
+        draw(model, *arguments, **options)
+        found.append(model.layers[0].spline_weight.detach().numpy().tobytes())
+
+    found.append(model.layers[0].spline_weight.detach().numpy().tobytes())
+    monkeypatch.setattr(restarts, "reinit", noted)
+    monkeypatch.setattr(restarts, "MAX_UNEXPLAINED", 0.0)
+    fit(model, steps=restarts.START_STEPS)
+    monkeypatch.undo()
+    return found
+
+
+def test_networks_with_different_seeds_have_different_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = (starts(seed, monkeypatch) for seed in (0, 1, 2, 7, 2**63 - 1))
+    for found in (first, *others):
+        assert len(found) == 1 + restarts.MAX_STARTS
+    assert len(set(first).union(*others)) == 5 * len(first)
+    assert starts(0, monkeypatch) == first
+
+
+def test_starts_of_a_network_without_a_seed_come_from_the_global_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(starts(None, monkeypatch))
+    assert found[0] == found[1]
+    assert not set(found[0]) & set(found[2])
+
+
 @pytest.mark.parametrize(
     "options",
     [{"train": ("spline",)}, {"batch": 50}, {"opt": "LBFGS"}, {"steps": restarts.START_STEPS - 1}, {"again": True},

@@ -72,11 +72,11 @@ def test_multiplications_alone_take_no_turn_of_a_node() -> None:
     assert all(trial is not None for trial in tried)
     alone, each, afresh = tried[:MAX_MULTIPLICATION_TRIALS], tried[MAX_MULTIPLICATION_TRIALS:-3], tried[-3:]
     assert [trial.zeroed for trial in alone] == MAX_MULTIPLICATION_TRIALS * [[(1, 0), (1, 1)]]
-    assert len({trial.seed for trial in alone}) == MAX_MULTIPLICATION_TRIALS
+    assert len({trial.number for trial in alone}) == MAX_MULTIPLICATION_TRIALS
     assert sorted(trial.zeroed for trial in each) == [[(1, 0)], [(1, 1)], [(1, 2)]]
-    assert all(trial.seed is None for trial in each)
+    assert all(trial.number is None for trial in each)
     assert [trial.zeroed for trial in afresh] == [trial.zeroed for trial in each]
-    assert all(trial.seed is not None for trial in afresh)
+    assert all(trial.number is not None for trial in afresh)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_trials_that_fail_leave_everything_as_it_was(update_grid: bool) -> None:
         made(lambda x, y: None, x, x[:, :1], LATE)
         unchanged(model, before)
         assert objective.strength == 0.5
-    assert any(trial and trial.seed is not None for trial in told)
+    assert any(trial and trial.number is not None for trial in told)
     assert [p.requires_grad for p in model.parameters()] == trained
     assert model.grid == grid
 
