@@ -52,12 +52,12 @@ def main(argv: list[str] | None = None) -> int:
     for claim in [] if options.page else [claim for claim in CLAIMS if claim.name in options.only]:
         try:
             results = _run(claim, effort, options.out / f"{claim.name}.json", console)
+            verdict, rows = claim.verdict(results), claim.table(results)
         except Exception:  # of any kind: the other claims still run
             console.print_exception()
             failed = 1
             continue
-        verdict = claim.verdict(results)
-        show(console, claim.table(results), claim.title)
+        show(console, rows, claim.title)
         console.print(f"{claim.statement}\n[bold]{verdict.answer}[/bold]: {verdict.reason}\n", highlight=False)
     console.print(f"written: {write_page(options.out, CLAIMS)}", highlight=False)
     return failed

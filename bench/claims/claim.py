@@ -104,29 +104,30 @@ def attempt(case: str, contender: str, seed: int, work: Callable[[], Result]) ->
 def attempts(
     case: str, contender: str, seed: int, grids: Sequence[int], work: Iterator[float], parameters: Callable[[int], int]
 ) -> Iterator[Result]:
-    """Yield a result for each error of ``work``, one a grid, with the processor time of all grids so far.
+    """Yield a result for each grid that ``work``, which yields the errors, comes to, with the time of all grids so far.
 
-    If ``work`` raises, each grid that is left has a result whose ``error`` is None and whose ``note`` says why.
+    An error that is not finite becomes None. If ``work`` raises, each grid that is left has a result whose ``error`` is
+    None and whose ``note`` says why. If it ends early, since its time is up, the grids that are left have no result.
 
     Args:
         parameters: the number of parameters on a grid.
     """
-    start, left = time.process_time(), list(grids)
-
-    def result(error: float | None, **about: str) -> Result:
-        grid = left.pop(0)
-        return {
-            "case": case, "contender": contender, "seed": seed, "grid": grid, "error": error,
-            "parameters": parameters(grid), **about, "cpu": time.process_time() - start,
+    start, note = time.process_time(), None
+    for grid in grids:
+        error = None
+        if note is None:
+            try:
+                error = next(work)
+            except StopIteration:
+                return
+            except Exception as problem:  # of any kind: an error in a package must not end the run
+                note = _why(problem)
+        is_finite = error is not None and math.isfinite(error)
+        yield {
+            "case": case, "contender": contender, "seed": seed, "grid": grid, "error": error if is_finite else None,
+            "parameters": parameters(grid), **({} if is_finite else {"note": note or "not finite"}),
+            "cpu": time.process_time() - start,
         }  # fmt: skip
-
-    try:
-        for error in work:
-            yield result(error) if math.isfinite(error) else result(None, note="not finite")
-    except Exception as problem:  # of any kind: an error in a package must not end the run
-        note = _why(problem)
-        while left:
-            yield result(None, note=note)
 
 
 def _why(problem: Exception) -> str:

@@ -34,7 +34,7 @@ from .claim import (
 )
 from .scaling import parameters
 
-GRIDS = training.GRIDS
+GRIDS, WIDTH = training.GRIDS, [2, 1, 1]
 CASE = "exp(sin(pi x) + y^2), [2,1,1]"
 BEST, SINGLE, PYKAN = "KAN, float64, fit's defaults", "KAN, float32, fit's defaults", "pykan, float64, L-BFGS"
 LBFGS = "KAN, float64, L-BFGS"
@@ -58,7 +58,7 @@ def run(effort: Effort) -> Iterator[Result]:
     data = training.split(create_dataset(target, n_var=2))
     for seed in effort.seeds:
         for grid in grids:
-            sizes = training.equal_sizes(2, 1, parameters([2, 1, 1], grid))
+            sizes = training.equal_sizes(2, 1, parameters(WIDTH, grid))
             train = partial(training.tuned_mlp, data, [sizes], seed, effort.seconds(SECONDS_MLP))
             found = training.result(CASE, "MLP, as many parameters, best of 6", seed, data, train)
             yield {**found, "grid": grid}
@@ -69,13 +69,13 @@ def run(effort: Effort) -> Iterator[Result]:
 
 def kan(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str, name: str) -> Iterator[Result]:
     """Train a KAN with ``fit`` on each grid."""
-    return attempts(CASE, name, seed, grids, kan_errors(seed, grids, dtype, opt), partial(parameters, [2, 1, 1]))
+    return attempts(CASE, name, seed, grids, kan_errors(seed, grids, dtype, opt), partial(parameters, WIDTH))
 
 
 def kan_errors(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str) -> Iterator[float]:
     """Train a KAN with ``fit``, and yield its error on each grid. Knots are spaced evenly over the samples."""
     dataset = create_dataset(target, n_var=2, dtype=dtype)
-    model = KAN(width=[2, 1, 1], grid=grids[0], k=3, seed=seed, grid_eps=1.0, dtype=dtype)
+    model = KAN(width=WIDTH, grid=grids[0], k=3, seed=seed, grid_eps=1.0, dtype=dtype)
     for grid in grids:
         if grid == grids[0]:
             found = model.fit(dataset, opt=opt, steps=40, progress=False)
@@ -89,16 +89,23 @@ def kan_errors(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str) ->
 def pykan(seed: int, grids: Sequence[int], seconds: float) -> Iterator[Result]:
     """Train pykan's KAN on each grid with 50 steps of L-BFGS, as its tutorial does, until the time is up."""
     dataset = create_dataset(target, n_var=2)
-    found = training.pykan_extension([2, 1, 1], seed, seconds, grids, dataset, steps=50)
+    found = training.pykan_extension(WIDTH, seed, seconds, grids, dataset, steps=50)
     errors = (training.rmse(model, dataset["test_input"], dataset["test_label"]) for model in found)
-    return attempts(CASE, PYKAN, seed, grids, errors, partial(parameters, [2, 1, 1]))
+    return attempts(CASE, PYKAN, seed, grids, errors, partial(parameters, WIDTH))
 
 
 def slope(results: Sequence[Result], contender: str) -> float:
-    """Return the exponent of the median error between the first and the last grid."""
+    """Return the exponent of the median error between the first and the last grid, or 0 if one of them failed."""
     own = {grid: median(group) for (grid,), group in groups(of(results, None, contender), "grid").items()}
     first, last = min(own), max(own)
-    return math.log(own[last] / own[first]) / math.log(last / first) if first != last else 0.0
+    if first == last or not math.isfinite(own[first]) or not math.isfinite(own[last]):
+        return 0.0
+    return math.log(own[last] / own[first]) / math.log(last / first)
+
+
+def fall(start: float, end: float) -> float:
+    """Return how many times smaller an error has become, or 0 after a failure."""
+    return start / end if math.isfinite(start) and math.isfinite(end) else 0.0
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
@@ -109,7 +116,7 @@ def verdict(results: Sequence[Result]) -> Verdict:
     own = of(results, None, BEST)
     last = max(each["grid"] for each in own)
     starts, ends = ([each for each in own if each["grid"] == grid] for grid in (GRIDS[0], last))
-    falls = [start / end for start, end in zip(values(starts), values(ends))]  # in the order of the seeds
+    falls = [fall(start, end) for start, end in zip(values(starts), values(ends))]  # in the order of the seeds
     answer = HOLDS if min(falls) >= 1e4 else IN_PART if statistics.median(falls) >= 100 else FAILS
     single = [each for each in of(results, None, SINGLE) if each["grid"] == last]
     stuck = []
@@ -128,12 +135,15 @@ def verdict(results: Sequence[Result]) -> Verdict:
 
 
 def table(results: Sequence[Result]) -> pd.DataFrame:
-    """Return a row for each contender with the median error on each grid."""
+    """Return a row for each contender with the median error on each grid, and how many seeds came to it if not all."""
     rows: dict[str, dict[str, str | None]] = {}
     for (name,), group in groups(results, "contender").items():
-        on = groups(group, "grid")
+        on, seeds = groups(group, "grid"), len(groups(group, "seed"))
         last = max(on)
-        rows[name] = {f"G = {grid}": number(median(some)) for (grid,), some in on.items()}
+        rows[name] = {
+            f"G = {grid}": number(median(some)) + (f" ({len(some)} of {seeds})" if len(some) < seeds else "")
+            for (grid,), some in on.items()
+        }
         rows[name] |= {"last grid, range": spread_words(on[last]), "CPU s": f"{median(on[last], 'cpu'):.1f}"}
     return pd.DataFrame(rows.values(), index=list(rows)).rename_axis("test RMSE, median")
 

@@ -66,7 +66,7 @@ def run(effort: Effort) -> Iterator[Result]:
     for seed in effort.seeds:
         for function in effort.some(FUNCTIONS):
             data, narrow = split(function, seed, torch.float64), split(function, seed, torch.float32)
-            grids = [grid for grid in effort.some(GRIDS) if coefficients(function.width, grid) < len(data.x)]
+            grids = [grid for grid in effort.some(GRIDS) if parameters(function.width, grid, 0) < len(data.x)]
             seconds = effort.seconds(SECONDS_WIDE if function.width[0] == 100 else SECONDS)
             yield from extended(function, data, seed, seconds, grids, KAN_NAME)
             if GRIDS[-1] in grids or effort.share < 1:
@@ -98,17 +98,12 @@ def extended(
     return attempts(function.name, contender, seed, grids, errors, partial(parameters, function.width))
 
 
-def coefficients(width: Sequence[int], grid: int) -> int:
-    """Return the number of spline coefficients of a KAN."""
-    return (grid + 3) * sum(a * b for a, b in itertools.pairwise(width))
+def parameters(width: Sequence[int], grid: int, scales: int = 2) -> int:
+    """Return the number of trained parameters of a KAN: coefficients, and two scales for each edge.
 
-
-def parameters(width: Sequence[int], grid: int) -> int:
-    """Return the number of trained parameters of a KAN. Each edge has two scales beside its coefficients.
-
-    For pykan too, those of the symbolic layer, which is switched off, are not counted.
+    The number is the same for pykan without its symbolic layer, which is switched off.
     """
-    return coefficients(width, grid) + 2 * coefficients(width, -2)
+    return (grid + 3 + scales) * sum(a * b for a, b in itertools.pairwise(width))
 
 
 def default(function: Function, data: training.Split, seed: int, grid: int, seconds: float) -> Result:
@@ -145,18 +140,23 @@ def pykan(function: Function, data: training.Split, seed: int, seconds: float) -
 
 
 def curve(results: Sequence[Result], prefix: str) -> dict[int, float]:
-    """Return the median error for each number of parameters, smaller networks first; infinity for failures."""
+    """Return the median error for each number of parameters, smaller networks first; infinity for failures.
+
+    Sizes for which some seeds had no time are left out.
+    """
     own = [each for each in results if each["contender"].startswith(prefix)]
-    return {size: median(group) for (size,), group in sorted(groups(own, "parameters").items())}
+    seeds = len(groups(own, "seed"))
+    found = sorted(groups(own, "parameters").items())
+    return {size: median(group) for (size,), group in found if len(groups(group, "seed")) == seeds}
 
 
 def exponent(results: Sequence[Result], prefix: str) -> float:
-    """Return the mean exponent from the smallest network to the best one, or 0 if the smallest is the best."""
-    found = {size: error for size, error in curve(results, prefix).items() if math.isfinite(error)}
-    if not found:
-        return 0.0
+    """Return the mean exponent from the smallest network to the best, or 0 if the smallest is the best or failed."""
+    found = curve(results, prefix)
     first, best = min(found), min(found, key=lambda size: found[size])
-    return math.log(found[best] / found[first]) / math.log(best / first) if best > first else 0.0
+    if best == first or not math.isfinite(found[first]):
+        return 0.0
+    return math.log(found[best] / found[first]) / math.log(best / first)
 
 
 def verdict(results: Sequence[Result]) -> Verdict:
@@ -176,11 +176,13 @@ def verdict(results: Sequence[Result]) -> Verdict:
     answer = HOLDS if good == total else IN_PART if 2 * good >= total else FAILS
     floors = [median(group) for (_, grid), group in groups(of(results, None, SINGLE), "case", "grid").items()
               if grid == GRIDS[-1]]  # fmt: skip
+    failed = sum(each["error"] is None for each in results if each["contender"] == KAN_NAME)
+    failures = f" {failed} results of KANs in float64 are failures." if failed else ""
     floor = f" float32 ends at {number(min(floors))} to {number(max(floors))} at G = {GRIDS[-1]}." if floors else ""
     return Verdict(
         answer, f"For {good} of {total} functions, the error falls more steeply than N^{STEEP:.0f} and below that of "
         "the best MLP.",
-        f"Smallest test RMSE and mean exponent of KANs against those of MLPs: {'; '.join(parts)}.{floor}",
+        f"Smallest test RMSE and mean exponent of KANs against those of MLPs: {'; '.join(parts)}.{floor}{failures}",
     )  # fmt: skip
 
 
@@ -190,9 +192,11 @@ def table(results: Sequence[Result]) -> pd.DataFrame:
     for (case, contender), group in groups(results, "case", "contender").items():
         found = curve(group, contender)
         best = min(found, key=lambda size: found[size])
+        failures = sum(each["error"] is None for each in group)
         rows.append({
             "case": case, "network": contender, "sizes": f"{min(found)} to {max(found)}", "best size": str(best),
-            "its test RMSE, median": number(found[best]), "exponent": f"{exponent(group, contender):.1f}",
+            "its test RMSE, median": number(found[best]), "failures": f"{failures} of {len(group)}",
+            "exponent": f"{exponent(group, contender):.1f}",
             "CPU s": f"{median([each for each in group if each['parameters'] == best], 'cpu'):.1f}",
         })  # fmt: skip
     return pd.DataFrame(rows).set_index("case")

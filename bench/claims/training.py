@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +69,43 @@ class Trained(NamedTuple):
     parameters: int
 
 
+def best(found: Iterable[Trained]) -> Trained:
+    """Return the network with the smallest held-out error of all that come before an exception.
+
+    Raises:
+        Exception: if it comes before the first network.
+        ValueError: if there is no network.
+    """
+    least: Trained | None = None
+    try:
+        for trained in found:
+            if least is None or trained.held < least.held:
+                least = trained
+    except Exception:  # of any kind: an error on a finer grid must not cost the coarser ones
+        if least is None:
+            raise
+    if least is None:
+        raise ValueError("no network was trained")
+    return least
+
+
+def best_of(candidates: Iterable[Callable[[], Trained]]) -> Trained:
+    """Train candidates, and return the one with the smallest held-out error. Those that raise are left out.
+
+    Raises:
+        Exception: the last one, if all candidates raise.
+    """
+    found, last = [], None
+    for train in candidates:
+        try:
+            found.append(train())
+        except Exception as problem:  # of any kind: one candidate must not end the others
+            last = problem
+    if not found and last is not None:
+        raise last
+    return best(found)
+
+
 def result(case: str, contender: str, seed: int, data: Split, train: Callable[[], Trained]) -> Result:
     """Train, and return the error on test rows with the processor time; ``error`` is None if training failed."""
 
@@ -109,15 +146,16 @@ def kan_extended(
     **options: Any,
 ) -> Trained:  # fmt: skip
     """Train a KAN on finer and finer grids while the held-out error falls, and return the best."""
-    best: Trained | None = None
-    begin = time.process_time()
-    for _, model, held in extension(data, width, seed, seconds, grids, order, **options):
-        if best is None or held < best.held:
-            best = Trained(model, held, count(model))
-        elif held > 2 * best.held or time.process_time() - begin > seconds:
-            break
-    assert best is not None
-    return best
+
+    def found() -> Iterator[Trained]:
+        least, begin = math.inf, time.process_time()
+        for _, model, held in extension(data, width, seed, seconds, grids, order, **options):
+            yield Trained(model, held, count(model))
+            if held > 2 * least or (held >= least and time.process_time() - begin > seconds):
+                return
+            least = min(least, held)
+
+    return best(found())
 
 
 def extension(
@@ -196,7 +234,7 @@ def tuned_mlp(
     finalists = ranked(data, shapes, seed, seconds / 3, optimizers)[:2]
     for run in finalists:
         run.train(2 * seconds / 3 / len(finalists))
-    return min(finalists, key=lambda run: run.held).best()
+    return best_of(run.best for run in finalists)
 
 
 def ranked(
@@ -235,7 +273,9 @@ class MLPRun:
     def __init__(self, data: Split, sizes: Sequence[int], activation: str, optimizer: str, seed: int) -> None:
         self.activation, self.optimizer = activation, optimizer
         self._data, self._sizes, self._seed = data, sizes, seed
-        self.held, self._state = math.inf, mlp(sizes, activation, seed).state_dict()
+        self.held = math.inf
+        self._problem: Exception | None = None
+        self._state = mlp(sizes, activation, seed).state_dict()
         self._start()
 
     def _start(self) -> None:
@@ -245,10 +285,14 @@ class MLPRun:
         self._seed += 1000
 
     def train(self, seconds: float) -> None:
-        """Train for some seconds of processor time, or for a step where that is shorter."""
+        """Train for some seconds of processor time, or for a step where that is shorter, until a step raises."""
         begin, used = time.process_time(), 0.0
-        while used < 1:
-            going = self._step(used)
+        while used < 1 and self._problem is None:
+            try:
+                going = self._step(used)
+            except Exception as problem:  # of any kind: one optimizer must not end the others
+                self._problem = problem
+                return
             held = rmse(self._network, self._data.held_x, self._data.held_y)
             if held < self.held:
                 self.held = held
@@ -258,7 +302,9 @@ class MLPRun:
             used = (time.process_time() - begin) / seconds
 
     def best(self) -> Trained:
-        """Return the network with the smallest held-out error so far."""
+        """Return the network with the smallest held-out error so far, or raise what its first step raised."""
+        if self._problem is not None and self.held == math.inf:
+            raise self._problem
         network = mlp(self._sizes, self.activation, self._seed).to(self._data.x.dtype)
         network.load_state_dict(self._state)
         return Trained(network, self.held, count(network))
@@ -360,13 +406,8 @@ def quiet() -> Iterator[None]:
 
 def pykan_extended(data: Split, width: Sequence, seed: int, seconds: float, grids: Sequence[int] = GRIDS) -> Trained:
     """Train pykan's KAN on finer and finer grids until the time is up, and return the best by held-out error."""
-    best: Trained | None = None
-    for model in pykan_extension(width, seed, seconds, grids, pykan_dataset(data.x, data.y), steps=200):
-        held = rmse(model, data.held_x, data.held_y)
-        if best is None or held < best.held:
-            best = Trained(model, held, count(model))
-    assert best is not None
-    return best
+    models = pykan_extension(width, seed, seconds, grids, pykan_dataset(data.x, data.y), steps=200)
+    return best(Trained(model, rmse(model, data.held_x, data.held_y), count(model)) for model in models)
 
 
 def pykan_extension(

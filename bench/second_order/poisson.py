@@ -100,16 +100,17 @@ def solve(
         grids: further grids of a KAN. The time is divided equally among the grids.
 
     Returns:
-        A tuple of the network, the final cost and the number of steps or iterations.
+        A tuple of the network, the last cost that was evaluated and the number of steps or iterations.
     """
     steps, cost = 0, math.inf
     for stage in range(1 + len(grids)):
         if stage:
             network = network.refine(grids[stage - 1], x=problem.inside)  # type: ignore[operator]
-        make_step, start, used = _step(problem, network, optimizer), time.process_time(), 0.0
-        while used < 1:
-            cost, count = make_step(used)
-            used = (time.process_time() - start) * (1 + len(grids)) / seconds
+        make_step, share = _step(problem, network, optimizer), seconds / (1 + len(grids))
+        start = now = time.process_time()
+        while now < start + share:
+            cost, count = make_step((now - start) / share)
+            now = time.process_time()
             steps += count
             if not count:
                 break
@@ -147,12 +148,13 @@ def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[float], 
         return cost
 
     def iterate(used: float) -> tuple[float, int]:
-        if name == "Adam":
-            first.param_groups[0]["lr"] = 0.005 * (1 + math.cos(PI * used))
-            for _ in range(CHUNK - 1):
-                first.step(closure)
-        first.step(closure)
-        return float(closure().detach()), CHUNK
+        if name != "Adam":
+            first.step(closure)
+            return float(closure().detach()), CHUNK
+        first.param_groups[0]["lr"] = 0.005 * (1 + math.cos(PI * used))
+        for _ in range(CHUNK):
+            cost = first.step(closure)
+        return float(cost.detach()), CHUNK
 
     return iterate
 

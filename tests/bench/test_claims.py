@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -248,6 +249,31 @@ def test_the_verdict_on_grid_extension(ends: tuple[float | None, ...], answer: s
     assert extension.verdict(results).answer == answer
 
 
+@pytest.mark.parametrize("failed", [0, 4])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_seed_that_fails_on_the_first_grid_has_not_become_better(failed: int, both: bool) -> None:
+    starts, ends = [0.02] * 5, [1e-7] * 5
+    starts[failed] = None
+    ends[failed] = None if both else 1e-7
+    results = [
+        *made(extension.CASE, extension.BEST, *starts, grid=3), *made(extension.CASE, extension.BEST, *ends, grid=100),
+    ]  # fmt: skip
+    assert extension.verdict(results).answer == IN_PART
+
+
+def test_no_exponent_is_measured_between_failures() -> None:
+    for errors in ((None, 1e-7), (0.1, None), (None, None)):
+        results = [each for at, error in zip((3, 100), errors) for each in made("a", "KAN", error, grid=at)]
+        assert extension.slope(results, "KAN") == 0
+        assert extension.verdict([{**each, "contender": extension.BEST} for each in results]).answer == FAILS
+
+
+def test_a_grid_that_some_seeds_did_not_come_to_says_so() -> None:
+    results = [*made("a", "pykan", 1e-2, 1e-2, 1e-2, grid=3), *made("a", "pykan", 1e-4, grid=5)]
+    row = extension.table(results).loc["pykan"]
+    assert (row["G = 3"], row["G = 5"]) == ("0.01", "1.0e-04 (1 of 3)")
+
+
 def test_the_exponent_is_that_of_a_power_law() -> None:
     results = [
         result for grid in extension.GRIDS for result in made(extension.CASE, extension.BEST, grid**-4.0, grid=grid)
@@ -311,9 +337,30 @@ def test_each_optimizer_trains_an_mlp(optimizer: str) -> None:
 
 
 def test_large_mlps_are_not_trained_by_levenberg_marquardt() -> None:
-    with pytest.raises(ValueError, match="min"):  # no optimizer is left
+    with pytest.raises(ValueError, match="no network"):  # no optimizer is left
         training.tuned_mlp(line(), [[2, 100, 100, 1]], 0, 0.1, optimizers=("LM",))
     assert training.tuned_mlp(line(), [[2, 100, 100, 1], [2, 3, 1]], 0, 0.3, ("LM",)).parameters == 13
+
+
+def test_a_candidate_that_raises_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def singular(*_: object) -> None:
+        raise RuntimeError("singular")
+
+    monkeypatch.setattr(training.LevenbergMarquardt, "step", singular)
+    assert training.tuned_mlp(line(), [[2, 5, 1]], 0, 0.3).held < 1
+    with pytest.raises(RuntimeError, match="singular"):
+        training.tuned_mlp(line(), [[2, 5, 1]], 0, 0.3, ("LM",))
+
+
+def test_a_finer_grid_that_raises_does_not_cost_the_coarser_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = training.extension
+
+    def broken(*arguments: Any, **options: Any) -> Iterator[tuple]:
+        yield next(whole(*arguments, **options))
+        raise RuntimeError("too fine")
+
+    monkeypatch.setattr(training, "extension", broken)
+    assert training.kan_extended(line(), [2, 1], 0, 0.6, (3, 5)).parameters == 16
 
 
 def test_an_extended_kan_is_the_best_by_held_out_rows() -> None:

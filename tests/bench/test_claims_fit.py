@@ -127,6 +127,25 @@ def test_scaling_fails_if_mlps_end_lower() -> None:
     assert scaling.verdict(results).answer == FAILS
 
 
+def test_failures_count_and_are_named() -> None:
+    """A failure of most seeds on the smallest size leaves no exponent; one on another size is in the table."""
+    results = [{**each, "seed": seed} for seed in range(3) for each in _curve("f", scaling.KAN_NAME, -4.0)]
+    results += [{**each, "seed": seed} for seed in range(3) for each in _curve("f", scaling.MLP_NAME.format(2), -1.0)]
+    assert scaling.verdict(results).answer == HOLDS
+    results[4]["error"] = results[5]["error"] = None
+    assert scaling.verdict(results).answer == HOLDS  # the medians are as before
+    assert "2 results of KANs in float64 are failures." in scaling.verdict(results).reason
+    assert scaling.table(results).set_index("network").loc[scaling.KAN_NAME, "failures"] == "2 of 12"
+    results[0]["error"] = None
+    assert scaling.exponent(results, scaling.KAN_NAME) == 0
+    assert scaling.verdict(results).answer == FAILS
+
+
+def test_a_size_that_some_seeds_had_no_time_for_does_not_count() -> None:
+    results = [{**each, "seed": seed} for seed in range(3) for each in _curve("f", scaling.KAN_NAME, -4.0)]
+    assert list(scaling.curve(results[:-1], scaling.KAN_NAME)) == [10, 20, 40]
+
+
 @pytest.mark.parametrize("width", [[1, 1], [4, 4, 2, 1]])
 def test_the_number_of_parameters_is_that_of_the_network(width: list[int]) -> None:
     for grid in (3, 20):

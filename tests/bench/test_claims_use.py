@@ -318,7 +318,7 @@ def test_a_kan_with_its_defaults_does_not_count() -> None:
         each["score"] = 0.99
     assert tables.places(results)["a"] == (tables.TREES, False)
     assert tables.table(results).loc["a", tables.UNTUNED].startswith("0.990")
-    assert not hasattr(tables.search(tables.METHODS[tables.UNTUNED], tables.REGRESSION, 3, 6, 3), "n_iter")
+    assert not hasattr(tables.estimator(tables.METHODS[tables.UNTUNED], tables.REGRESSION, 3, 6, 3), "n_iter")
 
 
 def test_a_failed_fold_makes_the_mean_minus_infinity() -> None:
@@ -331,7 +331,7 @@ def test_a_failed_fold_makes_the_mean_minus_infinity() -> None:
 
 
 def test_all_methods_have_as_many_candidates_on_the_same_folds() -> None:
-    made = {(name, measure): tables.search(tables.METHODS[name], measure, 3, 6, 3) for name in tables.TUNED
+    made = {(name, measure): tables.estimator(tables.METHODS[name], measure, 3, 6, 3) for name in tables.TUNED
             for measure in (tables.REGRESSION, tables.CLASSIFICATION)}  # fmt: skip
     assert {(each.n_iter, each.random_state) for each in made.values()} == {(6, 3)}
     folds = [each.cv for each in made.values()]

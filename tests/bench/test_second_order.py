@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,6 +49,32 @@ def test_each_optimizer_approaches_the_solution(optimizer: str) -> None:
     assert cost < 0.1 * before
     after = sum(float(block.detach().square().sum()) for block in problem.residuals(network)) / 2
     assert cost == pytest.approx(after, rel=1e-6)
+
+
+def test_adam_approaches_the_solution_with_a_rate_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    step = torch.optim.Adam.step
+
+    def noted(self: torch.optim.Adam, closure: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    problem, network = poisson.Poisson("sin(pi x) sin(pi y)", points=10), poisson.mlp(0)
+    before = problem.error(network)
+    network, _, steps = poisson.solve(problem, network, "Adam", 2.0)
+    assert len(rates) == steps
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == 0.01
+    assert 0 <= rates[-1] < 0.002
+    assert problem.error(network) < 0.3 * before
+
+
+def test_no_time_is_no_step() -> None:
+    for seconds in (0.0, -1.0):
+        assert (
+            poisson.solve(poisson.Poisson("sin(pi x) sin(pi y)", points=4), poisson.mlp(0), "L-BFGS", seconds)[2] == 0
+        )
 
 
 def test_the_command_writes_all_parts(tmp_path: Path) -> None:

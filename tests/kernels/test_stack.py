@@ -281,14 +281,15 @@ FLOAT32 = [
 ]
 
 
-def share_of_allowed(errors: list[list[Tensor]], references: list[list[Tensor]], sizes: list[list[Tensor]]) -> Tensor:
-    """Each quantity's error, as a share of twice the reference's error and a rounding of the quantity's size.
+def are_close(errors: list[list[Tensor]], references: list[list[Tensor]], sizes: list[list[Tensor]]) -> bool:
+    """Whether errors are at most twice the reference's and a rounding of the size, in the median over the batches.
 
-    The share is the median over the batches. A sum of the errors would be that of the one or two batches in which a
-    row close to a bend of a spline magnifies the roundings before it, and so would compare the luck of two roundings.
+    In a few batches, a row close to a bend of a spline magnifies the roundings before it, and their size is luck. No
+    batch may be off by more than eight times as much (of 99 networks, the worst batch was off by 2.5 times as much).
     """
     error, reference, size = (torch.tensor(each) for each in (errors, references, sizes))
-    return (error / (2 * reference + torch.finfo(torch.float32).eps * size)).median(0).values
+    allowed = 2 * reference + torch.finfo(torch.float32).eps * size
+    return bool((2 * (error <= allowed).sum(0) > len(error)).all() and (error <= 8 * allowed).all())
 
 
 @BY_X
@@ -296,7 +297,7 @@ def share_of_allowed(errors: list[list[Tensor]], references: list[list[Tensor]],
 def test_float32_is_within_twice_the_references_error(
     kind: str, order: int, widths: tuple[int, ...], by_x: bool
 ) -> None:
-    """Of values, stds and gradients, in the median over some batches."""
+    """Errors of values, stds and gradients are small beside the reference's."""
     layers = layers_of(widths, kind, order, dtype=torch.float32)
     wide = [StackLayer(*(t.detach().to(D) if isinstance(t, Tensor) else t for t in layer)) for layer in layers]
     for tensor in learned(wide):
@@ -316,7 +317,7 @@ def test_float32_is_within_twice_the_references_error(
         errors.append([(one - want).norm() for one, want in zip(everything(stacked, x, layers), exact)])
         references.append([(one - want).norm() for one, want in zip(everything(plain, x, layers), exact)])
         sizes.append([want.norm() for want in exact])
-    assert (share_of_allowed(errors, references, sizes) <= 1).all()
+    assert are_close(errors, references, sizes)
 
 
 # -- numbers that are none --------------------------------------------------------------------------
@@ -565,7 +566,7 @@ def test_stds_close_to_0_in_float32_are_within_twice_the_references_error() -> N
         errors.append([(a - b).norm() for a, b in zip(stds_and_gradients(stacked, x, layer), exact)])
         references.append([(a - b).norm() for a, b in zip(stds_and_gradients(plain, x, layer), exact)])
         sizes.append([b.norm() for b in exact])
-    assert (share_of_allowed(errors, references, sizes) <= 1).all()
+    assert are_close(errors, references, sizes)
 
 
 def test_second_derivatives_by_the_weights() -> None:
