@@ -59,7 +59,8 @@ class KAN(PykanMethods, Network):
         grid_range: the lower and the upper end of the initial grids.
         sp_trainable: whether the scales of the splines are trained.
         sb_trainable: whether the weights of the base functions are trained.
-        seed: the seed of the initial parameters. If ``seed`` is None, torch's global generator is used.
+        seed: the seed of the initial parameters, and of those that a fit tries when it is stuck or searches for a
+            sparser network. If ``seed`` is None, torch's global generator is used.
         sparse_init: whether initially each node is connected only to the nearest node on the other side.
         device, dtype: the device and the dtype of the parameters.
         outside: the continuation of each spline outside of its grid, ``"zero"`` or ``"linear"``. With ``"linear"``,

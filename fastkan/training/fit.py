@@ -163,11 +163,11 @@ def fit(
         opt: name of the optimizer. ``"LM"`` is the Levenberg-Marquardt method of
             :class:`fastkan.optim.LevenbergMarquardt`, whose steps use all rows. It minimizes the mean squared error or
             torch's cross entropy without a penalty. If the mean squared error is still large after 8 steps of the first
-            fit of a network, the network is also trained from other initial parameters, and the best one is kept.
-            ``"LBFGS"`` makes up to 20 iterations with a line search in each step, and ``"Adam"`` makes one update in
-            each step. ``"auto"`` is ``"LM"`` for the mean squared error without a penalty, if all rows are in one
-            batch, the network is float32 or float64, at most 1000 parameters are trained, and no hook or subclass
-            changes the outputs of the network. Otherwise ``"auto"`` is ``"LBFGS"``.
+            fit of a network, the network is also trained from other initial parameters, which depend on the network's
+            seed, and the best one is kept. ``"LBFGS"`` makes up to 20 iterations with a line search in each step, and
+            ``"Adam"`` makes one update in each step. ``"auto"`` is ``"LM"`` for the mean squared error without a
+            penalty, if all rows are in one batch, the network is float32 or float64, at most 1000 parameters are
+            trained, and no hook or subclass changes the outputs of the network. Otherwise ``"auto"`` is ``"LBFGS"``.
         steps: number of training steps.
         log: number of steps between updates of the progress bar and between measurements of the test loss.
         lamb: factor of the penalty in the objective; if 0, no penalty is computed.
