@@ -32,7 +32,6 @@ from .claim import (
     spread_words,
     values,
 )
-from .scaling import parameters
 
 GRIDS, WIDTH = training.GRIDS, [2, 1, 1]
 CASE = "exp(sin(pi x) + y^2), [2,1,1]"
@@ -58,7 +57,7 @@ def run(effort: Effort) -> Iterator[Result]:
     data = training.split(create_dataset(target, n_var=2))
     for seed in effort.seeds:
         for grid in grids:
-            sizes = training.equal_sizes(2, 1, parameters(WIDTH, grid))
+            sizes = training.equal_sizes(2, 1, training.kan_size(WIDTH, grid))
             train = partial(training.tuned_mlp, data, [sizes], seed, effort.seconds(SECONDS_MLP))
             found = training.result(CASE, "MLP, as many parameters, best of 6", seed, data, train)
             yield {**found, "grid": grid}
@@ -69,7 +68,7 @@ def run(effort: Effort) -> Iterator[Result]:
 
 def kan(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str, name: str) -> Iterator[Result]:
     """Train a KAN with ``fit`` on each grid."""
-    return attempts(CASE, name, seed, grids, kan_errors(seed, grids, dtype, opt), partial(parameters, WIDTH))
+    return attempts(CASE, name, seed, grids, kan_errors(seed, grids, dtype, opt), partial(training.kan_size, WIDTH))
 
 
 def kan_errors(seed: int, grids: Sequence[int], dtype: torch.dtype, opt: str) -> Iterator[float]:
@@ -91,7 +90,7 @@ def pykan(seed: int, grids: Sequence[int], seconds: float) -> Iterator[Result]:
     dataset = create_dataset(target, n_var=2)
     found = training.pykan_extension(WIDTH, seed, seconds, grids, dataset, steps=50)
     errors = (training.rmse(model, dataset["test_input"], dataset["test_label"]) for model in found)
-    return attempts(CASE, PYKAN, seed, grids, errors, partial(parameters, WIDTH))
+    return attempts(CASE, PYKAN, seed, grids, errors, partial(training.kan_size, WIDTH))
 
 
 def slope(results: Sequence[Result], contender: str) -> float:

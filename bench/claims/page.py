@@ -61,7 +61,7 @@ def _section(claim: Claim, record: Record) -> str:
     verdict = claim.verdict(record.results)
     seeds = len(record.settings["seeds"])
     option = "" if seeds == SEEDS else f" --seeds {seeds}"
-    remark = record.settings.get("remark", "")  # of results from several runs
+    remark = f" {record.settings['remark']}" if "remark" in record.settings else ""  # of results from several runs
     quick = " This was a quick run, whose figures mean nothing." if record.settings["share"] < 1 else ""
     return "\n\n".join(
         (
@@ -72,7 +72,6 @@ def _section(claim: Claim, record: Record) -> str:
             f"![{claim.title}]({claim.name}.png)",
             markdown(claim.table(record.results)),
             f"`python -m bench.claims --only {claim.name}{option}`, "
-            f"{record.settings['minutes']:.0f} minutes of processor time on {place(record.about)}."
-            f"{remark and ' '}{remark}",
+            f"{record.settings['minutes']:.0f} minutes of processor time on {place(record.about)}.{remark}",
         )
     )

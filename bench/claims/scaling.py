@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +65,9 @@ def run(effort: Effort) -> Iterator[Result]:
     for seed in effort.seeds:
         for function in effort.some(FUNCTIONS):
             data, narrow = split(function, seed, torch.float64), split(function, seed, torch.float32)
-            grids = [grid for grid in effort.some(GRIDS) if parameters(function.width, grid, 0) < len(data.x)]
+            grids = [
+                grid for grid in effort.some(GRIDS) if training.kan_size(function.width, grid, scales=0) < len(data.x)
+            ]
             seconds = effort.seconds(SECONDS_WIDE if function.width[0] == 100 else SECONDS)
             yield from extended(function, data, seed, seconds, grids, KAN_NAME)
             if GRIDS[-1] in grids or effort.share < 1:
@@ -95,22 +96,14 @@ def extended(
     """Train a KAN on finer and finer grids."""
     found = training.extension(data, function.width, seed, seconds, grids, dtype=data.x.dtype)
     errors = (training.rmse(model, data.test_x, data.test_y) for _, model, _ in found)
-    return attempts(function.name, contender, seed, grids, errors, partial(parameters, function.width))
-
-
-def parameters(width: Sequence[int], grid: int, scales: int = 2) -> int:
-    """Return the number of trained parameters of a KAN: coefficients, and two scales for each edge.
-
-    The number is the same for pykan without its symbolic layer, which is switched off.
-    """
-    return (grid + 3 + scales) * sum(a * b for a, b in itertools.pairwise(width))
+    return attempts(function.name, contender, seed, grids, errors, partial(training.kan_size, function.width))
 
 
 def default(function: Function, data: training.Split, seed: int, grid: int, seconds: float) -> Result:
     """Train a new KAN on one grid by ``fit`` with its defaults."""
     train = partial(training.kan_by_default, data, function.width, seed, grid, seconds)
     found = training.result(function.name, DEFAULT, seed, data, train)
-    return {**found, "grid": grid, "parameters": parameters(function.width, grid)}
+    return {**found, "grid": grid, "parameters": training.kan_size(function.width, grid)}
 
 
 def mlp(
@@ -136,7 +129,7 @@ def pykan(function: Function, data: training.Split, seed: int, seconds: float) -
         function.width, seed, seconds, GRIDS, training.pykan_dataset(*data.all_rows()), steps=200
     )
     errors = (training.rmse(model, data.test_x, data.test_y) for model in found)
-    return attempts(function.name, PYKAN, seed, GRIDS, errors, partial(parameters, function.width))
+    return attempts(function.name, PYKAN, seed, GRIDS, errors, partial(training.kan_size, function.width))
 
 
 def curve(results: Sequence[Result], prefix: str) -> dict[int, float]:

@@ -24,6 +24,7 @@ from fastkan import KAN
 from fastkan.optim import LevenbergMarquardt
 
 from ..records import Result
+from ..second_order.poisson import adam_rate
 from .claim import attempt
 
 HELD_OUT = 10  # every tenth row is held out
@@ -188,6 +189,14 @@ def _fit(model: KAN, data: Split, steps: int, deadline: float, grids: int = 10) 
     )  # fmt: skip
 
 
+def kan_size(width: Sequence[int], grid: int, scales: int = 2) -> int:
+    """Return the number of trained parameters of a KAN of order 3: coefficients, and two scales for each edge.
+
+    The number is the same for pykan without its symbolic layer, which is switched off.
+    """
+    return (grid + 3 + scales) * sum(a * b for a, b in itertools.pairwise(width))
+
+
 def count(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -329,7 +338,7 @@ def mlp_step(network: nn.Module, data: Split, optimizer: str) -> Callable[[float
 
         def first_step(used: float) -> bool:
             for group in first.param_groups:
-                group["lr"] = 0.005 * (1 + math.cos(math.pi * min(used, 1.0)))
+                group["lr"] = adam_rate(used)
             for _ in range(20):
                 first.zero_grad()
                 loss().backward()

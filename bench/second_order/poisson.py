@@ -117,6 +117,11 @@ def solve(
     return network, cost, steps
 
 
+def adam_rate(used: float) -> float:
+    """Return Adam's learning rate, which falls from 0.01 to 0 along a cosine, after a share of the time."""
+    return 0.005 * (1 + math.cos(PI * min(used, 1.0)))
+
+
 def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[float], tuple[float, int]]:
     """Return a function of the used share of the time that makes steps.
 
@@ -151,7 +156,7 @@ def _step(problem: Poisson, network: nn.Module, name: str) -> Callable[[float], 
         if name != "Adam":
             first.step(closure)
             return float(closure().detach()), CHUNK
-        first.param_groups[0]["lr"] = 0.005 * (1 + math.cos(PI * used))
+        first.param_groups[0]["lr"] = adam_rate(used)
         for _ in range(CHUNK):
             cost = first.step(closure)
         return float(cost.detach()), CHUNK

@@ -149,7 +149,7 @@ def test_a_size_that_some_seeds_had_no_time_for_does_not_count() -> None:
 @pytest.mark.parametrize("width", [[1, 1], [4, 4, 2, 1]])
 def test_the_number_of_parameters_is_that_of_the_network(width: list[int]) -> None:
     for grid in (3, 20):
-        assert scaling.parameters(width, grid) == training.count(KAN(width=width, grid=grid, k=3))
+        assert training.kan_size(width, grid) == training.count(KAN(width=width, grid=grid, k=3))
 
 
 def test_a_failure_on_a_grid_stays_in_the_table() -> None:
